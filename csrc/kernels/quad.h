@@ -1,0 +1,86 @@
+// The unit of work of every kernel: up to four neighbouring elements of one sample. Four, because
+// one Philox call makes four normals and four floats are one 16-byte access.
+#pragma once
+
+#include "../math/half_types.h"
+
+namespace diffflow {
+
+/// A batch of `samples` rows of `elements` values, row-major and contiguous. Bodies without noise
+/// do not care where a row ends and are run on {1, samples * elements}.
+struct Shape {
+  int64_t samples, elements;
+
+  DF_HD int64_t quads_per_sample() const { return (elements + 3) / 4; }
+  DF_HD int64_t quads() const { return samples * quads_per_sample(); }
+};
+
+/// Where a quad lies. `wide` promises four elements whose addresses suit one access (see Packed).
+struct Place {
+  int64_t sample, quad;  ///< row, and number of the quad within the row
+  int64_t offset;        ///< of the first element in the tensor
+  int count;             ///< 1 to 4 elements
+  bool wide;
+};
+
+/// `aligned` says that every row of every tensor starts on a Packed boundary.
+DF_HD Place place_at(int64_t sample, int64_t quad, const Shape& shape, bool aligned) {
+  const int64_t left = shape.elements - 4 * quad;
+  const bool full = left >= 4;
+  return {sample, quad, sample * shape.elements + 4 * quad, full ? 4 : static_cast<int>(left),
+          aligned && full};
+}
+
+template <typename T>
+struct Quad {
+  T value[4];
+};
+
+/// Four stored values that move as one access of 16 bytes (two for float64, 8 bytes for half types).
+template <typename S>
+struct alignas(4 * sizeof(S) < 16 ? 4 * sizeof(S) : 16) Packed {
+  S value[4];
+};
+
+/// Loads a quad of storage type S as arithmetic type T. Elements past `count` are 0.
+template <typename T, typename S>
+DF_HD Quad<T> load(const S* pointer, const Place& at) {
+  Quad<T> out;
+  if (at.wide) {
+    const Packed<S> packed = *reinterpret_cast<const Packed<S>*>(pointer + at.offset);
+    for (int i = 0; i < 4; ++i) out.value[i] = static_cast<T>(packed.value[i]);
+    return out;
+  }
+  for (int i = 0; i < 4; ++i) {
+    out.value[i] = i < at.count ? static_cast<T>(pointer[at.offset + i]) : T(0);
+  }
+  return out;
+}
+
+/// Loads a quad, or zeros where the tensor is absent.
+template <typename T, typename S>
+DF_HD Quad<T> load_or_zero(const S* pointer, const Place& at) {
+  if (pointer == nullptr) return Quad<T>{};
+  return load<T>(pointer, at);
+}
+
+template <typename T, typename S>
+DF_HD void store(S* pointer, const Place& at, const Quad<T>& in) {
+  if (at.wide) {
+    Packed<S> packed;
+    for (int i = 0; i < 4; ++i) packed.value[i] = to_storage<S>(in.value[i]);
+    *reinterpret_cast<Packed<S>*>(pointer + at.offset) = packed;
+    return;
+  }
+  for (int i = 0; i < 4; ++i) {
+    if (i < at.count) pointer[at.offset + i] = to_storage<S>(in.value[i]);
+  }
+}
+
+/// Stores a quad unless the tensor is absent.
+template <typename T, typename S>
+DF_HD void store_if(S* pointer, const Place& at, const Quad<T>& in) {
+  if (pointer != nullptr) store(pointer, at, in);
+}
+
+}  // namespace diffflow

@@ -1,0 +1,14 @@
+// Closed-form perturbation of a linear diffusion: x_t = alpha_t x_0 + sigma_t eps.
+#pragma once
+
+#include "host_device.h"
+
+namespace diffflow {
+
+/// alpha_t is the mean factor, sigma_t >= 0 the standard deviation, eps a standard normal.
+template <typename T>
+DF_HD T perturb(T x0, T eps, T alpha_t, T sigma_t) {
+  return alpha_t * x0 + sigma_t * eps;
+}
+
+}  // namespace diffflow

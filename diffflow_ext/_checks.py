@@ -1,0 +1,202 @@
+"""Checks of arguments: the one place where bad input is turned away, before anything is allocated.
+
+The kernels work on raw addresses and check nothing themselves. Messages have one form:
+``op: what was expected, what came, how to mend it``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .noise import MAX_SAMPLE, MAX_STEP, NoiseKey
+
+STATE_DTYPES = (torch.float32, torch.float64)
+NETWORK_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+#: Element indices are counted in fours in a 32-bit word.
+MAX_ELEMENTS = 2**34
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def tensor(op: str, name: str, value: object) -> Tensor:
+    """Returns `value` if it is an ordinary dense tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}")
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise RuntimeError(
+            f"{op}: torch.func transforms (vmap, grad, jvp) are not supported, because they would "
+            "give every sample the same noise; call it on the whole batch, and use .backward() or "
+            "torch.autograd.grad"
+        )
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: expected {name} to be dense, got layout {value.layout}")
+    return value
+
+
+def state(op: str, name: str, value: object) -> Tensor:
+    """Returns a state of shape (B, *event), float32 or float64, on a device we have kernels for."""
+    x = tensor(op, name, value)
+    if x.dtype not in STATE_DTYPES:
+        raise TypeError(
+            f"{op}: expected {name} to be float32 or float64, got {_dtype_name(x.dtype)}; "
+            f"states keep full precision, convert with {name}.float()"
+        )
+    if x.dim() < 1:
+        raise ValueError(f"{op}: expected {name} of shape (B, *event), got shape ()")
+    device(op, name, x)
+    if not torch.compiler.is_compiling() and x.shape[0] and x[0].numel() > MAX_ELEMENTS:
+        raise ValueError(
+            f"{op}: expected at most 2^34 elements a sample, got {name} of shape {tuple(x.shape)}"
+        )
+    return x
+
+
+def device(op: str, name: str, x: Tensor) -> None:
+    """Checks that there are kernels for the tensor's device."""
+    if x.device.type == "cpu":
+        return
+    if x.device.type != "cuda":
+        raise ValueError(
+            f"{op}: expected {name} on the CPU or a CUDA device, got {x.device}; move it there first"
+        )
+    from . import _backend
+
+    info = _backend.build_info()
+    if not info["cuda"]:
+        raise RuntimeError(
+            f"{op}: CUDA tensor given as {name}, but this build has no CUDA kernels "
+            f"({info['cuda_note']}); rebuild with DIFFFLOW_CUDA=ON where nvcc is found "
+            "(diffflow_ext.build_info() shows what is in it)"
+        )
+
+
+def like_state(op: str, name: str, value: object, x: Tensor, x_name: str = "x") -> Tensor:
+    """Returns another state with the shape, dtype and device of `x`."""
+    other = _companion(op, name, value, x, x_name)
+    if other.dtype != x.dtype:
+        raise TypeError(
+            f"{op}: expected {name} to have the dtype of {x_name} ({_dtype_name(x.dtype)}), "
+            f"got {_dtype_name(other.dtype)}"
+        )
+    return other
+
+
+def network_output(op: str, name: str, value: object, x: Tensor, x_name: str = "x") -> Tensor:
+    """Returns an output of drift or score: shape and device of `x`, a floating dtype."""
+    other = _companion(op, name, value, x, x_name)
+    if other.dtype not in NETWORK_DTYPES:
+        raise TypeError(
+            f"{op}: expected {name} to be float32, float64, bfloat16 or float16, "
+            f"got {_dtype_name(other.dtype)}"
+        )
+    return other
+
+
+def _companion(op: str, name: str, value: object, x: Tensor, x_name: str) -> Tensor:
+    other = tensor(op, name, value)
+    if other.shape != x.shape:
+        raise ValueError(
+            f"{op}: expected {name} to have the shape of {x_name}, "
+            f"got {tuple(other.shape)} and {tuple(x.shape)}"
+        )
+    if other.device != x.device:
+        raise ValueError(
+            f"{op}: expected {name} on the device of {x_name} ({x.device}), got {other.device}"
+        )
+    return other
+
+
+def positive(op: str, name: str, value: object, x: Tensor) -> float | Tensor:
+    """Returns a positive scalar: a Python number, or a tensor of one element beside `x`.
+
+    The value of a tensor is not looked at: reading it would wait for the device.
+    """
+    if isinstance(value, Tensor):
+        return _scalar_tensor(op, name, value, x)
+    number = finite(op, name, value)
+    if number <= 0:
+        raise ValueError(f"{op}: expected {name} > 0, got {name}={number}")
+    return number
+
+
+def _scalar_tensor(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
+    scalar = tensor(op, name, value)
+    if scalar.numel() != 1:
+        raise ValueError(
+            f"{op}: expected {name} to be a number or a tensor of one element, "
+            f"got shape {tuple(scalar.shape)}"
+        )
+    if scalar.device != x.device or not scalar.dtype.is_floating_point:
+        raise ValueError(
+            f"{op}: expected a tensor {name} to be floating and on {x.device}, "
+            f"got {_dtype_name(scalar.dtype)} on {scalar.device}"
+        )
+    return scalar
+
+
+def finite(op: str, name: str, value: object) -> float:
+    """Returns a finite Python float."""
+    if isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return value  # pyright: ignore[reportReturnType]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: expected {name} to be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{op}: expected {name} to be finite, got {name}={value}")
+    return float(value)
+
+
+def count(op: str, name: str, value: object, low: int, high: int) -> int:
+    """Returns an integer in [low, high)."""
+    if isinstance(value, torch.SymInt):
+        return value  # pyright: ignore[reportReturnType]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: expected {name} to be an integer, got {value!r}")
+    if not low <= value < high:
+        raise ValueError(f"{op}: expected {low} <= {name} < {high}, got {name}={value}")
+    return value
+
+
+def step(op: str, value: object) -> int:
+    """Returns a step index that fits its 24 bits of the counter."""
+    return count(op, "step", value, 0, MAX_STEP)
+
+
+def sample_offset(op: str, value: object, samples: int) -> int:
+    """Returns the global index of the first sample; the last one must fit its 32 bits too."""
+    offset = count(op, "sample_offset", value, 0, MAX_SAMPLE)
+    if not torch.compiler.is_compiling() and offset + samples > MAX_SAMPLE:
+        raise ValueError(
+            f"{op}: expected sample_offset + batch <= 2^32, got {offset} + {samples}; "
+            "use another stream for more samples"
+        )
+    return offset
+
+
+def key(op: str, value: object, where: torch.device) -> NoiseKey | Tensor:
+    """Returns a NoiseKey, or its tensor form on the device `where`."""
+    if isinstance(value, NoiseKey):
+        return value
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{op}: expected key to be a NoiseKey or the tensor of NoiseKey.to_tensor, "
+            f"got {type(value).__name__}"
+        )
+    if value.dtype != torch.int64 or tuple(value.shape) != (2,) or value.device != where:
+        raise ValueError(
+            f"{op}: expected a key tensor of shape (2,), int64, on {where}, "
+            f"got {tuple(value.shape)}, {_dtype_name(value.dtype)}, on {value.device}"
+        )
+    return value
+
+
+def event_shape(op: str, name: str, value: object) -> tuple[int, ...]:
+    """Returns a shape (B, *event) of non-negative integers."""
+    if not isinstance(value, Sequence) or not value:
+        raise TypeError(f"{op}: expected {name} to be a shape (B, *event), got {value!r}")
+    return tuple(count(op, f"{name}[{i}]", n, 0, 2**63) for i, n in enumerate(value))

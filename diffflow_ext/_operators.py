@@ -1,0 +1,124 @@
+"""The kernels as torch operators, for graphs that torch.compile and torch.export record.
+
+Eager code calls `_kernels` directly, which is several times cheaper. Seeds and coefficients are
+tensors here: an integer or float argument would be compiled in and every new value would compile
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _kernels
+from ._backend import pairs
+
+__all__ = ["operators"]
+
+_LIBRARY = torch.library.Library("diffflow_ext", "DEF")
+
+_RESIDUAL = "Tensor x, Tensor x_next, Tensor f_next, Tensor s_next, Tensor dt, Tensor g_next"
+_NOISE = "Tensor key, SymInt step, SymInt sample_offset"
+
+operators = torch.ops.diffflow_ext
+
+
+def _register(
+    schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]
+) -> None:
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"diffflow_ext::{name}", fake, lib=_LIBRARY)
+
+
+def _like(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _per_sample(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape[0])
+
+
+def _network_like(x: Tensor, value: Tensor, other: Tensor) -> Tensor:
+    dtype = value.dtype
+    if other.dtype != dtype or not pairs(x.dtype, dtype):
+        dtype = x.dtype
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+def _cost_vjp_fake(
+    grad: Tensor, x: Tensor, x_next: Tensor, f_next: Tensor, s_next: Tensor, *_: Any
+) -> tuple[Tensor, ...]:
+    network = (_network_like(x, f_next, s_next), _network_like(x, f_next, s_next))
+    return _like(x), _like(x), *network, grad.new_empty(grad.shape)
+
+
+def _normal(
+    shape: list[int],
+    key: Tensor,
+    purpose: int,
+    step: int,
+    sample_offset: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    out = torch.empty(shape, dtype=dtype, device=device)
+    return _kernels.normal(out, key, purpose, step, sample_offset)
+
+
+def _normal_fake(
+    shape: list[int],
+    key: Tensor,
+    purpose: int,
+    step: int,
+    sample_offset: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+_register(
+    "normal(SymInt[] shape, Tensor key, int purpose, SymInt step, SymInt sample_offset, "
+    "ScalarType dtype, Device device) -> Tensor",
+    _normal,
+    _normal_fake,
+)
+_register(
+    f"em_step(Tensor x, Tensor f, Tensor dt, Tensor g, {_NOISE}) -> Tensor",
+    _kernels.em_step,
+    _like,
+)
+_register(f"backward_residual({_RESIDUAL}) -> Tensor", _kernels.backward_residual, _like)
+_register(
+    "backward_residual_vjp(Tensor grad, Tensor dt, Tensor g_next)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _kernels.backward_residual_vjp,
+    lambda grad, dt, g_next: tuple(_like(grad) for _ in range(4)),
+)
+_register(f"residual_cost({_RESIDUAL}) -> Tensor", _kernels.residual_cost, _per_sample)
+_register(
+    f"residual_cost_vjp(Tensor grad, {_RESIDUAL}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _kernels.residual_cost_vjp,
+    _cost_vjp_fake,
+)
+_register(
+    "reverse_step(Tensor x_next, Tensor f_next, Tensor s_next, Tensor dt, Tensor g_next, "
+    "Tensor key, SymInt step, float stochasticity, SymInt sample_offset) -> Tensor",
+    _kernels.reverse_step,
+    _like,
+)
+_register(
+    f"perturb(Tensor x0, Tensor alpha_t, Tensor sigma_t, {_NOISE}) -> (Tensor, Tensor)",
+    _kernels.perturb,
+    lambda x0, *_: (_like(x0), _like(x0)),
+)
+_register(
+    "noise_dot(Tensor v, Tensor key, int purpose, SymInt step, SymInt sample_offset) -> Tensor",
+    _kernels.noise_dot,
+    _per_sample,
+)

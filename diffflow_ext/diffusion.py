@@ -1,0 +1,132 @@
+"""Diffusion coefficients g(t) > 0 of the two SDEs, common to both and scalar.
+
+Anything that maps a tensor of times to a tensor of the same shape serves: a float, a function, or a
+module with parameters. The bound's boundary term d log(g_N / g_0) is always taken care of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ConstantDiffusion", "Diffusion", "GeometricDiffusion", "diffusion_values"]
+
+Diffusion = float | Callable[[Tensor], Tensor]
+
+
+def _positive(op: str, name: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{op}: expected {name} > 0, got {name}={value}")
+    return float(value)
+
+
+class ConstantDiffusion(nn.Module):
+    r"""The same coefficient at all times, :math:`g(t) = g`.
+
+    Arguments:
+        g: The coefficient, > 0, in data units per square root of time.
+        learnable: Whether :math:`\log g` is a parameter.
+
+    Raises:
+        ValueError: If `g` is not positive.
+    """
+
+    log_g: Tensor
+
+    def __init__(self, g: float = 1.0, *, learnable: bool = False) -> None:
+        super().__init__()
+        value = torch.tensor(math.log(_positive("ConstantDiffusion", "g", g)))
+        _own(self, "log_g", value, learnable)
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Returns g at `times`, same shape."""
+        return self.log_g.to(times.dtype).exp().expand(times.shape)
+
+
+class GeometricDiffusion(nn.Module):
+    r"""A coefficient that grows geometrically from the data to the noise.
+
+    .. math:: g(t) = g_{start}^{1 - t/T} \, g_{end}^{t/T}
+
+    A small start lets the model draw sharp data: the last reverse step adds noise of standard
+    deviation :math:`g_1 \sqrt{\Delta t_0}`.
+
+    Arguments:
+        g_start: The coefficient at t = 0, > 0.
+        g_end: The coefficient at t = `t_end`, > 0.
+        t_end: The time :math:`T` > 0.
+        learnable: Whether the logarithms of both ends are parameters.
+
+    Raises:
+        ValueError: If an argument is not positive.
+    """
+
+    log_g: Tensor
+
+    def __init__(
+        self, g_start: float, g_end: float, t_end: float = 1.0, *, learnable: bool = False
+    ) -> None:
+        super().__init__()
+        op = "GeometricDiffusion"
+        ends = [
+            math.log(_positive(op, "g_start", g_start)),
+            math.log(_positive(op, "g_end", g_end)),
+        ]
+        self.t_end = _positive(op, "t_end", t_end)
+        _own(self, "log_g", torch.tensor(ends), learnable)
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Returns g at `times`, same shape."""
+        log_g = self.log_g.to(times.dtype)
+        return torch.lerp(log_g[0], log_g[1], times / self.t_end).exp()
+
+
+def _own(module: nn.Module, name: str, value: Tensor, learnable: bool) -> None:
+    if learnable:
+        module.register_parameter(name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value)
+
+
+def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
+    """Returns g at all times of a grid.
+
+    Arguments:
+        diffusion: A float, a function of time, or a module.
+        times: The times, shape (N+1,).
+
+    Returns:
+        The values, shape (N+1,), dtype and device of `times`, differentiable in the parameters of
+        `diffusion`.
+
+    Raises:
+        TypeError: If `diffusion` is neither a number nor callable, or returns no tensor.
+        ValueError: If a value is not positive and finite, or the shape is wrong.
+    """
+    if isinstance(diffusion, (int, float)) and not isinstance(diffusion, bool):
+        return torch.full_like(times, _positive("diffusion", "g", float(diffusion)))
+    if not callable(diffusion):
+        raise TypeError(f"diffusion: expected a number or a function of t, got {diffusion!r}")
+    g = diffusion(times)
+    if not isinstance(g, Tensor):
+        raise TypeError(f"diffusion: expected a tensor from g(t), got {type(g).__name__}")
+    if g.dim() == 0 or g.shape != times.shape:
+        if g.numel() != 1:
+            raise ValueError(
+                f"diffusion: expected g(t) to have the shape of t {tuple(times.shape)}, "
+                f"got {tuple(g.shape)}"
+            )
+        g = g.reshape(()).expand(times.shape)
+    g = g.to(times.dtype)
+    if g.is_cuda and torch.cuda.is_current_stream_capturing():
+        return g
+    bad = (~(torch.isfinite(g) & (g > 0))).nonzero()
+    if bad.numel():
+        i = int(bad[0])
+        raise ValueError(
+            f"diffusion: expected g(t) > 0, got g({float(times[i])}) = {float(g.detach()[i])}"
+        )
+    return g
