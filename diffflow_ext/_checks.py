@@ -76,6 +76,30 @@ def device(op: str, name: str, x: Tensor) -> None:
         )
 
 
+def finite_state(op: str, name: str, x: Tensor) -> None:
+    """Refuses NaN and infinity on the CPU. On a device, looking would wait for all queued work."""
+    if x.is_cuda or torch.compiler.is_compiling() or bool(torch.isfinite(x).all()):
+        return
+    where = tuple((~torch.isfinite(x)).nonzero()[0].tolist())
+    raise ValueError(
+        f"{op}: expected finite {name}, got {float(x[where])} at index {where}; "
+        "remove or repair that sample"
+    )
+
+
+def weights(op: str, value: object, x: Tensor) -> Tensor | None:
+    """Returns per-sample weights of shape (B,), or None."""
+    if value is None:
+        return None
+    weight = tensor(op, "weight", value)
+    if tuple(weight.shape) != (x.shape[0],) or weight.device != x.device:
+        raise ValueError(
+            f"{op}: expected weight of shape ({x.shape[0]},) on {x.device}, "
+            f"got {tuple(weight.shape)} on {weight.device}"
+        )
+    return weight.detach().to(x.dtype).contiguous()
+
+
 def like_state(op: str, name: str, value: object, x: Tensor, x_name: str = "x") -> Tensor:
     """Returns another state with the shape, dtype and device of `x`."""
     other = _companion(op, name, value, x, x_name)

@@ -56,13 +56,20 @@ def normal(out: Tensor, key: Key, purpose: int, step: int, sample_offset: int) -
 
 
 def em_step(
-    x: Tensor, f: Tensor, dt: Scalar, g: Scalar, key: Key, step: int, sample_offset: int
+    x: Tensor,
+    f: Tensor,
+    dt: Scalar,
+    g: Scalar,
+    key: Key,
+    step: int,
+    sample_offset: int,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """x + f dt + g sqrt(dt) delta_f."""
+    """x + f dt + g sqrt(dt) delta_f, into `out` (contiguous) where given."""
     x = x.contiguous()
     (f,) = network_values(x, f)
     dt, g = _scalar(dt, x), _scalar(g, x)
-    out = torch.empty_like(x)
+    out = torch.empty_like(x) if out is None else out
     _backend.core.em_step(
         _backend.target(x, f.dtype),
         _backend.noise_source(key, PURPOSES["forward"], step, sample_offset),

@@ -1,5 +1,6 @@
 // From numbers that Python sends (addresses, sizes, codes) to a typed kernel on the right device.
-// Nothing here knows torch: the caller checks tensors and keeps them alive (diffflow_ext/_backend.py).
+// Nothing here knows torch: the caller checks tensors and keeps them alive
+// (diffflow_ext/_backend.py).
 #pragma once
 
 #include <cstdint>
@@ -22,9 +23,9 @@ T* pointer(Address address) {
 
 /// Where and on what a kernel runs.
 struct Target {
-  int device;         ///< -1 for the CPU, else a CUDA device
-  Address stream;     ///< a cudaStream_t
-  int types;          ///< index into the pairs (state, network output) of with_types
+  int device;      ///< -1 for the CPU, else a CUDA device
+  Address stream;  ///< a cudaStream_t
+  int types;       ///< index into the pairs (state, network output) of with_types
   int64_t samples, elements;
 
   Shape rows() const { return {samples, elements}; }
@@ -35,11 +36,16 @@ struct Target {
 template <class Run>
 void with_types(int types, const Run& run) {
   switch (types) {
-    case 0: return run(float{}, float{});
-    case 1: return run(float{}, BFloat16{});
-    case 2: return run(float{}, Half{});
-    case 3: return run(double{}, double{});
-    default: throw std::invalid_argument("types: expected a code from 0 to 3");
+    case 0:
+      return run(float{}, float{});
+    case 1:
+      return run(float{}, BFloat16{});
+    case 2:
+      return run(float{}, Half{});
+    case 3:
+      return run(double{}, double{});
+    default:
+      throw std::invalid_argument("types: expected a code from 0 to 3");
   }
 }
 
@@ -65,7 +71,8 @@ inline bool rows_aligned(const Shape& shape) {
 
 [[noreturn]] inline void no_cuda() {
   throw std::runtime_error(
-      "this build of diffflow_ext has no CUDA kernels; reinstall it with DIFFFLOW_CUDA=ON where nvcc "
+      "this build of diffflow_ext has no CUDA kernels; reinstall it with DIFFFLOW_CUDA=ON where "
+      "nvcc "
       "is found (diffflow_ext.build_info() says why it has none)");
 }
 

@@ -59,67 +59,77 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Kernels of diffflow_ext on raw addresses. Private; nothing is checked here.";
   m.def("build_info", &build_info);
   m.def("num_segments", [](int64_t elements) { return df::num_segments((elements + 3) / 4); });
-  m.def("philox_words",
-        [](T t, A counter, A key, A words) { df::philox_words(target(t), counter, key, words); },
-        Free());
+  m.def(
+      "philox_words",
+      [](T t, A counter, A key, A words) { df::philox_words(target(t), counter, key, words); },
+      Free());
   m.def("normal", [](T t, Z z, A out) { df::normal(target(t), noise(z), out); }, Free());
-  m.def("em_step",
-        [](T t, Z z, R dt, R g, A x, A f, A x_next) {
-          df::em_step(target(t), noise(z), number(dt), number(g), x, f, x_next);
-        },
-        Free());
-  m.def("backward_residual",
-        [](T t, R dt, R g, A x, A x_next, A f, A s, A delta_b) {
-          df::backward_residual(target(t), number(dt), number(g), x, x_next, f, s, delta_b);
-        },
-        Free());
-  m.def("backward_residual_vjp",
-        [](T t, R dt, R g, A grad, A grad_x, A grad_x_next, A grad_f, A grad_s) {
-          df::backward_residual_vjp(target(t), number(dt), number(g), grad, grad_x, grad_x_next,
-                                    grad_f, grad_s);
-        },
-        Free());
-  m.def("residual_cost",
-        [](T t, R dt, R g, A x, A x_next, A f, A s, A previous, A cost, A partials) {
-          df::residual_cost(target(t), number(dt), number(g), x, x_next, f, s, previous, cost,
-                            partials);
-        },
-        Free());
-  m.def("residual_cost_vjp",
-        [](T t, R dt, R g, A x, A x_next, A f, A s, A grad, A grad_x, A grad_x_next, A grad_f,
-           A grad_s, A grad_g, A partials) {
-          df::residual_cost_vjp(target(t), number(dt), number(g), x, x_next, f, s, grad, grad_x,
-                                grad_x_next, grad_f, grad_s, grad_g, partials);
-        },
-        Free());
-  m.def("reverse_step",
-        [](T t, Z z, R dt, R g, double stochasticity, A x_next, A f, A s, A x) {
-          df::reverse_step(target(t), noise(z), number(dt), number(g), stochasticity, x_next, f, s,
-                           x);
-        },
-        Free());
-  m.def("perturb",
-        [](T t, Z z, A x0, A alpha_t, A sigma_t, int64_t scalar_stride, A x_t, A eps) {
-          df::perturb(target(t), noise(z), x0, alpha_t, sigma_t, scalar_stride, x_t, eps);
-        },
-        Free());
-  m.def("noise_dot",
-        [](T t, Z z, A v, A dot, A partials) {
-          df::noise_dot(target(t), noise(z), v, dot, partials);
-        },
-        Free());
-  m.def("noise_energy",
-        [](T t, Z z, A previous, A energy, A partials) {
-          df::noise_energy(target(t), noise(z), previous, energy, partials);
-        },
-        Free());
-  m.def("adjoint_step",
-        [](T t, Z z, R dt, R dt_next, R g, double weight_for_all,
-           const std::array<A, 15>& a) {
-          df::adjoint_step(target(t), noise(z), number(dt), number(dt_next), number(g),
-                           weight_for_all,
-                           {a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10],
-                            a[11], a[12], a[13], a[14]});
-        },
-        Free());
+  m.def(
+      "em_step",
+      [](T t, Z z, R dt, R g, A x, A f, A x_next) {
+        df::em_step(target(t), noise(z), number(dt), number(g), x, f, x_next);
+      },
+      Free());
+  m.def(
+      "backward_residual",
+      [](T t, R dt, R g, A x, A x_next, A f, A s, A delta_b) {
+        df::backward_residual(target(t), number(dt), number(g), x, x_next, f, s, delta_b);
+      },
+      Free());
+  m.def(
+      "backward_residual_vjp",
+      [](T t, R dt, R g, A grad, A grad_x, A grad_x_next, A grad_f, A grad_s) {
+        df::backward_residual_vjp(target(t), number(dt), number(g), grad, grad_x, grad_x_next,
+                                  grad_f, grad_s);
+      },
+      Free());
+  m.def(
+      "residual_cost",
+      [](T t, R dt, R g, A x, A x_next, A f, A s, A previous, A cost, A partials) {
+        df::residual_cost(target(t), number(dt), number(g), x, x_next, f, s, previous, cost,
+                          partials);
+      },
+      Free());
+  m.def(
+      "residual_cost_vjp",
+      [](T t, R dt, R g, A x, A x_next, A f, A s, A grad, A grad_x, A grad_x_next, A grad_f,
+         A grad_s, A grad_g, A partials) {
+        df::residual_cost_vjp(target(t), number(dt), number(g), x, x_next, f, s, grad, grad_x,
+                              grad_x_next, grad_f, grad_s, grad_g, partials);
+      },
+      Free());
+  m.def(
+      "reverse_step",
+      [](T t, Z z, R dt, R g, double stochasticity, A x_next, A f, A s, A x) {
+        df::reverse_step(target(t), noise(z), number(dt), number(g), stochasticity, x_next, f, s,
+                         x);
+      },
+      Free());
+  m.def(
+      "perturb",
+      [](T t, Z z, A x0, A alpha_t, A sigma_t, int64_t scalar_stride, A x_t, A eps) {
+        df::perturb(target(t), noise(z), x0, alpha_t, sigma_t, scalar_stride, x_t, eps);
+      },
+      Free());
+  m.def(
+      "noise_dot",
+      [](T t, Z z, A v, A dot, A partials) {
+        df::noise_dot(target(t), noise(z), v, dot, partials);
+      },
+      Free());
+  m.def(
+      "noise_energy",
+      [](T t, Z z, A previous, A energy, A partials) {
+        df::noise_energy(target(t), noise(z), previous, energy, partials);
+      },
+      Free());
+  m.def(
+      "adjoint_step",
+      [](T t, Z z, R dt, R dt_next, R g, double weight_for_all, const std::array<A, 15>& a) {
+        df::adjoint_step(target(t), noise(z), number(dt), number(dt_next), number(g),
+                         weight_for_all,
+                         {a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11],
+                          a[12], a[13], a[14]});
+      },
+      Free());
 }

@@ -40,8 +40,8 @@ inline void em_step(const Target& target, const NoiseSource& noise, Number dt, N
   with_types(target.types, [&](auto state, auto net) {
     using T = decltype(state);
     using N = decltype(net);
-    const EmStep<T, N> body{pointer<T>(x), pointer<N>(f), pointer<T>(x_next),
-                            step_source<T>(dt, g), noise};
+    const EmStep<T, N> body{pointer<T>(x), pointer<N>(f), pointer<T>(x_next), step_source<T>(dt, g),
+                            noise};
     run_each(target, target.rows(), body,
              starts_aligned<T>({body.x, body.x_next}) && starts_aligned<N>({body.f}));
   });
@@ -76,9 +76,9 @@ inline void backward_residual_vjp(const Target& target, Number dt, Number g, Add
   with_types(target.types, [&](auto state, auto net) {
     using T = decltype(state);
     using N = decltype(net);
-    const ResidualVjp<T, N> body{pointer<T>(grad),        step_source<T>(dt, g),
-                                 pointer<T>(grad_x),      pointer<T>(grad_x_next),
-                                 pointer<N>(grad_f),      pointer<N>(grad_s)};
+    const ResidualVjp<T, N> body{pointer<T>(grad),   step_source<T>(dt, g),
+                                 pointer<T>(grad_x), pointer<T>(grad_x_next),
+                                 pointer<N>(grad_f), pointer<N>(grad_s)};
     run_each(target, target.flat(), body,
              starts_aligned<T>({body.grad, body.grad_x, body.grad_x_next}) &&
                  starts_aligned<N>({body.grad_f, body.grad_s}));
@@ -122,12 +122,16 @@ inline void reverse_step(const Target& target, const NoiseSource& noise, Number 
   with_types(target.types, [&](auto state, auto net) {
     using T = decltype(state);
     using N = decltype(net);
-    const ReverseStep<T, N> body{pointer<T>(x_next),           pointer<N>(f), pointer<N>(s),
-                                 pointer<T>(x),                step_source<T>(dt, g),
-                                 static_cast<T>(stochasticity), noise};
-    run_each(target, target.rows(), body,
-             starts_aligned<T>({body.x_next, body.x}) &&
-                 starts_aligned<N>({body.f_next, body.s_next}));
+    const ReverseStep<T, N> body{pointer<T>(x_next),
+                                 pointer<N>(f),
+                                 pointer<N>(s),
+                                 pointer<T>(x),
+                                 step_source<T>(dt, g),
+                                 static_cast<T>(stochasticity),
+                                 noise};
+    run_each(
+        target, target.rows(), body,
+        starts_aligned<T>({body.x_next, body.x}) && starts_aligned<N>({body.f_next, body.s_next}));
   });
 }
 
@@ -135,8 +139,8 @@ inline void perturb(const Target& target, const NoiseSource& noise, Address x0, 
                     Address sigma_t, int64_t scalar_stride, Address x_t, Address eps) {
   with_state(target.types, [&](auto state) {
     using T = decltype(state);
-    const Perturb<T> body{pointer<T>(x0),      pointer<T>(alpha_t), pointer<T>(sigma_t),
-                          scalar_stride,       pointer<T>(x_t),     pointer<T>(eps),
+    const Perturb<T> body{pointer<T>(x0), pointer<T>(alpha_t), pointer<T>(sigma_t),
+                          scalar_stride,  pointer<T>(x_t),     pointer<T>(eps),
                           noise};
     run_each(target, target.rows(), body, starts_aligned<T>({body.x0, body.x_t, body.eps}));
   });

@@ -1,5 +1,5 @@
-// One struct per kernel: its arguments, and what it does with one quad. Host and device run the same
-// source; the loops around it are in loop_cpu.h and loop_cuda.cuh.
+// One struct per kernel: its arguments, and what it does with one quad. Host and device run the
+// same source; the loops around it are in loop_cpu.h and loop_cuda.cuh.
 //
 // T is the type of the state and of all arithmetic, N the storage type of network outputs.
 // A body is elementwise (operator() returns nothing) or a reduction: operator() returns the quad's
@@ -252,23 +252,24 @@ struct NoiseEnergy {
 /// The adjoint at one state k of the trajectory (see adjoint.py for the derivation):
 /// residual of step k, cotangents for both networks, and the local part of dL/dx_k, in one pass.
 ///
-/// At k = 0 `x_prev` and `s` are null, at k = N `total_next` is null. total_next = dL/dx_{k+1} comes
-/// in up to three parts, so that the sum over the networks' contributions needs no pass of its own.
+/// At k = 0 `x_prev` and `s` are null, at k = N `total_next` is null. total_next = dL/dx_{k+1}
+/// comes in up to three parts, so that the sum over the networks' contributions needs no pass of
+/// its own.
 template <typename T, typename N>
 struct AdjointStep {
   using Sum = T;
-  const T *x_prev, *x;              ///< x_{k-1}, x_k
-  const N *f, *s;                   ///< f(t_k, x_k), s(t_k, x_k)
-  const T *local_next;              ///< parts of dL/dx_{k+1}
+  const T *x_prev, *x;  ///< x_{k-1}, x_k
+  const N *f, *s;       ///< f(t_k, x_k), s(t_k, x_k)
+  const T* local_next;  ///< parts of dL/dx_{k+1}
   const T *vjp_f_next, *vjp_s_next;
-  const T* carry_next;              ///< q_{k+1}, null at k = N
-  const T* weight;                  ///< per sample, or null: weight_for_all
+  const T* carry_next;  ///< q_{k+1}, null at k = N
+  const T* weight;      ///< per sample, or null: weight_for_all
   T weight_for_all;
-  N *cotangent_f, *cotangent_s;     ///< cotangent_s is null at k = 0
-  T *local, *carry;                 ///< carry is null at k = 0
-  T* grad_g;                        ///< per sample, written by the reduction only
-  Scalar<T> dt, dt_next, g;         ///< dt_k, dt_{k+1}, g_k
-  NoiseSource noise;                ///< delta_f of the forward step k -> k+1
+  N *cotangent_f, *cotangent_s;  ///< cotangent_s is null at k = 0
+  T *local, *carry;              ///< carry is null at k = 0
+  T* grad_g;                     ///< per sample, written by the reduction only
+  Scalar<T> dt, dt_next, g;      ///< dt_k, dt_{k+1}, g_k
+  NoiseSource noise;             ///< delta_f of the forward step k -> k+1
 
   DF_HD bool has_step() const { return x_prev != nullptr; }
   DF_HD bool has_next() const { return local_next != nullptr; }
@@ -289,8 +290,7 @@ struct AdjointStep {
     const T c = weight != nullptr ? weight[at.sample] : weight_for_all;
     const Quad<T> total = total_next(at), q_next = load_or_zero<T>(carry_next, at);
     const ResidualInputs<T, N> in = {x_prev, x, f, s, source};
-    const ResidualQuad<T> residual =
-        has_step() ? residual_at(in, scalars, at) : ResidualQuad<T>{};
+    const ResidualQuad<T> residual = has_step() ? residual_at(in, scalars, at) : ResidualQuad<T>{};
     const T scale = c / (scalars.g * scalars.sqrt_dt);
     Quad<T> u, w, rest, q;
     T sum = T(0);
@@ -349,21 +349,21 @@ struct AdjointStepLearnedG {
   X(BODY<float, float>) X(BODY<float, BFloat16>) X(BODY<float, Half>) X(BODY<double, double>)
 #define DF_FOR_STATE(X, BODY) X(BODY<float>) X(BODY<double>)
 
-#define DF_FOR_ELEMENTWISE(X)                  \
-  X(PhiloxBlocks)                              \
-  DF_FOR_STATE(X, Normal)                      \
-  DF_FOR_STATE(X, Perturb)                     \
-  DF_FOR_STATE_AND_NET(X, EmStep)              \
-  DF_FOR_STATE_AND_NET(X, BackwardResidual)    \
-  DF_FOR_STATE_AND_NET(X, ResidualVjp)         \
-  DF_FOR_STATE_AND_NET(X, ReverseStep)         \
+#define DF_FOR_ELEMENTWISE(X)               \
+  X(PhiloxBlocks)                           \
+  DF_FOR_STATE(X, Normal)                   \
+  DF_FOR_STATE(X, Perturb)                  \
+  DF_FOR_STATE_AND_NET(X, EmStep)           \
+  DF_FOR_STATE_AND_NET(X, BackwardResidual) \
+  DF_FOR_STATE_AND_NET(X, ResidualVjp)      \
+  DF_FOR_STATE_AND_NET(X, ReverseStep)      \
   DF_FOR_STATE_AND_NET(X, AdjointStepFixedG)
 
-#define DF_FOR_REDUCTIONS(X)                   \
-  DF_FOR_STATE(X, NoiseDot)                    \
-  DF_FOR_STATE(X, NoiseEnergy)                 \
-  DF_FOR_STATE_AND_NET(X, ResidualCost)        \
-  DF_FOR_STATE_AND_NET(X, ResidualCostVjp)     \
+#define DF_FOR_REDUCTIONS(X)               \
+  DF_FOR_STATE(X, NoiseDot)                \
+  DF_FOR_STATE(X, NoiseEnergy)             \
+  DF_FOR_STATE_AND_NET(X, ResidualCost)    \
+  DF_FOR_STATE_AND_NET(X, ResidualCostVjp) \
   DF_FOR_STATE_AND_NET(X, AdjointStepLearnedG)
 
 }  // namespace diffflow

@@ -6,8 +6,8 @@
 namespace diffflow {
 namespace cuda {
 
-/// Runs an elementwise body on `device` in `stream` (a cudaStream_t). Throws std::runtime_error with
-/// CUDA's own words when the launch fails.
+/// Runs an elementwise body on `device` in `stream` (a cudaStream_t). Throws std::runtime_error
+/// with CUDA's own words when the launch fails.
 template <class Body>
 void for_each(const Body& body, const Shape& shape, bool aligned, int device, void* stream);
 

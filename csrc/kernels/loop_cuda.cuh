@@ -59,9 +59,8 @@ __global__ void __launch_bounds__(kBlock)
   const bool inside = sample < shape.samples;
   T sum = T(0);
   if (inside) {
-    sum = lane_sum<T>(segment, lane, lanes, per_sample, [&](int64_t quad) {
-      return body(place_at(sample, quad, shape, aligned));
-    });
+    sum = lane_sum<T>(segment, lane, lanes, per_sample,
+                      [&](int64_t quad) { return body(place_at(sample, quad, shape, aligned)); });
   }
   sum = fold_lanes(sum, lanes < kWarp ? lanes : kWarp);
   if (lanes == kBlock) {
@@ -117,8 +116,7 @@ class DeviceGuard {
 
 inline unsigned blocks_for(int64_t items, int64_t per_block) {
   const int64_t blocks = (items + per_block - 1) / per_block;
-  return static_cast<unsigned>(
-      std::min<int64_t>(blocks, std::numeric_limits<int32_t>::max()));
+  return static_cast<unsigned>(std::min<int64_t>(blocks, std::numeric_limits<int32_t>::max()));
 }
 
 template <class Body>

@@ -14,15 +14,14 @@ struct NoiseSource {
   uint32_t stream;
   uint32_t step_and_purpose;
   uint32_t sample_offset;          ///< global index of the first sample of this call
-  const int64_t* key_from_memory;  ///< {seed, stream}, or null: use the two fields above. A captured
-                                   ///< CUDA graph reads fresh values at each replay.
+  const int64_t* key_from_memory;  ///< {seed, stream}, or null: use the two fields above. A
+                                   ///< captured CUDA graph reads fresh values at each replay.
 };
 
 DF_HD PhiloxWords noise_words(const NoiseSource& source, const Place& at) {
   const bool stored = source.key_from_memory != nullptr;
   const uint64_t seed = stored ? static_cast<uint64_t>(source.key_from_memory[0]) : source.seed;
-  const uint32_t stream =
-      stored ? static_cast<uint32_t>(source.key_from_memory[1]) : source.stream;
+  const uint32_t stream = stored ? static_cast<uint32_t>(source.key_from_memory[1]) : source.stream;
   const PhiloxWords counter = {{static_cast<uint32_t>(at.quad),
                                 source.sample_offset + static_cast<uint32_t>(at.sample),
                                 source.step_and_purpose, stream}};

@@ -2,6 +2,8 @@
 // one Philox call makes four normals and four floats are one 16-byte access.
 #pragma once
 
+#include <type_traits>
+
 #include "../math/half_types.h"
 
 namespace diffflow {
@@ -36,7 +38,8 @@ struct Quad {
   T value[4];
 };
 
-/// Four stored values that move as one access of 16 bytes (two for float64, 8 bytes for half types).
+/// Four stored values that move as one access of 16 bytes (two for float64, 8 bytes for half
+/// types).
 template <typename S>
 struct alignas(4 * sizeof(S) < 16 ? 4 * sizeof(S) : 16) Packed {
   S value[4];
@@ -64,12 +67,28 @@ DF_HD Quad<T> load_or_zero(const S* pointer, const Place& at) {
   return load<T>(pointer, at);
 }
 
+/// Writes a pack as accesses of 16 (or 8) bytes. nvcc splits a plain assignment into scalar stores
+/// when several follow one another; through the intrinsic they stay whole.
+template <typename S>
+DF_HD void write_packed(S* to, const Packed<S>& packed) {
+#ifdef __CUDA_ARCH__
+  using Word = std::conditional_t<sizeof(packed) == 8, uint2, uint4>;
+  for (unsigned i = 0; i < sizeof(packed) / sizeof(Word); ++i) {
+    Word word;
+    memcpy(&word, reinterpret_cast<const char*>(&packed) + i * sizeof(Word), sizeof(Word));
+    __stwb(reinterpret_cast<Word*>(to) + i, word);
+  }
+#else
+  *reinterpret_cast<Packed<S>*>(to) = packed;
+#endif
+}
+
 template <typename T, typename S>
 DF_HD void store(S* pointer, const Place& at, const Quad<T>& in) {
   if (at.wide) {
     Packed<S> packed;
     for (int i = 0; i < 4; ++i) packed.value[i] = to_storage<S>(in.value[i]);
-    *reinterpret_cast<Packed<S>*>(pointer + at.offset) = packed;
+    write_packed(pointer + at.offset, packed);
     return;
   }
   for (int i = 0; i < 4; ++i) {

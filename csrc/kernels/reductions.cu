@@ -4,8 +4,8 @@
 namespace diffflow {
 namespace cuda {
 
-#define DF_INSTANTIATE(...)                                                              \
-  template void reduce<__VA_ARGS__>(const __VA_ARGS__&, const Shape&, bool,              \
+#define DF_INSTANTIATE(...)                                                 \
+  template void reduce<__VA_ARGS__>(const __VA_ARGS__&, const Shape&, bool, \
                                     typename __VA_ARGS__::Sum*, int, void*);
 DF_FOR_REDUCTIONS(DF_INSTANTIATE)
 

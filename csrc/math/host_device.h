@@ -26,7 +26,8 @@ DF_HD float bits_to_float(uint32_t bits) {
   return value;
 }
 
-/// Correctly rounded on both sides. Overloads, because an unqualified sqrt(float) may pick double's.
+/// Correctly rounded on both sides. Overloads, because an unqualified sqrt(float) may pick
+/// double's.
 DF_HD float square_root(float value) { return sqrtf(value); }
 DF_HD double square_root(double value) { return sqrt(value); }
 

@@ -3,7 +3,8 @@
 //
 // log and sincospi are our own, in plain float32 multiplications and additions, because library
 // versions differ in the last bit between host and device. With contraction into FMA switched off
-// the results agree bit for bit everywhere. Polynomials: weighted minimax fits, see the errors below.
+// the results agree bit for bit everywhere. Polynomials: weighted minimax fits, see the errors
+// below.
 #pragma once
 
 #include "host_device.h"

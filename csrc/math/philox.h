@@ -15,7 +15,8 @@ struct PhiloxKey {
   uint32_t low, high;
 };
 
-/// One round: two 32 x 32 -> 64 bit products whose halves are mixed with the other words and the key.
+/// One round: two 32 x 32 -> 64 bit products whose halves are mixed with the other words and the
+/// key.
 DF_HD PhiloxWords philox_round(PhiloxWords in, PhiloxKey key) {
   const uint64_t product_0 = static_cast<uint64_t>(0xD2511F53u) * in.word[0];
   const uint64_t product_1 = static_cast<uint64_t>(0xCD9E8D57u) * in.word[2];

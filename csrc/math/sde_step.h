@@ -45,7 +45,8 @@ DF_HD ResidualGrad<T> backward_residual_vjp(T grad, StepScalars<T> next) {
   return {grad_x, -grad_x, grad_f, -next.g * next.g * grad_f};
 }
 
-/// d(1/2 delta_b^2)/dg at fixed tensors, g = g_{i+1}:  -delta_b (delta_b + 2 g sqrt(dt) s_next) / g.
+/// d(1/2 delta_b^2)/dg at fixed tensors, g = g_{i+1}:  -delta_b (delta_b + 2 g sqrt(dt) s_next) /
+/// g.
 template <typename T>
 DF_HD T residual_cost_grad_g(T delta_b, T s_next, StepScalars<T> next) {
   return -delta_b * (delta_b + T(2) * next.g * next.sqrt_dt * s_next) / next.g;

@@ -1,0 +1,404 @@
+"""The two sweeps over a path: forward to the noise, backward with the adjoint.
+
+Plain functions of tensors with autograd switched off; adjoint.py states the mathematics and makes
+autograd functions of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, _kernels
+from ._replay import Autocast, RandomTape
+from .noise import NoiseKey
+
+__all__ = ["Cache", "Gradients", "Network", "PathProblem", "backward_sweep", "simulate"]
+
+#: A drift or a score: called with the time, shape () or (B,), and the state, shape (B, *event).
+Network = Callable[[Tensor, Tensor], Tensor]
+Key = NoiseKey | Tensor
+
+
+@dataclass
+class PathProblem:
+    """One loss evaluation: networks, grid, coefficients and noise, checked and converted.
+
+    `g` holds numbers on the CPU and one-element views of a device tensor elsewhere, which the
+    kernels read at run time.
+    """
+
+    drift: Network
+    score: Network
+    params: tuple[Tensor, ...]
+    times: Tensor
+    steps: list[float]
+    g: Sequence[float | Tensor]
+    key: Key
+    sample_offset: int = 0
+    checkpoint_every: int = 1
+    score_memory: int | None = None
+    learned_g: bool = False
+    autocast: Autocast = field(default_factory=lambda: Autocast.current("cpu"))
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps N."""
+        return len(self.steps)
+
+    @property
+    def batches_scores(self) -> bool:
+        """Whether scores of several states are evaluated in one call."""
+        return self.score_memory is not None and self.checkpoint_every == 1
+
+    def em_step(self, x: Tensor, f: Tensor, k: int, out: Tensor | None = None) -> Tensor:
+        """Steps from x_k to x_{k+1}."""
+        return _kernels.em_step(
+            x, f, self.steps[k], self.g[k], self.key, k, self.sample_offset, out
+        )
+
+    def cost(
+        self, x_prev: Tensor, x: Tensor, f: Tensor, s: Tensor, k: int, total: Tensor | None
+    ) -> Tensor:
+        """Adds 1/2 |r_k|^2 to a per-sample total."""
+        return _kernels.residual_cost(x_prev, x, f, s, self.steps[k - 1], self.g[k], total)
+
+    def network(self, name: str, k: int | range, x: Tensor) -> Tensor:
+        """Evaluates drift or score at state k, or score at several states at once."""
+        net = self.drift if name == "drift" else self.score
+        t = self._time(k, x)
+        version = x._version
+        with self.autocast.again():
+            value = net(t, x)
+        if x._version != version:
+            raise RuntimeError(f"DiffFlowSDE: {name}(t, x) modified x in place; work on a copy")
+        return _checks.network_output("DiffFlowSDE", f"{name}(t, x)", value, x)
+
+    def _time(self, k: int | range, x: Tensor) -> Tensor:
+        if isinstance(k, int):
+            return self.times[k]
+        if len(k) == 1:
+            return self.times[k[0]]
+        return self.times[k.start : k.stop].repeat_interleave(x.shape[0] // len(k))
+
+
+def prior_cost(x_last: Tensor) -> Tensor:
+    """Returns -log N(x_N; 0, I) per sample, in nats."""
+    flat = x_last.reshape(x_last.shape[0], -1)
+    return 0.5 * flat.square().sum(1) + 0.5 * flat.shape[1] * math.log(2 * math.pi)
+
+
+# --- forward sweep -------------------------------------------------------------------------------
+
+
+@dataclass
+class Cache:
+    """What a forward sweep leaves for the backward sweep."""
+
+    states: dict[int, Tensor]
+    tape: RandomTape
+    score_blocks: list[range]
+    drifts: dict[int, Tensor] = field(default_factory=dict)
+
+
+def simulate(p: PathProblem, x0: Tensor, cache: Cache, *, with_costs: bool) -> Tensor | None:
+    """Runs the forward SDE, keeps states, and sums residual costs where they are wanted.
+
+    Without costs the score is not evaluated, nor the drift at the last state where nobody needs it.
+    """
+    blocks = _ScoreBlocks(p, cache) if with_costs else None
+    n, every = p.num_steps, p.checkpoint_every
+    room = x0.new_empty((n, *x0.shape)) if every == 1 else None
+    x, f = x0, _drift(p, cache, 0, x0)
+    cache.states[0] = x0
+    for k in range(1, n + 1):
+        x_prev, x = x, p.em_step(x, f, k - 1, None if room is None else room[k - 1])
+        if k % every == 0 or k == n:
+            cache.states[k] = x
+        if k < n or with_costs or p.batches_scores:
+            f = _drift(p, cache, k, x)
+        if p.batches_scores:
+            cache.drifts[k] = f
+        if blocks is not None:
+            blocks.add(k, x_prev, x, f)
+    total = None if blocks is None else blocks.total()
+    cache.tape.close()
+    return total
+
+
+def _drift(p: PathProblem, cache: Cache, k: int, x: Tensor) -> Tensor:
+    cache.tape.record(("drift", k))
+    return p.network("drift", k, x)
+
+
+class _ScoreBlocks:
+    """Evaluates the score for one state at a time, or for as many as fit a memory budget.
+
+    The first evaluation is alone and tells how much memory one takes.
+    """
+
+    def __init__(self, p: PathProblem, cache: Cache) -> None:
+        self.p, self.cache = p, cache
+        self.size = 1
+        self.pending: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self.cost: Tensor | None = None
+
+    def add(self, k: int, x_prev: Tensor, x: Tensor, f: Tensor) -> None:
+        self.pending.append((k, x_prev, x, f))
+        if len(self.pending) >= self.size:
+            self.flush()
+
+    def flush(self) -> None:
+        ks = range(self.pending[0][0], self.pending[-1][0] + 1)
+        self.cache.tape.record(("score", ks))
+        self.cache.score_blocks.append(ks)
+        for (k, x_prev, x, f), s in zip(self.pending, self._scores(ks), strict=True):
+            self.cost = self.p.cost(x_prev, x, f, s, k, self.cost)
+        self.pending.clear()
+
+    def _scores(self, ks: range) -> Sequence[Tensor]:
+        xs = [x for _, _, x, _ in self.pending]
+        if len(xs) > 1:
+            return self.p.network("score", ks, torch.cat(xs)).chunk(len(xs))
+        if not self.p.batches_scores or ks[0] > 1:
+            return [self.p.network("score", ks, xs[0])]
+        saved = _SavedBytes()
+        with torch.enable_grad(), saved:
+            s = self.p.network("score", ks, xs[0].detach().requires_grad_()).detach()
+        self.size = saved.per_budget(self.p)
+        return [s]
+
+    def total(self) -> Tensor:
+        if self.pending:
+            self.flush()
+        assert self.cost is not None
+        return self.cost
+
+
+class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes of activations that a forward evaluation keeps for its backward."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        super().__init__(self._count, lambda x: x)
+
+    def _count(self, x: Tensor) -> Tensor:
+        self.bytes += x.numel() * x.element_size()
+        return x
+
+    def per_budget(self, p: PathProblem) -> int:
+        """Returns how many such evaluations the problem's budget allows at a time."""
+        return max(1, (p.score_memory or 0) // max(self.bytes, 1))
+
+
+# --- backward sweep ------------------------------------------------------------------------------
+
+
+@dataclass
+class Gradients:
+    """Gradients of a weighted sum of losses."""
+
+    x0: Tensor
+    g: Tensor | None
+    params: list[Tensor | None]
+    cost: Tensor | None = None
+
+    def add(self, grads: Iterable[Tensor | None]) -> None:
+        """Accumulates parameter gradients."""
+        new = list(grads)
+        both = [i for i, (a, b) in enumerate(zip(self.params, new, strict=True))
+                if a is not None and b is not None]  # fmt: skip
+        if both:
+            torch._foreach_add_([self.params[i] for i in both], [new[i] for i in both])
+        for i, grad in enumerate(new):
+            if self.params[i] is None:
+                self.params[i] = grad
+
+
+def backward_sweep(
+    p: PathProblem, cache: Cache, weight: Tensor | float, *, with_cost: bool = False
+) -> Gradients:
+    """Returns the gradients of sum_b weight_b L_b from what :func:`simulate` left.
+
+    Arguments:
+        p: The problem.
+        cache: States and random states; without score blocks where scores are evaluated here for
+            the first time.
+        weight: Weights of the samples, shape (B,), or one number for all.
+        with_cost: Whether to sum the residual costs, per sample, on the way.
+    """
+    with cache.tape.preserved():
+        return _Walk(p, cache, weight, with_cost=with_cost).run()
+
+
+class _Walk:
+    """From x_N to x_0 with one evaluation and one product of each network per state."""
+
+    def __init__(
+        self, p: PathProblem, cache: Cache, weight: Tensor | float, *, with_cost: bool
+    ) -> None:
+        self.p, self.cache, self.weight = p, cache, weight
+        self.with_cost = with_cost
+        self.finished_scores: dict[int, tuple[Tensor, Tensor]] = {}
+        self.block_size = 1
+        self.checked: set[str] = set()
+
+    def run(self) -> Gradients:
+        p, n = self.p, self.p.num_steps
+        x0 = self.cache.states[0]
+        out = Gradients(x0, x0.new_zeros(n + 1) if p.learned_g else None, [None] * len(p.params))
+        after: _kernels.AdjointState | None = None
+        for k in range(n, -1, -1):
+            after = self._at(k, after, out)
+        assert after is not None and after.vjp_f is not None
+        out.x0 = after.local + after.vjp_f
+        return out
+
+    def _at(
+        self, k: int, after: _kernels.AdjointState | None, out: Gradients
+    ) -> _kernels.AdjointState:
+        p, x = self.p, self._state(k)
+        x_prev = self._state(k - 1) if k > 0 else None
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            f = self._evaluate("drift", k, leaf)
+            s, s_vjp = self._score(k, leaf, out)
+        if self.with_cost and x_prev is not None and s is not None:
+            out.cost = p.cost(x_prev, x, f.detach(), s.detach(), k, out.cost)
+        result = _kernels.adjoint_step(
+            x_prev,
+            x,
+            f.detach(),
+            None if s is None else s.detach(),
+            after,
+            weight=self.weight,
+            dt=p.steps[k - 1] if k > 0 else 1.0,
+            dt_next=p.steps[k] if k < p.num_steps else 0.0,
+            g=p.g[k],
+            key=p.key,
+            step=min(k, p.num_steps - 1),
+            sample_offset=p.sample_offset,
+            want_grad_g=p.learned_g,
+        )
+        if out.g is not None and result.grad_g is not None:
+            out.g[k] = result.grad_g.double().sum()
+        outputs = [(f, result.cotangent_f)]
+        if s is not None and s_vjp is None:
+            outputs.append((s, result.cotangent_s))
+        vjp = self._product(outputs, leaf, out)
+        return _kernels.AdjointState(result.local, vjp, s_vjp, result.carry)
+
+    def _product(
+        self, outputs: list[tuple[Tensor, Tensor | None]], leaf: Tensor, out: Gradients
+    ) -> Tensor:
+        """Returns J^T cotangent in x, summed over the networks; adds that in the parameters."""
+        alive = [(value, cot.to(value.dtype)) for value, cot in outputs
+                 if value.requires_grad and cot is not None]  # fmt: skip
+        if not alive:
+            return torch.zeros_like(leaf)
+        values, cotangents = zip(*alive, strict=True)
+        grad_x, *grads = torch.autograd.grad(
+            values, (leaf, *self.p.params), cotangents, allow_unused=True
+        )
+        out.add(grads)
+        return torch.zeros_like(leaf) if grad_x is None else grad_x.contiguous()
+
+    def _evaluate(self, name: str, k: int | range, x: Tensor) -> Tensor:
+        self.cache.tape.replay((name, k))
+        value = self.p.network(name, k, x)
+        if name not in self.checked:
+            check_leaves(name, value, x, self.p.params)
+            self.checked.add(name)
+        return value
+
+    def _state(self, k: int) -> Tensor:
+        """Returns x_k, simulating its segment again from the checkpoint before it."""
+        states, every = self.cache.states, self.p.checkpoint_every
+        if k in states:
+            return states[k]
+        first = k // every * every
+        for old in [j for j in states if j % every and j != self.p.num_steps and j > k + 1]:
+            del states[old]
+        with torch.no_grad():
+            for j in range(first, k):
+                self.cache.tape.replay(("drift", j))
+                f = self.p.network("drift", j, states[j])
+                states[j + 1] = self.p.em_step(states[j], f, j)
+        return states[k]
+
+    def _score(
+        self, k: int, leaf: Tensor, out: Gradients
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Returns s_k, and its finished product J_s^T w_k where k belongs to a larger block."""
+        if k == 0:
+            return None, None
+        if k in self.finished_scores:
+            return self.finished_scores.pop(k)
+        ks = self._block_of(k)
+        if len(ks) > 1:
+            self._finish_block(ks, out)
+            return self.finished_scores.pop(k)
+        if not self.p.batches_scores:
+            return self._evaluate("score", ks, leaf), None
+        saved = _SavedBytes()
+        with saved:
+            s = self._evaluate("score", ks, leaf)
+        self.block_size = saved.per_budget(self.p)
+        return s, None
+
+    def _block_of(self, k: int) -> range:
+        """Returns the states whose scores are evaluated together with that of state k."""
+        for block in self.cache.score_blocks:
+            if k in block:
+                return block
+        return range(max(1, k + 1 - self.block_size), k + 1)
+
+    def _finish_block(self, ks: range, out: Gradients) -> None:
+        """Evaluates the score at several states in one call and takes all products at once."""
+        states = self.cache.states
+        leaf = torch.cat([states[k] for k in ks]).requires_grad_()
+        values = self._evaluate("score", ks, leaf)
+        each = list(values.detach().chunk(len(ks)))
+        with torch.no_grad():
+            cotangents = [self._score_cotangent(k, s) for k, s in zip(ks, each, strict=True)]
+        vjp = self._product([(values, torch.cat(cotangents))], leaf, out)
+        for k, s, part in zip(ks, each, vjp.chunk(len(ks)), strict=True):
+            self.finished_scores[k] = (s, part.contiguous())
+
+    def _score_cotangent(self, k: int, s: Tensor) -> Tensor:
+        """w_k = -g_k sqrt(dt_k) r_k, weighted."""
+        p, states = self.p, self.cache.states
+        residual = _kernels.backward_residual(
+            states[k - 1], states[k], self.cache.drifts[k], s, p.steps[k - 1], p.g[k]
+        )
+        weight: Any = self.weight
+        if isinstance(weight, Tensor):
+            weight = weight.reshape(-1, *[1] * (residual.dim() - 1))
+        return residual * weight * (-math.sqrt(p.steps[k - 1]) * p.g[k])
+
+
+def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) -> None:
+    """Refuses a network whose graph ends in tensors that would silently get no gradient."""
+    known = {id(p) for p in (*params, x)}
+    stops = {p.grad_fn for p in params if p.grad_fn is not None}
+    queue, seen = [value.grad_fn], set()
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen or node in stops:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in known:
+            raise RuntimeError(
+                f"DiffFlowSDE: {name}(t, x) depends on a tensor of shape {tuple(variable.shape)} "
+                "that requires a gradient but is not among the parameters; make the network an "
+                "nn.Module that owns it, or name it in `params`"
+            )
+        queue.extend(edge for edge, _ in node.next_functions)
+
+

@@ -1,0 +1,312 @@
+"""What nvcc made of the kernels: no spills, no FP64 in float32, nothing fused, wide access.
+
+The rules below hold for the built module; the planted kernels show that each rule can fail.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import sass
+
+ARCHITECTURES = ("sm_80", "sm_90")
+PTX = "compute_90"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the kernels whose names match `pattern` must keep to.
+
+    Arguments:
+        registers: Most registers a thread: 64 let a multiprocessor hold 1,024 threads.
+        loads, stores: At least so many 16-byte accesses to global memory: one for each tensor that
+            the kernel reads or writes by the quad.
+    """
+
+    pattern: str
+    registers: int = 64
+    loads: int = 0
+    stores: int = 0
+
+
+# The first match counts. Half-precision tensors move 8 bytes at a time and float64 takes two
+# accesses, so that only float32 tensors are counted.
+RULES = (
+    Rule(r"\bdouble\b", registers=128),
+    Rule(r"for_each_kernel<diffflow::Normal<float>", stores=1),
+    Rule(r"for_each_kernel<diffflow::Perturb<float>", loads=1, stores=2),
+    Rule(r"for_each_kernel<diffflow::EmStep<float, float>", loads=2, stores=1),
+    Rule(r"for_each_kernel<diffflow::EmStep<", loads=1, stores=1),
+    Rule(r"for_each_kernel<diffflow::BackwardResidual<float, float>", loads=4, stores=1),
+    Rule(r"for_each_kernel<diffflow::BackwardResidual<", loads=2, stores=1),
+    Rule(r"for_each_kernel<diffflow::ResidualVjp<float, float>", loads=1, stores=4),
+    Rule(r"for_each_kernel<diffflow::ResidualVjp<", loads=1, stores=2),
+    Rule(r"for_each_kernel<diffflow::ReverseStep<float, float>", loads=3, stores=1),
+    Rule(r"for_each_kernel<diffflow::ReverseStep<", loads=1, stores=1),
+    Rule(r"for_each_kernel<diffflow::AdjointStepFixedG<float, float>", loads=8, stores=4),
+    Rule(r"for_each_kernel<diffflow::AdjointStepFixedG<", loads=6, stores=2),
+    Rule(r"reduce_kernel<diffflow::NoiseDot<float>", loads=1),
+    Rule(r"reduce_kernel<diffflow::ResidualCost<float, float>", loads=4),
+    Rule(r"reduce_kernel<diffflow::ResidualCost<", loads=2),
+    Rule(r"reduce_kernel<diffflow::ResidualCostVjp<float, float>", loads=4, stores=4),
+    Rule(r"reduce_kernel<diffflow::ResidualCostVjp<", loads=2, stores=2),
+    Rule(r"reduce_kernel<diffflow::AdjointStepLearnedG<float, float>", loads=8, stores=4),
+    Rule(r"reduce_kernel<diffflow::AdjointStepLearnedG<", loads=6, stores=2),
+    Rule(r""),
+)
+
+# Kernels that may fuse a multiply and an add, because they ask for it: networks, not noise.
+MAY_FUSE = r"$^"
+
+
+def rule_for(kernel: str) -> Rule:
+    return next(rule for rule in RULES if re.search(rule.pattern, kernel))
+
+
+def machine_defects(kernel: str, usage: sass.Usage, opcodes: list[str], rule: Rule) -> list[str]:
+    """The rules that one kernel's machine code breaks, in words."""
+    loads, stores = (sass.count_wide(opcodes, operation) for operation in ("LDG", "STG"))
+    spills = usage.spill_stores + usage.spill_loads
+    checks = {
+        f"stack frame of {usage.stack} bytes": usage.stack > 0,
+        f"spills of {spills} bytes": spills > 0,
+        f"local memory: {sorted(sass.local_memory(opcodes))}": sass.local_memory(opcodes),
+        f"FP64 in float32 code: {sorted(sass.fp64(opcodes))}": "double" not in kernel
+        and sass.fp64(opcodes),
+        f"{usage.registers} registers, at most {rule.registers}": usage.registers > rule.registers,
+        f"{loads} 16-byte loads, at least {rule.loads}": loads < rule.loads,
+        f"{stores} 16-byte stores, at least {rule.stores}": stores < rule.stores,
+    }
+    return [text for text, broken in checks.items() if broken]
+
+
+# The built module
+
+
+@cache
+def module_path() -> Path:
+    try:
+        spec = find_spec("diffflow_ext._core")
+    except ImportError as error:
+        pytest.skip(f"diffflow_ext cannot be imported: {error}")
+    if spec is None or spec.origin is None:
+        pytest.skip("diffflow_ext._core is not built")
+    path = Path(spec.origin)
+    if not sass.has_kernels(path):
+        pytest.skip(f"{path.name} was built without CUDA kernels")
+    if sass.find_tool("cuobjdump") is None:
+        pytest.skip("cuobjdump not found: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    return path
+
+
+def test_module_holds_all_architectures() -> None:
+    assert {*ARCHITECTURES, PTX} <= sass.architectures(module_path())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_module_machine_code(arch: str) -> None:
+    usage = sass.resource_usage(module_path(), arch)
+    opcodes = sass.instructions(module_path(), arch)
+    assert usage and usage.keys() == opcodes.keys()
+    defects = {
+        kernel: found
+        for kernel in usage
+        if (found := machine_defects(kernel, usage[kernel], opcodes[kernel], rule_for(kernel)))
+    }
+    assert not defects, "\n".join(f"{kernel}: {found}" for kernel, found in defects.items())
+
+
+def test_module_arithmetic_is_not_fused() -> None:
+    """Noise has the same bits on all devices only if every product is rounded before its sum.
+
+    PTX shows it exactly. SASS cannot: divisions and square roots expand to FFMA there.
+    """
+    programs = sass.ptx(module_path())
+    assert programs
+    fused = {
+        kernel: sorted(found)
+        for kernel, opcodes in programs.items()
+        if not re.search(MAY_FUSE, kernel) and (found := sass.fusable(opcodes))
+    }
+    assert not fused
+
+
+def test_every_rule_applies() -> None:
+    """A rule that matches no kernel checks nothing: its kernel was renamed or is gone."""
+    kernels = sass.instructions(module_path(), ARCHITECTURES[0])
+    used = {rule_for(kernel).pattern for kernel in kernels}
+    assert [rule.pattern for rule in RULES[:-1] if rule.pattern not in used] == []
+
+
+# Planted kernels
+
+PLANTED = """
+template <typename T>
+__global__ void clean(const float4* in, T* out, float scale) {
+  const float4 v = in[threadIdx.x];
+  out[threadIdx.x] = T{v.x * scale + v.y, v.y * scale + v.z, v.z / scale, sqrtf(v.w)};
+}
+template __global__ void clean<float4>(const float4*, float4*, float);
+
+__global__ void narrow(const float* in, float* out) {
+  for (int i = 0; i < 4; ++i) out[4 * threadIdx.x + i] = in[4 * threadIdx.x + i];
+}
+
+__global__ void indexed(const float* in, const int* which, float* out) {
+  float local[16];
+  for (int i = 0; i < 16; ++i) local[i] = in[i];
+  for (int i = 0; i < 64; ++i) local[which[i]] += in[i];
+  out[threadIdx.x] = local[which[threadIdx.x]];
+}
+
+__global__ void promoted(const float* in, float* out) { out[threadIdx.x] = in[threadIdx.x] * 0.1; }
+
+__global__ void of_double(const double* in, double* out) { out[threadIdx.x] = 3 * in[0]; }
+
+__global__ void __launch_bounds__(1024, 2) spilled(const float* in, float* out) {
+  float v[64];
+#pragma unroll
+  for (int i = 0; i < 64; ++i) v[i] = in[i * 1024 + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 64; ++i) out[i * 1024 + threadIdx.x] = v[i] * v[63 - i];
+}
+
+__global__ void hungry(const float* in, float* out) {
+  float v[96];
+#pragma unroll
+  for (int i = 0; i < 96; ++i) v[i] = in[i * 1024 + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < 96; ++i) out[i * 1024 + threadIdx.x] = v[i] * v[(i + 1) % 96];
+}
+
+__global__ void shares(float* out) {
+  __shared__ float slot[32];
+  slot[threadIdx.x] = out[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = slot[31 - threadIdx.x];
+}
+
+__global__ void asks_to_fuse(float* out) { out[0] = fmaf(out[1], out[2], out[3]); }
+"""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    binary: Path
+    report: str
+
+
+Compile = Callable[[bool], Compiled]
+
+
+@pytest.fixture(scope="session")
+def compile_planted(tmp_path_factory: pytest.TempPathFactory) -> Compile:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc not found")
+    if sass.find_tool("cuobjdump") is None:
+        pytest.skip("cuobjdump not found: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    folder = tmp_path_factory.mktemp("planted")
+    (folder / "planted.cu").write_text(PLANTED)
+
+    @cache
+    def compiled(fmad: bool) -> Compiled:
+        binary = folder / f"fmad-{fmad}.o"
+        targets = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
+        targets.append(f"-gencode=arch={PTX},code={PTX}")
+        options = ["-std=c++17", "-O3", f"--fmad={str(fmad).lower()}", "-Xptxas=-v", *targets]
+        command = [nvcc, *options, "-c", str(folder / "planted.cu"), "-o", str(binary)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return Compiled(binary, done.stdout + done.stderr)
+
+    return compiled
+
+
+def planted(names: dict[str, T], kernel: str) -> T:
+    """The entry of the kernel called `kernel`, whose full name holds its parameters."""
+    return next(value for name, value in names.items() if re.search(rf"\b{kernel}\b", name))
+
+
+def planted_defects(compiled: Compiled, arch: str, kernel: str, rule: Rule) -> list[str]:
+    usage = planted(sass.ptxas_usage(compiled.report, arch), kernel)
+    opcodes = sass.instructions(compiled.binary, arch)
+    name = next(name for name in opcodes if re.search(rf"\b{kernel}\b", name))
+    return machine_defects(name, usage, opcodes[name], rule)
+
+
+def test_architectures_are_read(compile_planted: Compile) -> None:
+    binary = compile_planted(False).binary
+    assert sass.has_kernels(binary)
+    assert sass.architectures(binary) == {*ARCHITECTURES, PTX}
+
+
+def test_binary_without_kernels_is_known(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.so"
+    plain.write_bytes(b"\x7fELF.text")
+    assert not sass.has_kernels(plain)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_readers_agree(compile_planted: Compile, arch: str) -> None:
+    compiled = compile_planted(False)
+    from_binary = sass.resource_usage(compiled.binary, arch)
+    from_report = sass.ptxas_usage(compiled.report, arch)
+    assert len(from_binary) == 9
+    assert from_binary.keys() == from_report.keys() == sass.ptx(compiled.binary).keys()
+    assert from_binary.keys() == sass.instructions(compiled.binary, arch).keys()
+    for kernel, usage in from_binary.items():
+        report = from_report[kernel]
+        assert (usage.registers, usage.stack) == (report.registers, report.stack)
+    assert planted(from_report, "shares").shared >= 128
+    assert planted(from_binary, "shares").shared >= 128
+    assert "void clean<float4>(float4 const*, float4*, float)" in from_binary
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_clean_kernels_pass(compile_planted: Compile, arch: str) -> None:
+    compiled = compile_planted(False)
+    assert planted_defects(compiled, arch, "clean", Rule("", loads=1, stores=1)) == []
+    assert planted_defects(compiled, arch, "of_double", Rule("")) == []
+    assert planted_defects(compiled, arch, "shares", Rule("")) == []
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("kernel", "rule", "words"),
+    [
+        ("indexed", Rule(""), ["stack frame", "local memory"]),
+        ("promoted", Rule(""), ["FP64"]),
+        ("spilled", Rule(""), ["stack frame", "spills", "local memory"]),
+        ("hungry", Rule(""), ["registers"]),
+        ("narrow", Rule("", loads=1, stores=1), ["16-byte loads", "16-byte stores"]),
+    ],
+)
+def test_planted_defects_are_seen(
+    compile_planted: Compile, arch: str, kernel: str, rule: Rule, words: list[str]
+) -> None:
+    defects = planted_defects(compile_planted(False), arch, kernel, rule)
+    assert len(defects) == len(words)
+    for defect, word in zip(defects, words, strict=True):
+        assert word in defect
+
+
+def test_fused_arithmetic_is_seen(compile_planted: Compile) -> None:
+    exact = sass.ptx(compile_planted(False).binary)
+    assert [k for k, opcodes in exact.items() if sass.fusable(opcodes)] == ["asks_to_fuse(float*)"]
+    assert "mul.rn.f32" in planted(exact, "clean")
+    contracted = sass.ptx(compile_planted(True).binary)
+    assert "fma.rn.f32" in sass.fusable(planted(contracted, "clean"))
+    assert "mul.f32" in sass.fusable(planted(contracted, "hungry"))
