@@ -28,7 +28,9 @@ def tensor(op: str, name: str, value: object) -> Tensor:
     """Returns `value` if it is an ordinary dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}")
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(value):
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(
+        value
+    ):
         raise RuntimeError(
             f"{op}: torch.func transforms (vmap, grad, jvp) are not supported, because they would "
             "give every sample the same noise; call it on the whole batch, and use .backward() or "
@@ -144,9 +146,21 @@ def positive(op: str, name: str, value: object, x: Tensor) -> float | Tensor:
     if isinstance(value, Tensor):
         return _scalar_tensor(op, name, value, x)
     number = finite(op, name, value)
-    if number <= 0:
-        raise ValueError(f"{op}: expected {name} > 0, got {name}={number}")
+    if not torch.compiler.is_compiling():
+        _fits(op, name, number, x.dtype)
     return number
+
+
+def _fits(op: str, name: str, number: float, dtype: torch.dtype) -> None:
+    """Refuses what is not positive, or would be zero or infinite in the dtype of the state."""
+    info = torch.finfo(dtype)
+    if not number > 0:
+        raise ValueError(f"{op}: expected {name} > 0, got {name}={number}")
+    if not info.tiny <= number <= info.max:
+        raise ValueError(
+            f"{op}: expected {name} between {info.tiny:.3g} and {info.max:.3g}, the range of "
+            f"{_dtype_name(dtype)}, got {name}={number}; rescale the time or use float64"
+        )
 
 
 def _scalar_tensor(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
@@ -211,16 +225,21 @@ def key(op: str, value: object, where: torch.device) -> NoiseKey | Tensor:
             f"{op}: expected key to be a NoiseKey or the tensor of NoiseKey.to_tensor, "
             f"got {type(value).__name__}"
         )
+    value = tensor(op, "key", value)
     if value.dtype != torch.int64 or tuple(value.shape) != (2,) or value.device != where:
         raise ValueError(
             f"{op}: expected a key tensor of shape (2,), int64, on {where}, "
             f"got {tuple(value.shape)}, {_dtype_name(value.dtype)}, on {value.device}"
         )
-    return value
+    # Kernels read two neighbouring words.
+    return value.contiguous()
 
 
 def event_shape(op: str, name: str, value: object) -> tuple[int, ...]:
     """Returns a shape (B, *event) of non-negative integers."""
     if not isinstance(value, Sequence) or not value:
         raise TypeError(f"{op}: expected {name} to be a shape (B, *event), got {value!r}")
-    return tuple(count(op, f"{name}[{i}]", n, 0, 2**63) for i, n in enumerate(value))
+    shape = tuple(count(op, f"{name}[{i}]", n, 0, 2**63) for i, n in enumerate(value))
+    if not torch.compiler.is_compiling() and math.prod(shape[1:]) > MAX_ELEMENTS:
+        raise ValueError(f"{op}: expected at most 2^34 elements a sample, got {name}={shape}")
+    return shape

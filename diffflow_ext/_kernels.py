@@ -323,9 +323,6 @@ def adjoint_step(
         _backend.number(dt_next),
         _backend.number(g),
         1.0 if isinstance(weight, Tensor) else weight,
-        [
-            address(t)
-            for t in (x_prev, x, f, s, *(after or (None,) * 4), each, *result, scratch)
-        ],
+        [address(t) for t in (x_prev, x, f, s, *(after or (None,) * 4), each, *result, scratch)],
     )
     return result

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _kernels
 from ._backend import pairs
 
-__all__ = ["operators"]
+__all__ = ["operators", "register_operator"]
 
 _LIBRARY = torch.library.Library("diffflow_ext", "DEF")
 
@@ -26,13 +26,15 @@ _NOISE = "Tensor key, SymInt step, SymInt sample_offset"
 operators = torch.ops.diffflow_ext
 
 
-def _register(
+def register_operator(
     schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]
-) -> None:
+) -> Callable[..., Any]:
+    """Defines an operator, without autograd, and returns it."""
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"diffflow_ext::{name}", fake, lib=_LIBRARY)
+    return getattr(operators, name)
 
 
 def _like(x: Tensor, *_: Any) -> Tensor:
@@ -82,42 +84,42 @@ def _normal_fake(
     return torch.empty(shape, dtype=dtype, device=device)
 
 
-_register(
+register_operator(
     "normal(SymInt[] shape, Tensor key, int purpose, SymInt step, SymInt sample_offset, "
     "ScalarType dtype, Device device) -> Tensor",
     _normal,
     _normal_fake,
 )
-_register(
+register_operator(
     f"em_step(Tensor x, Tensor f, Tensor dt, Tensor g, {_NOISE}) -> Tensor",
     _kernels.em_step,
     _like,
 )
-_register(f"backward_residual({_RESIDUAL}) -> Tensor", _kernels.backward_residual, _like)
-_register(
+register_operator(f"backward_residual({_RESIDUAL}) -> Tensor", _kernels.backward_residual, _like)
+register_operator(
     "backward_residual_vjp(Tensor grad, Tensor dt, Tensor g_next)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _kernels.backward_residual_vjp,
     lambda grad, dt, g_next: tuple(_like(grad) for _ in range(4)),
 )
-_register(f"residual_cost({_RESIDUAL}) -> Tensor", _kernels.residual_cost, _per_sample)
-_register(
+register_operator(f"residual_cost({_RESIDUAL}) -> Tensor", _kernels.residual_cost, _per_sample)
+register_operator(
     f"residual_cost_vjp(Tensor grad, {_RESIDUAL}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernels.residual_cost_vjp,
     _cost_vjp_fake,
 )
-_register(
+register_operator(
     "reverse_step(Tensor x_next, Tensor f_next, Tensor s_next, Tensor dt, Tensor g_next, "
     "Tensor key, SymInt step, float stochasticity, SymInt sample_offset) -> Tensor",
     _kernels.reverse_step,
     _like,
 )
-_register(
+register_operator(
     f"perturb(Tensor x0, Tensor alpha_t, Tensor sigma_t, {_NOISE}) -> (Tensor, Tensor)",
     _kernels.perturb,
     lambda x0, *_: (_like(x0), _like(x0)),
 )
-_register(
+register_operator(
     "noise_dot(Tensor v, Tensor key, int purpose, SymInt step, SymInt sample_offset) -> Tensor",
     _kernels.noise_dot,
     _per_sample,

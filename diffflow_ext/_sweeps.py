@@ -331,9 +331,7 @@ class _Walk:
                 states[j + 1] = self.p.em_step(states[j], f, j)
         return states[k]
 
-    def _score(
-        self, k: int, leaf: Tensor, out: Gradients
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _score(self, k: int, leaf: Tensor, out: Gradients) -> tuple[Tensor | None, Tensor | None]:
         """Returns s_k, and its finished product J_s^T w_k where k belongs to a larger block."""
         if k == 0:
             return None, None
@@ -400,5 +398,3 @@ def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) 
                 "nn.Module that owns it, or name it in `params`"
             )
         queue.extend(edge for edge, _ in node.next_functions)
-
-

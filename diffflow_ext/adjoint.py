@@ -31,7 +31,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -161,17 +161,15 @@ def build_problem(
     _checks.finite_state(op, "x0", x0)
     if not isinstance(grid, TimeGrid):
         raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
-    times = grid.times.to(x0.device, x0.dtype)
-    g = diffusion_values(diffusion, times).to(x0.device)
-    key = NoiseKey.from_torch() if key is None else _checks.key(op, key, x0.device)
+    g = diffusion_values(diffusion, grid.times.to(x0.device, x0.dtype)).to(x0.device)
     problem = PathProblem(
         drift=drift,
         score=score,
         params=_unique(op, params),
-        times=times,
+        times=grid.times.to(x0.device, x0.dtype),
         steps=grid.steps(),
-        g=g.detach().unbind() if g.is_cuda else g.tolist(),
-        key=key,
+        g=coefficients(g),
+        key=NoiseKey.from_torch() if key is None else _checks.key(op, key, x0.device),
         sample_offset=_checks.sample_offset(op, sample_offset, x0.shape[0]),
         checkpoint_every=_checks.count(op, "checkpoint_every", checkpoint_every, 0, 2**31),
         score_memory=score_memory,
@@ -179,6 +177,11 @@ def build_problem(
         autocast=Autocast.current(x0.device.type),
     )
     return problem, x0, g
+
+
+def coefficients(g: Tensor) -> Sequence[float | Tensor]:
+    """Returns g as numbers on the CPU, as one-element views on a device: no waiting for values."""
+    return g.detach().unbind() if g.is_cuda else g.tolist()
 
 
 def _unique(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:

@@ -121,12 +121,18 @@ def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
             )
         g = g.reshape(()).expand(times.shape)
     g = g.to(times.dtype)
+    if not torch.compiler.is_compiling():
+        check_positive(g, times)
+    return g
+
+
+def check_positive(g: Tensor, times: Tensor) -> None:
+    """Refuses coefficients that are not positive; skipped while a CUDA graph is captured."""
     if g.is_cuda and torch.cuda.is_current_stream_capturing():
-        return g
+        return
     bad = (~(torch.isfinite(g) & (g > 0))).nonzero()
     if bad.numel():
         i = int(bad[0])
         raise ValueError(
             f"diffusion: expected g(t) > 0, got g({float(times[i])}) = {float(g.detach()[i])}"
         )
-    return g

@@ -82,6 +82,11 @@ def _scalar_grad(per_sample: Tensor, g: Scalar) -> Tensor:
     return per_sample.double().sum().to(g.dtype).reshape(g.shape)
 
 
+def _row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sums a product over each sample, shape (B,)."""
+    return (a * b).sum(tuple(range(1, a.dim()))) if a.dim() > 1 else a * b
+
+
 # --- noise ---------------------------------------------------------------------------------------
 
 
@@ -103,20 +108,28 @@ def philox_words(counter: Tensor, key: Tensor) -> Tensor:
         | Parallel random numbers: as easy as 1, 2, 3 (Salmon et al., SC 2011)
         | https://doi.org/10.1145/2063384.2063405
     """
-    for name, value, words in (("counter", counter, 4), ("key", key, 2)):
-        _checks.tensor("philox_words", name, value)
-        if value.dtype != torch.int64:
-            raise TypeError(f"philox_words: expected {name} to be int64, got {value.dtype}")
-        if value.dim() < 1 or value.shape[-1] != words:
-            raise ValueError(
-                f"philox_words: expected {name} of shape (*, {words}), got {tuple(value.shape)}"
-            )
-        if ((value < 0) | (value >= 2**32)).any():
-            raise ValueError(f"philox_words: expected {name} in [0, 2^32)")
-    _checks.device("philox_words", "counter", counter)
+    op = "philox_words"
+    _philox_argument(op, "counter", counter, 4)
+    _philox_argument(op, "key", key, 2)
+    if key.shape != (2,) and key.shape[:-1] != counter.shape[:-1]:
+        raise ValueError(
+            f"{op}: expected key of shape (2,) or {(*counter.shape[:-1], 2)}, "
+            f"got {tuple(key.shape)}"
+        )
     flat = counter.reshape(-1, 4).contiguous()
     keys = key.to(counter.device).expand(*counter.shape[:-1], 2).reshape(-1, 2).contiguous()
     return _kernels.philox_words(flat, keys).reshape(counter.shape)
+
+
+def _philox_argument(op: str, name: str, value: Tensor, words: int) -> None:
+    _checks.tensor(op, name, value)
+    _checks.device(op, name, value)
+    if value.dtype != torch.int64:
+        raise TypeError(f"{op}: expected {name} to be int64, got {value.dtype}")
+    if value.dim() < 1 or value.shape[-1] != words:
+        raise ValueError(f"{op}: expected {name} of shape (*, {words}), got {tuple(value.shape)}")
+    if ((value < 0) | (value >= 2**32)).any():
+        raise ValueError(f"{op}: expected {name} in [0, 2^32)")
 
 
 def normal(
@@ -158,7 +171,7 @@ def normal(
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     if dtype not in _checks.NETWORK_DTYPES:
         raise TypeError(f"{op}: expected a floating dtype, got {dtype}")
-    _checks.key(op, key, where)
+    key = _checks.key(op, key, where)
     code = purpose_code(op, purpose)
     step, offset = _checks.step(op, step), _checks.sample_offset(op, sample_offset, shape[0])
     if torch.compiler.is_compiling():
@@ -315,9 +328,7 @@ def backward_residual(
         | Diffusion Normalizing Flow (Zhang & Chen, 2021), equation 15
         | https://arxiv.org/abs/2110.07579
     """
-    arguments = _residual_arguments(
-        "backward_residual", x, x_next, f_next, s_next, dt, g_next
-    )
+    arguments = _residual_arguments("backward_residual", x, x_next, f_next, s_next, dt, g_next)
     return _BackwardResidual.apply(*arguments)
 
 
@@ -409,7 +420,7 @@ class _ReverseStep(Function):
             dot = _kernel("noise_dot")(
                 grad, at["key"], PURPOSES["reverse"], at["step"], at["offset"]
             )
-            along_s = (grad * at["s"]).flatten(1).sum(1)
+            along_s = _row_dot(grad, at["s"])
             per_sample = (1 + strength**2) * g * dt * along_s + strength * _root(dt) * dot
             grad_g = _scalar_grad(per_sample, g)
         return grad, grad_f, grad_s, None, grad_g, None, None, None, None
@@ -492,14 +503,15 @@ class _Perturb(Function):
         rows = (-1,) + (1,) * (grad.dim() - 1)
         need_x, need_alpha, need_sigma, *_rest = ctx.needs_input_grad
         grad_x = grad * at["alpha_t"].to(grad.dtype).reshape(rows) if need_x else None
-        grad_alpha = _row_dot(grad, at["x0"], at["alpha_t"]) if need_alpha else None
-        grad_sigma = _row_dot(grad, at["eps"], at["sigma_t"]) if need_sigma else None
+        grad_alpha = _like_scalars(_row_dot(grad, at["x0"]), at["alpha_t"]) if need_alpha else None
+        grad_sigma = (
+            _like_scalars(_row_dot(grad, at["eps"]), at["sigma_t"]) if need_sigma else None
+        )
         return grad_x, grad_alpha, grad_sigma, None, None, None
 
 
-def _row_dot(grad: Tensor, value: Tensor, scalar: Tensor) -> Tensor:
-    dot = (grad * value).flatten(1).sum(1) if grad.dim() > 1 else grad * value
-    return (dot if scalar.numel() > 1 else dot.sum().reshape(1)).to(scalar.dtype)
+def _like_scalars(per_sample: Tensor, scalar: Tensor) -> Tensor:
+    return (per_sample if scalar.numel() > 1 else per_sample.sum().reshape(1)).to(scalar.dtype)
 
 
 def perturb(

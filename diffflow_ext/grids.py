@@ -89,9 +89,8 @@ class TimeGrid:
     @classmethod
     def from_times(cls, times: Iterable[float] | Tensor) -> TimeGrid:
         """Returns the grid of the given increasing times."""
-        values = times.detach() if isinstance(times, Tensor) else torch.tensor(list(times))
         if isinstance(times, Tensor):
-            return cls(values.to("cpu", torch.float64).clone())
+            return cls(times.detach().to("cpu", torch.float64).clone())
         return cls(torch.tensor(list(times), dtype=torch.float64))
 
     @classmethod
@@ -160,9 +159,7 @@ class TimeGrid:
         return cls(_spread(fractions, t_end, t_start, power))
 
 
-def _check_power_grid(
-    op: str, num_steps: int, t_end: float, t_start: float, power: float
-) -> None:
+def _check_power_grid(op: str, num_steps: int, t_end: float, t_start: float, power: float) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, int):
         raise TypeError(f"{op}: expected num_steps to be an integer, got {num_steps!r}")
     if not 1 <= num_steps <= MAX_STEP:

@@ -22,7 +22,11 @@ LastStep = Literal["noisy", "mean", "tweedie"]
 
 
 def reverse_path(
-    p: PathProblem, x_last: Tensor, stochasticity: float, last_step: LastStep, states: Tensor | None
+    p: PathProblem,
+    x_last: Tensor,
+    stochasticity: float,
+    last_step: LastStep,
+    states: Tensor | None,
 ) -> Tensor:
     """Returns x_0 from x_N. Writes all states into `states`, shape (N+1, B, *event), where given."""
     x = x_last
@@ -72,6 +76,4 @@ def forward_path(p: PathProblem, x0: Tensor, states: Tensor | None) -> Tensor:
 
 def standard_normal(p: PathProblem, like: Tensor) -> Tensor:
     """Returns draws of the prior N(0, I) in the shape of a state."""
-    return _kernels.normal(
-        torch.empty_like(like), p.key, PURPOSES["prior"], 0, p.sample_offset
-    )
+    return _kernels.normal(torch.empty_like(like), p.key, PURPOSES["prior"], 0, p.sample_offset)

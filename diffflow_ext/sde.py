@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import _checks, _kernels, samplers
+from . import _checks, _kernels, _traced, samplers
 from ._sweeps import Network, PathProblem
 from .adjoint import Key, build_problem, mean_path_loss, path_loss
 from .diffusion import Diffusion
@@ -81,6 +81,12 @@ class DiffFlowSDE(nn.Module):
         self.diffusion: Any = diffusion
         self.extra_params = tuple(params)
         self.score_memory = score_memory
+        self.number = _traced.register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # A copy or a loaded model is another model: operators must not find the original.
+        self.number = _traced.register(self)
 
     def network_parameters(self) -> list[Tensor]:
         """Returns the tensors that get gradients through drift and score."""
@@ -105,7 +111,9 @@ class DiffFlowSDE(nn.Module):
 
     # --- training --------------------------------------------------------------------------------
 
-    def forward(self, x0: Tensor, grid: TimeGrid, key: Key | None = None, **options: Any) -> Tensor:
+    def forward(
+        self, x0: Tensor, grid: TimeGrid, key: Key | None = None, **options: Any
+    ) -> Tensor:
         """Returns :meth:`mean_loss`, so that wrappers which call the module train it."""
         return self.mean_loss(x0, grid, key, **options)
 
@@ -129,6 +137,7 @@ class DiffFlowSDE(nn.Module):
             key: Seed and stream of the noise. Default: drawn from torch's generator.
             checkpoint_every: Keep every k-th state and simulate the others again; 0 keeps the graph
                 of every step. Neither values nor gradients depend on it.
+                A step that torch.compile records always runs the adjoint.
             sample_offset: The global index of the first sample.
             engine: "auto" or "autograd": the adjoint for any networks.
 
@@ -141,6 +150,8 @@ class DiffFlowSDE(nn.Module):
             RuntimeError: If a network depends on a trainable tensor that is not a parameter.
         """
         _check_engine("DiffFlowSDE.loss", engine)
+        if torch.compiler.is_compiling():
+            return _traced.path_loss(self, x0, grid, key, sample_offset, checkpoint_every)
         p, x0, g = self._problem(
             "loss", x0, grid, key, checkpoint_every=checkpoint_every, sample_offset=sample_offset
         )
@@ -181,6 +192,9 @@ class DiffFlowSDE(nn.Module):
         """
         op = "DiffFlowSDE.mean_loss"
         _check_engine(op, engine)
+        if torch.compiler.is_compiling():
+            at = (x0, grid, key, sample_offset, checkpoint_every)
+            return _traced.mean_loss(self, *at, weight=_checks.weights(op, weight, x0))
         p, x0, g = self._problem(
             "mean_loss", x0, grid, key,
             checkpoint_every=checkpoint_every, sample_offset=sample_offset,
@@ -189,6 +203,7 @@ class DiffFlowSDE(nn.Module):
 
     # --- likelihood ------------------------------------------------------------------------------
 
+    @torch.compiler.disable
     def elbo(
         self,
         x0: Tensor,
@@ -231,6 +246,7 @@ class DiffFlowSDE(nn.Module):
 
     # --- paths and samples -----------------------------------------------------------------------
 
+    @torch.compiler.disable
     @torch.no_grad()
     def encode(
         self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
@@ -239,6 +255,7 @@ class DiffFlowSDE(nn.Module):
         p, x0, _ = self._problem("encode", x0, grid, key, sample_offset=sample_offset)
         return samplers.forward_path(p, x0, None)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def path(
         self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
@@ -304,6 +321,7 @@ class DiffFlowSDE(nn.Module):
         """Returns all states of :meth:`sample`, shape (N+1, B, *event), index i at time t_i."""
         return self._sample(shape, grid, key, stochasticity, last_step, sample_offset, True)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def _sample(
         self,
