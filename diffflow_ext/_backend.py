@@ -1,7 +1,8 @@
 """Loads the compiled core and translates tensors into what it takes: addresses, sizes, codes.
 
-This is the only module that calls the core. Callers have checked their tensors (`_checks`) and keep
-them alive until the call returns; CUDA work is queued in the current stream of the tensor's device.
+This is the only module that calls the core. Callers have checked their tensors (`_checks`) and
+keep them alive until the call returns; CUDA work is queued in the current stream of the tensor's
+device.
 """
 
 from __future__ import annotations

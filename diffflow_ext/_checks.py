@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 
 from .noise import MAX_SAMPLE, MAX_STEP, NoiseKey
 
@@ -28,9 +29,7 @@ def tensor(op: str, name: str, value: object) -> Tensor:
     """Returns `value` if it is an ordinary dense tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}")
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(
-        value
-    ):
+    if not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(value):
         raise RuntimeError(
             f"{op}: torch.func transforms (vmap, grad, jvp) are not supported, because they would "
             "give every sample the same noise; call it on the whole batch, and use .backward() or "
@@ -42,7 +41,7 @@ def tensor(op: str, name: str, value: object) -> Tensor:
 
 
 def state(op: str, name: str, value: object) -> Tensor:
-    """Returns a state of shape (B, *event), float32 or float64, on a device we have kernels for."""
+    """Returns a state of shape (B, *event), float32 or float64, on a device with kernels."""
     x = tensor(op, name, value)
     if x.dtype not in STATE_DTYPES:
         raise TypeError(
@@ -65,7 +64,8 @@ def device(op: str, name: str, x: Tensor) -> None:
         return
     if x.device.type != "cuda":
         raise ValueError(
-            f"{op}: expected {name} on the CPU or a CUDA device, got {x.device}; move it there first"
+            f"{op}: expected {name} on the CPU or a CUDA device, got {x.device}; "
+            "move it there first"
         )
     from . import _backend
 

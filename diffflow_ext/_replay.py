@@ -1,8 +1,8 @@
 """Evaluating a network twice as if once: random state and autocast are put back.
 
 The adjoint evaluates each network in the forward sweep and again in the backward sweep. Both must
-compute the same function, so the random state (dropout) and the autocast mode of the first time are
-those of the second.
+compute the same function, so the random state (dropout) and the autocast mode of the first time
+are those of the second.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def _set_states(device: torch.device, states: tuple[Tensor, ...]) -> None:
 class RandomTape:
     """Random states before each of a sequence of evaluations.
 
-    Networks that draw nothing cost one stored state in all, and nothing is put back for them. While
-    a CUDA graph is captured nothing is recorded: states cannot be read there, and networks must not
-    draw.
+    Networks that draw nothing cost one stored state in all, and nothing is put back for them.
+    While a CUDA graph is captured nothing is recorded: states cannot be read there, and networks
+    must not draw.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -114,7 +114,7 @@ class RandomTape:
                 self._outside = None
 
     def pack(self) -> Tensor:
-        """Returns all recorded states as rows of bytes, for operators that hand on tensors alone."""
+        """Returns all recorded states as rows of bytes: operators hand on tensors alone."""
         rows = [torch.cat([s.cpu() for s in states]) for states in self._marks.values()]
         return torch.stack(rows)
 

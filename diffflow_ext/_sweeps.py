@@ -89,8 +89,9 @@ class PathProblem:
 
 def prior_cost(x_last: Tensor) -> Tensor:
     """Returns -log N(x_N; 0, I) per sample, in nats."""
-    flat = x_last.reshape(x_last.shape[0], -1)
-    return 0.5 * flat.square().sum(1) + 0.5 * flat.shape[1] * math.log(2 * math.pi)
+    dimensions = math.prod(x_last.shape[1:])
+    square = x_last.reshape(x_last.shape[0], dimensions).square().sum(1)
+    return 0.5 * square + 0.5 * dimensions * math.log(2 * math.pi)
 
 
 # --- forward sweep -------------------------------------------------------------------------------
@@ -109,7 +110,8 @@ class Cache:
 def simulate(p: PathProblem, x0: Tensor, cache: Cache, *, with_costs: bool) -> Tensor | None:
     """Runs the forward SDE, keeps states, and sums residual costs where they are wanted.
 
-    Without costs the score is not evaluated, nor the drift at the last state where nobody needs it.
+    Without costs the score is not evaluated, nor the drift at the last state where nobody needs
+    it.
     """
     blocks = _ScoreBlocks(p, cache) if with_costs else None
     n, every = p.num_steps, p.checkpoint_every
@@ -207,17 +209,28 @@ class Gradients:
     g: Tensor | None
     params: list[Tensor | None]
     cost: Tensor | None = None
+    _own: set[int] = field(default_factory=set)
 
     def add(self, grads: Iterable[Tensor | None]) -> None:
-        """Accumulates parameter gradients."""
-        new = list(grads)
-        both = [i for i, (a, b) in enumerate(zip(self.params, new, strict=True))
-                if a is not None and b is not None]  # fmt: skip
-        if both:
-            torch._foreach_add_([self.params[i] for i in both], [new[i] for i in both])
-        for i, grad in enumerate(new):
-            if self.params[i] is None:
-                self.params[i] = grad
+        """Accumulates parameter gradients.
+
+        In place only into sums made here: autograd may hand out one tensor for two parameters, or
+        an expanded one.
+        """
+        old: list[Tensor] = []
+        more: list[Tensor] = []
+        for i, grad in enumerate(grads):
+            known = self.params[i]
+            if known is None or grad is None:
+                self.params[i] = grad if known is None else known
+            elif i in self._own:
+                old.append(known)
+                more.append(grad)
+            else:
+                self.params[i] = known + grad
+                self._own.add(i)
+        if old:
+            torch._foreach_add_(old, more)  # pyright: ignore
 
 
 def backward_sweep(
@@ -255,7 +268,8 @@ class _Walk:
         after: _kernels.AdjointState | None = None
         for k in range(n, -1, -1):
             after = self._at(k, after, out)
-        assert after is not None and after.vjp_f is not None
+        assert after is not None
+        assert after.vjp_f is not None
         out.x0 = after.local + after.vjp_f
         return out
 
@@ -287,7 +301,7 @@ class _Walk:
         )
         if out.g is not None and result.grad_g is not None:
             out.g[k] = result.grad_g.double().sum()
-        outputs = [(f, result.cotangent_f)]
+        outputs: list[tuple[Tensor, Tensor | None]] = [(f, result.cotangent_f)]
         if s is not None and s_vjp is None:
             outputs.append((s, result.cotangent_s))
         vjp = self._product(outputs, leaf, out)

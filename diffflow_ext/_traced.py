@@ -1,8 +1,8 @@
 """The loss as torch operators, for training steps that torch.compile records.
 
-The compiler sees one opaque call for the forward and one for the backward sweep; inside, the networks
-run as they are (they may be compiled themselves). Operators take tensors and numbers only, so the
-model is found through a number: `register` gives one to each DiffFlowSDE.
+The compiler sees one opaque call for the forward and one for the backward sweep; inside, the
+networks run as they are (they may be compiled themselves). Operators take tensors and numbers
+only, so the model is found through a number: `register` gives one to each DiffFlowSDE.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from . import _checks
+from ._first_order import first_order
 from ._operators import register_operator
 from ._replay import Autocast
 from ._sweeps import Cache, PathProblem, backward_sweep, prior_cost, simulate
@@ -90,8 +90,8 @@ def _with_autograd(run: Callable[[], Any], device: torch.device) -> Any:
     """Runs a sweep where autograd works.
 
     A compiled forward pass calls its operators with autograd switched off below the level that
-    `torch.enable_grad` reaches. A fresh thread has it on. (A compiled backward pass does not do so,
-    and must not wait for another thread: the engine's device thread would wait for itself.)
+    `torch.enable_grad` reaches. A fresh thread has it on. (A compiled backward pass does not do
+    so, and must not wait for another thread: the engine's device thread would wait for itself.)
     """
     if _autograd_is_on():
         return run()
@@ -222,7 +222,7 @@ _path_loss_vjp = register_operator(
 
 
 class _MeanLoss(Function):
-    """Autograd of the operator. Not by register_autograd: that would switch autograd off inside."""
+    """Autograd of the operator; register_autograd would switch autograd off inside it."""
 
     @staticmethod
     def forward(
@@ -233,7 +233,7 @@ class _MeanLoss(Function):
         return value
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         grad_x0, grad_g, *grads = ctx.saved_tensors
         return grad_x0 * grad, grad_g * grad, None, None, *[each * grad for each in grads]
@@ -248,7 +248,7 @@ class _PathLoss(Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         x0, g, states, random, *params = ctx.saved_tensors
         problem = _ordered(x0, g, params, ctx.rest)

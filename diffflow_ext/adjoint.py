@@ -5,8 +5,8 @@ For a path :math:`x_0 \to x_N` of the forward SDE (see `functional` for its step
 .. math:: L = -\log \mathcal N(x_N; 0, I) + \sum_{i=0}^{N-1} \tfrac12 \| \delta^B_i \|^2
 
 Number the steps k = 1 ... N; step k joins :math:`x_{k-1}` to :math:`x_k` and has length
-:math:`\Delta_k`, :math:`r_k = \delta^B_{k-1}`, and :math:`A_k = \partial L / \partial x_k` (total).
-With :math:`A_{N+1} = r_{N+1} = 0`, and terms in r absent at k = 0:
+:math:`\Delta_k`, :math:`r_k = \delta^B_{k-1}`, and :math:`A_k = \partial L / \partial x_k`
+(total). With :math:`A_{N+1} = r_{N+1} = 0`, and terms in r absent at k = 0:
 
 .. math::
     u_k &= (\sqrt{\Delta_k} / g_k) \, r_k + \Delta_{k+1} A_{k+1} \\
@@ -37,9 +37,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from . import _checks, functional
+from ._first_order import first_order
 from ._replay import Autocast, RandomTape
 from ._sweeps import (
     Cache,
@@ -75,7 +75,7 @@ class _PathLoss(Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         states = ctx.saved_tensors[1 : 1 + len(ctx.kept)]
         first: Cache = ctx.cache
@@ -100,7 +100,7 @@ class _MeanLoss(Function):
         return value
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         saved = iter(ctx.saved_tensors)
         grads = [next(saved) * grad if present else None for present in ctx.present]

@@ -1,7 +1,7 @@
 """Diffusion coefficients g(t) > 0 of the two SDEs, common to both and scalar.
 
-Anything that maps a tensor of times to a tensor of the same shape serves: a float, a function, or a
-module with parameters. The bound's boundary term d log(g_N / g_0) is always taken care of.
+Anything that maps a tensor of times to a tensor of the same shape serves: a float, a function, or
+a module with parameters. The bound's boundary term d log(g_N / g_0) is always taken care of.
 """
 
 from __future__ import annotations

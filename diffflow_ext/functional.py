@@ -9,12 +9,13 @@ On a grid with steps :math:`\Delta t_i = t_{i+1} - t_i`:
     x_i &= x_{i+1} - \left[ f_{i+1} - \tfrac{1 + \lambda^2}{2} g_{i+1}^2 s_{i+1} \right] \Delta t_i
            + \lambda g_{i+1} \sqrt{\Delta t_i} \, \varepsilon
 
-Contracts of all ops. States are float32 or float64 of shape (B, *event) on the CPU or a CUDA device;
-network outputs may also be bfloat16 or float16. Any strides; inputs are never modified. Each op is
-one pass over memory in the current stream, deterministic, and safe to capture in a CUDA graph when
-its key is a tensor (:meth:`NoiseKey.to_tensor`). Gradients exist in all tensors and in a tensor
-`g`, not in `dt`; second derivatives raise. Under torch.compile the ops do not break the graph: pass
-`dt` and `g` as tensors there if they change, or each new value compiles again.
+Contracts of all ops. States are float32 or float64 of shape (B, *event) on the CPU or a CUDA
+device; network outputs may also be bfloat16 or float16. Any strides; inputs are never modified.
+Each op is one pass over memory in the current stream, deterministic, and safe to capture in a
+CUDA graph when its key is a tensor (:meth:`NoiseKey.to_tensor`). Gradients exist in all tensors
+and in a tensor `g`, not in `dt`; second derivatives raise. Under torch.compile the ops do not
+break the graph: pass `dt` and `g` as tensors there if they change, or each new value compiles
+again.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from . import _checks, _kernels
+from ._first_order import first_order
 from ._operators import operators
 from .noise import PURPOSES, NoiseKey, purpose_code
 
@@ -146,8 +147,8 @@ def normal(
 
     .. math:: z = \sqrt{-2 \log u} \, (\cos 2 \pi v, \sin 2 \pi v)
 
-    with u and v from Philox. A draw depends on (seed, stream, purpose, step, sample, element) alone,
-    so that any part of the noise can be made again anywhere, bit for bit.
+    with u and v from Philox. A draw depends on (seed, stream, purpose, step, sample, element)
+    alone, so that any part of the noise can be made again anywhere, bit for bit.
 
     Arguments:
         shape: The shape (B, *event).
@@ -194,7 +195,7 @@ class _EmStep(Function):
         return _kernel("em_step")(x, f, dt, g, key, step, offset)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         at = _saved(ctx)
         need_x, need_f, _, need_g, *_ = ctx.needs_input_grad
@@ -232,8 +233,8 @@ def em_step(
         sample_offset: The global index of the first sample.
 
     Returns:
-        The state :math:`x_{i+1}`, same shape. Differentiable in `x`, `f` and a tensor `g`. The noise
-        is ``normal(x.shape, key, purpose="forward", step=step)``.
+        The state :math:`x_{i+1}`, same shape. Differentiable in `x`, `f` and a tensor `g`. The
+        noise is ``normal(x.shape, key, purpose="forward", step=step)``.
 
     Raises:
         ValueError: If shapes differ, or `dt` or `g` is not positive.
@@ -269,7 +270,7 @@ class _BackwardResidual(Function):
         return delta_b
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         at = _saved(ctx)
         x, x_next, f, s = _kernel("backward_residual_vjp")(grad, at["dt"], at["g"])
@@ -341,7 +342,7 @@ class _ResidualCost(Function):
         return _kernel("residual_cost")(x, x_next, f, s, dt, g)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         at = _saved(ctx)
         f, s = at["f"], at["s"]
@@ -409,7 +410,7 @@ class _ReverseStep(Function):
         return _kernel("reverse_step")(x_next, f, s, dt, g, key, step, stochasticity, offset)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         at = _saved(ctx)
         dt, g, strength = at["dt"], at["g"], at["stochasticity"]
@@ -497,7 +498,7 @@ class _Perturb(Function):
         return x_t, eps
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         at = _saved(ctx)
         rows = (-1,) + (1,) * (grad.dim() - 1)
@@ -530,14 +531,15 @@ def perturb(
     Arguments:
         x0: The data, shape (B, *event).
         alpha_t: The mean factor, a number or a tensor of shape () or (B,).
-        sigma_t: The standard deviation >= 0 in data units, a number or a tensor of shape () or (B,).
+        sigma_t: The standard deviation >= 0 in data units, a number or a tensor of shape () or
+            (B,).
         key: Seed and stream of the noise.
         step: Which draw of the stream, in [0, 2^24).
         sample_offset: The global index of the first sample.
 
     Returns:
-        The pair :math:`(x_t, \varepsilon)`, same shape. :math:`x_t` is differentiable in `x0` and in
-        tensor scalars; the noise is ``normal(x0.shape, key, purpose="dsm", step=step)``.
+        The pair :math:`(x_t, \varepsilon)`, same shape. :math:`x_t` is differentiable in `x0` and
+        in tensor scalars; the noise is ``normal(x0.shape, key, purpose="dsm", step=step)``.
 
     Raises:
         ValueError: If a shape is wrong or `sigma_t` is negative.

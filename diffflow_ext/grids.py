@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +38,8 @@ class TimeGrid:
         times = self.times
         if times.dim() != 1 or times.numel() < 2:
             raise ValueError(
-                f"TimeGrid: expected at least 2 times in one dimension, got shape {tuple(times.shape)}"
+                "TimeGrid: expected at least 2 times in one dimension, "
+                f"got shape {tuple(times.shape)}"
             )
         bad = (~torch.isfinite(times)).nonzero()
         if bad.numel():
@@ -49,8 +51,8 @@ class TimeGrid:
             i = int(still[0])
             raise ValueError(
                 "TimeGrid: expected increasing times (t_0 at the data), got "
-                f"times[{i}]={float(times[i])} and times[{i + 1}]={float(times[i + 1])}; sort them "
-                "and drop repetitions"
+                f"times[{i}]={float(times[i])} and times[{i + 1}]={float(times[i + 1])}; "
+                "sort them and drop repetitions"
             )
         if self.num_steps > MAX_STEP:
             raise ValueError(f"TimeGrid: expected at most 2^24 steps, got {self.num_steps}")
@@ -133,8 +135,8 @@ class TimeGrid:
     ) -> TimeGrid:
         r"""Returns a random grid, to be drawn anew for every batch: the paper's flexible grid.
 
-        The N-1 inner times fall one into each of N-1 strata that are even in :math:`t^p`; both ends
-        stay. Training on such grids makes the networks smooth in t.
+        The N-1 inner times fall one into each of N-1 strata that are even in :math:`t^p`; both
+        ends stay. Training on such grids makes the networks smooth in t.
 
         Arguments:
             num_steps: The number of steps :math:`N \ge 1`.
@@ -212,7 +214,7 @@ class ProgressiveGrid:
             raise ValueError(
                 f"ProgressiveGrid: expected a first stage at iteration 0, got {list(self.stages)}"
             )
-        for (before, _), (first, _) in zip(stages, stages[1:], strict=False):
+        for (before, _), (first, _) in pairwise(stages):
             if first <= before:
                 raise ValueError(
                     f"ProgressiveGrid: expected increasing iterations, got {before} and {first}"

@@ -1,14 +1,14 @@
 """Noise as a value: a standard normal is a pure function of where it is used.
 
-Every draw of the package is ``normal(seed, stream, purpose, step, sample, element)``: Philox4x32-10
-with the 64-bit seed as its key and the counter::
+Every draw of the package is ``normal(seed, stream, purpose, step, sample, element)``:
+Philox4x32-10 with the 64-bit seed as its key and the counter::
 
     word 0   element // 4          word 2   step | purpose << 24
     word 1   global sample index   word 3   stream
 
 so it depends on nothing else: not on how a batch is split, on threads, dtype, device or the number
-of processes. Nobody advances a generator, and noise that a backward pass needs is made again instead
-of being stored.
+of processes. Nobody advances a generator, and noise that a backward pass needs is made again
+instead of being stored.
 
 References:
     | Parallel random numbers: as easy as 1, 2, 3 (Salmon et al., SC 2011)

@@ -28,7 +28,7 @@ def reverse_path(
     last_step: LastStep,
     states: Tensor | None,
 ) -> Tensor:
-    """Returns x_0 from x_N. Writes all states into `states`, shape (N+1, B, *event), where given."""
+    """Returns x_0 from x_N. Writes all states into `states` (N+1, B, *event) where given."""
     x = x_last
     for i in range(p.num_steps - 1, -1, -1):
         f, s = p.network("drift", i + 1, x), p.network("score", i + 1, x)
@@ -51,7 +51,7 @@ def _mean_step(p: PathProblem, x: Tensor, f: Tensor, s: Tensor, stochasticity: f
 
 
 def _tweedie(p: PathProblem, x: Tensor, stochasticity: float) -> Tensor:
-    """E[clean | x] = x + sigma^2 score for the last step's noise, sigma^2 = lambda^2 g_1^2 dt_0."""
+    """x + sigma^2 score for the last step's noise, sigma^2 = lambda^2 g_1^2 dt_0."""
     variance = stochasticity**2 * p.g[1] ** 2 * p.steps[0]
     return x + variance * p.network("score", 1, x).to(x.dtype)
 
@@ -66,7 +66,7 @@ def check_last_step(op: str, last_step: str) -> LastStep:
 
 
 def forward_path(p: PathProblem, x0: Tensor, states: Tensor | None) -> Tensor:
-    """Returns x_N from x_0. Writes all states into `states`, shape (N+1, B, *event), where given."""
+    """Returns x_N from x_0. Writes all states into `states` (N+1, B, *event) where given."""
     x = x0
     for k in range(p.num_steps):
         out = None if states is None else states[k + 1]

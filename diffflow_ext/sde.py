@@ -11,8 +11,9 @@ the negative log-likelihood of the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,12 @@ from .grids import TimeGrid
 __all__ = ["DiffFlowSDE"]
 
 Engine = Literal["auto", "autograd"]
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _eager(method: _Method) -> _Method:
+    """Keeps a method out of graphs that torch.compile records."""
+    return torch.compiler.disable(method)  # pyright: ignore
 
 
 class DiffFlowSDE(nn.Module):
@@ -41,8 +48,9 @@ class DiffFlowSDE(nn.Module):
             (:class:`diffflow_ext.diffusion.GeometricDiffusion`, learnable or not).
         params: Tensors that drift and score depend on besides the parameters of nn.Modules. Only
             callables that are not modules need it.
-        score_memory: Bytes of activations up to which scores of several states are evaluated in one
-            call, see :func:`diffflow_ext.adjoint.diffflow_loss`. Worth it on a GPU with small nets.
+        score_memory: Bytes of activations up to which scores of several states are evaluated in
+            one call, see :func:`diffflow_ext.adjoint.diffflow_loss`. Worth it on a GPU with small
+            nets.
 
     Raises:
         TypeError: If drift or score is not callable.
@@ -135,8 +143,8 @@ class DiffFlowSDE(nn.Module):
             x0: The data, shape (B, *event), float32 or float64.
             grid: The times, from data to noise.
             key: Seed and stream of the noise. Default: drawn from torch's generator.
-            checkpoint_every: Keep every k-th state and simulate the others again; 0 keeps the graph
-                of every step. Neither values nor gradients depend on it.
+            checkpoint_every: Keep every k-th state and simulate the others again; 0 keeps the
+                graph of every step. Neither values nor gradients depend on it.
                 A step that torch.compile records always runs the adjoint.
             sample_offset: The global index of the first sample.
             engine: "auto" or "autograd": the adjoint for any networks.
@@ -203,7 +211,7 @@ class DiffFlowSDE(nn.Module):
 
     # --- likelihood ------------------------------------------------------------------------------
 
-    @torch.compiler.disable
+    @_eager
     def elbo(
         self,
         x0: Tensor,
@@ -218,8 +226,8 @@ class DiffFlowSDE(nn.Module):
         .. math:: \log p(x_0) \ge \mathbb E \Big[ \sum_i \tfrac12 \| \delta^F_i \|^2 - L \Big]
                   - d \log \frac{g_N}{g_0}
 
-        The last term comes from the normalisers of the Gaussian steps; without it the bound is wrong
-        as soon as g varies.
+        The last term comes from the normalisers of the Gaussian steps; without it the bound is
+        wrong as soon as g varies.
 
         Arguments:
             x0: The data, shape (B, *event).
@@ -238,15 +246,15 @@ class DiffFlowSDE(nn.Module):
         p, x0, g = self._problem(
             "elbo", x0, grid, key, checkpoint_every=checkpoint_every, sample_offset=sample_offset
         )
-        energy = None
+        energy = x0.new_zeros(x0.shape[0])
         for i in range(p.num_steps):
             energy = _kernels.noise_energy(x0, p.key, i, p.sample_offset, energy)
-        dimensions = x0[0].numel() if x0.shape[0] else 0
+        dimensions = math.prod(x0.shape[1:])
         return energy - path_loss(p, x0, g) - dimensions * torch.log(g[-1] / g[0])
 
     # --- paths and samples -----------------------------------------------------------------------
 
-    @torch.compiler.disable
+    @_eager
     @torch.no_grad()
     def encode(
         self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
@@ -255,7 +263,7 @@ class DiffFlowSDE(nn.Module):
         p, x0, _ = self._problem("encode", x0, grid, key, sample_offset=sample_offset)
         return samplers.forward_path(p, x0, None)
 
-    @torch.compiler.disable
+    @_eager
     @torch.no_grad()
     def path(
         self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
@@ -289,11 +297,12 @@ class DiffFlowSDE(nn.Module):
             key: Seed and stream of the noise.
             stochasticity: The factor :math:`\lambda \ge 0`. 1 is the trained process, 0 the
                 probability-flow ODE (Euler).
-            last_step: "noisy" takes the step into the data like all others; "mean" leaves its noise
-                out; "tweedie" takes it and then denoises, :math:`x + \sigma^2 s(t_1, x)` with
+            last_step: "noisy" takes the step into the data like all others; "mean" leaves its
+                noise out; "tweedie" takes it and then denoises, :math:`x + \sigma^2 s(t_1, x)`
+                with
                 :math:`\sigma = \lambda g_1 \sqrt{\Delta t_0}`, for one more evaluation.
-            sample_offset: The global index of the first sample: samples n ... n+B-1 of one big call
-                equal those of a call with this offset.
+            sample_offset: The global index of the first sample: samples n ... n+B-1 of one big
+                call equal those of a call with this offset.
 
         Returns:
             The samples, shape (B, *event), dtype and device of the networks' parameters.
@@ -321,7 +330,7 @@ class DiffFlowSDE(nn.Module):
         """Returns all states of :meth:`sample`, shape (N+1, B, *event), index i at time t_i."""
         return self._sample(shape, grid, key, stochasticity, last_step, sample_offset, True)
 
-    @torch.compiler.disable
+    @_eager
     @torch.no_grad()
     def _sample(
         self,
