@@ -19,6 +19,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MINIMUM_CMAKE = (3, 20)
@@ -72,13 +73,52 @@ def cuda_root_of_wheels(build: Path) -> Path | None:
     return None
 
 
+def ninja_program() -> str:
+    """Returns the ninja to build with: the one of the build requirements, else that on PATH."""
+    try:
+        import ninja
+
+        folders = [ninja.BIN_DIR, None]
+    except ImportError:
+        folders = [None]
+    program = next(filter(None, (shutil.which("ninja", path=folder) for folder in folders)), None)
+    if program is None:
+        raise SystemExit("diffflow_ext: ninja is needed to build; run `pip install ninja`")
+    return program
+
+
+def forget_findings(build: Path) -> None:
+    """Drops what CMake found at an earlier configure and keeps the object files.
+
+    Compilers come and go between two installs from one checkout: an nvcc that was missing is there
+    now, and the ninja of an isolated build is deleted when it ends.
+    """
+    (build / "CMakeCache.txt").unlink(missing_ok=True)
+    for found in (build / "CMakeFiles").glob("[0-9]*.*"):
+        shutil.rmtree(found)
+
+
+class FreshPython(build_py):
+    """Copies modules into an empty folder, or those removed since would be shipped again."""
+
+    def run(self) -> None:
+        """Runs the command."""
+        if not getattr(self, "editable_mode", False):
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 class CMakeBuild(build_ext):
     """Configures and builds the extension with CMake and ninja."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Builds the module and puts it where setuptools expects it."""
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = (Path(self.build_temp) / "cmake").resolve()
+        # Not build_temp: an editable install gets a new one each time and would compile everything.
+        base = Path(self.get_finalized_command("build").build_base)
+        build = (base / f"cmake-{self.plat_name}-{sys.implementation.cache_tag}").resolve()
         build.mkdir(parents=True, exist_ok=True)
+        forget_findings(build)
         self._run(["cmake", "-S", str(ROOT), "-B", str(build), *self._configuration(build)])
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         self._run(["cmake", "--build", str(build), "--parallel", jobs])
@@ -87,14 +127,10 @@ class CMakeBuild(build_ext):
         shutil.copy2(built, output)
 
     def _configuration(self, build: Path) -> list[str]:
-        import ninja
         import pybind11
 
-        # The ninja of an isolated build is deleted afterwards, but CMake remembers its path: it
-        # must be said again at every configure.
-        program = shutil.which("ninja", path=ninja.BIN_DIR) or shutil.which("ninja")
         options = {
-            "CMAKE_MAKE_PROGRAM": program,
+            "CMAKE_MAKE_PROGRAM": ninja_program(),
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "DIFFFLOW_VERSION": self.distribution.get_version(),
@@ -121,6 +157,6 @@ class CMakeBuild(build_ext):
 
 setup(
     ext_modules=[Extension("diffflow_ext._core", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": FreshPython},
     setup_requires=build_requirements(),
 )

@@ -1,0 +1,114 @@
+# Everything happens in .venv, which `make clean` removes; nothing else of the machine is touched.
+#
+# torch: where $(PYTHON) has one, .venv uses it and never installs another. Elsewhere the version in
+# constraints.txt is installed, as the CPU build where no NVIDIA driver is found.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+CPP_FILES = $(shell find csrc tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+INSTALL = pip install --quiet --quiet --constraint $(VENV)/constraints.txt
+
+.PHONY: help demo test lint check-gpu clean
+
+help:
+	@echo "make demo       install, train on a 2-D set and a table, sample, evaluate: demo/ (4 minutes)"
+	@echo "make test       install, check the style, run every test (15 minutes on two cores)"
+	@echo "make lint       ruff, clang-format and pyright alone"
+	@echo "make check-gpu  build, check and measure the kernels on the GPU of this machine"
+	@echo "make clean      remove what make and pip made here"
+	@echo
+	@echo "PYTHON=... picks another Python than python3; DIFFFLOW_CUDA=AUTO|ON|OFF picks the build"
+
+# --- demo ------------------------------------------------------------------------------------------
+
+# Two trainings side by side, one thread each: small networks gain nothing from a second thread.
+demo: $(VENV)/demo
+	@rm -rf demo && mkdir demo
+	echo "demo: training on olympic-rings (two dimensions) and magic (ten columns)"
+	train="diffflow train --threads 1 --batch-size 120 --warmup 50 --seed 0"
+	$$train olympic-rings --out demo/rings --steps 900 --progressive 0:5,450:10,700:20 \
+	  --num-steps 20 > demo/rings.log 2>&1 & rings=$$!
+	$$train magic --out demo/magic --steps 900 --progressive 0:5,450:10,700:20 \
+	  --num-steps 20 > demo/magic.log 2>&1 & magic=$$!
+	wait $$rings || { cat demo/rings.log; exit 1; }
+	wait $$magic || { cat demo/magic.log; exit 1; }
+	for run in rings magic; do
+	  echo; echo "demo: $$run"
+	  diffflow sample demo/$$run --n 2000 --out demo/$$run.npy
+	  diffflow evaluate demo/$$run --n 5000
+	done
+	echo; echo "demo: pictures are in demo/rings/figures and demo/magic/figures"
+
+# --- tests -----------------------------------------------------------------------------------------
+
+test: lint
+	pytest
+
+lint: $(VENV)/test
+	@ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror $(CPP_FILES)
+	pyright
+
+check-gpu:
+	@benchmarks/gpu_check.sh
+
+# --- installation ----------------------------------------------------------------------------------
+
+# The virtual environment, its torch, and the constraints under which all else is installed.
+$(VENV)/constraints.txt: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "$(PYTHON) is older than Python 3.10; say PYTHON=..."; exit 1; }
+	if $(PYTHON) -c 'import torch' 2> /dev/null; then
+	  echo "make: using the torch of $(PYTHON)"
+	  $(PYTHON) -m venv --system-site-packages $(VENV)
+	  # A virtual environment does not inherit from another one by itself.
+	  $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(VENV)/parent
+	  cp $(VENV)/parent "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parent.pth"
+	  $(BIN)/python -c 'import torch; print(f"torch=={torch.__version__}")' > $@
+	  exit
+	fi
+	$(PYTHON) -m venv $(VENV)
+	torch=$$(grep '^torch==' constraints.txt)
+	echo "make: installing $$torch"
+	if ! command -v nvidia-smi > /dev/null && [ ! -e /proc/driver/nvidia/version ]; then
+	  # Without --index-url, PyPI's build would bring gigabytes of CUDA libraries.
+	  pip install --quiet --no-deps --retries 0 --timeout 10 --index-url $(CPU_WHEELS) "$$torch" \
+	    2> /dev/null || echo "make: $(CPU_WHEELS) has no such file or is out of reach"
+	fi
+	pip install --quiet --quiet --constraint constraints.txt "$$torch"
+	cp constraints.txt $@
+
+# Builds without isolation: pip would compile everything anew each time.
+$(VENV)/builder: $(VENV)/constraints.txt
+	@tools="setuptools>=77 wheel pybind11 ninja"
+	command -v cmake > /dev/null || tools="$$tools cmake"
+	$(INSTALL) $$tools
+	touch $@
+
+$(VENV)/demo: $(VENV)/builder $(SOURCES)
+	@echo "make: building and installing diffflow_ext"
+	$(INSTALL) --no-build-isolation --editable '.[demo]'
+	diffflow doctor
+	touch $@
+
+$(VENV)/test: $(VENV)/builder $(SOURCES)
+	@echo "make: building and installing diffflow_ext"
+	$(INSTALL) --no-build-isolation --editable '.[test]'
+	diffflow doctor
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info diffflow_ext/_core.*.so .pytest_cache .ruff_cache \
+	  .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,30 @@
+"""Training: one configuration in, a run directory out, and what to do with it afterwards."""
+
+from __future__ import annotations
+
+from diffflow_ext.training.checkpoint import Checkpoint, CheckpointError
+from diffflow_ext.training.config import TrainConfig
+from diffflow_ext.training.dataset_record import DatasetRecord
+from diffflow_ext.training.evaluation import draw_samples, evaluate, format_table
+from diffflow_ext.training.trainer import (
+    Interrupted,
+    TrainingError,
+    TrainResult,
+    load_run,
+    train,
+)
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "DatasetRecord",
+    "Interrupted",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingError",
+    "draw_samples",
+    "evaluate",
+    "format_table",
+    "load_run",
+    "train",
+]

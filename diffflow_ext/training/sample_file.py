@@ -1,0 +1,67 @@
+"""Samples as files: .npy, or .csv with the names of the columns in its first line."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["check_target", "write_samples"]
+
+
+def check_target(path: str | Path, endings: Sequence[str], *, overwrite: bool) -> None:
+    """Checks, before any work, that a file may be written.
+
+    Raises:
+        ValueError: If its name has another ending, or it's there and `overwrite` isn't given.
+        OSError: If its directory is missing or can't be written to.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{path}: expected a file name that ends in {' or '.join(endings)}")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path}: is there already; give --overwrite to replace it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the directory {path.parent} is missing")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path}: can't write to the directory {path.parent}")
+
+
+def write_samples(path: str | Path, samples: Tensor, columns: Sequence[str]) -> None:
+    """Writes samples in float64; a reader finds the old file or the new one, never a part.
+
+    Arguments:
+        path: A file whose name ends in .npy or .csv.
+        samples: Shape (n, d).
+        columns: The names of the d columns.
+
+    Raises:
+        ValueError: If there are more or fewer columns than names.
+    """
+    path, values = Path(path), samples.double().cpu().numpy()
+    if values.ndim != 2 or values.shape[1] != len(columns):
+        raise ValueError(
+            f"write_samples: expected samples of shape (n, {len(columns)}), got {values.shape}"
+        )
+    aside = path.with_name(f".tmp-{path.name}")
+    try:
+        if path.suffix.lower() == ".npy":
+            with aside.open("wb") as binary:
+                np.save(binary, values, allow_pickle=False)
+        else:
+            with aside.open("w", encoding="utf-8", newline="") as file:
+                _write_csv(file, values, columns)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write_csv(file: TextIO, values: np.ndarray, columns: Sequence[str]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([repr(value) for value in row] for row in values.tolist())

@@ -1,0 +1,99 @@
+"""Everything that changes while a run trains, and its way into a checkpoint and back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from diffflow_ext.sde import DiffFlowSDE
+from diffflow_ext.training.checkpoint import Checkpoint, CheckpointError
+from diffflow_ext.training.config import TrainConfig
+
+__all__ = ["TrainState"]
+
+
+class TrainState:
+    """The model, its averaged twin, the optimiser and the counters.
+
+    Arguments:
+        config: The configuration.
+        sde: The untrained model, on its device.
+    """
+
+    def __init__(self, config: TrainConfig, sde: DiffFlowSDE) -> None:
+        self.config = config
+        self.sde = sde
+        self.ema = AveragedModel(sde)
+        self.optimiser = torch.optim.Adam(sde.parameters(), lr=config.learning_rate)
+        self.step = 0
+        self.elapsed = 0.0
+
+    def update(self, learning_rate: float) -> None:
+        """Takes one step of Adam along the present gradients, and averages the weights.
+
+        The decay is (1 + n) / (10 + n) at first: a constant one would keep the random initial
+        weights in the average for about 1 / (1 - decay) steps.
+        """
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        self.optimiser.step()
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self.ema.update_parameters(self.sde)
+        self.step += 1
+
+    def to_checkpoint(self, meta: Mapping[str, Any]) -> Checkpoint:
+        """Returns the state as tensors and plain data, with more of these beside it."""
+        counters = {"elapsed": self.elapsed, "ema_updates": int(self.ema.n_averaged)}
+        return Checkpoint(
+            step=self.step,
+            model=self.sde.state_dict(),
+            ema=self.ema.module.state_dict(),
+            optim=self._optimiser_tensors(),
+            meta={**meta, "counters": counters},
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes over the state of a checkpoint.
+
+        Raises:
+            CheckpointError: If it belongs to another model.
+        """
+        try:
+            self.sde.load_state_dict(dict(checkpoint.model))
+            self.ema.module.load_state_dict(dict(checkpoint.ema))
+            self._restore_optimiser(checkpoint.optim)
+            counters = checkpoint.meta["counters"]
+            self.ema.n_averaged.fill_(counters["ema_updates"])
+            self.elapsed = float(counters["elapsed"])
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint of step {checkpoint.step}: doesn't fit the configuration: {error}"
+            ) from error
+        self.step = checkpoint.step
+
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.sde.named_parameters()]
+
+    def _optimiser_tensors(self) -> dict[str, Tensor]:
+        """Returns the state of Adam by "PARAMETER.exp_avg", "PARAMETER.step" and so on."""
+        names, state = self._names(), self.optimiser.state_dict()["state"]
+        return {
+            f"{names[index]}.{key}": torch.as_tensor(value)
+            for index, values in state.items()
+            for key, value in values.items()
+        }
+
+    def _restore_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
+        index = {name: position for position, name in enumerate(self._names())}
+        state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+        for flat, tensor in tensors.items():
+            name, key = flat.rsplit(".", 1)
+            state[index[name]][key] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": dict(state), "param_groups": groups})

@@ -1,0 +1,357 @@
+"""The training loop.
+
+A step is a pure function of the state before it and of (seed, step): the order of the data, the
+time grid and the noise are computed from these two numbers and never stored. A run that was cut
+off and resumed therefore ends, on a CPU with the same number of threads, with the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffflow_ext._backend import build_info
+from diffflow_ext.data import Dataset, batch_indices, open_dataset
+from diffflow_ext.noise import NoiseKey
+from diffflow_ext.sde import DiffFlowSDE
+from diffflow_ext.training.checkpoint import (
+    CheckpointError,
+    load_latest,
+    save_checkpoint,
+    step_directories,
+    sweep,
+)
+from diffflow_ext.training.config import TrainConfig, field_rule
+from diffflow_ext.training.dataset_record import DatasetRecord
+from diffflow_ext.training.model import build_sde, pick_device, training_grid
+from diffflow_ext.training.runs import MetricsLog, RunDirectory, replace_text
+from diffflow_ext.training.state import TrainState
+
+__all__ = [
+    "Interrupted",
+    "TrainResult",
+    "TrainingError",
+    "learning_rate_at",
+    "load_run",
+    "train",
+]
+
+# Larger data stay in host memory and only batches travel.
+MAX_RESIDENT_BYTES = 2 * 2**30
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on: the loss or its gradient isn't finite."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came; the state was saved first.
+
+    Arguments:
+        signum: Which signal.
+        saved: The checkpoint.
+    """
+
+    def __init__(self, signum: int, saved: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; saved {saved}")
+        self.signum = signum
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Arguments:
+        step: Completed steps.
+        elapsed: Seconds of training, over all sessions of the run.
+        checkpoint: The newest checkpoint.
+    """
+
+    step: int
+    elapsed: float
+    checkpoint: Path
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> TrainResult:
+    """Trains a model and leaves a run directory.
+
+    Arguments:
+        config: What to train.
+        out: The run directory; it's made where missing.
+        resume: Go on with the run in `out` if there is one. The result equals that of an
+            uninterrupted run.
+        overwrite: Remove the run in `out` first.
+        progress: Show a bar on stderr; by default only on a terminal.
+
+    Raises:
+        ValueError: If `out` holds a run and neither `resume` nor `overwrite` is given, the run
+            there has another configuration or other data, or another process trains there.
+        OSError: If `out` can't be written to, or the data can't be read.
+        CheckpointError: If a checkpoint can't be written, or none of those there is whole.
+        TrainingError: If the loss or its gradient isn't finite. The step isn't taken.
+        Interrupted: After SIGINT or SIGTERM, when the state is saved.
+    """
+    run = RunDirectory(out)
+    with run.opened(), _threads(config.threads):
+        _check_directory(run, config, resume=resume, overwrite=overwrite)
+        device = pick_device(config.device)
+        trainer = _Trainer(config, run, device)
+        if overwrite:
+            run.clear()
+        sweep(run.checkpoints)
+        if step_directories(run.checkpoints):
+            trainer.restore()
+        replace_text(run.config, config.to_toml())
+        return trainer.run_to_end(progress)
+
+
+def load_run(
+    path: str | Path, device: str = "cpu"
+) -> tuple[DiffFlowSDE, TrainConfig, DatasetRecord]:
+    """Returns the model of a run with its averaged weights, ready to sample.
+
+    Arguments:
+        path: The run directory.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+
+    Returns:
+        The model, the configuration with which it was trained, and what it knows of its data.
+
+    Raises:
+        ValueError: If no run is there.
+        CheckpointError: If it has no whole checkpoint.
+    """
+    run = RunDirectory(path)
+    if not run.holds_run():
+        raise ValueError(f"{path}: no run there; diffflow train DATA --out {path} makes one")
+    checkpoint = load_latest(run.checkpoints)
+    try:
+        config = TrainConfig.from_dict(checkpoint.meta["config"])
+        record = DatasetRecord.from_meta(checkpoint.meta["data"])
+        sde = build_sde(config, record.dim)
+        sde.load_state_dict(dict(checkpoint.ema))
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its checkpoint doesn't fit: {error}") from error
+    return sde.to(pick_device(device)).eval(), config, record
+
+
+def learning_rate_at(config: TrainConfig, step: int) -> float:
+    """Returns the learning rate of a step, counted from 0."""
+    done = step / config.steps
+    factors = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * min(done, 1.0))),
+        "step": 0.5 ** sum(done >= mark for mark in (1 / 2, 3 / 4, 7 / 8)),
+        "constant": 1.0,
+    }
+    rise = min(1.0, (step + 1) / max(config.warmup, 1))
+    return config.learning_rate * factors[config.schedule] * rise
+
+
+class _Trainer:
+    """One session of a run: data and state in memory, and the loop over steps."""
+
+    def __init__(self, config: TrainConfig, run: RunDirectory, device: torch.device) -> None:
+        dataset = open_dataset(config.data, seed=config.data_seed)
+        self.config, self.run, self.device = config, run, device
+        self.dataset, self.record = dataset, DatasetRecord.of(dataset)
+        self.data = _resident(dataset, device)
+        self.state = TrainState(config, build_sde(config, self.record.dim).to(device))
+        self.saved: Path | None = None
+
+    def restore(self) -> None:
+        """Takes over the newest whole checkpoint."""
+        checkpoint = load_latest(self.run.checkpoints)
+        DatasetRecord.from_meta(checkpoint.meta["data"]).require(self.dataset)
+        if checkpoint.step > self.config.steps:
+            raise ValueError(
+                f"train: steps={self.config.steps}: the run is at step {checkpoint.step} already"
+            )
+        self.state.restore(checkpoint)
+        self.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
+
+    def run_to_end(self, progress: bool | None) -> TrainResult:
+        """Trains up to the last step, with a log, a bar, checkpoints and an ear for signals."""
+        disabled = None if progress is None else not progress
+        with (
+            MetricsLog(self.run.metrics, self.state.step) as log,
+            tqdm(
+                total=self.config.steps, initial=self.state.step, disable=disabled, unit="step"
+            ) as bar,
+            _signals() as received,
+        ):
+            self._loop(log, bar, received)
+        assert self.saved is not None
+        return TrainResult(self.state.step, self.state.elapsed, self.saved)
+
+    def _loop(self, log: MetricsLog, bar: tqdm[Any], received: list[int]) -> None:
+        config, state = self.config, self.state
+        rate = _Rate(state, config.batch_size)
+        while state.step < config.steps:
+            line = self._step()
+            bar.update()
+            if state.step % config.log_every == 0 or state.step == config.steps:
+                line |= rate.measure()
+                log.write(line)
+                bar.set_postfix_str(_bar_text(line))
+            last = state.step == config.steps or bool(received)
+            if last or state.step % config.save_every == 0:
+                rate.tick()
+                log.sync()
+                self._save()
+            if received and self.saved is not None:
+                raise Interrupted(received[0], self.saved)
+
+    def _step(self) -> dict[str, float]:
+        """Takes one training step and returns its metrics."""
+        config, step = self.config, self.state.step
+        grid = training_grid(config, step)
+        self.state.optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast == "bf16"):
+            loss = self.state.sde.mean_loss(
+                self._batch(step),
+                grid,
+                NoiseKey(config.seed, stream=step),
+                checkpoint_every=config.checkpoint_every,
+            )
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.state.sde.parameters(), config.clip_norm)
+        metrics = self._finite(loss.detach(), norm)
+        rate = learning_rate_at(config, step)
+        self.state.update(rate)
+        return {"step": step + 1, **metrics, "lr": rate, "num_steps": grid.num_steps}
+
+    def _batch(self, step: int) -> Tensor:
+        rows = batch_indices(len(self.data), self.config.batch_size, self.config.seed, step)
+        return self.data[rows.to(self.data.device)].to(self.device)
+
+    def _finite(self, loss: Tensor, norm: Tensor) -> dict[str, float]:
+        """Returns both numbers, which cost one wait for the device, if they are finite."""
+        values = torch.stack([loss.double(), norm.double()]).tolist()
+        for name, value in zip(("loss", "gradient norm"), values, strict=True):
+            if not math.isfinite(value):
+                kept = f"the last good checkpoint is {self.saved}" if self.saved else "none saved"
+                raise TrainingError(
+                    f"train: the {name} is {value} at step {self.state.step + 1}; the step"
+                    f" wasn't taken; {kept}; try a lower learning_rate or a longer warmup"
+                )
+        return {"loss": values[0], "grad_norm": values[1]}
+
+    def _save(self) -> None:
+        meta = {
+            "package": build_info()["version"],
+            "config": asdict(self.config),
+            "seed": self.config.seed,
+            "data": self.record.to_meta(),
+        }
+        checkpoint = self.state.to_checkpoint(meta)
+        keep = self.config.keep_checkpoints
+        self.saved = save_checkpoint(self.run.checkpoints, checkpoint, keep)
+
+
+class _Rate:
+    """A stopwatch: time of the whole run, and speed since the last measurement."""
+
+    def __init__(self, state: TrainState, batch_size: int) -> None:
+        self.state, self.batch_size = state, batch_size
+        self.tick_time = self.measured_time = time.perf_counter()
+        self.measured_step = state.step
+
+    def tick(self) -> float:
+        """Adds the time since the last tick to the run's, and returns the present."""
+        now = time.perf_counter()
+        self.state.elapsed += now - self.tick_time
+        self.tick_time = now
+        return now
+
+    def measure(self) -> dict[str, float]:
+        """Returns the metrics that measure time."""
+        now = self.tick()
+        samples = (self.state.step - self.measured_step) * self.batch_size
+        speed = samples / max(now - self.measured_time, 1e-9)
+        self.measured_step, self.measured_time = self.state.step, now
+        return {"samples_per_second": speed, "elapsed": self.state.elapsed}
+
+
+def _bar_text(line: dict[str, float]) -> str:
+    return f"loss {line['loss']:.4f}, {line['samples_per_second']:.0f} samples/s"
+
+
+def _resident(dataset: Dataset, device: torch.device) -> Tensor:
+    data = dataset.train
+    return data.to(device) if data.numel() * data.element_size() <= MAX_RESIDENT_BYTES else data
+
+
+def _check_directory(
+    run: RunDirectory, config: TrainConfig, *, resume: bool, overwrite: bool
+) -> None:
+    if resume and overwrite:
+        raise ValueError("train: expected resume or overwrite, got both")
+    if overwrite or not run.holds_run():
+        return
+    if not resume:
+        raise ValueError(f"{run.root}: holds a run already; give --resume or --overwrite")
+    if run.config.exists():
+        _check_same_run(TrainConfig.load(run.config), config)
+
+
+def _check_same_run(old: TrainConfig, new: TrainConfig) -> None:
+    """Refuses to go on with a run under another configuration."""
+    for item in fields(TrainConfig):
+        before, after = getattr(old, item.name), getattr(new, item.name)
+        if before != after and not field_rule(item).on_resume:
+            raise ValueError(
+                f"train: {item.name}={after!r}: the run to resume has {before!r}; start another"
+                " run to change it"
+            )
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying; a second one takes its usual course."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each, handler in old.items():
+            signal.signal(each, handler)
+
+    for number in old:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,55 @@
+"""What all tests share: helper modules, fixed randomness, and the skip of GPU tests."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Test files are imported by path, so that their neighbours are not found by themselves.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import helpers
+
+# The same examples in every run: a failure is a defect of the change, never of the day.
+settings.register_profile(
+    "fixed", derandomize=True, deadline=None, database=None, max_examples=60, print_blob=True
+)
+settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none")
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Runs a test on one thread, and puts back the number that it may have changed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def core_probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Single functions of csrc/, callable from Python (see csrc/core_probe.cpp)."""
+    library = tmp_path_factory.mktemp("core_probe") / "core_probe.so"
+    source = helpers.TESTS / "csrc" / "core_probe.cpp"
+    helpers.compile_cpp([source], library, ["-O2", "-shared", "-fPIC"])
+    return ctypes.CDLL(str(library))

@@ -1,0 +1,9 @@
+// The package's own bindings, built a second time with the CUDA side executed on the host: device 0
+// of this module is the emulation of cuda_host.h. Compiled with -I csrc and -I tests/csrc, linked
+// with kernels/*.cu.
+#include "bindings/module.cpp"
+#include "cuda_host.h"
+
+extern "C" __attribute__((visibility("default"))) void host_set_schedule(int schedule) {
+  emu::set_schedule(schedule);
+}

@@ -1,0 +1,188 @@
+"""Evaluation: each number against its definition, and the same numbers for the same seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffflow_ext.data import open_dataset, toy_entropy
+from diffflow_ext.metrics import energy_distance, gaussian_nll, sliced_wasserstein
+from diffflow_ext.noise import NoiseKey
+from diffflow_ext.training import (
+    TrainConfig,
+    draw_samples,
+    evaluate,
+    format_table,
+    load_run,
+    train,
+)
+from diffflow_ext.training import evaluation as module
+from diffflow_ext.training.model import sampling_grid
+
+pytest.importorskip("matplotlib")
+
+N = 120
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on 2000 rows of three columns, of which 200 are held out."""
+    root = tmp_path_factory.mktemp("evaluated")
+    data = root / "points.csv"
+    rows = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1))
+    rows = 5.0 * rows.cumsum(1) + 100.0
+    data.write_text("a,b,c\n" + "".join(f"{x},{y},{z}\n" for x, y, z in rows.tolist()))
+    config = TrainConfig(data=str(data), steps=60, num_steps=5, width=16, depth=1, threads=1)
+    train(config, root / "run")
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def result(run: Path) -> dict[str, Any]:
+    return evaluate(run, N, seed=3, device="cpu")
+
+
+def test_result_is_written_and_repeats(run: Path, result: dict[str, Any]) -> None:
+    text = (run / "evaluation.json").read_text()
+    assert json.loads(text) == result
+    evaluate(run, N, seed=3, device="cpu", figures=False)
+    assert (run / "evaluation.json").read_text() == text
+    other = evaluate(run, N, seed=4, device="cpu", figures=False)
+    assert other["energy_distance"] != result["energy_distance"]
+    assert other["energy_distance_floor"] == result["energy_distance_floor"]
+    assert (result["n"], result["step"], result["seed"]) == (N, 60, 3)
+
+
+def test_pictures_are_drawn(run: Path, result: dict[str, Any]) -> None:
+    names = {path.name for path in (run / "figures").iterdir() if path.stat().st_size > 0}
+    assert names == {"samples.png", "trajectories.png", "loss.png"}
+
+
+def test_bound_is_the_mean_on_test_data(run: Path, result: dict[str, Any]) -> None:
+    sde, config, _ = load_run(run)
+    dataset = open_dataset(config.data)
+    test = dataset.test[:N]
+    key = NoiseKey(3, stream=module.EVALUATION_STREAM)
+    with torch.no_grad():
+        nats = -sde.elbo(test, sampling_grid(config), key).double()
+    assert result["bound_n"] == N
+    assert result["bound"] == pytest.approx(float(nats.mean()), rel=1e-12)
+    assert result["bound_error"] == pytest.approx(float(nats.std()) / math.sqrt(N), rel=1e-12)
+    gaussian, _ = gaussian_nll(dataset.train, test)
+    assert result["gaussian_nll"] == pytest.approx(gaussian, rel=1e-12)
+    assert result["bound_minus_gaussian"] == pytest.approx(result["bound"] - gaussian, abs=1e-12)
+
+
+def test_bound_in_data_units_undoes_the_standardising(run: Path, result: dict[str, Any]) -> None:
+    _, config, record = load_run(run)
+    shift = sum(math.log(value) for value in record.std)
+    assert result["bound_data_units"] - result["bound"] == pytest.approx(shift, abs=1e-9)
+    raw = torch.tensor(
+        [[float(v) for v in line.split(",")] for line in Path(config.data).read_text().split()[1:]]
+    )
+    assert shift == pytest.approx(float(raw.std(0).log().sum()), abs=0.1)
+
+
+def test_distances_stand_beside_their_floor(run: Path, result: dict[str, Any]) -> None:
+    sde, config, _ = load_run(run)
+    dataset = open_dataset(config.data)
+    samples = draw_samples(sde, N, 3, sampling_grid(config), seed=3)
+    for measure in (energy_distance, sliced_wasserstein):
+        name = measure.__name__
+        assert result[name] == measure(samples, dataset.test[:N])
+        floors = [measure(dataset.train[i * N : i * N + N], dataset.test[:N]) for i in range(4)]
+        assert result[f"{name}_floor"] == pytest.approx(sum(floors) / 4, rel=1e-12)
+        assert result[f"{name}_ratio"] == result[name] / result[f"{name}_floor"]
+
+
+def test_n_is_cut_to_what_the_data_have(run: Path) -> None:
+    assert evaluate(run, 10_000, device="cpu", figures=False)["n"] == 200
+
+
+def test_too_few_samples_are_refused(run: Path) -> None:
+    with pytest.raises(ValueError, match="at least 50 samples and as many data, got n=49, 1600"):
+        evaluate(run, 49, device="cpu", figures=False)
+
+
+def test_changed_data_are_refused(run: Path, result: dict[str, Any]) -> None:
+    _, config, _ = load_run(run)
+    data = Path(config.data)
+    text = data.read_text()
+    head, rest = text.split("\n", 1)
+    try:
+        data.write_text("a,b,other\n" + rest)
+        with pytest.raises(ValueError, match="expected the columns a, b, c of the run"):
+            evaluate(run, N, device="cpu")
+        data.write_text(head + "\n" + rest.replace("1", "2"))
+        with pytest.raises(ValueError, match="values have changed"):
+            evaluate(run, N, device="cpu")
+    finally:
+        data.write_text(text)
+
+
+def test_table_shows_the_numbers(result: dict[str, Any]) -> None:
+    table = format_table(result)
+    for name in ("bound", "gaussian_nll", "bound_data_units"):
+        assert f"{result[name]:.4f}" in table
+    for name in ("energy_distance", "sliced_wasserstein"):
+        assert f"{result[name]:.5f}" in table
+        assert f"{result[f'{name}_floor']:.5f}" in table
+        assert f"{result[f'{name}_ratio']:.2f} times that of real data" in table
+    assert all(len(line) <= 99 for line in table.splitlines())
+
+
+def test_table_of_a_set_with_known_entropy(result: dict[str, Any]) -> None:
+    entropy = toy_entropy("checkerboard")
+    assert entropy is not None
+    table = format_table({**result, "entropy": entropy})
+    assert f"{result['bound_data_units'] - entropy:+.4f} against the entropy" in table
+    assert "entropy" not in format_table(result)
+
+
+def test_numbers_that_are_not_finite_are_null(result: dict[str, Any]) -> None:
+    text = module._spell({**result, "bound": math.inf, "bound_error": math.nan})
+    assert json.loads(text)["bound"] is None
+    assert json.loads(text)["bound_error"] is None
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sde, config, record = load_run(run)
+    grid = sampling_grid(config)
+    whole = draw_samples(sde, 20, record.dim, grid, seed=1)
+    monkeypatch.setattr(module, "CHUNK", 7)
+    # Chunks may take another path through the matrix product: equal up to its rounding.
+    torch.testing.assert_close(draw_samples(sde, 17, record.dim, grid, seed=1), whole[:17])
+    assert not torch.allclose(draw_samples(sde, 20, record.dim, grid, seed=2), whole)
+
+
+def test_samples_in_data_units(run: Path) -> None:
+    sde, config, record = load_run(run)
+    samples = draw_samples(sde, 500, record.dim, sampling_grid(config), seed=0)
+    original = record.in_data_units(samples)
+    assert original.dtype == torch.float64
+    back = (original - torch.tensor(record.mean)) / torch.tensor(record.std)
+    torch.testing.assert_close(back, samples.double(), rtol=1e-5, atol=1e-5)
+    # The data are near 100 in each column.
+    assert original.mean(0).sub(100).abs().max() < 30
+
+
+def test_numbers_do_not_depend_on_the_chunks(
+    run: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 50)
+    again = evaluate(run, N, seed=3, device="cpu", figures=False)
+    for name in ("bound", "bound_error", "energy_distance", "sliced_wasserstein"):
+        assert again[name] == pytest.approx(result[name], rel=1e-4), name
+
+
+def test_no_samples_are_refused(run: Path) -> None:
+    sde, config, record = load_run(run)
+    with pytest.raises(ValueError, match="n=0: expected at least 1"):
+        draw_samples(sde, 0, record.dim, sampling_grid(config), seed=0)
