@@ -195,6 +195,23 @@ def test_op_equals_its_reference(
     check_op(case.op, case.reference, case.inputs)
 
 
+WRONG: dict[str, Op] = {
+    "sign": lambda x, f, **k: functional.em_step(x, -f, **k),
+    "gradient": lambda x, f, **k: functional.em_step(x, f.detach(), **k) + 0 * f,
+    "scale gradient": lambda x, g, **k: functional.em_step(x, g=g.detach(), **k) + 0 * g,
+    "step": lambda step, **k: functional.em_step(step=step + 1, **k),
+    "small error": lambda x, **k: functional.em_step(x * (1 + 2e-5), **k),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_op_is_caught(name: str) -> None:
+    """check_op itself."""
+    case = em_step_case((33, 5), DTYPES[0], True)
+    with pytest.raises(AssertionError):
+        check_op(WRONG[name], case.reference, case.inputs)
+
+
 @pytest.mark.parametrize("name", ["em_step", "reverse_step", "perturb"])
 def test_op_equals_its_reference_with_noise_of_its_own(name: str) -> None:
     case = MAKE[name]((33, 5), DTYPES[0], False)

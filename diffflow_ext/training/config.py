@@ -21,7 +21,7 @@ from diffflow_ext.nets.mlp import ACTIVATIONS
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 __all__ = ["MODELS", "Rule", "TrainConfig", "field_rule", "field_types", "parse_progressive"]
 
