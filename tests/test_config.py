@@ -192,7 +192,7 @@ def test_data_are_required(tmp_path: Path) -> None:
 
 
 def test_progressive_schedule() -> None:
-    assert parse_progressive("") == ()
+    assert parse_progressive("off") == parse_progressive("auto") == ()
     assert parse_progressive("0:10,2000:30") == ((0, 10), (2000, 30))
 
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffflow_ext import NoiseKey, _backend, _kernels, functional, reference
+from diffflow_ext import NoiseKey, _backend, _checks, _kernels, functional, reference
 from diffflow_ext._operators import operators
 from diffflow_ext.noise import PURPOSES
 
@@ -665,22 +665,28 @@ NO_SECOND = r"second derivative|twice"
 @pytest.mark.parametrize("nonlinear", [False, True], ids=["sum", "squares"])
 @pytest.mark.parametrize("name", MAKE)
 def test_second_derivatives_raise(name: str, nonlinear: bool) -> None:
-    """However they are asked for: an answer of zero would be wrong."""
     case = MAKE[name]((2, 3), DTYPES[1], True)
     leaves = case.inputs.mapped(lambda value: value.requires_grad_())
-    tensors = list(leaves.tensors.values())
 
-    def first() -> Tensor:
+    def twice() -> None:
         value = leaves.call(case.op)
         total = value.square().sum() if nonlinear else value.sum()
-        return sum(
-            g.square().sum() for g in torch.autograd.grad(total, tensors, create_graph=True)
-        )
+        grads = torch.autograd.grad(total, list(leaves.tensors.values()), create_graph=True)
+        sum(grad.square().sum() for grad in grads).backward()
 
     with pytest.raises(RuntimeError, match=NO_SECOND):
-        torch.autograd.grad(first(), tensors, allow_unused=True)
+        twice()
+
+
+def test_a_hessian_raises() -> None:
+    """It asks for gradients by name and takes those that it does not get for zeros."""
+    _, x_next, f, s = residual_rows((2, 3), DTYPES[1]).values()
+
+    def total(x: Tensor) -> Tensor:
+        return functional.residual_cost(x, x_next, f, s, dt=DT, g_next=G).sum()
+
     with pytest.raises(RuntimeError, match=NO_SECOND):
-        first().backward()
+        torch.autograd.functional.hessian(total, torch.randn(2, 3, dtype=F64))
 
 
 def test_a_gradient_penalty_raises() -> None:
@@ -943,18 +949,17 @@ def test_good_arguments_of_the_error_table_pass() -> None:
     em(sample_offset=2**32 - 2, step=2**24 - 1, dt=1)
 
 
-@pytest.mark.skipif(_backend.build_info()["cuda"], reason="this build has CUDA kernels")
-def test_a_cuda_tensor_in_a_cpu_build_is_explained() -> None:
+def test_a_cuda_tensor_in_a_cpu_build_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnCuda:
         device = torch.device("cuda", 0)
 
-    from diffflow_ext import _checks
-
+    note = "no working CUDA compiler was found"
+    monkeypatch.setattr(_backend, "build_info", lambda: {"cuda": False, "cuda_note": note})
     with pytest.raises(RuntimeError) as caught:
         _checks.device("em_step", "x", OnCuda())  # type: ignore[arg-type]
     text = str(caught.value)
     assert text.startswith("em_step: CUDA tensor given as x, but this build has no CUDA kernels (")
-    assert _backend.build_info()["cuda_note"] in text
+    assert note in text
     assert "DIFFFLOW_CUDA=ON" in text
     assert "build_info()" in text
 
@@ -964,8 +969,14 @@ def test_the_core_itself_refuses_a_device_it_cannot_reach() -> None:
     out = torch.zeros(4)
     with pytest.raises(RuntimeError, match="no CUDA kernels; reinstall it with DIFFFLOW_CUDA=ON"):
         _backend.core.normal((0, 0, 0, 1, 4), (1, 0, 0, 0, 0), out.data_ptr())
-    with pytest.raises(ValueError, match="expected a code from 0 to 3"):
-        _backend.core.normal((-1, 0, 4, 1, 4), (1, 0, 0, 0, 0), out.data_ptr())
+
+
+def test_the_core_itself_refuses_types_it_has_no_kernels_for() -> None:
+    for types in (-1, 4):
+        with pytest.raises(ValueError, match="expected a code from 0 to 3"):
+            _backend.core.normal((-1, 0, types, 1, 4), (1, 0, 0, 0, 0), 0)
+        with pytest.raises(ValueError, match="expected a code from 0 to 3"):
+            _backend.core.em_step((-1, 0, types, 1, 4), (1, 0, 0, 0, 0), (1, 0), (1, 0), 0, 0, 0)
 
 
 # --- on a GPU ------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Every comparison is with the CPU kernels, which the other tests hold against references. Noise and
 single ops are expected to agree bit for bit: both sides run the same source with the same rounding
-and sums in the same order. `record_property` puts numbers into the report of benchmarks/gpu_check.py.
+and sums in the same order. `record_property` puts numbers into the report of
+benchmarks/gpu_check.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Installing: with and without isolation, offline, editable, from the sdist, with a broken nvcc.
 
-Every install runs in a copy of the checkout and goes into a virtual environment of its own, which has
-no torch: the compiled core must neither be built with it nor need it.
+Every install runs in a copy of the checkout and goes into a virtual environment of its own, which
+has no torch: the compiled core must neither be built with it nor need it.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ def write_points(path: Path, seed: int) -> None:
 @pytest.fixture
 def config(csv_file: Path) -> TrainConfig:
     return TrainConfig(
+        progressive="off",
         data=str(csv_file),
         seed=5,
         steps=STEPS,

@@ -98,12 +98,13 @@ def parse_progressive(text: str) -> tuple[tuple[int, int], ...]:
     """Returns the ((iteration, num_steps), …) that a text such as "0:10,2000:30" stands for.
 
     Arguments:
-        text: Pairs `iteration:num_steps` joined by commas, iterations rising from 0; or nothing.
+        text: Pairs `iteration:num_steps` joined by commas, iterations rising from 0. "auto" and
+            "off" stand for no pairs of their own.
 
     Raises:
         ValueError: If the text has another form.
     """
-    if not text:
+    if text in ("auto", "off"):
         return ()
     if re.fullmatch(r"\d+:\d+(,\d+:\d+)*", text, re.ASCII) is None:
         raise ValueError(f"parse_progressive: expected pairs such as 0:10,2000:30, got {text!r}")
@@ -144,8 +145,8 @@ class TrainConfig:
     schedule: str = _choice(
         "cosine",
         ("cosine", "step", "constant"),
-        "How the learning rate falls: cosine to 0 at the last step; step halves it after 1/2, 3/4"
-        " and 7/8 of the steps; constant.",
+        "How the learning rate falls: cosine to 0 at the end; step halves it after 1/2, 3/4 and"
+        " 7/8 of the work (network evaluations); constant.",
     )
     warmup: int = _whole(200, 0, "Steps over which the learning rate rises from 0.")
     clip_norm: float = _positive(1.0, "Longest gradient; a longer one is scaled down to it.")
@@ -168,9 +169,10 @@ class TrainConfig:
         "Time grid in training: drawn anew for each batch, or fixed.",
     )
     progressive: str = _option(
-        "",
-        "Steps N by iteration in training, such as 0:10,2000:30; sampling uses num-steps.",
-        "empty, or pairs iteration:num_steps such as 0:10,2000:30, iterations rising from 0",
+        "auto",
+        "Steps N by iteration in training, such as 0:10,2000:30; auto takes N/6, N/3 and N from 0,"
+        " 46 and 81 % of the training steps on; off takes N throughout. Sampling uses num-steps.",
+        "auto, off, or pairs iteration:num_steps such as 0:10,2000:30, iterations rising from 0",
         _is_progressive,
     )
     diffusion_start: float = _positive(0.2, "Diffusion g at the data.")

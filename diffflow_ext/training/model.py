@@ -13,7 +13,7 @@ from diffflow_ext.noise import NoiseKey
 from diffflow_ext.sde import DiffFlowSDE
 from diffflow_ext.training.config import TrainConfig, parse_progressive
 
-__all__ = ["build_sde", "pick_device", "sampling_grid", "training_grid"]
+__all__ = ["build_sde", "pick_device", "sampling_grid", "training_grid", "work_done"]
 
 
 def build_sde(config: TrainConfig, dim: int) -> DiffFlowSDE:
@@ -31,13 +31,40 @@ def build_sde(config: TrainConfig, dim: int) -> DiffFlowSDE:
 
 def training_grid(config: TrainConfig, step: int) -> TimeGrid:
     """Returns the time grid of one training step; a random one depends on seed and step alone."""
-    num_steps = config.num_steps
-    if config.progressive:
-        num_steps = ProgressiveGrid(parse_progressive(config.progressive))(step)
+    num_steps = progressive_grid(config)(step)
     if config.grid == "power":
         return sampling_grid(config, num_steps)
     key = NoiseKey(config.seed, stream=step)
     return TimeGrid.stratified(num_steps, config.t_end, config.t_start, config.power, key=key)
+
+
+def progressive_grid(config: TrainConfig) -> ProgressiveGrid:
+    """Returns how many steps N the trajectories of each training step have.
+
+    "auto" starts coarse, N/6 and then N/3, with the switches after 20 and 50 % of the work: at
+    equal work that reached lower bounds than N throughout.
+    """
+    stages = parse_progressive(config.progressive)
+    if config.progressive == "auto":
+        n = config.num_steps
+        marks = {0: max(1, n // 6), round(0.46 * config.steps): max(1, n // 3)}
+        marks[round(0.81 * config.steps)] = n
+        stages = tuple(marks.items())
+    return ProgressiveGrid(stages or ((0, config.num_steps),))
+
+
+def work_done(config: TrainConfig, step: int) -> float:
+    """Returns the part of a run's network evaluations that precede a training step."""
+    stages = progressive_grid(config).stages
+    ends = [first for first, _ in stages[1:]] + [config.steps]
+
+    def evaluations(until: int) -> int:
+        return sum(
+            count * max(0, min(until, end) - first)
+            for (first, count), end in zip(stages, ends, strict=True)
+        )
+
+    return evaluations(step) / max(evaluations(config.steps), 1)
 
 
 def sampling_grid(config: TrainConfig, num_steps: int | None = None) -> TimeGrid:

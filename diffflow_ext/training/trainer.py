@@ -35,7 +35,7 @@ from diffflow_ext.training.checkpoint import (
 )
 from diffflow_ext.training.config import TrainConfig, field_rule
 from diffflow_ext.training.dataset_record import DatasetRecord
-from diffflow_ext.training.model import build_sde, pick_device, training_grid
+from diffflow_ext.training.model import build_sde, pick_device, training_grid, work_done
 from diffflow_ext.training.runs import MetricsLog, RunDirectory, replace_text
 from diffflow_ext.training.state import TrainState
 
@@ -156,7 +156,7 @@ def load_run(
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
     """Returns the learning rate of a step, counted from 0."""
-    done = step / config.steps
+    done = work_done(config, step)
     factors = {
         "cosine": 0.5 * (1 + math.cos(math.pi * min(done, 1.0))),
         "step": 0.5 ** sum(done >= mark for mark in (1 / 2, 3 / 4, 7 / 8)),
