@@ -38,8 +38,9 @@ def machine() -> dict[str, Any]:
          if line.startswith("model name")), platform.processor(),
     )  # fmt: skip
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
     return {
         "cpu": cpu,
         "cores": torch.get_num_threads(),

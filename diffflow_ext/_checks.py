@@ -19,6 +19,8 @@ STATE_DTYPES = (torch.float32, torch.float64)
 NETWORK_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 #: Element indices are counted in fours in a 32-bit word.
 MAX_ELEMENTS = 2**34
+#: Asked for at every call, and slow to look up.
+_RANGES = {d: (torch.finfo(d).tiny, torch.finfo(d).max) for d in STATE_DTYPES}
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
@@ -35,7 +37,7 @@ def tensor(op: str, name: str, value: object) -> Tensor:
             "give every sample the same noise; call it on the whole batch, and use .backward() or "
             "torch.autograd.grad"
         )
-    if value.layout != torch.strided:
+    if value.layout is not torch.strided:
         raise TypeError(f"{op}: expected {name} to be dense, got layout {value.layout}")
     return value
 
@@ -51,7 +53,7 @@ def state(op: str, name: str, value: object) -> Tensor:
     if x.dim() < 1:
         raise ValueError(f"{op}: expected {name} of shape (B, *event), got shape ()")
     device(op, name, x)
-    if not torch.compiler.is_compiling() and x.shape[0] and x[0].numel() > MAX_ELEMENTS:
+    if not torch.compiler.is_compiling() and math.prod(x.shape[1:]) > MAX_ELEMENTS:
         raise ValueError(
             f"{op}: expected at most 2^34 elements a sample, got {name} of shape {tuple(x.shape)}"
         )
@@ -153,12 +155,12 @@ def positive(op: str, name: str, value: object, x: Tensor) -> float | Tensor:
 
 def _fits(op: str, name: str, number: float, dtype: torch.dtype) -> None:
     """Refuses what is not positive, or would be zero or infinite in the dtype of the state."""
-    info = torch.finfo(dtype)
+    low, high = _RANGES[dtype]
     if not number > 0:
         raise ValueError(f"{op}: expected {name} > 0, got {name}={number}")
-    if not info.tiny <= number <= info.max:
+    if not low <= number <= high:
         raise ValueError(
-            f"{op}: expected {name} between {info.tiny:.3g} and {info.max:.3g}, the range of "
+            f"{op}: expected {name} between {low:.3g} and {high:.3g}, the range of "
             f"{_dtype_name(dtype)}, got {name}={number}; rescale the time or use float64"
         )
 
