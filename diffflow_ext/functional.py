@@ -276,7 +276,7 @@ class _BackwardResidual(Function):
         x, x_next, f, s = _kernel("backward_residual_vjp")(grad, at["dt"], at["g"])
         grad_g = None
         if ctx.needs_input_grad[5]:
-            slope = at["delta_b"] + 2 * at["g"] * _root(at["dt"]) * at["s"]
+            slope = at["delta_b"] + 2 * at["g"] * _root(at["dt"]) * at["s"].to(grad.dtype)
             grad_g = _scalar_grad(-(grad * slope) / at["g"], at["g"])
         return x, x_next, f.to(at["f_dtype"]), s.to(at["s_dtype"]), None, grad_g
 
@@ -512,7 +512,7 @@ class _Perturb(Function):
 
 
 def _like_scalars(per_sample: Tensor, scalar: Tensor) -> Tensor:
-    return (per_sample if scalar.numel() > 1 else per_sample.sum().reshape(1)).to(scalar.dtype)
+    return (per_sample.sum().reshape(1) if scalar.numel() == 1 else per_sample).to(scalar.dtype)
 
 
 def perturb(
