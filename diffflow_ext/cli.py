@@ -131,7 +131,8 @@ def _add_config_flags(group: Any) -> None:
         if types[item.name] is bool:
             kind = {"action": argparse.BooleanOptionalAction}
         default = "none" if item.default == "" else item.default
-        text = f"{rule.help} Default: {'no' if default is False else default}."
+        words = rule.help.replace("%", "%%")  # argparse formats help texts.
+        text = f"{words} Default: {'no' if default is False else default}."
         group.add_argument(flag, dest=item.name, default=argparse.SUPPRESS, help=text, **kind)
 
 

@@ -27,6 +27,7 @@ from diffflow_ext.training import (
 )
 from diffflow_ext.training import trainer as module
 from diffflow_ext.training.checkpoint import load_latest, step_directories
+from diffflow_ext.training.model import sampling_grid, training_grid, work_done
 from diffflow_ext.training.runs import RunDirectory, read_metrics
 from diffflow_ext.training.state import TrainState
 
@@ -503,3 +504,32 @@ def test_bar_is_silent_without_a_terminal(
     assert capfd.readouterr() == ("", "")
     train(config, tmp_path / "shown", progress=True)
     assert "10/10" in capfd.readouterr().err
+
+
+def test_auto_progressive_takes_few_steps_first(config: TrainConfig) -> None:
+    made = replace(config, progressive="auto", steps=100, num_steps=30)
+    counts = [training_grid(made, step).num_steps for step in range(100)]
+    assert counts == [5] * 46 + [10] * 35 + [30] * 19
+    assert training_grid(replace(made, num_steps=1), 0).num_steps == 1
+    assert sampling_grid(made).num_steps == 30
+    total = sum(counts)
+    for step in (0, 1, 46, 60, 81, 99, 100):
+        assert work_done(made, step) == pytest.approx(sum(counts[:step]) / total)
+
+
+def test_logged_bound_does_not_jump_with_the_number_of_steps(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    """A drift and a score of nearly zero make the loss N d / 2 larger, and the bound not."""
+    made = replace(
+        config, progressive="0:2,8:40", steps=16, batch_size=512, log_every=1,
+        learning_rate=1e-9, t_end=1e-3, diffusion_start=0.2, diffusion_end=0.3,
+    )  # fmt: skip
+    train(made, tmp_path)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    few, many = lines[:8], lines[8:]
+    mean = [[sum(line[key] for line in part) / 8 for part in (few, many)] for key in
+            ("loss", "bound")]  # fmt: skip
+    assert mean[0][1] - mean[0][0] > 30
+    # g differs by 1.5 at the ends, so the pair does not match exactly: a little per dimension.
+    assert abs(mean[1][1] - mean[1][0]) < 1.0

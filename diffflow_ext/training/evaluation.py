@@ -244,8 +244,11 @@ def _draw(
         figures.trajectories(path, forward, reverse, grid.times, title)
     lines = read_metrics(run.metrics)
     if lines:
-        steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-        figures.loss_curve(run.figures / "loss.png", steps, losses)
+        steps, bounds = [line["step"] for line in lines], [line["bound"] for line in lines]
+        label = "bound on -log p per sample [nats]"
+        figures.loss_curve(
+            run.figures / "loss.png", steps, bounds, title=f"{name}: training", label=label
+        )
 
 
 def _trajectories(

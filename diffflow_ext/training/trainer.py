@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from diffflow_ext._backend import build_info
 from diffflow_ext.data import Dataset, batch_indices, open_dataset
+from diffflow_ext.diffusion import diffusion_values
 from diffflow_ext.noise import NoiseKey
 from diffflow_ext.sde import DiffFlowSDE
 from diffflow_ext.training.checkpoint import (
@@ -209,7 +210,7 @@ class _Trainer:
             line = self._step()
             bar.update()
             if state.step % config.log_every == 0 or state.step == config.steps:
-                line |= rate.measure()
+                line |= {"bound": self._bound(line), **rate.measure()}
                 log.write(line)
                 bar.set_postfix_str(_bar_text(line))
             last = state.step == config.steps or bool(received)
@@ -238,6 +239,17 @@ class _Trainer:
         rate = learning_rate_at(config, step)
         self.state.update(rate)
         return {"step": step + 1, **metrics, "lr": rate, "num_steps": grid.num_steps}
+
+    def _bound(self, line: dict[str, float]) -> float:
+        """Returns what the loss says about -log p, in nats: it compares different N.
+
+        The mean of the bound's control variate, N d / 2, stands in for its value.
+        """
+        config, dim = self.config, self.record.dim
+        ends = torch.tensor([config.t_start, config.t_end], device=self.device)
+        with torch.no_grad():
+            g_0, g_n = diffusion_values(self.state.sde.diffusion, ends).tolist()
+        return line["loss"] + dim * (math.log(g_n / g_0) - 0.5 * line["num_steps"])
 
     def _batch(self, step: int) -> Tensor:
         rows = batch_indices(len(self.data), self.config.batch_size, self.config.seed, step)
@@ -292,7 +304,8 @@ class _Rate:
 
 
 def _bar_text(line: dict[str, float]) -> str:
-    return f"loss {line['loss']:.4f}, {line['samples_per_second']:.0f} samples/s"
+    speed = f"{line['samples_per_second']:.0f} samples/s"
+    return f"loss {line['loss']:.3f}, bound {line['bound']:.3f} nats, {speed}"
 
 
 def _resident(dataset: Dataset, device: torch.device) -> Tensor:
