@@ -34,20 +34,21 @@ help:
 # Two trainings side by side, one thread each: small networks gain nothing from a second thread.
 demo: $(VENV)/demo
 	@rm -rf demo && mkdir demo
-	echo "demo: training on olympic-rings (two dimensions) and magic (ten columns)"
-	train="diffflow train --threads 1 --batch-size 120 --warmup 50 --seed 0"
-	$$train olympic-rings --out demo/rings --steps 900 --progressive 0:5,450:10,700:20 \
-	  --num-steps 20 > demo/rings.log 2>&1 & rings=$$!
-	$$train magic --out demo/magic --steps 900 --progressive 0:5,450:10,700:20 \
-	  --num-steps 20 > demo/magic.log 2>&1 & magic=$$!
-	wait $$rings || { cat demo/rings.log; exit 1; }
+	echo "demo: training on checkerboard (2 columns) and magic (10 columns), about a minute"
+	train="diffflow train --threads 1 --num-steps 20 --seed 0"
+	$$train checkerboard --out demo/checkerboard --batch-size 120 --steps 1100 > demo/checkerboard.log 2>&1 &
+	board=$$!
+	$$train magic --out demo/magic --batch-size 256 --steps 800 > demo/magic.log 2>&1 &
+	magic=$$!
+	wait $$board || { cat demo/checkerboard.log; kill $$magic; exit 1; }
 	wait $$magic || { cat demo/magic.log; exit 1; }
-	for run in rings magic; do
-	  echo; echo "demo: $$run"
-	  diffflow sample demo/$$run --n 2000 --out demo/$$run.npy
+	for run in checkerboard magic; do
+	  echo
+	  diffflow sample demo/$$run --n 5000 --out demo/$$run.csv
 	  diffflow evaluate demo/$$run --n 5000
 	done
-	echo; echo "demo: pictures are in demo/rings/figures and demo/magic/figures"
+	echo
+	echo "demo: figures are in demo/checkerboard/figures and demo/magic/figures"
 
 # --- tests -----------------------------------------------------------------------------------------
 
@@ -61,7 +62,7 @@ lint: $(VENV)/test
 	pyright
 
 check-gpu:
-	@benchmarks/gpu_check.sh
+	@PYTHON="$(PYTHON)" benchmarks/gpu_check.sh
 
 # --- installation ----------------------------------------------------------------------------------
 

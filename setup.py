@@ -115,7 +115,7 @@ class CMakeBuild(build_ext):
         """Builds the module and puts it where setuptools expects it."""
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         # Not build_temp: an editable install gets a new one each time, and compiles all anew.
-        base = Path(self.get_finalized_command("build").build_base)
+        base = Path(self.get_finalized_command("build").build_base)  # pyright: ignore
         build = (base / f"cmake-{self.plat_name}-{sys.implementation.cache_tag}").resolve()
         build.mkdir(parents=True, exist_ok=True)
         forget_findings(build)

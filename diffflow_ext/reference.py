@@ -88,7 +88,7 @@ def noise_counters(
 
 def uniform(words: Words) -> NDArray[np.float64]:
     """Returns the centres of 2^23 equal cells of (0, 1): (2 (word >> 9) + 1) / 2^24."""
-    return ((words >> np.uint64(9)) * 2.0 + 1.0) * 2.0**-24
+    return ((words >> np.uint64(9)).astype(np.float64) * 2.0 + 1.0) * 2.0**-24
 
 
 def normal(

@@ -117,7 +117,8 @@ def test_module_holds_all_architectures() -> None:
 def test_module_machine_code(arch: str) -> None:
     usage = sass.resource_usage(module_path(), arch)
     opcodes = sass.instructions(module_path(), arch)
-    assert usage and usage.keys() == opcodes.keys()
+    assert usage
+    assert usage.keys() == opcodes.keys()
     defects = {
         kernel: found
         for kernel in usage

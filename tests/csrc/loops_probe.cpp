@@ -59,8 +59,8 @@ struct Run {
   }
   template <class Body>
   void reduce(const Body& body) const {
-    Tensor<typename Body::Sum> partials(
-        shape.samples * df::num_segments(shape.quads_per_sample()), 0);
+    Tensor<typename Body::Sum> partials(shape.samples * df::num_segments(shape.quads_per_sample()),
+                                        0);
     if (on_device) return df::cuda::reduce(body, shape, aligned(), partials.data(), 0, nullptr);
     df::cpu::reduce(body, shape, aligned(), partials.data());
   }
@@ -95,9 +95,14 @@ std::string residual_cost_vjp(const Run& run) {
   auto grad = run.column<float>(), grad_g = run.column<float>();
   auto grad_x = run.tensor<float>(), grad_x_next = run.tensor<float>();
   auto grad_f = run.tensor<df::Half>(), grad_s = run.tensor<df::Half>();
-  run.reduce(df::ResidualCostVjp<float, df::Half>{
-      {x.data(), x_next.data(), f.data(), s.data(), kStep},
-      grad.data(), grad_x.data(), grad_x_next.data(), grad_f.data(), grad_s.data(), grad_g.data()});
+  run.reduce(
+      df::ResidualCostVjp<float, df::Half>{{x.data(), x_next.data(), f.data(), s.data(), kStep},
+                                           grad.data(),
+                                           grad_x.data(),
+                                           grad_x_next.data(),
+                                           grad_f.data(),
+                                           grad_s.data(),
+                                           grad_g.data()});
   return grad_x.bytes() + grad_x_next.bytes() + grad_f.bytes() + grad_s.bytes() + grad_g.bytes();
 }
 

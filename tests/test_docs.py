@@ -1,0 +1,44 @@
+"""What the documents say is so: the README's example runs, its links and figures exist."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from typing import Any
+
+import pytest
+from helpers import ROOT
+
+import diffflow_ext.sde
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_readme_example_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert "range(100)" in code
+    names: dict[str, Any] = {}
+    exec(code.replace("range(100)", "range(2)"), names)
+    assert names["samples"].shape == (1000, 2)
+    assert names["path"].shape == (31, 1000, 2)
+    assert names["bound"].isfinite()
+
+
+def test_doctests() -> None:
+    result = doctest.testmod(diffflow_ext.sde)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Any) -> None:
+    for target in re.findall(r"\]\(([\w./-]+\.(?:md|png|json|sh))\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_commands_of_the_readme_exist() -> None:
+    from diffflow_ext.cli import build_parser
+
+    text = (ROOT / "README.md").read_text()
+    for line in re.findall(r"^diffflow (.*?)\s*(?:#.*)?$", text, re.M):
+        build_parser().parse_args(line.split())
