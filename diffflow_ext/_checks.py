@@ -143,7 +143,7 @@ def _companion(op: str, name: str, value: object, x: Tensor, x_name: str) -> Ten
 def positive(op: str, name: str, value: object, x: Tensor) -> float | Tensor:
     """Returns a positive scalar: a Python number, or a tensor of one element beside `x`.
 
-    The value of a tensor is not looked at: reading it would wait for the device.
+    The value of a device's tensor is not looked at: reading it would wait for the device.
     """
     if isinstance(value, Tensor):
         return _scalar_tensor(op, name, value, x)
@@ -177,6 +177,8 @@ def _scalar_tensor(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
             f"{op}: expected a tensor {name} to be floating and on {x.device}, "
             f"got {_dtype_name(scalar.dtype)} on {scalar.device}"
         )
+    if not scalar.is_cuda and not torch.compiler.is_compiling():
+        _fits(op, name, float(scalar.detach()), x.dtype)
     return scalar
 
 

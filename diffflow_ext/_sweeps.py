@@ -72,10 +72,11 @@ class PathProblem:
         """Evaluates drift or score at state k, or score at several states at once."""
         net = self.drift if name == "drift" else self.score
         t = self._time(k, x)
-        version = x._version
+        watched = not x.is_inference()
+        version = x._version if watched else 0
         with self.autocast.again():
             value = net(t, x)
-        if x._version != version:
+        if watched and x._version != version:
             raise RuntimeError(f"DiffFlowSDE: {name}(t, x) modified x in place; work on a copy")
         return _checks.network_output("DiffFlowSDE", f"{name}(t, x)", value, x)
 
@@ -397,18 +398,28 @@ class _Walk:
 def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) -> None:
     """Refuses a network whose graph ends in tensors that would silently get no gradient."""
     known = {id(p) for p in (*params, x)}
-    stops = {p.grad_fn for p in params if p.grad_fn is not None}
-    queue, seen = [value.grad_fn], set()
+    if id(value) in known:
+        return
+    if value.grad_fn is None and value.requires_grad:
+        raise _unnamed(name, value)
+    # A parameter need not be a leaf; siblings of one operation are told apart by their number.
+    stops = {(p.grad_fn, p.output_nr) for p in params if p.grad_fn is not None}
+    queue, seen = [(value.grad_fn, value.output_nr)], set()
     while queue:
-        node = queue.pop()
-        if node is None or node in seen or node in stops:
+        edge = queue.pop()
+        node = edge[0]
+        if node is None or edge in stops or node in seen:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) not in known:
-            raise RuntimeError(
-                f"DiffFlowSDE: {name}(t, x) depends on a tensor of shape {tuple(variable.shape)} "
-                "that requires a gradient but is not among the parameters; make the network an "
-                "nn.Module that owns it, or name it in `params`"
-            )
-        queue.extend(edge for edge, _ in node.next_functions)
+            raise _unnamed(name, variable)
+        queue.extend(node.next_functions)
+
+
+def _unnamed(name: str, leaf: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"DiffFlowSDE: {name}(t, x) depends on a tensor of shape {tuple(leaf.shape)} that "
+        "requires a gradient but is not among the parameters; make the network an nn.Module that owns it, "
+        "or name it in `params`"
+    )

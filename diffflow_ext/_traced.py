@@ -287,7 +287,8 @@ def _traced_key(op: str, key: NoiseKey | Tensor | None, x0: Tensor) -> Tensor:
         return torch.cat([seed, torch.zeros_like(seed)])
     if isinstance(key, NoiseKey):
         return key.to_tensor(x0.device)
-    return _checks.key(op, key, x0.device)  # pyright: ignore[reportReturnType]
+    # A copy: the caller may write the next stream into the tensor before the backward pass.
+    return _checks.key(op, key, x0.device).clone()  # pyright: ignore
 
 
 def mean_loss(sde: DiffFlowSDE, *arguments: Any, weight: Tensor | None) -> Tensor:

@@ -169,14 +169,24 @@ def build_problem(
         times=grid.times.to(x0.device, x0.dtype),
         steps=grid.steps(),
         g=coefficients(g),
-        key=NoiseKey.from_torch() if key is None else _checks.key(op, key, x0.device),
+        key=_fixed_key(op, key, x0),
         sample_offset=_checks.sample_offset(op, sample_offset, x0.shape[0]),
         checkpoint_every=_checks.count(op, "checkpoint_every", checkpoint_every, 0, 2**31),
-        score_memory=score_memory,
+        score_memory=None if torch.is_inference_mode_enabled() else score_memory,
         learned_g=g.requires_grad and torch.is_grad_enabled(),
         autocast=Autocast.current(x0.device.type),
     )
     return problem, x0, g
+
+
+def _fixed_key(op: str, key: Key | None, x0: Tensor) -> Key:
+    """Returns a key that stays as it is until the backward pass, whatever its tensor becomes."""
+    if key is None:
+        return NoiseKey.from_torch()
+    key = _checks.key(op, key, x0.device)
+    if isinstance(key, NoiseKey):
+        return key
+    return key.clone() if key.is_cuda else NoiseKey(*key.tolist())
 
 
 def coefficients(g: Tensor) -> Sequence[float | Tensor]:
@@ -190,8 +200,18 @@ def _unique(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
         if not isinstance(p, Tensor):
             raise TypeError(f"{op}: expected params[{i}] to be a tensor, got {type(p).__name__}")
         if p.requires_grad:
+            _refuse_hooks(op, p)
             found[id(p)] = p
     return tuple(found.values())
+
+
+def _refuse_hooks(op: str, p: Tensor) -> None:
+    if p._backward_hooks:
+        raise RuntimeError(
+            f"{op}: a parameter of shape {tuple(p.shape)} has a gradient hook, which the adjoint "
+            "would call at every step; use register_post_accumulate_grad_hook instead, or clip in "
+            "the optimiser"
+        )
 
 
 def diffflow_loss(

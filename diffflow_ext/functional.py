@@ -549,8 +549,8 @@ def perturb(
     x0 = _checks.state(op, "x0", x0)
     alpha = _sample_scalars(op, "alpha_t", alpha_t, x0)
     sigma = _sample_scalars(op, "sigma_t", sigma_t, x0)
-    if not isinstance(sigma_t, Tensor) and sigma_t < 0:
-        raise ValueError(f"{op}: expected sigma_t >= 0, got {sigma_t}")
+    if not (sigma.is_cuda or torch.compiler.is_compiling()) and bool((sigma < 0).any()):
+        raise ValueError(f"{op}: expected sigma_t >= 0, got {float(sigma.min())}")
     if alpha.numel() != sigma.numel():
         alpha, sigma = alpha.expand(x0.shape[0]), sigma.expand(x0.shape[0])
     key = _traceable_key(_checks.key(op, key, x0.device), x0.device)

@@ -313,6 +313,71 @@ def test_a_tensor_nobody_named_is_refused() -> None:
             fn(lambda t, x: x @ w, f, x0, GRID, params=f.parameters(), key=KEY).sum().backward()
 
 
+def test_siblings_of_a_named_tensor_are_refused_too() -> None:
+    whole = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    a, b = whole.chunk(2)
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        return x * a[0] + b[0]
+
+    with pytest.raises(RuntimeError, match="requires a gradient but is not among"):
+        diffflow_loss(drift, lambda t, x: -x, x0, GRID, params=[a], key=KEY).sum().backward()
+    bare = torch.zeros(5, 3, dtype=torch.float64, requires_grad=True)
+    x0.requires_grad_()
+    with pytest.raises(RuntimeError, match=r"shape \(5, 3\) that requires a gradient"):
+        diffflow_loss(lambda t, x: bare, lambda t, x: -x, x0, GRID, key=KEY).sum().backward()
+
+
+def test_gradient_hooks_on_parameters_are_refused() -> None:
+    f = Small()
+    f.one.weight.register_hook(lambda grad: 2 * grad)
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"shape \(8, 4\) has a gradient hook"):
+        diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY)
+    g = Small()
+    doubled: list[bool] = []
+    g.one.weight.register_post_accumulate_grad_hook(lambda p: doubled.append(True))
+    diffflow_loss(g, g, x0, GRID, params=g.parameters(), key=KEY).sum().backward()
+    assert doubled == [True]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_key_tensor_may_change_before_the_backward_pass(every: int) -> None:
+    f, level = Small(), torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    grads = []
+    for advance in (0, 1):
+        key = KEY.to_tensor()
+        loss = diffflow_loss(
+            f, f, x0, GRID, diffusion=lambda t: level.exp().expand(t.shape),
+            params=f.parameters(), key=key, checkpoint_every=every,
+        )  # fmt: skip
+        key[1] += advance
+        grads.append(gradients(loss.sum(), [level, *f.parameters()]))
+    assert_same(grads[1], grads[0])
+
+
+def test_two_backward_passes() -> None:
+    f = Small()
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    loss = diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY)
+    first = torch.autograd.grad(loss.sum(), list(f.parameters()), retain_graph=True)
+    second = torch.autograd.grad(3 * loss.sum(), list(f.parameters()))
+    assert_same([b / 3 for b in second], list(first))
+
+
+def test_inference_mode() -> None:
+    f = Small()
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    expected = diffflow_loss(f, f, x0, GRID, key=KEY, params=f.parameters()).detach()
+    with torch.inference_mode():
+        for memory in (None, 10**9):
+            options: dict[str, Any] = {"key": KEY, "score_memory": memory}
+            assert torch.equal(diffflow_loss(f, f, x0, GRID, **options), expected)
+            assert torch.equal(diffflow_loss(f, f, x0.clone(), GRID, **options), expected)
+
+
 def test_second_derivatives_are_refused() -> None:
     f = Small()
     x0 = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)

@@ -1023,3 +1023,15 @@ def test_a_captured_graph_draws_fresh_noise() -> None:
         key[1] = stream
         graph.replay()
         assert same_bits(out.cpu(), functional.normal((4, 5), KEY.at(stream)))
+
+
+def test_scalar_tensors_on_the_cpu_are_checked() -> None:
+    x, key = torch.randn(4, 2), NoiseKey(1)
+    for name, bad in (("dt", 0.0), ("g", -1.0), ("g", float("nan"))):
+        scalars: dict[str, Any] = {"dt": 0.1, "g": 0.5, name: torch.tensor(bad)}
+        with pytest.raises(ValueError, match=f"em_step: expected {name} > 0"):
+            functional.em_step(x, x, key=key, step=0, **scalars)
+    with pytest.raises(ValueError, match="backward_residual: expected g_next > 0"):
+        functional.backward_residual(x, x, x, x, dt=0.1, g_next=torch.tensor(0.0))
+    with pytest.raises(ValueError, match="perturb: expected sigma_t >= 0, got -1"):
+        functional.perturb(x, alpha_t=1.0, sigma_t=torch.tensor([0.5, -1.0, 0.5, 0.5]), key=key)

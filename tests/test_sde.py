@@ -241,6 +241,15 @@ def test_elbo_gradient_reaches_a_learned_diffusion() -> None:
     assert torch.autograd.gradcheck(value, (log_g,))
 
 
+def test_inference_mode() -> None:
+    sde, grid = networks(), TimeGrid.power(4, 1.0)
+    expected = sde.sample((3, 2), grid, KEY)
+    with torch.inference_mode():
+        assert torch.equal(sde.sample((3, 2), grid, KEY), expected)
+        assert sde.elbo(expected, grid, KEY).isfinite().all()
+        assert sde.path(expected.clone(), grid, KEY).shape == (5, 3, 2)
+
+
 def test_module_behaviour() -> None:
     sde, grid = networks(), TimeGrid.power(4, 1.0)
     x0 = torch.randn(6, 2)
