@@ -59,7 +59,7 @@ lint: $(VENV)/test
 	@ruff check .
 	ruff format --check .
 	clang-format --dry-run -Werror $(CPP_FILES)
-	pyright
+	pyright --project pyproject.toml --pythonpath $(BIN)/python
 
 check-gpu:
 	@PYTHON="$(PYTHON)" benchmarks/gpu_check.sh

@@ -7,6 +7,7 @@ The kernels work on raw addresses and check nothing themselves. Messages have on
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -39,7 +40,7 @@ def tensor(op: str, name: str, value: object) -> Tensor:
         )
     if value.layout is not torch.strided:
         raise TypeError(f"{op}: expected {name} to be dense, got layout {value.layout}")
-    return value
+    return value.resolve_neg()  # Kernels read memory, where a lazy minus sign is not.
 
 
 def state(op: str, name: str, value: object) -> Tensor:
@@ -101,6 +102,7 @@ def weights(op: str, value: object, x: Tensor) -> Tensor | None:
             f"{op}: expected weight of shape ({x.shape[0]},) on {x.device}, "
             f"got {tuple(weight.shape)} on {weight.device}"
         )
+    finite_state(op, "weight", weight)
     return weight.detach().to(x.dtype).contiguous()
 
 
@@ -182,11 +184,18 @@ def _scalar_tensor(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
     return scalar
 
 
+def steps(op: str, lengths: list[float], x: Tensor) -> list[float]:
+    """Returns the step lengths of a grid, all of which the dtype of the state can hold."""
+    for name, value in (("shortest step", min(lengths)), ("longest step", max(lengths))):
+        _fits(op, f"the {name}", value, x.dtype)
+    return lengths
+
+
 def finite(op: str, name: str, value: object) -> float:
     """Returns a finite Python float."""
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return value  # pyright: ignore[reportReturnType]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{op}: expected {name} to be a number, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{op}: expected {name} to be finite, got {name}={value}")
@@ -197,8 +206,9 @@ def count(op: str, name: str, value: object, low: int, high: int) -> int:
     """Returns an integer in [low, high)."""
     if isinstance(value, torch.SymInt):
         return value  # pyright: ignore[reportReturnType]
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{op}: expected {name} to be an integer, got {value!r}")
+    value = int(value)
     if not low <= value < high:
         raise ValueError(f"{op}: expected {low} <= {name} < {high}, got {name}={value}")
     return value

@@ -47,6 +47,15 @@ class Autocast:
         with torch.autocast(self.device_type, self.dtype, self.enabled, cache_enabled=False):
             yield
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Leaves whatever mode is in force, as a backward pass should."""
+        if not torch.is_autocast_enabled(self.device_type):
+            yield
+            return
+        with torch.autocast(self.device_type, enabled=False):
+            yield
+
 
 def _states(device: torch.device) -> tuple[Tensor, ...]:
     if device.type != "cuda":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import _checks, _kernels
 from ._replay import Autocast, RandomTape
@@ -30,7 +30,7 @@ class PathProblem:
     """One loss evaluation: networks, grid, coefficients and noise, checked and converted.
 
     `g` holds numbers on the CPU and one-element views of a device tensor elsewhere, which the
-    kernels read at run time.
+    kernels read at run time. `keep` says whether a backward sweep will want the states.
     """
 
     drift: Network
@@ -44,6 +44,7 @@ class PathProblem:
     checkpoint_every: int = 1
     score_memory: int | None = None
     learned_g: bool = False
+    keep: bool = True
     autocast: Autocast = field(default_factory=lambda: Autocast.current("cpu"))
 
     @property
@@ -55,6 +56,11 @@ class PathProblem:
     def batches_scores(self) -> bool:
         """Whether scores of several states are evaluated in one call."""
         return self.score_memory is not None and self.checkpoint_every == 1
+
+    def modes(self) -> list[bool]:
+        """Returns the training flags of all modules that the networks are or contain."""
+        nets = (getattr(net, "__self__", net) for net in (self.drift, self.score))
+        return [m.training for net in nets if isinstance(net, nn.Module) for m in net.modules()]
 
     def em_step(self, x: Tensor, f: Tensor, k: int, out: Tensor | None = None) -> Tensor:
         """Steps from x_k to x_{k+1}."""
@@ -72,12 +78,12 @@ class PathProblem:
         """Evaluates drift or score at state k, or score at several states at once."""
         net = self.drift if name == "drift" else self.score
         t = self._time(k, x)
-        watched = not x.is_inference()
-        version = x._version if watched else 0
+        watched = [tensor for tensor in (x, t) if not tensor.is_inference()]
+        versions = [tensor._version for tensor in watched]
         with self.autocast.again():
             value = net(t, x)
-        if watched and x._version != version:
-            raise RuntimeError(f"DiffFlowSDE: {name}(t, x) modified x in place; work on a copy")
+        if versions != [tensor._version for tensor in watched]:
+            raise RuntimeError(f"DiffFlowSDE: {name}(t, x) modified x or t in place; copy first")
         return _checks.network_output("DiffFlowSDE", f"{name}(t, x)", value, x)
 
     def _time(self, k: int | range, x: Tensor) -> Tensor:
@@ -116,16 +122,16 @@ def simulate(p: PathProblem, x0: Tensor, cache: Cache, *, with_costs: bool) -> T
     """
     blocks = _ScoreBlocks(p, cache) if with_costs else None
     n, every = p.num_steps, p.checkpoint_every
-    room = x0.new_empty((n, *x0.shape)) if every == 1 else None
+    room = x0.new_empty((n, *x0.shape)) if every == 1 and p.keep else None
     x, f = x0, _drift(p, cache, 0, x0)
     cache.states[0] = x0
     for k in range(1, n + 1):
         x_prev, x = x, p.em_step(x, f, k - 1, None if room is None else room[k - 1])
-        if k % every == 0 or k == n:
+        if (p.keep and k % every == 0) or k == n:
             cache.states[k] = x
         if k < n or with_costs or p.batches_scores:
             f = _drift(p, cache, k, x)
-        if p.batches_scores:
+        if p.batches_scores and p.keep:
             cache.drifts[k] = f
         if blocks is not None:
             blocks.add(k, x_prev, x, f)
@@ -317,9 +323,11 @@ class _Walk:
         if not alive:
             return torch.zeros_like(leaf)
         values, cotangents = zip(*alive, strict=True)
-        grad_x, *grads = torch.autograd.grad(
-            values, (leaf, *self.p.params), cotangents, allow_unused=True
-        )
+        # Autocast is for forward evaluations: what a network kept in float32 stays there.
+        with self.p.autocast.off():
+            grad_x, *grads = torch.autograd.grad(
+                values, (leaf, *self.p.params), cotangents, allow_unused=True
+            )
         out.add(grads)
         return torch.zeros_like(leaf) if grad_x is None else grad_x.contiguous()
 
@@ -420,6 +428,6 @@ def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) 
 def _unnamed(name: str, leaf: Tensor) -> RuntimeError:
     return RuntimeError(
         f"DiffFlowSDE: {name}(t, x) depends on a tensor of shape {tuple(leaf.shape)} that "
-        "requires a gradient but is not among the parameters; make the network an nn.Module that owns it, "
-        "or name it in `params`"
+        "requires a gradient but is not among the parameters; make the network an nn.Module that "
+        "owns it, or name it in `params`"
     )

@@ -62,7 +62,9 @@ def _problem(
     autocast: bool,
     autocast_dtype: torch.dtype,
 ) -> PathProblem:
-    sde = _MODELS[model]
+    sde = _MODELS.get(model)
+    if sde is None:
+        raise RuntimeError("DiffFlowSDE: the model is gone; keep it alive until the backward pass")
     grid = TimeGrid(times.cpu())
     check_positive(g, grid.times)
     own = {id(p): p for p in sde.network_parameters() if p.requires_grad}
@@ -272,12 +274,14 @@ def _arguments(
     checkpoint_every: int,
 ) -> tuple[Any, ...]:
     x0 = _checks.state(op, "x0", x0)
+    if not isinstance(grid, TimeGrid):
+        raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
     g = diffusion_values(sde.diffusion, grid.times.to(x0.device, x0.dtype)).to(x0.device)
     params = [p for p in dict.fromkeys(sde.network_parameters()) if p.requires_grad]
     autocast = torch.is_autocast_enabled(x0.device.type)
     dtype = torch.get_autocast_dtype(x0.device.type)
     key = _traced_key(op, key, x0)
-    every = max(checkpoint_every, 1)
+    every = max(_checks.count(op, "checkpoint_every", checkpoint_every, 0, 2**31), 1)
     return x0, g, (sde.number, grid.times, key, sample_offset, every, autocast, dtype), params
 
 

@@ -47,6 +47,7 @@ from ._sweeps import (
     Network,
     PathProblem,
     backward_sweep,
+    check_leaves,
     prior_cost,
     simulate,
 )
@@ -69,6 +70,7 @@ class _PathLoss(Function):
         assert cost is not None
         loss = cost + prior_cost(cache.states[p.num_steps])
         ctx.p, ctx.cache, ctx.kept = p, cache, list(cache.states)
+        ctx.modes = p.modes()
         # Saved where autograd frees them after the backward pass and watches for changes in place.
         ctx.save_for_backward(g, *cache.states.values(), *params)
         cache.states = {}
@@ -78,6 +80,11 @@ class _PathLoss(Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         states = ctx.saved_tensors[1 : 1 + len(ctx.kept)]
+        if ctx.modes != ctx.p.modes():
+            raise RuntimeError(
+                "DiffFlowSDE.loss: a network was switched between train() and eval() before the "
+                "backward pass, which evaluates it again; switch it afterwards"
+            )
         first: Cache = ctx.cache
         cache = Cache(
             dict(zip(ctx.kept, states, strict=True)), first.tape, first.score_blocks, first.drifts
@@ -87,23 +94,28 @@ class _PathLoss(Function):
 
 
 class _MeanLoss(Function):
-    """Weighted sum of losses; the forward call finds the gradients too, backward scales them."""
+    """Weighted sum of losses; the forward call finds the gradients too, backward scales them.
+
+    The common factor 1/B waits for the backward pass: inside, small cotangents of 16-bit networks
+    would vanish before a loss scale could save them.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, p: PathProblem, weight: Tensor | float, x0: Tensor, g: Tensor, *params: Tensor
     ) -> Tensor:
-        value, out = mean_loss_and_gradients(p, weight, x0)
+        ctx.scale = weight if isinstance(weight, float) else 1.0
+        value, out = mean_loss_and_gradients(p, weight if ctx.scale == 1.0 else 1.0, x0)
         grads = [out.x0, out.g, *out.params]
         ctx.present = [grad is not None for grad in grads]
         ctx.save_for_backward(*(grad for grad in grads if grad is not None))
-        return value
+        return value * ctx.scale
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        saved = iter(ctx.saved_tensors)
-        grads = [next(saved) * grad if present else None for present in ctx.present]
+        saved, factor = iter(ctx.saved_tensors), grad * ctx.scale
+        grads = [next(saved) * factor if present else None for present in ctx.present]
         return None, None, *grads
 
 
@@ -166,8 +178,8 @@ def build_problem(
         drift=drift,
         score=score,
         params=_unique(op, params),
-        times=grid.times.to(x0.device, x0.dtype),
-        steps=grid.steps(),
+        times=grid.times.to(x0.device, x0.dtype, copy=True),
+        steps=_checks.steps(op, grid.steps(), x0),
         g=coefficients(g),
         key=_fixed_key(op, key, x0),
         sample_offset=_checks.sample_offset(op, sample_offset, x0.shape[0]),
@@ -273,6 +285,7 @@ def path_loss(p: PathProblem, x0: Tensor, g: Tensor) -> Tensor:
     """Returns the per-sample loss of a built problem."""
     if p.checkpoint_every == 0:
         return unrolled_loss(p, x0, g)
+    p.keep = _wants_gradients(p, x0, g)
     return _PathLoss.apply(p, x0, g, *p.params)  # pyright: ignore[reportReturnType]
 
 
@@ -282,9 +295,22 @@ def mean_path_loss(p: PathProblem, x0: Tensor, g: Tensor, weight: Tensor | None)
     inputs = (x0, g, *p.params)
     if p.checkpoint_every == 0:
         return _weighted(unrolled_loss(p, x0, g), each)
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in inputs)):
+    if not _wants_gradients(p, x0, g):
         return _weighted(path_loss(p, x0, g), each)
     return _MeanLoss.apply(p, each, *inputs)  # pyright: ignore[reportReturnType]
+
+
+def _wants_gradients(p: PathProblem, x0: Tensor, g: Tensor) -> bool:
+    """Says whether a gradient may be asked for; if not, makes sure that nobody expects one."""
+    if not torch.is_grad_enabled():
+        return False
+    if any(t.requires_grad for t in (x0, g, *p.params)):
+        return True
+    with torch.random.fork_rng(devices=[]):
+        for name in ("drift", "score"):
+            probe = x0[:1].detach()
+            check_leaves(name, p.network(name, 1, probe), probe, p.params)
+    return False
 
 
 def diffflow_mean_loss(

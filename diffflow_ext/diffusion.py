@@ -7,6 +7,7 @@ a module with parameters. The bound's boundary term d log(g_N / g_0) is always t
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -106,8 +107,11 @@ def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
         TypeError: If `diffusion` is neither a number nor callable, or returns no tensor.
         ValueError: If a value is not positive and finite, or the shape is wrong.
     """
-    if isinstance(diffusion, (int, float)) and not isinstance(diffusion, bool):
-        return torch.full_like(times, _positive("diffusion", "g", float(diffusion)))
+    if isinstance(diffusion, numbers.Real) and not isinstance(diffusion, bool):
+        value, info = _positive("diffusion", "g", float(diffusion)), torch.finfo(times.dtype)
+        if not info.tiny <= value <= info.max:
+            raise ValueError(f"diffusion: expected a g that {times.dtype} can hold, got g={value}")
+        return torch.full_like(times, value)
     if not callable(diffusion):
         raise TypeError(f"diffusion: expected a number or a function of t, got {diffusion!r}")
     g = diffusion(times)

@@ -35,7 +35,13 @@ class TimeGrid:
     times: Tensor
 
     def __post_init__(self) -> None:
-        times = self.times
+        if not isinstance(self.times, Tensor):
+            raise TypeError(
+                f"TimeGrid: expected times to be a tensor, got {type(self.times).__name__}; "
+                "TimeGrid.from_times takes any sequence"
+            )
+        times = self.times.detach().to("cpu", torch.float64, copy=True)
+        object.__setattr__(self, "times", times)
         if times.dim() != 1 or times.numel() < 2:
             raise ValueError(
                 "TimeGrid: expected at least 2 times in one dimension, "
@@ -92,7 +98,7 @@ class TimeGrid:
     def from_times(cls, times: Iterable[float] | Tensor) -> TimeGrid:
         """Returns the grid of the given increasing times."""
         if isinstance(times, Tensor):
-            return cls(times.detach().to("cpu", torch.float64).clone())
+            return cls(times)
         return cls(torch.tensor(list(times), dtype=torch.float64))
 
     @classmethod

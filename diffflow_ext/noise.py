@@ -17,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,8 +61,9 @@ class NoiseKey:
 
     def __post_init__(self) -> None:
         for name, value in (("seed", self.seed), ("stream", self.stream)):
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise TypeError(f"NoiseKey: expected an integer {name}, got {value!r}")
+            object.__setattr__(self, name, int(value))
         if not 0 <= self.stream < MAX_STREAM:
             raise ValueError(
                 f"NoiseKey: expected 0 <= stream < 2^32, got {self.stream}; "

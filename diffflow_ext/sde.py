@@ -40,6 +40,8 @@ class DiffFlowSDE(nn.Module):
 
     Networks are called as ``net(t, x)`` with t of shape () or (B,) and x of shape (B, *event), and
     return the shape of x. They may be compiled, run under autocast, use dropout, share parameters.
+    The backward pass of :meth:`loss` evaluates them again: train() and eval() must stay as they
+    were, and layers that count their calls (BatchNorm's running statistics) count these too.
 
     Arguments:
         drift: The drift f, an nn.Module or any callable.

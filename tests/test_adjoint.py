@@ -398,8 +398,68 @@ def test_parameters_changed_in_place_before_backward_are_noticed() -> None:
 
 def test_a_network_that_writes_into_x_is_refused() -> None:
     x0 = torch.randn(5, 3, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match=r"drift\(t, x\) modified x in place"):
-        diffflow_loss(lambda t, x: x.mul_(2), Small(), x0, GRID, key=KEY)
+    for drift in (lambda t, x: x.mul_(2), lambda t, x: x * t.mul_(2)):
+        with pytest.raises(RuntimeError, match=r"drift\(t, x\) modified x or t in place"):
+            diffflow_loss(drift, Small(), x0, GRID, key=KEY)
+
+
+def test_switching_modes_before_the_backward_pass_is_refused() -> None:
+    f = Small(dropout=0.4)
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    loss = diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY).sum()
+    f.eval()
+    with pytest.raises(RuntimeError, match=r"switched between train\(\) and eval\(\)"):
+        loss.backward()
+
+
+def test_backward_products_run_outside_autocast() -> None:
+    """A network that keeps itself in float32 under autocast keeps float32 gradients."""
+    net = FourierMLP(2, 16, 1)
+
+    def precise(t: Tensor, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return net(t, x)
+
+    x0, params = torch.randn(64, 2), parameters(net)
+    truth = diffflow_mean_loss(net, net, x0, GRID, params=params, key=KEY)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = diffflow_mean_loss(precise, precise, x0, GRID, params=params, key=KEY)
+    pairs = zip(gradients(loss, params), gradients(truth, params), strict=True)
+    for a, b in pairs:
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)
+
+
+def test_small_cotangents_survive_half_precision() -> None:
+    """The common factor 1/B is applied after the sweep, so a large batch loses nothing by it."""
+    net = FourierMLP(2, 16, 1)
+    x0, params = torch.randn(4096, 2) * 0.1, parameters(net)
+    grads = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            loss = diffflow_mean_loss(net, net, x0, GRID, params=params, key=KEY)
+        grads.append(torch.cat([g.flatten() for g in gradients(loss, params) if g is not None]))
+    assert (grads[0] - grads[1]).norm() < 0.02 * grads[0].norm()
+
+
+def test_a_trainable_closure_is_noticed_although_nothing_else_trains() -> None:
+    f = Small()
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    for fn in (diffflow_loss, diffflow_mean_loss):
+        with pytest.raises(RuntimeError, match="requires a gradient but is not among"):
+            fn(lambda t, x: 2 * f(t, x), lambda t, x: -x, x0, GRID, key=KEY)
+        with torch.no_grad():
+            fn(lambda t, x: 2 * f(t, x), lambda t, x: -x, x0, GRID, key=KEY)
+
+
+def test_lazily_negated_data() -> None:
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    negated = torch._neg_view(-x0)
+    assert negated.is_neg()
+    f = Small().requires_grad_(False)
+    same = [diffflow_loss(f, f, x, GRID, key=KEY) for x in (x0, negated)]
+    assert torch.equal(same[0], same[1])
 
 
 def test_bad_arguments() -> None:
@@ -413,6 +473,8 @@ def test_bad_arguments() -> None:
         (ValueError, "expected g > 0, got g=0", {"diffusion": 0.0}),
         (ValueError, r"expected g\(t\) > 0, got g\(0.1", {"diffusion": lambda t: t - 0.5}),
         (ValueError, "expected 0 <= checkpoint_every", {"checkpoint_every": -1}),
+        (ValueError, "expected a g that torch.float64 can hold", {"diffusion": 1e-320}),
+        (ValueError, "the shortest step", {"grid": TimeGrid.from_times([0.0, 1e-310, 1.0])}),
         (TypeError, "expected key to be a NoiseKey", {"key": 3}),
         (ValueError, r"expected sample_offset \+ batch", {"sample_offset": 2**32 - 1}),
         (TypeError, r"expected params\[0\] to be a tensor", {"params": [1.0]}),

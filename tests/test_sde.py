@@ -331,6 +331,8 @@ def test_bad_arguments() -> None:
         sde.sample((3, 2), grid, KEY, -1.0)
     with pytest.raises(ValueError, match="expected last_step to be one of"):
         sde.sample((3, 2), grid, KEY, last_step="exact")  # pyright: ignore
+    with pytest.raises(ValueError, match="expected finite weight, got nan at index"):
+        sde.mean_loss(x0, grid, weight=torch.tensor([1.0, 2, 3, 4, 5, float("nan")]))
     with pytest.raises(TypeError, match="expected shape to be a shape"):
         sde.sample(3, grid)  # pyright: ignore
     with pytest.raises(ValueError, match=r"expected weight of shape \(6,\)"):
