@@ -184,8 +184,7 @@ class TrainConfig:
     activation: str = _choice("gelu", tuple(ACTIVATIONS), "Activation of the networks.")
     time_scale: float = _positive(
         0.4,
-        "Factor from time to the argument of the networks' sines; times t-end, near 0.02: fast"
-        " sines make training collapse.",
+        "Factor from time to the argument of the networks' sines, whose frequencies go up to 100.",
     )
 
     autocast: str = _choice("off", ("off", "bf16"), "Precision in which the networks compute.")
