@@ -170,7 +170,11 @@ def build_problem(
 ) -> tuple[PathProblem, Tensor, Tensor]:
     """Checks the arguments of a loss; returns the problem, x0 (contiguous) and g at all times."""
     x0 = _checks.state(op, "x0", x0).contiguous()
+    if x0.is_inference() and not torch.is_inference_mode_enabled():
+        x0 = x0.clone()
     _checks.finite_state(op, "x0", x0)
+    if score_memory is not None:
+        score_memory = _checks.count(op, "score_memory", score_memory, 0, 2**63)
     if not isinstance(grid, TimeGrid):
         raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
     g = diffusion_values(diffusion, grid.times.to(x0.device, x0.dtype)).to(x0.device)

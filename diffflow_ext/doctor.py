@@ -50,6 +50,11 @@ def _devices() -> list[str]:
     lines = [f"device cpu: {torch.get_num_threads()} threads"]
     for index in range(torch.cuda.device_count()):
         lines.append(f"device cuda:{index}: {torch.cuda.get_device_name(index)}")
+    if torch.cuda.is_available() and not build_info()["cuda"]:
+        lines.append(
+            f"WARNING: there is a GPU, but this build has no CUDA kernels "
+            f"({build_info()['cuda_note']}); reinstall with DIFFFLOW_CUDA=ON"
+        )
     return lines
 
 

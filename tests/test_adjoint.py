@@ -375,7 +375,12 @@ def test_inference_mode() -> None:
         for memory in (None, 10**9):
             options: dict[str, Any] = {"key": KEY, "score_memory": memory}
             assert torch.equal(diffflow_loss(f, f, x0, GRID, **options), expected)
-            assert torch.equal(diffflow_loss(f, f, x0.clone(), GRID, **options), expected)
+            inside = x0.clone()
+            assert torch.equal(diffflow_loss(f, f, inside, GRID, **options), expected)
+    assert inside.is_inference()
+    loss = diffflow_loss(f, f, inside, GRID, key=KEY, params=f.parameters())
+    loss.sum().backward()
+    assert torch.equal(loss.detach(), expected)
 
 
 def test_second_derivatives_are_refused() -> None:
@@ -475,6 +480,7 @@ def test_bad_arguments() -> None:
         (ValueError, "expected 0 <= checkpoint_every", {"checkpoint_every": -1}),
         (ValueError, "expected a g that torch.float64 can hold", {"diffusion": 1e-320}),
         (ValueError, "the shortest step", {"grid": TimeGrid.from_times([0.0, 1e-310, 1.0])}),
+        (ValueError, "expected 0 <= score_memory", {"score_memory": -1}),
         (TypeError, "expected key to be a NoiseKey", {"key": 3}),
         (ValueError, r"expected sample_offset \+ batch", {"sample_offset": 2**32 - 1}),
         (TypeError, r"expected params\[0\] to be a tensor", {"params": [1.0]}),
