@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,14 @@ def csv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_points(path: Path, seed: int) -> None:
     points = torch.randn(400, 2, generator=torch.Generator().manual_seed(seed)).tolist()
     path.write_text("a,b\n" + "".join(f"{x},{x + 0.1 * y}\n" for x, y in points))
+
+
+@pytest.fixture
+def usual_interrupt() -> Iterator[None]:
+    """Python's own SIGINT handler, which a background job starts without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -138,6 +146,7 @@ def test_signal_saves_and_resumes_bit_equal(
     assert outcome(tmp_path / "run") == uninterrupted
 
 
+@pytest.mark.usefixtures("usual_interrupt")
 def test_second_signal_is_not_held_back(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
