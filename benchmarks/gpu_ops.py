@@ -19,6 +19,8 @@ Inputs = dict[str, Tensor]
 Outputs = tuple[Tensor, ...]
 
 DT, DT_NEXT, G, STEP, OFFSET = 0.03125, 0.0625, 0.75, 5, 1000
+#: Of an affine step: the state's, both networks', the noise's.
+FACTORS = (0.96875, -0.375, 0.25, 0.5)
 KEY = NoiseKey(2**63 + 12345, 7)
 
 
@@ -149,6 +151,35 @@ CASES = (
             ),
         ),
         memory_bound=False,
+    ),
+    Case(
+        "affine_step", ("x",), ("f", "s"), (),
+        lambda i: (_kernels.affine_step(i["x"], i["f"], i["s"], *FACTORS, KEY, 1, STEP, OFFSET),),
+        lambda i: (
+            reference.affine_step(
+                i["x"], i["f"], i["s"], c_x=FACTORS[0], c_a=FACTORS[1], c_b=FACTORS[2],
+                noise_scale=FACTORS[3], key=KEY, eps=torch.randn_like(i["x"]),
+            ),
+        ),
+        memory_bound=False,
+    ),
+    Case(
+        "affine_step, no noise", ("x",), ("f", "s"), (),
+        lambda i: (
+            _kernels.affine_step(i["x"], i["f"], i["s"], *FACTORS[:3], 0.0, None, 1, 0, 0),
+        ),
+        lambda i: (
+            reference.affine_step(
+                i["x"], i["f"], i["s"], c_x=FACTORS[0], c_a=FACTORS[1], c_b=FACTORS[2]
+            ),
+        ),
+    ),
+    Case(
+        "affine_step, one network", ("x",), ("f",), (),
+        lambda i: (
+            _kernels.affine_step(i["x"], i["f"], None, *FACTORS[:2], 0.0, 0.0, None, 1, 0, 0),
+        ),
+        lambda i: (reference.affine_step(i["x"], i["f"], c_x=FACTORS[0], c_a=FACTORS[1]),),
     ),
     Case(
         "perturb", ("x",), (), ("alpha", "sigma"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -147,12 +147,51 @@ def positive(op: str, name: str, value: object, x: Tensor) -> float | Tensor:
 
     The value of a device's tensor is not looked at: reading it would wait for the device.
     """
+    return _scalar(op, name, value, x, _fits)
+
+
+def coefficient(op: str, name: str, value: object, x: Tensor) -> float | Tensor:
+    """Returns a scalar of any sign: a Python number, or a tensor of one element beside `x`."""
+    return _scalar(op, name, value, x, _within)
+
+
+def noise_scale(op: str, value: object, x: Tensor) -> float | Tensor:
+    """Returns a standard deviation >= 0: a Python number, or a tensor of one element."""
+    return _scalar(op, "noise_scale", value, x, _not_negative)
+
+
+def _scalar(
+    op: str,
+    name: str,
+    value: object,
+    x: Tensor,
+    check: Callable[[str, str, float, torch.dtype], None],
+) -> float | Tensor:
     if isinstance(value, Tensor):
-        return _scalar_tensor(op, name, value, x)
+        scalar = _scalar_tensor(op, name, value, x)
+        if not scalar.is_cuda and not torch.compiler.is_compiling():
+            check(op, name, float(scalar.detach()), x.dtype)
+        return scalar
     number = finite(op, name, value)
     if not torch.compiler.is_compiling():
-        _fits(op, name, number, x.dtype)
+        check(op, name, number, x.dtype)
     return number
+
+
+def _within(op: str, name: str, number: float, dtype: torch.dtype) -> None:
+    """Refuses what is not finite in the dtype of the state."""
+    high = _RANGES[dtype][1]
+    if not -high <= number <= high:
+        raise ValueError(
+            f"{op}: expected |{name}| <= {high:.3g}, the range of {_dtype_name(dtype)}, "
+            f"got {name}={number}; rescale the data or use float64"
+        )
+
+
+def _not_negative(op: str, name: str, number: float, dtype: torch.dtype) -> None:
+    if not number >= 0:
+        raise ValueError(f"{op}: expected {name} >= 0, got {name}={number}")
+    _within(op, name, number, dtype)
 
 
 def _fits(op: str, name: str, number: float, dtype: torch.dtype) -> None:
@@ -179,8 +218,6 @@ def _scalar_tensor(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
             f"{op}: expected a tensor {name} to be floating and on {x.device}, "
             f"got {_dtype_name(scalar.dtype)} on {scalar.device}"
         )
-    if not scalar.is_cuda and not torch.compiler.is_compiling():
-        _fits(op, name, float(scalar.detach()), x.dtype)
     return scalar
 
 
@@ -197,7 +234,7 @@ def finite(op: str, name: str, value: object) -> float:
         return value  # pyright: ignore[reportReturnType]
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{op}: expected {name} to be a number, got {value!r}")
-    if not math.isfinite(value):
+    if not torch.compiler.is_compiling() and not math.isfinite(value):
         raise ValueError(f"{op}: expected {name} to be finite, got {name}={value}")
     return float(value)
 

@@ -17,6 +17,8 @@ from .noise import PURPOSES, NoiseKey
 Scalar = float | Tensor
 Key = NoiseKey | Tensor
 
+_NO_NOISE: _backend.Noise = (0, 0, 0, 0, 0)
+
 
 def address(x: Tensor | None) -> int:
     """Returns the address of a tensor, 0 for an absent one."""
@@ -209,6 +211,43 @@ def reverse_step(
         x_next.data_ptr(),
         f_next.data_ptr(),
         s_next.data_ptr(),
+        out.data_ptr(),
+    )
+    return out
+
+
+def affine_step(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    c_x: Scalar,
+    c_a: Scalar,
+    c_b: Scalar,
+    noise_scale: Scalar,
+    key: Key | None,
+    purpose: int,
+    step: int,
+    sample_offset: int,
+) -> Tensor:
+    """c_x x + c_a a + c_b b + noise_scale z; no key where `noise_scale` is the number 0."""
+    x = x.contiguous()
+    if b is None:
+        (a,) = network_values(x, a)
+    else:
+        a, b = network_values(x, a, b)
+    noise = _NO_NOISE
+    if key is not None:
+        noise = _backend.noise_source(key, purpose, step, sample_offset)
+    # Held until the call returns: a converted tensor belongs to nobody else.
+    factors = [_scalar(c, x) for c in (c_x, c_a, c_b, noise_scale)]
+    out = torch.empty_like(x)
+    _backend.core.affine_step(
+        _backend.target(x, a.dtype),
+        noise,
+        *map(_backend.number, factors),
+        x.data_ptr(),
+        a.data_ptr(),
+        address(b),
         out.data_ptr(),
     )
     return out

@@ -84,6 +84,24 @@ def _normal_fake(
     return torch.empty(shape, dtype=dtype, device=device)
 
 
+def _affine_step(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    c_x: Tensor,
+    c_a: Tensor,
+    c_b: Tensor,
+    noise_scale: Tensor,
+    key: Tensor | None,
+    purpose: int,
+    step: int,
+    sample_offset: int,
+) -> Tensor:
+    """No key says that there is no noise, which a tensor's value cannot."""
+    scale = 0.0 if key is None else noise_scale
+    return _kernels.affine_step(x, a, b, c_x, c_a, c_b, scale, key, purpose, step, sample_offset)
+
+
 register_operator(
     "normal(SymInt[] shape, Tensor key, int purpose, SymInt step, SymInt sample_offset, "
     "ScalarType dtype, Device device) -> Tensor",
@@ -112,6 +130,12 @@ register_operator(
     "reverse_step(Tensor x_next, Tensor f_next, Tensor s_next, Tensor dt, Tensor g_next, "
     "Tensor key, SymInt step, float stochasticity, SymInt sample_offset) -> Tensor",
     _kernels.reverse_step,
+    _like,
+)
+register_operator(
+    "affine_step(Tensor x, Tensor a, Tensor? b, Tensor c_x, Tensor c_a, Tensor c_b, "
+    "Tensor noise_scale, Tensor? key, int purpose, SymInt step, SymInt sample_offset) -> Tensor",
+    _affine_step,
     _like,
 )
 register_operator(

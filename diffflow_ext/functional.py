@@ -9,13 +9,15 @@ On a grid with steps :math:`\Delta t_i = t_{i+1} - t_i`:
     x_i &= x_{i+1} - \left[ f_{i+1} - \tfrac{1 + \lambda^2}{2} g_{i+1}^2 s_{i+1} \right] \Delta t_i
            + \lambda g_{i+1} \sqrt{\Delta t_i} \, \varepsilon
 
+and, for solvers whose coefficients are known, :math:`y = c_x x + c_a a + c_b b + s z`.
+
 Contracts of all ops. States are float32 or float64 of shape (B, *event) on the CPU or a CUDA
 device; network outputs may also be bfloat16 or float16. Any strides; inputs are never modified.
 Each op is one pass over memory in the current stream, deterministic, and safe to capture in a
-CUDA graph when its key is a tensor (:meth:`NoiseKey.to_tensor`). Gradients exist in all tensors
-and in a tensor `g`, not in `dt`; second derivatives raise. Under torch.compile the ops do not
-break the graph: pass `dt` and `g` as tensors there if they change, or each new value compiles
-again.
+CUDA graph when its key is a tensor (:meth:`NoiseKey.to_tensor`). Gradients exist in all tensors,
+in a tensor `g` and in the factors of `affine_step`, not in `dt`; second derivatives raise. Under
+torch.compile the ops do not break the graph: pass scalars as tensors there if they change, or each
+new value compiles again.
 """
 
 from __future__ import annotations
@@ -27,11 +29,25 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _checks, _kernels
+from ._affine import affine_step
+from ._autograd import (
+    Key,
+    Scalar,
+    kernel,
+    root,
+    row_dot,
+    save,
+    saved,
+    scalar_grad,
+    traceable_key,
+    traceable_scalar,
+)
 from ._first_order import first_order
 from ._operators import operators
-from .noise import PURPOSES, NoiseKey, purpose_code
+from .noise import PURPOSES, purpose_code
 
 __all__ = [
+    "affine_step",
     "backward_residual",
     "em_step",
     "normal",
@@ -40,52 +56,6 @@ __all__ = [
     "residual_cost",
     "reverse_step",
 ]
-
-Scalar = float | Tensor
-Key = NoiseKey | Tensor
-
-
-def _kernel(name: str) -> Any:
-    """Returns the operator while a graph is traced, the plain function otherwise."""
-    return getattr(operators if torch.compiler.is_compiling() else _kernels, name)
-
-
-def _traceable_scalar(value: Scalar, x: Tensor) -> Scalar:
-    if isinstance(value, Tensor) or not torch.compiler.is_compiling():
-        return value
-    return torch.tensor(value, dtype=x.dtype, device=x.device)
-
-
-def _traceable_key(key: Key, device: torch.device) -> Key:
-    if isinstance(key, NoiseKey) and torch.compiler.is_compiling():
-        return key.to_tensor(device)
-    return key
-
-
-def _save(ctx: Any, **values: Any) -> None:
-    """Saves tensors where autograd watches them, everything else on the context."""
-    ctx.names = [name for name, value in values.items() if isinstance(value, Tensor)]
-    ctx.plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
-    ctx.save_for_backward(*(values[name] for name in ctx.names))
-
-
-def _saved(ctx: Any) -> dict[str, Any]:
-    return {**ctx.plain, **dict(zip(ctx.names, ctx.saved_tensors, strict=True))}
-
-
-def _root(value: Scalar) -> Scalar:
-    return value.sqrt() if isinstance(value, Tensor) else value**0.5
-
-
-def _scalar_grad(per_sample: Tensor, g: Scalar) -> Tensor:
-    """Sums a gradient over the batch, in float64, into the shape of a tensor g."""
-    assert isinstance(g, Tensor)
-    return per_sample.double().sum().to(g.dtype).reshape(g.shape)
-
-
-def _row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sums a product over each sample, shape (B,)."""
-    return (a * b).sum(tuple(range(1, a.dim()))) if a.dim() > 1 else a * b
 
 
 # --- noise ---------------------------------------------------------------------------------------
@@ -176,7 +146,7 @@ def normal(
     code = purpose_code(op, purpose)
     step, offset = _checks.step(op, step), _checks.sample_offset(op, sample_offset, shape[0])
     if torch.compiler.is_compiling():
-        tensor = _traceable_key(key, where)
+        tensor = traceable_key(key, where)
         return operators.normal(shape, tensor, code, step, offset, compute, where).to(dtype)
     out = torch.empty(shape, dtype=compute, device=where)
     _checks.device(op, "device", out)
@@ -191,21 +161,21 @@ class _EmStep(Function):
     def forward(
         ctx: Any, x: Tensor, f: Tensor, dt: Scalar, g: Scalar, key: Key, step: int, offset: int
     ) -> Tensor:
-        _save(ctx, dt=dt, g=g, key=key, step=step, offset=offset, f_dtype=f.dtype)
-        return _kernel("em_step")(x, f, dt, g, key, step, offset)
+        save(ctx, dt=dt, g=g, key=key, step=step, offset=offset, f_dtype=f.dtype)
+        return kernel("em_step")(x, f, dt, g, key, step, offset)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at = _saved(ctx)
+        at = saved(ctx)
         need_x, need_f, _, need_g, *_ = ctx.needs_input_grad
         grad_f = (grad * at["dt"]).to(at["f_dtype"]) if need_f else None
         grad_g = None
         if need_g:
-            dot = _kernel("noise_dot")(
+            dot = kernel("noise_dot")(
                 grad, at["key"], PURPOSES["forward"], at["step"], at["offset"]
             )
-            grad_g = _scalar_grad(dot * _root(at["dt"]), at["g"])
+            grad_g = scalar_grad(dot * root(at["dt"]), at["g"])
         return (grad if need_x else None), grad_f, None, grad_g, None, None, None
 
 
@@ -248,9 +218,9 @@ def em_step(
     op = "em_step"
     x = _checks.state(op, "x", x)
     f = _checks.network_output(op, "f", f, x)
-    dt = _traceable_scalar(_checks.positive(op, "dt", dt, x), x)
-    g = _traceable_scalar(_checks.positive(op, "g", g, x), x)
-    key = _traceable_key(_checks.key(op, key, x.device), x.device)
+    dt = traceable_scalar(_checks.positive(op, "dt", dt, x), x)
+    g = traceable_scalar(_checks.positive(op, "g", g, x), x)
+    key = traceable_key(_checks.key(op, key, x.device), x.device)
     step, offset = _checks.step(op, step), _checks.sample_offset(op, sample_offset, x.shape[0])
     return _EmStep.apply(x, f, dt, g, key, step, offset)
 
@@ -263,21 +233,21 @@ class _BackwardResidual(Function):
     def forward(
         ctx: Any, x: Tensor, x_next: Tensor, f: Tensor, s: Tensor, dt: Scalar, g: Scalar
     ) -> Tensor:
-        delta_b = _kernel("backward_residual")(x, x_next, f, s, dt, g)
+        delta_b = kernel("backward_residual")(x, x_next, f, s, dt, g)
         learned = isinstance(g, Tensor) and g.requires_grad
         extra = {"delta_b": delta_b, "s": s} if learned else {}
-        _save(ctx, dt=dt, g=g, f_dtype=f.dtype, s_dtype=s.dtype, **extra)
+        save(ctx, dt=dt, g=g, f_dtype=f.dtype, s_dtype=s.dtype, **extra)
         return delta_b
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at = _saved(ctx)
-        x, x_next, f, s = _kernel("backward_residual_vjp")(grad, at["dt"], at["g"])
+        at = saved(ctx)
+        x, x_next, f, s = kernel("backward_residual_vjp")(grad, at["dt"], at["g"])
         grad_g = None
         if ctx.needs_input_grad[5]:
-            slope = at["delta_b"] + 2 * at["g"] * _root(at["dt"]) * at["s"].to(grad.dtype)
-            grad_g = _scalar_grad(-(grad * slope) / at["g"], at["g"])
+            slope = at["delta_b"] + 2 * at["g"] * root(at["dt"]) * at["s"].to(grad.dtype)
+            grad_g = scalar_grad(-(grad * slope) / at["g"], at["g"])
         return x, x_next, f.to(at["f_dtype"]), s.to(at["s_dtype"]), None, grad_g
 
 
@@ -294,8 +264,8 @@ def _residual_arguments(
     x_next = _checks.like_state(op, "x_next", x_next, x)
     f_next = _checks.network_output(op, "f_next", f_next, x)
     s_next = _checks.network_output(op, "s_next", s_next, x)
-    dt = _traceable_scalar(_checks.positive(op, "dt", dt, x), x)
-    g_next = _traceable_scalar(_checks.positive(op, "g_next", g_next, x), x)
+    dt = traceable_scalar(_checks.positive(op, "dt", dt, x), x)
+    g_next = traceable_scalar(_checks.positive(op, "g_next", g_next, x), x)
     return x, x_next, f_next, s_next, dt, g_next
 
 
@@ -338,18 +308,18 @@ class _ResidualCost(Function):
     def forward(
         ctx: Any, x: Tensor, x_next: Tensor, f: Tensor, s: Tensor, dt: Scalar, g: Scalar
     ) -> Tensor:
-        _save(ctx, x=x, x_next=x_next, f=f, s=s, dt=dt, g=g)
-        return _kernel("residual_cost")(x, x_next, f, s, dt, g)
+        save(ctx, x=x, x_next=x_next, f=f, s=s, dt=dt, g=g)
+        return kernel("residual_cost")(x, x_next, f, s, dt, g)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at = _saved(ctx)
+        at = saved(ctx)
         f, s = at["f"], at["s"]
-        grad_x, grad_x_next, grad_f, grad_s, grad_g = _kernel("residual_cost_vjp")(
+        grad_x, grad_x_next, grad_f, grad_s, grad_g = kernel("residual_cost_vjp")(
             grad, at["x"], at["x_next"], f, s, at["dt"], at["g"]
         )
-        summed = _scalar_grad(grad_g, at["g"]) if ctx.needs_input_grad[5] else None
+        summed = scalar_grad(grad_g, at["g"]) if ctx.needs_input_grad[5] else None
         return grad_x, grad_x_next, grad_f.to(f.dtype), grad_s.to(s.dtype), None, summed
 
 
@@ -403,27 +373,27 @@ class _ReverseStep(Function):
         offset: int,
     ) -> Tensor:
         learned = isinstance(g, Tensor) and g.requires_grad
-        _save(
+        save(
             ctx, dt=dt, g=g, key=key, step=step, stochasticity=stochasticity, offset=offset,
             f_dtype=f.dtype, s_dtype=s.dtype, **({"s": s} if learned else {}),
         )  # fmt: skip
-        return _kernel("reverse_step")(x_next, f, s, dt, g, key, step, stochasticity, offset)
+        return kernel("reverse_step")(x_next, f, s, dt, g, key, step, stochasticity, offset)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at = _saved(ctx)
+        at = saved(ctx)
         dt, g, strength = at["dt"], at["g"], at["stochasticity"]
         grad_f = (-grad * dt).to(at["f_dtype"])
         grad_s = (grad * (0.5 * (1 + strength**2) * g * g * dt)).to(at["s_dtype"])
         grad_g = None
         if ctx.needs_input_grad[4]:
-            dot = _kernel("noise_dot")(
+            dot = kernel("noise_dot")(
                 grad, at["key"], PURPOSES["reverse"], at["step"], at["offset"]
             )
-            along_s = _row_dot(grad, at["s"])
-            per_sample = (1 + strength**2) * g * dt * along_s + strength * _root(dt) * dot
-            grad_g = _scalar_grad(per_sample, g)
+            along_s = row_dot(grad, at["s"])
+            per_sample = (1 + strength**2) * g * dt * along_s + strength * root(dt) * dot
+            grad_g = scalar_grad(per_sample, g)
         return grad, grad_f, grad_s, None, grad_g, None, None, None, None
 
 
@@ -474,9 +444,9 @@ def reverse_step(
     x = _checks.state(op, "x_next", x_next)
     f_next = _checks.network_output(op, "f_next", f_next, x, "x_next")
     s_next = _checks.network_output(op, "s_next", s_next, x, "x_next")
-    dt = _traceable_scalar(_checks.positive(op, "dt", dt, x), x)
-    g_next = _traceable_scalar(_checks.positive(op, "g_next", g_next, x), x)
-    key = _traceable_key(_checks.key(op, key, x.device), x.device)
+    dt = traceable_scalar(_checks.positive(op, "dt", dt, x), x)
+    g_next = traceable_scalar(_checks.positive(op, "g_next", g_next, x), x)
+    key = traceable_key(_checks.key(op, key, x.device), x.device)
     strength = _checks.finite(op, "stochasticity", stochasticity)
     if strength < 0:
         raise ValueError(f"{op}: expected stochasticity >= 0, got {strength}")
@@ -492,22 +462,20 @@ class _Perturb(Function):
     def forward(
         ctx: Any, x0: Tensor, alpha_t: Tensor, sigma_t: Tensor, key: Key, step: int, offset: int
     ) -> tuple[Tensor, Tensor]:
-        x_t, eps = _kernel("perturb")(x0, alpha_t, sigma_t, key, step, offset)
-        _save(ctx, x0=x0, alpha_t=alpha_t, sigma_t=sigma_t, eps=eps)
+        x_t, eps = kernel("perturb")(x0, alpha_t, sigma_t, key, step, offset)
+        save(ctx, x0=x0, alpha_t=alpha_t, sigma_t=sigma_t, eps=eps)
         ctx.mark_non_differentiable(eps)
         return x_t, eps
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at = _saved(ctx)
+        at = saved(ctx)
         rows = (-1,) + (1,) * (grad.dim() - 1)
         need_x, need_alpha, need_sigma, *_rest = ctx.needs_input_grad
         grad_x = grad * at["alpha_t"].to(grad.dtype).reshape(rows) if need_x else None
-        grad_alpha = _like_scalars(_row_dot(grad, at["x0"]), at["alpha_t"]) if need_alpha else None
-        grad_sigma = (
-            _like_scalars(_row_dot(grad, at["eps"]), at["sigma_t"]) if need_sigma else None
-        )
+        grad_alpha = _like_scalars(row_dot(grad, at["x0"]), at["alpha_t"]) if need_alpha else None
+        grad_sigma = _like_scalars(row_dot(grad, at["eps"]), at["sigma_t"]) if need_sigma else None
         return grad_x, grad_alpha, grad_sigma, None, None, None
 
 
@@ -553,7 +521,7 @@ def perturb(
         raise ValueError(f"{op}: expected sigma_t >= 0, got {float(sigma.min())}")
     if alpha.numel() != sigma.numel():
         alpha, sigma = alpha.expand(x0.shape[0]), sigma.expand(x0.shape[0])
-    key = _traceable_key(_checks.key(op, key, x0.device), x0.device)
+    key = traceable_key(_checks.key(op, key, x0.device), x0.device)
     step, offset = _checks.step(op, step), _checks.sample_offset(op, sample_offset, x0.shape[0])
     return _Perturb.apply(x0, alpha, sigma, key, step, offset)  # pyright: ignore
 

@@ -25,6 +25,7 @@ from .noise import PURPOSES, NoiseKey
 
 __all__ = [
     "adjoint_step",
+    "affine_step",
     "backward_residual",
     "em_step",
     "noise_counters",
@@ -203,6 +204,30 @@ def reverse_step(
     f, s = f_next.to(x_next.dtype), s_next.to(x_next.dtype)
     drift = f - (1 + stochasticity**2) / 2 * g**2 * s
     return x_next - drift * dt + stochasticity * g * dt.sqrt() * draw
+
+
+def affine_step(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor | None = None,
+    *,
+    c_x: Scalar = 1.0,
+    c_a: Scalar,
+    c_b: Scalar = 0.0,
+    noise_scale: Scalar = 0.0,
+    key: Key | None = None,
+    purpose: str = "reverse",
+    step: int = 0,
+    sample_offset: int = 0,
+    eps: Tensor | None = None,
+) -> Tensor:
+    r"""Returns :math:`c_x x + c_a a + c_b b + s z`; no b and no noise where there is none."""
+    y = _number(c_x, x) * x + _number(c_a, x) * a.to(x.dtype)
+    if b is not None:
+        y = y + _number(c_b, x) * b.to(x.dtype)
+    if key is None:
+        return y
+    return y + _number(noise_scale, x) * _noise(x, eps, key, purpose, step, sample_offset)
 
 
 def perturb(

@@ -148,6 +148,26 @@ def perturb_case(each: bool, shape: tuple[int, ...], dtypes: Dtypes, learned: bo
     return Case(first(functional.perturb), first(op), Inputs(rows, scalars, options))
 
 
+#: Factors of an affine step; that of its noise is a standard deviation.
+FACTORS = {"c_x": 0.9, "c_a": -0.4, "c_b": 0.3, "noise_scale": 0.6}
+
+
+def affine_step_case(full: bool, shape: tuple[int, ...], dtypes: Dtypes, learned: bool) -> Case:
+    """With a second network and noise, or with neither."""
+    options, eps = noisy(shape, "langevin")
+    rows = {name: tensor(shape, dtype) for name, dtype in zip("xab", dtypes, strict=True)}
+    factors, options = dict(FACTORS), {"purpose": "langevin", **options}
+    if not full:
+        del rows["b"], factors["c_b"], factors["noise_scale"]
+        options = {}
+    scalars = {name: torch.tensor(c, dtype=dtypes[0]) for name, c in factors.items()}
+    return Case(
+        functional.affine_step,
+        with_eps(reference.affine_step, eps),
+        Inputs(rows, scalars, options) if learned else Inputs(rows, {}, {**factors, **options}),
+    )
+
+
 MAKE: dict[str, Callable[[tuple[int, ...], Dtypes, bool], Case]] = {
     "em_step": em_step_case,
     "backward_residual": partial(residual_case, "backward_residual"),
@@ -155,6 +175,8 @@ MAKE: dict[str, Callable[[tuple[int, ...], Dtypes, bool], Case]] = {
     "reverse_step": partial(reverse_step_case, 1.0),
     "reverse_step_half": partial(reverse_step_case, 0.5),
     "reverse_step_ode": partial(reverse_step_case, 0.0),
+    "affine_step": partial(affine_step_case, True),
+    "affine_step_mean": partial(affine_step_case, False),
     "perturb": partial(perturb_case, False),
     "perturb_each": partial(perturb_case, True),
 }
@@ -212,7 +234,7 @@ def test_a_wrong_op_is_caught(name: str) -> None:
         check_op(WRONG[name], case.reference, case.inputs)
 
 
-@pytest.mark.parametrize("name", ["em_step", "reverse_step", "perturb"])
+@pytest.mark.parametrize("name", ["em_step", "reverse_step", "affine_step", "perturb"])
 def test_op_equals_its_reference_with_noise_of_its_own(name: str) -> None:
     case = MAKE[name]((33, 5), DTYPES[0], False)
     plain = {"perturb": first(reference.perturb)}.get(name) or getattr(reference, name)
@@ -279,7 +301,9 @@ def test_a_tensor_g_keeps_its_shape_and_dtype(
     assert numbers[g_name].item() == pytest.approx(expected[g_name].item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in MAKE if not name.startswith("perturb")])
+@pytest.mark.parametrize(
+    "name", [name for name in MAKE if not name.startswith(("perturb", "affine_step"))]
+)
 def test_a_tensor_dt_is_the_number(name: str) -> None:
     case = MAKE[name]((5, 3), DTYPES[0], True)
     as_tensor = replace(case.inputs, options={**case.inputs.options, "dt": torch.tensor([DT])})
@@ -310,7 +334,9 @@ def test_residual_cost_is_half_the_squared_residual() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5000, 3), (2000, 65), (3, 20_000), (2, 4096)], ids=str)
-@pytest.mark.parametrize("name", ["residual_cost", "em_step", "backward_residual", "perturb"])
+@pytest.mark.parametrize(
+    "name", ["residual_cost", "em_step", "backward_residual", "affine_step", "perturb"]
+)
 def test_results_do_not_depend_on_threads(name: str, shape: tuple[int, int]) -> None:
     case = MAKE[name](shape, DTYPES[0], True)
     torch.set_num_threads(1)
@@ -318,7 +344,7 @@ def test_results_do_not_depend_on_threads(name: str, shape: tuple[int, int]) -> 
     for threads in (2, 4):
         torch.set_num_threads(threads)
         for part, value in gradients(case.op, case.inputs).items():
-            if part in ("g", "alpha_t", "sigma_t"):
+            if part in case.inputs.scalars:
                 continue  # torch's own sum over the batch
             assert same_bits(value, alone[part]), part
 
@@ -561,6 +587,7 @@ def operator_arguments() -> dict[str, tuple]:
         "residual_cost": (*half, dt, g),
         "residual_cost_vjp": (each, *half, dt, g),
         "reverse_step": (rows[1], rows[2], rows[3], dt, g, key, STEP, 0.5, OFFSET),
+        "affine_step": (rows[0], rows[2], rows[3], dt, g, dt, g, key, 1, STEP, OFFSET),
         "perturb": (rows[0], each, each, key, STEP, OFFSET),
         "noise_dot": (rows[0], key, 0, STEP, OFFSET),
     }
@@ -576,7 +603,7 @@ def test_operator_passes_opcheck(name: str) -> None:
     torch.library.opcheck(getattr(operators, name).default, operator_arguments()[name])
 
 
-@pytest.mark.parametrize("name", ["em_step", "residual_cost_vjp", "perturb"])
+@pytest.mark.parametrize("name", ["em_step", "residual_cost_vjp", "affine_step", "perturb"])
 def test_operator_passes_opcheck_on_strided_and_empty_input(name: str) -> None:
     for change in (lambda t: t[:0], lambda t: torch.stack([t, t], -1)[..., 0]):
         arguments = tuple(

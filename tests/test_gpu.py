@@ -115,6 +115,9 @@ def test_more_than_two_to_the_31_elements() -> None:
     dot = functional.residual_cost(x, x, x, x, dt=0.1, g_next=0.5)
     alone = functional.residual_cost(last, last, last, last, dt=0.1, g_next=0.5)
     assert ulps_apart(dot[-1:], alone) == 0
+    del dot
+    moved = functional.affine_step(x, x, c_a=0.5)[-1:].clone()
+    assert ulps_apart(moved, functional.affine_step(last, last, c_a=0.5)) == 0
 
 
 # --- gradients -----------------------------------------------------------------------------------
@@ -127,11 +130,14 @@ def op_calls(x: Tensor, f: Tensor, s: Tensor, g: Tensor) -> dict[str, Tensor]:
         "backward_residual": functional.backward_residual(x, s, f, s, dt=0.125, g_next=g),
         "residual_cost": functional.residual_cost(x, f, f, s, dt=0.125, g_next=g),
         "reverse_step": functional.reverse_step(x, f, s, g_next=g, stochasticity=0.5, **common),
+        "affine_step": functional.affine_step(
+            x, f, s, c_x=g, c_a=g, c_b=g, noise_scale=g, key=KEY, step=3
+        ),
         "perturb": functional.perturb(x, alpha_t=g, sigma_t=g, key=KEY)[0],
     }
 
 
-OPS = ("em_step", "backward_residual", "residual_cost", "reverse_step", "perturb")
+OPS = ("em_step", "backward_residual", "residual_cost", "reverse_step", "affine_step", "perturb")
 
 
 def leaves(device: torch.device, dtype: torch.dtype) -> list[Tensor]:

@@ -223,6 +223,23 @@ def reverse_step(a: Arguments) -> Call:
     )
 
 
+def affine_step(a: Arguments) -> Call:
+    """With and without a second network; no noise, noise, and all factors in memory."""
+    x, first, second = a.state(), a.network(), a.network()
+    in_memory = [a.scalar(value) for value in (0.9, DT, -G, 0.3)]
+    numbers, noise = (0.9, DT, -G), (PURPOSES["langevin"], STEP, OFFSET)
+    return each(
+        *(
+            each(
+                single(_kernels.affine_step, x, first, b, *numbers, 0.0, None, *noise),
+                single(_kernels.affine_step, x, first, b, *numbers, 0.3, KEY, *noise),
+                single(_kernels.affine_step, x, first, b, *in_memory, KEY.to_tensor(), *noise),
+            )
+            for b in (None, second)
+        )
+    )
+
+
 def perturb(a: Arguments) -> Call:
     x0, alpha, sigma = a.state(), a.column(), a.column()
 
@@ -298,7 +315,10 @@ def adjoint_step(a: Arguments, combinations: Any = None) -> Call:
     return each(*(one(*combination) for combination in combinations or full))
 
 
-ELEMENTWISE = [normal, em_step, backward_residual, backward_residual_vjp, reverse_step, perturb]
+ELEMENTWISE = [
+    *(normal, em_step, backward_residual, backward_residual_vjp),
+    *(reverse_step, affine_step, perturb),
+]
 REDUCTIONS = [noise_dot, noise_energy, residual_cost, residual_cost_vjp, adjoint_step]
 #: Kernels of the state alone: their bits do not depend on a network's type.
 OF_STATE = (normal, backward_residual_vjp, perturb, noise_dot, noise_energy)

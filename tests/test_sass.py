@@ -53,6 +53,8 @@ RULES = (
     Rule(r"for_each_kernel<diffflow::ResidualVjp<", loads=1, stores=2),
     Rule(r"for_each_kernel<diffflow::ReverseStep<float, float>", loads=3, stores=1),
     Rule(r"for_each_kernel<diffflow::ReverseStep<", loads=1, stores=1),
+    Rule(r"for_each_kernel<diffflow::AffineStep<float, float>", loads=3, stores=1),
+    Rule(r"for_each_kernel<diffflow::AffineStep<", loads=1, stores=1),
     Rule(r"for_each_kernel<diffflow::AdjointStepFixedG<float, float>", loads=8, stores=4),
     Rule(r"for_each_kernel<diffflow::AdjointStepFixedG<", loads=6, stores=2),
     Rule(r"reduce_kernel<diffflow::NoiseDot<float>", loads=1),

@@ -106,6 +106,13 @@ PYBIND11_MODULE(_core, m) {
       },
       Free());
   m.def(
+      "affine_step",
+      [](T t, Z z, R c_x, R c_a, R c_b, R noise_scale, A x, A a, A b, A y) {
+        df::affine_step(target(t), noise(z),
+                        {number(c_x), number(c_a), number(c_b), number(noise_scale)}, x, a, b, y);
+      },
+      Free());
+  m.def(
       "perturb",
       [](T t, Z z, A x0, A alpha_t, A sigma_t, int64_t scalar_stride, A x_t, A eps) {
         df::perturb(target(t), noise(z), x0, alpha_t, sigma_t, scalar_stride, x_t, eps);

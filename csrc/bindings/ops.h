@@ -135,6 +135,29 @@ inline void reverse_step(const Target& target, const NoiseSource& noise, Number 
   });
 }
 
+/// The factors of an affine step as Python sends them; see math/affine.h.
+struct AffineNumbers {
+  Number x, a, b, noise;
+
+  template <typename T>
+  AffineSource<T> as() const {
+    return {x.as<T>(), a.as<T>(), b.as<T>(), noise.as<T>()};
+  }
+};
+
+inline void affine_step(const Target& target, const NoiseSource& noise,
+                        const AffineNumbers& factors, Address x, Address a, Address b, Address y) {
+  with_types(target.types, [&](auto state, auto net) {
+    using T = decltype(state);
+    using N = decltype(net);
+    const AffineStep<T, N> body{pointer<T>(x), pointer<N>(a),   pointer<N>(b),
+                                pointer<T>(y), factors.as<T>(), noise};
+    // Only noise needs to know where a row ends.
+    run_each(target, body.factors.draws() ? target.rows() : target.flat(), body,
+             starts_aligned<T>({body.x, body.y}) && starts_aligned<N>({body.a, body.b}));
+  });
+}
+
 inline void perturb(const Target& target, const NoiseSource& noise, Address x0, Address alpha_t,
                     Address sigma_t, int64_t scalar_stride, Address x_t, Address eps) {
   with_state(target.types, [&](auto state) {

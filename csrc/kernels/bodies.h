@@ -193,6 +193,29 @@ struct ReverseStep {
   }
 };
 
+/// y = c_x x + c_a a + c_b b + noise z.
+template <typename T, typename N>
+struct AffineStep {
+  const T* x;
+  const N *a, *b;  ///< b may be null
+  T* y;
+  AffineSource<T> factors;
+  NoiseSource noise;
+
+  DF_HD void operator()(const Place& at) const {
+    const AffineScalars<T> scalars = factors.get();
+    const Quad<T> state = load<T>(x, at);
+    const Quad<T> first = load<T>(a, at), second = load_or_zero<T>(b, at);
+    const Quad<T> draw = factors.draws() ? normals<T>(noise, at) : Quad<T>{};
+    Quad<T> out;
+    for (int i = 0; i < 4; ++i) {
+      out.value[i] =
+          affine_step(state.value[i], first.value[i], second.value[i], draw.value[i], scalars);
+    }
+    store(y, at, out);
+  }
+};
+
 /// x_t = alpha_t x0 + sigma_t eps with alpha_t and sigma_t per sample or common; eps on demand.
 template <typename T>
 struct Perturb {
@@ -357,6 +380,7 @@ struct AdjointStepLearnedG {
   DF_FOR_STATE_AND_NET(X, BackwardResidual) \
   DF_FOR_STATE_AND_NET(X, ResidualVjp)      \
   DF_FOR_STATE_AND_NET(X, ReverseStep)      \
+  DF_FOR_STATE_AND_NET(X, AffineStep)       \
   DF_FOR_STATE_AND_NET(X, AdjointStepFixedG)
 
 #define DF_FOR_REDUCTIONS(X)               \

@@ -1,6 +1,7 @@
 // Scalars of a kernel call, given by value or read from memory at run time.
 #pragma once
 
+#include "../math/affine.h"
 #include "../math/sde_step.h"
 
 namespace diffflow {
@@ -24,6 +25,16 @@ struct StepSource {
     const T length = dt.get();
     return {length, square_root(length), g.get()};
   }
+};
+
+/// The factors of an affine step. A noise that is the number zero is never drawn; one that lies in
+/// memory always is, because a captured CUDA graph may find another value there.
+template <typename T>
+struct AffineSource {
+  Scalar<T> x, a, b, noise;
+
+  DF_HD AffineScalars<T> get() const { return {x.get(), a.get(), b.get(), noise.get()}; }
+  DF_HD bool draws() const { return noise.where != nullptr || noise.value != T(0); }
 };
 
 }  // namespace diffflow

@@ -1,0 +1,21 @@
+// The affine step: one state and up to two network outputs, each with a coefficient, plus noise.
+// Every solver of a linear SDE or its ODE is made of such steps; they differ in coefficients alone.
+#pragma once
+
+#include "host_device.h"
+
+namespace diffflow {
+
+/// Factors of the state, of both network outputs, and of the noise (a standard deviation, >= 0).
+template <typename T>
+struct AffineScalars {
+  T x, a, b, noise;
+};
+
+/// y = c_x x + c_a a + c_b b + noise z, added from left to right; z is a standard normal.
+template <typename T>
+DF_HD T affine_step(T x, T a, T b, T z, AffineScalars<T> c) {
+  return c.x * x + c.a * a + c.b * b + c.noise * z;
+}
+
+}  // namespace diffflow
