@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from . import _checks, _kernels
 from ._replay import Autocast, RandomTape
 from .noise import NoiseKey
+from .priors import Prior
 
 __all__ = ["Cache", "Gradients", "Network", "PathProblem", "backward_sweep", "simulate"]
 
@@ -30,7 +31,8 @@ class PathProblem:
     """One loss evaluation: networks, grid, coefficients and noise, checked and converted.
 
     `g` holds numbers on the CPU and one-element views of a device tensor elsewhere, which the
-    kernels read at run time. `keep` says whether a backward sweep will want the states.
+    kernels read at run time. `keep` says whether a backward sweep will want the states. Without a
+    `prior` the noise end has N(0, I), whose gradient the kernels know.
     """
 
     drift: Network
@@ -45,6 +47,7 @@ class PathProblem:
     score_memory: int | None = None
     learned_g: bool = False
     keep: bool = True
+    prior: Prior | None = None
     autocast: Autocast = field(default_factory=lambda: Autocast.current("cpu"))
 
     @property
@@ -59,7 +62,7 @@ class PathProblem:
 
     def modes(self) -> list[bool]:
         """Returns the training flags of all modules that the networks are or contain."""
-        nets = (getattr(net, "__self__", net) for net in (self.drift, self.score))
+        nets = (getattr(net, "__self__", net) for net in (self.drift, self.score, self.prior))
         return [m.training for net in nets if isinstance(net, nn.Module) for m in net.modules()]
 
     def em_step(self, x: Tensor, f: Tensor, k: int, out: Tensor | None = None) -> Tensor:
@@ -93,8 +96,22 @@ class PathProblem:
             return self.times[k[0]]
         return self.times[k.start : k.stop].repeat_interleave(x.shape[0] // len(k))
 
+    def prior_cost(self, x_last: Tensor) -> Tensor:
+        """Returns the negative log-density of the prior at x_N per sample, in nats."""
+        if self.prior is None:
+            return normal_cost(x_last)
+        with self.autocast.off():
+            log_prob = self.prior.log_prob(x_last)
+        if not isinstance(log_prob, Tensor) or log_prob.shape != x_last.shape[:1]:
+            got = tuple(log_prob.shape) if isinstance(log_prob, Tensor) else log_prob
+            raise ValueError(
+                f"DiffFlowSDE: expected prior.log_prob(x) of shape ({x_last.shape[0]},), one "
+                f"number for each sample, got {got}"
+            )
+        return -log_prob.to(x_last.dtype)
 
-def prior_cost(x_last: Tensor) -> Tensor:
+
+def normal_cost(x_last: Tensor) -> Tensor:
     """Returns -log N(x_N; 0, I) per sample, in nats."""
     dimensions = math.prod(x_last.shape[1:])
     square = x_last.reshape(x_last.shape[0], dimensions).square().sum(1)
@@ -115,7 +132,7 @@ class Cache:
 
 
 def simulate(p: PathProblem, x0: Tensor, cache: Cache, *, with_costs: bool) -> Tensor | None:
-    """Runs the forward SDE, keeps states, and sums residual costs where they are wanted.
+    """Runs the forward SDE, keeps states, and returns the loss where it is wanted.
 
     Without costs the score is not evaluated, nor the drift at the last state where nobody needs
     it.
@@ -136,6 +153,9 @@ def simulate(p: PathProblem, x0: Tensor, cache: Cache, *, with_costs: bool) -> T
         if blocks is not None:
             blocks.add(k, x_prev, x, f)
     total = None if blocks is None else blocks.total()
+    cache.tape.record("prior")
+    if total is not None:
+        total = total + p.prior_cost(x)
     cache.tape.close()
     return total
 
@@ -250,7 +270,7 @@ def backward_sweep(
         cache: States and random states; without score blocks where scores are evaluated here for
             the first time.
         weight: Weights of the samples, shape (B,), or one number for all.
-        with_cost: Whether to sum the residual costs, per sample, on the way.
+        with_cost: Whether to sum the loss, per sample, on the way.
     """
     with cache.tape.preserved():
         return _Walk(p, cache, weight, with_cost=with_cost).run()
@@ -308,11 +328,37 @@ class _Walk:
         )
         if out.g is not None and result.grad_g is not None:
             out.g[k] = result.grad_g.double().sum()
+        if k == p.num_steps:
+            result = self._with_prior(x, result, out)
         outputs: list[tuple[Tensor, Tensor | None]] = [(f, result.cotangent_f)]
         if s is not None and s_vjp is None:
             outputs.append((s, result.cotangent_s))
         vjp = self._product(outputs, leaf, out)
         return _kernels.AdjointState(result.local, vjp, s_vjp, result.carry)
+
+    def _with_prior(
+        self, x: Tensor, result: _kernels.AdjointResult, out: Gradients
+    ) -> _kernels.AdjointResult:
+        """Puts the prior's gradient at x_N in the place of that of N(0, I), which is x_N."""
+        p = self.p
+        if p.prior is None:
+            out.cost = out.cost + normal_cost(x) if out.cost is not None else None
+            return result
+        self.cache.tape.replay("prior")
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            cost = p.prior_cost(leaf)
+        check_leaves("prior.log_prob", cost, leaf, p.params)
+        if not cost.requires_grad:
+            raise RuntimeError(
+                "DiffFlowSDE: expected prior.log_prob(x) to be differentiable in x, got a tensor "
+                "without a graph; it must not detach x or run under no_grad"
+            )
+        out.cost = out.cost + cost.detach() if out.cost is not None else None
+        weight = torch.as_tensor(self.weight, dtype=cost.dtype, device=cost.device)
+        slope = self._product([(cost, weight.expand_as(cost))], leaf, out)
+        weight = weight.reshape(-1, *[1] * (x.dim() - 1))
+        return result._replace(local=result.local + (slope - weight * x))
 
     def _product(
         self, outputs: list[tuple[Tensor, Tensor | None]], leaf: Tensor, out: Gradients

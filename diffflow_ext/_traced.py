@@ -21,7 +21,7 @@ from . import _checks
 from ._first_order import first_order
 from ._operators import register_operator
 from ._replay import Autocast
-from ._sweeps import Cache, PathProblem, backward_sweep, prior_cost, simulate
+from ._sweeps import Cache, PathProblem, backward_sweep, simulate
 from .adjoint import coefficients, mean_loss_and_gradients, new_cache
 from .diffusion import check_positive, diffusion_values
 from .grids import TimeGrid
@@ -79,6 +79,7 @@ def _problem(
         sample_offset=sample_offset,
         checkpoint_every=checkpoint_every,
         learned_g=True,
+        prior=sde.prior,
         autocast=Autocast(x0.device.type, autocast, autocast_dtype),
     )
 
@@ -148,16 +149,15 @@ def _labels(num_steps: int) -> list[object]:
     labels: list[object] = [("drift", 0)]
     for k in range(1, num_steps + 1):
         labels += [("drift", k), ("score", range(k, k + 1))]
-    return [*labels, None]
+    return [*labels, "prior", None]
 
 
 def _run_path_loss(*problem: Any) -> tuple[Tensor, Tensor, Tensor]:
     p, x0 = _problem(*problem), problem[1].detach().contiguous()
     cache = new_cache(x0)
     with torch.no_grad():
-        cost = simulate(p, x0, cache, with_costs=True)
-        assert cost is not None
-        loss = cost + prior_cost(cache.states[p.num_steps])
+        loss = simulate(p, x0, cache, with_costs=True)
+        assert loss is not None
     kept = [cache.states[k] for k in _kept(p.num_steps, p.checkpoint_every)]
     return loss, torch.stack(kept), cache.tape.pack()
 

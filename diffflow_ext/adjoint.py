@@ -48,12 +48,12 @@ from ._sweeps import (
     PathProblem,
     backward_sweep,
     check_leaves,
-    prior_cost,
     simulate,
 )
 from .diffusion import Diffusion, diffusion_values
 from .grids import TimeGrid
 from .noise import NoiseKey
+from .priors import Prior
 
 __all__ = ["Network", "build_problem", "diffflow_loss", "diffflow_mean_loss"]
 
@@ -66,9 +66,8 @@ class _PathLoss(Function):
     @staticmethod
     def forward(ctx: Any, p: PathProblem, x0: Tensor, g: Tensor, *params: Tensor) -> Tensor:
         cache = new_cache(x0)
-        cost = simulate(p, x0, cache, with_costs=True)
-        assert cost is not None
-        loss = cost + prior_cost(cache.states[p.num_steps])
+        loss = simulate(p, x0, cache, with_costs=True)
+        assert loss is not None
         ctx.p, ctx.cache, ctx.kept = p, cache, list(cache.states)
         ctx.modes = p.modes()
         # Saved where autograd frees them after the backward pass and watches for changes in place.
@@ -130,10 +129,9 @@ def mean_loss_and_gradients(
     """Returns sum_b weight_b L_b and its gradients, with 7N + 3 forward-equivalents."""
     cache = new_cache(x0)
     simulate(p, x0, cache, with_costs=False)
-    last = cache.states[p.num_steps]
     out = backward_sweep(p, cache, weight, with_cost=True)
     assert out.cost is not None
-    return _weighted(out.cost + prior_cost(last), weight), out
+    return _weighted(out.cost, weight), out
 
 
 def _weighted(loss: Tensor, weight: Tensor | float) -> Tensor:
@@ -151,7 +149,7 @@ def unrolled_loss(p: PathProblem, x0: Tensor, g: Tensor) -> Tensor:
         x = functional.em_step(x, f, dt=dt, g=g[k - 1], key=p.key, step=k - 1, sample_offset=at)
         f, s = p.network("drift", k, x), p.network("score", k, x)
         cost = cost + functional.residual_cost(x_prev, x, f, s, dt=dt, g_next=g[k])
-    return cost + prior_cost(x)
+    return cost + p.prior_cost(x)
 
 
 def build_problem(
@@ -163,6 +161,7 @@ def build_problem(
     *,
     diffusion: Diffusion = 1.0,
     params: Iterable[Tensor] = (),
+    prior: Prior | None = None,
     key: Key | None = None,
     sample_offset: int = 0,
     checkpoint_every: int = 1,
@@ -190,6 +189,7 @@ def build_problem(
         checkpoint_every=_checks.count(op, "checkpoint_every", checkpoint_every, 0, 2**31),
         score_memory=None if torch.is_inference_mode_enabled() else score_memory,
         learned_g=g.requires_grad and torch.is_grad_enabled(),
+        prior=prior,
         autocast=Autocast.current(x0.device.type),
     )
     return problem, x0, g
@@ -238,6 +238,7 @@ def diffflow_loss(
     *,
     diffusion: Diffusion = 1.0,
     params: Iterable[Tensor] = (),
+    prior: Prior | None = None,
     key: Key | None = None,
     sample_offset: int = 0,
     checkpoint_every: int = 1,
@@ -256,7 +257,8 @@ def diffflow_loss(
         x0: The data, shape (B, *event), float32 or float64.
         grid: The times, from data to noise.
         diffusion: The coefficient g(t) > 0: a number, a function of t, or a module.
-        params: All tensors that drift and score depend on and that should get gradients.
+        params: All tensors that drift, score and prior depend on and that should get gradients.
+        prior: The density at the noise end instead of N(0, I), see :mod:`diffflow_ext.priors`.
         key: Seed and stream of the noise. Default: drawn from torch's generator.
         sample_offset: The global index of the first sample.
         checkpoint_every: Keep every k-th state and simulate the others again; 0 keeps the graph of
@@ -279,8 +281,9 @@ def diffflow_loss(
         | https://arxiv.org/abs/2110.07579
     """
     p, x0, g = build_problem(
-        "diffflow_loss", drift, score, x0, grid, diffusion=diffusion, params=params, key=key,
-        sample_offset=sample_offset, checkpoint_every=checkpoint_every, score_memory=score_memory,
+        "diffflow_loss", drift, score, x0, grid, diffusion=diffusion, params=params, prior=prior,
+        key=key, sample_offset=sample_offset, checkpoint_every=checkpoint_every,
+        score_memory=score_memory,
     )  # fmt: skip
     return path_loss(p, x0, g)
 
@@ -314,6 +317,7 @@ def _wants_gradients(p: PathProblem, x0: Tensor, g: Tensor) -> bool:
         for name in ("drift", "score"):
             probe = x0[:1].detach()
             check_leaves(name, p.network(name, 1, probe), probe, p.params)
+        check_leaves("prior.log_prob", p.prior_cost(probe), probe, p.params)
     return False
 
 
@@ -326,6 +330,7 @@ def diffflow_mean_loss(
     weight: Tensor | None = None,
     diffusion: Diffusion = 1.0,
     params: Iterable[Tensor] = (),
+    prior: Prior | None = None,
     key: Key | None = None,
     sample_offset: int = 0,
     checkpoint_every: int = 1,
@@ -346,7 +351,8 @@ def diffflow_mean_loss(
         grid: The times, from data to noise.
         weight: The weights :math:`w_b`, shape (B,). No gradient flows into them.
         diffusion: The coefficient g(t) > 0.
-        params: All tensors that drift and score depend on and that should get gradients.
+        params: All tensors that drift, score and prior depend on and that should get gradients.
+        prior: The density at the noise end instead of N(0, I), see :mod:`diffflow_ext.priors`.
         key: Seed and stream of the noise.
         sample_offset: The global index of the first sample.
         checkpoint_every: Keep every k-th state; 0 keeps the graph of every step.
@@ -362,7 +368,7 @@ def diffflow_mean_loss(
     """
     op = "diffflow_mean_loss"
     p, x0, g = build_problem(
-        op, drift, score, x0, grid, diffusion=diffusion, params=params, key=key,
+        op, drift, score, x0, grid, diffusion=diffusion, params=params, prior=prior, key=key,
         sample_offset=sample_offset, checkpoint_every=checkpoint_every, score_memory=score_memory,
     )  # fmt: skip
     return mean_path_loss(p, x0, g, _checks.weights(op, weight, x0))

@@ -2,67 +2,142 @@ r"""Sampling: the reverse family of SDEs from noise to data, on any grid.
 
 .. math:: x_i = x_{i+1} - \left[ f - \tfrac{1 + \lambda^2}{2} g^2 s \right](t_{i+1}, x_{i+1})
                 \Delta t_i + \lambda g_{i+1} \sqrt{\Delta t_i} \, \varepsilon
+
+All members have the same marginals as :math:`\Delta t \to 0`. At :math:`\lambda = 0` the equation
+is ordinary and may be solved at a higher order. Between steps, Langevin moves at a fixed time draw
+the sample towards the marginal of that time:
+
+.. math:: x \leftarrow x + \eta \, s(t_i, x) + \sqrt{2 \eta} \, \varepsilon,
+          \qquad \eta = c \, g_i^2 \, \Delta t_i
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from . import _kernels
+from . import _checks, _kernels
 from ._sweeps import PathProblem
-from .noise import PURPOSES
+from .noise import MAX_STEP, PURPOSES
+from .probability_flow import ProbabilityFlow, fixed_step
 
-__all__ = ["LastStep", "reverse_path"]
+__all__ = ["LastStep", "ReverseSampler", "reverse_path"]
 
 #: How the step into the data is taken; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
+#: How a step is taken; all but "euler" are for the ODE.
+ReverseSolver = Literal["euler", "heun", "rk4"]
+
+
+@dataclass(frozen=True)
+class ReverseSampler:
+    """How to go from noise to data, checked.
+
+    Arguments:
+        stochasticity: The factor lambda >= 0.
+        last_step: "noisy", "mean" or "tweedie".
+        solver: "euler", or for lambda = 0 also "heun" or "rk4".
+        corrector_steps: Langevin moves after each step but the last.
+        corrector_scale: Their size c > 0.
+
+    Raises:
+        ValueError: If an argument is out of its range or they do not go together.
+        TypeError: If an argument has the wrong type.
+    """
+
+    stochasticity: float = 1.0
+    last_step: LastStep = "noisy"
+    solver: ReverseSolver = "euler"
+    corrector_steps: int = 0
+    corrector_scale: float = 0.5
+
+    def __post_init__(self) -> None:
+        op = "DiffFlowSDE.sample"
+        strength = _checks.finite(op, "stochasticity", self.stochasticity)
+        if strength < 0:
+            raise ValueError(f"{op}: expected stochasticity >= 0, got {strength}")
+        _choice(op, "last_step", self.last_step, get_args(LastStep))
+        _choice(op, "solver", self.solver, get_args(ReverseSolver))
+        if self.solver != "euler" and strength != 0:
+            raise ValueError(
+                f"{op}: expected stochasticity=0 with solver={self.solver!r}, which is for the "
+                f"ordinary equation, got {strength}; take solver='euler' for the stochastic one"
+            )
+        if self.solver != "euler" and self.last_step != "noisy":
+            raise ValueError(
+                f"{op}: last_step={self.last_step!r} is for solver='euler', got {self.solver!r}"
+            )
+        _checks.count(op, "corrector_steps", self.corrector_steps, 0, 2**16)
+        if not _checks.finite(op, "corrector_scale", self.corrector_scale) > 0:
+            raise ValueError(f"{op}: expected corrector_scale > 0, got {self.corrector_scale}")
+
+
+def _choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{op}: expected {name} to be one of {allowed}, got {value!r}")
 
 
 def reverse_path(
     p: PathProblem,
+    flow: ProbabilityFlow,
     x_last: Tensor,
-    stochasticity: float,
-    last_step: LastStep,
+    sampler: ReverseSampler,
     states: Tensor | None,
 ) -> Tensor:
     """Returns x_0 from x_N. Writes all states into `states` (N+1, B, *event) where given."""
+    if p.num_steps * sampler.corrector_steps >= MAX_STEP:
+        raise ValueError(
+            f"DiffFlowSDE.sample: expected fewer than 2^24 Langevin moves, got {p.num_steps} x "
+            f"{sampler.corrector_steps}"
+        )
     x = x_last
     for i in range(p.num_steps - 1, -1, -1):
-        f, s = p.network("drift", i + 1, x), p.network("score", i + 1, x)
-        if i == 0 and last_step == "mean":
-            x = _mean_step(p, x, f, s, stochasticity)
+        if sampler.solver == "euler":
+            x = _euler_step(p, x, i, sampler)
         else:
-            x = _kernels.reverse_step(
-                x, f, s, p.steps[i], p.g[i + 1], p.key, i, stochasticity, p.sample_offset
-            )
-        if i == 0 and last_step == "tweedie":
-            x = _tweedie(p, x, stochasticity)
+            x = fixed_step(flow, x, float(p.times[i + 1]), -p.steps[i], sampler.solver)
+        if i > 0:
+            x = _correct(p, x, i, sampler)
         if states is not None:
             states[i] = x
     return x
 
 
-def _mean_step(p: PathProblem, x: Tensor, f: Tensor, s: Tensor, stochasticity: float) -> Tensor:
-    weight = 0.5 * (1 + stochasticity**2) * p.g[1] ** 2
-    return x - (f.to(x.dtype) - weight * s.to(x.dtype)) * p.steps[0]
+def _euler_step(p: PathProblem, x: Tensor, i: int, sampler: ReverseSampler) -> Tensor:
+    """Steps from x_{i+1} to x_i along the stochastic equation."""
+    strength = sampler.stochasticity
+    f, s = p.network("drift", i + 1, x), p.network("score", i + 1, x)
+    if i == 0 and sampler.last_step == "mean":
+        weight = 0.5 * (1 + strength**2) * p.g[1] ** 2
+        return _add(x, f, s, -p.steps[0], weight * p.steps[0])
+    x = _kernels.reverse_step(x, f, s, p.steps[i], p.g[i + 1], p.key, i, strength, p.sample_offset)
+    if i == 0 and sampler.last_step == "tweedie":
+        variance = strength**2 * p.g[1] ** 2 * p.steps[0]
+        return _add(x, p.network("score", 1, x), None, variance, 0.0)
+    return x
 
 
-def _tweedie(p: PathProblem, x: Tensor, stochasticity: float) -> Tensor:
-    """x + sigma^2 score for the last step's noise, sigma^2 = lambda^2 g_1^2 dt_0."""
-    variance = stochasticity**2 * p.g[1] ** 2 * p.steps[0]
-    return x + variance * p.network("score", 1, x).to(x.dtype)
-
-
-def check_last_step(op: str, last_step: str) -> LastStep:
-    """Returns a valid kind of last step."""
-    if last_step not in get_args(LastStep):
-        raise ValueError(
-            f"{op}: expected last_step to be one of {get_args(LastStep)}, got {last_step!r}"
+def _correct(p: PathProblem, x: Tensor, i: int, sampler: ReverseSampler) -> Tensor:
+    """Langevin moves at time t_i."""
+    size: float | Tensor = sampler.corrector_scale * p.steps[i] * p.g[i] * p.g[i]
+    root = (2 * size).sqrt() if isinstance(size, Tensor) else math.sqrt(2 * size)
+    for move in range(sampler.corrector_steps):
+        count = i * sampler.corrector_steps + move
+        s = p.network("score", i, x)
+        x = _kernels.affine_step(
+            x, s, None, 1.0, size, 0.0, root, p.key, PURPOSES["langevin"], count, p.sample_offset
         )
-    return last_step  # pyright: ignore[reportReturnType]
+    return x
+
+
+def _add(
+    x: Tensor, a: Tensor, b: Tensor | None, c_a: float | Tensor, c_b: float | Tensor
+) -> Tensor:
+    return _kernels.affine_step(x, a, b, 1.0, c_a, c_b, 0.0, None, PURPOSES["reverse"], 0, 0)
 
 
 def forward_path(p: PathProblem, x0: Tensor, states: Tensor | None) -> Tensor:
@@ -74,6 +149,12 @@ def forward_path(p: PathProblem, x0: Tensor, states: Tensor | None) -> Tensor:
     return x
 
 
-def standard_normal(p: PathProblem, like: Tensor) -> Tensor:
-    """Returns draws of the prior N(0, I) in the shape of a state."""
-    return _kernels.normal(torch.empty_like(like), p.key, PURPOSES["prior"], 0, p.sample_offset)
+def noise_end(p: PathProblem, like: Tensor) -> Tensor:
+    """Returns draws of the prior in the shape of a state."""
+    if p.prior is None:
+        out = torch.empty_like(like)
+        return _kernels.normal(out, p.key, PURPOSES["prior"], 0, p.sample_offset)
+    return p.prior.sample(
+        tuple(like.shape), p.key, sample_offset=p.sample_offset, dtype=like.dtype,
+        device=like.device,
+    )  # fmt: skip

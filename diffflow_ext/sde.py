@@ -21,12 +21,17 @@ from torch import Tensor, nn
 from . import _checks, _kernels, _traced, samplers
 from ._sweeps import Network, PathProblem
 from .adjoint import Key, build_problem, mean_path_loss, path_loss
-from .diffusion import Diffusion
+from .diffusion import Diffusion, diffusion_values
 from .grids import TimeGrid
+from .noise import NoiseKey
+from .priors import as_prior
+from .probability_flow import Divergence, ProbabilityFlow, Solver, flow_log_prob
 
 __all__ = ["DiffFlowSDE"]
 
 Engine = Literal["auto", "autograd"]
+#: Rows of a batch of paths that a bound without gradient evaluates in one call.
+PATHS_AT_A_TIME = 2**15
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -50,6 +55,9 @@ class DiffFlowSDE(nn.Module):
             (:class:`diffflow_ext.diffusion.GeometricDiffusion`, learnable or not).
         params: Tensors that drift and score depend on besides the parameters of nn.Modules. Only
             callables that are not modules need it.
+        prior: The density at the noise end in the place of N(0, I): a flow of zuko or normflows,
+            or anything with ``log_prob(x)`` and ``sample(n)``; see
+            :func:`diffflow_ext.priors.as_prior`. Its parameters train together with the networks.
         score_memory: Bytes of activations up to which scores of several states are evaluated in
             one call, see :func:`diffflow_ext.adjoint.diffflow_loss`. Worth it on a GPU with small
             nets.
@@ -78,6 +86,7 @@ class DiffFlowSDE(nn.Module):
         diffusion: Diffusion = 1.0,
         *,
         params: Iterable[Tensor] = (),
+        prior: object = None,
         score_memory: int | None = None,
     ) -> None:
         super().__init__()
@@ -89,6 +98,8 @@ class DiffFlowSDE(nn.Module):
         self.drift: Any = drift
         self.score: Any = score
         self.diffusion: Any = diffusion
+        # Without one, the kernels' own N(0, I).
+        self.prior: Any = None if prior is None else as_prior(prior)
         self.extra_params = tuple(params)
         self.score_memory = score_memory
         self.number = _traced.register(self)
@@ -99,8 +110,9 @@ class DiffFlowSDE(nn.Module):
         self.number = _traced.register(self)
 
     def network_parameters(self) -> list[Tensor]:
-        """Returns the tensors that get gradients through drift and score."""
-        modules = [net for net in (self.drift, self.score) if isinstance(net, nn.Module)]
+        """Returns the tensors that get gradients through drift, score and prior."""
+        nets = (self.drift, self.score, self.prior)
+        modules = [net for net in nets if isinstance(net, nn.Module)]
         return [p for net in modules for p in net.parameters()] + list(self.extra_params)
 
     def _problem(
@@ -114,6 +126,7 @@ class DiffFlowSDE(nn.Module):
             grid,
             diffusion=self.diffusion,
             params=self.network_parameters(),
+            prior=self.prior,
             key=key,
             score_memory=self.score_memory,
             **options,
@@ -220,31 +233,66 @@ class DiffFlowSDE(nn.Module):
         grid: TimeGrid,
         key: Key | None = None,
         *,
+        num_paths: int = 1,
         checkpoint_every: int = 1,
         sample_offset: int = 0,
     ) -> Tensor:
-        r"""Returns a lower bound of log p(x0), one path per sample.
+        r"""Returns a lower bound of log p(x0), from one path per sample or from several.
 
-        .. math:: \log p(x_0) \ge \mathbb E \Big[ \sum_i \tfrac12 \| \delta^F_i \|^2 - L \Big]
-                  - d \log \frac{g_N}{g_0}
+        With :math:`w_k` the bound's estimate on path k,
 
-        The last term comes from the normalisers of the Gaussian steps; without it the bound is
-        wrong as soon as g varies.
+        .. math::
+            w_k &= \sum_i \tfrac12 \| \delta^F_i \|^2 - L - d \log \frac{g_N}{g_0} \\
+            \log p(x_0) &\ge \mathbb E \Big[ \log \frac1K \sum_{k=1}^K e^{w_k} \Big]
+                         \ge \mathbb E [w_1]
+
+        where p is the density of the discrete reverse process, which the bound reaches as K grows.
+        The last term of :math:`w_k` comes from the normalisers of the Gaussian steps; without it
+        the bound is wrong as soon as g varies.
 
         Arguments:
             x0: The data, shape (B, *event).
             grid: The times, from data to noise.
             key: Seed and stream of the noise.
+            num_paths: Paths K of each sample. Time grows with K; so does memory, unless gradients
+                are off.
             checkpoint_every: As in :meth:`loss`.
             sample_offset: The global index of the first sample.
 
         Returns:
-            Unbiased estimates of the bound, shape (B,), in nats. Differentiable.
+            Estimates of the bound, shape (B,), in nats, unbiased for K = 1. Differentiable.
 
         Raises:
             ValueError: If an argument is out of its range, or data are not finite.
             TypeError: If an argument has the wrong type.
+
+        References:
+            | Diffusion Normalizing Flow (Zhang & Chen, 2021), equation 16
+            | https://arxiv.org/abs/2110.07579
+            | Importance Weighted Autoencoders (Burda et al., 2016), equation 8
+            | https://arxiv.org/abs/1509.00519
         """
+        op = "DiffFlowSDE.elbo"
+        paths = _checks.count(op, "num_paths", num_paths, 1, 2**20)
+        offset = _checks.sample_offset(op, sample_offset, 0)
+        key = NoiseKey.from_torch() if key is None else key
+        if paths == 1:
+            return self._one_path_elbo(x0, grid, key, checkpoint_every, offset)
+        x0 = _checks.state(op, "x0", x0)
+        # Path k of sample i has the noise of sample i K + k, however the batch is split.
+        rows = x0.shape[0] if torch.is_grad_enabled() else max(1, PATHS_AT_A_TIME // paths)
+        parts = [
+            self._one_path_elbo(
+                part.repeat_interleave(paths, 0), grid, key, checkpoint_every,
+                (offset + index * rows) * paths,
+            ).unflatten(0, (-1, paths))
+            for index, part in enumerate(x0.split(max(rows, 1)))
+        ]  # fmt: skip
+        return torch.cat(parts).logsumexp(1) - math.log(paths)
+
+    def _one_path_elbo(
+        self, x0: Tensor, grid: TimeGrid, key: Key, checkpoint_every: int, sample_offset: int
+    ) -> Tensor:
         p, x0, g = self._problem(
             "elbo", x0, grid, key, checkpoint_every=checkpoint_every, sample_offset=sample_offset
         )
@@ -253,6 +301,73 @@ class DiffFlowSDE(nn.Module):
             energy = _kernels.noise_energy(x0, p.key, i, p.sample_offset, energy)
         dimensions = math.prod(x0.shape[1:])
         return energy - path_loss(p, x0, g) - dimensions * torch.log(g[-1] / g[0])
+
+    @_eager
+    def log_prob(
+        self,
+        x: Tensor,
+        grid: TimeGrid,
+        key: Key | None = None,
+        *,
+        solver: Solver = "heun",
+        divergence: Divergence = "auto",
+        num_probes: int = 1,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        sample_offset: int = 0,
+    ) -> Tensor:
+        r"""Returns log p(x) of the probability-flow ODE, :math:`\lambda = 0`.
+
+        .. math::
+            \frac{dx}{dt} = v = f - \tfrac12 g^2 s, \qquad
+            \log p(x_0) = \log \mathcal N(x_N; 0, I) + \int_{t_0}^{t_N} \nabla \cdot v \, dt
+
+        The ODE's density equals that of the stochastic processes only where both networks are at
+        their optimum; it is a density of its own otherwise, that of samples with
+        ``stochasticity=0``. Networks must act on each sample alone and not draw random numbers:
+        switch dropout off with eval().
+
+        Arguments:
+            x: The data, shape (B, *event), float32 or float64.
+            grid: The times. Fixed solvers take one step for each of the grid, which need not be
+                one that was trained on; "dopri5" needs its ends alone.
+            key: Seed and stream of the probes of "hutchinson".
+            solver: "euler", "heun", "rk4", or "dopri5" (adaptive, through torchdiffeq).
+            divergence: "exact" costs d vector-Jacobian products at each evaluation; "hutchinson"
+                `num_probes`, and is unbiased; "auto" is exact up to 64 dimensions.
+            num_probes: Probes of the estimate, fresh at each step of a fixed solver.
+            rtol: Relative tolerance of "dopri5".
+            atol: Absolute tolerance of "dopri5".
+            sample_offset: The global index of the first sample.
+
+        Returns:
+            The log-densities, shape (B,), in nats. No gradient flows through them.
+
+        Raises:
+            ValueError: If an argument is out of its range, or data are not finite.
+            TypeError: If an argument has the wrong type.
+            ImportError: If "dopri5" is asked for and torchdiffeq is missing.
+
+        References:
+            | Diffusion Normalizing Flow (Zhang & Chen, 2021), section 3.4, equation 17
+            | https://arxiv.org/abs/2110.07579
+            | Score-Based Generative Modeling through SDEs (Song et al., 2021), section 4.3
+            | https://arxiv.org/abs/2011.13456
+        """
+        return flow_log_prob(
+            self.probability_flow(), x, grid, as_prior(self.prior), key=key, solver=solver,
+            divergence=divergence, num_probes=num_probes, rtol=rtol, atol=atol,
+            sample_offset=sample_offset,
+        )  # fmt: skip
+
+    def probability_flow(self) -> ProbabilityFlow:
+        r"""Returns the velocity :math:`v = f - \tfrac12 g^2 s` as networks and coefficients."""
+
+        def coefficients(t: float) -> tuple[float, ...]:
+            g = float(diffusion_values(self.diffusion, torch.tensor([t], dtype=torch.float64)))
+            return 0.0, 1.0, -0.5 * g**2
+
+        return ProbabilityFlow((self.drift, self.score), coefficients)
 
     # --- paths and samples -----------------------------------------------------------------------
 
@@ -285,6 +400,9 @@ class DiffFlowSDE(nn.Module):
         stochasticity: float = 1.0,
         last_step: samplers.LastStep = "noisy",
         *,
+        solver: samplers.ReverseSolver = "euler",
+        corrector_steps: int = 0,
+        corrector_scale: float = 0.5,
         sample_offset: int = 0,
     ) -> Tensor:
         r"""Returns samples of the model: the reverse family from noise to data.
@@ -298,11 +416,15 @@ class DiffFlowSDE(nn.Module):
             grid: The times; any grid, not only one that was trained on.
             key: Seed and stream of the noise.
             stochasticity: The factor :math:`\lambda \ge 0`. 1 is the trained process, 0 the
-                probability-flow ODE (Euler).
+                probability-flow ODE.
             last_step: "noisy" takes the step into the data like all others; "mean" leaves its
                 noise out; "tweedie" takes it and then denoises, :math:`x + \sigma^2 s(t_1, x)`
                 with
                 :math:`\sigma = \lambda g_1 \sqrt{\Delta t_0}`, for one more evaluation.
+            solver: "euler"; for the ODE (:math:`\lambda = 0`) also "heun" (order 2) and "rk4".
+            corrector_steps: Langevin moves after each step but the last, each of one evaluation
+                of the score: :math:`x + \eta s + \sqrt{2 \eta} \, \varepsilon`.
+            corrector_scale: Their size, :math:`\eta = c \, g_i^2 \Delta t_i`.
             sample_offset: The global index of the first sample: samples n ... n+B-1 of one big
                 call equal those of a call with this offset.
 
@@ -317,7 +439,10 @@ class DiffFlowSDE(nn.Module):
             | Diffusion Normalizing Flow (Zhang & Chen, 2021), equations 12 and 17, section 4.3
             | https://arxiv.org/abs/2110.07579
         """
-        return self._sample(shape, grid, key, stochasticity, last_step, sample_offset, False)
+        sampler = samplers.ReverseSampler(
+            stochasticity, last_step, solver, corrector_steps, corrector_scale
+        )
+        return self._sample(shape, grid, key, sampler, sample_offset, keep=False)
 
     def sample_path(
         self,
@@ -328,9 +453,11 @@ class DiffFlowSDE(nn.Module):
         last_step: samplers.LastStep = "noisy",
         *,
         sample_offset: int = 0,
+        **options: Any,
     ) -> Tensor:
         """Returns all states of :meth:`sample`, shape (N+1, B, *event), index i at time t_i."""
-        return self._sample(shape, grid, key, stochasticity, last_step, sample_offset, True)
+        sampler = samplers.ReverseSampler(stochasticity, last_step, **options)
+        return self._sample(shape, grid, key, sampler, sample_offset, keep=True)
 
     @_eager
     @torch.no_grad()
@@ -339,25 +466,20 @@ class DiffFlowSDE(nn.Module):
         shape: tuple[int, ...],
         grid: TimeGrid,
         key: Key | None,
-        stochasticity: float,
-        last_step: str,
+        sampler: samplers.ReverseSampler,
         sample_offset: int,
+        *,
         keep: bool,
     ) -> Tensor:
-        op = "DiffFlowSDE.sample"
-        shape = _checks.event_shape(op, "shape", shape)
-        strength = _checks.finite(op, "stochasticity", stochasticity)
-        if strength < 0:
-            raise ValueError(f"{op}: expected stochasticity >= 0, got {strength}")
-        kind = samplers.check_last_step(op, last_step)
+        shape = _checks.event_shape("DiffFlowSDE.sample", "shape", shape)
         p, x, _ = self._problem(
             "sample", self._blank(shape), grid, key, sample_offset=sample_offset
         )
-        x = samplers.standard_normal(p, x)
+        x = samplers.noise_end(p, x)
         states = x.new_empty((p.num_steps + 1, *shape)) if keep else None
         if states is not None:
             states[-1] = x
-        x0 = samplers.reverse_path(p, x, strength, kind, states)
+        x0 = samplers.reverse_path(p, self.probability_flow(), x, sampler, states)
         return x0 if states is None else states
 
     def _blank(self, shape: tuple[int, ...]) -> Tensor:

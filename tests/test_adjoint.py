@@ -40,7 +40,13 @@ class Small(nn.Module):
 
 
 def unrolled(
-    drift: Any, score: Any, x0: Tensor, grid: TimeGrid, g: Tensor, key: NoiseKey = KEY
+    drift: Any,
+    score: Any,
+    x0: Tensor,
+    grid: TimeGrid,
+    g: Tensor,
+    key: NoiseKey = KEY,
+    prior: Any = None,
 ) -> Tensor:
     """DESIGN's formulas in plain torch: nothing of the package but its noise."""
     t, x, total = grid.times.to(x0.dtype), x0, torch.zeros(x0.shape[0], dtype=x0.dtype)
@@ -54,6 +60,8 @@ def unrolled(
         delta_b = delta_b / (g[i + 1] * math.sqrt(dt))
         total = total + 0.5 * delta_b.flatten(1).square().sum(1)
         x, f = x_next, f_next
+    if prior is not None:
+        return total - prior.log_prob(x)
     d = x[0].numel()
     return total + 0.5 * x.flatten(1).square().sum(1) + 0.5 * d * math.log(2 * math.pi)
 
@@ -81,18 +89,19 @@ def check(
     extra: tuple[Tensor, ...] = (),
     modes: list[tuple[int, int | None]] = MODES,
     grid: TimeGrid = GRID,
+    prior: Any = None,
 ) -> None:
     """Value and all gradients, for every way of keeping states, of `loss` and `mean_loss`."""
     x0 = torch.randn(5, dim, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(5, dtype=torch.float64)
     inputs = [x0, *extra, *params]
     values = g(grid.times) if callable(g) else torch.full_like(grid.times, g)
-    expected = unrolled(drift, score, x0, grid, values)
+    expected = unrolled(drift, score, x0, grid, values, prior=prior)
     truth = gradients((weight * expected).sum(), inputs)
     for every, memory in modes:
         options: dict[str, Any] = {
             "diffusion": g, "params": params, "key": KEY,
-            "checkpoint_every": every, "score_memory": memory,
+            "checkpoint_every": every, "score_memory": memory, "prior": prior,
         }  # fmt: skip
         loss = diffflow_loss(drift, score, x0, grid, **options)
         assert torch.allclose(loss, expected, rtol=EXACT, atol=0)
@@ -143,6 +152,71 @@ def test_frozen_unused_and_shared_parameters() -> None:
     check(f, s, shared)
     one = Small()
     check(one, one, parameters(one))
+
+
+class Bent(nn.Module):
+    """A density that is not Gaussian: z = a x + b + sin(x)/3, with optional noise in log_prob."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([0.8, 1.2, 1.5], dtype=torch.float64))
+        self.b = nn.Parameter(torch.tensor([0.1, -0.3, 0.0], dtype=torch.float64))
+        self.dropout = nn.Dropout(dropout)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        z = self.a * x + self.dropout(self.b.expand_as(x)) + x.sin() / 3
+        slope = self.a + x.cos() / 3
+        return (slope.log() - 0.5 * z.square() - 0.5 * math.log(2 * math.pi)).sum(1)
+
+
+def test_a_prior_with_parameters() -> None:
+    f, s, prior = Small(), Small(), Bent()
+    check(f, s, parameters(f, s, prior), prior=prior)
+
+
+def test_a_prior_that_is_learned_together_with_the_diffusion() -> None:
+    f, s, prior = Small(), Small(), Bent()
+    log_g = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
+    check(
+        f, s, parameters(f, s, prior), prior=prior, extra=(log_g,),
+        g=lambda t: log_g.exp() * (1 + t),
+    )  # fmt: skip
+
+
+def test_random_numbers_of_the_prior_are_those_of_the_forward_sweep() -> None:
+    f, s, prior = Small(dropout=0.3), Small(), Bent(dropout=0.5)
+    params, x0 = parameters(f, s, prior), torch.randn(6, 3, dtype=torch.float64)
+    out = []
+    for every in (0, 1, 3):
+        torch.manual_seed(4)
+        loss = diffflow_loss(
+            f, s, x0, GRID, params=params, prior=prior, key=KEY, checkpoint_every=every
+        )  # fmt: skip
+        out.append((loss.detach(), gradients(loss.sum(), params)))
+    # Unrolled and adjoint draw the networks' masks in one order.
+    for loss, grads in out[1:]:
+        torch.testing.assert_close(loss, out[0][0], rtol=EXACT, atol=0)
+        assert_same(grads, out[0][1])
+
+
+def test_a_prior_that_gives_no_gradient_is_refused() -> None:
+    class Cut(Bent):
+        def log_prob(self, x: Tensor) -> Tensor:
+            return super().log_prob(x).detach()
+
+    class Flat(Bent):
+        def log_prob(self, x: Tensor) -> Tensor:
+            return super().log_prob(x).sum()
+
+    f, s = Small(), Small()
+    x0 = torch.randn(4, 3, dtype=torch.float64)
+    params = parameters(f, s)
+    with pytest.raises(RuntimeError, match="differentiable"):
+        diffflow_mean_loss(f, s, x0, GRID, params=params, prior=Cut(), key=KEY)  # pyright: ignore
+    with pytest.raises(ValueError, match="one number for each sample"):
+        diffflow_loss(f, s, x0, GRID, params=params, prior=Flat(), key=KEY)  # pyright: ignore
+    with pytest.raises(RuntimeError, match="not among the parameters"):
+        diffflow_mean_loss(f, s, x0, GRID, params=params, prior=Bent(), key=KEY)  # pyright: ignore
 
 
 def test_gradients_that_share_storage() -> None:

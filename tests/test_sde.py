@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid
 from diffflow_ext.functional import normal
 from diffflow_ext.nets import FourierMLP
+from diffflow_ext.priors import StandardNormal
 
 KEY = NoiseKey(11, 3)
 SIGMAS = 4.5  # standard errors: one in 150,000 fails by chance, and the noise is fixed
@@ -318,6 +319,65 @@ def test_compiled_step_restores_dropout_masks() -> None:
         grads.append(torch.autograd.grad(loss, [x0, *sde.parameters()], allow_unused=True))
     for a, b in zip(*grads, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def gaussian_flow(dim: int = 2) -> Any:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log_scale = nn.Parameter(torch.full((dim,), 0.3))
+
+        def log_prob(self, x: Tensor) -> Tensor:
+            return torch.distributions.Normal(0.0, self.log_scale.exp()).log_prob(x).sum(1)
+
+        def sample_from(self, z: Tensor) -> Tensor:
+            return z * self.log_scale.exp()
+
+        def sample(self, n: int) -> Tensor:
+            return self.sample_from(torch.randn(n, dim))
+
+    return Scale()
+
+
+def test_a_standard_normal_prior_changes_nothing() -> None:
+    sde, grid = networks(), TimeGrid.power(5, 0.5)
+    other = DiffFlowSDE(sde.drift, sde.score, sde.diffusion, prior=StandardNormal())
+    x0 = torch.randn(9, 2)
+    torch.testing.assert_close(other.loss(x0, grid, KEY), sde.loss(x0, grid, KEY))
+    torch.testing.assert_close(other.log_prob(x0, grid), sde.log_prob(x0, grid))
+    assert torch.equal(other.sample((9, 2), grid, KEY), sde.sample((9, 2), grid, KEY))
+
+
+def test_a_flow_as_prior_trains_samples_and_saves_with_the_model() -> None:
+    nets, grid = networks(), TimeGrid.power(4, 0.5)
+    sde = DiffFlowSDE(nets.drift, nets.score, 0.6, prior=gaussian_flow())
+    before = {name for name, _ in sde.named_parameters()}
+    assert "prior.flow.log_scale" in before
+    x0 = 3 * torch.randn(64, 2)
+    adam = torch.optim.Adam(sde.parameters(), lr=0.05)
+    losses = []
+    for step in range(40):
+        loss = sde.mean_loss(x0, grid, NoiseKey(0, step))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 1
+    assert float(sde.prior.flow.log_scale.detach().mean()) > 0.4
+    z = normal((5, 2), KEY, purpose="prior")
+    last = sde.sample_path((5, 2), grid, KEY)[-1]
+    assert torch.equal(last, z * sde.prior.flow.log_scale.detach().exp())
+
+
+def test_compiled_loss_with_a_prior() -> None:
+    nets, grid = networks(), TimeGrid.power(3, 0.5)
+    sde = DiffFlowSDE(nets.drift, nets.score, 0.6, prior=gaussian_flow())
+    x0 = torch.randn(8, 2)
+    eager = torch.autograd.grad(sde.loss(x0, grid, KEY).sum(), list(sde.parameters()))
+    compiled = torch.compile(lambda x: sde.loss(x, grid, KEY), fullgraph=True, backend="aot_eager")
+    graph = torch.autograd.grad(compiled(x0).sum(), list(sde.parameters()))
+    for a, b in zip(eager, graph, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_bad_arguments() -> None:

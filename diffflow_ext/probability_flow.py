@@ -1,0 +1,342 @@
+r"""Ordinary differential equations with the marginals of a diffusion, and the density they carry.
+
+Every model of the package has a probability flow of one form, with at most two networks,
+
+.. math:: \frac{dx}{dt} = v(t, x) = c_x(t) \, x + c_1(t) \, n_1(t, x) + c_2(t) \, n_2(t, x)
+
+and along it the density changes by the divergence of the velocity,
+
+.. math:: \log p_0(x_0) = \log p_T(x_T) + \int_0^T \nabla \cdot v(t, x_t) \, dt
+
+References:
+    | Score-Based Generative Modeling through SDEs (Song et al., 2021), section 4.3, appendix D
+    | https://arxiv.org/abs/2011.13456
+    | FFJORD (Grathwohl et al., 2019): the estimator of the divergence
+    | https://arxiv.org/abs/1810.01367
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from . import _checks, _kernels
+from .grids import TimeGrid
+from .noise import PURPOSES, NoiseKey
+from .priors import Prior
+
+__all__ = [
+    "Divergence",
+    "ProbabilityFlow",
+    "Solver",
+    "fixed_step",
+    "flow_log_prob",
+    "integrate",
+]
+
+#: How the equation is solved: in fixed steps on the grid, or adaptively between its ends.
+Solver = Literal["euler", "heun", "rk4", "dopri5"]
+#: How the divergence is found; "auto" is exact up to EXACT_DIMENSIONS.
+Divergence = Literal["auto", "exact", "hutchinson"]
+Network = Callable[[Tensor, Tensor], Tensor]
+Key = NoiseKey | Tensor
+
+#: The exact divergence costs as many vector-Jacobian products as there are dimensions.
+EXACT_DIMENSIONS = 64
+
+#: Explicit Runge-Kutta methods whose stages use only the one before: (node c_j, weight b_j).
+_STAGES: dict[str, tuple[tuple[float, float], ...]] = {
+    "euler": ((0.0, 1.0),),
+    "heun": ((0.0, 1 / 2), (1.0, 1 / 2)),
+    "rk4": ((0.0, 1 / 6), (0.5, 1 / 3), (0.5, 1 / 3), (1.0, 1 / 6)),
+}
+
+
+@dataclass(frozen=True)
+class ProbabilityFlow:
+    r"""The velocity :math:`v(t, x) = c_x x + \sum_j c_j n_j(t, x)`.
+
+    Arguments:
+        nets: One or two networks, called as ``net(t, x)`` with t of shape ().
+        coefficients: Returns :math:`(c_x, c_1)` or :math:`(c_x, c_1, c_2)` at a time.
+    """
+
+    nets: tuple[Network, ...]
+    coefficients: Callable[[float], tuple[float, ...]]
+
+    def values(self, t: float, x: Tensor) -> list[Tensor]:
+        """Returns what each network says at a time and a state."""
+        time = torch.tensor(t, dtype=x.dtype, device=x.device)
+        return [
+            _checks.network_output("probability_flow", "net(t, x)", net(time, x), x)
+            for net in self.nets
+        ]
+
+    def velocity(self, t: float, x: Tensor) -> Tensor:
+        """Returns v(t, x), in the dtype of x."""
+        return x * self.coefficients(t)[0] + self.network_part(t, self.values(t, x), x.dtype)
+
+    def network_part(self, t: float, values: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Returns the sum of the networks' terms, in the dtype of the state."""
+        weights = self.coefficients(t)[1:]
+        terms = [value.to(dtype) * c for value, c in zip(values, weights, strict=True)]
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+@torch.no_grad()
+def integrate(
+    flow: ProbabilityFlow,
+    x: Tensor,
+    grid: TimeGrid,
+    *,
+    reverse: bool = False,
+    solver: Solver = "heun",
+    divergence: Divergence | None = None,
+    key: Key | None = None,
+    num_probes: int = 1,
+    sample_offset: int = 0,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> tuple[Tensor, Tensor | None]:
+    r"""Solves dx/dt = v(t, x) from one end of a grid to the other.
+
+    Fixed solvers take one step for each of the grid and treat samples independently. "dopri5"
+    (of the package torchdiffeq) chooses its steps for the whole batch between the ends of the
+    grid, so that results depend on the batch within the tolerance.
+
+    Arguments:
+        flow: The velocity.
+        x: The state at the start, shape (B, *event), float32 or float64.
+        grid: The times.
+        reverse: From the grid's last time to its first.
+        solver: "euler" (order 1), "heun" (2), "rk4" (4) or "dopri5" (adaptive, 5).
+        divergence: None, "exact" (one vector-Jacobian product for each dimension), "hutchinson"
+            (one for each probe: unbiased) or "auto" (exact up to 64 dimensions).
+        key: Seed and stream of the probes. Default: drawn from torch's generator.
+        num_probes: Probes of random signs that the estimate averages, fresh at each step.
+        sample_offset: The global index of the first sample.
+        rtol: Relative tolerance of "dopri5".
+        atol: Absolute tolerance of "dopri5".
+
+    Returns:
+        The state at the other end, and the integral of the divergence along the way, shape (B,),
+        in nats (None without `divergence`). Neither carries a gradient.
+
+    Raises:
+        ValueError: If an argument is out of its range, or data are not finite.
+        TypeError: If an argument has the wrong type.
+        ImportError: If "dopri5" is asked for and torchdiffeq is missing.
+    """
+    op = "integrate"
+    x = _checks.state(op, "x", x).detach().contiguous()
+    _checks.finite_state(op, "x", x)
+    if not isinstance(grid, TimeGrid):
+        raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
+    if solver not in get_args(Solver):
+        raise ValueError(f"{op}: expected solver to be one of {get_args(Solver)}, got {solver!r}")
+    trace = _trace(op, flow, x, divergence, key, num_probes, sample_offset)
+    times = grid.times.tolist()
+    times = times[::-1] if reverse else times
+    if solver == "dopri5":
+        return _adaptive(flow, x, times, trace, rtol, atol)
+    for i, (t, t_next) in enumerate(pairwise(times)):
+        if trace is not None:
+            trace.at_step(i)
+        x = fixed_step(flow, x, t, t_next - t, solver, trace)
+    return x, None if trace is None else trace.total
+
+
+def flow_log_prob(
+    flow: ProbabilityFlow, x: Tensor, grid: TimeGrid, prior: Prior, **options: Any
+) -> Tensor:
+    r"""Returns the log-density that the flow gives its data end, in nats, shape (B,).
+
+    .. math:: \log p_0(x) = \log p_{prior}(x_T) + \int_{t_0}^{t_N} \nabla \cdot v(t, x_t) \, dt
+
+    Arguments:
+        flow: The velocity.
+        x: The data, shape (B, *event).
+        grid: The times from data to noise.
+        prior: The density at the grid's end.
+        options: Those of :func:`integrate`; `divergence` is "auto" by default.
+    """
+    options.setdefault("divergence", "auto")
+    x_last, change = integrate(flow, x, grid, **options)
+    assert change is not None
+    with torch.no_grad():
+        return prior.log_prob(x_last) + change.to(x_last.dtype)
+
+
+# --- fixed steps ---------------------------------------------------------------------------------
+
+
+def fixed_step(
+    flow: ProbabilityFlow, x: Tensor, t: float, h: float, solver: str, trace: _Trace | None = None
+) -> Tensor:
+    """Returns x(t + h) by one step of a fixed solver; h < 0 goes towards the data."""
+    stages = _STAGES[solver]
+    y = z = x
+    for j, (node, weight) in enumerate(stages):
+        time = t + node * h
+        values = flow.values(time, z) if trace is None else trace.values(time, z, weight * h)
+        c, last = flow.coefficients(time), z
+        if j + 1 < len(stages):
+            z = _add(x, last, values, c, stages[j + 1][0] * h)
+        y = _add(y, last, values, c, weight * h)
+    return y
+
+
+def _add(y: Tensor, z: Tensor, values: list[Tensor], c: tuple[float, ...], h: float) -> Tensor:
+    """y + h (c_x z + c_1 n_1 + c_2 n_2), in one kernel where z is y or has no part in it."""
+    b = values[1] if len(values) > 1 else None
+    if c[0] and z is not y:
+        y = _affine(y, z, None, 1.0, h * c[0], 0.0)
+    c_x = 1.0 + h * c[0] if z is y else 1.0
+    return _affine(y, values[0], b, c_x, h * c[1], h * c[2] if b is not None else 0.0)
+
+
+def _affine(x: Tensor, a: Tensor, b: Tensor | None, c_x: float, c_a: float, c_b: float) -> Tensor:
+    return _kernels.affine_step(x, a, b, c_x, c_a, c_b, 0.0, None, PURPOSES["reverse"], 0, 0)
+
+
+# --- adaptive steps ------------------------------------------------------------------------------
+
+
+def _adaptive(
+    flow: ProbabilityFlow,
+    x: Tensor,
+    times: list[float],
+    trace: _Trace | None,
+    rtol: float,
+    atol: float,
+) -> tuple[Tensor, Tensor | None]:
+    odeint = _torchdiffeq()
+
+    def derivative(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        time, z = float(t), state[0].contiguous()
+        if trace is None:
+            return (flow.velocity(time, z),)
+        values = trace.values(time, z, 0.0)
+        v = z * flow.coefficients(time)[0] + flow.network_part(time, values, z.dtype)
+        return v, trace.latest.to(z.dtype)
+
+    start = (x,) if trace is None else (x, x.new_zeros(x.shape[0]))
+    ends = torch.tensor([times[0], times[-1]], dtype=torch.float64, device=x.device)
+    solution = odeint(derivative, start, ends, method="dopri5", rtol=rtol, atol=atol)
+    return solution[0][-1], None if trace is None else solution[1][-1]
+
+
+def _torchdiffeq() -> Callable[..., Any]:
+    try:
+        from torchdiffeq import odeint
+    except ImportError as error:
+        raise ImportError(
+            "integrate: solver='dopri5' needs torchdiffeq: pip install 'diffflow_ext[flows]', or "
+            "take solver='rk4' on a fine grid"
+        ) from error
+    return odeint
+
+
+# --- divergence ----------------------------------------------------------------------------------
+
+
+def _trace(
+    op: str,
+    flow: ProbabilityFlow,
+    x: Tensor,
+    divergence: str | None,
+    key: Key | None,
+    num_probes: int,
+    sample_offset: int,
+) -> _Trace | None:
+    if divergence is None:
+        return None
+    if divergence not in get_args(Divergence):
+        raise ValueError(
+            f"{op}: expected divergence to be one of {get_args(Divergence)}, got {divergence!r}"
+        )
+    probes = _checks.count(op, "num_probes", num_probes, 1, 2**16)
+    offset = _checks.sample_offset(op, sample_offset, x.shape[0])
+    dimensions = math.prod(x.shape[1:])
+    if divergence == "exact" or (divergence == "auto" and dimensions <= EXACT_DIMENSIONS):
+        return _Trace(flow, x, None, 0, offset)
+    key = NoiseKey.from_torch() if key is None else _checks.key(op, key, x.device)
+    return _Trace(flow, x, key, probes, offset)
+
+
+class _Trace:
+    """The divergence along a path: evaluates the networks, and sums what it finds.
+
+    Without a key it is exact; with one it is Hutchinson's estimate with random signs.
+    """
+
+    def __init__(
+        self, flow: ProbabilityFlow, x: Tensor, key: Key | None, num_probes: int, offset: int
+    ) -> None:
+        self.flow, self.key, self.num_probes, self.offset = flow, key, num_probes, offset
+        self.dimensions = math.prod(x.shape[1:])
+        self.total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+        self.latest = self.total
+        self.probes: list[Tensor] = []
+        self._like = torch.empty_like(x)
+        self.at_step(0)
+
+    def at_step(self, step: int) -> None:
+        """Draws the probes of a step; all its stages share them, which keeps the order."""
+        if self.key is None:
+            return
+        first = step * self.num_probes
+        self.probes = [
+            _signs(self._like, self.key, first + i, self.offset) for i in range(self.num_probes)
+        ]
+
+    def values(self, t: float, x: Tensor, weight: float) -> list[Tensor]:
+        """Returns what the networks say, and adds `weight` times the divergence to the total."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            values = self.flow.values(t, leaf)
+            field = self.flow.network_part(t, values, x.dtype)
+        networks = self._divergence(field, leaf) if field.requires_grad else 0.0
+        constant = self.dimensions * self.flow.coefficients(t)[0]
+        self.latest = torch.as_tensor(networks + constant).expand_as(self.total)
+        self.total = self.total + weight * self.latest
+        return [value.detach() for value in values]
+
+    def _divergence(self, field: Tensor, leaf: Tensor) -> Tensor:
+        if self.key is None:
+            return self._exact(field, leaf)
+        total = torch.zeros_like(self.total)
+        for i, probe in enumerate(self.probes):
+            product = _vjp(field, leaf, probe, keep=i + 1 < len(self.probes))
+            total += (product * probe).flatten(1).sum(1, dtype=torch.float64)
+        return total / len(self.probes)
+
+    def _exact(self, field: Tensor, leaf: Tensor) -> Tensor:
+        total = torch.zeros_like(self.total)
+        unit = torch.zeros_like(field)
+        columns = unit.view(unit.shape[0], -1)
+        for i in range(self.dimensions):
+            columns[:, i] = 1.0
+            product = _vjp(field, leaf, unit, keep=i + 1 < self.dimensions)
+            total += product.reshape(columns.shape)[:, i]
+            columns[:, i] = 0.0
+        return total
+
+
+def _signs(like: Tensor, key: Key, step: int, offset: int) -> Tensor:
+    """Random signs: of all probes with independent entries they have the least variance."""
+    normals = _kernels.normal(torch.empty_like(like), key, PURPOSES["hutchinson"], step, offset)
+    return torch.where(normals < 0, -1.0, 1.0).to(like.dtype)
+
+
+def _vjp(field: Tensor, leaf: Tensor, cotangent: Tensor, *, keep: bool) -> Tensor:
+    (product,) = torch.autograd.grad(
+        field, leaf, cotangent, retain_graph=keep, allow_unused=True, materialize_grads=True
+    )
+    return product

@@ -1,0 +1,227 @@
+"""Linear processes: their four functions against each other, quadrature and published values."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffflow_ext.processes import VE, VP, DiscreteVP, LinearProcess, SubVP, process_by_name
+
+CHAIN = DiscreteVP.linear(50, 0.002, 0.3)
+PROCESSES: dict[str, LinearProcess] = {
+    "vp": VP(),
+    "vp-other": VP(0.0, 3.0),
+    "subvp": SubVP(),
+    "ve": VE(),
+    "ve-other": VE(0.1, 348.0),
+    "chain": CHAIN,
+    "cosine": DiscreteVP.cosine(20),
+}
+each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+#: Inside of the steps of both chains, where their rates are smooth.
+TIMES = torch.tensor([0.0013, 0.0211, 0.133, 0.377, 0.6012, 0.9991], dtype=torch.float64)
+
+
+def derivative(fn: Any, t: Tensor) -> Tensor:
+    leaf = t.clone().requires_grad_()
+    # A function that is constant has no graph of its own.
+    (slope,) = torch.autograd.grad((fn(leaf) + 0 * leaf).sum(), leaf)
+    return slope
+
+
+# --- the four functions belong together ----------------------------------------------------------
+
+
+@each_process
+def test_the_mean_follows_the_drift(process: LinearProcess) -> None:
+    slope = derivative(process.alpha, TIMES)
+    expected = process.drift_rate(TIMES) * process.alpha(TIMES)
+    assert torch.allclose(slope, expected, rtol=1e-12, atol=0)
+
+
+@each_process
+def test_the_variance_follows_drift_and_diffusion(process: LinearProcess) -> None:
+    slope = derivative(lambda t: process.sigma(t).square(), TIMES)
+    sigma, g = process.sigma(TIMES), process.diffusion(TIMES)
+    expected = 2 * process.drift_rate(TIMES) * sigma**2 + g**2
+    # The two terms cancel near t_end, where sigma is nearly constant.
+    assert torch.allclose(slope, expected, rtol=1e-10, atol=1e-13 * float((g**2).max()))
+
+
+@pytest.mark.parametrize(
+    ("process", "start"), [(VP(), 0.0), (SubVP(), 0.0), (VE(), 0.01), (CHAIN, 0.0)]
+)
+def test_the_ends_are_data_and_prior(process: LinearProcess, start: float) -> None:
+    ends = torch.tensor([0.0, process.t_end], dtype=torch.float64)
+    alpha, sigma = process.alpha(ends).tolist(), process.sigma(ends).tolist()
+    assert alpha[0] == 1
+    assert sigma[0] == pytest.approx(start, abs=1e-16)
+    # What is left of unit data beside the noise: e^-5 for the published VP schedule.
+    assert alpha[1] / sigma[1] < 0.021
+    assert sigma[1] == pytest.approx(process.prior_scale, abs=3e-4)
+
+
+@each_process
+def test_the_sde_is_simulated_to_the_marginal(process: LinearProcess) -> None:
+    """Euler's moments of dx = r x dt + g dw, a truth that knows only r and g."""
+    n, start = 200_000, 1e-9
+    t = torch.linspace(start, 0.6, n + 1, dtype=torch.float64)
+    t, h = 0.5 * (t[1:] + t[:-1]), (0.6 - start) / n
+    rate, g = process.drift_rate(t), process.diffusion(t)
+    end = torch.tensor([start, 0.6], dtype=torch.float64)
+    log_mean = rate.cumsum(0) * h
+    variance = process.sigma(end)[0] ** 2 * torch.exp(2 * log_mean[-1])
+    variance = variance + (h * g**2 * torch.exp(2 * (log_mean[-1] - log_mean))).sum()
+    assert float(log_mean[-1].exp()) == pytest.approx(float(process.alpha(end)[1]), rel=1e-4)
+    assert float(variance.sqrt()) == pytest.approx(float(process.sigma(end)[1]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("process", "alpha", "sigma"),
+    [(VE(), "1.000", "1.66"), (VE(0.01, 348.0), "1.000", "5.31"),
+     (VP(), "0.162", "0.987"), (SubVP(), "0.162", "0.974")],
+)  # fmt: skip
+def test_published_values_at_the_cutoff(process: LinearProcess, alpha: str, sigma: str) -> None:
+    at = torch.tensor(0.6, dtype=torch.float64)
+    assert f"{float(process.alpha(at)):.3f}" == alpha
+    assert f"{float(process.sigma(at)):.{len(sigma) - 2}f}" == sigma
+
+
+# --- the discrete chain --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chain", [CHAIN, DiscreteVP.linear(), DiscreteVP.cosine(20)])
+def test_a_chain_is_the_restriction_of_its_process(chain: DiscreteVP) -> None:
+    T = chain.num_timesteps
+    mean_square = torch.ones(T + 1, dtype=torch.float64)
+    for i in range(1, T + 1):
+        mean_square[i] = mean_square[i - 1] * (1 - chain.betas[i - 1])
+    t = torch.arange(T + 1, dtype=torch.float64) / T
+    assert torch.allclose(chain.alpha(t).square(), mean_square, rtol=1e-12, atol=0)
+    assert torch.allclose(chain.sigma(t).square(), 1 - mean_square, rtol=1e-10, atol=1e-15)
+    assert torch.allclose(chain.log_alphas.exp(), chain.alpha(t), rtol=1e-12, atol=0)
+    a, v = chain.transition(0.3, 0.3 + 1 / T)
+    beta = float(chain.betas[round(0.3 * T)])
+    assert (a**2, v) == pytest.approx((1 - beta, beta), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_rate_at_a_knot_is_that_of_the_step_before(dtype: torch.dtype) -> None:
+    chain = DiscreteVP.linear()
+    t = torch.arange(1, 1001, dtype=dtype) / 1000
+    expected = -500 * torch.log1p(-chain.betas).neg()
+    assert torch.equal(chain.drift_rate(t), expected.to(dtype))
+    assert torch.equal(chain.diffusion(t), (2 * -expected).sqrt().to(dtype))
+    between = (torch.arange(1, 1001, dtype=dtype) - 0.5) / 1000
+    assert torch.equal(chain.drift_rate(between), expected.to(dtype))
+
+
+def test_linear_and_cosine_schedules() -> None:
+    linear = DiscreteVP.linear()
+    assert linear.num_timesteps == 1000
+    assert linear.betas[[0, -1]].tolist() == pytest.approx([1e-4, 0.02], rel=1e-15)
+    # Ho et al., section 4: for unit data the last marginal is some 1e-5 bits from N(0, 1).
+    left = float(linear.alpha(torch.ones((), dtype=torch.float64))) ** 2
+    assert 1e-5 < -0.5 * math.log1p(-left) / math.log(2) < 5e-5
+    cosine = DiscreteVP.cosine(1000)
+    t = torch.arange(1, 990, dtype=torch.float64) / 1000
+    c = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    at_zero = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    assert torch.allclose(cosine.alpha(t).square(), c / at_zero, rtol=1e-10)
+    assert float(cosine.betas.max()) == 0.999
+
+
+def test_the_chain_owns_its_betas_and_copies() -> None:
+    betas = torch.full((4,), 0.1)
+    chain = DiscreteVP(betas)
+    betas.zero_()
+    file = io.BytesIO()
+    torch.save(chain, file)
+    file.seek(0)
+    at = torch.tensor(0.6, dtype=torch.float64)
+    for one in (copy.deepcopy(chain), torch.load(file, weights_only=False)):
+        assert float(one.alpha(at)) == float(chain.alpha(at)) > 0
+
+
+# --- what all of them do -------------------------------------------------------------------------
+
+
+@each_process
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_dtypes_and_float32_precision(process: LinearProcess, dtype: torch.dtype) -> None:
+    for fn in (process.alpha, process.sigma, process.drift_rate, process.diffusion):
+        for shape in ((), (6,), (2, 3), (0,)):
+            t = TIMES[: math.prod(shape)].reshape(shape).to(dtype)
+            value, exact = fn(t), fn(t.double())
+            assert (value.shape, value.dtype) == (t.shape, dtype)
+            # 1 - alpha^2 is not formed by subtraction: small sigma keep all their digits. The
+            # exponent of the schedule, up to 10, hands its rounding on.
+            assert torch.allclose(value.double(), exact, rtol=2e-6, atol=0)
+
+
+@each_process
+def test_flow_coefficients_keep_the_marginals(process: LinearProcess) -> None:
+    """For Gaussian data the ODE is linear, and the true standard deviation must solve it."""
+    variance = 0.49
+    for t in TIMES.tolist():
+        at = torch.tensor(t, dtype=torch.float64)
+
+        def spread(s: Tensor) -> Tensor:
+            return (variance * process.alpha(s) ** 2 + process.sigma(s) ** 2).sqrt()
+
+        c_x, c_eps = process.flow_coefficients(t)
+        slope = c_x + c_eps * float(process.sigma(at)) / float(spread(at)) ** 2
+        assert float(derivative(spread, at)) == pytest.approx(slope * float(spread(at)), abs=1e-9)
+
+
+@each_process
+def test_transitions_compose(process: LinearProcess) -> None:
+    (a, v), (b, w) = process.transition(0.1, 0.3), process.transition(0.3, 0.72)
+    whole = process.transition(0.1, 0.72)
+    assert whole == pytest.approx((a * b, b * b * v + w), rel=1e-10)
+    assert v > 0 < w
+
+
+def test_names_and_values() -> None:
+    assert process_by_name("vp") == VP()
+    assert process_by_name("subvp", beta_max=10.0) == SubVP(0.1, 10.0)
+    assert process_by_name("ve", sigma_max=348.0) == VE(0.01, 348.0)
+    assert VP() != SubVP()
+    assert [p.t_min for p in (VP(), SubVP(), VE(), CHAIN)] == [1e-3, 1e-3, 1e-5, 1e-3]
+    assert [p.prior_scale for p in (VP(), SubVP(), VE(), CHAIN)] == [1.0, 1.0, 50.0, 1.0]
+    assert repr(VP()) == "VP(beta_min=0.1, beta_max=20.0)"
+    assert repr(CHAIN) == "DiscreteVP(T=50)"
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: VP(2.0, 1.0), ValueError, "VP: expected 0 <= beta_min <= beta_max"),
+        (lambda: SubVP(0.0, 0.0), ValueError, "SubVP: expected .* beta_max > 0"),
+        (lambda: VP(math.nan), ValueError, "VP: expected beta_min to be finite"),
+        (lambda: VP("1"), TypeError, "VP: expected beta_min to be a number, got '1'"),
+        (lambda: VE(0.0), ValueError, "VE: expected 0 < sigma_min < sigma_max"),
+        (lambda: VE(0.1, math.inf), ValueError, "VE: expected sigma_max to be finite"),
+        (lambda: DiscreteVP([0.1]), TypeError, "DiscreteVP: expected betas to be a tensor"),
+        (lambda: DiscreteVP(torch.empty(0)), ValueError, r"of shape \(T,\), got \(0,\)"),
+        (lambda: DiscreteVP(torch.rand(2, 2)), ValueError, r"of shape \(T,\), got \(2, 2\)"),
+        (lambda: DiscreteVP(torch.tensor([0.5, 1.0])), ValueError, r"got betas\[1\]=1\.0"),
+        (lambda: DiscreteVP.linear(0), ValueError, "expected 1 <= T"),
+        (lambda: DiscreteVP.linear(10, 0.0), ValueError, r"got betas\[0\]=0\.0"),
+        (lambda: DiscreteVP.cosine(10, max_beta=1.0), ValueError, r"got betas\[9\]=1\.0"),
+        (lambda: DiscreteVP.cosine(10, s=-0.1), ValueError, "expected s >= 0"),
+        (lambda: process_by_name("edm"), ValueError, r"expected one of \['vp', 'subvp', 've'\]"),
+        (lambda: process_by_name(3), ValueError, "got 3"),
+        (lambda: process_by_name("vp", sigma_max=1.0), TypeError, "sigma_max"),
+        (LinearProcess, TypeError, "abstract"),
+    ],
+)
+def test_bad_arguments(build: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build()
