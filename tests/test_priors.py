@@ -212,14 +212,17 @@ def test_the_latent_is_the_noise() -> None:
     torch.testing.assert_close(flow().transform(x), z, rtol=0, atol=2e-3)
 
 
-def test_the_latents_of_all_levels_are_the_noise() -> None:
-    flow = multiscale()
-    x = FlowPrior(flow).sample((5, 1, 4, 4), KEY)
-    latents, _ = flow.inverse_and_log_det(x)
-    white = [
-        ((z - base.loc) / base.log_scale.exp()).flatten(1)
-        for z, base in zip(latents, flow.q0, strict=True)
-    ]
+@pytest.mark.parametrize("kind", ["DiagGaussian", "GlowBase"])
+def test_the_latents_of_all_levels_are_the_noise(kind: str) -> None:
+    flow = multiscale(getattr(normflows.distributions.base, kind))
+    latents, _ = flow.inverse_and_log_det(FlowPrior(flow).sample((5, 1, 4, 4), KEY))
+    white = []
+    for x, base in zip(latents, flow.q0, strict=True):
+        loc, log_scale = base.loc, base.log_scale
+        if kind == "GlowBase":
+            loc = loc * (3 * base.loc_logs).exp()
+            log_scale = log_scale * (3 * base.log_scale_logs).exp()
+        white.append(((x - loc) / log_scale.exp()).flatten(1))
     z = normal((5, 16), KEY, purpose="prior")
     torch.testing.assert_close(torch.cat(white, 1), z, rtol=0, atol=1e-4)
 
