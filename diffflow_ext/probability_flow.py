@@ -314,13 +314,14 @@ class _Trace:
         total = torch.zeros_like(self.total)
         for i, probe in enumerate(self.probes):
             product = _vjp(field, leaf, probe, keep=i + 1 < len(self.probes))
-            total += (product * probe).flatten(1).sum(1, dtype=torch.float64)
+            products = (product * probe).reshape(len(total), self.dimensions)
+            total += products.sum(1, dtype=torch.float64)
         return total / len(self.probes)
 
     def _exact(self, field: Tensor, leaf: Tensor) -> Tensor:
         total = torch.zeros_like(self.total)
         unit = torch.zeros_like(field)
-        columns = unit.view(unit.shape[0], -1)
+        columns = unit.view(unit.shape[0], self.dimensions)
         for i in range(self.dimensions):
             columns[:, i] = 1.0
             product = _vjp(field, leaf, unit, keep=i + 1 < self.dimensions)

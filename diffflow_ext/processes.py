@@ -247,8 +247,7 @@ class VE(LinearProcess):
 
 # --- discrete chain ------------------------------------------------------------------------------
 
-#: A time this close above i/T, in steps for each step of the chain, counts as i/T: float32 times
-#: are rounded by 6e-8.
+#: Times this close above i/T count as i/T: those in float32 are rounded by 6e-8.
 _ROUNDING = 1e-7
 
 
@@ -264,8 +263,7 @@ class DiscreteVP(LinearProcess):
     restriction to :math:`t_i = i/T`: :math:`\alpha(t_i)^2 = \prod_{j \le i} (1 - \beta_j)`.
 
     Arguments:
-        betas: The variances :math:`\beta_1 \dots \beta_T` in (0, 1), float64 on the CPU or
-            anything that becomes so.
+        betas: The variances :math:`\beta_1 \dots \beta_T` in (0, 1), kept in float64.
 
     Raises:
         ValueError: If `betas` is not a vector of at least one number in (0, 1).

@@ -1,0 +1,115 @@
+"""What models that predict noise share: keyed times, the network's call, the loss of a batch.
+
+A network is called as ``eps_net(t, x)`` and predicts the noise in x; its score is -eps / sigma(t).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from . import _checks, functional
+from .grids import TimeGrid
+from .noise import NoiseKey
+
+__all__ = ["EpsNetwork"]
+
+#: Predicts noise from the time, shape () or (B,), and the state, shape (B, *event).
+EpsNetwork = Callable[[Tensor, Tensor], Tensor]
+Key = NoiseKey | Tensor
+
+#: Times of samples are draws of purpose "grid"; step 0 of it belongs to TimeGrid.stratified.
+_TIMES_STEP = 1
+
+
+def check_network(op: str, net: object) -> None:
+    """Refuses what cannot be called."""
+    if not callable(net):
+        raise TypeError(f"{op}: expected eps_net to be callable as eps_net(t, x), got {net!r}")
+
+
+def one_of(op: str, name: str, value: str, kind: object) -> None:
+    """Refuses a name that is not among those of a Literal."""
+    if value not in get_args(kind):
+        raise ValueError(f"{op}: expected {name} to be one of {get_args(kind)}, got {value!r}")
+
+
+def data(op: str, x0: object, name: str = "x0") -> Tensor:
+    """Returns data of shape (B, *event), float32 or float64 and finite."""
+    x = _checks.state(op, name, x0)
+    _checks.finite_state(op, name, x)
+    return x
+
+
+def fixed_key(op: str, key: Key | None, device: torch.device) -> Key:
+    """Returns the key, drawn from torch's generator where there is none."""
+    return NoiseKey.from_torch() if key is None else _checks.key(op, key, device)
+
+
+def uniforms(like: Tensor, key: Key, count: int, sample_offset: int) -> Tensor:
+    """Returns `count` uniforms in (0, 1) for each sample, float64: pure functions of its index."""
+    normals = functional.normal(
+        (like.shape[0], count),
+        key,
+        purpose="grid",
+        step=_TIMES_STEP,
+        sample_offset=sample_offset,
+        dtype=torch.float64,
+        device=like.device,
+    )
+    return torch.special.ndtr(normals)
+
+
+def predicted_noise(op: str, net: EpsNetwork, t: float | Tensor, x: Tensor) -> Tensor:
+    """Returns eps_net(t, x), checked; its dtype may be lower than that of x."""
+    if not isinstance(t, Tensor):
+        t = torch.tensor(t, dtype=x.dtype, device=x.device)
+    value = net(t.to(x.dtype), x)
+    return _checks.network_output(op, "eps_net(t, x)", value, x)
+
+
+def event_sum(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Sums over each sample, shape (B,)."""
+    if values.dim() == 1:
+        return values if dtype is None else values.to(dtype)
+    return values.sum(tuple(range(1, values.dim())), dtype=dtype)
+
+
+def mean_square_error(op: str, net: EpsNetwork, t: Tensor, x_t: Tensor, eps: Tensor) -> Tensor:
+    """Returns |eps - eps_net(t, x_t)|^2 / d for each sample."""
+    error = predicted_noise(op, net, t, x_t).to(eps.dtype) - eps
+    return event_sum(error.square()) / max(math.prod(eps.shape[1:]), 1)
+
+
+def batch_mean(op: str, loss: Tensor, weight: Tensor | None) -> Tensor:
+    """Returns the mean, or the weighted sum, over a batch, in float64 inside."""
+    each = _checks.weights(op, weight, loss)
+    factor = 1.0 / max(loss.shape[0], 1) if each is None else each
+    return (loss.double() * factor).sum().to(loss.dtype)
+
+
+def blank(shape: tuple[int, ...], *models: Any) -> Tensor:
+    """Returns zeros where the parameters are; float64 parameters make a float64 state."""
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    like = next((p for module in modules for p in module.parameters()), torch.empty(0))
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.zeros(shape, dtype=dtype, device=like.device)
+
+
+def time_grid(
+    op: str, grid: TimeGrid | int, t_start: float, t_end: float, power: float
+) -> TimeGrid:
+    """Returns a grid that ends at `t_end`, from one or from a number of steps."""
+    if not isinstance(grid, TimeGrid):
+        if isinstance(grid, bool) or not isinstance(grid, int):
+            raise TypeError(f"{op}: expected a TimeGrid or a number of steps, got {grid!r}")
+        return TimeGrid.power(grid, t_end, t_start, power)
+    if not (grid.t_start > 0 and math.isclose(grid.t_end, t_end, rel_tol=1e-9)):
+        raise ValueError(
+            f"{op}: expected a grid from a time > 0 (t_min is {t_start}) to {t_end}, got {grid}"
+        )
+    return grid
