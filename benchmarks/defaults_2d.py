@@ -19,8 +19,8 @@ import torch
 from quality_2d import N, bound, distances, machine, mean_distance
 
 from diffflow_ext.data import open_dataset
-from diffflow_ext.training import TrainConfig, load_run, train
-from diffflow_ext.training.model import sampling_grid, training_grid
+from diffflow_ext.training import TrainConfig, train
+from diffflow_ext.training.schedules import training_grid
 
 WORK = 1_500_000
 DATA = "olympic-rings"
@@ -47,9 +47,7 @@ def run(change: dict[str, Any], folder: Path) -> dict[str, Any]:
     elapsed = train(config, folder).elapsed
     test = open_dataset(DATA).test[:N]
     floor = 2 * mean_distance(test) / N
-    sde, config, _ = load_run(folder)
-    values = distances(folder, 1.0, sampling_grid(config))
-    del sde
+    values = distances(folder, 1.0, config.num_steps)
     return {
         "steps": config.steps,
         "seconds": elapsed,

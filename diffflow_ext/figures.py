@@ -22,8 +22,10 @@ from ._panels import (
     FAINT,
     INK,
     ORANGE,
+    SUFFIXES,
     Array,
     cloud,
+    finite_array,
     frame,
     legend,
     marginal,
@@ -34,19 +36,29 @@ from ._panels import (
     span,
     square,
     style,
+    target,
     turns,
     wheel_map,
 )
+from .figures_images import image_grid, image_rows, metric_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["loss_curve", "particle_paths", "samples_beside_data", "trajectories"]
+__all__ = [
+    "SUFFIXES",
+    "image_grid",
+    "image_rows",
+    "loss_curve",
+    "metric_curves",
+    "particle_paths",
+    "samples_beside_data",
+    "trajectories",
+]
 
 MAX_CORNER = 5
 MAX_DOTS = 20_000
-SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def samples_beside_data(
@@ -79,8 +91,8 @@ def samples_beside_data(
         ValueError: If shapes don't fit or values are not finite.
     """
     op = "samples_beside_data"
-    file = _target(op, path)
-    x, y = _array(op, "data", data, 2), _array(op, "samples", samples, 2)
+    file = target(op, path)
+    x, y = finite_array(op, "data", data, 2), finite_array(op, "samples", samples, 2)
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"{op}: expected data and samples with as many columns, got shapes {x.shape} and "
@@ -129,7 +141,7 @@ def trajectories(
         ValueError: If shapes don't fit or values are not finite.
     """
     op = "trajectories"
-    file = _target(op, path)
+    file = target(op, path)
     rows = [_states(op, "forward", forward), _states(op, "reverse", reverse)]
     grid = _times(op, times, [len(states) for states in rows])
     rows = [states[:, :max_particles] for states in rows]
@@ -179,9 +191,11 @@ def particle_paths(
         ValueError: If shapes don't fit or values are not finite.
     """
     op = "particle_paths"
-    file = _target(op, path)
+    file = target(op, path)
     states = _states(op, "paths", paths)[:, :max_particles]
-    behind = np.empty((0, 2)) if background is None else _array(op, "background", background, 2)
+    behind = (
+        np.empty((0, 2)) if background is None else finite_array(op, "background", background, 2)
+    )
     figure = new_figure(5.6, 5.9)
     axes = figure.subplots()
     lines = importlib.import_module("matplotlib.collections").LineCollection
@@ -235,7 +249,7 @@ def loss_curve(
         ValueError: If lengths differ or no loss is finite.
     """
     op = "loss_curve"
-    file = _target(op, path)
+    file = target(op, path)
     at, raw = _curve(op, "losses", steps, losses)
     smooth = moving_average(raw, window if window is not None else max(1, len(raw) // 40))
     figure = new_figure(7.2, 4.2)
@@ -322,37 +336,8 @@ def _loss_limits(axes: Axes, shown: list[Array]) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _target(op: str, path: str | os.PathLike[str]) -> Path:
-    file = Path(path)
-    if file.suffix.lower() not in SUFFIXES:
-        raise ValueError(
-            f"{op}: expected a path ending in {', '.join(SUFFIXES)}, got {str(file)!r}; "
-            "add such an ending"
-        )
-    if not file.parent.is_dir():
-        raise FileNotFoundError(
-            f"{op}: expected the folder {str(file.parent)!r} to exist; make it first"
-        )
-    return file
-
-
-def _array(op: str, name: str, values: ArrayLike, ndim: int) -> Array:
-    array = np.asarray(values, np.float64)
-    if array.ndim != ndim or array.size == 0:
-        raise ValueError(
-            f"{op}: expected {name} with {ndim} axes and at least one value, got shape "
-            f"{array.shape}; reshape it"
-        )
-    if not np.isfinite(array).all():
-        raise ValueError(
-            f"{op}: expected finite {name}, {int((~np.isfinite(array)).sum())} of {array.size} "
-            "values are NaN or infinite; leave those rows out"
-        )
-    return array
-
-
 def _states(op: str, name: str, values: ArrayLike) -> Array:
-    array = _array(op, name, values, 3)
+    array = finite_array(op, name, values, 3)
     if len(array) < 2 or array.shape[2] != 2:
         raise ValueError(
             f"{op}: expected {name} of shape (N + 1, B, 2) with N >= 1, got {array.shape}; "
@@ -362,7 +347,7 @@ def _states(op: str, name: str, values: ArrayLike) -> Array:
 
 
 def _times(op: str, values: ArrayLike, lengths: list[int]) -> Array:
-    grid = _array(op, "times", values, 1)
+    grid = finite_array(op, "times", values, 1)
     if any(len(grid) != length for length in lengths) or np.any(np.diff(grid) <= 0.0):
         raise ValueError(
             f"{op}: expected increasing times, one for each state, got {len(grid)} times "
@@ -372,7 +357,7 @@ def _times(op: str, values: ArrayLike, lengths: list[int]) -> Array:
 
 
 def _curve(op: str, name: str, steps: ArrayLike, losses: ArrayLike) -> tuple[Array, Array]:
-    at, raw = _array(op, "steps", steps, 1), np.asarray(losses, np.float64)
+    at, raw = finite_array(op, "steps", steps, 1), np.asarray(losses, np.float64)
     if raw.shape != at.shape or not np.isfinite(raw).any():
         raise ValueError(
             f"{op}: expected {name} of shape {at.shape}, as steps, with a finite value, got "

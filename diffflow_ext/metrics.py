@@ -13,12 +13,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["energy_distance", "gaussian_nll", "sliced_wasserstein"]
+from ._points import Points, chunks, distances, pair
 
-Points = Tensor | NDArray[np.floating]
+__all__ = ["energy_distance", "gaussian_nll", "sliced_wasserstein"]
 
 CHUNK_ELEMENTS = 1 << 22  # distances held at a time: 32 MiB
 
@@ -51,31 +50,24 @@ def energy_distance(x: Points, y: Points, *, unbiased: bool = False) -> float:
         | https://doi.org/10.1016/j.jspi.2013.03.018
     """
     least = 2 if unbiased else 1
-    a, b = _pair("energy_distance", x, y, least)
+    a, b = pair("energy_distance", x, y, least)
     n, m = len(a), len(b)
-    cross = sum(float(_distances(rows, b).sum()) for _, rows in _chunks(a, m)) / (n * m)
+    cross = sum(float(distances(rows, b).sum()) for _, rows in _chunks(a, m)) / (n * m)
     within_a = _sum_within(a) / (n * (n - 1 if unbiased else n))
     within_b = _sum_within(b) / (m * (m - 1 if unbiased else m))
     return 2.0 * cross - within_a - within_b
 
 
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    # The product form |a|^2 + |b|^2 - 2ab loses all digits of close pairs.
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-
-
 def _chunks(x: Tensor, width: int) -> Iterator[tuple[int, Tensor]]:
-    size = max(1, CHUNK_ELEMENTS // width)
-    for start in range(0, len(x), size):
-        yield start, x[start : start + size]
+    return chunks(x, width, CHUNK_ELEMENTS)
 
 
 def _sum_within(x: Tensor) -> float:
     """Sum over ordered pairs: each chunk against itself once, against all later rows twice."""
     total = 0.0
     for start, rows in _chunks(x, len(x)):
-        total += float(_distances(rows, rows).sum())
-        total += 2.0 * float(_distances(rows, x[start + len(rows) :]).sum())
+        total += float(distances(rows, rows).sum())
+        total += 2.0 * float(distances(rows, x[start + len(rows) :]).sum())
     return total
 
 
@@ -108,7 +100,7 @@ def sliced_wasserstein(
         | Sliced and Radon Wasserstein Barycenters of Measures (Bonneel et al., 2015)
         | https://doi.org/10.1007/s10851-014-0506-3
     """
-    a, b = _pair("sliced_wasserstein", x, y, 1)
+    a, b = pair("sliced_wasserstein", x, y, 1)
     count = operator.index(num_projections)
     if count < 1 or not (1.0 <= p < math.inf) or seed < 0:
         raise ValueError(
@@ -156,7 +148,7 @@ def gaussian_nll(train: Points, test: Points) -> tuple[float, float]:
         TypeError: If an argument is neither a tensor nor an array of real numbers.
         ValueError: If shapes don't fit, values aren't finite, or the covariance is singular.
     """
-    fit, rows = _pair("gaussian_nll", train, test, 2, names=("train", "test"))
+    fit, rows = pair("gaussian_nll", train, test, 2, names=("train", "test"))
     mean = fit.mean(dim=0)
     covariance = (fit - mean).T @ (fit - mean) / len(fit)
     factor, failed = torch.linalg.cholesky_ex(covariance)
@@ -172,41 +164,3 @@ def gaussian_nll(train: Points, test: Points) -> tuple[float, float]:
     constant = float(pivots.log().sum()) + 0.5 * fit.shape[1] * math.log(2.0 * math.pi)
     nll = 0.5 * white.square().sum(dim=0) + constant
     return float(nll.mean()), float(nll.std(correction=1)) / math.sqrt(len(nll))
-
-
-def _pair(
-    op: str, x: Points, y: Points, least: int, names: tuple[str, str] = ("x", "y")
-) -> tuple[Tensor, Tensor]:
-    """Both samples as float64 tensors on the device of the first, checked."""
-    a = _points(op, names[0], x, least)
-    b = _points(op, names[1], y, least).to(a.device)
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(
-            f"{op}: expected {names[0]} and {names[1]} with as many columns, got shapes "
-            f"{tuple(a.shape)} and {tuple(b.shape)}; compare the same columns"
-        )
-    return a, b
-
-
-def _points(op: str, name: str, x: Points, least: int) -> Tensor:
-    if isinstance(x, np.ndarray) and x.dtype.kind in "fiu":
-        x = torch.from_numpy(np.ascontiguousarray(x, np.float64))
-    if not isinstance(x, Tensor) or x.is_complex():
-        kind = getattr(x, "dtype", type(x).__name__)
-        raise TypeError(
-            f"{op}: expected {name} to be a tensor or array of real numbers, got {kind}; "
-            "convert it first"
-        )
-    if x.ndim != 2 or len(x) < least or x.shape[1] < 1:
-        raise ValueError(
-            f"{op}: expected {name} of shape (n, d) with n >= {least} and d >= 1, got "
-            f"{tuple(x.shape)}; flatten each row with reshape(len({name}), -1)"
-        )
-    x = x.detach().double()
-    if not bool(x.isfinite().all()):
-        count = int((~x.isfinite().all(dim=1)).sum())
-        raise ValueError(
-            f"{op}: expected finite values, {count} of {len(x)} rows of {name} have NaN or "
-            "infinity; a diverged sample has no distance, find its cause or leave such rows out"
-        )
-    return x

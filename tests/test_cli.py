@@ -21,7 +21,7 @@ from diffflow_ext.training.checkpoint import load_latest
 from diffflow_ext.training.sample_file import write_samples
 
 HELP = Path(__file__).parent.parent / "docs" / "help"
-COMMANDS = ("train", "sample", "evaluate", "data", "doctor")
+COMMANDS = ("train", "sample", "evaluate", "data", "extractor", "doctor")
 FAST = ("--steps=6 --num-steps=3 --width=8 --depth=1 --batch-size=16 --threads=1 --device=cpu "
         "--save-every=3 --log-every=2").split()  # fmt: skip
 
@@ -127,6 +127,18 @@ def test_sampling_options_reach_the_model(
         assert not np.array_equal(base, draw(other)), other
 
 
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_option_of_another_sampler_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    more = ["--out", tmp_path / "x.npy"] if command == "sample" else []
+    line = refusal(capsys, command, run, *more, "--eta=0.5")
+    assert line == (
+        "diffflow: sample: eta=0.5: the sampler of diffflow has num_steps, stochasticity,"
+        " last_step, solver, corrector_steps, corrector_scale; leave eta out"
+    )
+
+
 def test_samples_are_drawn_as_a_picture(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out, picture = tmp_path / "x.npy", tmp_path / "x.png"
@@ -219,8 +231,12 @@ def test_run_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("flags", "expected"),
     [
         (["--steps=0"], "steps=0: expected a whole number from 1"),
-        (["--model=ddpm"], "model='ddpm': expected one of diffflow"),
+        (["--model=gan"], "model='gan': expected one of diffflow, dinof"),
         (["--t-start=3"], "expected more than t_start=3.0"),
+        (["--timesteps=9"], "timesteps=9: only for ddpm, and this run is diffflow"),
+        (["--limit=9999"], "expected a limit from 1 to the 480 training rows"),
+        (["--image-size=8"], "expected image_size for images alone"),
+        (["--flip=on"], "flip='on': expected off: these data are not images"),
         (["--resume", "--overwrite"], "got both"),
     ],
 )
@@ -296,6 +312,20 @@ def test_resume_takes_the_configuration_of_the_run(
     assert "data='moons': the run to resume has" in line
     line = refusal(capsys, "train", "--out", run, "--resume", "--config", run / "config.toml")
     assert "the run to resume has its own" in line
+
+
+def test_data_fetch_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "fetch", lambda name, to: f"{name} in {to}")
+    assert cli.main(["data", "fetch", "mnist", "--to", "here"]) == 0
+    assert capsys.readouterr().out == "mnist in here\n"
+    assert "expected `diffflow data list`" in refusal(capsys, "data", "fetch")
+    assert "expected `diffflow data list`" in refusal(capsys, "data", "list", "mnist")
+
+
+def test_data_that_cannot_be_fetched(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected one of mnist" in refusal(capsys, "data", "fetch", "moons")
 
 
 def test_data_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,20 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffflow_ext.training.config import TrainConfig, field_rule, field_types, parse_progressive
+from diffflow_ext.training.config import MODELS, TrainConfig, traits
+from diffflow_ext.training.rules import field_rule, parse_progressive
 
 BAD = [
     ("data", ""),
     ("data", "a\ud800"),
     ("data_seed", -1),
-    ("model", "dinof"),
-    ("model", "ddpm"),
+    ("limit", -1),
+    ("image_size", -1),
+    ("flip", "yes"),
+    ("model", "gan"),
     ("seed", -1),
     ("seed", 2**63),
     ("steps", 0),
     ("steps", 2**31 + 1),
-    ("batch_size", 0),
-    ("learning_rate", 0.0),
+    ("batch_size", -1),
+    ("learning_rate", -1e-3),
     ("learning_rate", math.nan),
     ("schedule", "linear"),
     ("warmup", -1),
@@ -39,17 +42,50 @@ BAD = [
     ("power", 0.0),
     ("grid", "even"),
     ("progressive", "5:10"),
-    ("diffusion_start", 0.0),
+    ("diffusion_start", -1.0),
     ("diffusion_end", -1.0),
+    ("prior", "uniform"),
+    ("checkpoint_every", -1),
+    ("process", "vpp"),
+    ("t_cutoff", 0.0),
+    ("t_cutoff", 1.5),
+    ("loss_weight", "none"),
+    ("beta_min", 0.0),
+    ("beta_max", -1.0),
+    ("sigma_min", 0.0),
+    ("sigma_max", math.inf),
+    ("flow_learning_rate", 0.0),
+    ("flow_clip_norm", 0.0),
+    ("timesteps", 0),
+    ("noise_schedule", "quadratic"),
+    ("rtol", 0.0),
+    ("atol", -1.0),
+    ("flow", "maf"),
+    ("flow_transforms", 0),
+    ("flow_hidden", "64,"),
+    ("flow_hidden", "64,0"),
+    ("flow_hidden", ""),
+    ("flow_bins", 1),
+    ("glow_levels", -1),
+    ("glow_blocks", 0),
+    ("glow_hidden", 0),
+    ("net", "cnn"),
+    ("time_scale", -1.0),
     ("width", 0),
     ("depth", -1),
     ("activation", "sine"),
-    ("time_scale", 0.0),
+    ("unet_base", 0),
+    ("unet_mults", "1;2"),
+    ("unet_mults", "1,99999"),
+    ("unet_blocks", 0),
+    ("unet_attention", "none"),
+    ("dropout", 1.0),
+    ("drift_multiplier", 0.0),
+    ("score_multiplier", -0.5),
     ("autocast", "fp16"),
     ("device", "gpu"),
     ("device", "cuda:"),
     ("threads", -1),
-    ("checkpoint_every", -1),
     ("save_every", 0),
     ("keep_checkpoints", 0),
     ("log_every", 0),
@@ -94,13 +130,87 @@ def test_each_rule_is_tested() -> None:
 
 
 def test_error_names_the_models_that_exist() -> None:
-    with pytest.raises(ValueError, match=r"model='ddpm': expected one of diffflow$"):
-        make(model="ddpm")
+    expected = r"model='gan': expected one of diffflow, dinof, ddpm, ffjord, flow$"
+    with pytest.raises(ValueError, match=expected):
+        make(model="gan")
 
 
-def test_time_must_run_forward() -> None:
-    with pytest.raises(ValueError, match=r"t_end=0\.5: expected more than t_start=0\.5"):
-        make(t_start=0.5, t_end=0.5)
+@pytest.mark.parametrize(
+    ("model", "low", "high", "more"),
+    [
+        ("diffflow", "t_start", "t_end", {}),
+        ("dinof", "beta_min", "beta_max", {}),
+        ("dinof", "sigma_min", "sigma_max", {"process": "ve"}),
+    ],
+)
+def test_ends_must_be_in_order(model: str, low: str, high: str, more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{high}=0\.5: expected more than {low}=0\.5"):
+        make(model=model, **{low: 0.5, high: 0.5}, **more)
+
+
+# A value other than the default, and one run that reads it.
+USED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"num_steps": 9}, {"model": "diffflow"}),
+    ({"prior": "flow"}, {"model": "diffflow"}),
+    ({"t_cutoff": 0.3}, {"model": "dinof"}),
+    ({"flow_learning_rate": 0.3}, {"model": "dinof"}),
+    ({"beta_max": 15.0}, {"model": "dinof", "process": "subvp"}),
+    ({"sigma_max": 15.0}, {"model": "dinof", "process": "ve"}),
+    ({"timesteps": 50}, {"model": "ddpm"}),
+    ({"rtol": 0.1}, {"model": "ffjord"}),
+    ({"flow": "spline"}, {"model": "flow"}),
+    ({"flow_bins": 4}, {"model": "flow", "flow": "spline"}),
+    ({"flow_bins": 4}, {"model": "diffflow", "prior": "flow"}),
+    ({"glow_levels": 4}, {"model": "dinof", "flow": "glow"}),
+    ({"width": 4}, {"model": "ddpm", "net": "mlp"}),
+    ({"unet_base": 4}, {"model": "ddpm", "net": "unet"}),
+    ({"drift_multiplier": 0.5}, {"model": "diffflow", "net": "unet"}),
+]
+# One run that doesn't.
+UNUSED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"num_steps": 9}, {"model": "ddpm"}),
+    ({"prior": "flow"}, {"model": "dinof"}),
+    ({"t_cutoff": 0.3}, {"model": "diffflow"}),
+    ({"beta_max": 15.0}, {"model": "dinof", "process": "ve"}),
+    ({"sigma_max": 15.0}, {"model": "dinof"}),
+    ({"timesteps": 50}, {"model": "diffflow"}),
+    ({"rtol": 0.1}, {"model": "flow"}),
+    ({"flow": "spline"}, {"model": "diffflow"}),
+    ({"flow_bins": 4}, {"model": "diffflow"}),
+    ({"flow_bins": 4}, {"model": "flow", "flow": "glow"}),
+    ({"glow_levels": 4}, {"model": "flow", "flow": "spline"}),
+    ({"width": 4}, {"model": "flow"}),
+    ({"width": 4}, {"model": "ddpm", "net": "unet"}),
+    ({"unet_base": 4}, {"model": "ddpm", "net": "mlp"}),
+    ({"drift_multiplier": 0.5}, {"model": "ddpm", "net": "unet"}),
+]
+
+
+@pytest.mark.parametrize(("field", "run"), USED)
+def test_field_of_the_model_is_taken(field: dict[str, Any], run: dict[str, Any]) -> None:
+    (name,) = field
+    assert getattr(make(**run, **field), name) == field[name]
+
+
+@pytest.mark.parametrize(("field", "run"), UNUSED)
+def test_field_of_another_model_is_refused(field: dict[str, Any], run: dict[str, Any]) -> None:
+    ((name, value),) = field.items()
+    with pytest.raises(ValueError, match="only for") as caught:
+        make(**run, **field)
+    default = getattr(make(), name)
+    assert f"TrainConfig: {name}={value!r}: only for " in str(caught.value)
+    assert run["model"] in str(caught.value)
+    assert str(caught.value).endswith(f"leave it at {default!r}")
+
+
+def test_each_need_is_one_that_some_run_has() -> None:
+    runs = [make(model=model) for model in MODELS]
+    runs += [make(prior="flow"), make(model="dinof", process="ve")]
+    runs += [make(model="dinof", process="subvp")]
+    present = frozenset[str]().union(*map(traits, runs))
+    for item in fields(TrainConfig):
+        words = [word for need in field_rule(item).needs for word in need.split("|")]
+        assert set(words) <= present, item.name
 
 
 def test_config_is_frozen() -> None:
@@ -139,17 +249,53 @@ def test_toml_round_trip_of_odd_text(tmp_path: Path, text: str) -> None:
     assert reloaded(make(data=text), tmp_path).data == text
 
 
-def test_each_field_survives_the_round_trip(tmp_path: Path) -> None:
-    changed: dict[str, Any] = {"progressive": "0:5,10:20", "data": "rings", "device": "cuda:1"}
-    choices = {"schedule": "step", "grid": "power", "activation": "tanh", "autocast": "bf16"}
-    for name, kind in field_types().items():
-        if kind is not str:
-            default = asdict(make())[name]
-            changed[name] = not default if kind is bool else default + 1
-    config = make(**{**changed, **choices, "ema_decay": 0.5})
-    same = [name for name, value in asdict(config).items() if value == asdict(make())[name]]
-    assert same == ["model"]
+# Fields of runs that differ in kind; together they change every field.
+KINDS: list[dict[str, Any]] = [
+    {"model": "diffflow", "net": "mlp", "activation": "tanh", "schedule": "step", "grid": "power"},
+    {"model": "diffflow", "net": "unet", "prior": "flow", "flow": "glow", "flip": "on"},
+    {"model": "diffflow", "net": "unet", "prior": "flow", "flow": "spline", "autocast": "bf16"},
+    {"model": "dinof", "loss_weight": "likelihood", "process": "subvp"},
+    {"model": "dinof", "process": "ve"},
+    {"model": "ddpm", "noise_schedule": "cosine"},
+    {"model": "ffjord"},
+]
+TEXTS = {
+    "progressive": "0:5,10:20",
+    "data": "rings",
+    "device": "cuda:1",
+    "flow_hidden": "3",
+    "unet_mults": "1",
+    "unet_attention": "off",
+}
+
+
+def changed(kind: dict[str, Any]) -> TrainConfig:
+    """Returns a run of this kind with all else that it reads changed."""
+    present, values = traits(make(**kind)), dict(kind)
+    for item in fields(TrainConfig):
+        if item.name in values or not field_rule(item).used_by(present):
+            continue
+        default = getattr(make(), item.name)
+        if isinstance(default, bool):
+            values[item.name] = not default
+        elif isinstance(default, (int, float)):
+            small = {"ema_decay", "dropout", "t_cutoff"}
+            values[item.name] = 0.5 if item.name in small else default + 1
+        else:
+            values[item.name] = TEXTS.get(item.name, default)
+    return make(**values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_field_survives_the_round_trip(tmp_path: Path, kind: dict[str, Any]) -> None:
+    config = changed(kind)
     assert reloaded(config, tmp_path) == config
+
+
+def test_the_round_trips_change_each_field() -> None:
+    plain = asdict(make())
+    for name, value in plain.items():
+        assert any(asdict(changed(kind))[name] != value for kind in KINDS), name
 
 
 @pytest.mark.parametrize(("key", "nearest"), [("batchsize", "batch_size"), ("step", "steps")])

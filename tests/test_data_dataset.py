@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from diffflow_ext.data import dataset as dataset_module
-from diffflow_ext.data.dataset import batch_indices, open_dataset, split_table
+from diffflow_ext.data import open_dataset
+from diffflow_ext.data.dataset import batch_indices, split_table
 from diffflow_ext.data.tables import Table
 from diffflow_ext.data.toy import sample_toy
 
@@ -128,7 +129,7 @@ def test_magic() -> None:
 
 def test_a_name_that_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"swiss-roll.*smile, magic.*this path does not exist"
+        ValueError, match=r"swiss-roll.*smile, magic.*bsds300.*this path does not exist"
     ) as e:
         open_dataset("mons")
     assert "did you mean 'moons'?" in str(e.value)
@@ -136,7 +137,7 @@ def test_a_name_that_is_nothing(tmp_path: Path) -> None:
         open_dataset(tmp_path / "zzzzzzzzzz.csv")
     with pytest.raises(ValueError, match="does not exist"):
         open_dataset("x\0y")
-    with pytest.raises(ValueError, match="got the folder"):
+    with pytest.raises(ValueError, match=r"batches in the folder .*found none"):
         open_dataset(tmp_path)
 
 
@@ -153,6 +154,10 @@ def test_bad_tables() -> None:
         split_table(_table(lonely))
     with pytest.raises(ValueError, match="not so 'a', 'b'"):
         split_table(_table(ROWS * 1e200))
+    far = ROWS.copy()
+    far[np.argsort(words)[-1], 1] = 1e30
+    with pytest.raises(ValueError, match=r"within 1e\+12 deviations.*column 'b' of 'memory'"):
+        split_table(_table(far))
     with pytest.raises(ValueError, match="at least 10 rows"):
         split_table(_table(ROWS[:9]))
     with pytest.raises(ValueError, match="got -1 and 5"):

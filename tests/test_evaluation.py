@@ -13,16 +13,18 @@ import torch
 from diffflow_ext.data import open_dataset, toy_entropy
 from diffflow_ext.metrics import energy_distance, gaussian_nll, sliced_wasserstein
 from diffflow_ext.noise import NoiseKey
+from diffflow_ext.sample_quality import c2st
 from diffflow_ext.training import (
     TrainConfig,
     draw_samples,
     evaluate,
     format_table,
     load_run,
+    sampling,
     train,
 )
-from diffflow_ext.training import evaluation as module
-from diffflow_ext.training.model import sampling_grid
+from diffflow_ext.training.evaluation import spell
+from diffflow_ext.training.schedules import sampling_grid
 
 pytest.importorskip("matplotlib")
 
@@ -64,12 +66,12 @@ def test_pictures_are_drawn(run: Path, result: dict[str, Any]) -> None:
 
 
 def test_bound_is_the_mean_on_test_data(run: Path, result: dict[str, Any]) -> None:
-    sde, config, _ = load_run(run)
-    dataset = open_dataset(config.data)
+    loaded = load_run(run)
+    dataset = open_dataset(loaded.config.data)
     test = dataset.test[:N]
-    key = NoiseKey(3, stream=module.EVALUATION_STREAM)
+    key = NoiseKey(3, stream=sampling.EVALUATION_STREAM)
     with torch.no_grad():
-        nats = -sde.elbo(test, sampling_grid(config), key).double()
+        nats = -loaded.model.elbo(test, sampling_grid(loaded.config), key).double()
     assert result["bound_n"] == N
     assert result["bound"] == pytest.approx(float(nats.mean()), rel=1e-12)
     assert result["bound_error"] == pytest.approx(float(nats.std()) / math.sqrt(N), rel=1e-12)
@@ -79,25 +81,32 @@ def test_bound_is_the_mean_on_test_data(run: Path, result: dict[str, Any]) -> No
 
 
 def test_bound_in_data_units_undoes_the_standardising(run: Path, result: dict[str, Any]) -> None:
-    _, config, record = load_run(run)
-    shift = sum(math.log(value) for value in record.std)
+    loaded = load_run(run)
+    shift = sum(math.log(value) for value in loaded.record.std)
     assert result["bound_data_units"] - result["bound"] == pytest.approx(shift, abs=1e-9)
+    rows = Path(loaded.config.data).read_text().split()[1:]
     raw = torch.tensor(
-        [[float(v) for v in line.split(",")] for line in Path(config.data).read_text().split()[1:]]
+        [[float(v) for v in line.split(",")] for line in rows]
     )
     assert shift == pytest.approx(float(raw.std(0).log().sum()), abs=0.1)
 
 
 def test_distances_stand_beside_their_floor(run: Path, result: dict[str, Any]) -> None:
-    sde, config, _ = load_run(run)
-    dataset = open_dataset(config.data)
-    samples = draw_samples(sde, N, 3, sampling_grid(config), seed=3)
+    loaded = load_run(run)
+    dataset = open_dataset(loaded.config.data)
+    samples = draw_samples(loaded, N, seed=3)
     for measure in (energy_distance, sliced_wasserstein):
         name = measure.__name__
-        assert result[name] == measure(samples, dataset.test[:N])
-        floors = [measure(dataset.train[i * N : i * N + N], dataset.test[:N]) for i in range(4)]
+        assert result[name] == pytest.approx(measure(samples, dataset.test[:N]), rel=1e-12)
+        # Four disjoint parts of the training data, in an order that is none of our business.
+        order = torch.randperm(4 * N, generator=torch.Generator().manual_seed(0))
+        parts = dataset.train[: 4 * N][order].split(N)
+        floors = [measure(part, dataset.test[:N]) for part in parts]
         assert result[f"{name}_floor"] == pytest.approx(sum(floors) / 4, rel=1e-12)
         assert result[f"{name}_ratio"] == result[name] / result[f"{name}_floor"]
+    accuracy = c2st(samples, dataset.test[:N]).accuracy
+    assert result["c2st"] == pytest.approx(accuracy)
+    assert abs(result["c2st_floor"] - 0.5) < 0.15
 
 
 def test_n_is_cut_to_what_the_data_have(run: Path) -> None:
@@ -110,8 +119,7 @@ def test_too_few_samples_are_refused(run: Path) -> None:
 
 
 def test_changed_data_are_refused(run: Path, result: dict[str, Any]) -> None:
-    _, config, _ = load_run(run)
-    data = Path(config.data)
+    data = Path(load_run(run).config.data)
     text = data.read_text()
     head, rest = text.split("\n", 1)
     try:
@@ -127,13 +135,64 @@ def test_changed_data_are_refused(run: Path, result: dict[str, Any]) -> None:
 
 def test_table_shows_the_numbers(result: dict[str, Any]) -> None:
     table = format_table(result)
-    for name in ("bound", "gaussian_nll", "bound_data_units"):
+    for name in ("bound", "ode", "gaussian_nll", "bound_data_units", "ode_data_units"):
         assert f"{result[name]:.4f}" in table
     for name in ("energy_distance", "sliced_wasserstein"):
         assert f"{result[name]:.5f}" in table
         assert f"{result[f'{name}_floor']:.5f}" in table
         assert f"{result[f'{name}_ratio']:.2f} times that of real data" in table
+    assert f"{result['c2st']:.5f}" in table
     assert all(len(line) <= 99 for line in table.splitlines())
+
+
+def test_estimators_are_those_of_the_model(run: Path, result: dict[str, Any]) -> None:
+    assert list(result["estimators"]) == ["bound", "ode"]
+    assert result["ode_n"] == N
+    loaded = load_run(run)
+    test = open_dataset(loaded.config.data).test
+    sde: Any = loaded.model
+    ode = -sde.log_prob(test[:40], sampling_grid(loaded.config, 50)).double()
+    more = evaluate(run, N, seed=3, device="cpu", figures=False, num_paths=4, ode_n=40)
+    assert list(more["estimators"]) == ["bound", "importance_weighted", "ode"]
+    assert more["bound"] == result["bound"]
+    assert more["importance_weighted"] <= more["bound"] + 3 * more["bound_error"]
+    assert more["ode_n"] == 40
+    assert more["ode"] == pytest.approx(float(ode.mean()), rel=1e-6)
+    without = evaluate(run, N, seed=3, device="cpu", figures=False, ode_n=0)
+    assert list(without["estimators"]) == ["bound"]
+
+
+def test_another_number_of_steps(run: Path, result: dict[str, Any]) -> None:
+    loaded = load_run(run)
+    again = evaluate(run, N, seed=3, device="cpu", figures=False, num_steps=9, ode_n=0)
+    assert (result["num_steps"], again["num_steps"]) == (5, 9)
+    samples = draw_samples(loaded, N, seed=3, num_steps=9)
+    test = open_dataset(loaded.config.data).test[:N]
+    assert again["energy_distance"] == pytest.approx(energy_distance(samples, test), rel=1e-12)
+    assert again["bound"] != result["bound"]
+
+
+def test_sampler_options_are_recorded(run: Path, result: dict[str, Any]) -> None:
+    options = {"figures": False, "ode_n": 0, "stochasticity": 0.0, "solver": "heun"}
+    again = evaluate(run, N, seed=3, device="cpu", **options)
+    assert again["sampler"] == {"stochasticity": 0.0, "solver": "heun"}
+    assert again["energy_distance"] != result["energy_distance"]
+    assert again["bound"] == result["bound"]
+    assert "stochasticity 0.0, solver heun" in format_table(again)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eta": 0.5}, "eta=0.5: the sampler of diffflow has num_steps, stochasticity"),
+        ({"num_paths": 0}, "num_paths=0: expected at least 1"),
+        ({"ode_n": -1}, "ode_n=-1: expected at least 0"),
+        ({"extractor": "x.safetensors"}, "the data are not images"),
+    ],
+)
+def test_options_that_do_not_suit(run: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, N, device="cpu", figures=False, **options)
 
 
 def test_table_of_a_set_with_known_entropy(result: dict[str, Any]) -> None:
@@ -145,7 +204,7 @@ def test_table_of_a_set_with_known_entropy(result: dict[str, Any]) -> None:
 
 
 def test_numbers_that_are_not_finite_are_null(result: dict[str, Any]) -> None:
-    text = module._spell({**result, "bound": math.inf, "bound_error": math.nan})
+    text = spell({**result, "bound": math.inf, "bound_error": math.nan})
     assert json.loads(text)["bound"] is None
     assert json.loads(text)["bound_error"] is None
 
@@ -153,18 +212,18 @@ def test_numbers_that_are_not_finite_are_null(result: dict[str, Any]) -> None:
 def test_samples_do_not_depend_on_how_many_are_drawn(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sde, config, record = load_run(run)
-    grid = sampling_grid(config)
-    whole = draw_samples(sde, 20, record.dim, grid, seed=1)
-    monkeypatch.setattr(module, "CHUNK", 7)
+    loaded = load_run(run)
+    whole = draw_samples(loaded, 20, seed=1)
+    monkeypatch.setattr(sampling, "VECTORS_AT_A_TIME", 7)
     # Chunks may take another path through the matrix product: equal up to its rounding.
-    torch.testing.assert_close(draw_samples(sde, 17, record.dim, grid, seed=1), whole[:17])
-    assert not torch.allclose(draw_samples(sde, 20, record.dim, grid, seed=2), whole)
+    torch.testing.assert_close(draw_samples(loaded, 17, seed=1), whole[:17])
+    assert not torch.allclose(draw_samples(loaded, 20, seed=2), whole)
 
 
 def test_samples_in_data_units(run: Path) -> None:
-    sde, config, record = load_run(run)
-    samples = draw_samples(sde, 500, record.dim, sampling_grid(config), seed=0)
+    loaded = load_run(run)
+    record = loaded.record
+    samples = draw_samples(loaded, 500, seed=0)
     original = record.in_data_units(samples)
     assert original.dtype == torch.float64
     back = (original - torch.tensor(record.mean)) / torch.tensor(record.std)
@@ -176,13 +235,12 @@ def test_samples_in_data_units(run: Path) -> None:
 def test_numbers_do_not_depend_on_the_chunks(
     run: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 50)
+    monkeypatch.setattr(sampling, "VECTORS_AT_A_TIME", 50)
     again = evaluate(run, N, seed=3, device="cpu", figures=False)
-    for name in ("bound", "bound_error", "energy_distance", "sliced_wasserstein"):
+    for name in ("bound", "bound_error", "ode", "energy_distance", "sliced_wasserstein"):
         assert again[name] == pytest.approx(result[name], rel=1e-4), name
 
 
 def test_no_samples_are_refused(run: Path) -> None:
-    sde, config, record = load_run(run)
     with pytest.raises(ValueError, match="n=0: expected at least 1"):
-        draw_samples(sde, 0, record.dim, sampling_grid(config), seed=0)
+        draw_samples(load_run(run), 0, seed=0)

@@ -201,6 +201,8 @@ def test_the_core_needs_torch_alone() -> None:
         if one.importer in core
         and one.imported is None
         and one.target.split(".")[0] not in CORE_LIBRARIES | set(sys.stdlib_module_names)
+        # Where it is asked for: the import stands in a function and its lack has a message.
+        and (one.importer, one.target.split(".")[0]) != ("probability_flow", "torchdiffeq")
     ]
     assert not wrong
 
@@ -214,7 +216,7 @@ def test_importing_the_package_loads_no_leaf() -> None:
     parts = {name.split(".")[1] for name in loaded if name.startswith("diffflow_ext.")}
     assert "functional" in parts
     assert not parts & (set(LEAVES) | {"training", "cli", ORACLE})
-    assert "matplotlib" not in loaded
+    assert not {"matplotlib", "torchdiffeq", "zuko", "normflows"} & set(loaded)
 
 
 # --- C++ -----------------------------------------------------------------------------------------

@@ -83,7 +83,9 @@ def test_exact_divergence_is_the_trace_of_the_jacobian() -> None:
                           divergence="exact")  # fmt: skip
     assert change is not None
     for row, value in zip(x, change, strict=True):
-        jacobian = torch.autograd.functional.jacobian(lambda y: flow.velocity(0.4, y[None])[0], row)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda y: flow.velocity(0.4, y[None])[0], row
+        )
         assert isinstance(jacobian, Tensor)
         assert math.isclose(float(value), h * float(jacobian.trace()), rel_tol=1e-9)
 
@@ -120,9 +122,7 @@ def test_hutchinson_is_unbiased_and_its_variance_falls_with_probes() -> None:
     assert exact is not None
     spread = []
     for probes in (1, 8):
-        estimate = integrate(
-            flow, x, grid, divergence="hutchinson", key=KEY, num_probes=probes
-        )[1]
+        estimate = integrate(flow, x, grid, divergence="hutchinson", key=KEY, num_probes=probes)[1]
         assert estimate is not None
         error = float(estimate.std()) / math.sqrt(len(estimate))
         assert abs(float(estimate.mean() - exact)) < 4.5 * error

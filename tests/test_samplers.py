@@ -25,7 +25,8 @@ def variance(t: Tensor) -> Tensor:
 
 def ou(t_end: float = 1.0) -> DiffFlowSDE:
     end = variance(torch.tensor(t_end, dtype=torch.float64)).sqrt().expand(2)
-    prior = torch.distributions.Independent(torch.distributions.Normal(torch.zeros_like(end), end), 1)
+    normal_end = torch.distributions.Normal(torch.zeros_like(end), end)
+    prior = torch.distributions.Independent(normal_end, 1)
     parameter = torch.zeros((), dtype=torch.float64, requires_grad=True)
     return DiffFlowSDE(
         lambda t, x: -0.5 * x, lambda t, x: -x / variance(t), 1.0, params=[parameter], prior=prior

@@ -1,4 +1,4 @@
-"""log_prob and the importance-weighted bound of DiffFlowSDE against closed forms and quadrature."""
+"""log_prob and the importance-weighted bound against closed forms and quadrature."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_single_paths_average_to_the_same_bound() -> None:
     torch.testing.assert_close(paths, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_weighted_bound_does_not_depend_on_how_it_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weighted_bound_does_not_depend_on_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
     sde, x0 = linear_pair(), torch.randn(7, 2, dtype=torch.float64)
     whole = sde.elbo(x0, GRID, KEY, num_paths=5).detach()
     parts = [

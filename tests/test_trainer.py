@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from runs import Kill, before_update, kill, outcome
 from torch import Tensor
 
 from diffflow_ext.sde import DiffFlowSDE
@@ -27,16 +27,18 @@ from diffflow_ext.training import (
 )
 from diffflow_ext.training import trainer as module
 from diffflow_ext.training.checkpoint import load_latest, step_directories
-from diffflow_ext.training.model import sampling_grid, training_grid, work_done
+from diffflow_ext.training.defaults import resolve
+from diffflow_ext.training.recipes import Part
 from diffflow_ext.training.runs import RunDirectory, read_metrics
+from diffflow_ext.training.schedules import (
+    learning_rate_at,
+    sampling_grid,
+    training_grid,
+    work_done,
+)
 from diffflow_ext.training.state import TrainState
 
-TIMING = ("samples_per_second", "elapsed")
 STEPS = 10
-
-
-class Kill(BaseException):
-    """Stands for the end of the process: nothing catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -77,37 +79,10 @@ def config(csv_file: Path) -> TrainConfig:
     )
 
 
-def outcome(out: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """Returns what must not depend on interruptions: all tensors, and the log without times."""
-    newest = step_directories(out / "checkpoints")[0]
-    files = {path.name: path.read_bytes() for path in sorted(newest.glob("*.safetensors"))}
-    lines = [
-        {name: value for name, value in line.items() if name not in TIMING}
-        for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    ]
-    return files, lines
-
-
 @pytest.fixture
 def uninterrupted(config: TrainConfig, tmp_path: Path) -> tuple[dict[str, bytes], list[Any]]:
     train(config, tmp_path / "whole")
     return outcome(tmp_path / "whole")
-
-
-def before_update(patch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
-    """Does something just before the optimiser takes a step, counted from 0."""
-    real = TrainState.update
-
-    def update(state: TrainState, learning_rate: float) -> None:
-        if state.step == step:
-            action()
-        real(state, learning_rate)
-
-    patch.setattr(TrainState, "update", update)
-
-
-def kill() -> None:
-    raise Kill
 
 
 @pytest.mark.parametrize("step", range(STEPS))
@@ -239,13 +214,14 @@ def test_run_directory_has_the_documented_files(config: TrainConfig, tmp_path: P
         "config.toml",
         "metrics.jsonl",
     ]
-    assert TrainConfig.load(out / "config.toml") == config
+    saved = TrainConfig.load(out / "config.toml")
+    assert saved == resolve(config, is_image=False)
     assert [path.name[-2:] for path in step_directories(out / "checkpoints")] == ["10", "08", "04"]
     assert result.checkpoint == out / "checkpoints" / "step-00000010"
     meta = load_latest(out / "checkpoints").meta
     assert meta["seed"] == 5
     assert meta["data"]["columns"] == ["a", "b"]
-    assert TrainConfig.from_dict(meta["config"]) == config
+    assert TrainConfig.from_dict(meta["config"]) == saved
 
 
 def poisoned(patch: pytest.MonkeyPatch, call: int, poison: Callable[[Tensor], Tensor]) -> None:
@@ -335,7 +311,7 @@ def test_two_runs_do_not_share_a_directory(config: TrainConfig, tmp_path: Path) 
 def test_output_is_checked_before_any_work(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "open_dataset", lambda *args, **kwargs: pytest.fail("worked"))
+    monkeypatch.setattr(module, "open_data", lambda *args, **kwargs: pytest.fail("worked"))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         train(config, tmp_path / "file" / "run")
@@ -391,8 +367,8 @@ def test_gradient_is_clipped_and_logged_before(
 ) -> None:
     norms = []
 
-    def update(state: TrainState, learning_rate: float) -> None:
-        gradients = [p.grad.flatten() for p in state.sde.parameters() if p.grad is not None]
+    def update(state: TrainState, learning_rates: Sequence[float]) -> None:
+        gradients = [p.grad.flatten() for p in state.module.parameters() if p.grad is not None]
         norms.append(float(torch.cat(gradients).norm()))
         state.step += 1
 
@@ -410,7 +386,7 @@ def test_progressive_grid_and_learned_diffusion(config: TrainConfig, tmp_path: P
     train(growing, tmp_path)
     counts = [line["num_steps"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert counts == [2] * 4 + [3] * 6
-    sde, _, _ = load_run(tmp_path)
+    sde: Any = load_run(tmp_path).model
     ends = sde.diffusion(torch.tensor([0.0, growing.t_end]))
     assert not torch.allclose(ends.detach(), torch.tensor([1.0, 0.5], dtype=ends.dtype), rtol=1e-6)
 
@@ -430,23 +406,24 @@ def test_progressive_run_resumes_bit_equal(
 
 def test_loaded_run_has_the_averaged_weights(config: TrainConfig, tmp_path: Path) -> None:
     train(config, tmp_path)
-    sde, loaded, record = load_run(tmp_path)
+    run = load_run(tmp_path)
     checkpoint = load_latest(tmp_path / "checkpoints")
-    assert loaded == config
-    assert record.columns == ("a", "b")
-    assert not sde.training
-    for name, tensor in sde.state_dict().items():
+    assert run.config == resolve(config, is_image=False)
+    assert run.record.columns == ("a", "b")
+    assert run.step == STEPS
+    assert not run.model.training
+    for name, tensor in run.model.state_dict().items():
         assert torch.equal(tensor, checkpoint.ema[name])
     changed = [name for name in checkpoint.ema if name.endswith("weight")]
     assert all(not torch.equal(checkpoint.model[name], checkpoint.ema[name]) for name in changed)
 
 
 def test_average_forgets_the_initial_weights_early(config: TrainConfig) -> None:
-    state = TrainState(replace(config, ema_decay=0.999), DiffFlowSDE(*_linear_pair()))
-    weight = state.sde.drift.weight
+    state = _linear_state(replace(config, ema_decay=0.999))
+    weight = state.module.drift.weight
     for value in (1.0, 2.0, 3.0):
         weight.data.fill_(value)
-        state.update(0.0)
+        state.update([0.0])
     average = 1.0
     for n, value in ((1, 2.0), (2, 3.0)):
         decay = (1 + n) / (10 + n)
@@ -455,17 +432,20 @@ def test_average_forgets_the_initial_weights_early(config: TrainConfig) -> None:
 
 
 def test_update_takes_the_given_learning_rate(config: TrainConfig) -> None:
-    state = TrainState(config, DiffFlowSDE(*_linear_pair()))
-    weight = state.sde.drift.weight
+    state = _linear_state(config)
+    weight = state.module.drift.weight
     before = weight.item()
     weight.grad = torch.ones_like(weight)
-    state.update(0.25)
+    state.update([0.25])
     # The first step of Adam is as long as the learning rate.
     assert weight.item() == pytest.approx(before - 0.25, abs=1e-6)
 
 
-def _linear_pair() -> tuple[torch.nn.Module, torch.nn.Module]:
-    return torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+def _linear_state(config: TrainConfig) -> Any:
+    drift, score = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    module = DiffFlowSDE(drift, score)
+    part = Part("model", list(module.parameters()), lambda x0, step: x0.sum(), 1.0, 1.0)
+    return TrainState(config, module, [part])
 
 
 def test_training_lowers_the_loss(config: TrainConfig, tmp_path: Path) -> None:
@@ -499,9 +479,9 @@ QUARTER = 0.5 * (1 + math.cos(math.pi / 4))
     ],
 )
 def test_learning_rate(config: TrainConfig, schedule: str, expected: dict[int, float]) -> None:
-    made = replace(config, schedule=schedule, steps=8, warmup=3, learning_rate=2.0)
+    made = replace(config, schedule=schedule, steps=8, warmup=3)
     for step, factor in expected.items():
-        assert module.learning_rate_at(made, step) == pytest.approx(2.0 * factor, abs=1e-12)
+        assert learning_rate_at(made, step, 2.0) == pytest.approx(2.0 * factor, abs=1e-12)
 
 
 def test_bar_is_silent_without_a_terminal(

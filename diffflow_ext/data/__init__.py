@@ -1,18 +1,35 @@
-"""Data to train and test on: two-dimensional sets, tables in files, splits and batch order."""
+"""Data to train and test on: two-dimensional sets, tables, images, splits and batch order."""
 
-from .dataset import Dataset, batch_indices, open_dataset, split_table
-from .tables import Table, magic_telescope, read_table
+from .dataset import Dataset, batch_indices, split_images, split_table
+from .fetching import FETCHABLE, FetchError, fetch
+from .hipparcos import HIPPARCOS_COLUMNS, read_hipparcos
+from .home import data_home
+from .idx import read_idx
+from .magic import magic_telescope
+from .resizing import resize_images
+from .sources import describe_sets, open_dataset
+from .tables import Table, read_table
 from .toy import TOY_SETS, sample_toy, toy_entropy, toy_log_density, toy_name
 
 __all__ = [
+    "FETCHABLE",
+    "HIPPARCOS_COLUMNS",
     "TOY_SETS",
     "Dataset",
+    "FetchError",
     "Table",
     "batch_indices",
+    "data_home",
+    "describe_sets",
+    "fetch",
     "magic_telescope",
     "open_dataset",
+    "read_hipparcos",
+    "read_idx",
     "read_table",
+    "resize_images",
     "sample_toy",
+    "split_images",
     "split_table",
     "toy_entropy",
     "toy_log_density",

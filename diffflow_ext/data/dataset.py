@@ -6,16 +6,19 @@ changes by a constant,
 
 .. math:: -\log p_Y(y) = -\log p_X(x) + \sum_j \log \sigma_j
 
-in nats, which `Dataset.log_abs_scale` holds.
+in nats, which `Dataset.log_abs_scale` holds. Images stay bytes. A byte `k` reaches a model as
+:math:`x = 2 (k + u) / 256 - 1` with uniform `u`, so :math:`y = k + u` are the original units and
+:math:`m = \sigma = 128` for every pixel: the same formula gives the NLL per pixel value, and with
+d pixels :math:`-\log p_Y / (d \ln 2)` is the number of bits per dimension.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
+import math
 import operator
-import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,33 +26,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .tables import Table, magic_telescope, read_table
-from .toy import TOY_SETS, sample_toy, toy_name
+from .tables import Table
+from .toy import sample_toy
 
-__all__ = ["Dataset", "batch_indices", "open_dataset", "split_table"]
+__all__ = [
+    "Dataset",
+    "batch_indices",
+    "draw_dataset",
+    "limit_training",
+    "split_images",
+    "split_table",
+    "table_dataset",
+]
 
 NUM_POINTS = 200_000
 NUM_VALID = 10_000
 NUM_TEST = 20_000
+NUM_VALID_IMAGES = 5_000
+MIN_IMAGES = 10
 SPLIT_KEY = 2110_07579  # of the permutation that splits every table
+MAX_DEVIATIONS = 1e12  # of any sound value; float32 and the fingerprint hold it
 _FINGERPRINT_GRID = 4096.0
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits in the units in which a model is trained.
+    """Three splits: rows in the units in which a model is trained, or images in bytes.
 
     Attributes:
-        name: The name of the set, or the path of the table.
-        train: float32, shape (n, d).
-        valid: float32, shape (n_valid, d).
-        test: float32, shape (n_test, d).
-        mean: The means that were subtracted, float64, shape (d,), in original units.
-        std: The deviations that were divided by, float64, shape (d,), in original units.
-        columns: The d column names.
-        log_abs_scale: The sum of log std; NLL in original units is NLL + log_abs_scale.
-        fingerprint: SHA-256 of the three splits, rounded to 2^-12 so that it survives the last
-            bits in which processors differ.
+        name: The name of the set, or the path of the data.
+        train: float32, shape (n, d); of images uint8, shape (n, C, H, W).
+        valid: Likewise, n_valid rows.
+        test: Likewise, n_test rows.
+        mean: The means that were subtracted, float64, shape (d,), in original units; of images
+            128, shape (1,).
+        std: The deviations that were divided by, likewise.
+        columns: The d column names; of images none.
+        log_abs_scale: The sum of log std over all d values; NLL in original units is
+            NLL + log_abs_scale.
+        fingerprint: SHA-256 of the three splits; of tables rounded to 2^-12, so that it survives
+            the last bits in which processors differ.
+        flip: Whether training may mirror images left to right (true of photographs, false of
+            digits and letters).
+        labels: The class of each row as int64, shape (rows,), under `train`, `valid` and `test`;
+            None where the set has none. No part of the fingerprint.
     """
 
     name: str
@@ -61,62 +81,34 @@ class Dataset:
     columns: list[str]
     log_abs_scale: float
     fingerprint: str
+    flip: bool = False
+    labels: Mapping[str, Tensor] | None = None
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one datum: (d,) or (C, H, W)."""
+        return tuple(self.train.shape[1:])
 
     @property
     def dim(self) -> int:
-        """The number of columns d."""
-        return self.train.shape[1]
+        """The number d of values in one datum."""
+        return math.prod(self.event_shape)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the data are images: bytes that training dequantises."""
+        return self.train.dtype == torch.uint8
 
     def to_original(self, x: Tensor) -> Tensor:
-        """Returns points of the model in original units, float64, on the device of `x`."""
+        """Returns points of the model in original units, float64, on the device of `x`.
+
+        Of images these are pixel values from 0 to 256; floor them for bytes.
+        """
         return x.double() * self.std.to(x.device) + self.mean.to(x.device)
 
 
-def open_dataset(
-    source: str | os.PathLike[str], *, seed: int = 0, num_points: int = NUM_POINTS
-) -> Dataset:
-    """Opens a two-dimensional set, the MAGIC table, or a table in a file.
-
-    Two-dimensional sets are drawn: `num_points` training points, 10,000 for validation and
-    20,000 for the test, independent of one another. Tables are split 80/10/10 by one fixed
-    permutation, which does not depend on `seed`, so that test scores compare across runs.
-
-    Arguments:
-        source: A key of `TOY_SETS`, `magic`, or the path of a table (see `read_table`; of a
-            `.dat` file the last column is the label and is left out).
-        seed: The seed of the drawn points, >= 0; tables don't use it.
-        num_points: The number of drawn training points, at least 1; tables don't use it.
-
-    Returns:
-        The dataset, standardised.
-
-    Raises:
-        ModuleNotFoundError: If `magic` is asked for and its package is missing.
-        TypeError: If a table holds no real numbers.
-        ValueError: If `source` is neither a known set nor an existing path, or the table is not
-            finite or cannot be standardised.
-    """
-    text = os.fspath(source)
-    if text.strip().lower() == "magic":
-        return split_table(magic_telescope(), name="magic")
-    if isinstance(source, str) and _is_toy(text):
-        return _draw_dataset(toy_name(text), operator.index(seed), operator.index(num_points))
-    if not os.path.exists(text):
-        near = difflib.get_close_matches(text.lower(), [*TOY_SETS, "magic"], n=1, cutoff=0.5)
-        raise ValueError(
-            f"open_dataset: expected one of {', '.join(TOY_SETS)}, magic, or the path of a table; "
-            f"got {text!r}, which is no known set, and this path does not exist; "
-            + (f"did you mean {near[0]!r}?" if near else "check the spelling")
-        )
-    is_keel = text.lower().endswith(".dat")
-    return split_table(read_table(text, drop_label=is_keel), name=text)
-
-
-def _is_toy(text: str) -> bool:
-    return text.strip().lower().replace("_", "-") in TOY_SETS
-
-
-def _draw_dataset(name: str, seed: int, num_points: int) -> Dataset:
+def draw_dataset(name: str, seed: int, num_points: int) -> Dataset:
+    """Draws a two-dimensional set; see `open_dataset`."""
     if seed < 0 or num_points < 1:
         raise ValueError(
             f"open_dataset: expected seed >= 0 and num_points >= 1, got {seed} and {num_points}; "
@@ -124,7 +116,98 @@ def _draw_dataset(name: str, seed: int, num_points: int) -> Dataset:
         )
     sizes = (num_points, NUM_VALID, NUM_TEST)
     parts = [sample_toy(name, n, 3 * seed + i) for i, n in enumerate(sizes)]
-    return _dataset(name, parts, np.zeros(2), np.ones(2), ["x1", "x2"])
+    return table_dataset(name, parts, np.zeros(2), np.ones(2), ["x1", "x2"])
+
+
+def split_images(images: Mapping[str, Tensor], *, name: str, flip: bool = False) -> Dataset:
+    """Splits images by a fixed permutation.
+
+    Where there is a test set, it stays, and the last 5,000 of the permuted training images (or a
+    tenth, if that is less) become the validation set. Without one the split is 80/10/10.
+
+    Arguments:
+        images: `train` and possibly `test`: uint8, shape (n, C, H, W); possibly `train_labels` and
+            `test_labels`: int64, shape (n,), one for each image.
+        name: The dataset's name.
+        flip: Whether training may mirror the images.
+
+    Returns:
+        The dataset, in bytes.
+
+    Raises:
+        ValueError: If there are fewer than 10 training images.
+    """
+    train = images["train"]
+    if len(train) < MIN_IMAGES:
+        raise ValueError(
+            f"split_images: expected at least {MIN_IMAGES} images, {name!r} has {len(train)}; "
+            "collect more: a density cannot be learned from so few"
+        )
+    order = torch.from_numpy(_permutation(len(train), SPLIT_KEY, 0))
+    held_out = len(train) // 10
+    sizes = [len(train) - 2 * held_out, held_out, held_out]
+    if "test" in images:
+        held_out = min(NUM_VALID_IMAGES, held_out)
+        sizes = [len(train) - held_out, held_out]
+    parts = _cut(images, "", order, sizes)
+    dim = math.prod(train.shape[1:])
+    return Dataset(
+        name=name,
+        **parts,
+        mean=torch.full((1,), 128.0, dtype=torch.float64),
+        std=torch.full((1,), 128.0, dtype=torch.float64),
+        columns=[],
+        log_abs_scale=dim * math.log(128.0),
+        fingerprint=_image_fingerprint(list(parts.values())),
+        flip=flip,
+        labels=_cut(images, "_labels", order, sizes) if _has_labels(images) else None,
+    )
+
+
+def _has_labels(images: Mapping[str, Tensor]) -> bool:
+    return all(f"{role}_labels" in images for role in ("train", "test") if role in images)
+
+
+def _cut(
+    images: Mapping[str, Tensor], ending: str, order: Tensor, sizes: list[int]
+) -> dict[str, Tensor]:
+    parts = list(images[f"train{ending}"][order].split(sizes))
+    if "test" in images:
+        parts.append(images[f"test{ending}"])
+    return dict(zip(("train", "valid", "test"), parts, strict=True))
+
+
+def _image_fingerprint(parts: list[Tensor]) -> str:
+    digest = hashlib.sha256(b"uint8")
+    for part in parts:
+        digest.update(repr(tuple(part.shape)).encode())
+        digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def limit_training(data: Dataset, limit: int) -> Dataset:
+    """Returns a dataset with `limit` of the training rows; the other splits and the units stay.
+
+    The rows are the first of a fixed permutation, so that a larger limit holds a smaller one.
+
+    Raises:
+        ValueError: If `limit` is not between 1 and the number of training rows.
+    """
+    if not 1 <= limit <= len(data.train):
+        raise ValueError(
+            f"open_dataset: expected a limit from 1 to the {len(data.train):,} training rows of "
+            f"{data.name!r}, got {limit}; choose one in between, or None for all"
+        )
+    rows = torch.from_numpy(_permutation(len(data.train), SPLIT_KEY, 1)[:limit])
+    train, labels = data.train[rows], data.labels
+    if labels is not None:
+        labels = {**labels, "train": labels["train"][rows]}
+    parts = [train, data.valid, data.test]
+    if data.is_image:
+        fingerprint = _image_fingerprint(parts)
+    else:
+        fingerprint = _fingerprint([part.numpy() for part in parts])
+    return replace(data, train=train, labels=labels, fingerprint=fingerprint)
 
 
 def split_table(table: Table, *, name: str | None = None) -> Dataset:
@@ -149,9 +232,8 @@ def split_table(table: Table, *, name: str | None = None) -> Dataset:
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = train.mean(axis=0), train.std(axis=0)
     _check_scale(train, std, table)
-    scaled = ((rows - mean) / std).astype(np.float32)
-    parts = np.split(scaled, [len(train), len(train) + held_out])
-    return _dataset(label, parts, mean, std, list(table.columns))
+    parts = np.split((rows - mean) / std, [len(train), len(train) + held_out])
+    return table_dataset(label, parts, mean, std, list(table.columns))
 
 
 def _check_table(table: Table) -> None:
@@ -181,14 +263,29 @@ def _check_scale(train: NDArray[np.float64], std: NDArray[np.float64], table: Ta
         )
 
 
-def _dataset(
+def table_dataset(
     name: str,
-    parts: list[NDArray[np.float32]],
+    parts: Sequence[NDArray[np.floating]],
     mean: NDArray[np.float64],
     std: NDArray[np.float64],
     columns: list[str],
 ) -> Dataset:
-    train, valid, test = (torch.from_numpy(np.array(part)) for part in parts)
+    """Returns the dataset of three splits that are standardised already.
+
+    Arguments:
+        name: The dataset's name.
+        parts: Training, validation and test rows, each of shape (n, d).
+        mean: What was subtracted, shape (d,).
+        std: What was divided by, shape (d,).
+        columns: The d column names.
+
+    Raises:
+        ValueError: If a value is not finite or lies beyond 10^12 deviations.
+    """
+    for part in parts:
+        _check_reach(part, name, columns)
+    parts = [np.array(part, np.float32) for part in parts]
+    train, valid, test = map(torch.from_numpy, parts)
     return Dataset(
         name=name,
         train=train,
@@ -202,7 +299,18 @@ def _dataset(
     )
 
 
-def _fingerprint(parts: list[NDArray[np.float32]]) -> str:
+def _check_reach(part: NDArray[np.floating], name: str, columns: list[str]) -> None:
+    within = np.abs(part) <= MAX_DEVIATIONS
+    if not within.all():
+        row, column = (int(i) for i in np.argwhere(~within)[0])
+        raise ValueError(
+            f"split_table: expected values within {MAX_DEVIATIONS:.0e} deviations of the training "
+            f"split, one in column {columns[column]!r} of {name!r} lies at {part[row, column]:g}; "
+            "mend or delete such rows"
+        )
+
+
+def _fingerprint(parts: Sequence[NDArray[np.floating]]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr(part.shape).encode())

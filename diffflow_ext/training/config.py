@@ -1,120 +1,40 @@
 """The one description of a training run: a flat, frozen, checked value that is also a TOML file.
 
-Every field carries its help text and the rule that its value obeys, so that the command line, the
-file format and the error messages are all made from this one list. Defaults stand here alone.
+Every field carries its help text, the rule that its value obeys and the runs that read it, so that
+the command line, the file format and the error messages are all made from this one list. Defaults
+stand here alone, but for those that depend on the data (`defaults.resolve`).
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-import math
-import re
+import functools
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from diffflow_ext.nets.mlp import ACTIVATIONS
+from diffflow_ext.training import rules
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-__all__ = ["MODELS", "Rule", "TrainConfig", "field_rule", "field_types", "parse_progressive"]
+__all__ = ["MODELS", "TrainConfig", "field_types", "traits"]
 
-MODELS = ("diffflow",)
-MAX_SEED = 2**63 - 1
-# Half of the 2^32 streams of noise are for training, one for each step.
-MAX_STEPS = 2**31
-MAX_GRID = 2**24
+MODELS = ("diffflow", "dinof", "ddpm", "ffjord", "flow")
 
-
-@dataclass(frozen=True)
-class Rule:
-    """What a field is for and which values it takes.
-
-    Arguments:
-        help: One sentence for a person, used by the command line.
-        allowed: The allowed values in words, used by error messages.
-        accepts: Whether a value of the right type is allowed.
-        on_resume: Whether a continued run may change the field: it doesn't touch the numbers
-            computed so far.
-        choices: All allowed values, where they are words.
-    """
-
-    help: str
-    allowed: str
-    accepts: Callable[[Any], bool]
-    on_resume: bool = False
-    choices: tuple[str, ...] = ()
-
-
-def _field(default: Any, rule: Rule) -> Any:
-    return field(default=default, metadata={"rule": rule})
-
-
-def _option(
-    default: Any, text: str, allowed: str, accepts: Callable[[Any], bool], on_resume: bool = False
-) -> Any:
-    return _field(default, Rule(text, allowed, accepts, on_resume))
-
-
-def _whole(
-    default: int, low: int, text: str, *, high: int = MAX_STEPS, on_resume: bool = False
-) -> Any:
-    allowed = f"a whole number from {low} to {high}"
-    return _option(default, text, allowed, lambda value: low <= value <= high, on_resume)
-
-
-def _positive(default: float, text: str) -> Any:
-    return _option(default, text, "a finite number above 0", lambda value: value > 0)
-
-
-def _choice(default: str, choices: tuple[str, ...], text: str) -> Any:
-    allowed = "one of " + ", ".join(choices)
-    return _field(default, Rule(text, allowed, lambda value: value in choices, choices=choices))
-
-
-def _flag(default: bool, text: str) -> Any:
-    return _option(default, text, "true or false", lambda value: True)
-
-
-def _is_device(name: str) -> bool:
-    return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
-
-
-def _is_progressive(text: str) -> bool:
-    try:
-        parse_progressive(text)
-    except ValueError:
-        return False
-    return True
-
-
-def parse_progressive(text: str) -> tuple[tuple[int, int], ...]:
-    """Returns the ((iteration, num_steps), …) that a text such as "0:10,2000:30" stands for.
-
-    Arguments:
-        text: Pairs `iteration:num_steps` joined by commas, iterations rising from 0. "auto" and
-            "off" stand for no pairs of their own.
-
-    Raises:
-        ValueError: If the text has another form.
-    """
-    if text in ("auto", "off"):
-        return ()
-    if re.fullmatch(r"\d+:\d+(,\d+:\d+)*", text, re.ASCII) is None:
-        raise ValueError(f"parse_progressive: expected pairs such as 0:10,2000:30, got {text!r}")
-    pairs = tuple((int(a), int(b)) for a, b in (p.split(":") for p in text.split(",")))
-    starts = [start for start, _ in pairs]
-    if starts[0] != 0 or starts != sorted(set(starts)):
-        raise ValueError(f"parse_progressive: iterations must rise from 0, got {text!r}")
-    if not all(1 <= steps <= MAX_GRID for _, steps in pairs):
-        raise ValueError(f"parse_progressive: expected 1 to {MAX_GRID} steps each, got {text!r}")
-    return pairs
+# What a run must have to read a field; see `traits`.
+_DIFFFLOW = ("diffflow",)
+_DINOF = ("dinof",)
+_DDPM = ("ddpm",)
+_FFJORD = ("ffjord",)
+_WITH_NET = ("diffflow|dinof|ddpm|ffjord",)
+_WITH_FLOW = ("flow|dinof|prior=flow",)
+_MLP, _UNET, _SPLINE, _GLOW = ("mlp",), ("unet",), ("spline",), ("glow",)
 
 
 @dataclass(frozen=True)
@@ -125,98 +45,263 @@ class TrainConfig:
 
     Raises:
         TypeError: If a value has the wrong type.
-        ValueError: If a value isn't allowed; the message names the field, the value and what is.
+        ValueError: If a value isn't allowed, or belongs to another model than this run's; the
+            message names the field, the value and what is allowed.
     """
 
-    data: str = _option(
+    data: str = rules.option(
         MISSING, "Built-in set or file to learn from.", "a name or a path", lambda text: text != ""
     )
-    data_seed: int = _whole(
-        0, 0, "Seed of the points of a built-in set; the split of a file is fixed.", high=MAX_SEED
+    data_seed: int = rules.whole(
+        0,
+        0,
+        "Seed of the points of a built-in set; the split of a file is fixed.",
+        high=rules.MAX_SEED,
     )
-    model: str = _choice("diffflow", MODELS, "Which model to train.")
-    seed: int = _whole(
-        0, 0, "Seed of the initial weights, the order of the data and the noise.", high=MAX_SEED
+    limit: int = rules.whole(0, 0, "Training data to learn from, the first ones; 0 takes all.")
+    image_size: int = rules.whole(
+        0, 0, "Side in pixels to which images are scaled; 0 leaves them.", high=4096
+    )
+    flip: str = rules.choice(
+        "auto",
+        ("auto", "on", "off"),
+        "Whether images are mirrored at random; auto does what is usual for the set.",
+    )
+    model: str = rules.choice("diffflow", MODELS, "Which model to train.")
+    seed: int = rules.whole(
+        0,
+        0,
+        "Seed of the initial weights, the order of the data and the noise.",
+        high=rules.MAX_SEED,
     )
 
-    steps: int = _whole(2000, 1, "Training steps, one batch each.", on_resume=True)
-    batch_size: int = _whole(256, 1, "Samples in a batch.")
-    learning_rate: float = _positive(3e-3, "Highest learning rate of Adam.")
-    schedule: str = _choice(
+    steps: int = rules.whole(2000, 1, "Training steps, one batch each.", on_resume=True)
+    batch_size: int = rules.whole(
+        0, 1, "Samples in a batch; 0 takes 256, or 64 images.", auto=True
+    )
+    learning_rate: float = rules.positive(
+        0.0,
+        "Highest learning rate of Adam; 0 takes 3e-3 for perceptrons, 2e-4 for U-Nets, 1e-3 for"
+        " flows.",
+        auto=True,
+    )
+    schedule: str = rules.choice(
         "cosine",
         ("cosine", "step", "constant"),
         "How the learning rate falls: cosine to 0 at the end; step halves it after 1/2, 3/4 and"
         " 7/8 of the work (network evaluations); constant.",
     )
-    warmup: int = _whole(200, 0, "Steps over which the learning rate rises from 0.")
-    clip_norm: float = _positive(1.0, "Longest gradient; a longer one is scaled down to it.")
-    ema_decay: float = _option(
+    warmup: int = rules.whole(200, 0, "Steps over which the learning rate rises from 0.")
+    clip_norm: float = rules.positive(1.0, "Longest gradient; a longer one is scaled down to it.")
+    ema_decay: float = rules.option(
         0.999,
         "Decay of the averaged weights that sampling uses; lower in the first steps.",
         "a number from 0 up to but not including 1",
         lambda value: 0 <= value < 1,
     )
 
-    num_steps: int = _whole(30, 1, "Steps N of the trajectories.", high=MAX_GRID)
-    t_start: float = _option(
-        0.0, "Time of the data.", "a finite number of at least 0", lambda value: value >= 0
+    num_steps: int = rules.whole(
+        30, 1, "Steps N of the trajectories.", high=rules.MAX_GRID, needs=_DIFFFLOW
     )
-    t_end: float = _positive(0.05, "Time of the noise.")
-    power: float = _positive(0.9, "Exponent of the time grid: t^power is evenly spaced.")
-    grid: str = _choice(
+    t_start: float = rules.option(
+        0.0,
+        "Time of the data.",
+        "a finite number of at least 0",
+        lambda value: value >= 0,
+        needs=_DIFFFLOW,
+    )
+    t_end: float = rules.positive(0.05, "Time of the noise.", needs=_DIFFFLOW)
+    power: float = rules.positive(
+        0.9, "Exponent of the time grid: t^power is evenly spaced.", needs=_DIFFFLOW
+    )
+    grid: str = rules.choice(
         "stratified",
         ("stratified", "power"),
         "Time grid in training: drawn anew for each batch, or fixed.",
+        needs=_DIFFFLOW,
     )
-    progressive: str = _option(
+    progressive: str = rules.option(
         "auto",
         "Steps N by iteration in training, such as 0:10,2000:30; auto takes N/6, N/3 and N from 0,"
         " 46 and 81 % of the training steps on; off takes N throughout. Sampling uses num-steps.",
         "auto, off, or pairs iteration:num_steps such as 0:10,2000:30, iterations rising from 0",
-        _is_progressive,
+        rules.is_progressive,
+        needs=_DIFFFLOW,
     )
-    diffusion_start: float = _positive(0.2, "Diffusion g at the data.")
-    diffusion_end: float = _positive(0.2, "Diffusion g at the noise; between them geometric.")
-    learn_diffusion: bool = _flag(False, "Learn both ends of g together with the networks.")
-
-    width: int = _whole(128, 1, "Width of the drift and score networks.")
-    depth: int = _whole(3, 0, "Hidden layers of the networks after the first.")
-    activation: str = _choice("gelu", tuple(ACTIVATIONS), "Activation of the networks.")
-    time_scale: float = _positive(
-        0.4,
-        "Factor from time to the argument of the networks' sines, whose frequencies go up to 100.",
+    diffusion_start: float = rules.positive(
+        0.0, "Diffusion g at the data; 0 takes 0.2, or 1 for images.", needs=_DIFFFLOW, auto=True
     )
-
-    autocast: str = _choice("off", ("off", "bf16"), "Precision in which the networks compute.")
-    device: str = _option(
-        "auto",
-        "Where to compute: auto takes a GPU if the build has kernels for it.",
-        "auto, cpu, cuda or cuda:INDEX",
-        _is_device,
-        True,
+    diffusion_end: float = rules.positive(
+        0.0,
+        "Diffusion g at the noise, between them geometric; 0 takes that at the data.",
+        needs=_DIFFFLOW,
+        auto=True,
     )
-    threads: int = _whole(0, 0, "CPU threads; 0 leaves the default.", on_resume=True)
-    checkpoint_every: int = _whole(
+    learn_diffusion: bool = rules.flag(
+        False, "Learn both ends of g together with the networks.", needs=_DIFFFLOW
+    )
+    prior: str = rules.choice(
+        "normal",
+        ("normal", "flow"),
+        "What stands at the noise: N(0, I), or a flow that is trained along.",
+        needs=_DIFFFLOW,
+    )
+    checkpoint_every: int = rules.whole(
         1,
         0,
         "Keep every k-th state of a trajectory for the gradient and recompute the others;"
         " 0 keeps the whole graph.",
         on_resume=True,
+        needs=_DIFFFLOW,
     )
-    save_every: int = _whole(500, 1, "Steps between checkpoints.", on_resume=True)
-    keep_checkpoints: int = _whole(3, 1, "How many checkpoints stay.", on_resume=True)
-    log_every: int = _whole(10, 1, "Steps between lines of metrics.jsonl.", on_resume=True)
+
+    process: str = rules.choice("vp", ("vp", "subvp", "ve"), "Linear diffusion.", needs=_DINOF)
+    t_cutoff: float = rules.option(
+        0.6,
+        "Time at which the diffusion ends and the flow begins.",
+        "a number above 0 up to 1",
+        lambda value: 0 < value <= 1,
+        needs=_DINOF,
+    )
+    loss_weight: str = rules.choice(
+        "variance",
+        ("variance", "likelihood"),
+        "Weight of times in the score's loss: for samples or for likelihood.",
+        needs=_DINOF,
+    )
+    beta_min: float = rules.positive(0.1, "Rate of noise at the data.", needs=("vp|subvp",))
+    beta_max: float = rules.positive(20.0, "Rate of noise at time 1.", needs=("vp|subvp",))
+    sigma_min: float = rules.positive(0.01, "Noise at the data.", needs=("ve",))
+    sigma_max: float = rules.positive(50.0, "Noise at time 1.", needs=("ve",))
+    flow_learning_rate: float = rules.positive(
+        1e-3, "Highest learning rate of the flow; the score has its own.", needs=_DINOF
+    )
+    flow_clip_norm: float = rules.positive(
+        1.0, "Longest gradient of the flow; the score has its own.", needs=_DINOF
+    )
+
+    timesteps: int = rules.whole(
+        1000, 1, "Steps T of the diffusion.", high=rules.MAX_GRID, needs=_DDPM
+    )
+    noise_schedule: str = rules.choice(
+        "linear", ("linear", "cosine"), "How the noise grows.", needs=_DDPM
+    )
+
+    rtol: float = rules.positive(1e-5, "Relative tolerance of the solver.", needs=_FFJORD)
+    atol: float = rules.positive(1e-5, "Absolute tolerance of the solver.", needs=_FFJORD)
+
+    flow: str = rules.choice(
+        "auto",
+        ("auto", "spline", "glow", "none"),
+        "Normalizing flow: glow for images, else splines; none leaves dinof a Gaussian.",
+        needs=_WITH_FLOW,
+    )
+    flow_transforms: int = rules.whole(
+        3, 1, "Autoregressive transforms.", high=1024, needs=_SPLINE
+    )
+    flow_hidden: str = rules.option(
+        "64,64",
+        "Hidden layers of each transform.",
+        "whole numbers such as 64,64",
+        rules.is_whole_list,
+        needs=_SPLINE,
+    )
+    flow_bins: int = rules.whole(8, 2, "Bins of a spline.", high=1024, needs=_SPLINE)
+    glow_levels: int = rules.whole(
+        0,
+        0,
+        "Scales; each halves the sides; 0 takes as many as fit, up to 3.",
+        high=16,
+        needs=_GLOW,
+    )
+    glow_blocks: int = rules.whole(8, 1, "Couplings of a scale.", high=1024, needs=_GLOW)
+    glow_hidden: int = rules.whole(64, 1, "Channels inside a coupling.", high=65536, needs=_GLOW)
+
+    net: str = rules.choice(
+        "auto", ("auto", "mlp", "unet"), "Network: a U-Net for images, else a perceptron.",
+        needs=_WITH_NET,
+    )  # fmt: skip
+    time_scale: float = rules.positive(
+        0.0,
+        "Factor from time to the argument of the networks' sines, whose frequencies go up to 100"
+        " in a perceptron and to 1 in a U-Net; 0 takes 0.4 for diffflow, 1 for other perceptrons,"
+        " and 1000 at the last time of a U-Net.",
+        needs=_WITH_NET,
+        auto=True,
+    )
+    width: int = rules.whole(128, 1, "Units in a layer.", needs=_MLP)
+    depth: int = rules.whole(3, 0, "Hidden layers after the first.", needs=_MLP)
+    activation: str = rules.choice("gelu", tuple(ACTIVATIONS), "Activation.", needs=_MLP)
+    unet_base: int = rules.whole(64, 1, "Channels at full size.", high=65536, needs=_UNET)
+    unet_mults: str = rules.option(
+        "1,2,2",
+        "Factors of the channels, one for each size; each size is half of the one before.",
+        "whole numbers such as 1,2,2",
+        rules.is_whole_list,
+        needs=_UNET,
+    )
+    unet_blocks: int = rules.whole(2, 1, "Residual blocks at each size.", high=64, needs=_UNET)
+    unet_attention: str = rules.option(
+        "16",
+        "Sizes in pixels that have attention, such as 16,8.",
+        "off, or whole numbers such as 16,8",
+        lambda text: text == "off" or rules.is_whole_list(text),
+        needs=_UNET,
+    )
+    dropout: float = rules.option(
+        0.0,
+        "Part of the activations that is dropped.",
+        "a number from 0 up to but not including 1",
+        lambda value: 0 <= value < 1,
+        needs=_UNET,
+    )
+    drift_multiplier: float = rules.positive(
+        1.0, "Factor of the drift's channels.", needs=("diffflow", "unet")
+    )
+    score_multiplier: float = rules.positive(
+        1.0, "Factor of the score's channels.", needs=("diffflow", "unet")
+    )
+
+    autocast: str = rules.choice(
+        "off", ("off", "bf16"), "Precision in which the networks compute."
+    )
+    device: str = rules.option(
+        "auto",
+        "Where to compute: auto takes a GPU if the build has kernels for it.",
+        "auto, cpu, cuda or cuda:INDEX",
+        rules.is_device,
+        on_resume=True,
+    )
+    threads: int = rules.whole(0, 0, "CPU threads; 0 leaves the default.", on_resume=True)
+    save_every: int = rules.whole(500, 1, "Steps between checkpoints.", on_resume=True)
+    keep_checkpoints: int = rules.whole(3, 1, "How many checkpoints stay.", on_resume=True)
+    log_every: int = rules.whole(10, 1, "Steps between lines of metrics.jsonl.", on_resume=True)
 
     def __post_init__(self) -> None:
         types = field_types()
         for item in fields(self):
-            value = _typed(item.name, getattr(self, item.name), types[item.name])
+            value = rules.check_typed(item, getattr(self, item.name), types[item.name])
             object.__setattr__(self, item.name, value)
-            _check(item, value)
-        if self.t_end <= self.t_start:
-            raise ValueError(
-                f"TrainConfig: t_end={self.t_end!r}: expected more than t_start={self.t_start!r}"
-            )
+        self._check_pair("t_start", "t_end")
+        self._check_pair("beta_min", "beta_max")
+        self._check_pair("sigma_min", "sigma_max")
+        self._check_unused()
+
+    def _check_pair(self, low: str, high: str) -> None:
+        small, large = getattr(self, low), getattr(self, high)
+        if large <= small:
+            raise ValueError(f"TrainConfig: {high}={large!r}: expected more than {low}={small!r}")
+
+    def _check_unused(self) -> None:
+        """Refuses a value that nothing would read."""
+        present = traits(self)
+        for item in fields(self):
+            rule, value = rules.field_rule(item), getattr(self, item.name)
+            if value not in (item.default, rule.auto) and not rule.used_by(present):
+                raise ValueError(
+                    f"TrainConfig: {item.name}={value!r}: only for {rule.users}, and this run is"
+                    f" {', '.join(sorted(present))}; leave it at {item.default!r}"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -256,48 +341,28 @@ class TrainConfig:
 
     def to_toml(self) -> str:
         """Returns the TOML text from which `load` makes an equal configuration."""
-        return "".join(f"{name} = {_toml_value(value)}\n" for name, value in asdict(self).items())
+        values = asdict(self).items()
+        return "".join(f"{name} = {rules.toml_value(value)}\n" for name, value in values)
 
 
+@functools.cache
 def field_types() -> dict[str, type]:
     """Returns the type of each field of `TrainConfig`, by name."""
     return get_type_hints(TrainConfig)
 
 
-def field_rule(item: Field[Any]) -> Rule:
-    """Returns the rule of one field of `TrainConfig`."""
-    rule: Rule = item.metadata["rule"]
-    return rule
+def traits(config: TrainConfig) -> frozenset[str]:
+    """Returns what decides which fields a run reads: its model and what that is made of.
 
-
-def _typed(name: str, value: object, kind: type) -> object:
-    if kind is float and type(value) is int and abs(value) < 2**1000:
-        return float(value)
-    if type(value) is not kind:
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise TypeError(f"TrainConfig: {name}={value!r}: expected {words[kind]}")
-    return value
-
-
-def _check(item: Field[Any], value: Any) -> None:
-    rule = field_rule(item)
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if not finite or not rule.accepts(value) or not _is_text(value):
-        raise ValueError(f"TrainConfig: {item.name}={value!r}: expected {rule.allowed}")
-
-
-def _is_text(value: object) -> bool:
-    if not isinstance(value, str):
-        return True
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _toml_value(value: object) -> str:
-    if isinstance(value, float):
-        return repr(value)
-    # JSON and TOML agree on these types, but TOML wants the delete character escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    A network or flow that is chosen when the data are known counts as either.
+    """
+    found = {config.model}
+    if config.model != "flow":
+        found |= {"mlp", "unet"} if config.net == "auto" else {config.net}
+    if config.model == "dinof":
+        found.add(config.process)
+    if config.model == "diffflow" and config.prior == "flow":
+        found.add("prior=flow")
+    if found & {"flow", "dinof", "prior=flow"}:
+        found |= {"spline", "glow"} if config.flow == "auto" else {config.flow}
+    return frozenset(found)

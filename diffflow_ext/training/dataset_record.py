@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
+from diffflow_ext.likelihood import quantise
 
 __all__ = ["DatasetRecord"]
 
@@ -21,11 +22,13 @@ class DatasetRecord:
 
     Arguments:
         name: What the set is called.
-        columns: Names of the components.
+        columns: Names of the components; none of images.
         mean: Mean that standardising took off, by component, in data units.
         std: Scale that standardising divided by, by component, in data units.
         log_abs_scale: Log of the product of `std`: nats from standardised to data units.
         fingerprint: Changes when the data change.
+        event_shape: The shape of a datum.
+        is_image: Whether the data are bytes, which training dequantises.
     """
 
     name: str
@@ -34,6 +37,8 @@ class DatasetRecord:
     std: tuple[float, ...]
     log_abs_scale: float
     fingerprint: str
+    event_shape: tuple[int, ...]
+    is_image: bool = False
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetRecord:
@@ -45,25 +50,31 @@ class DatasetRecord:
             std=tuple(torch.as_tensor(dataset.std).double().tolist()),
             log_abs_scale=float(dataset.log_abs_scale),
             fingerprint=dataset.fingerprint,
+            event_shape=dataset.event_shape,
+            is_image=dataset.is_image,
         )
 
     @classmethod
     def from_meta(cls, values: Mapping[str, Any]) -> DatasetRecord:
         """Returns the record that `to_meta` made plain."""
-        sequences = {name: tuple(values[name]) for name in ("columns", "mean", "std")}
-        return cls(**{**values, **sequences})
+        # Release 0.1 knew vectors only.
+        values = {"event_shape": [len(values["columns"])], **values}
+        names = ("columns", "mean", "std", "event_shape")
+        return cls(**{**values, **{name: tuple(values[name]) for name in names}})
 
     @property
     def dim(self) -> int:
-        """Components of a data vector."""
-        return len(self.columns)
+        """Components of a datum."""
+        return math.prod(self.event_shape)
 
     def to_meta(self) -> dict[str, Any]:
         """Returns plain data for a manifest."""
         return asdict(self)
 
     def in_data_units(self, samples: Tensor) -> Tensor:
-        """Returns standardised samples of shape (n, dim) in the units of the data, in float64."""
+        """Returns samples of a model in the units of the data: float64, or uint8 of images."""
+        if self.is_image:
+            return quantise(samples.cpu())
         std = torch.tensor(self.std, dtype=torch.float64)
         return samples.cpu().double() * std + torch.tensor(self.mean, dtype=torch.float64)
 
@@ -78,6 +89,11 @@ class DatasetRecord:
             raise ValueError(
                 f"{dataset.name}: expected the columns {', '.join(self.columns)} of the run,"
                 f" got {', '.join(other.columns)}"
+            )
+        if other.event_shape != self.event_shape:
+            raise ValueError(
+                f"{dataset.name}: expected data of shape {self.event_shape}, those of the run, got"
+                f" {other.event_shape}"
             )
         scales = zip(self.mean + self.std, other.mean + other.std, strict=True)
         same = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in scales)

@@ -1,4 +1,7 @@
-"""Samples as files: .npy, or .csv with the names of the columns in its first line."""
+"""Samples as files: .npy, or .csv with the names of the columns in its first line.
+
+Images are bytes of shape (n, H, W, C), in .npy or as `arr_0` in .npz.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,17 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["check_target", "write_samples"]
+__all__ = ["check_target", "endings", "write_samples"]
+
+
+def endings(is_image: bool) -> tuple[str, ...]:
+    """Returns the endings of file names for samples."""
+    return (".npz", ".npy") if is_image else (".npy", ".csv")
 
 
 def check_target(path: str | Path, endings: Sequence[str], *, overwrite: bool) -> None:
@@ -33,32 +41,50 @@ def check_target(path: str | Path, endings: Sequence[str], *, overwrite: bool) -
 
 
 def write_samples(path: str | Path, samples: Tensor, columns: Sequence[str]) -> None:
-    """Writes samples in float64; a reader finds the old file or the new one, never a part.
+    """Writes samples; a reader finds the old file or the new one, never a part.
 
     Arguments:
-        path: A file whose name ends in .npy or .csv.
-        samples: Shape (n, d).
-        columns: The names of the d columns.
+        path: A file whose name has one of the `endings`.
+        samples: Vectors of shape (n, d), written in float64, or images of shape (n, C, H, W) in
+            bytes.
+        columns: The names of the d columns; none of images.
 
     Raises:
         ValueError: If there are more or fewer columns than names.
     """
-    path, values = Path(path), samples.double().cpu().numpy()
+    path = Path(path)
+    values = _bytes(samples) if samples.ndim == 4 else _vectors(samples, columns)
+    aside = path.with_name(f".tmp-{path.name}")
+    try:
+        if path.suffix.lower() == ".csv":
+            with aside.open("w", encoding="utf-8", newline="") as file:
+                _write_csv(file, values, columns)
+        else:
+            with aside.open("wb") as binary:
+                _write_numpy(binary, values, path.suffix.lower())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _bytes(images: Tensor) -> np.ndarray:
+    return images.movedim(1, -1).contiguous().cpu().numpy()
+
+
+def _vectors(samples: Tensor, columns: Sequence[str]) -> np.ndarray:
+    values = samples.double().cpu().numpy()
     if values.ndim != 2 or values.shape[1] != len(columns):
         raise ValueError(
             f"write_samples: expected samples of shape (n, {len(columns)}), got {values.shape}"
         )
-    aside = path.with_name(f".tmp-{path.name}")
-    try:
-        if path.suffix.lower() == ".npy":
-            with aside.open("wb") as binary:
-                np.save(binary, values, allow_pickle=False)
-        else:
-            with aside.open("w", encoding="utf-8", newline="") as file:
-                _write_csv(file, values, columns)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    return values
+
+
+def _write_numpy(file: BinaryIO, values: np.ndarray, ending: str) -> None:
+    if ending == ".npz":
+        np.savez(file, values)
+    else:
+        np.save(file, values, allow_pickle=False)
 
 
 def _write_csv(file: TextIO, values: np.ndarray, columns: Sequence[str]) -> None:

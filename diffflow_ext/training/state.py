@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from diffflow_ext.sde import DiffFlowSDE
 from diffflow_ext.training.checkpoint import Checkpoint, CheckpointError
 from diffflow_ext.training.config import TrainConfig
+from diffflow_ext.training.recipes import Part
 
 __all__ = ["TrainState"]
 
@@ -22,29 +22,34 @@ class TrainState:
 
     Arguments:
         config: The configuration.
-        sde: The untrained model, on its device.
+        module: The untrained model, on its device.
+        parts: What is trained with which learning rate; Adam treats them independently.
     """
 
-    def __init__(self, config: TrainConfig, sde: DiffFlowSDE) -> None:
+    def __init__(self, config: TrainConfig, module: nn.Module, parts: Sequence[Part]) -> None:
         self.config = config
-        self.sde = sde
-        self.ema = AveragedModel(sde)
-        self.optimiser = torch.optim.Adam(sde.parameters(), lr=config.learning_rate)
+        self.module = module
+        self.parts = parts
+        self.ema = AveragedModel(module)
+        self.optimiser = torch.optim.Adam([{"params": list(p.parameters)} for p in parts])
         self.step = 0
         self.elapsed = 0.0
 
-    def update(self, learning_rate: float) -> None:
+    def update(self, learning_rates: Sequence[float]) -> None:
         """Takes one step of Adam along the present gradients, and averages the weights.
+
+        Arguments:
+            learning_rates: One for each part.
 
         The decay is (1 + n) / (10 + n) at first: a constant one would keep the random initial
         weights in the average for about 1 / (1 - decay) steps.
         """
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
+        for group, rate in zip(self.optimiser.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
         self.optimiser.step()
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)
-        self.ema.update_parameters(self.sde)
+        self.ema.update_parameters(self.module)
         self.step += 1
 
     def to_checkpoint(self, meta: Mapping[str, Any]) -> Checkpoint:
@@ -52,7 +57,7 @@ class TrainState:
         counters = {"elapsed": self.elapsed, "ema_updates": int(self.ema.n_averaged)}
         return Checkpoint(
             step=self.step,
-            model=self.sde.state_dict(),
+            model=self.module.state_dict(),
             ema=self.ema.module.state_dict(),
             optim=self._optimiser_tensors(),
             meta={**meta, "counters": counters},
@@ -65,7 +70,7 @@ class TrainState:
             CheckpointError: If it belongs to another model.
         """
         try:
-            self.sde.load_state_dict(dict(checkpoint.model))
+            self.module.load_state_dict(dict(checkpoint.model))
             self.ema.module.load_state_dict(dict(checkpoint.ema))
             self._restore_optimiser(checkpoint.optim)
             counters = checkpoint.meta["counters"]
@@ -78,7 +83,9 @@ class TrainState:
         self.step = checkpoint.step
 
     def _names(self) -> list[str]:
-        return [name for name, _ in self.sde.named_parameters()]
+        """Returns the names of the parameters in the order in which Adam numbers them."""
+        names = {id(value): name for name, value in self.module.named_parameters()}
+        return [names[id(value)] for part in self.parts for value in part.parameters]
 
     def _optimiser_tensors(self) -> dict[str, Tensor]:
         """Returns the state of Adam by "PARAMETER.exp_avg", "PARAMETER.step" and so on."""

@@ -19,14 +19,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from diffflow_ext._backend import build_info
-from diffflow_ext.data import Dataset, batch_indices, open_dataset
-from diffflow_ext.diffusion import diffusion_values
-from diffflow_ext.noise import NoiseKey
-from diffflow_ext.sde import DiffFlowSDE
+from diffflow_ext.training.batches import Batches, open_data
 from diffflow_ext.training.checkpoint import (
     CheckpointError,
     load_latest,
@@ -34,23 +31,28 @@ from diffflow_ext.training.checkpoint import (
     step_directories,
     sweep,
 )
-from diffflow_ext.training.config import TrainConfig, field_rule
+from diffflow_ext.training.config import TrainConfig
 from diffflow_ext.training.dataset_record import DatasetRecord
-from diffflow_ext.training.model import build_sde, pick_device, training_grid, work_done
+from diffflow_ext.training.defaults import resolve, same_choice
+from diffflow_ext.training.device import pick_device
+from diffflow_ext.training.recipes import Part, Recipe, build_recipe
+from diffflow_ext.training.rules import field_rule
 from diffflow_ext.training.runs import MetricsLog, RunDirectory, replace_text
+from diffflow_ext.training.schedules import learning_rate_at
 from diffflow_ext.training.state import TrainState
 
 __all__ = [
     "Interrupted",
+    "LoadedRun",
     "TrainResult",
     "TrainingError",
-    "learning_rate_at",
     "load_run",
     "train",
 ]
 
-# Larger data stay in host memory and only batches travel.
-MAX_RESIDENT_BYTES = 2 * 2**30
+
+# Spreads seeds over the 32 bits that torch's generator takes, apart from the step numbers.
+SEED_FACTOR = 0x9E3779B1
 
 
 class TrainingError(RuntimeError):
@@ -121,61 +123,72 @@ def train(
         sweep(run.checkpoints)
         if step_directories(run.checkpoints):
             trainer.restore()
-        replace_text(run.config, config.to_toml())
+        replace_text(run.config, trainer.config.to_toml())
         return trainer.run_to_end(progress)
 
 
-def load_run(
-    path: str | Path, device: str = "cpu"
-) -> tuple[DiffFlowSDE, TrainConfig, DatasetRecord]:
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run, ready to sample and to be scored.
+
+    Arguments:
+        recipe: The model with its averaged weights, and how it samples and is scored.
+        config: The configuration with which it was trained.
+        record: What it knows of its data.
+        step: Completed training steps.
+    """
+
+    recipe: Recipe
+    config: TrainConfig
+    record: DatasetRecord
+    step: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself: a DiffFlowSDE, DiNof, DDPM or flow."""
+        return self.recipe.module
+
+
+def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
     """Returns the model of a run with its averaged weights, ready to sample.
 
     Arguments:
         path: The run directory.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
 
-    Returns:
-        The model, the configuration with which it was trained, and what it knows of its data.
-
     Raises:
         ValueError: If no run is there.
         CheckpointError: If it has no whole checkpoint.
+        ImportError: If the model needs a package that is missing.
     """
     run = RunDirectory(path)
     if not run.holds_run():
         raise ValueError(f"{path}: no run there; diffflow train DATA --out {path} makes one")
     checkpoint = load_latest(run.checkpoints)
     try:
-        config = TrainConfig.from_dict(checkpoint.meta["config"])
         record = DatasetRecord.from_meta(checkpoint.meta["data"])
-        sde = build_sde(config, record.dim)
-        sde.load_state_dict(dict(checkpoint.ema))
+        config = TrainConfig.from_dict(checkpoint.meta["config"])
+        config = resolve(config, is_image=record.is_image)
+        recipe = build_recipe(config, record.event_shape)
+        recipe.module.load_state_dict(dict(checkpoint.ema))
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its checkpoint doesn't fit: {error}") from error
-    return sde.to(pick_device(device)).eval(), config, record
-
-
-def learning_rate_at(config: TrainConfig, step: int) -> float:
-    """Returns the learning rate of a step, counted from 0."""
-    done = work_done(config, step)
-    factors = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * min(done, 1.0))),
-        "step": 0.5 ** sum(done >= mark for mark in (1 / 2, 3 / 4, 7 / 8)),
-        "constant": 1.0,
-    }
-    rise = min(1.0, (step + 1) / max(config.warmup, 1))
-    return config.learning_rate * factors[config.schedule] * rise
+    recipe.module.to(pick_device(device)).eval()
+    return LoadedRun(recipe, config, record, checkpoint.step)
 
 
 class _Trainer:
     """One session of a run: data and state in memory, and the loop over steps."""
 
     def __init__(self, config: TrainConfig, run: RunDirectory, device: torch.device) -> None:
-        dataset = open_dataset(config.data, seed=config.data_seed)
+        dataset = open_data(config)
+        config = resolve(config, is_image=dataset.is_image, flip=dataset.flip)
         self.config, self.run, self.device = config, run, device
         self.dataset, self.record = dataset, DatasetRecord.of(dataset)
-        self.data = _resident(dataset, device)
-        self.state = TrainState(config, build_sde(config, self.record.dim).to(device))
+        self.batches = Batches(config, dataset.train, device)
+        self.recipe = build_recipe(config, dataset.event_shape)
+        module = self.recipe.module.to(device)
+        self.state = TrainState(config, module, self.recipe.parts)
         self.saved: Path | None = None
 
     def restore(self) -> None:
@@ -198,6 +211,7 @@ class _Trainer:
                 total=self.config.steps, initial=self.state.step, disable=disabled, unit="step"
             ) as bar,
             _signals() as received,
+            _own_generator(self.device),
         ):
             self._loop(log, bar, received)
         assert self.saved is not None
@@ -210,9 +224,9 @@ class _Trainer:
             line = self._step()
             bar.update()
             if state.step % config.log_every == 0 or state.step == config.steps:
-                line |= {"bound": self._bound(line), **rate.measure()}
+                line |= self.recipe.reading(state.step - 1, line["loss"]) | rate.measure()
                 log.write(line)
-                bar.set_postfix_str(_bar_text(line))
+                bar.set_postfix_str(self._bar_text(line))
             last = state.step == config.steps or bool(received)
             if last or state.step % config.save_every == 0:
                 rate.tick()
@@ -224,48 +238,49 @@ class _Trainer:
     def _step(self) -> dict[str, float]:
         """Takes one training step and returns its metrics."""
         config, step = self.config, self.state.step
-        grid = training_grid(config, step)
+        # Networks that draw (dropout) and estimators of flows draw the same after a resume.
+        torch.manual_seed((config.seed * SEED_FACTOR + step) % 2**32)
+        x0 = self.batches(step)
         self.state.optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast == "bf16"):
-            loss = self.state.sde.mean_loss(
-                self._batch(step),
-                grid,
-                NoiseKey(config.seed, stream=step),
-                checkpoint_every=config.checkpoint_every,
-            )
+        values = [value for part in self.recipe.parts for value in self._backward(part, x0, step)]
+        metrics = self._finite(torch.stack(values).tolist())
+        rates = [learning_rate_at(config, step, part.learning_rate) for part in self.recipe.parts]
+        self.state.update(rates)
+        return {"step": step + 1, **metrics, "lr": rates[0]}
+
+    def _backward(self, part: Part, x0: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Returns the loss of a part and the length of its gradient, which is clipped then."""
+        lower = self.config.autocast == "bf16" and part.autocast
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
+            loss = part.loss(x0, step)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.state.sde.parameters(), config.clip_norm)
-        metrics = self._finite(loss.detach(), norm)
-        rate = learning_rate_at(config, step)
-        self.state.update(rate)
-        return {"step": step + 1, **metrics, "lr": rate, "num_steps": grid.num_steps}
+        norm = torch.nn.utils.clip_grad_norm_(part.parameters, part.clip_norm)
+        return loss.detach().double(), norm.double()
 
-    def _bound(self, line: dict[str, float]) -> float:
-        """Returns what the loss says about -log p, in nats: it compares different N.
-
-        The mean of the bound's control variate, N d / 2, stands in for its value.
-        """
-        config, dim = self.config, self.record.dim
-        ends = torch.tensor([config.t_start, config.t_end], device=self.device)
-        with torch.no_grad():
-            g_0, g_n = diffusion_values(self.state.sde.diffusion, ends).tolist()
-        return line["loss"] + dim * (math.log(g_n / g_0) - 0.5 * line["num_steps"])
-
-    def _batch(self, step: int) -> Tensor:
-        rows = batch_indices(len(self.data), self.config.batch_size, self.config.seed, step)
-        return self.data[rows.to(self.data.device)].to(self.device)
-
-    def _finite(self, loss: Tensor, norm: Tensor) -> dict[str, float]:
-        """Returns both numbers, which cost one wait for the device, if they are finite."""
-        values = torch.stack([loss.double(), norm.double()]).tolist()
-        for name, value in zip(("loss", "gradient norm"), values, strict=True):
+    def _finite(self, values: list[float]) -> dict[str, float]:
+        """Returns the loss and the gradient's length of each part, if they are finite."""
+        parts = self.recipe.parts
+        of = [""] if len(parts) == 1 else [f" of {part.name}" for part in parts]
+        names = [f"{name}{part}" for part in of for name in ("loss", "gradient norm")]
+        for name, value in zip(names, values, strict=True):
             if not math.isfinite(value):
                 kept = f"the last good checkpoint is {self.saved}" if self.saved else "none saved"
                 raise TrainingError(
                     f"train: the {name} is {value} at step {self.state.step + 1}; the step"
                     f" wasn't taken; {kept}; try a lower learning_rate or a longer warmup"
                 )
-        return {"loss": values[0], "grad_norm": values[1]}
+        losses, norms = values[::2], values[1::2]
+        found = {"loss": sum(losses), "grad_norm": math.hypot(*norms)}
+        if len(parts) > 1:
+            for part, loss, norm in zip(parts, losses, norms, strict=True):
+                found |= {f"{part.name}_loss": loss, f"{part.name}_grad_norm": norm}
+        return found
+
+    def _bar_text(self, line: dict[str, float]) -> str:
+        speed = f"{line['samples_per_second']:.0f} samples/s"
+        name = self.recipe.curve[0]
+        reading = "" if name == "loss" else f"{name} {line[name]:.3f} nats, "
+        return f"loss {line['loss']:.3f}, {reading}{speed}"
 
     def _save(self) -> None:
         meta = {
@@ -303,16 +318,6 @@ class _Rate:
         return {"samples_per_second": speed, "elapsed": self.state.elapsed}
 
 
-def _bar_text(line: dict[str, float]) -> str:
-    speed = f"{line['samples_per_second']:.0f} samples/s"
-    return f"loss {line['loss']:.3f}, bound {line['bound']:.3f} nats, {speed}"
-
-
-def _resident(dataset: Dataset, device: torch.device) -> Tensor:
-    data = dataset.train
-    return data.to(device) if data.numel() * data.element_size() <= MAX_RESIDENT_BYTES else data
-
-
 def _check_directory(
     run: RunDirectory, config: TrainConfig, *, resume: bool, overwrite: bool
 ) -> None:
@@ -330,7 +335,7 @@ def _check_same_run(old: TrainConfig, new: TrainConfig) -> None:
     """Refuses to go on with a run under another configuration."""
     for item in fields(TrainConfig):
         before, after = getattr(old, item.name), getattr(new, item.name)
-        if before != after and not field_rule(item).on_resume:
+        if not same_choice(item.name, before, after) and not field_rule(item).on_resume:
             raise ValueError(
                 f"train: {item.name}={after!r}: the run to resume has {before!r}; start another"
                 " run to change it"
@@ -345,6 +350,13 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _own_generator(device: torch.device) -> Iterator[None]:
+    """Leaves torch's generators as they were before training."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 @contextlib.contextmanager

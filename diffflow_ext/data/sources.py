@@ -1,0 +1,263 @@
+"""From the name of a set, or a path, to a dataset that a model can be trained on."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from .cifar import find_cifar, is_tar, read_cifar
+from .dataset import (
+    NUM_POINTS,
+    Dataset,
+    draw_dataset,
+    limit_training,
+    split_images,
+    split_table,
+)
+from .fetching import fetched_path
+from .hipparcos import read_hipparcos
+from .home import data_home
+from .idx import find_idx, is_idx, read_idx, read_idx_folder
+from .images import read_image_array, read_image_folder, read_image_zip
+from .maf import MAF_SETS, find_maf, maf_name, open_maf
+from .magic import magic_telescope
+from .reading import Refused
+from .resizing import resize_images
+from .tables import read_table
+from .toy import TOY_SETS, toy_name
+
+__all__ = ["describe_sets", "open_dataset"]
+
+Images = Mapping[str, Tensor]
+Opener = Callable[[str, Path, int | None], Dataset]
+
+CATALOGUE = "stars.dat"
+MAF_ARCHIVE = "https://zenodo.org/records/1161203"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A set that is known by name: what it is, where it is, and how it is opened."""
+
+    description: str
+    find: Callable[[], Path | None]
+    open: Opener
+    mend: str
+
+    @property
+    def advice(self) -> str:
+        """How to bring the set to this machine."""
+        return self.mend.format(home=data_home())
+
+
+def open_dataset(
+    source: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    num_points: int = NUM_POINTS,
+    image_size: int | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """Opens a two-dimensional set, a set known by name, or data in a file or folder.
+
+    Two-dimensional sets are drawn: `num_points` training points, 10,000 for validation and
+    20,000 for the test, independent of one another. Tables are split 80/10/10 by one fixed
+    permutation, which does not depend on `seed`, so that test scores compare across runs. Image
+    sets keep their official test images, and 5,000 of the others become the validation set.
+
+    Arguments:
+        source: A key of `describe_sets`, or a path: a table (see `read_table`; of a `.dat` file
+            the last column is the label and is left out), a folder or file of the MAF archive,
+            idx files or their folder, CIFAR-10 batches or their archive, a folder or zip of PNG
+            and JPEG images, or an array of images in `.npy` or `.npz`.
+        seed: The seed of the drawn points, >= 0; other sets don't use it.
+        num_points: The number of drawn training points, at least 1; other sets don't use it.
+        image_size: Height and width to which images are brought (see `resize_images`); None
+            leaves them as they are.
+        limit: How many of the training rows to keep; None for all.
+
+    Returns:
+        The dataset: tables and points standardised, images in bytes.
+
+    Raises:
+        FileNotFoundError: If a set known by name is not on this machine.
+        ImportError: If a package that the source needs is missing.
+        TypeError: If a table holds no real numbers.
+        ValueError: If `source` is neither a known set nor an existing path, or its data cannot be
+            used.
+    """
+    text = os.fspath(source)
+    name = text.strip().lower().replace("_", "-") if isinstance(source, str) else ""
+    if name in TOY_SETS:
+        _no_images(name, image_size)
+        data = draw_dataset(toy_name(name), operator.index(seed), operator.index(num_points))
+    elif name in _NAMED:
+        data = _open_named(name, image_size)
+    elif os.path.exists(text):
+        data = _open_path(text, Path(text), image_size)
+    else:
+        raise _unknown(text)
+    return data if limit is None else limit_training(data, operator.index(limit))
+
+
+def _unknown(text: str) -> ValueError:
+    names = [*TOY_SETS, *_NAMED]
+    near = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.5)
+    return ValueError(
+        f"open_dataset: expected one of {', '.join(names)}, or the path of a table or of images; "
+        f"got {text!r}, which is no known set, and this path does not exist; "
+        + (f"did you mean {near[0]!r}?" if near else "check the spelling")
+    )
+
+
+def _open_named(name: str, image_size: int | None) -> Dataset:
+    entry = _NAMED[name]
+    path = entry.find()
+    if path is None:
+        raise FileNotFoundError(
+            f"open_dataset: expected {name} in {str(data_home() / name)!r}, which is not there; "
+            f"{entry.advice}"
+        )
+    return entry.open(name, path, image_size)
+
+
+def _no_images(name: str, image_size: int | None) -> None:
+    if image_size is not None:
+        raise ValueError(
+            f"open_dataset: expected image_size for images alone, {name!r} is a table; leave "
+            "it out"
+        )
+
+
+def _open_path(name: str, path: Path, image_size: int | None) -> Dataset:
+    found = _read_images(path, image_size)
+    if found is not None:
+        images, flip = found
+        return split_images(_resized(images, image_size), name=name, flip=flip)
+    _no_images(name, image_size)
+    known = maf_name(path)
+    if known is not None:
+        return open_maf(known, path)
+    if path.name == CATALOGUE:
+        return split_table(read_hipparcos(path), name=name)
+    return split_table(read_table(path, drop_label=name.lower().endswith(".dat")), name=name)
+
+
+def _read_images(path: Path, image_size: int | None) -> tuple[Images, bool] | None:
+    """Images under `train` and, where there are any, `test`, and whether they may be mirrored.
+
+    None where the path holds a table.
+    """
+    if path.is_dir():
+        return None if maf_name(path) else _read_folder(path, image_size)
+    if is_idx(path):
+        return {"train": _idx_images(path)}, False
+    if path.suffix.lower() == ".zip":
+        return {"train": read_image_zip(path, image_size)}, False
+    if is_tar(path):
+        return read_cifar(path), True
+    if path.suffix.lower() in (".npy", ".npz") and maf_name(path) is None:
+        images = read_image_array(path)
+        return None if images is None else ({"train": images}, False)
+    return None
+
+
+def _read_folder(folder: Path, image_size: int | None) -> tuple[Images, bool]:
+    files, batches = find_idx(folder), find_cifar(folder)
+    if files is not None:
+        return read_idx_folder(files), False
+    if batches is not None:
+        return read_cifar(batches), True
+    return {"train": read_image_folder(folder, image_size)}, False
+
+
+def _idx_images(path: Path) -> Tensor:
+    values = read_idx(path)
+    if values.ndim != 3:
+        raise Refused(
+            f"open_dataset: expected images with shape (n, H, W), {str(path)!r} holds "
+            f"{tuple(values.shape)}; name the file of the images, not of the labels"
+        )
+    return values.unsqueeze(1)
+
+
+def _resized(images: Images, image_size: int | None) -> Images:
+    if image_size is None:
+        return images
+    return {
+        role: values if role.endswith("labels") else resize_images(values, image_size)
+        for role, values in images.items()
+    }
+
+
+def _open_magic(name: str, _: Path, image_size: int | None) -> Dataset:
+    _no_images(name, image_size)
+    return split_table(magic_telescope(), name=name)
+
+
+def _open_known_maf(name: str, path: Path, image_size: int | None) -> Dataset:
+    _no_images(name, image_size)
+    return open_maf(name, path)
+
+
+def _find_idx_set(name: str, *elsewhere: str) -> Callable[[], Path | None]:
+    def find() -> Path | None:
+        folders = (data_home() / name, *map(Path, elsewhere))
+        return next((folder for folder in folders if find_idx(folder) is not None), None)
+
+    return find
+
+
+def _find_cifar10() -> Path | None:
+    found = (find_cifar(folder) for folder in (data_home() / "cifar10", data_home()))
+    return next((path for path in found if path is not None), None)
+
+
+def _fetched(name: str, description: str, opened: Opener = _open_path) -> _Named:
+    mend = f"run: diffflow data fetch {name}"
+    return _Named(description, lambda: fetched_path(name), opened, mend)
+
+
+def _from_maf(name: str) -> _Named:
+    mend = f"unpack the archive of the five sets into {{home}} ({MAF_ARCHIVE})"
+    return _Named(MAF_SETS[name], lambda: find_maf(name), _open_known_maf, mend)
+
+
+_NAMED: dict[str, _Named] = {
+    "magic": _fetched("magic", "19,020 gamma-ray showers, 10 columns", _open_magic),
+    "hipparcos": _fetched("hipparcos", "124,608 stars of the Hipparcos catalogue, 7 columns"),
+    "mnist": replace(
+        _fetched("mnist", "70,000 handwritten digits, 1 x 28 x 28"), find=_find_idx_set("mnist")
+    ),
+    "fashion-mnist": replace(
+        _fetched("fashion-mnist", "70,000 pieces of clothing, 1 x 28 x 28"),
+        find=_find_idx_set("fashion-mnist", "/usr/share/datasets/fashion-mnist"),
+    ),
+    "cifar10": _Named(
+        "60,000 photographs of ten kinds, 3 x 32 x 32",
+        _find_cifar10,
+        _open_path,
+        "put cifar-10-binary.tar.gz or cifar-10-batches-bin into {home} "
+        "(https://www.cs.toronto.edu/~kriz/cifar.html)",
+    ),
+    **{name: _from_maf(name) for name in MAF_SETS},
+}
+
+
+def describe_sets() -> dict[str, str]:
+    """Returns all sets that `open_dataset` knows by name, each with a line that describes it.
+
+    The line ends with where the set is, or what to do where it is not on this machine.
+    """
+    return {**TOY_SETS, **{name: _describe(entry) for name, entry in _NAMED.items()}}
+
+
+def _describe(entry: _Named) -> str:
+    path = entry.find()
+    return f"{entry.description}; {f'not here, {entry.advice}' if path is None else path}"

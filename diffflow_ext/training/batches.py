@@ -1,0 +1,77 @@
+"""What each training step sees: rows, and for images mirrors and noise between the levels.
+
+Every batch is a pure function of (seed, step), so that nothing is to be saved to resume.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffflow_ext import functional
+from diffflow_ext.data import Dataset, batch_indices, open_dataset
+from diffflow_ext.likelihood import dequantise
+from diffflow_ext.noise import NoiseKey
+from diffflow_ext.training.config import TrainConfig
+
+__all__ = ["Batches", "open_data"]
+
+# Larger data stay in host memory and only batches travel.
+MAX_RESIDENT_BYTES = 2 * 2**30
+
+
+def open_data(config: TrainConfig) -> Dataset:
+    """Returns the data that a configuration names.
+
+    Raises:
+        ValueError, TypeError, OSError: If they can't be read, or `limit` or `image_size` don't
+            suit them.
+    """
+    return open_dataset(
+        config.data,
+        seed=config.data_seed,
+        limit=config.limit or None,
+        image_size=config.image_size or None,
+    )
+
+
+class Batches:
+    """The training data in memory, and the batch of each step.
+
+    Arguments:
+        config: The configuration, resolved for these data.
+        data: Rows of vectors, float32, or images, uint8.
+        device: Where the batches are wanted.
+    """
+
+    def __init__(self, config: TrainConfig, data: Tensor, device: torch.device) -> None:
+        resident = data.numel() * data.element_size() <= MAX_RESIDENT_BYTES
+        self.config, self.device = config, device
+        self.data = data.to(device) if resident else data
+
+    def __call__(self, step: int) -> Tensor:
+        """Returns the batch of a step, float32, shape (B, *event)."""
+        config = self.config
+        rows = batch_indices(len(self.data), config.batch_size, config.seed, step)
+        batch = self.data[rows.to(self.data.device)].to(self.device)
+        if batch.dtype != torch.uint8:
+            return batch
+        key = NoiseKey(config.seed, stream=step)
+        if config.flip == "on":
+            batch = mirrored(batch, key)
+        return dequantise(batch, key)
+
+
+def mirrored(images: Tensor, key: NoiseKey, *, sample_offset: int = 0) -> Tensor:
+    """Returns images of which each is mirrored left to right with probability 1/2.
+
+    Arguments:
+        images: Shape (B, C, H, W).
+        key: Seed and stream of the choice.
+        sample_offset: The index of the first image in its batch.
+    """
+    draws = functional.normal(
+        (len(images), 1, 1, 1), key, purpose="data", sample_offset=sample_offset,
+        device=images.device,
+    )  # fmt: skip
+    return torch.where(draws > 0, images.flip(-1), images)

@@ -1,0 +1,73 @@
+r"""Likelihoods of held-out data, each estimator by its name.
+
+Means of :math:`-\log p(x)` in nats with their standard errors; of vectors also in the units of the
+data, of 8-bit images in bits per dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffflow_ext.data import Dataset
+from diffflow_ext.likelihood import bits_per_dim, dequantise
+from diffflow_ext.metrics import gaussian_nll
+from diffflow_ext.noise import NoiseKey
+from diffflow_ext.training.recipes import Estimator, EvaluationSettings
+from diffflow_ext.training.sampling import EVALUATION_STREAM, chunk_size
+from diffflow_ext.training.trainer import LoadedRun
+
+__all__ = ["likelihoods"]
+
+
+def likelihoods(
+    run: LoadedRun, dataset: Dataset, n: int, settings: EvaluationSettings, seed: int
+) -> dict[str, Any]:
+    """Returns what each estimator of the model says of the first n test data.
+
+    Of the estimator called NAME there are NAME (nats), NAME_error, NAME_n, of vectors
+    NAME_data_units and NAME_minus_gaussian, of images NAME_bits and NAME_bits_error. `estimators`
+    has the names and titles.
+    """
+    estimators = run.recipe.estimators(settings)
+    result: dict[str, Any] = {"estimators": {one.name: one.title for one in estimators}}
+    if not run.record.is_image:
+        result["gaussian_nll"] = gaussian_nll(dataset.train, dataset.test[:n])[0]
+    for one in estimators:
+        rows = dataset.test[: min(n, one.limit or n)]
+        nats = _nats(run, one, rows, seed)
+        result |= {
+            one.name: float(nats.mean()),
+            f"{one.name}_error": float(nats.std()) / math.sqrt(len(nats)),
+            f"{one.name}_n": len(nats),
+        }
+        result |= _read(one.name, result, run, dataset)
+    return result
+
+
+def _read(name: str, result: dict[str, Any], run: LoadedRun, dataset: Dataset) -> dict[str, float]:
+    nats, dim = result[name], run.record.dim
+    if run.record.is_image:
+        error = result[f"{name}_error"] / (dim * math.log(2))
+        return {f"{name}_bits": bits_per_dim(nats, dim), f"{name}_bits_error": error}
+    return {
+        f"{name}_data_units": nats + dataset.log_abs_scale,
+        f"{name}_minus_gaussian": nats - result["gaussian_nll"],
+    }
+
+
+def _nats(run: LoadedRun, estimator: Estimator, rows: Tensor, seed: int) -> Tensor:
+    """Returns -log p of each row, float64; the noise of a row depends on its index alone."""
+    device = next(run.model.parameters()).device
+    key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(run)
+    parts = []
+    for index, part in enumerate(rows.split(size)):
+        start, x = index * size, part.to(device)
+        if run.record.is_image:
+            x = dequantise(x, key, sample_offset=start)
+        with torch.no_grad():
+            parts.append(-estimator.log_prob(x, key, start).cpu().double())
+    return torch.cat(parts)

@@ -1,0 +1,72 @@
+"""DDPM: a network that predicts the noise of a fixed diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from diffflow_ext.ddpm import DDPM
+from diffflow_ext.noise import NoiseKey
+from diffflow_ext.training.networks import build_net
+from diffflow_ext.training.recipes._base import Estimator, EvaluationSettings, Part, Recipe
+
+__all__ = ["DDPMRecipe"]
+
+# All T terms of the bound cost T evaluations; images get an unbiased estimate from fewer.
+IMAGE_TERMS = 100
+ODE_STEPS = 100
+
+
+class DDPMRecipe(Recipe):
+    """Trains the network on the simplified loss."""
+
+    sampler_options = ("sampler", "eta", "variance", "clip", "last_step")
+    curve = ("loss", "mean square error of the predicted noise")
+
+    module: DDPM
+
+    def build(self) -> DDPM:
+        """Returns the untrained model."""
+        config = self.config
+        net = build_net(config, self.event_shape)
+        schedule: Any = config.noise_schedule
+        return DDPM(net, schedule, config.timesteps)
+
+    def split(self) -> Sequence[Part]:
+        """Returns one part."""
+        return self.whole(lambda x0, step: self.module.mean_loss(x0, self.key(step)))
+
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        key: NoiseKey,
+        *,
+        num_steps: int | None = None,
+        sample_offset: int = 0,
+        **options: Any,
+    ) -> Tensor:
+        """Returns samples; predictions of images are clipped to their range."""
+        options.setdefault("clip", self.is_image)
+        return self.module.sample(shape, num_steps, key, sample_offset=sample_offset, **options)
+
+    def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
+        """Returns the variational bound of the ancestral sampler and the density of the ODE."""
+        total = self.config.timesteps
+        terms = min(IMAGE_TERMS, total) if self.is_image else None
+
+        def bound(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
+            return self.module.elbo(x, key, timesteps=terms, sample_offset=offset)
+
+        def ode(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
+            return self.module.log_prob(x, ODE_STEPS, key, sample_offset=offset)
+
+        found = [Estimator("bound", f"bound, {terms or total} of {total} terms", bound)]
+        if settings.ode_n:
+            found.append(Estimator("ode", f"ODE, Heun, {ODE_STEPS} steps", ode, settings.ode_n))
+        return found
+
+    def num_steps(self, num_steps: int | None = None) -> int:
+        """Returns the steps of the sampler: by default all."""
+        return self.config.timesteps if num_steps is None else num_steps

@@ -1,0 +1,120 @@
+"""DiffFlow: drift and score in one path loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffflow_ext.diffusion import ConstantDiffusion, GeometricDiffusion, diffusion_values
+from diffflow_ext.noise import NoiseKey
+from diffflow_ext.sde import DiffFlowSDE
+from diffflow_ext.training.config import TrainConfig
+from diffflow_ext.training.networks import build_flow, build_net
+from diffflow_ext.training.recipes._base import Estimator, EvaluationSettings, Part, Recipe
+from diffflow_ext.training.schedules import progressive_grid, sampling_grid, training_grid
+
+__all__ = ["DiffFlowRecipe"]
+
+# The probability flow is smoother than the paths, but the grid may be coarse.
+MIN_ODE_STEPS = 50
+
+
+class DiffFlowRecipe(Recipe):
+    """Trains both networks, and g or a flow prior where asked for, on the path loss."""
+
+    sampler_options = ("stochasticity", "last_step", "solver", "corrector_steps",
+                       "corrector_scale")  # fmt: skip
+    curve = ("bound", "bound on -log p per sample [nats]")
+
+    module: DiffFlowSDE
+
+    def build(self) -> DiffFlowSDE:
+        """Returns the untrained pair of SDEs."""
+        config, shape = self.config, self.event_shape
+        drift = build_net(config, shape, config.drift_multiplier)
+        score = build_net(config, shape, config.score_multiplier)
+        prior = build_flow(config, shape) if config.prior == "flow" else None
+        return DiffFlowSDE(drift, score, diffusion=_build_diffusion(config), prior=prior)
+
+    def split(self) -> Sequence[Part]:
+        """Returns one part: the path loss couples everything."""
+        return self.whole(self._loss)
+
+    def _loss(self, x0: Tensor, step: int) -> Tensor:
+        every = self.config.checkpoint_every
+        grid = training_grid(self.config, step)
+        return self.module.mean_loss(x0, grid, self.key(step), checkpoint_every=every)
+
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        key: NoiseKey,
+        *,
+        num_steps: int | None = None,
+        sample_offset: int = 0,
+        **options: Any,
+    ) -> Tensor:
+        """Returns samples of the reverse family on the fixed grid."""
+        grid = sampling_grid(self.config, num_steps)
+        return self.module.sample(shape, grid, key, sample_offset=sample_offset, **options)
+
+    def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
+        """Returns the bound with one path and with several, and the density of the ODE."""
+        grid = sampling_grid(self.config, settings.num_steps)
+        fine = sampling_grid(self.config, max(MIN_ODE_STEPS, grid.num_steps))
+
+        def bound(num_paths: int) -> Any:
+            return lambda x, key, offset: self.module.elbo(
+                x, grid, key, num_paths=num_paths, sample_offset=offset
+            )
+
+        def ode(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
+            return self.module.log_prob(x, fine, key, sample_offset=offset)
+
+        found = [Estimator("bound", "bound", bound(1))]
+        if settings.num_paths > 1:
+            title = f"bound, {settings.num_paths} paths"
+            found.append(Estimator("importance_weighted", title, bound(settings.num_paths)))
+        if settings.ode_n:
+            title = f"ODE, Heun, {fine.num_steps} steps"
+            found.append(Estimator("ode", title, ode, settings.ode_n))
+        return found
+
+    def num_steps(self, num_steps: int | None = None) -> int:
+        """Returns N."""
+        return sampling_grid(self.config, num_steps).num_steps
+
+    def reading(self, step: int, loss: float) -> dict[str, float]:
+        """Returns N and what the loss says about -log p, in nats: it compares different N.
+
+        The mean of the bound's control variate, N d / 2, stands in for its value.
+        """
+        config, dim = self.config, math.prod(self.event_shape)
+        num_steps = progressive_grid(config)(step)
+        device = next(self.module.parameters()).device
+        ends = torch.tensor([config.t_start, config.t_end], device=device)
+        with torch.no_grad():
+            g_0, g_n = diffusion_values(self.module.diffusion, ends).tolist()
+        bound = loss + dim * (math.log(g_n / g_0) - 0.5 * num_steps)
+        return {"num_steps": num_steps, "bound": bound}
+
+    def paths(self, x0: Tensor, key: NoiseKey) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns both processes."""
+        grid = sampling_grid(self.config)
+        forward = self.module.path(x0, grid, key)
+        return forward, self.module.sample_path(tuple(x0.shape), grid, key), grid.times
+
+
+def _build_diffusion(config: TrainConfig) -> nn.Module:
+    if config.diffusion_start == config.diffusion_end and not config.learn_diffusion:
+        return ConstantDiffusion(config.diffusion_start)
+    return GeometricDiffusion(
+        config.diffusion_start,
+        config.diffusion_end,
+        config.t_end,
+        learnable=config.learn_diffusion,
+    )

@@ -1,0 +1,482 @@
+"""Image sets as datasets, their splits and sizes; images in folders, zips and arrays."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffflow_ext.data import images as images_module
+from diffflow_ext.data import open_dataset, reading, resize_images, split_images
+
+RNG = np.random.default_rng(3)
+
+
+def _images(n: int, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(RNG.integers(0, 256, (n, *shape), dtype=np.uint8))
+
+
+def _set(n: int = 60, n_test: int = 12) -> dict[str, torch.Tensor]:
+    return {
+        "train": _images(n, 1, 4, 6),
+        "test": _images(n_test, 1, 4, 6),
+        "train_labels": torch.arange(n) % 10,
+        "test_labels": torch.arange(n_test) % 10,
+    }
+
+
+def test_an_image_set_is_a_dataset() -> None:
+    data = split_images(_set(), name="set", flip=True)
+    assert data.is_image
+    assert data.event_shape == (1, 4, 6)
+    assert data.dim == 24
+    assert data.flip
+    assert data.columns == []
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [54, 6, 12]
+    assert all(p.dtype == torch.uint8 for p in (data.train, data.valid, data.test))
+
+
+def test_the_test_set_stays_and_validation_comes_from_training() -> None:
+    images = _set()
+    data = split_images(images, name="set")
+    assert torch.equal(data.test, images["test"])
+    known = torch.cat([data.train, data.valid]).flatten(1).tolist()
+    assert sorted(known) == sorted(images["train"].flatten(1).tolist())
+    words = np.random.Philox(key=np.array([211007579, 0], np.uint64)).random_raw(60)
+    assert torch.equal(data.valid, images["train"][np.argsort(words)[-6:]])
+
+
+def test_validation_never_takes_more_than_5000() -> None:
+    images = {"train": torch.zeros(60_000, 1, 1, 1, dtype=torch.uint8)}
+    images["test"] = images["train"][:7]
+    data = split_images(images, name="set")
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [55_000, 5_000, 7]
+
+
+def test_without_a_test_set_the_split_is_that_of_tables() -> None:
+    images = {"train": _images(100, 3, 2, 2), "train_labels": torch.arange(100)}
+    data = split_images(images, name="set")
+    assert [len(part) for part in (data.train, data.valid, data.test)] == [80, 10, 10]
+    assert data.labels is not None
+    rows = torch.cat([data.labels[part] for part in ("train", "valid", "test")])
+    assert torch.equal(torch.cat([data.train, data.valid, data.test]), images["train"][rows])
+
+
+def test_labels_follow_their_images() -> None:
+    images = _set()
+    data = split_images(images, name="set")
+    assert data.labels is not None
+    known = {
+        tuple(x.flatten().tolist()): int(y)
+        for x, y in zip(images["train"], images["train_labels"], strict=True)
+    }
+    for part, rows in (("train", data.train), ("valid", data.valid)):
+        assert [known[tuple(x.flatten().tolist())] for x in rows] == data.labels[part].tolist()
+    assert torch.equal(data.labels["test"], images["test_labels"])
+    half = {name: images[name] for name in ("train", "test", "train_labels")}
+    assert split_images(half, name="set").labels is None
+
+
+def test_bits_per_dimension_come_from_the_scale() -> None:
+    """Uniform bytes: a uniform density on [-1, 1) has exactly 8 bits a pixel."""
+    data = split_images(_set(), name="set")
+    nats = data.dim * math.log(2.0)
+    bits = (nats + data.log_abs_scale) / (data.dim * math.log(2.0))
+    assert bits == pytest.approx(8.0, rel=1e-14)
+
+
+def test_to_original_undoes_the_scaling_of_bytes() -> None:
+    data = split_images(_set(), name="set")
+    u = torch.rand(data.train.shape, dtype=torch.float64)
+    x = 2.0 * (data.train.double() + u) / 256.0 - 1.0
+    assert torch.equal(data.to_original(x).floor().to(torch.uint8), data.train)
+
+
+def test_fingerprint_sees_every_pixel() -> None:
+    images = _set()
+    first = split_images(images, name="set")
+    assert first.fingerprint == split_images(images, name="other", flip=True).fingerprint
+    seen = {first.fingerprint}
+    for part in ("train", "test"):
+        images[part] = images[part].clone()
+        images[part][3, 0, 2, 2] ^= 1
+        seen.add(split_images(images, name="set").fingerprint)
+    images["train"] = images["train"].reshape(60, 1, 6, 4)
+    images["test"] = images["test"].reshape(12, 1, 6, 4)
+    seen.add(split_images(images, name="set").fingerprint)
+    assert len(seen) == 4
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(ValueError, match=r"at least 10 images, 'few' has 9; collect more"):
+        split_images({"train": _images(9, 1, 2, 2)}, name="few")
+
+
+# --- limit ---------------------------------------------------------------------------------------
+
+
+def _save(tmp_path: Path, n: int = 50) -> Path:
+    np.save(tmp_path / "a.npy", RNG.integers(0, 256, (n, 5, 5, 3), dtype=np.uint8))
+    return tmp_path / "a.npy"
+
+
+def test_a_limit_keeps_some_training_rows_and_all_else(tmp_path: Path) -> None:
+    whole = open_dataset(_save(tmp_path))
+    small, large = (open_dataset(tmp_path / "a.npy", limit=n) for n in (7, 20))
+    assert len(small.train) == 7
+    assert torch.equal(small.train, large.train[:7])
+    assert torch.equal(small.valid, whole.valid)
+    assert torch.equal(small.test, whole.test)
+    rows = {tuple(x.flatten().tolist()) for x in whole.train}
+    assert {tuple(x.flatten().tolist()) for x in large.train} < rows
+    assert len({d.fingerprint for d in (whole, small, large)}) == 3
+
+
+def test_a_limit_of_a_table_keeps_its_units(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", RNG.normal(3.0, 2.0, (200, 3)))
+    whole, small = (open_dataset(tmp_path / "t.npy", limit=n) for n in (None, 16))
+    assert len(small.train) == 16
+    assert torch.equal(small.mean, whole.mean)
+    assert torch.equal(small.test, whole.test)
+    assert small.fingerprint != whole.fingerprint
+    assert len(open_dataset("moons", num_points=100, limit=3).train) == 3
+
+
+def test_labels_follow_a_limit() -> None:
+    from diffflow_ext.data.dataset import limit_training
+
+    images = {"train": _images(50, 1, 3, 3), "train_labels": torch.arange(50)}
+    data = limit_training(split_images(images, name="set"), 9)
+    assert data.labels is not None
+    assert torch.equal(data.train, images["train"][data.labels["train"]])
+
+
+@pytest.mark.parametrize("limit", [0, -1, 41])
+def test_limits_out_of_range(tmp_path: Path, limit: int) -> None:
+    with pytest.raises(ValueError, match=rf"from 1 to the 40 training rows .* got {limit};"):
+        open_dataset(_save(tmp_path), limit=limit)
+
+
+# --- size ----------------------------------------------------------------------------------------
+
+
+def _area_mean(image: np.ndarray, size: int) -> np.ndarray:
+    """Fractions all the way: new pixel (i, j) is the mean over its square of old pixels."""
+    side = len(image)
+    ratio = Fraction(side, size)
+
+    def overlap(old: int, new: int) -> Fraction:
+        return max(Fraction(0), min(Fraction(old + 1), ratio * (new + 1)) - max(old, ratio * new))
+
+    out = np.empty((size, size), np.uint8)
+    for i in range(size):
+        for j in range(size):
+            total = sum(
+                (
+                    overlap(a, i) * overlap(b, j) * int(image[a, b])
+                    for a in range(side)
+                    for b in range(side)
+                ),
+                Fraction(0),
+            )
+            out[i, j] = round(total / ratio**2)  # of a Fraction: halves to the even number
+    return out
+
+
+@pytest.mark.parametrize(
+    ("side", "size"), [(6, 3), (6, 2), (6, 1), (7, 3), (9, 6), (5, 4), (4, 4)]
+)
+def test_new_pixels_are_exact_means_of_areas(side: int, size: int) -> None:
+    images = _images(3, 2, side, side)
+    small = resize_images(images, size)
+    assert small.shape == (3, 2, size, size)
+    for n in range(3):
+        for c in range(2):
+            assert np.array_equal(small[n, c].numpy(), _area_mean(images[n, c].numpy(), size))
+
+
+def test_halves_go_to_the_even_byte() -> None:
+    image = torch.tensor([[[[0, 1], [0, 1]], [[1, 2], [1, 2]]]], dtype=torch.uint8)
+    assert resize_images(image, 1).flatten().tolist() == [0, 2]
+
+
+def test_digits_are_padded_where_28_is_no_multiple() -> None:
+    images = _images(2, 1, 28, 28)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    assert torch.equal(resize_images(images, 32), padded)
+    blocks = padded.reshape(2, 1, 16, 2, 16, 2).double().mean((3, 5))
+    assert torch.equal(resize_images(images, 16).double(), blocks.round())
+    blocks = images.reshape(2, 1, 14, 2, 14, 2).double().mean((3, 5))
+    assert torch.equal(resize_images(images, 14).double(), blocks.round())
+    assert torch.equal(resize_images(images, 28), images)
+    with pytest.raises(ValueError, match=r"from 1 to 28, .*\(28 x 28\), got 30"):
+        resize_images(images, 30)
+    with pytest.raises(ValueError, match="got 32"):
+        resize_images(_images(1, 3, 28, 28), 32)
+
+
+def test_oblong_images_lose_their_longer_ends() -> None:
+    images = _images(2, 3, 6, 10)
+    assert torch.equal(resize_images(images, 6), images[:, :, :, 2:8])
+    assert torch.equal(resize_images(images.mT, 3), resize_images(images, 3).mT)
+
+
+@pytest.mark.parametrize("size", [0, -1, 5])
+def test_sizes_out_of_range(size: int) -> None:
+    with pytest.raises(ValueError, match=rf"from 1 to 4, .* got {size}; .* never larger"):
+        resize_images(_images(1, 1, 4, 4), size)
+    with pytest.raises(TypeError):
+        resize_images(_images(1, 1, 4, 4), 2.0)  # type: ignore[arg-type]
+
+
+def test_tables_have_no_image_size(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", RNG.normal(size=(50, 3)))
+    for source in (tmp_path / "t.npy", "moons"):
+        with pytest.raises(ValueError, match=r"image_size for images alone.*is a table"):
+            open_dataset(source, image_size=8)
+
+
+# --- arrays --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_arrays_of_images(tmp_path: Path, channels: int, last: bool, ending: str) -> None:
+    array = RNG.integers(0, 256, (20, channels, 5, 6), dtype=np.uint8)
+    saved = np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if last else np.asfortranarray(array)
+    path = tmp_path / f"a.{ending}"
+    if ending == "npy":
+        np.save(path, saved)
+    else:
+        np.savez_compressed(path, arr_1=np.arange(20), arr_0=saved)
+    data = open_dataset(path)
+    assert data.event_shape == (channels, 5, 6)
+    assert not data.flip
+    every = torch.cat([data.train, data.valid, data.test]).flatten(1).tolist()
+    assert sorted(every) == sorted(array.reshape(20, -1).tolist())
+
+
+BAD_ARRAYS = {
+    "floats": (np.zeros((20, 4, 4, 3)), TypeError, r"uint8.*holds float64.*astype"),
+    "objects": (np.full((20, 4, 4, 3), None), TypeError, "holds object"),
+    "no channels": (np.zeros((20, 4, 4, 4), np.uint8), ValueError, r"shape \(20, 4, 4, 4\)"),
+    "empty": (np.zeros((20, 0, 4, 3), np.uint8), ValueError, "one or three channels"),
+    "five axes": (np.zeros((20, 1, 4, 4, 3), np.uint8), ValueError, r"shape \(n, d\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays(tmp_path: Path, case: str) -> None:
+    array, error, message = BAD_ARRAYS[case]
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "a.npz", array)
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(error, match=message):
+            open_dataset(tmp_path / name)
+
+
+def test_arrays_that_are_cut(tmp_path: Path) -> None:
+    path = _save(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"3,750 bytes of data.*holds 3,749; the file is cut"):
+        open_dataset(path)
+    np.savez(tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="expected an array, found none"):
+        open_dataset(tmp_path / "none.npz")
+
+
+# --- folders and zips ----------------------------------------------------------------------------
+
+
+def _png(pixels: np.ndarray, mode: str | None = None, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels, mode).save(stream, kind)
+    return stream.getvalue()
+
+
+COLOUR = RNG.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
+
+
+def _tree(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for i, pixels in enumerate(COLOUR):
+        place = folder / f"class{i % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{i:02}.{'png' if i % 3 else 'PNG'}").write_bytes(_png(pixels))
+    (folder / "dataset.json").write_text("{}")
+    (folder / ".hidden.png").write_bytes(b"no image")
+    return folder
+
+
+def _zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def _every(data: object) -> list[list[int]]:
+    parts = [getattr(data, part) for part in ("train", "valid", "test")]
+    return sorted(torch.cat(parts).flatten(1).tolist())
+
+
+def test_a_folder_and_its_zip_hold_the_same_images(tmp_path: Path) -> None:
+    folder = _tree(tmp_path)
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    archive = _zip(tmp_path / "i.zip", {str(f.relative_to(folder)): f.read_bytes() for f in files})
+    first, second = open_dataset(folder), open_dataset(archive)
+    assert first.event_shape == (3, 6, 5)
+    assert _every(first) == sorted(COLOUR.transpose(0, 3, 1, 2).reshape(12, -1).tolist())
+    assert first.fingerprint == second.fingerprint
+    assert {file.name for file in tmp_path.iterdir()} == {"images", "i.zip"}
+
+
+def test_grey_images_have_one_channel_unless_one_has_colour(tmp_path: Path) -> None:
+    members = {f"{i}.png": _png(pixels[:, :, 0]) for i, pixels in enumerate(COLOUR)}
+    data = open_dataset(_zip(tmp_path / "grey.zip", members))
+    assert data.event_shape == (1, 6, 5)
+    assert _every(data) == sorted(COLOUR[..., 0].reshape(12, -1).tolist())
+    members["9.png"] = _png(COLOUR[9])
+    assert open_dataset(_zip(tmp_path / "mixed.zip", members)).event_shape == (3, 6, 5)
+
+
+def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2, :, 3] = 255
+    data = open_dataset(_zip(tmp_path / "a.zip", {f"{i}.png": _png(pixels) for i in range(10)}))
+    assert data.event_shape == (3, 4, 4)
+    assert data.train[0, 0].tolist() == [[0] * 4] * 2 + [[255] * 4] * 2
+
+
+def test_jpeg(tmp_path: Path) -> None:
+    smooth = np.broadcast_to(np.arange(0, 160, 10, dtype=np.uint8)[:, None], (16, 16))
+    members = {f"{i}.jpeg": _png(smooth, kind="JPEG") for i in range(10)}
+    data = open_dataset(_zip(tmp_path / "a.zip", members))
+    assert data.event_shape == (1, 16, 16)
+    assert int((data.train[0, 0].int() - torch.from_numpy(smooth.astype(int))).abs().max()) < 8
+
+
+def test_images_of_several_sizes_need_a_common_one(tmp_path: Path) -> None:
+    members = {f"{i}.png": _png(COLOUR[i]) for i in range(11)}
+    members["z.png"] = _png(RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    path = _zip(tmp_path / "a.zip", members)
+    with pytest.raises(ValueError, match=r"z.png\]' has \(9, 12\) .* first \(6, 5\); give image_"):
+        open_dataset(path)
+    data = open_dataset(path, image_size=3)
+    assert data.event_shape == (3, 3, 3)
+    expected = resize_images(torch.from_numpy(COLOUR[0].transpose(2, 0, 1)[None].copy()), 3)
+    assert expected.flatten().tolist() in _every(data)
+
+
+def test_bad_folders_and_zips(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"read_images: expected PNG.*found none"):
+        open_dataset(_zip(tmp_path / "none.zip", {"a.txt": b"1"}))
+    (tmp_path / "no.zip").write_bytes(b"PK no zip")
+    with pytest.raises(ValueError, match=r"expected a zip archive.*BadZipFile"):
+        open_dataset(tmp_path / "no.zip")
+    (tmp_path / "empty.zip").touch()
+    with pytest.raises(ValueError, match=r"expected a zip archive.*BadZipFile"):
+        open_dataset(tmp_path / "empty.zip")
+    good = _png(COLOUR[0])
+    for name, data in {
+        "cut": good[:-30],
+        "text": b"text",
+        "gif": _png(COLOUR[0], kind="GIF"),
+    }.items():
+        with pytest.raises(ValueError, match=rf"expected a PNG or JPEG image, .*{name}.png\]'"):
+            open_dataset(_zip(tmp_path / "a.zip", {f"{name}.png": data}))
+
+
+TRICKS = ("../a.png", "/etc/a.png", "a/../../b.png", "..\\a.png", "c:\\a.png", "a\0b.png")
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    members = {f"{i:08}.png": _png(COLOUR[i]) for i in range(11)}
+    member = zipfile.ZipInfo("x" * len(name))
+    path = _zip(tmp_path / "a.zip", members)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(member, _png(COLOUR[0]))
+    open_dataset(path)
+    # The module itself mends such names when it writes: put it in by hand.
+    path.write_bytes(path.read_bytes().replace(b"x" * len(name), name.encode()))
+    with pytest.raises(ValueError, match="leaves the folder or is a link"):
+        open_dataset(path)
+
+
+def test_links_encryption_and_rare_packing_are_refused(tmp_path: Path) -> None:
+    def archive_with(member: zipfile.ZipInfo, data: bytes = b"/etc/passwd") -> Path:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr(member, data)
+        return tmp_path / "a.zip"
+
+    link = zipfile.ZipInfo("a.png")
+    link.external_attr = 0o120777 << 16
+    with pytest.raises(ValueError, match="leaves the folder or is a link"):
+        open_dataset(archive_with(link))
+    rare = zipfile.ZipInfo("a.png")
+    rare.compress_type = zipfile.ZIP_LZMA
+    with pytest.raises(ValueError, match="packed in a rare way"):
+        open_dataset(archive_with(rare))
+    path = archive_with(zipfile.ZipInfo("a.png"))
+    data = bytearray(path.read_bytes())
+    for header, at in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        data[data.index(header) + at] |= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="encrypted"):
+        open_dataset(path)
+
+
+def test_two_members_with_one_name(tmp_path: Path) -> None:
+    path = _zip(tmp_path / "a.zip", {"a.png": b"1", "b.png": b"2"})
+    path.write_bytes(path.read_bytes().replace(b"b.png", b"a.png"))
+    with pytest.raises(ValueError, match="two members with one name"):
+        open_dataset(tmp_path / "a.zip")
+
+
+def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "SMALL_BYTES", 1 << 20)
+    path = _zip(tmp_path / "a.zip", {"a.png": bytes(4 << 20)})
+    with pytest.raises(ValueError, match=r"at most 1,048,576 bytes, .*a.png\]' has 4,194,304"):
+        open_dataset(path)
+    lie = bytearray(path.read_bytes())
+    at = lie.index(b"PK\1\2") + 24  # The size that the directory states.
+    lie[at : at + 4] = (1000).to_bytes(4, "little")
+    path.write_bytes(bytes(lie))
+    with pytest.raises(ValueError, match=r"expected a zip archive.*BadZipFile"):
+        open_dataset(path)
+    many = {f"{i}.png": bytes(600_000) for i in range(2)}
+    monkeypatch.setattr(images_module, "_decode", lambda *_: np.zeros((1, 1, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"1.png\]' has 600,000"):
+        open_dataset(_zip(tmp_path / "many.zip", many))
+
+
+def test_images_that_grow_too_much_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = _png(np.zeros((200, 200, 3), np.uint8))
+    path = _zip(tmp_path / "a.zip", {f"{i}.png": flat for i in range(12)})
+    assert len(open_dataset(path).train) == 10
+    monkeypatch.setattr(images_module, "MAX_SMALL", 1_000_000)
+    with pytest.raises(ValueError, match=r"6.png\]' exceeds that; give image_size"):
+        open_dataset(path)
+    assert open_dataset(path, image_size=10).event_shape == (3, 10, 10)
+    monkeypatch.setattr(images_module, "MAX_PIXELS", 39_999)
+    with pytest.raises(ValueError, match=r"at most 39,999 pixels, .* has 200 x 200; make it smal"):
+        open_dataset(path)
+
+
+def test_missing_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _tree(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"pip install 'diffflow_ext\[data\]'"):
+        open_dataset(folder)
