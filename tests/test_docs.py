@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import doctest
 import re
+from types import ModuleType
 from typing import Any
 
 import pytest
 from helpers import ROOT
 
+import diffflow_ext.ddpm
+import diffflow_ext.dinof
+import diffflow_ext.priors
 import diffflow_ext.sde
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_readme_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert "range(100)" in code
+def test_readme_examples_run() -> None:
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert "range(100)" in first
     names: dict[str, Any] = {}
-    exec(code.replace("range(100)", "range(2)"), names)
+    exec(first.replace("range(100)", "range(2)"), names)
     assert names["samples"].shape == (1000, 2)
     assert names["path"].shape == (31, 1000, 2)
     assert names["bound"].isfinite()
+    names["samples"] = names["samples"][:50]
+    exec(second, names)
+    assert names["points"].shape == (100, 2)
+    for name in ("log_p", "tighter", "density"):
+        assert names[name].shape == (50,)
+        assert names[name].isfinite().all()
+    assert names["bits"].isfinite().all()
 
 
-def test_doctests() -> None:
-    result = doctest.testmod(diffflow_ext.sde)
+@pytest.mark.parametrize(
+    "module",
+    [diffflow_ext.ddpm, diffflow_ext.dinof, diffflow_ext.priors, diffflow_ext.sde],
+    ids=lambda module: module.__name__,
+)
+def test_doctests(module: ModuleType) -> None:
+    result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
 
