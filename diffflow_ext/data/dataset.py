@@ -232,7 +232,9 @@ def split_table(table: Table, *, name: str | None = None) -> Dataset:
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = train.mean(axis=0), train.std(axis=0)
     _check_scale(train, std, table)
-    parts = np.split((rows - mean) / std, [len(train), len(train) + held_out])
+    with np.errstate(over="ignore"):  # What overflows is named by the check of the reach.
+        scaled = (rows - mean) / std
+    parts = np.split(scaled, [len(train), len(train) + held_out])
     return table_dataset(label, parts, mean, std, list(table.columns))
 
 

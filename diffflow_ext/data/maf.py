@@ -185,9 +185,10 @@ def open_maf(name: str, path: Path) -> Dataset:
             f"open_maf: expected {' or '.join(entry.files)} in {str(path)!r}, found none; unpack "
             "the archive of the five sets there (https://zenodo.org/records/1161203)"
         )
-    cleaned = entry.clean(file)
-    _check(cleaned, entry.dim, str(file))
-    parts = [(part - cleaned.mean) / cleaned.std for part in cleaned.parts]
+    with np.errstate(all="ignore"):  # What overflows or can't be divided is named by checks.
+        cleaned = entry.clean(file)
+        _check(cleaned, entry.dim, str(file))
+        parts = [(part - cleaned.mean) / cleaned.std for part in cleaned.parts]
     columns = list(entry.columns) or [f"x{i + 1}" for i in range(entry.dim)]
     return table_dataset(name, parts, cleaned.mean, cleaned.std, columns)
 
