@@ -70,7 +70,7 @@ SAMPLER_FLAGS: dict[str, dict[str, Any]] = {
     },
     "last_step": {
         "choices": ("noisy", "mean", "tweedie"),
-        "help": "How the last step ends (diffflow; dinof and ddpm: noisy, mean).",
+        "help": "How the last step ends (diffflow, dinof; ddpm: noisy or mean).",
     },
     "corrector_steps": {
         "type": int,

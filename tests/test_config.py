@@ -286,6 +286,14 @@ def changed(kind: dict[str, Any]) -> TrainConfig:
     return make(**values)
 
 
+def test_file_holds_what_the_run_reads() -> None:
+    names = {
+        line.split(" = ")[0] for line in make(model="flow", flow="spline").to_toml().splitlines()
+    }
+    assert {"data", "steps", "flow", "flow_bins"} <= names
+    assert not names & {"width", "num_steps", "timesteps", "glow_levels", "net"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_field_survives_the_round_trip(tmp_path: Path, kind: dict[str, Any]) -> None:
     config = changed(kind)

@@ -85,9 +85,7 @@ def test_bound_in_data_units_undoes_the_standardising(run: Path, result: dict[st
     shift = sum(math.log(value) for value in loaded.record.std)
     assert result["bound_data_units"] - result["bound"] == pytest.approx(shift, abs=1e-9)
     rows = Path(loaded.config.data).read_text().split()[1:]
-    raw = torch.tensor(
-        [[float(v) for v in line.split(",")] for line in rows]
-    )
+    raw = torch.tensor([[float(v) for v in line.split(",")] for line in rows])
     assert shift == pytest.approx(float(raw.std(0).log().sum()), abs=0.1)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Kill, before_update, kill, outcome, write_images, write_table
 from torch import Tensor
+from training_runs import Kill, before_update, kill, outcome, write_images, write_table
 
 from diffflow_ext.data import open_dataset
 from diffflow_ext.dinof import DiNof
@@ -28,9 +28,10 @@ from diffflow_ext.training import (
     train,
 )
 from diffflow_ext.training.defaults import resolve
-from diffflow_ext.training.recipes import EvaluationSettings, build_recipe
+from diffflow_ext.training.recipes import EvaluationSettings, build_recipe, ddpm, diffflow, dinof
 from diffflow_ext.training.runs import read_metrics
 from diffflow_ext.training.sampling import EVALUATION_STREAM
+from diffflow_ext.training.schedules import sampling_grid
 from diffflow_ext.training.state import TrainState
 
 for library in ("zuko", "normflows", "torchdiffeq"):
@@ -120,14 +121,15 @@ def test_samples(name: str, runs: dict[str, Path]) -> None:
     run = load_run(runs[name])
     shape = (1, 10, 10) if name in IMAGES else (3,)
     assert run.record.event_shape == shape
-    samples = draw_samples(run, 4, seed=1)
+    steps = {} if run.config.model in ("ffjord", "flow") else {"num_steps": 8}
+    samples = draw_samples(run, 4, seed=1, **steps)
     assert samples.shape == (4, *shape)
     assert samples.isfinite().all()
-    again = draw_samples(run, 3, seed=1)
+    again = draw_samples(run, 3, seed=1, **steps)
     # An adaptive solver steps by the error of the whole batch.
     near = {"rtol": 0.0, "atol": 0.1} if name == "ffjord" else {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(again, samples[:3], **near)
-    assert not torch.allclose(draw_samples(run, 4, seed=2), samples, atol=0.1)
+    assert not torch.allclose(draw_samples(run, 4, seed=2, **steps), samples, atol=0.1)
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -145,6 +147,16 @@ def test_evaluation_of_vectors(name: str, runs: dict[str, Path]) -> None:
         assert f"{result[estimator]:.4f}" in format_table(result)
 
 
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Likelihoods from few evaluations."""
+    monkeypatch.setattr(diffflow, "MIN_ODE_STEPS", 2)
+    monkeypatch.setattr(dinof, "ODE_STEPS", 2)
+    monkeypatch.setattr(ddpm, "ODE_STEPS", 2)
+    monkeypatch.setattr(ddpm, "IMAGE_TERMS", 4)
+
+
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("name", IMAGES)
 def test_evaluation_of_images(name: str, runs: dict[str, Path]) -> None:
     pytest.importorskip("matplotlib")
@@ -239,9 +251,6 @@ def test_options_reach_the_sampler(
     steps = {key: value for key, value in options.items() if key != "num_steps"}
     key, count = NoiseKey(2, stream=EVALUATION_STREAM), options.get("num_steps")
     if name.startswith("diffflow"):
-        pytest.importorskip("diffflow_ext")
-        from diffflow_ext.training.schedules import sampling_grid
-
         count = sampling_grid(run.config)
     expected = direct.sample((4, 3), count, key, **steps)
     assert torch.equal(draw_samples(run, 4, seed=2, **options), expected)

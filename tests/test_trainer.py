@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Kill, before_update, kill, outcome
 from torch import Tensor
+from training_runs import Kill, before_update, kill, outcome
 
 from diffflow_ext.sde import DiffFlowSDE
 from diffflow_ext.training import (

@@ -11,7 +11,7 @@ import difflib
 import functools
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -339,9 +339,18 @@ class TrainConfig:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def used(self) -> dict[str, Any]:
+        """Returns the values that the run reads; the others are at their defaults.
+
+        Runs are saved without the others, so that they don't depend on defaults of other models.
+        """
+        present = traits(self)
+        names = [item.name for item in fields(self) if rules.field_rule(item).used_by(present)]
+        return {name: getattr(self, name) for name in names}
+
     def to_toml(self) -> str:
         """Returns the TOML text from which `load` makes an equal configuration."""
-        values = asdict(self).items()
+        values = self.used().items()
         return "".join(f"{name} = {rules.toml_value(value)}\n" for name, value in values)
 
 

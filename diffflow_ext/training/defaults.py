@@ -72,7 +72,6 @@ def _is_auto(config: TrainConfig, name: str) -> bool:
     (item,) = (item for item in fields(TrainConfig) if item.name == name)
     rule = field_rule(item)
     automatic = rule.auto is not None and getattr(config, name) == rule.auto
-    # A device is chosen on the machine, each time anew, and its rule has no such value.
     return automatic and rule.used_by(traits(config))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffflow_ext._backend import build_info
 from diffflow_ext.data import TOY_SETS, toy_entropy
-from diffflow_ext.features import load_extractor
+from diffflow_ext.features import Extractor, load_extractor
 from diffflow_ext.training.batches import open_data
 from diffflow_ext.training.likelihoods import likelihoods
 from diffflow_ext.training.pictures import draw_pictures
@@ -70,34 +70,37 @@ def evaluate(
         CheckpointError: If it has no whole checkpoint.
     """
     loaded = load_run(run, device)
+    is_image = loaded.record.is_image
+    most = n if n is not None else DEFAULT_IMAGES if is_image else DEFAULT_VECTORS
+    ode_n = ode_n if ode_n is not None else ODE_IMAGES if is_image else ODE_VECTORS
+    settings = EvaluationSettings(num_steps, num_paths, ode_n)
+    check_options(loaded, num_steps, sampler)
+    features = _extractor(loaded, extractor)
     dataset = open_data(loaded.config)
     loaded.record.require(dataset)
-    check_options(loaded, num_steps, sampler)
-    is_image = loaded.record.is_image
-    if extractor is not None and not is_image:
-        raise ValueError(f"evaluate: extractor={str(extractor)!r}: the data are not images")
-    features = None if extractor is None else load_extractor(extractor)
-    most = (DEFAULT_IMAGES if is_image else DEFAULT_VECTORS) if n is None else n
-    default_ode_n = ODE_IMAGES if is_image else ODE_VECTORS
-    ode_n = default_ode_n if ode_n is None else ode_n
-    settings = EvaluationSettings(num_steps, num_paths, ode_n)
     count = common_count(most, dataset)
     samples = draw_samples(loaded, count, seed=seed, num_steps=num_steps, **sampler)
+    if is_image:
+        quality = image_quality(samples, dataset, features)
+    else:
+        quality = vector_quality(samples, dataset)
     result = {
         **_head(loaded, seed, count, num_steps, sampler),
         **likelihoods(loaded, dataset, most, settings, seed),
         "entropy": _entropy(loaded),
-        **(
-            image_quality(samples, dataset, features)
-            if is_image
-            else vector_quality(samples, dataset)
-        ),
+        **quality,
     }
     directory = RunDirectory(run)
     replace_text(directory.evaluation, spell(result))
     if figures:
         draw_pictures(directory, loaded, dataset, samples, seed)
     return result
+
+
+def _extractor(run: LoadedRun, path: str | Path | None) -> Extractor | None:
+    if path is not None and not run.record.is_image:
+        raise ValueError(f"evaluate: extractor={str(path)!r}: the data are not images")
+    return None if path is None else load_extractor(path)
 
 
 def _head(

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -138,7 +138,7 @@ class LoadedRun:
         step: Completed training steps.
     """
 
-    recipe: Recipe
+    recipe: Recipe[Any]
     config: TrainConfig
     record: DatasetRecord
     step: int
@@ -285,7 +285,7 @@ class _Trainer:
     def _save(self) -> None:
         meta = {
             "package": build_info()["version"],
-            "config": asdict(self.config),
+            "config": self.config.used(),
             "seed": self.config.seed,
             "data": self.record.to_meta(),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from diffflow_ext.training.config import TrainConfig
 from diffflow_ext.training.defaults import is_resolved
@@ -20,7 +21,7 @@ _RECIPES = {
 }
 
 
-def build_recipe(config: TrainConfig, event_shape: tuple[int, ...]) -> Recipe:
+def build_recipe(config: TrainConfig, event_shape: tuple[int, ...]) -> Recipe[Any]:
     """Returns the recipe of a configuration with an untrained model, made from the seed alone.
 
     Arguments:
@@ -33,5 +34,5 @@ def build_recipe(config: TrainConfig, event_shape: tuple[int, ...]) -> Recipe:
     """
     assert is_resolved(config), config
     module, name = _RECIPES[config.model]
-    recipe: type[Recipe] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    recipe: type[Recipe[Any]] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     return recipe(config, event_shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from diffflow_ext.noise import NoiseKey
 from diffflow_ext.training.config import TrainConfig
 
 __all__ = ["Estimator", "EvaluationSettings", "Part", "Recipe"]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Estimator:
     limit: int | None = None
 
 
-class Recipe(ABC):
+class Recipe(ABC, Generic[Model]):
     """How a run trains, samples and scores its model.
 
     Arguments:
@@ -96,7 +98,7 @@ class Recipe(ABC):
     #: Which number of a log line shows progress, and how it's called.
     curve: ClassVar[tuple[str, str]] = ("loss", "loss per sample")
 
-    module: nn.Module
+    module: Model
     parts: Sequence[Part]
 
     def __init__(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
@@ -107,7 +109,7 @@ class Recipe(ABC):
         self.parts = self.split()
 
     @abstractmethod
-    def build(self) -> nn.Module:
+    def build(self) -> Model:
         """Returns the untrained model; its weights come from torch's generator."""
 
     @abstractmethod

@@ -19,13 +19,11 @@ IMAGE_TERMS = 100
 ODE_STEPS = 100
 
 
-class DDPMRecipe(Recipe):
+class DDPMRecipe(Recipe[DDPM]):
     """Trains the network on the simplified loss."""
 
     sampler_options = ("sampler", "eta", "variance", "clip", "last_step")
     curve = ("loss", "mean square error of the predicted noise")
-
-    module: DDPM
 
     def build(self) -> DDPM:
         """Returns the untrained model."""

@@ -23,14 +23,12 @@ __all__ = ["DiffFlowRecipe"]
 MIN_ODE_STEPS = 50
 
 
-class DiffFlowRecipe(Recipe):
+class DiffFlowRecipe(Recipe[DiffFlowSDE]):
     """Trains both networks, and g or a flow prior where asked for, on the path loss."""
 
     sampler_options = ("stochasticity", "last_step", "solver", "corrector_steps",
                        "corrector_scale")  # fmt: skip
     curve = ("bound", "bound on -log p per sample [nats]")
-
-    module: DiffFlowSDE
 
     def build(self) -> DiffFlowSDE:
         """Returns the untrained pair of SDEs."""

@@ -18,12 +18,10 @@ __all__ = ["DiNofRecipe"]
 ODE_STEPS = 100
 
 
-class DiNofRecipe(Recipe):
+class DiNofRecipe(Recipe[DiNof]):
     """Trains score and flow side by side, each on its own loss."""
 
     sampler_options = ("sampler", "corrector_steps", "snr", "last_step", "solver")
-
-    module: DiNof
 
     def build(self) -> DiNof:
         """Returns the untrained model."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffflow_ext import functional
 from diffflow_ext.noise import NoiseKey
@@ -21,15 +21,13 @@ __all__ = ["FFJORDRecipe", "FlowRecipe"]
 MAX_EXACT_TRAINING = 4
 
 
-class FlowRecipe(Recipe):
+class FlowRecipe(Recipe[FlowPrior]):
     """Trains a flow by maximum likelihood."""
 
     curve = ("nll", "-log p per sample [nats]")
     title: ClassVar[str] = "exact density"
 
-    module: FlowPrior
-
-    def build(self) -> nn.Module:
+    def build(self) -> FlowPrior:
         """Returns the untrained flow."""
         return FlowPrior(build_flow(self.config, self.event_shape))
 
@@ -72,7 +70,7 @@ class FFJORDRecipe(FlowRecipe):
 
     title = "density, adaptive solver"
 
-    def build(self) -> nn.Module:
+    def build(self) -> FlowPrior:
         """Returns the untrained continuous flow."""
         from diffflow_ext.flows import FFJORD
 
