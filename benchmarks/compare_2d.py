@@ -76,7 +76,7 @@ SMOKE = Sizes(n=60, draws=1, rows=40, paths=2, shown=30, steps=(2,), ddpm_steps=
 
 def config_of(data: str, model: str, steps: int, sizes: Sizes) -> TrainConfig:
     """What is trained: the package's defaults, but for the networks' size and FFJORD's solver."""
-    kind = model.split("_")[0]
+    kind = model.partition("_")[0]
     width = sizes.width or (PAIR_WIDTH if kind == "diffflow" else SINGLE_WIDTH)
     options: dict[str, Any] = {}
     if kind == "ffjord":

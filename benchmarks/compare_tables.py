@@ -1,6 +1,6 @@
 """Likelihoods and samples of seven models on two tables, each within the same processor time.
 
-    python benchmarks/compare_tables.py                        # both tables, about half an hour each
+    python benchmarks/compare_tables.py                 # both tables, about half an hour each
     python benchmarks/compare_tables.py --sets magic --models spline ffjord ddpm
 
 Everything is measured in standardised units on held-out rows. Sizes and rates were chosen by short
@@ -139,9 +139,9 @@ class Comparison:
         start = cpu_seconds()
         with threadpool_limits(1):
             model = GaussianMixture(GMM_COMPONENTS, max_iter=500, random_state=0)
-            model.fit(self.dataset.train[:GMM_ROWS].numpy())
+            model.fit(self.dataset.train[:GMM_ROWS].double().numpy())
             spent = cpu_seconds() - start
-            nats = torch.from_numpy(model.score_samples(self._rows().numpy()))
+            nats = torch.from_numpy(model.score_samples(self._rows().double().numpy()))
 
         def draw(seed: int) -> Tensor:
             model.random_state = seed
@@ -169,7 +169,9 @@ class Comparison:
 
     # --- samples ---------------------------------------------------------------------------------
 
-    def _quality(self, draw: Callable[[int], tuple[Tensor, Mapping[str, float]]]) -> dict[str, Any]:
+    def _quality(
+        self, draw: Callable[[int], tuple[Tensor, Mapping[str, float]]]
+    ) -> dict[str, Any]:
         """Distances of independent draws to one set of held-out rows."""
         pairs = [draw(FIRST_SEED + i) for i in range(self.sizes.draws)]
         floor = energy_floor(self.reference, len(self.reference))
@@ -195,7 +197,9 @@ class Comparison:
             "machine": machine(),
             "data": self.data,
             "fingerprint": self.dataset.fingerprint,
-            "rows": {part: len(getattr(self.dataset, part)) for part in ("train", "valid", "test")},
+            "rows": {
+                part: len(getattr(self.dataset, part)) for part in ("train", "valid", "test")
+            },
             "dim": self.dataset.dim,
             "log_abs_scale": self.dataset.log_abs_scale,
             "n": n,

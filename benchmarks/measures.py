@@ -25,10 +25,16 @@ TIGHT = 1e-5
 
 
 def likelihood(
-    loaded: LoadedRun, dataset: Dataset, rows: int, *, num_paths: int, ode_n: int | None = None
+    loaded: LoadedRun,
+    dataset: Dataset,
+    rows: int,
+    *,
+    num_paths: int = 1,
+    ode_n: int | None = None,
+    num_steps: int | None = None,
 ) -> dict[str, Any]:
     """-log p of the first held-out rows by each estimator of a model, nats and for images bits."""
-    settings = EvaluationSettings(None, num_paths, rows if ode_n is None else ode_n)
+    settings = EvaluationSettings(num_steps, num_paths, rows if ode_n is None else ode_n)
     found = likelihoods(loaded, dataset, rows, settings, seed=7)
     fields = {"nats": "", "error": "_error", "n": "_n", "bits": "_bits",
               "bits_error": "_bits_error"}  # fmt: skip

@@ -107,7 +107,9 @@ def trained(config: TrainConfig, folder: Path, cap_minutes: float | None = None)
     return Trained(run, config, sessions[-1]["step"], total)
 
 
-def _session(config: TrainConfig, run: Path, left: float | None, *, resume: bool) -> dict[str, Any]:
+def _session(
+    config: TrainConfig, run: Path, left: float | None, *, resume: bool
+) -> dict[str, Any]:
     start, time_is_up = cpu_seconds(), []
     with _alarm(left, time_is_up):
         try:
@@ -122,7 +124,12 @@ def _session(config: TrainConfig, run: Path, left: float | None, *, resume: bool
 def _alarm(seconds: float | None, rung: list[bool]) -> Iterator[None]:
     """Asks the training to save and stop when the processor has worked for so long."""
 
+    outside = signal.getsignal(signal.SIGINT)
+
     def ring(number: int, frame: object) -> None:
+        if signal.getsignal(signal.SIGINT) is outside:  # Before or after the steps: wait.
+            signal.setitimer(signal.ITIMER_PROF, 0.1)
+            return
         rung.append(True)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -185,7 +192,7 @@ def write_samples(path: Path, samples: Mapping[str, Tensor | np.ndarray]) -> Non
     """Writes samples for pictures: bytes stay, floats are cut to 16 bits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.asarray(rows) for name, rows in samples.items()}
-    small = {
+    small: dict[str, Any] = {
         name: rows if rows.dtype == np.uint8 else rows.astype(np.float16)
         for name, rows in arrays.items()
     }
