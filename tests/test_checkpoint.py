@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -214,6 +216,76 @@ def test_pickle_in_place_of_tensors_is_not_run(saved: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError):
         load_checkpoint(saved)
     assert not canary.exists()
+
+
+WATCHED = """
+import json, sys, pickle
+from diffflow_ext.training.checkpoint import CheckpointError, load_checkpoint
+
+FORBIDDEN = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.mkdir", "os.remove",
+             "pickle.", "socket.", "ctypes.", "shutil.")
+seen = []
+
+def hook(event, arguments):
+    writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    if writes or event.startswith(FORBIDDEN):
+        seen.append(event)
+
+directories, control = json.loads(sys.argv[1])
+loaded = []
+sys.addaudithook(hook)
+for directory in directories:
+    try:
+        loaded.append(load_checkpoint(directory) and directory)
+    except CheckpointError:
+        continue
+while_loading = list(seen)
+with open(control, "rb") as stream:
+    pickle.load(stream)
+print(json.dumps([loaded, while_loading, seen]))
+"""
+
+
+def test_nothing_in_a_hostile_checkpoint_is_executed(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(canary),))
+
+    trap, header = tmp_path / "trap.pickle", (2**60).to_bytes(8, "little") + b"{}"
+    trap.write_bytes(pickle.dumps(Trap()))
+    zipped = tmp_path / "zipped"
+    torch.save(Trap(), zipped)
+    hostile = {
+        "pickle": ("model.safetensors", trap.read_bytes()),
+        "torch": ("ema.safetensors", zipped.read_bytes()),
+        "header": ("optim.safetensors", header),
+        "manifest": ("manifest.json", trap.read_bytes()),
+    }
+    directories = []
+    for kind, (name, data) in hostile.items():
+        directory = save_checkpoint(tmp_path / kind, make(5))
+        (directory / name).write_bytes(data)
+        if name != "manifest.json":
+            # Sizes and checksums that fit: the forger has thought of them.
+            digest = hashlib.sha256(data).hexdigest()
+            entry = {"bytes": len(data), "sha256": digest}
+            respell(directory, lambda body, n=name, e=entry: body["files"][n].update(e))
+        directories.append(str(directory))
+    outside = save_checkpoint(tmp_path / "outside", make(5))
+    respell(outside, lambda body: body["files"].update({"../../trap.pickle": {"bytes": 1}}))
+    directories.append(str(outside))
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, json.dumps([directories, str(trap)])],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded, while_loading, with_control = json.loads(done.stdout.splitlines()[-1])
+    assert loaded == [str(outside)]  # A file that no checkpoint has is never opened.
+    assert while_loading == []
+    # The watch is worth something: an ordinary load of the same file shows.
+    assert {"pickle.find_class", "os.mkdir"} <= set(with_control)
+    assert canary.is_dir()
 
 
 def test_newest_whole_checkpoint_wins_with_a_warning(tmp_path: Path) -> None:
