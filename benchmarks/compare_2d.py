@@ -66,12 +66,15 @@ class Sizes:
     rows: int = 5000
     paths: int = 16
     shown: int = 4000
+    pilot: int = 60
     steps: tuple[int, ...] = (5, 10, 30)
     ddpm_steps: tuple[int, ...] = (5, 10, 30, 100, 1000)
     width: int | None = None
 
 
-SMOKE = Sizes(n=60, draws=1, rows=40, paths=2, shown=30, steps=(2,), ddpm_steps=(2,), width=4)
+SMOKE = Sizes(
+    n=60, draws=1, rows=40, paths=2, shown=30, pilot=2, steps=(2,), ddpm_steps=(2,), width=4
+)
 
 
 def config_of(data: str, model: str, steps: int, sizes: Sizes) -> TrainConfig:
@@ -124,11 +127,13 @@ class Comparison:
         if model.endswith("_time"):
             minutes = self._minutes()
             growth = FFJORD_GROWTH if model == "ffjord_time" else 1.0
-            config = replace(config, steps=steps_in(config, minutes, folder, growth))
+            config = replace(
+                config, steps=steps_in(config, minutes, folder, self.sizes.pilot, growth)
+            )
             cap = 1.3 * minutes
         if model == "ffjord_steps":
             cap = self.args.cap_minutes
-            fitting = steps_in(config, cap, folder, FFJORD_GROWTH)
+            fitting = steps_in(config, cap, folder, self.sizes.pilot, FFJORD_GROWTH)
             # A run that ends its schedule earlier is better than one that is cut off.
             config = replace(config, steps=min(config.steps, fitting))
             cap = 1.3 * cap

@@ -73,13 +73,16 @@ class Sizes:
     rows: int = 500
     ode_rows: int = 64
     shown: int = 16
+    pilot: int = 20
     steps: tuple[int, ...] = (5, 10, 20, 30, 50)
     many: int = 200
     dinof_steps: tuple[int, ...] = (20, 50, 400)
     tiny: bool = False
 
 
-SMOKE = Sizes(n=80, rows=8, ode_rows=2, shown=2, steps=(1, 2), many=3, dinof_steps=(2,), tiny=True)
+SMOKE = Sizes(
+    n=80, rows=8, ode_rows=2, shown=2, pilot=1, steps=(1, 2), many=3, dinof_steps=(2,), tiny=True
+)
 
 
 def config_of(model: str, tiny: bool) -> TrainConfig:
@@ -119,7 +122,7 @@ class Comparison:
         folder = self.folder / model
         config = config_of(model, self.sizes.tiny)
         minutes = self.args.minutes
-        config = replace(config, steps=steps_in(config, minutes, folder))
+        config = replace(config, steps=steps_in(config, minutes, folder, self.sizes.pilot))
         done = trained(config, folder, 1.3 * minutes)
         loaded, sizes = done.load(), self.sizes
         bounds = likelihood(loaded, self.dataset, sizes.rows, ode_n=sizes.ode_rows)

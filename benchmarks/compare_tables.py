@@ -68,10 +68,11 @@ class Sizes:
     draws: int = 3
     rows: int = 5000
     paths: int = 16
+    pilot: int = 60
     tiny: bool = False
 
 
-SMOKE = Sizes(n=60, draws=1, rows=40, paths=2, tiny=True)
+SMOKE = Sizes(n=60, draws=1, rows=40, paths=2, pilot=2, tiny=True)
 
 
 def config_of(data: str, model: str, sizes: Sizes) -> TrainConfig:
@@ -109,7 +110,7 @@ class Comparison:
         folder, sizes = self.folder / model, self.sizes
         config = config_of(self.data, model, sizes)
         growth = FFJORD_GROWTH if model == "ffjord" else 1.0
-        steps = steps_in(config, self.args.minutes, folder, growth)
+        steps = steps_in(config, self.args.minutes, folder, sizes.pilot, growth)
         most = MOST_STEPS.get((self.name, model), steps)
         config = replace(config, steps=min(steps, most))
         done = trained(config, folder, 1.3 * self.args.minutes)

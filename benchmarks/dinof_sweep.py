@@ -59,10 +59,11 @@ class Sizes:
     draws: int = 3
     rows: int = 5000
     shown: int = 2000
+    pilot: int = 60
     tiny: bool = False
 
 
-SMOKE = Sizes(n=60, draws=1, rows=20, shown=20, tiny=True)
+SMOKE = Sizes(n=60, draws=1, rows=20, shown=20, pilot=2, tiny=True)
 
 
 def config_of(data: str, part: str, sizes: Sizes) -> TrainConfig:
@@ -95,7 +96,7 @@ class Sweep:
     def _part(self, part: str) -> dict[str, Any]:
         folder, sizes, minutes = self.folder / part, self.sizes, self.args.minutes
         config = config_of(self.data, part, sizes)
-        config = replace(config, steps=steps_in(config, minutes, folder))
+        config = replace(config, steps=steps_in(config, minutes, folder, sizes.pilot))
         done = trained(config, folder, 1.3 * minutes)
         loaded = done.load()
         halves = self.dataset.test.split(len(self.reference))[: sizes.draws]

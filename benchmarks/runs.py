@@ -36,7 +36,6 @@ WORK = Path(__file__).parent.parent / "runs"
 PACKAGES = ("numpy", "scipy", "torch", "zuko", "normflows", "torchdiffeq", "scikit-learn")
 # What no run of a comparison needs: the last state is enough.
 QUIET: Mapping[str, Any] = {"threads": 1, "save_every": 10**6, "keep_checkpoints": 1}
-PILOT_STEPS = 60
 
 
 def cpu_seconds() -> float:
@@ -149,16 +148,18 @@ def _saved_step(run: Path) -> int | None:
         return None
 
 
-def steps_in(config: TrainConfig, minutes: float, folder: Path, growth: float = 1.0) -> int:
-    """How many steps of a training fit into some minutes, from a short one; measured once.
+def steps_in(
+    config: TrainConfig, minutes: float, folder: Path, pilot: int, growth: float = 1.0
+) -> int:
+    """How many steps of a training fit into some minutes, from a pilot; measured once.
 
-    `growth` is how much more a step costs on average than one of the short training.
+    `growth` is how much more a step costs on average than one of the pilot.
     """
 
     def measure() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
-            costs = [_cost(config, steps, Path(scratch)) for steps in (1, PILOT_STEPS + 1)]
-        return {"seconds_per_step": max(costs[1] - costs[0], 1e-6) / PILOT_STEPS}
+            costs = [_cost(config, steps, Path(scratch)) for steps in (1, pilot + 1)]
+        return {"seconds_per_step": max(costs[1] - costs[0], 1e-6) / pilot}
 
     rate = once(folder / "pilot.json", measure)["seconds_per_step"]
     return max(1, round(60 * minutes / (rate * growth)))

@@ -1,4 +1,4 @@
-"""The comparisons run, go on where they were cut off, and make the page; their own measures hold."""
+"""The comparisons run, go on where they were cut off, and make the page; measures hold."""
 
 from __future__ import annotations
 
@@ -162,12 +162,13 @@ def test_page_is_made_from_the_reports_alone(reports, tmp_path):
     root, *_ = reports
     page = tmp_path / "results.md"
     names = results_page.BLOCKS
-    page.write_text("".join(f"<!-- begin {n} -->\nold\n<!-- end {n} -->\nprose\n" for n in names))
+    slots = [f"<!-- begin {n} -->\nstale words\n<!-- end {n} -->\nprose\n" for n in names]
+    page.write_text("".join(slots))
     words = ["--results", str(root / "results"), "--page", str(page)]
     results_page.main([*words, "--pictures", str(tmp_path)])
     text = page.read_text()
     assert text.count("prose\n") == len(names)
-    assert "old" not in text
+    assert "stale words" not in text
     report = read(root, "compare_2d_checkerboard")
     bound = report["models"]["diffflow"]["likelihood"]["bound"]
     assert f"| DiffFlow, bound | **{bound['nats']:.2f} ± {bound['error']:.2f}** |" in text or (
@@ -231,8 +232,8 @@ def test_killed_training_begins_anew_and_stopped_one_goes_on(tmp_path, monkeypat
 
 def test_steps_fit_into_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_cost", lambda config, steps, scratch: 0.7 + 0.05 * steps)
-    assert runs.steps_in(tiny_config(), 2.0, tmp_path) == 2400
-    assert runs.steps_in(tiny_config(), 2.0, tmp_path, growth=2.0) == 1200
+    assert runs.steps_in(tiny_config(), 2.0, tmp_path, 10) == 2400
+    assert runs.steps_in(tiny_config(), 2.0, tmp_path, 10, growth=2.0) == 1200
 
 
 # --- measures ------------------------------------------------------------------------------------
