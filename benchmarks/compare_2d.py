@@ -41,7 +41,7 @@ from diffflow_ext.training import LoadedRun, TrainConfig
 
 SETS = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
 # DiffFlow's updates in 2.5 minutes of one core of an AMD EPYC.
-STEPS, MINUTES, BATCH_SIZE = 2800, 2.5, 120
+STEPS, MINUTES, BATCH_SIZE = 3000, 2.5, 120
 # 2 x 45,238 and 90,526 parameters.
 PAIR_WIDTH, SINGLE_WIDTH, DEPTH = 86, 122, 3
 TITLES: Mapping[str, str] = MappingProxyType(
@@ -83,7 +83,7 @@ def config_of(data: str, model: str, steps: int, sizes: Sizes) -> TrainConfig:
     width = sizes.width or (PAIR_WIDTH if kind == "diffflow" else SINGLE_WIDTH)
     options: dict[str, Any] = {}
     if kind == "ffjord":
-        # Slow sines and looser tolerances: fast ones make the equation stiff (docs/results.md).
+        # Slow sines and looser tolerances: fast ones make the equation stiff (docs/training.md).
         options = {"time_scale": 0.05, "rtol": 1e-3, "atol": 1e-3}
     return TrainConfig(
         data=data, model=kind, steps=steps, batch_size=BATCH_SIZE, width=width, depth=DEPTH,

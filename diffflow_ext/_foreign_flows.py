@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+)
 
 from . import functional
 from .noise import PURPOSES, NoiseKey
@@ -129,6 +135,11 @@ def _torch_decoder(d: Distribution) -> _Decoder | None:
     if isinstance(d, Normal):
         event = tuple(d.batch_shape + d.event_shape)
         return _Decoder(event, lambda z: d.loc + d.scale * z)
+    if isinstance(d, MultivariateNormal) and not d.batch_shape:
+        # Not a matrix product, whose rounding depends on the number of rows.
+        return _Decoder(
+            tuple(d.event_shape), lambda z: d.loc + (d.scale_tril * z.unsqueeze(-2)).sum(-1)
+        )
     # zuko's distribution: transform(x) = z.
     transform, base = getattr(d, "transform", None), getattr(d, "base", None)
     if not hasattr(transform, "inv") or not isinstance(base, Distribution):

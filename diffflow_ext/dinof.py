@@ -22,7 +22,7 @@ from ._predictors import Sampler
 from .grids import TimeGrid
 from .priors import Prior, StandardNormal, as_prior
 from .probability_flow import Divergence, ProbabilityFlow, Solver, flow_log_prob, integrate
-from .processes import LinearProcess, process_by_name
+from .processes import VE, LinearProcess, process_by_name
 from .samplers import LastStep
 
 __all__ = ["DiNof"]
@@ -49,7 +49,9 @@ class DiNof(nn.Module):
             t of shape () or (B,) in (0, t_cutoff] and x of shape (B, *event). The score is
             :math:`-\varepsilon(t, x) / \sigma(t)`.
         flow: The flow: of zuko or normflows, or anything that :func:`diffflow_ext.priors.as_prior`
-            takes. Default: :math:`\mathcal N(0, s^2 I)` with the process's `prior_scale`.
+            takes. Default: :math:`\mathcal N(0, s^2 I)` with the process's `prior_scale`, or the
+            noise at the cutoff, :math:`s = \sigma(T_m)`, where the process explodes ("ve"). It is
+            a good prior only where the noise has covered the data.
         process: "vp", "subvp", "ve", or a :class:`diffflow_ext.processes.LinearProcess`.
         t_cutoff: The cutoff :math:`T_m`, at most the process's `t_end`.
         t_min: The earliest time, where sampling and the ODE end. Default: the process's: 1e-3, for
@@ -100,7 +102,7 @@ class DiNof(nn.Module):
         self.eps_net: Any = eps_net
         self.loss_weight = loss_weight
         self.prior: Prior = (
-            StandardNormal(self.process.prior_scale) if flow is None else as_prior(flow)
+            _gaussian_end(self.process, self.t_cutoff) if flow is None else as_prior(flow)
         )
 
     def score_parameters(self) -> Iterator[nn.Parameter]:
@@ -317,8 +319,9 @@ class DiNof(nn.Module):
                 sampler is "ode", 0 for others.
             snr: The signal-to-noise ratio of the corrector, > 0.
             last_step: "mean" leaves the noise of the last step out; "noisy" keeps it; "tweedie"
-                keeps it and then denoises at t_min, for one more evaluation.
-            solver: The solver of "ode".
+                keeps it and then denoises at t_min, for one more evaluation. "ode" has no noise,
+                so that the first two are the same.
+            solver: The solver of "ode"; others do not use it.
             sample_offset: The global index of the first sample.
 
         Returns:
@@ -335,6 +338,7 @@ class DiNof(nn.Module):
         op = "DiNof.sample"
         shape = _checks.event_shape(op, "shape", shape)
         one_of(op, "last_step", last_step, LastStep)
+        one_of(op, "solver", solver, Solver)
         kind, repeats = _predictors.choose(op, self.process, sampler, corrector_steps)
         ratio = _checks.finite(op, "snr", snr)
         if not ratio > 0:
@@ -364,3 +368,9 @@ class DiNof(nn.Module):
         alpha, sigma = float(self.process.alpha(at)), float(self.process.sigma(at))
         eps = _denoising.predicted_noise("DiNof.sample", self.eps_net, t, x)
         return functional.affine_step(x, eps, c_x=1 / alpha, c_a=-sigma / alpha)
+
+
+def _gaussian_end(process: LinearProcess, t_cutoff: float) -> StandardNormal:
+    if isinstance(process, VE) and t_cutoff < process.t_end:
+        return StandardNormal(float(process.sigma(torch.tensor(t_cutoff, dtype=torch.float64))))
+    return StandardNormal(process.prior_scale)

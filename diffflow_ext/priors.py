@@ -178,6 +178,8 @@ class FlowPrior(nn.Module):
         op = "FlowPrior.log_prob"
         x = _checks.state(op, "x", x)
         self._check_place(op, x)
+        if not len(x):
+            return x.flatten(1).sum(1)  # Flows reshape, which nothing can be; the graph stays.
         with torch.autocast(x.device.type, enabled=False):
             values = _foreign_flows.log_prob(self.flow, x)
         values = _checked_values(op, values, x)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import _checks, _kernels
 from .grids import TimeGrid
-from .noise import PURPOSES, NoiseKey
+from .noise import MAX_STEP, PURPOSES, NoiseKey
 from .priors import Prior
 
 __all__ = [
@@ -140,16 +140,21 @@ def integrate(
         raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
     if solver not in get_args(Solver):
         raise ValueError(f"{op}: expected solver to be one of {get_args(Solver)}, got {solver!r}")
-    trace = _trace(op, flow, x, divergence, key, num_probes, sample_offset)
+    if not (_checks.finite(op, "rtol", rtol) > 0 and _checks.finite(op, "atol", atol) > 0):
+        raise ValueError(f"{op}: expected rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
     times = grid.times.tolist()
     times = times[::-1] if reverse else times
-    if solver == "dopri5":
-        return _adaptive(flow, x, times, trace, rtol, atol)
-    for i, (t, t_next) in enumerate(pairwise(times)):
-        if trace is not None:
-            trace.at_step(i)
-        x = fixed_step(flow, x, t, t_next - t, solver, trace)
-    return x, None if trace is None else trace.total
+    # Inference mode records no graph, whatever enable_grad says, and would lose the divergence.
+    with torch.inference_mode(False), torch.no_grad():
+        x = x.clone() if x.is_inference() else x
+        trace = _trace(op, flow, x, grid, divergence, key, num_probes, sample_offset)
+        if solver == "dopri5":
+            return _adaptive(flow, x, times, trace, rtol, atol)
+        for i, (t, t_next) in enumerate(pairwise(times)):
+            if trace is not None:
+                trace.at_step(i)
+            x = fixed_step(flow, x, t, t_next, solver, trace)
+        return x, None if trace is None else trace.total
 
 
 def flow_log_prob(
@@ -166,7 +171,11 @@ def flow_log_prob(
         prior: The density at the grid's end.
         options: Those of :func:`integrate`; `divergence` is "auto" by default.
     """
-    options.setdefault("divergence", "auto")
+    if options.setdefault("divergence", "auto") is None or "reverse" in options:
+        raise ValueError(
+            f"flow_log_prob: expected divergence to be one of {get_args(Divergence)} and no "
+            f"direction, got {options}"
+        )
     x_last, change = integrate(flow, x, grid, **options)
     assert change is not None
     with torch.no_grad():
@@ -177,13 +186,19 @@ def flow_log_prob(
 
 
 def fixed_step(
-    flow: ProbabilityFlow, x: Tensor, t: float, h: float, solver: str, trace: _Trace | None = None
+    flow: ProbabilityFlow,
+    x: Tensor,
+    t: float,
+    t_next: float,
+    solver: str,
+    trace: _Trace | None = None,
 ) -> Tensor:
-    """Returns x(t + h) by one step of a fixed solver; h < 0 goes towards the data."""
-    stages = _STAGES[solver]
+    """Returns x(t_next) from x(t) by one step of a fixed solver, in either direction."""
+    stages, h = _STAGES[solver], t_next - t
     y = z = x
     for j, (node, weight) in enumerate(stages):
-        time = t + node * h
+        # Rounding must not ask the networks about times outside of the grid.
+        time = t_next if node == 1.0 else t + node * h
         values = flow.values(time, z) if trace is None else trace.values(time, z, weight * h)
         c, last = flow.coefficients(time), z
         if j + 1 < len(stages):
@@ -228,7 +243,17 @@ def _adaptive(
 
     start = (x,) if trace is None else (x, x.new_zeros(x.shape[0]))
     ends = torch.tensor([times[0], times[-1]], dtype=torch.float64, device=x.device)
-    solution = odeint(derivative, start, ends, method="dopri5", rtol=rtol, atol=atol)
+    # Without step_t the solver steps past the end, where no network was trained, and interpolates.
+    options = {"step_t": ends}
+    try:
+        solution = odeint(
+            derivative, start, ends, method="dopri5", rtol=rtol, atol=atol, options=options
+        )
+    except AssertionError as error:  # so torchdiffeq tells of a vanishing step
+        raise RuntimeError(
+            f"integrate: expected a solvable equation, got {error} from 'dopri5'; the networks' "
+            "values may not be finite or grow too steep: loosen rtol and atol, or take 'rk4'"
+        ) from error
     return solution[0][-1], None if trace is None else solution[1][-1]
 
 
@@ -250,6 +275,7 @@ def _trace(
     op: str,
     flow: ProbabilityFlow,
     x: Tensor,
+    grid: TimeGrid,
     divergence: str | None,
     key: Key | None,
     num_probes: int,
@@ -266,6 +292,10 @@ def _trace(
     dimensions = math.prod(x.shape[1:])
     if divergence == "exact" or (divergence == "auto" and dimensions <= EXACT_DIMENSIONS):
         return _Trace(flow, x, None, 0, offset)
+    if grid.num_steps * probes >= MAX_STEP:
+        raise ValueError(
+            f"{op}: expected fewer than 2^24 probes in all, got {grid.num_steps} steps x {probes}"
+        )
     key = NoiseKey.from_torch() if key is None else _checks.key(op, key, x.device)
     return _Trace(flow, x, key, probes, offset)
 
@@ -302,11 +332,25 @@ class _Trace:
             leaf = x.detach().requires_grad_()
             values = self.flow.values(t, leaf)
             field = self.flow.network_part(t, values, x.dtype)
-        networks = self._divergence(field, leaf) if field.requires_grad else 0.0
         constant = self.dimensions * self.flow.coefficients(t)[0]
-        self.latest = torch.as_tensor(networks + constant).expand_as(self.total)
+        self.latest = torch.full_like(self.total, constant)
+        if field.requires_grad:
+            self.latest = self.latest + self._divergence(field, leaf)
+        else:
+            self._check_constant(t, leaf, field)
         self.total = self.total + weight * self.latest
         return [value.detach() for value in values]
+
+    def _check_constant(self, t: float, leaf: Tensor, field: Tensor) -> None:
+        """Tells a network that ignores x from one that hides its graph."""
+        with torch.no_grad():
+            moved = leaf + 0.1
+            other = self.flow.network_part(t, self.flow.values(t, moved), leaf.dtype)
+        if not torch.equal(other, field):
+            raise RuntimeError(
+                "probability_flow: expected net(t, x) to be differentiable in x, got a tensor "
+                "without a graph; a network must not detach x or run under no_grad"
+            )
 
     def _divergence(self, field: Tensor, leaf: Tensor) -> Tensor:
         if self.key is None:
@@ -320,7 +364,7 @@ class _Trace:
 
     def _exact(self, field: Tensor, leaf: Tensor) -> Tensor:
         total = torch.zeros_like(self.total)
-        unit = torch.zeros_like(field)
+        unit = torch.zeros(field.shape, dtype=field.dtype, device=field.device)
         columns = unit.view(unit.shape[0], self.dimensions)
         for i in range(self.dimensions):
             columns[:, i] = 1.0

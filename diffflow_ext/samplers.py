@@ -84,6 +84,7 @@ def _choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
 def reverse_path(
     p: PathProblem,
     flow: ProbabilityFlow,
+    times: list[float],
     x_last: Tensor,
     sampler: ReverseSampler,
     states: Tensor | None,
@@ -99,7 +100,7 @@ def reverse_path(
         if sampler.solver == "euler":
             x = _euler_step(p, x, i, sampler)
         else:
-            x = fixed_step(flow, x, float(p.times[i + 1]), -p.steps[i], sampler.solver)
+            x = fixed_step(flow, x, times[i + 1], times[i], sampler.solver)
         if i > 0:
             x = _correct(p, x, i, sampler)
         if states is not None:

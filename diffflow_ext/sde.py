@@ -355,17 +355,22 @@ class DiffFlowSDE(nn.Module):
             | https://arxiv.org/abs/2011.13456
         """
         return flow_log_prob(
-            self.probability_flow(), x, grid, as_prior(self.prior), key=key, solver=solver,
+            self.probability_flow(_checks.state("DiffFlowSDE.log_prob", "x", x).device),
+            x, grid, as_prior(self.prior), key=key, solver=solver,
             divergence=divergence, num_probes=num_probes, rtol=rtol, atol=atol,
             sample_offset=sample_offset,
         )  # fmt: skip
 
-    def probability_flow(self) -> ProbabilityFlow:
-        r"""Returns the velocity :math:`v = f - \tfrac12 g^2 s` as networks and coefficients."""
+    def probability_flow(self, device: torch.device | str = "cpu") -> ProbabilityFlow:
+        r"""Returns the velocity :math:`v = f - \tfrac12 g^2 s` as networks and coefficients.
+
+        Arguments:
+            device: Where the diffusion is, if it is a module or a function of tensors.
+        """
 
         def coefficients(t: float) -> tuple[float, ...]:
-            g = float(diffusion_values(self.diffusion, torch.tensor([t], dtype=torch.float64)))
-            return 0.0, 1.0, -0.5 * g**2
+            times = torch.tensor([t], dtype=torch.float64, device=device)
+            return 0.0, 1.0, -0.5 * float(diffusion_values(self.diffusion, times)) ** 2
 
         return ProbabilityFlow((self.drift, self.score), coefficients)
 
@@ -479,7 +484,8 @@ class DiffFlowSDE(nn.Module):
         states = x.new_empty((p.num_steps + 1, *shape)) if keep else None
         if states is not None:
             states[-1] = x
-        x0 = samplers.reverse_path(p, self.probability_flow(), x, sampler, states)
+        flow, times = self.probability_flow(x.device), grid.times.tolist()
+        x0 = samplers.reverse_path(p, flow, times, x, sampler, states)
         return x0 if states is None else states
 
     def _blank(self, shape: tuple[int, ...]) -> Tensor:

@@ -223,7 +223,8 @@ def test_without_a_cutoff_it_is_plain_diffusion_bit_for_bit(name: Any) -> None:
 def test_em_is_the_reverse_step_of_the_package(process: LinearProcess) -> None:
     model = DiNof(WavyNet().double(), None, process, 0.5)
     grid = TimeGrid.power(6, 0.5, 0.01)
-    x = process.prior_scale * normal((7, 3), KEY, purpose="prior", dtype=F64)
+    scale = at(process.sigma, 0.5) if isinstance(process, VE) else process.prior_scale
+    x = scale * normal((7, 3), KEY, purpose="prior", dtype=F64)
     for i, (t, t_next) in reversed(list(enumerate(pairwise(grid.times.tolist())))):
         s = model.score(t_next, x)
         f = at(process.drift_rate, t_next) * x
@@ -522,9 +523,11 @@ def test_module_behaviour() -> None:
 def test_defaults_of_processes() -> None:
     assert DiNof(WavyNet()).process == VP()
     assert [DiNof(WavyNet(), None, p).t_min for p in ("vp", "subvp", "ve")] == [1e-3, 1e-3, 1e-5]
-    prior = DiNof(WavyNet(), None, VE(sigma_max=7.0)).prior
-    assert isinstance(prior, StandardNormal)
-    assert prior.scale == 7.0
+    ve = VE(sigma_max=7.0)
+    for cutoff, scale in ((1.0, 7.0), (0.6, at(ve.sigma, 0.6))):
+        prior = DiNof(WavyNet(), None, ve, cutoff).prior
+        assert isinstance(prior, StandardNormal)
+        assert prior.scale == scale
 
 
 def test_score_takes_one_time_or_many() -> None:
@@ -579,3 +582,27 @@ def test_score_takes_one_time_or_many() -> None:
 def test_bad_arguments(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(DiNof(WavyNet()), torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("cutoff", [0.6, 0.8])
+def test_the_default_prior_of_ve_has_the_noise_of_the_cutoff(cutoff: float) -> None:
+    """With the exact score of N(0, 1) data, samples have their spread: no jump at the cutoff."""
+    process = VE()
+
+    def eps(t: Tensor, x: Tensor) -> Tensor:
+        sigma = process.sigma(t).reshape(-1, *(1,) * (x.dim() - 1))
+        return sigma * x / (1 + sigma**2)
+
+    model = DiNof(eps, None, "ve", t_cutoff=cutoff)
+    x = model.sample((4000, 2), 200, NoiseKey(3), sampler="ode")
+    # N(0, sigma^2) in the place of N(0, 1 + sigma^2) leaves a little to be wished.
+    assert abs(float(x.std()) - 1) < 0.2
+    assert DiNof(eps, None, "ve", t_cutoff=1.0).prior.scale == process.prior_scale
+
+
+def test_arguments_that_a_sampler_does_not_take_are_refused() -> None:
+    model = DiNof(lambda t, x: x, None, "vp")
+    with pytest.raises(ValueError, match="corrector_steps"):
+        model.sample((2, 2), 5, sampler="ode", corrector_steps=2)
+    with pytest.raises(ValueError, match="solver"):
+        model.sample((2, 2), 5, solver="nonsense")  # pyright: ignore[reportArgumentType]

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from diffflow_ext import NoiseKey
+from diffflow_ext.functional import normal
 from diffflow_ext.likelihood import bits_per_dim, dequantise, quantise
 
 KEY = NoiseKey(3, 9)
@@ -39,6 +40,15 @@ def test_the_noise_belongs_to_the_image() -> None:
     parts = [dequantise(images[:2], KEY), dequantise(images[2:], KEY, sample_offset=2)]
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(dequantise(images, KEY.at(1)), whole)
+
+
+def test_the_noise_is_that_of_its_purpose() -> None:
+    images = levels(3)
+    z = normal((3, 256), KEY, purpose="dequantise", sample_offset=5)
+    expected = (images + torch.special.ndtr(z)) / 128 - 1
+    torch.testing.assert_close(
+        dequantise(images, KEY, sample_offset=5), expected, rtol=0, atol=2**-22
+    )
 
 
 def test_extreme_draws_stay_in_their_level(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,12 @@ FED = {
         (2,),
     ),
     "torch transformed": (transformed, (2,)),
+    "torch full covariance": (
+        lambda: distributions.MultivariateNormal(
+            torch.ones(2), torch.tensor([[2.0, 0.5], [0.5, 1.0]])
+        ),
+        (2,),
+    ),
     "module": (lambda: Lifted(tuples=False), (2,)),
 }
 FORKED = {
@@ -107,7 +113,10 @@ FORKED = {
         (2,),
     ),
     "torch mixture": (
-        lambda: distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+        lambda: distributions.MixtureSameFamily(
+            distributions.Categorical(torch.ones(3)),
+            distributions.Independent(distributions.Normal(torch.randn(3, 2), 1.0), 1),
+        ),
         (2,),
     ),
     "module of ints": (lambda: Scaled(tuples=False), (2,)),

@@ -171,6 +171,63 @@ def test_networks_that_ignore_their_input_have_no_divergence() -> None:
     torch.testing.assert_close(change, torch.full_like(change, 3 * 0.25 * 2.0))
 
 
+def test_inference_mode_keeps_the_divergence() -> None:
+    flow, x, grid = waves(), points(), TimeGrid.power(4, 0.5)
+    for solver in ("heun", "dopri5"):
+        outside = flow_log_prob(flow, x, grid, StandardNormal(), solver=solver)
+        with torch.inference_mode():
+            inside = flow_log_prob(flow, x.clone(), grid, StandardNormal(), solver=solver)
+        assert torch.equal(inside, outside)
+
+
+def test_a_network_that_hides_its_graph_is_refused() -> None:
+    flow = ProbabilityFlow((torch.no_grad()(Wave(3)),), lambda t: (0.0, 1.0))
+    with pytest.raises(RuntimeError, match="differentiable in x"):
+        flow_log_prob(flow, points(), TimeGrid.power(2, 0.5), StandardNormal())
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "rk4", "dopri5"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_networks_are_asked_about_times_of_the_grid_alone(solver: str, reverse: bool) -> None:
+    asked = []
+    wave = Wave(3)
+
+    def net(t: Tensor, x: Tensor) -> Tensor:
+        asked.append(float(t))
+        return wave(t, x)
+
+    flow, grid = ProbabilityFlow((net,), lambda t: (0.0, 1.0)), TimeGrid.power(13, 0.5, 0.1)
+    integrate(flow, points(), grid, solver=solver, reverse=reverse)
+    assert min(asked) >= 0.1
+    assert max(asked) <= 0.5
+
+
+def test_fixed_solvers_draw_fresh_probes_at_each_step() -> None:
+    """With the same probes at both, a constant Jacobian would have equal shares."""
+    matrix = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    x = points(200, 2)
+    change = integrate(
+        linear(matrix), x, TimeGrid.from_times([0.0, 0.5, 1.0]), solver="euler",
+        divergence="hutchinson", key=KEY,
+    )[1]  # fmt: skip
+    assert change is not None
+    # A step contributes +-1: together -2, 0 or 2, and 0 only where the probes differ.
+    assert 60 < int((change.abs() < 1e-12).sum()) < 140
+
+
+def test_channels_last_networks() -> None:
+    flow = ProbabilityFlow(
+        (lambda t, x: torch.sin(x).contiguous(memory_format=torch.channels_last),),
+        lambda t: (0.0, 1.0),
+    )
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    value = flow_log_prob(flow, x, TimeGrid.power(3, 0.5), StandardNormal())
+    plain = ProbabilityFlow((lambda t, x: torch.sin(x),), lambda t: (0.0, 1.0))
+    torch.testing.assert_close(
+        value, flow_log_prob(plain, x, TimeGrid.power(3, 0.5), StandardNormal())
+    )
+
+
 def test_nothing_carries_a_graph() -> None:
     net = nn.Linear(3, 3).double()
     flow = ProbabilityFlow((lambda t, x: net(x),), lambda t: (0.0, 1.0))
@@ -189,6 +246,13 @@ def test_bad_arguments() -> None:
         integrate(flow, x, grid, divergence="guess")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="num_probes"):
         integrate(flow, x, grid, divergence="hutchinson", num_probes=0)
+    with pytest.raises(ValueError, match=r"2\^24 probes"):
+        integrate(flow, x, TimeGrid.power(300, 1.0), divergence="hutchinson", num_probes=65535)
+    with pytest.raises(ValueError, match="rtol"):
+        integrate(flow, x, grid, solver="dopri5", rtol=-1.0)
+    for options in ({"reverse": True}, {"divergence": None}):
+        with pytest.raises(ValueError, match="direction"):
+            flow_log_prob(flow, x, grid, StandardNormal(), **options)
     with pytest.raises(TypeError, match="TimeGrid"):
         integrate(flow, x, [0.0, 1.0])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="finite"):

@@ -158,6 +158,11 @@ class FFJORD(nn.Module):
         self, x: Tensor, start: float, end: float, probe: Tensor | None, *, density: bool
     ) -> tuple[Tensor, Tensor]:
         """Returns the state at `end`, and the integral of the divergence, 0 without density."""
+        if torch.is_inference_mode_enabled():
+            # It records no graph, whatever enable_grad says, and would lose the divergence.
+            with torch.inference_mode(False), torch.no_grad():
+                probe = None if probe is None else probe.clone()
+                return self._solve(x.clone(), start, end, probe, density=density)
         integral = x.new_zeros(x.shape[0])
         if not len(x):
             return x, integral
