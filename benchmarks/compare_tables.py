@@ -46,16 +46,18 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "dinof": "DiNof",
     }
 )
+FLOW = {"batch_size": 512, "flow_transforms": 5, "flow_hidden": "128,128"}
 # What differs from the defaults, chosen on the validation split.
 CHOICES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "spline": {"model": "flow"},
+        "spline": {"model": "flow", **FLOW},
         "ffjord": {"model": "ffjord", "time_scale": 0.05, "rtol": 1e-3, "atol": 1e-3},
         "ddpm": {"model": "ddpm"},
-        "diffflow": {"model": "diffflow"},
-        "dinof": {"model": "dinof", "t_cutoff": 0.2},
+        "diffflow": {"model": "diffflow", "batch_size": 128, "diffusion_start": 1.0,
+                     "time_scale": 20.0},
+        "dinof": {"model": "dinof", "t_cutoff": 0.2, **FLOW},
     }
-)
+)  # fmt: skip
 # Steps after which the validation split saw no gain, where they are fewer than the time allows.
 MOST_STEPS: Mapping[tuple[str, str], int] = MappingProxyType({})
 
