@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, functional
-from ._denoising import Key, one_of
+from ._denoising import Key
 from ._variational import Variance
 from .processes import DiscreteVP
 
@@ -73,9 +73,9 @@ def plan(
     last_step: str,
 ) -> list[Step]:
     """Returns all steps; refuses options that do not belong to the sampler."""
-    one_of(op, "sampler", sampler, Sampler)
-    one_of(op, "variance", variance, Variance)
-    one_of(op, "last_step", last_step, LastStep)
+    _checks.one_of(op, "sampler", sampler, Sampler)
+    _checks.one_of(op, "variance", variance, Variance)
+    _checks.one_of(op, "last_step", last_step, LastStep)
     eta = _checks.finite(op, "eta", eta)
     if not 0 <= eta <= 1:
         raise ValueError(f"{op}: expected 0 <= eta <= 1, got {eta}")

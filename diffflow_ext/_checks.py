@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -126,6 +127,20 @@ def network_output(op: str, name: str, value: object, x: Tensor, x_name: str = "
             f"got {_dtype_name(other.dtype)}"
         )
     return other
+
+
+def call_network(
+    op: str, name: str, net: Callable[[Tensor, Tensor], Any], t: Tensor, x: Tensor
+) -> Tensor:
+    """Returns net(t, x), which must leave its arguments alone: they are used again."""
+    if torch.compiler.is_compiling():
+        return network_output(op, name, net(t, x), x)
+    watched = [each for each in (t, x) if not each.is_inference()]
+    versions = [each._version for each in watched]
+    value = net(t, x)
+    if versions != [each._version for each in watched]:
+        raise RuntimeError(f"{op}: {name} modified x or t in place; copy first")
+    return network_output(op, name, value, x)
 
 
 def _companion(op: str, name: str, value: object, x: Tensor, x_name: str) -> Tensor:
@@ -249,6 +264,12 @@ def count(op: str, name: str, value: object, low: int, high: int) -> int:
     if not low <= value < high:
         raise ValueError(f"{op}: expected {low} <= {name} < {high}, got {name}={value}")
     return value
+
+
+def one_of(op: str, name: str, value: object, kind: object) -> None:
+    """Refuses a name that is not among those of a Literal."""
+    if value not in get_args(kind):
+        raise ValueError(f"{op}: expected {name} to be one of {get_args(kind)}, got {value!r}")
 
 
 def step(op: str, value: object) -> int:

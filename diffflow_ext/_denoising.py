@@ -1,4 +1,4 @@
-"""What models that predict noise share: keyed times, the network's call, the loss of a batch.
+"""What models share, above all those of noise: keyed times, the network's call, batch means.
 
 A network is called as ``eps_net(t, x)`` and predicts the noise in x; its score is -eps / sigma(t).
 """
@@ -6,11 +6,12 @@ A network is called as ``eps_net(t, x)`` and predicts the noise in x; its score 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, get_args
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import _checks, functional
 from .grids import TimeGrid
@@ -21,21 +22,21 @@ __all__ = ["EpsNetwork"]
 #: Predicts noise from the time, shape () or (B,), and the state, shape (B, *event).
 EpsNetwork = Callable[[Tensor, Tensor], Tensor]
 Key = NoiseKey | Tensor
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 #: Times of samples are draws of purpose "grid"; step 0 of it belongs to TimeGrid.stratified.
 _TIMES_STEP = 1
+
+
+def eager(method: _Method) -> _Method:
+    """Keeps a method out of graphs that torch.compile records."""
+    return torch.compiler.disable(method)  # pyright: ignore
 
 
 def check_network(op: str, net: object) -> None:
     """Refuses what cannot be called."""
     if not callable(net):
         raise TypeError(f"{op}: expected eps_net to be callable as eps_net(t, x), got {net!r}")
-
-
-def one_of(op: str, name: str, value: str, kind: object) -> None:
-    """Refuses a name that is not among those of a Literal."""
-    if value not in get_args(kind):
-        raise ValueError(f"{op}: expected {name} to be one of {get_args(kind)}, got {value!r}")
 
 
 def data(op: str, x0: object, name: str = "x0") -> Tensor:
@@ -68,8 +69,7 @@ def predicted_noise(op: str, net: EpsNetwork, t: float | Tensor, x: Tensor) -> T
     """Returns eps_net(t, x), checked; its dtype may be lower than that of x."""
     if not isinstance(t, Tensor):
         t = torch.tensor(t, dtype=x.dtype, device=x.device)
-    value = net(t.to(x.dtype), x)
-    return _checks.network_output(op, "eps_net(t, x)", value, x)
+    return _checks.call_network(op, "eps_net(t, x)", net, t.to(x.dtype), x)
 
 
 def event_sum(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -92,10 +92,9 @@ def batch_mean(op: str, loss: Tensor, weight: Tensor | None) -> Tensor:
     return (loss.double() * factor).sum().to(loss.dtype)
 
 
-def blank(shape: tuple[int, ...], *models: Any) -> Tensor:
+def blank(shape: tuple[int, ...], parameters: Iterable[Tensor]) -> Tensor:
     """Returns zeros where the parameters are; float64 parameters make a float64 state."""
-    modules = [model for model in models if isinstance(model, nn.Module)]
-    like = next((p for module in modules for p in module.parameters()), torch.empty(0))
+    like = next(iter(parameters), torch.empty(0))
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return torch.zeros(shape, dtype=dtype, device=like.device)
 
@@ -105,9 +104,9 @@ def time_grid(
 ) -> TimeGrid:
     """Returns a grid that ends at `t_end`, from one or from a number of steps."""
     if not isinstance(grid, TimeGrid):
-        if isinstance(grid, bool) or not isinstance(grid, int):
+        if isinstance(grid, bool) or not isinstance(grid, numbers.Integral):
             raise TypeError(f"{op}: expected a TimeGrid or a number of steps, got {grid!r}")
-        return TimeGrid.power(grid, t_end, t_start, power)
+        return TimeGrid.power(int(grid), t_end, t_start, power)
     if not (grid.t_start > 0 and math.isclose(grid.t_end, t_end, rel_tol=1e-9)):
         raise ValueError(
             f"{op}: expected a grid from a time > 0 (t_min is {t_start}) to {t_end}, got {grid}"

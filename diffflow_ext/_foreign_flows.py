@@ -66,7 +66,13 @@ def _resolved(flow: Any) -> Any:
     """Returns the distribution of a lazy flow, others as they are."""
     if not _is_lazy(flow):
         return flow
-    distribution = flow()
+    try:
+        distribution = flow()
+    except TypeError as error:
+        raise TypeError(
+            "FlowPrior: expected a flow of zuko without context, a flow of normflows or an object "
+            f"with log_prob(x) and sample(n), got {type(flow).__name__}: {error}"
+        ) from error
     if not isinstance(distribution, Distribution):
         raise TypeError(
             f"FlowPrior: expected {type(flow).__name__}() to return a torch distribution, "

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from . import _checks, functional
-from ._denoising import EpsNetwork, Key, one_of, predicted_noise
+from ._denoising import EpsNetwork, Key, predicted_noise
 from .grids import TimeGrid
 from .processes import VE, LinearProcess
 
@@ -35,7 +35,7 @@ def choose(
     op: str, process: LinearProcess, sampler: str, corrector_steps: int | None
 ) -> tuple[str, int]:
     """Returns a sampler and its number of corrector steps, checked and with defaults."""
-    one_of(op, "sampler", sampler, Sampler)
+    _checks.one_of(op, "sampler", sampler, Sampler)
     exploding = isinstance(process, VE)
     if sampler == "auto":
         sampler = "reverse_diffusion" if exploding else "em"

@@ -81,13 +81,8 @@ class PathProblem:
         """Evaluates drift or score at state k, or score at several states at once."""
         net = self.drift if name == "drift" else self.score
         t = self._time(k, x)
-        watched = [tensor for tensor in (x, t) if not tensor.is_inference()]
-        versions = [tensor._version for tensor in watched]
         with self.autocast.again():
-            value = net(t, x)
-        if versions != [tensor._version for tensor in watched]:
-            raise RuntimeError(f"DiffFlowSDE: {name}(t, x) modified x or t in place; copy first")
-        return _checks.network_output("DiffFlowSDE", f"{name}(t, x)", value, x)
+            return _checks.call_network("DiffFlowSDE", f"{name}(t, x)", net, t, x)
 
     def _time(self, k: int | range, x: Tensor) -> Tensor:
         if isinstance(k, int):

@@ -293,7 +293,10 @@ def path_loss(p: PathProblem, x0: Tensor, g: Tensor) -> Tensor:
     if p.checkpoint_every == 0:
         return unrolled_loss(p, x0, g)
     p.keep = _wants_gradients(p, x0, g)
-    return _PathLoss.apply(p, x0, g, *p.params)  # pyright: ignore[reportReturnType]
+    loss: Tensor = _PathLoss.apply(p, x0, g, *p.params)  # pyright: ignore
+    if torch.is_grad_enabled() and not p.keep:
+        _check_leaves(p, x0)
+    return loss
 
 
 def mean_path_loss(p: PathProblem, x0: Tensor, g: Tensor, weight: Tensor | None) -> Tensor:
@@ -308,17 +311,20 @@ def mean_path_loss(p: PathProblem, x0: Tensor, g: Tensor, weight: Tensor | None)
 
 
 def _wants_gradients(p: PathProblem, x0: Tensor, g: Tensor) -> bool:
-    """Says whether a gradient may be asked for; if not, makes sure that nobody expects one."""
-    if not torch.is_grad_enabled():
-        return False
-    if any(t.requires_grad for t in (x0, g, *p.params)):
-        return True
+    """Says whether a gradient may be asked for."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x0, g, *p.params))
+
+
+def _check_leaves(p: PathProblem, x0: Tensor) -> None:
+    """Makes sure that nobody expects a gradient who would get none.
+
+    After the loss: flows that take their scale from the first batch have seen it by then.
+    """
     with torch.random.fork_rng(devices=[]):
         for name in ("drift", "score"):
             probe = x0[:1].detach()
             check_leaves(name, p.network(name, 1, probe), probe, p.params)
         check_leaves("prior.log_prob", p.prior_cost(probe), probe, p.params)
-    return False
 
 
 def diffflow_mean_loss(

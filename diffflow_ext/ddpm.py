@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import _checks, _denoising, functional
 from ._chain_steps import LastStep, Sampler, plan, reverse, visited
-from ._denoising import EpsNetwork, Key, one_of
+from ._denoising import EpsNetwork, Key
 from ._variational import (
     Decoder,
     Variance,
@@ -45,7 +45,7 @@ class DDPM(nn.Module):
             t of shape () or (B,) in (0, 1] and x of shape (B, *event).
         schedule: "linear", "cosine", or a chain of one's own. "linear" spaces :math:`\beta_i`
             evenly from 0.1/T to 20/T (at most 0.999), which is the published schedule for
-            T = 1000 and destroys the data as much for any other T.
+            T = 1000; shorter chains destroy the data as much, but for T < 3.
         num_timesteps: The length T of the chain. Default: 1000, or that of `schedule`.
 
     Raises:
@@ -190,8 +190,8 @@ class DDPM(nn.Module):
         """
         op = "DDPM.elbo"
         x0 = _denoising.data(op, x0)
-        one_of(op, "decoder", decoder, Decoder)
-        one_of(op, "variance", variance, Variance)
+        _checks.one_of(op, "decoder", decoder, Decoder)
+        _checks.one_of(op, "variance", variance, Variance)
         if decoder == "discretised":
             check_images(op, x0)
         key = _denoising.fixed_key(op, key, x0.device)
@@ -235,6 +235,7 @@ class DDPM(nn.Module):
         ratio = (sigma / alpha).to(x0.dtype).reshape(-1, *(1,) * (x0.dim() - 1))
         return ((x0 + ratio * error).clamp(-1, 1) - x0) / ratio
 
+    @_denoising.eager
     def log_prob(
         self,
         x: Tensor,
@@ -286,6 +287,7 @@ class DDPM(nn.Module):
 
     # --- samples ---------------------------------------------------------------------------------
 
+    @_denoising.eager
     @torch.no_grad()
     def sample(
         self,
@@ -345,7 +347,7 @@ class DDPM(nn.Module):
             op, self.process, indices,
             sampler=sampler, eta=eta, variance=variance, last_step=last_step,
         )  # fmt: skip
-        like = _denoising.blank(shape, self.eps_net)
+        like = _denoising.blank(shape, self.parameters())
         key = _denoising.fixed_key(op, key, like.device)
         x = StandardNormal().sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
@@ -365,7 +367,7 @@ def _chain(schedule: Schedule | DiscreteVP, num_timesteps: int | None) -> Discre
                 f"got {num_timesteps}; leave it out"
             )
         return schedule
-    one_of("DDPM", "schedule", schedule, Schedule)
+    _checks.one_of("DDPM", "schedule", schedule, Schedule)
     T = 1000 if num_timesteps is None else num_timesteps
     T = _checks.count("DDPM", "num_timesteps", T, 1, 2**24)
     if schedule == "cosine":

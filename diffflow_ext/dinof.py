@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, _denoising, _predictors, functional
-from ._denoising import EpsNetwork, Key, one_of
+from ._denoising import EpsNetwork, Key
 from ._predictors import Sampler
 from .grids import TimeGrid
 from .priors import Prior, StandardNormal, as_prior
@@ -88,8 +88,8 @@ class DiNof(nn.Module):
     ) -> None:
         super().__init__()
         _denoising.check_network("DiNof", eps_net)
-        one_of("DiNof", "loss_weight", loss_weight, LossWeight)
-        self.process = process if isinstance(process, LinearProcess) else process_by_name(process)
+        _checks.one_of("DiNof", "loss_weight", loss_weight, LossWeight)
+        self.process = _process(process)
         self.t_cutoff = _checks.finite("DiNof", "t_cutoff", t_cutoff)
         self.t_min = (
             self.process.t_min if t_min is None else _checks.finite("DiNof", "t_min", t_min)
@@ -114,9 +114,11 @@ class DiNof(nn.Module):
         return self.prior.parameters() if isinstance(self.prior, nn.Module) else iter(())
 
     def score(self, t: float | Tensor, x: Tensor) -> Tensor:
-        r"""Returns the score :math:`-\varepsilon(t, x) / \sigma(t)`, t of shape () or (B,)."""
+        r"""Returns the score :math:`-\varepsilon(t, x) / \sigma(t)`, t > 0 of shape () or (B,)."""
         x = _checks.state("DiNof.score", "x", x)
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+        if not t.is_cuda and not bool((t > 0).all()):
+            raise ValueError(f"DiNof.score: expected t > 0, where noise is, got {t.tolist()}")
         eps = _denoising.predicted_noise("DiNof.score", self.eps_net, t, x).to(x.dtype)
         return -eps / self.process.sigma(t).reshape(t.shape + (1,) * (x.dim() - 1) * t.dim())
 
@@ -228,6 +230,7 @@ class DiNof(nn.Module):
         """Returns the ODE that has the diffusion's marginals."""
         return ProbabilityFlow((self.eps_net,), self.process.flow_coefficients)
 
+    @_denoising.eager
     def log_prob(
         self,
         x: Tensor,
@@ -245,8 +248,8 @@ class DiNof(nn.Module):
             \log p(x) = \log p_{flow}(x_{T_m}) + \int_{t_{min}}^{T_m} \nabla \cdot v(t, x_t) \, dt,
             \qquad v = r(t) \, x + \frac{g(t)^2}{2 \sigma(t)} \, \varepsilon(t, x)
 
-        The noise of standard deviation :math:`\sigma(t_{min})`, about 0.01, counts as part of the
-        data.
+        The noise of standard deviation :math:`\sigma(t_{min})` counts as part of the data: 0.01
+        for "vp" and "ve", 1e-4 for "subvp".
 
         Arguments:
             x: The data, shape (B, *event), float32 or float64.
@@ -278,6 +281,7 @@ class DiNof(nn.Module):
 
     # --- samples ---------------------------------------------------------------------------------
 
+    @_denoising.eager
     @torch.no_grad()
     def sample(
         self,
@@ -337,14 +341,14 @@ class DiNof(nn.Module):
         """
         op = "DiNof.sample"
         shape = _checks.event_shape(op, "shape", shape)
-        one_of(op, "last_step", last_step, LastStep)
-        one_of(op, "solver", solver, Solver)
+        _checks.one_of(op, "last_step", last_step, LastStep)
+        _checks.one_of(op, "solver", solver, Solver)
         kind, repeats = _predictors.choose(op, self.process, sampler, corrector_steps)
         ratio = _checks.finite(op, "snr", snr)
         if not ratio > 0:
             raise ValueError(f"{op}: expected snr > 0, got {ratio}")
         grid = self._sampling_grid(op, num_steps, kind)
-        like = _denoising.blank(shape, self.eps_net, self.prior)
+        like = _denoising.blank(shape, self.parameters())
         key = _denoising.fixed_key(op, key, like.device)
         x = self.prior.sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
@@ -368,6 +372,14 @@ class DiNof(nn.Module):
         alpha, sigma = float(self.process.alpha(at)), float(self.process.sigma(at))
         eps = _denoising.predicted_noise("DiNof.sample", self.eps_net, t, x)
         return functional.affine_step(x, eps, c_x=1 / alpha, c_a=-sigma / alpha)
+
+
+def _process(process: object) -> LinearProcess:
+    if isinstance(process, LinearProcess):
+        return process
+    if not isinstance(process, str):
+        raise TypeError(f"DiNof: expected process as a name or a LinearProcess, got {process!r}")
+    return process_by_name(process)
 
 
 def _gaussian_end(process: LinearProcess, t_cutoff: float) -> StandardNormal:

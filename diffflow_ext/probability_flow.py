@@ -74,7 +74,7 @@ class ProbabilityFlow:
         """Returns what each network says at a time and a state."""
         time = torch.tensor(t, dtype=x.dtype, device=x.device)
         return [
-            _checks.network_output("probability_flow", "net(t, x)", net(time, x), x)
+            _checks.call_network("probability_flow", "net(t, x)", net, time, x)
             for net in self.nets
         ]
 
@@ -138,8 +138,7 @@ def integrate(
     _checks.finite_state(op, "x", x)
     if not isinstance(grid, TimeGrid):
         raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
-    if solver not in get_args(Solver):
-        raise ValueError(f"{op}: expected solver to be one of {get_args(Solver)}, got {solver!r}")
+    _checks.one_of(op, "solver", solver, Solver)
     if not (_checks.finite(op, "rtol", rtol) > 0 and _checks.finite(op, "atol", atol) > 0):
         raise ValueError(f"{op}: expected rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
     times = grid.times.tolist()
@@ -283,12 +282,10 @@ def _trace(
 ) -> _Trace | None:
     if divergence is None:
         return None
-    if divergence not in get_args(Divergence):
-        raise ValueError(
-            f"{op}: expected divergence to be one of {get_args(Divergence)}, got {divergence!r}"
-        )
+    _checks.one_of(op, "divergence", divergence, Divergence)
     probes = _checks.count(op, "num_probes", num_probes, 1, 2**16)
     offset = _checks.sample_offset(op, sample_offset, x.shape[0])
+    key = None if key is None else _checks.key(op, key, x.device)
     dimensions = math.prod(x.shape[1:])
     if divergence == "exact" or (divergence == "auto" and dimensions <= EXACT_DIMENSIONS):
         return _Trace(flow, x, None, 0, offset)
@@ -296,7 +293,7 @@ def _trace(
         raise ValueError(
             f"{op}: expected fewer than 2^24 probes in all, got {grid.num_steps} steps x {probes}"
         )
-    key = NoiseKey.from_torch() if key is None else _checks.key(op, key, x.device)
+    key = NoiseKey.from_torch() if key is None else key
     return _Trace(flow, x, key, probes, offset)
 
 

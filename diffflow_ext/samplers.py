@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -60,8 +60,8 @@ class ReverseSampler:
         strength = _checks.finite(op, "stochasticity", self.stochasticity)
         if strength < 0:
             raise ValueError(f"{op}: expected stochasticity >= 0, got {strength}")
-        _choice(op, "last_step", self.last_step, get_args(LastStep))
-        _choice(op, "solver", self.solver, get_args(ReverseSolver))
+        _checks.one_of(op, "last_step", self.last_step, LastStep)
+        _checks.one_of(op, "solver", self.solver, ReverseSolver)
         if self.solver != "euler" and strength != 0:
             raise ValueError(
                 f"{op}: expected stochasticity=0 with solver={self.solver!r}, which is for the "
@@ -74,11 +74,6 @@ class ReverseSampler:
         _checks.count(op, "corrector_steps", self.corrector_steps, 0, 2**16)
         if not _checks.finite(op, "corrector_scale", self.corrector_scale) > 0:
             raise ValueError(f"{op}: expected corrector_scale > 0, got {self.corrector_scale}")
-
-
-def _choice(op: str, name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{op}: expected {name} to be one of {allowed}, got {value!r}")
 
 
 def reverse_path(

@@ -12,18 +12,19 @@ the negative log-likelihood of the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from . import _checks, _kernels, _traced, samplers
+from ._denoising import blank, eager
 from ._sweeps import Network, PathProblem
 from .adjoint import Key, build_problem, mean_path_loss, path_loss
 from .diffusion import Diffusion, diffusion_values
 from .grids import TimeGrid
-from .noise import NoiseKey
+from .noise import MAX_SAMPLE, NoiseKey
 from .priors import as_prior
 from .probability_flow import Divergence, ProbabilityFlow, Solver, flow_log_prob
 
@@ -32,12 +33,6 @@ __all__ = ["DiffFlowSDE"]
 Engine = Literal["auto", "autograd"]
 #: Rows of a batch of paths that a bound without gradient evaluates in one call.
 PATHS_AT_A_TIME = 2**15
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def _eager(method: _Method) -> _Method:
-    """Keeps a method out of graphs that torch.compile records."""
-    return torch.compiler.disable(method)  # pyright: ignore
 
 
 class DiffFlowSDE(nn.Module):
@@ -226,7 +221,7 @@ class DiffFlowSDE(nn.Module):
 
     # --- likelihood ------------------------------------------------------------------------------
 
-    @_eager
+    @eager
     def elbo(
         self,
         x0: Tensor,
@@ -279,6 +274,11 @@ class DiffFlowSDE(nn.Module):
         if paths == 1:
             return self._one_path_elbo(x0, grid, key, checkpoint_every, offset)
         x0 = _checks.state(op, "x0", x0)
+        if (offset + x0.shape[0]) * paths > MAX_SAMPLE:
+            raise ValueError(
+                f"{op}: expected (sample_offset + batch) * num_paths <= 2^32, got ({offset} + "
+                f"{x0.shape[0]}) * {paths}; use another stream for more samples"
+            )
         # Path k of sample i has the noise of sample i K + k, however the batch is split.
         rows = x0.shape[0] if torch.is_grad_enabled() else max(1, PATHS_AT_A_TIME // paths)
         parts = [
@@ -302,7 +302,7 @@ class DiffFlowSDE(nn.Module):
         dimensions = math.prod(x0.shape[1:])
         return energy - path_loss(p, x0, g) - dimensions * torch.log(g[-1] / g[0])
 
-    @_eager
+    @eager
     def log_prob(
         self,
         x: Tensor,
@@ -376,7 +376,7 @@ class DiffFlowSDE(nn.Module):
 
     # --- paths and samples -----------------------------------------------------------------------
 
-    @_eager
+    @eager
     @torch.no_grad()
     def encode(
         self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
@@ -385,7 +385,7 @@ class DiffFlowSDE(nn.Module):
         p, x0, _ = self._problem("encode", x0, grid, key, sample_offset=sample_offset)
         return samplers.forward_path(p, x0, None)
 
-    @_eager
+    @eager
     @torch.no_grad()
     def path(
         self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
@@ -464,7 +464,7 @@ class DiffFlowSDE(nn.Module):
         sampler = samplers.ReverseSampler(stochasticity, last_step, **options)
         return self._sample(shape, grid, key, sampler, sample_offset, keep=True)
 
-    @_eager
+    @eager
     @torch.no_grad()
     def _sample(
         self,
@@ -478,8 +478,9 @@ class DiffFlowSDE(nn.Module):
     ) -> Tensor:
         shape = _checks.event_shape("DiffFlowSDE.sample", "shape", shape)
         p, x, _ = self._problem(
-            "sample", self._blank(shape), grid, key, sample_offset=sample_offset
-        )
+            "sample", blank(shape, self.network_parameters()), grid, key,
+            sample_offset=sample_offset,
+        )  # fmt: skip
         x = samplers.noise_end(p, x)
         states = x.new_empty((p.num_steps + 1, *shape)) if keep else None
         if states is not None:
@@ -487,12 +488,6 @@ class DiffFlowSDE(nn.Module):
         flow, times = self.probability_flow(x.device), grid.times.tolist()
         x0 = samplers.reverse_path(p, flow, times, x, sampler, states)
         return x0 if states is None else states
-
-    def _blank(self, shape: tuple[int, ...]) -> Tensor:
-        """Returns zeros where the parameters are; float64 parameters make a float64 state."""
-        like = next(iter(self.network_parameters()), torch.empty(0))
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return torch.zeros(shape, dtype=dtype, device=like.device)
 
 
 def _check_engine(op: str, engine: str) -> None:

@@ -8,6 +8,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import zuko
@@ -606,3 +607,38 @@ def test_arguments_that_a_sampler_does_not_take_are_refused() -> None:
         model.sample((2, 2), 5, sampler="ode", corrector_steps=2)
     with pytest.raises(ValueError, match="solver"):
         model.sample((2, 2), 5, solver="nonsense")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x: model.mean_loss(x, KEY),
+        lambda model, x: model.log_prob(x, 3),
+        lambda model, x: model.sample(tuple(x.shape), 3, KEY),
+        lambda model, x: model.sample(tuple(x.shape), 3, KEY, sampler="ode"),
+    ],
+)
+def test_a_network_that_writes_into_its_arguments_is_refused(call: Any) -> None:
+    for net in (lambda t, x: x.mul_(2), lambda t, x: x + t.mul_(2).sum()):
+        with pytest.raises(RuntimeError, match="modified x or t in place|in-place operation"):
+            call(DiNof(net), torch.ones(3, 2))
+
+
+def test_there_is_no_score_without_noise() -> None:
+    with pytest.raises(ValueError, match="expected t > 0"):
+        DiNof(WavyNet()).score(0.0, torch.ones(3, 2))
+
+
+def test_steps_may_be_integers_of_numpy_and_a_process_no_object() -> None:
+    model, x = DiNof(WavyNet()), torch.ones(3, 2)
+    assert torch.equal(model.log_prob(x, np.int64(4)), model.log_prob(x, 4))  # pyright: ignore
+    with pytest.raises(TypeError, match="process as a name"):
+        DiNof(WavyNet(), process=object())  # pyright: ignore[reportArgumentType]
+
+
+def test_evaluation_stays_out_of_compiled_graphs() -> None:
+    model, x = DiNof(WavyNet()), torch.randn(3, 2)
+    calls = [lambda: model.log_prob(x, 3), lambda: model.sample((3, 2), 3, KEY)]
+    for call in calls:
+        expected = call()
+        assert torch.equal(torch.compile(call, backend="eager")(), expected)

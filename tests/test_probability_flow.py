@@ -268,3 +268,10 @@ def test_missing_torchdiffeq_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
     with pytest.raises(ImportError, match="torchdiffeq"):
         integrate(waves(), points(), TimeGrid.power(3, 1.0), solver="dopri5")
+
+
+def test_a_key_is_checked_where_it_is_not_needed() -> None:
+    flow = ProbabilityFlow((lambda t, x: x,), lambda t: (0.0, 1.0))
+    for divergence in ("exact", "hutchinson"):
+        with pytest.raises(TypeError, match="expected key"):
+            integrate(flow, torch.ones(2, 2), TimeGrid.power(2, 1.0), divergence=divergence, key=5)  # pyright: ignore

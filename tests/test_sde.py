@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid
+from diffflow_ext.flows import glow
 from diffflow_ext.functional import normal
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.priors import StandardNormal
@@ -399,3 +400,20 @@ def test_bad_arguments() -> None:
         sde.mean_loss(x0, grid, weight=torch.ones(5))
     with pytest.raises(ValueError, match=r"x of shape \(B, 2\)|shape"):
         sde.loss(torch.randn(6, 3), grid)
+
+
+def test_offsets_of_many_paths_must_fit() -> None:
+    sde = DiffFlowSDE(FourierMLP(2, width=4, depth=1), FourierMLP(2, width=4, depth=1))
+    with pytest.raises(ValueError, match=r"\(2147483648 \+ 3\) \* 2"):
+        sde.elbo(torch.ones(3, 2), TimeGrid.power(2, 1.0), KEY, num_paths=2, sample_offset=2**31)
+
+
+def test_a_frozen_flow_takes_its_scale_from_the_whole_batch() -> None:
+    """Nothing is asked of it before: a single sample has no spread."""
+    prior = glow((1, 4, 4), levels=1, blocks=1, hidden=4)
+    sde = DiffFlowSDE(lambda t, x: -x, lambda t, x: -x, prior=prior)
+    x0 = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for parameter in sde.parameters():
+        parameter.requires_grad_(False)
+    loss = sde.loss(x0, TimeGrid.power(4, 1.0), KEY)
+    assert float(loss.abs().max()) < 1000
