@@ -620,7 +620,7 @@ def test_arguments_that_a_sampler_does_not_take_are_refused() -> None:
 )
 def test_a_network_that_writes_into_its_arguments_is_refused(call: Any) -> None:
     for net in (lambda t, x: x.mul_(2), lambda t, x: x + t.mul_(2).sum()):
-        with pytest.raises(RuntimeError, match="modified x or t in place|in-place operation"):
+        with pytest.raises(RuntimeError, match=r"modified x or t in place|in-place operation"):
             call(DiNof(net), torch.ones(3, 2))
 
 

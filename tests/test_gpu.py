@@ -8,16 +8,27 @@ benchmarks/gpu_check.py.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from gpu_ops import CASES, DTYPES, Case, ulps_apart
 from torch import Tensor, nn
 
-from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid, functional
+from diffflow_ext import (
+    DDPM,
+    DiffFlowSDE,
+    DiNof,
+    GeometricDiffusion,
+    NoiseKey,
+    TimeGrid,
+    functional,
+)
 from diffflow_ext.doctor import KNOWN_ANSWERS
+from diffflow_ext.flows import spline_flow
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.noise import PURPOSES
 
@@ -221,6 +232,57 @@ def test_samples_are_those_of_the_cpu(record_property: Record) -> None:
     error = float((there - here).abs().max())
     record_property("error", error)
     assert error < 1e-10
+
+
+def every_model(device: torch.device) -> dict[str, nn.Module]:
+    """All models, with a learned diffusion, a flow at the end and an exploding process."""
+    torch.manual_seed(0)
+    nets = [FourierMLP(2, width=32, depth=2) for _ in range(4)]
+    end = spline_flow(2, transforms=2, hidden=(16,))
+    models: dict[str, nn.Module] = {
+        "diffflow": DiffFlowSDE(nets[0], nets[1], GeometricDiffusion(0.2, 1.0), prior=end),
+        "ddpm": DDPM(nets[2], num_timesteps=50),
+        "dinof": DiNof(nets[3], copy.deepcopy(end), "ve", 0.5),
+    }
+    return {name: one.to(device, torch.float64) for name, one in models.items()}
+
+
+CALLS: dict[str, Callable[[dict[str, Any], Tensor, TimeGrid], Tensor]] = {
+    "log_prob": lambda m, x, grid: m["diffflow"].log_prob(x, grid),
+    "hutchinson": lambda m, x, grid: m["diffflow"].log_prob(
+        x, grid, KEY, divergence="hutchinson", num_probes=2
+    ),
+    "importance weights": lambda m, x, grid: m["diffflow"].elbo(x, grid, KEY, num_paths=3),
+    "heun": lambda m, x, grid: m["diffflow"].sample(
+        tuple(x.shape), grid, KEY, 0.0, solver="heun", corrector_steps=1
+    ),
+    "ddpm loss": lambda m, x, grid: m["ddpm"].loss(x, KEY),
+    "ddpm bound": lambda m, x, grid: m["ddpm"].elbo(x, KEY, timesteps=5),
+    "ddpm density": lambda m, x, grid: m["ddpm"].log_prob(x, 5),
+    "ddpm samples": lambda m, x, grid: m["ddpm"].sample(tuple(x.shape), 7, KEY),
+    "dinof losses": lambda m, x, grid: (
+        m["dinof"].score_loss(x, KEY) + m["dinof"].flow_loss(x, KEY)
+    ),
+    "dinof density": lambda m, x, grid: m["dinof"].log_prob(x, 5),
+    "dinof samples": lambda m, x, grid: m["dinof"].sample(tuple(x.shape), 7, KEY),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_every_model_computes_what_it_does_on_the_cpu(
+    call: Callable[[dict[str, Any], Tensor, TimeGrid], Tensor], record_property: Record
+) -> None:
+    x, grid = (
+        torch.randn(65, 2, generator=generator(), dtype=torch.float64),
+        TimeGrid.power(6, 1.0),
+    )
+    with torch.no_grad():
+        here = call(every_model(torch.device("cpu")), x, grid)
+        there = call(every_model(CUDA), x.to(CUDA), grid)
+    assert there.is_cuda
+    error = float((there.cpu() - here).abs().max() / here.abs().max())
+    record_property("error", error)
+    assert error < 1e-8
 
 
 def peak(num_steps: int, **options: int) -> int:
