@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import _checks, functional
+from . import _checks, _regression, functional
 from .grids import TimeGrid
 from .noise import NoiseKey
 
@@ -80,9 +80,23 @@ def event_sum(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def mean_square_error(op: str, net: EpsNetwork, t: Tensor, x_t: Tensor, eps: Tensor) -> Tensor:
-    """Returns |eps - eps_net(t, x_t)|^2 / d for each sample."""
+    """Returns |eps - eps_net(t, x_t)|^2 / d for each sample, t of shape (B,)."""
+    if _regression.supports(net, x_t):
+        return _regression.square_error(net, t.to(x_t.dtype), x_t, eps)
     error = predicted_noise(op, net, t, x_t).to(eps.dtype) - eps
     return event_sum(error.square()) / max(math.prod(eps.shape[1:]), 1)
+
+
+def mean_square_error_of_batch(
+    op: str, net: EpsNetwork, t: Tensor, x_t: Tensor, eps: Tensor, weight: Tensor | None
+) -> Tensor:
+    """Returns :func:`batch_mean` of :func:`mean_square_error`, in one pass where that is fused."""
+    if not _regression.supports(net, x_t):
+        return batch_mean(op, mean_square_error(op, net, t, x_t, eps), weight)
+    each = _checks.weights(op, weight, x_t)
+    if each is None:
+        each = torch.full((len(x_t),), 1.0 / len(x_t))
+    return _regression.weighted_square_error(net, t.to(x_t.dtype), x_t, eps, each)
 
 
 def batch_mean(op: str, loss: Tensor, weight: Tensor | None) -> Tensor:

@@ -111,6 +111,13 @@ class DDPM(nn.Module):
             | https://arxiv.org/abs/2006.11239
         """
         op = "DDPM.loss"
+        t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
+        return _denoising.mean_square_error(op, self.eps_net, t, x_t, eps)
+
+    def _perturbed(
+        self, op: str, x0: Tensor, key: Key | None, sample_offset: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns a random time of each sample, its state then, and the noise in it."""
         x0 = _denoising.data(op, x0)
         key = _denoising.fixed_key(op, key, x0.device)
         u = _denoising.uniforms(x0, key, 1, sample_offset)[:, 0]
@@ -122,7 +129,7 @@ class DDPM(nn.Module):
             key=key,
             sample_offset=sample_offset,
         )
-        return _denoising.mean_square_error(op, self.eps_net, t, x_t, eps)
+        return t, x_t, eps
 
     def mean_loss(
         self,
@@ -140,8 +147,9 @@ class DDPM(nn.Module):
             weight: Weights of the samples, shape (B,); default 1/B.
             sample_offset: The global index of the first sample.
         """
-        loss = self.loss(x0, key, sample_offset=sample_offset)
-        return _denoising.batch_mean("DDPM.mean_loss", loss, weight)
+        op = "DDPM.mean_loss"
+        t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
+        return _denoising.mean_square_error_of_batch(op, self.eps_net, t, x_t, eps, weight)
 
     # --- likelihood ------------------------------------------------------------------------------
 

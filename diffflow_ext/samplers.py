@@ -55,6 +55,11 @@ class ReverseSampler:
     corrector_steps: int = 0
     corrector_scale: float = 0.5
 
+    @property
+    def plain(self) -> bool:
+        """Whether this is one Euler step after the other and nothing between them."""
+        return self.solver == "euler" and self.corrector_steps == 0
+
     def __post_init__(self) -> None:
         op = "DiffFlowSDE.sample"
         strength = _checks.finite(op, "stochasticity", self.stochasticity)

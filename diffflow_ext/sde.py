@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,19 @@ from .grids import TimeGrid
 from .noise import MAX_SAMPLE, NoiseKey
 from .priors import as_prior
 from .probability_flow import Divergence, ProbabilityFlow, Solver, flow_log_prob
+from .trajectory import (
+    Engine,
+    EngineChoice,
+    check_engine,
+    choose_engine,
+    fused_loss,
+    fused_mean_loss,
+    fused_path,
+    fused_sample,
+)
 
 __all__ = ["DiffFlowSDE"]
 
-Engine = Literal["auto", "autograd"]
 #: Rows of a batch of paths that a bound without gradient evaluates in one call.
 PATHS_AT_A_TIME = 2**15
 
@@ -157,7 +166,10 @@ class DiffFlowSDE(nn.Module):
                 graph of every step. Neither values nor gradients depend on it.
                 A step that torch.compile records always runs the adjoint.
             sample_offset: The global index of the first sample.
-            engine: "auto" or "autograd": the adjoint for any networks.
+            engine: "autograd", the adjoint for any networks; "fused", one call of compiled code
+                for perceptrons on the CPU (see :mod:`diffflow_ext.trajectory`); "auto", the
+                second where it is possible. Both give the same noise, and the same values and
+                gradients but for rounding; :meth:`engine_for` says which "auto" takes and why.
 
         Returns:
             The losses, shape (B,), in nats.
@@ -167,13 +179,14 @@ class DiffFlowSDE(nn.Module):
             TypeError: If an argument has the wrong type.
             RuntimeError: If a network depends on a trainable tensor that is not a parameter.
         """
-        _check_engine("DiffFlowSDE.loss", engine)
+        check_engine("DiffFlowSDE.loss", engine)
         if torch.compiler.is_compiling():
             return _traced.path_loss(self, x0, grid, key, sample_offset, checkpoint_every)
         p, x0, g = self._problem(
             "loss", x0, grid, key, checkpoint_every=checkpoint_every, sample_offset=sample_offset
         )
-        return path_loss(p, x0, g)
+        fused = choose_engine("DiffFlowSDE.loss", engine, p, x0).name == "fused"
+        return fused_loss(p, x0, g) if fused else path_loss(p, x0, g)
 
     def mean_loss(
         self,
@@ -209,7 +222,7 @@ class DiffFlowSDE(nn.Module):
             RuntimeError: If a network depends on a trainable tensor that is not a parameter.
         """
         op = "DiffFlowSDE.mean_loss"
-        _check_engine(op, engine)
+        check_engine(op, engine)
         if torch.compiler.is_compiling():
             at = (x0, grid, key, sample_offset, checkpoint_every)
             return _traced.mean_loss(self, *at, weight=_checks.weights(op, weight, x0))
@@ -217,7 +230,21 @@ class DiffFlowSDE(nn.Module):
             "mean_loss", x0, grid, key,
             checkpoint_every=checkpoint_every, sample_offset=sample_offset,
         )  # fmt: skip
-        return mean_path_loss(p, x0, g, _checks.weights(op, weight, x0))
+        each = _checks.weights(op, weight, x0)
+        if choose_engine(op, engine, p, x0).name == "fused":
+            return fused_mean_loss(p, x0, g, each)
+        return mean_path_loss(p, x0, g, each)
+
+    def engine_for(self, x0: Tensor, grid: TimeGrid, *, checkpoint_every: int = 1) -> EngineChoice:
+        """Returns what engine="auto" comes to for data like x0.
+
+        Returns:
+            The engine's name, "fused" or "autograd", and for the latter the reason.
+        """
+        p, x0, _ = self._problem(
+            "engine_for", x0, grid, NoiseKey(0), checkpoint_every=checkpoint_every
+        )
+        return choose_engine("DiffFlowSDE.engine_for", "auto", p, x0)
 
     # --- likelihood ------------------------------------------------------------------------------
 
@@ -300,7 +327,9 @@ class DiffFlowSDE(nn.Module):
         for i in range(p.num_steps):
             energy = _kernels.noise_energy(x0, p.key, i, p.sample_offset, energy)
         dimensions = math.prod(x0.shape[1:])
-        return energy - path_loss(p, x0, g) - dimensions * torch.log(g[-1] / g[0])
+        fused = choose_engine("DiffFlowSDE.elbo", "auto", p, x0).name == "fused"
+        loss = fused_loss(p, x0, g) if fused else path_loss(p, x0, g)
+        return energy - loss - dimensions * torch.log(g[-1] / g[0])
 
     @eager
     def log_prob(
@@ -382,8 +411,7 @@ class DiffFlowSDE(nn.Module):
         self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
     ) -> Tensor:
         """Returns the end x_N of a forward path from each sample, shape (B, *event)."""
-        p, x0, _ = self._problem("encode", x0, grid, key, sample_offset=sample_offset)
-        return samplers.forward_path(p, x0, None)
+        return self._forward_path("encode", x0, grid, key, sample_offset, keep=False)
 
     @eager
     @torch.no_grad()
@@ -391,11 +419,26 @@ class DiffFlowSDE(nn.Module):
         self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
     ) -> Tensor:
         """Returns a forward path from each sample, shape (N+1, B, *event), index i at time t_i."""
-        p, x0, _ = self._problem("path", x0, grid, key, sample_offset=sample_offset)
-        states = x0.new_empty((p.num_steps + 1, *x0.shape))
-        states[0] = x0
-        samplers.forward_path(p, x0, states)
-        return states
+        return self._forward_path("path", x0, grid, key, sample_offset, keep=True)
+
+    def _forward_path(
+        self,
+        op: str,
+        x0: Tensor,
+        grid: TimeGrid,
+        key: Key | None,
+        sample_offset: int,
+        *,
+        keep: bool,
+    ) -> Tensor:
+        p, x0, g = self._problem(op, x0, grid, key, sample_offset=sample_offset)
+        if choose_engine(op, "auto", p, x0).name == "fused":
+            return fused_path(p, x0, g, keep=keep)
+        states = x0.new_empty((p.num_steps + 1, *x0.shape)) if keep else None
+        if states is not None:
+            states[0] = x0
+        last = samplers.forward_path(p, x0, states)
+        return last if states is None else states
 
     def sample(
         self,
@@ -477,7 +520,7 @@ class DiffFlowSDE(nn.Module):
         keep: bool,
     ) -> Tensor:
         shape = _checks.event_shape("DiffFlowSDE.sample", "shape", shape)
-        p, x, _ = self._problem(
+        p, x, g = self._problem(
             "sample", blank(shape, self.network_parameters()), grid, key,
             sample_offset=sample_offset,
         )  # fmt: skip
@@ -485,11 +528,9 @@ class DiffFlowSDE(nn.Module):
         states = x.new_empty((p.num_steps + 1, *shape)) if keep else None
         if states is not None:
             states[-1] = x
+        if sampler.plain and choose_engine("sample", "auto", p, x).name == "fused":
+            x0 = fused_sample(p, x, g, sampler.stochasticity, sampler.last_step, states)
+            return x0 if states is None else states
         flow, times = self.probability_flow(x.device), grid.times.tolist()
         x0 = samplers.reverse_path(p, flow, times, x, sampler, states)
         return x0 if states is None else states
-
-
-def _check_engine(op: str, engine: str) -> None:
-    if engine not in ("auto", "autograd"):
-        raise ValueError(f"{op}: expected engine to be 'auto' or 'autograd', got {engine!r}")

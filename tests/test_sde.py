@@ -386,8 +386,8 @@ def test_bad_arguments() -> None:
     x0 = torch.randn(6, 2)
     with pytest.raises(TypeError, match=r"expected drift to be callable as drift\(t, x\), got 3"):
         DiffFlowSDE(3, sde.score)  # pyright: ignore
-    with pytest.raises(ValueError, match=r"expected engine to be .*, got 'fused'"):
-        sde.loss(x0, grid, engine="fused")  # pyright: ignore
+    with pytest.raises(ValueError, match=r"expected engine to be .*, got 'fast'"):
+        sde.loss(x0, grid, engine="fast")  # pyright: ignore
     with pytest.raises(ValueError, match="expected stochasticity >= 0, got -1"):
         sde.sample((3, 2), grid, KEY, -1.0)
     with pytest.raises(ValueError, match="expected last_step to be one of"):

@@ -5,8 +5,10 @@
 #include <array>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "ops.h"
+#include "trajectory.h"
 
 namespace py = pybind11;
 namespace df = diffflow;
@@ -47,6 +49,66 @@ py::dict build_info() {
   info["cuda_architectures"] = DIFFFLOW_CUDA_ARCHITECTURES;
   info["cuda_note"] = DIFFFLOW_CUDA_NOTE;
   return info;
+}
+
+using SeedTuple = std::tuple<uint64_t, uint32_t, uint32_t, uint32_t>;
+
+std::vector<std::string> engine_names() {
+  std::vector<std::string> names;
+  for (const df::Engine* engine : df::engines()) names.emplace_back(engine->name);
+  return names;
+}
+
+int64_t trajectory_scratch(const std::string& engine, const df::SizesTuple& sizes,
+                           const df::MlpTuple& drift, const df::MlpTuple& score, bool gradients) {
+  const df::ProblemHolder holder(sizes, drift, score, {}, {});
+  return df::engine_named(engine).scratch_bytes(holder.problem(), gradients);
+}
+
+void trajectory_loss(const std::string& engine, const df::SizesTuple& sizes,
+                     const df::MlpTuple& drift, const df::MlpTuple& score,
+                     const df::BuffersTuple& buffers, const SeedTuple& noise,
+                     const std::array<df::Address, 6>& a,
+                     const std::vector<df::Address>& grad_drift,
+                     const std::vector<df::Address>& grad_score) {
+  const df::ProblemHolder holder(sizes, drift, score, buffers, noise);
+  const df::TensorList<float> of_drift(grad_drift), of_score(grad_score);
+  const df::LossOutputs outputs = {df::pointer<const float>(a[0]),
+                                   df::pointer<const float>(a[1]),
+                                   df::pointer<float>(a[2]),
+                                   df::pointer<float>(a[3]),
+                                   of_drift.tensors(),
+                                   of_score.tensors(),
+                                   df::pointer<float>(a[4]),
+                                   df::pointer<double>(a[5])};
+  df::engine_named(engine).loss(holder.problem(), outputs);
+}
+
+void trajectory_sample(const std::string& engine, const df::SizesTuple& sizes,
+                       const df::MlpTuple& drift, const df::MlpTuple& score,
+                       const df::BuffersTuple& buffers, const SeedTuple& noise,
+                       const std::array<df::Address, 3>& a, float stochasticity, int last_step) {
+  const df::ProblemHolder holder(sizes, drift, score, buffers, noise);
+  const df::SampleOutputs outputs = {df::pointer<const float>(a[0]), stochasticity,
+                                     static_cast<df::LastStep>(last_step), df::pointer<float>(a[1]),
+                                     df::pointer<float>(a[2])};
+  df::engine_named(engine).sample(holder.problem(), outputs);
+}
+
+int64_t regression_scratch(const std::string& engine, const df::RegressionSizes& sizes,
+                           const df::MlpTuple& mlp, bool gradients) {
+  const df::TensorList<const float> weights(std::get<2>(mlp));
+  const df::TensorList<float> none({});
+  return df::engine_named(engine).regression_scratch_bytes(
+      df::regression_problem(sizes, mlp, weights, none, {}), gradients);
+}
+
+void regression(const std::string& engine, const df::RegressionSizes& sizes,
+                const df::MlpTuple& mlp, const std::array<df::Address, 6>& a,
+                const std::vector<df::Address>& grads) {
+  const df::TensorList<const float> weights(std::get<2>(mlp));
+  const df::TensorList<float> of_weights(grads);
+  df::engine_named(engine).regression(df::regression_problem(sizes, mlp, weights, of_weights, a));
 }
 
 }  // namespace
@@ -139,4 +201,10 @@ PYBIND11_MODULE(_core, m) {
                           a[12], a[13], a[14]});
       },
       Free());
+  m.def("engines", &engine_names);
+  m.def("trajectory_scratch", &trajectory_scratch);
+  m.def("trajectory_loss", &trajectory_loss, Free());
+  m.def("trajectory_sample", &trajectory_sample, Free());
+  m.def("regression_scratch", &regression_scratch);
+  m.def("regression", &regression, Free());
 }

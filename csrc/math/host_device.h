@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
+#if defined(DF_HD)
+// A translation unit may ask for more, see csrc/trajectory.
+#elif defined(__CUDACC__)
 #define DF_HD __host__ __device__ __forceinline__
 #else
 #define DF_HD inline

@@ -6,6 +6,7 @@ share its embedding.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,35 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 MIN_FREQUENCY, MAX_FREQUENCY = 0.1, 100.0
+
+
+@dataclass(frozen=True)
+class Perceptron:
+    r"""What a network is at given times.
+
+    .. math:: h_0 = \sigma(e_k + W x), \quad h_l = \sigma(U_l h_{l-1} + c_l), \quad
+              \text{net}(t_k, x) = V h_{\text{depth}} + v
+
+    Arguments:
+        activation: The name of :math:`\sigma`.
+        embedding: :math:`e`, shape (times, width): all that the first layer adds to W x.
+        input: W, shape (width, dim).
+        output: V, shape (dim, width).
+        output_bias: v, shape (dim,).
+        hidden: :math:`U_l` and :math:`c_l` of each further layer.
+    """
+
+    activation: str
+    embedding: Tensor
+    input: Tensor
+    output: Tensor
+    output_bias: Tensor
+    hidden: tuple[tuple[Tensor, Tensor], ...]
+
+    def tensors(self) -> list[Tensor]:
+        """Returns all tensors in the order of the core."""
+        first = [self.embedding, self.input, self.output, self.output_bias]
+        return first + [tensor for pair in self.hidden for tensor in pair]
 
 
 class FourierMLP(nn.Module):
@@ -140,6 +170,21 @@ class FourierMLP(nn.Module):
         for layer in self.hidden:
             h = sigma(layer(h))
         return self.output(h)
+
+    def perceptron_at(self, t: Tensor) -> Perceptron:
+        r"""Returns the perceptron that the network is at given times, for fused engines.
+
+        Arguments:
+            t: The times, shape (times,).
+        """
+        return Perceptron(
+            self.activation,
+            self.embed(t) + self.input.bias,
+            self.input.weight,
+            self.output.weight,
+            self.output.bias,
+            tuple((layer.weight, layer.bias) for layer in self.hidden),  # pyright: ignore
+        )
 
     def extra_repr(self) -> str:
         """Names the arguments that no submodule shows."""

@@ -1,0 +1,19 @@
+// The engine for processors with AVX2 and FMA.
+#define DF_ENGINE avx2
+#define DF_LANES 8
+#define DF_HD inline __attribute__((always_inline))
+#include "regression.h"
+
+namespace diffflow {
+
+const Engine& engine_avx2() {
+  static const Engine engine = {"avx2",
+                                avx2::scratch_bytes,
+                                avx2::run_loss,
+                                avx2::run_sample,
+                                avx2::regression_scratch_bytes,
+                                avx2::run_regression};
+  return engine;
+}
+
+}  // namespace diffflow

@@ -1,0 +1,19 @@
+// The engine for any processor.
+#define DF_ENGINE portable
+#define DF_LANES 4
+#define DF_HD inline __attribute__((always_inline))
+#include "regression.h"
+
+namespace diffflow {
+
+const Engine& engine_portable() {
+  static const Engine engine = {"portable",
+                                portable::scratch_bytes,
+                                portable::run_loss,
+                                portable::run_sample,
+                                portable::regression_scratch_bytes,
+                                portable::run_regression};
+  return engine;
+}
+
+}  // namespace diffflow

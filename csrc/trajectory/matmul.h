@@ -1,0 +1,102 @@
+// Products of small matrices whose right factor has columns in panels of kPanel.
+#pragma once
+
+#include "simd.h"
+
+namespace diffflow {
+namespace DF_ENGINE {
+
+/// Columns of a panel: two vectors, whose products with kRows rows fill the registers.
+constexpr int64_t kPanel = 2 * kLanes;
+constexpr int kRows = kLanes == 16 ? 8 : 4;
+
+DF_INLINE int64_t padded(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+
+/// A matrix by its first element and the distances of rows and of columns.
+struct Left {
+  const float* first;
+  int64_t row, column;
+};
+
+/// C (rows x kPanel) (+)= A (rows x inner) B (inner x kPanel).
+template <int rows, bool add>
+DF_INLINE void block(float* c, int64_t c_row, Left a, const float* b, int64_t b_row,
+                     int64_t inner) {
+  Vec sums[rows][2];
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+    sums[i][0] = add ? load(c + i * c_row) : splat(0.0f);
+    sums[i][1] = add ? load(c + i * c_row + kLanes) : splat(0.0f);
+  }
+  for (int64_t k = 0; k < inner; ++k) {
+    const Vec b0 = load(b + k * b_row), b1 = load(b + k * b_row + kLanes);
+    const float* column = a.first + k * a.column;
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+      const Vec value = splat(column[i * a.row]);
+      sums[i][0] = fma(value, b0, sums[i][0]);
+      sums[i][1] = fma(value, b1, sums[i][1]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+    store(c + i * c_row, sums[i][0]);
+    store(c + i * c_row + kLanes, sums[i][1]);
+  }
+}
+
+/// C (rows x columns) (+)= A (rows x inner) B (inner x columns), columns a multiple of kPanel.
+/// `b_row` and `b_panel` are the distances of rows of B and of its panels.
+template <bool add>
+static void product(int64_t rows, int64_t columns, int64_t inner, float* c, int64_t c_row, Left a,
+                    const float* b, int64_t b_row, int64_t b_panel) {
+  for (int64_t n = 0; n < columns; n += kPanel) {
+    const float* panel = b + n / kPanel * b_panel;
+    int64_t m = 0;
+    for (; m + kRows <= rows; m += kRows) {
+      block<kRows, add>(c + m * c_row + n, c_row, {a.first + m * a.row, a.row, a.column}, panel,
+                        b_row, inner);
+    }
+    for (; m + 2 <= rows; m += 2) {
+      block<2, add>(c + m * c_row + n, c_row, {a.first + m * a.row, a.row, a.column}, panel, b_row,
+                    inner);
+    }
+    if (m < rows) {
+      block<1, add>(c + m * c_row + n, c_row, {a.first + m * a.row, a.row, a.column}, panel, b_row,
+                    inner);
+    }
+  }
+}
+
+/// C (rows x columns) = A (rows x inner) B^T (inner x columns) for few columns; rows of A and B lie
+/// `inner` apart, a multiple of kPanel.
+DF_INLINE void narrow_product(int64_t rows, int64_t columns, int64_t inner, float* c,
+                              const float* a, const float* b, const float* bias) {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < columns; ++n) {
+      Vec total = splat(0.0f);
+      for (int64_t k = 0; k < inner; k += kLanes) {
+        total = fma(load(a + m * inner + k), load(b + n * inner + k), total);
+      }
+      c[m * columns + n] = sum(total) + (bias != nullptr ? bias[n] : 0.0f);
+    }
+  }
+}
+
+/// Writes w (rows x columns), or its transpose, as panels of a right factor (inner x outer), with
+/// zeros where it ends.
+static void pack(float* to, const float* w, int64_t rows, int64_t columns, bool transpose,
+                 int64_t padded_inner, int64_t padded_outer) {
+  const int64_t inner = transpose ? columns : rows, outer = transpose ? rows : columns;
+  for (int64_t first = 0; first < padded_outer; first += kPanel) {
+    for (int64_t k = 0; k < padded_inner; ++k) {
+      for (int64_t n = first; n < first + kPanel; ++n) {
+        const bool inside = n < outer && k < inner;
+        *to++ = inside ? w[transpose ? n * columns + k : k * columns + n] : 0.0f;
+      }
+    }
+  }
+}
+
+}  // namespace DF_ENGINE
+}  // namespace diffflow

@@ -1,0 +1,126 @@
+// One evaluation of a perceptron at a time of each sample's own, against a target: the loss of
+// models that predict noise, with the same tiles as a trajectory.
+#pragma once
+
+#include "sweep.h"
+
+namespace diffflow {
+namespace DF_ENGINE {
+
+/// Weights and sums of one network whose embedding belongs to samples, not to times.
+struct RegressionShared {
+  PackedMlp mlp;
+  MlpSums sums;
+  float* sums_begin;
+  int64_t num_sums;
+};
+
+struct RegressionRoom {
+  Activations at;
+  TileRoom inside;
+  float* embedding;  ///< (tile, width)
+  float *x, *value, *cotangent, *grad_x;
+  MlpSums sums;
+  float* sums_begin;
+};
+
+DF_INLINE RegressionShared carve_regression(Arena& arena, const RegressionProblem& p,
+                                            bool gradients) {
+  RegressionShared out;
+  out.mlp = carve_weights(arena, p.mlp, p.dim, 0);
+  if (gradients) {
+    out.sums_begin = arena.take<float>(0);
+    out.sums = carve_sums(arena, out.mlp, 0);
+    out.num_sums = (arena.next() - reinterpret_cast<uintptr_t>(out.sums_begin)) / sizeof(float);
+  }
+  return out;
+}
+
+DF_INLINE RegressionRoom carve_regression_room(Arena& arena, const RegressionProblem& p,
+                                               const RegressionShared& shared, bool gradients) {
+  const int64_t width = shared.mlp.width, state = p.tile * p.dim;
+  RegressionRoom out;
+  out.at = carve_activations(arena, shared.mlp, p.tile, 1);
+  out.inside.sums = arena.take<float>(p.tile * larger(width, shared.mlp.outer));
+  out.inside.delta = arena.take<float>(p.tile * width);
+  out.embedding = arena.take<float>(p.tile * width);
+  float** const parts[] = {&out.x, &out.value, &out.cotangent, &out.grad_x};
+  for (float** part : parts) *part = arena.take<float>(state);
+  if (gradients) {
+    out.sums_begin = arena.take<float>(0);
+    out.sums = carve_sums(arena, shared.mlp, 0);
+  }
+  return out;
+}
+
+static int64_t regression_scratch_bytes(const RegressionProblem& p, bool gradients) {
+  Arena arena(nullptr);
+  const RegressionShared shared = carve_regression(arena, p, gradients);
+  for (int i = 0; i < p.threads; ++i) carve_regression_room(arena, p, shared, gradients);
+  return static_cast<int64_t>(arena.next()) + 64;
+}
+
+static void regression_tile(const RegressionProblem& p, const RegressionShared& shared,
+                            const RegressionRoom& room, const Rows& rows) {
+  const PackedMlp& mlp = shared.mlp;
+  const int64_t width = mlp.width, narrow = p.mlp.width;
+  memset(room.embedding, 0, p.tile * width * sizeof(float));
+  memset(room.x, 0, p.tile * p.dim * sizeof(float));
+  memset(room.cotangent, 0, p.tile * p.dim * sizeof(float));
+  memcpy(room.x, p.x + rows.first * p.dim, rows.count * p.dim * sizeof(float));
+  copy_rows(room.embedding, width, p.mlp.weights.embedding + rows.first * narrow, narrow,
+            rows.count);
+  evaluate(mlp, room.embedding, width, p.tile, room.x, room.at, room.value, room.inside);
+  for (int64_t m = 0; m < rows.count; ++m) {
+    const int64_t sample = rows.first + m;
+    float square = 0;
+    const float scale = p.weight != nullptr ? 2.0f * p.weight[sample] / p.dim : 0.0f;
+    for (int64_t j = 0; j < p.dim; ++j) {
+      const float error = room.value[m * p.dim + j] - p.target[sample * p.dim + j];
+      square += error * error;
+      room.cotangent[m * p.dim + j] = scale * error;
+    }
+    p.cost[sample] = square / p.dim;
+  }
+  if (p.weight == nullptr) return;
+  memset(room.sums_begin, 0, shared.num_sums * sizeof(float));
+  pull_back(mlp, room.sums, nullptr, p.tile, room.x, room.at, room.cotangent, room.grad_x,
+            room.inside);
+  for (int64_t m = 0; m < rows.count; ++m) {
+    memcpy(p.grads.embedding + (rows.first + m) * narrow, room.inside.delta + m * width,
+           narrow * sizeof(float));
+  }
+  if (p.grad_x != nullptr) {
+    memcpy(p.grad_x + rows.first * p.dim, room.grad_x, rows.count * p.dim * sizeof(float));
+  }
+}
+
+static void run_regression(const RegressionProblem& p) {
+  const bool gradients = p.weight != nullptr;
+  Arena arena(p.scratch);
+  const RegressionShared shared = carve_regression(arena, p, gradients);
+  pack_weights(shared.mlp, p.mlp, 0);
+  if (gradients) memset(shared.sums_begin, 0, shared.num_sums * sizeof(float));
+  const int64_t tiles = (p.samples + p.tile - 1) / p.tile;
+#pragma omp parallel num_threads(p.threads)
+  {
+    Arena own = arena;
+    RegressionRoom room = carve_regression_room(own, p, shared, gradients);
+    for (int i = this_thread(); i > 0; --i) {
+      room = carve_regression_room(own, p, shared, gradients);
+    }
+#pragma omp for ordered schedule(static, 1)
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t first = i * p.tile, left = p.samples - first;
+      regression_tile(p, shared, room, {first, left < p.tile ? left : p.tile});
+#pragma omp ordered
+      {
+        if (gradients) add_block(shared.sums_begin, room.sums_begin, shared.num_sums);
+      }
+    }
+  }
+  if (gradients) unpack_sums(p.grads, shared.sums, shared.mlp, p.mlp, 0);
+}
+
+}  // namespace DF_ENGINE
+}  // namespace diffflow
