@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,24 +23,36 @@ def supports(net: Any, x: Tensor) -> bool:
 
 def square_error(net: Any, t: Tensor, x: Tensor, target: Tensor) -> Tensor:
     """Returns |target - net(t, x)|^2 / d for each sample, with t of shape (B,)."""
-    parts = net.perceptron_at(t)
-    return _SquareError.apply(parts.activation, x, target, *parts.tensors())  # pyright: ignore
+    how, tensors = _prepared(net, t)
+    return _SquareError.apply(how, x, target, *tensors)  # pyright: ignore
 
 
 def weighted_square_error(
     net: Any, t: Tensor, x: Tensor, target: Tensor, weight: Tensor
 ) -> Tensor:
     """Returns the sum of the errors times `weight`, (B,); gradients are found on the way."""
-    parts = net.perceptron_at(t)
-    tensors = parts.tensors()
-    return _Weighted.apply(parts.activation, weight, x, target, *tensors)  # pyright: ignore
+    how, tensors = _prepared(net, t)
+    return _Weighted.apply(how, weight, x, target, *tensors)  # pyright: ignore
+
+
+class _How(NamedTuple):
+    instructions: str
+    activation: str
+
+
+def _prepared(net: Any, t: Tensor) -> tuple[_How, list[Tensor]]:
+    instructions = trajectory.engine_name()
+    assert instructions is not None
+    with torch.autocast("cpu", enabled=False):
+        parts = net.perceptron_at(t)
+        return _How(instructions, parts.activation), parts.tensors()
 
 
 def _run(
-    activation: str, weight: Tensor | None, x: Tensor, target: Tensor, tensors: Sequence[Tensor]
+    how: _How, weight: Tensor | None, x: Tensor, target: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Returns the errors, and with weights the gradients of x and all tensors."""
-    instructions = trajectory.engine_name()
+    instructions, activation = how
     alive = [tensor.detach().contiguous() for tensor in tensors]
     x, target = x.detach().contiguous(), target.detach().contiguous()
     mlp = trajectory.described(activation, alive)
@@ -69,17 +81,17 @@ class _SquareError(Function):
     """Errors of samples; backward evaluates the network again."""
 
     @staticmethod
-    def forward(ctx: Any, activation: str, x: Tensor, target: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, how: _How, x: Tensor, target: Tensor, *tensors: Tensor) -> Tensor:
         _refuse_target(ctx.needs_input_grad[2])
-        ctx.activation = activation
+        ctx.how = how
         ctx.save_for_backward(x, target, *tensors)
-        return _run(activation, None, x, target, tensors)[0]
+        return _run(how, None, x, target, tensors)[0]
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         x, target, *tensors = ctx.saved_tensors
-        of_x, *others = _run(ctx.activation, grad, x, target, tensors)[1]
+        of_x, *others = _run(ctx.how, grad, x, target, tensors)[1]
         return None, of_x, None, *others
 
 
@@ -88,11 +100,11 @@ class _Weighted(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, activation: str, weight: Tensor, x: Tensor, target: Tensor, *tensors: Tensor
+        ctx: Any, how: _How, weight: Tensor, x: Tensor, target: Tensor, *tensors: Tensor
     ) -> Tensor:
         _refuse_target(ctx.needs_input_grad[3])
         wanted = any(ctx.needs_input_grad[2:])
-        cost, grads = _run(activation, weight if wanted else None, x, target, tensors)
+        cost, grads = _run(how, weight if wanted else None, x, target, tensors)
         ctx.save_for_backward(*grads)
         return (cost.double() * weight).sum().to(cost.dtype)
 

@@ -113,8 +113,8 @@ def data_obstacle(x0: Tensor) -> str:
     """Returns why the engine cannot take data, "" if it can."""
     if x0.device.type != "cpu":
         return f"it runs on the CPU, and the data are on {x0.device}"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on, and it computes in float32"
+    if torch.is_autocast_enabled("cpu") and engine_name() is None:
+        return "autocast is on, and this processor has no engine for its dtype"
     if torch.compiler.is_compiling() or type(x0) not in (Tensor, nn.Parameter):
         return "the call is being traced, or the data are no plain tensor"
     if x0.dtype != torch.float32 or x0.dim() != 2:
@@ -161,9 +161,20 @@ def _named(value: object) -> str:
 
 
 @functools.cache
-def engine_name() -> str:
-    """Returns the set of instructions that is used: "avx512", "avx2" or "portable"."""
-    return _backend.core.engines()[0]
+def _engines() -> list[str]:
+    return _backend.core.engines()
+
+
+def engine_name() -> str | None:
+    """Returns the set of instructions that is used now, None where there is none.
+
+    "avx512", "avx2" or "portable"; under autocast to bfloat16 "avx512bf16", which rounds the
+    factors of the hidden layers and of their gradients to bfloat16 and sums in float32.
+    """
+    if not torch.is_autocast_enabled("cpu"):
+        return next(name for name in _engines() if name != "avx512bf16")
+    bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return "avx512bf16" if bf16 and "avx512bf16" in _engines() else None
 
 
 def tile_size(samples: int) -> int:
@@ -248,14 +259,17 @@ def _uniform(x0: Tensor) -> Tensor:
 
 def _prepared(p: PathProblem, x0: Tensor) -> tuple[_Call, list[Tensor]]:
     """Returns a call and the tensors of both networks, which carry graphs."""
-    drift, score = (net.perceptron_at(p.times) for net in (p.drift, p.score))  # pyright: ignore
+    instructions = engine_name()
+    assert instructions is not None
+    with torch.autocast("cpu", enabled=False):
+        drift, score = (net.perceptron_at(p.times) for net in (p.drift, p.score))  # pyright: ignore
     parts = drift.tensors(), score.tensors()
     call = _Call(
         p,
         (x0.shape[0], x0.shape[1]),
         (drift.activation, score.activation),
         (len(parts[0]), len(parts[1])),
-        engine_name(),
+        instructions,
     )
     return call, parts[0] + parts[1]
 

@@ -20,7 +20,10 @@ from diffflow_ext.nets import FourierMLP
 from diffflow_ext.nets.mlp import Perceptron
 
 KEY = NoiseKey(11, 3)
-ENGINES = core.engines()
+ENGINES = [name for name in core.engines() if "bf16" not in name]
+needs_bf16 = pytest.mark.skipif(
+    "avx512bf16" not in core.engines(), reason="needs a processor with dot products of bfloat16"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +184,52 @@ def test_what_diverges_is_not_finite() -> None:
     assert not torch.isfinite(sde.mean_loss(batch(5), grid, KEY, engine="fused"))
 
 
+# --- bfloat16 ------------------------------------------------------------------------------------
+
+
+def rounded(sde: DiffFlowSDE, x0: Tensor, grid: TimeGrid) -> tuple[Tensor, Tensor]:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sde.engine_for(x0, grid).name == "fused"
+        return gradients(sde, x0, grid, "fused")
+
+
+@needs_bf16
+@pytest.mark.parametrize("activation", ["gelu", "silu", "tanh"])
+@pytest.mark.parametrize(("dim", "width", "depth", "samples"), [(2, 128, 3, 200), (9, 40, 1, 33)])
+def test_bfloat16_is_far_more_exact_than_the_noise(
+    activation: str, dim: int, width: int, depth: int, samples: int
+) -> None:
+    sde, x0, grid = model(dim, width, depth, activation), batch(samples, dim), TimeGrid.power(9, 1)
+    exact = gradients(copy.deepcopy(sde).double(), x0.double(), grid, "autograd")
+    found = rounded(sde, x0, grid)
+    other = gradients(sde, x0.roll(1, 0), grid, "fused")  # Samples change places: other noise.
+    assert apart(found[0], exact[0]) < 1e-3
+    parameters = slice(x0.numel(), None)
+    error, spread = (apart(g[1][parameters], exact[1][parameters]) for g in (found, other))
+    assert 1e-5 < error < 0.01
+    assert error < spread / 10
+
+
+@needs_bf16
+def test_bfloat16_makes_paths_and_samples_too() -> None:
+    sde, grid = model(), TimeGrid.power(6, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sde.sample((45, 2), grid, KEY), sde.encode(batch(45), grid, KEY)
+    expected = sde.sample((45, 2), grid, KEY), sde.encode(batch(45), grid, KEY)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert 1e-6 < apart(a, b) < 0.02
+
+
+@needs_bf16
+def test_weights_are_float32_leaves_under_autocast() -> None:
+    """Autocast would round the time embedding, and its cache would hide it from gradients."""
+    sde, grid = model(), TimeGrid.power(3, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        sde.mean_loss(batch(9), grid, KEY).backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in sde.parameters())
+
+
 # --- noise, paths and samples --------------------------------------------------------------------
 
 
@@ -325,7 +374,7 @@ def test_calls_that_it_does_not_take() -> None:
     assert "graph of every step" in sde.engine_for(x0, grid, checkpoint_every=0).reason
     assert "float32 vectors" in sde.engine_for(batch(6, 2).view(3, 2, 2), grid).reason
     assert "at least one sample" in sde.engine_for(x0[:0], grid).reason
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         assert "autocast" in sde.engine_for(x0, grid).reason
     sde.prior = trajectory  # anything but None
     assert "another prior" in sde.engine_for(x0, grid).reason

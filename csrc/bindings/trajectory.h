@@ -21,6 +21,7 @@ inline std::vector<const Engine*> engines() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
     out.push_back(&engine_avx512());
+    if (__builtin_cpu_supports("avx512bf16")) out.push_back(&engine_avx512bf16());
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     out.push_back(&engine_avx2());

@@ -95,6 +95,7 @@ const Engine& engine_portable();
 #ifdef DIFFFLOW_X86
 const Engine& engine_avx2();
 const Engine& engine_avx512();
+const Engine& engine_avx512bf16();
 #endif
 
 }  // namespace diffflow

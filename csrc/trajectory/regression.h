@@ -41,8 +41,7 @@ DF_INLINE RegressionRoom carve_regression_room(Arena& arena, const RegressionPro
   const int64_t width = shared.mlp.width, state = p.tile * p.dim;
   RegressionRoom out;
   out.at = carve_activations(arena, shared.mlp, p.tile, 1);
-  out.inside.sums = arena.take<float>(p.tile * larger(width, shared.mlp.outer));
-  out.inside.delta = arena.take<float>(p.tile * width);
+  out.inside = carve_tile_room(arena, p.tile, width, shared.mlp.outer);
   out.embedding = arena.take<float>(p.tile * width);
   float** const parts[] = {&out.x, &out.value, &out.cotangent, &out.grad_x};
   for (float** part : parts) *part = arena.take<float>(state);

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if DF_LANES > 4
+#if DF_LANES > 4 || defined(DF_BF16)
 #include <immintrin.h>
 #endif
 
@@ -53,6 +53,43 @@ DF_INLINE Vec splat(float value) { return Vec{value, value, value, value}; }
 DF_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 DF_INLINE float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
+#endif
+
+// --- factors of a product ------------------------------------------------------------------------
+//
+// Large products take their factors in units: a float, or two neighbours along the sum in bfloat16,
+// whose products are added in float32.
+
+typedef int32_t IntVecUnaligned __attribute__((vector_size(4 * DF_LANES), aligned(4), may_alias));
+
+/// Two bfloat16, the first in the low half.
+struct Pair {
+  int32_t bits;
+};
+
+DF_INLINE Vec load_units(const float* p) { return load(p); }
+DF_INLINE Vec splat_unit(float value) { return splat(value); }
+DF_INLINE Vec accumulate(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+
+#ifdef DF_BF16
+using Unit = Pair;
+constexpr int64_t kPerUnit = 2;
+
+DF_INLINE IntVec load_units(const Pair* p) { return *reinterpret_cast<const IntVecUnaligned*>(p); }
+DF_INLINE IntVec splat_unit(Pair value) { return (IntVec)_mm512_set1_epi32(value.bits); }
+DF_INLINE Vec accumulate(IntVec a, IntVec b, Vec c) {
+  return (Vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+}
+
+/// Rounds to nearest even.
+DF_INLINE __m256i bfloat16_of(Vec v) { return (__m256i)_mm512_cvtneps_pbh((__m512)v); }
+DF_INLINE IntVec pairs_of(__m256i first, __m256i second) {
+  const __m512i low = _mm512_cvtepu16_epi32(first), high = _mm512_cvtepu16_epi32(second);
+  return (IntVec)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+#else
+using Unit = float;
+constexpr int64_t kPerUnit = 1;
 #endif
 
 DF_INLINE Vec choose(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }

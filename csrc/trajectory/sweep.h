@@ -69,15 +69,6 @@ DF_INLINE Shared carve_shared(Arena& arena, const TrajectoryProblem& p, bool gra
   return out;
 }
 
-DF_INLINE Activations carve_activations(Arena& arena, const PackedMlp& mlp, int64_t tile,
-                                        int64_t times) {
-  const int64_t size = times * (mlp.depth + 1) * tile * mlp.width;
-  Activations out;
-  out.value = arena.take<float>(size);
-  out.slope = arena.take<float>(size);
-  return out;
-}
-
 DF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 DF_INLINE Room carve_room(Arena& arena, const TrajectoryProblem& p, const Shared& shared,
@@ -87,8 +78,7 @@ DF_INLINE Room carve_room(Arena& arena, const TrajectoryProblem& p, const Shared
   out.drift = carve_activations(arena, shared.drift, p.tile, gradients && p.keep ? times_of(p) : 1);
   out.score = carve_activations(arena, shared.score, p.tile, 1);
   const int64_t width = larger(shared.drift.width, shared.score.width);
-  out.inside.sums = arena.take<float>(p.tile * larger(width, shared.drift.outer));
-  out.inside.delta = arena.take<float>(p.tile * width);
+  out.inside = carve_tile_room(arena, p.tile, width, shared.drift.outer);
   out.states = arena.take<float>(times_of(p) * state);
   out.drifts = arena.take<float>(times_of(p) * state);
   float** const parts[] = {&out.noise,  &out.value,  &out.cotangent_f, &out.cotangent_s,
@@ -175,12 +165,6 @@ DF_INLINE void pull_back_at(const PackedMlp& mlp, const MlpSums& sums, int64_t k
 }
 
 // --- loss ----------------------------------------------------------------------------------------
-
-DF_INLINE Activations activations_of(const Activations& all, const PackedMlp& mlp, int64_t tile,
-                                     int64_t k) {
-  const int64_t at = k * (mlp.depth + 1) * tile * mlp.width;
-  return {all.value + at, all.slope + at};
-}
 
 /// One tile: forward to the noise, then backward with costs, and with gradients where wanted.
 class LossTile {
