@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _regression, functional
+from ._engines import Engine
 from .grids import TimeGrid
 from .noise import NoiseKey
 
@@ -79,24 +80,34 @@ def event_sum(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return values.sum(tuple(range(1, values.dim())), dtype=dtype)
 
 
-def mean_square_error(op: str, net: EpsNetwork, t: Tensor, x_t: Tensor, eps: Tensor) -> Tensor:
+def mean_square_error(
+    op: str, net: EpsNetwork, t: Tensor, x_t: Tensor, eps: Tensor, engine: Engine
+) -> Tensor:
     """Returns |eps - eps_net(t, x_t)|^2 / d for each sample, t of shape (B,)."""
-    if _regression.supports(net, x_t):
-        return _regression.square_error(net, t.to(x_t.dtype), x_t, eps)
+    call = _regression.prepare(op, engine, net, t, x_t)
+    if call is not None:
+        return _regression.square_error(call, x_t, eps)
     error = predicted_noise(op, net, t, x_t).to(eps.dtype) - eps
     return event_sum(error.square()) / max(math.prod(eps.shape[1:]), 1)
 
 
 def mean_square_error_of_batch(
-    op: str, net: EpsNetwork, t: Tensor, x_t: Tensor, eps: Tensor, weight: Tensor | None
+    op: str,
+    net: EpsNetwork,
+    t: Tensor,
+    x_t: Tensor,
+    eps: Tensor,
+    weight: Tensor | None,
+    engine: Engine,
 ) -> Tensor:
     """Returns :func:`batch_mean` of :func:`mean_square_error`, in one pass where that is fused."""
-    if not _regression.supports(net, x_t):
-        return batch_mean(op, mean_square_error(op, net, t, x_t, eps), weight)
+    call = _regression.prepare(op, engine, net, t, x_t)
+    if call is None:
+        return batch_mean(op, mean_square_error(op, net, t, x_t, eps, "autograd"), weight)
     each = _checks.weights(op, weight, x_t)
     if each is None:
-        each = torch.full((len(x_t),), 1.0 / len(x_t))
-    return _regression.weighted_square_error(net, t.to(x_t.dtype), x_t, eps, each)
+        each = torch.full((len(x_t),), 1.0 / len(x_t), device="cpu")
+    return _regression.weighted_square_error(call, x_t, eps, each)
 
 
 def batch_mean(op: str, loss: Tensor, weight: Tensor | None) -> Tensor:

@@ -9,71 +9,78 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _backend, trajectory
+from . import _backend, _engines
+from ._engines import Engine, Parts, address
 from ._first_order import first_order
 
-__all__ = ["square_error", "supports", "weighted_square_error"]
+__all__ = ["Regression", "prepare", "square_error", "weighted_square_error"]
 
 
-def supports(net: Any, x: Tensor) -> bool:
-    """Says whether :func:`square_error` can be had for a network and a batch."""
-    obstacle = trajectory.data_obstacle(x) or trajectory.network_obstacle(net, x.shape[1])
-    return not obstacle
+class Regression(NamedTuple):
+    """A network that the engine can take, at a time of each sample's own."""
 
-
-def square_error(net: Any, t: Tensor, x: Tensor, target: Tensor) -> Tensor:
-    """Returns |target - net(t, x)|^2 / d for each sample, with t of shape (B,)."""
-    how, tensors = _prepared(net, t)
-    return _SquareError.apply(how, x, target, *tensors)  # pyright: ignore
-
-
-def weighted_square_error(
-    net: Any, t: Tensor, x: Tensor, target: Tensor, weight: Tensor
-) -> Tensor:
-    """Returns the sum of the errors times `weight`, (B,); gradients are found on the way."""
-    how, tensors = _prepared(net, t)
-    return _Weighted.apply(how, weight, x, target, *tensors)  # pyright: ignore
-
-
-class _How(NamedTuple):
+    parts: Parts
     instructions: str
-    activation: str
 
 
-def _prepared(net: Any, t: Tensor) -> tuple[_How, list[Tensor]]:
-    instructions = trajectory.engine_name()
+def prepare(op: str, engine: Engine, net: Any, t: Tensor, x: Tensor) -> Regression | None:
+    """Returns a call of the fused engine, None where torch computes.
+
+    Raises:
+        ValueError: If the name is unknown, or "fused" is asked for and cannot be had.
+    """
+    _engines.check_engine(op, engine)
+    if engine == "autograd":
+        return None
+    parts = _engines.parts_or_reason(net, t.to(x.dtype), x)
+    if isinstance(parts, str):
+        _engines.refuse(op, engine, f"eps_net: {parts}")
+        return None
+    instructions = _engines.engine_name()
     assert instructions is not None
-    with torch.autocast("cpu", enabled=False):
-        parts = net.perceptron_at(t)
-        return _How(instructions, parts.activation), parts.tensors()
+    return Regression(parts, instructions)
+
+
+def square_error(call: Regression, x: Tensor, target: Tensor) -> Tensor:
+    """Returns |target - net(t, x)|^2 / d for each sample; no gradient flows into the target."""
+    return _SquareError.apply(call, x, target, *call.parts.tensors)  # pyright: ignore
+
+
+def weighted_square_error(call: Regression, x: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Returns the sum of the errors times `weight`, (B,); gradients are found on the way."""
+    tensors = call.parts.tensors
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))):
+        return _weighted(_run(call, None, x, target, tensors)[0], weight)
+    return _Weighted.apply(call, weight, x, target, *tensors)  # pyright: ignore
+
+
+def _weighted(cost: Tensor, weight: Tensor) -> Tensor:
+    return (cost.double() * weight).sum().to(cost.dtype)
 
 
 def _run(
-    how: _How, weight: Tensor | None, x: Tensor, target: Tensor, tensors: Sequence[Tensor]
+    call: Regression, weight: Tensor | None, x: Tensor, target: Tensor, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """Returns the errors, and with weights the gradients of x and all tensors."""
-    instructions, activation = how
-    alive = [tensor.detach().contiguous() for tensor in tensors]
+    parts = Parts(call.parts.activation, list(tensors)).contiguous()
     x, target = x.detach().contiguous(), target.detach().contiguous()
-    mlp = trajectory.described(activation, alive)
     samples, dim = x.shape
-    sizes = samples, dim, trajectory.tile_size(samples), torch.get_num_threads()
+    tile, threads = _engines.tile_size(samples), _engines.num_threads(samples)
+    head = call.instructions, (samples, dim, tile, threads), parts.described()
     cost, grads = x.new_empty(samples), list[Tensor]()
     if weight is not None:
         weight = weight.detach().to(torch.float32).contiguous()
-        grads = [torch.empty_like(tensor) for tensor in (x, *alive)]
-    size = _backend.core.regression_scratch(instructions, sizes, mlp, weight is not None)
-    memory = trajectory.scratch_memory(size)
+        grads = [x.new_empty(tensor.shape) for tensor in (x, *tensors)]
+    memory = _engines.scratch_memory(_backend.core.regression_scratch(*head, weight is not None))
     addresses = [
-        trajectory.aligned_start(memory),
+        _engines.aligned_start(memory),
         x.data_ptr(),
         target.data_ptr(),
-        0 if weight is None else weight.data_ptr(),
+        address(weight),
         cost.data_ptr(),
         grads[0].data_ptr() if grads else 0,
     ]
-    of_weights = [grad.data_ptr() for grad in grads[1:]]
-    _backend.core.regression(instructions, sizes, mlp, addresses, of_weights)
+    _backend.core.regression(*head, addresses, [grad.data_ptr() for grad in grads[1:]])
     return cost, grads
 
 
@@ -81,17 +88,16 @@ class _SquareError(Function):
     """Errors of samples; backward evaluates the network again."""
 
     @staticmethod
-    def forward(ctx: Any, how: _How, x: Tensor, target: Tensor, *tensors: Tensor) -> Tensor:
-        _refuse_target(ctx.needs_input_grad[2])
-        ctx.how = how
+    def forward(ctx: Any, call: Regression, x: Tensor, target: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.call = call
         ctx.save_for_backward(x, target, *tensors)
-        return _run(how, None, x, target, tensors)[0]
+        return _run(call, None, x, target, tensors)[0]
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         x, target, *tensors = ctx.saved_tensors
-        of_x, *others = _run(ctx.how, grad, x, target, tensors)[1]
+        of_x, *others = _run(ctx.call, grad, x, target, tensors)[1]
         return None, of_x, None, *others
 
 
@@ -100,28 +106,18 @@ class _Weighted(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, how: _How, weight: Tensor, x: Tensor, target: Tensor, *tensors: Tensor
+        ctx: Any, call: Regression, weight: Tensor, x: Tensor, target: Tensor, *tensors: Tensor
     ) -> Tensor:
-        _refuse_target(ctx.needs_input_grad[3])
-        wanted = any(ctx.needs_input_grad[2:])
-        cost, grads = _run(how, weight if wanted else None, x, target, tensors)
+        cost, grads = _run(call, weight, x, target, tensors)
         ctx.save_for_backward(*grads)
-        return (cost.double() * weight).sum().to(cost.dtype)
+        return _weighted(cost, weight)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+        wanted = [ctx.needs_input_grad[2], *ctx.needs_input_grad[4:]]
         of_x, *others = (
-            saved * grad if wanted else None
-            for saved, wanted in zip(ctx.saved_tensors, _wanted(ctx.needs_input_grad), strict=True)
+            saved * grad if want else None
+            for saved, want in zip(ctx.saved_tensors, wanted, strict=True)
         )
         return None, None, of_x, None, *others
-
-
-def _wanted(needs: Sequence[bool]) -> list[bool]:
-    """Of activation, weight, x, target and tensors, leaves x and the tensors."""
-    return [needs[2], *needs[4:]]
-
-
-def _refuse_target(wanted: bool) -> None:
-    assert not wanted, "the target is noise, which has no gradient"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from . import _checks, _denoising, functional
 from ._chain_steps import LastStep, Sampler, plan, reverse, visited
 from ._denoising import EpsNetwork, Key
+from ._engines import Engine
 from ._variational import (
     Decoder,
     Variance,
@@ -86,7 +87,14 @@ class DDPM(nn.Module):
         """Returns :meth:`mean_loss`, so that wrappers which call the module train it."""
         return self.mean_loss(x0, key, **options)
 
-    def loss(self, x0: Tensor, key: Key | None = None, *, sample_offset: int = 0) -> Tensor:
+    def loss(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        sample_offset: int = 0,
+        engine: Engine = "auto",
+    ) -> Tensor:
         r"""Returns the simplified loss of each sample at one random time.
 
         .. math:: L = \tfrac1d \| \varepsilon - \varepsilon(t_i, x_i) \|^2, \quad
@@ -98,6 +106,8 @@ class DDPM(nn.Module):
             x0: The data, shape (B, *event), float32 or float64.
             key: Seed and stream of the noise. Default: drawn from torch's generator.
             sample_offset: The global index of the first sample.
+            engine: "auto", "fused" (one call of compiled code, for perceptrons on the CPU) or
+                "autograd", which has second derivatives.
 
         Returns:
             The losses, shape (B,), dimensionless. Differentiable in the network's parameters.
@@ -112,7 +122,7 @@ class DDPM(nn.Module):
         """
         op = "DDPM.loss"
         t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
-        return _denoising.mean_square_error(op, self.eps_net, t, x_t, eps)
+        return _denoising.mean_square_error(op, self.eps_net, t, x_t, eps, engine)
 
     def _perturbed(
         self, op: str, x0: Tensor, key: Key | None, sample_offset: int
@@ -138,6 +148,7 @@ class DDPM(nn.Module):
         *,
         weight: Tensor | None = None,
         sample_offset: int = 0,
+        engine: Engine = "auto",
     ) -> Tensor:
         """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape ().
 
@@ -146,10 +157,11 @@ class DDPM(nn.Module):
             key: Seed and stream of the noise.
             weight: Weights of the samples, shape (B,); default 1/B.
             sample_offset: The global index of the first sample.
+            engine: As in :meth:`loss`.
         """
         op = "DDPM.mean_loss"
         t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
-        return _denoising.mean_square_error_of_batch(op, self.eps_net, t, x_t, eps, weight)
+        return _denoising.mean_square_error_of_batch(op, self.eps_net, t, x_t, eps, weight, engine)
 
     # --- likelihood ------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import _checks, _denoising, _predictors, functional
 from ._denoising import EpsNetwork, Key
+from ._engines import Engine
 from ._predictors import Sampler
 from .grids import TimeGrid
 from .priors import Prior, StandardNormal, as_prior
@@ -128,7 +129,14 @@ class DiNof(nn.Module):
         """Returns :meth:`mean_loss`, so that wrappers which call the module train it."""
         return self.mean_loss(x0, key, **options)
 
-    def score_loss(self, x0: Tensor, key: Key | None = None, *, sample_offset: int = 0) -> Tensor:
+    def score_loss(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        sample_offset: int = 0,
+        engine: Engine = "auto",
+    ) -> Tensor:
         r"""Returns the denoising score matching loss of each sample at one random time.
 
         .. math:: L = \frac{\lambda(t)}{d \, \sigma(t)^2}
@@ -140,6 +148,8 @@ class DiNof(nn.Module):
             x0: The data, shape (B, *event), float32 or float64.
             key: Seed and stream of the noise. Default: drawn from torch's generator.
             sample_offset: The global index of the first sample.
+            engine: "auto", "fused" (one call of compiled code, for perceptrons on the CPU) or
+                "autograd", which has second derivatives.
 
         Returns:
             The losses, shape (B,). Differentiable in the network's parameters.
@@ -161,7 +171,7 @@ class DiNof(nn.Module):
         x_t, eps = functional.perturb(
             x0, alpha_t=self.process.alpha(t), sigma_t=sigma, key=key, sample_offset=sample_offset
         )
-        loss = _denoising.mean_square_error(op, self.eps_net, t, x_t, eps)
+        loss = _denoising.mean_square_error(op, self.eps_net, t, x_t, eps, engine)
         if self.loss_weight == "variance":
             return loss
         return loss * (self.process.diffusion(t) / sigma).square().to(loss.dtype)
@@ -206,6 +216,7 @@ class DiNof(nn.Module):
         *,
         weight: Tensor | None = None,
         sample_offset: int = 0,
+        engine: Engine = "auto",
     ) -> Tensor:
         """Returns the mean (or weighted sum) of both losses over the batch, shape ().
 
@@ -216,12 +227,12 @@ class DiNof(nn.Module):
             key: Seed and stream of the noise.
             weight: Weights of the samples, shape (B,); default 1/B.
             sample_offset: The global index of the first sample.
+            engine: As in :meth:`score_loss`.
         """
         op = "DiNof.mean_loss"
         key = _denoising.fixed_key(op, key, _denoising.data(op, x0).device)
-        both = self.score_loss(x0, key, sample_offset=sample_offset) + self.flow_loss(
-            x0, key, sample_offset=sample_offset
-        )
+        score = self.score_loss(x0, key, sample_offset=sample_offset, engine=engine)
+        both = score + self.flow_loss(x0, key, sample_offset=sample_offset)
         return _denoising.batch_mean(op, both, weight)
 
     # --- likelihood ------------------------------------------------------------------------------

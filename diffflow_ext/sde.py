@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from . import _checks, _kernels, _traced, samplers
 from ._denoising import blank, eager
+from ._engines import Engine, EngineChoice, check_engine
 from ._sweeps import Network, PathProblem
 from .adjoint import Key, build_problem, mean_path_loss, path_loss
 from .diffusion import Diffusion, diffusion_values
@@ -28,14 +29,14 @@ from .noise import MAX_SAMPLE, NoiseKey
 from .priors import as_prior
 from .probability_flow import Divergence, ProbabilityFlow, Solver, flow_log_prob
 from .trajectory import (
-    Engine,
-    EngineChoice,
-    check_engine,
-    choose_engine,
+    FusedCall,
+    call_or_reason,
+    fused_encode,
     fused_loss,
     fused_mean_loss,
     fused_path,
     fused_sample,
+    prepare,
 )
 
 __all__ = ["DiffFlowSDE"]
@@ -185,8 +186,8 @@ class DiffFlowSDE(nn.Module):
         p, x0, g = self._problem(
             "loss", x0, grid, key, checkpoint_every=checkpoint_every, sample_offset=sample_offset
         )
-        fused = choose_engine("DiffFlowSDE.loss", engine, p, x0).name == "fused"
-        return fused_loss(p, x0, g) if fused else path_loss(p, x0, g)
+        call = prepare("DiffFlowSDE.loss", engine, p, x0)
+        return path_loss(p, x0, g) if call is None else fused_loss(call, x0, g)
 
     def mean_loss(
         self,
@@ -231,9 +232,10 @@ class DiffFlowSDE(nn.Module):
             checkpoint_every=checkpoint_every, sample_offset=sample_offset,
         )  # fmt: skip
         each = _checks.weights(op, weight, x0)
-        if choose_engine(op, engine, p, x0).name == "fused":
-            return fused_mean_loss(p, x0, g, each)
-        return mean_path_loss(p, x0, g, each)
+        call = prepare(op, engine, p, x0)
+        if call is None:
+            return mean_path_loss(p, x0, g, each)
+        return fused_mean_loss(call, x0, g, each)
 
     def engine_for(self, x0: Tensor, grid: TimeGrid, *, checkpoint_every: int = 1) -> EngineChoice:
         """Returns what engine="auto" comes to for data like x0.
@@ -244,7 +246,10 @@ class DiffFlowSDE(nn.Module):
         p, x0, _ = self._problem(
             "engine_for", x0, grid, NoiseKey(0), checkpoint_every=checkpoint_every
         )
-        return choose_engine("DiffFlowSDE.engine_for", "auto", p, x0)
+        found = call_or_reason(p, x0)
+        if isinstance(found, FusedCall):
+            return EngineChoice("fused", "")
+        return EngineChoice("autograd", found)
 
     # --- likelihood ------------------------------------------------------------------------------
 
@@ -327,8 +332,8 @@ class DiffFlowSDE(nn.Module):
         for i in range(p.num_steps):
             energy = _kernels.noise_energy(x0, p.key, i, p.sample_offset, energy)
         dimensions = math.prod(x0.shape[1:])
-        fused = choose_engine("DiffFlowSDE.elbo", "auto", p, x0).name == "fused"
-        loss = fused_loss(p, x0, g) if fused else path_loss(p, x0, g)
+        call = prepare("DiffFlowSDE.elbo", "auto", p, x0)
+        loss = path_loss(p, x0, g) if call is None else fused_loss(call, x0, g)
         return energy - loss - dimensions * torch.log(g[-1] / g[0])
 
     @eager
@@ -432,8 +437,9 @@ class DiffFlowSDE(nn.Module):
         keep: bool,
     ) -> Tensor:
         p, x0, g = self._problem(op, x0, grid, key, sample_offset=sample_offset)
-        if choose_engine(op, "auto", p, x0).name == "fused":
-            return fused_path(p, x0, g, keep=keep)
+        call = prepare(op, "auto", p, x0)
+        if call is not None:
+            return fused_path(call, x0, g) if keep else fused_encode(call, x0, g)
         states = x0.new_empty((p.num_steps + 1, *x0.shape)) if keep else None
         if states is not None:
             states[0] = x0
@@ -528,8 +534,9 @@ class DiffFlowSDE(nn.Module):
         states = x.new_empty((p.num_steps + 1, *shape)) if keep else None
         if states is not None:
             states[-1] = x
-        if sampler.plain and choose_engine("sample", "auto", p, x).name == "fused":
-            x0 = fused_sample(p, x, g, sampler.stochasticity, sampler.last_step, states)
+        call = prepare("DiffFlowSDE.sample", "auto", p, x) if sampler.plain else None
+        if call is not None:
+            x0 = fused_sample(call, x, g, sampler.stochasticity, sampler.last_step, states)
             return x0 if states is None else states
         flow, times = self.probability_flow(x.device), grid.times.tolist()
         x0 = samplers.reverse_path(p, flow, times, x, sampler, states)

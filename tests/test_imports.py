@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"_affine"},
     {"functional"},
     {"_foreign_flows"},
-    {"priors", "processes"},
+    {"priors", "processes", "_engines"},
     {"_sweeps", "probability_flow"},
     {"adjoint", "samplers", "trajectory"},
     {"_regression"},

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffflow_ext import DDPM, DiNof, NoiseKey, _regression, trajectory
+from diffflow_ext import DDPM, DiNof, NoiseKey, _engines, _regression
 from diffflow_ext._backend import core
 from diffflow_ext.nets import FourierMLP
 
@@ -61,18 +61,20 @@ def test_errors_and_gradients(
     depth: int,
     samples: int,
 ) -> None:
-    monkeypatch.setattr(trajectory, "engine_name", lambda: engine)
+    monkeypatch.setattr(_engines, "engine_name", lambda: engine)
     torch.manual_seed(0)
     net = FourierMLP(dim, width, depth, activation, time_scale=0.1)
     t, x, target, weight = data(samples, dim)
     errors, exact = reference(net, t, x, target, weight)
     x.requires_grad_()
+    call = _regression.prepare("test", "fused", net, t, x)
+    assert call is not None
     if weighted:
-        found = _regression.weighted_square_error(net, t, x, target, weight)
+        found = _regression.weighted_square_error(call, x, target, weight)
         found.backward()
         assert apart(found.detach(), (errors * weight).sum()) < 1e-5
     else:
-        found = _regression.square_error(net, t, x, target)
+        found = _regression.square_error(call, x, target)
         found.backward(weight)
         assert apart(found.detach(), errors) < 2e-6
     assert apart(grads_of(net, x), exact) < 1e-5
@@ -101,16 +103,34 @@ def test_models_have_the_same_loss_with_it_and_without(loss: Any) -> None:
         assert apart(found, expected) < 1e-5
 
 
-def test_what_it_supports() -> None:
-    net, x = FourierMLP(2, 8, 1), torch.zeros(3, 2)
-    assert _regression.supports(net, x)
-    assert not _regression.supports(net, x.double())
-    assert not _regression.supports(net, torch.zeros(3, 5))
-    assert not _regression.supports(net, torch.zeros(3, 2, 2))
-    assert not _regression.supports(lambda t, x: x, x)
+def test_what_it_takes() -> None:
+    net, (t, x, _, _) = FourierMLP(2, 8, 1), data(3, 2)
+    assert _regression.prepare("test", "auto", net, t, x)
+    assert _regression.prepare("test", "autograd", net, t, x) is None
+    for other, state in (
+        (net, x.double()),
+        (net, x[:, :1]),
+        (net, x[..., None]),
+        (lambda t, x: x, x),
+    ):
+        assert _regression.prepare("test", "auto", other, t, state) is None
+        with pytest.raises(ValueError, match="engine='fused' is not possible here: eps_net"):
+            _regression.prepare("test", "fused", other, t, state)
+    with pytest.raises(ValueError, match="expected engine to be one of"):
+        DDPM(net).loss(x, KEY, engine="fast")  # pyright: ignore[reportArgumentType]
+
+
+def test_second_derivatives_need_the_other_engine() -> None:
+    net, (_, x, _, _) = FourierMLP(2, 8, 1), data(5, 2)
+    model = DDPM(net)
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(model.mean_loss(x, KEY), list(net.parameters()), create_graph=True)
+    loss = model.mean_loss(x, KEY, engine="autograd")
+    first = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
+    sum(grad.square().sum() for grad in first).backward()  # pyright: ignore
 
 
 def test_frozen_networks_have_no_graph() -> None:
-    net, (t, x, target, weight) = FourierMLP(2, 8, 1).requires_grad_(False), data(5, 2)
-    assert not _regression.weighted_square_error(net, t, x, target, weight).requires_grad
-    assert not _regression.square_error(net, t, x, target).requires_grad
+    net, (_, x, _, _) = FourierMLP(2, 8, 1).requires_grad_(False), data(5, 2)
+    assert not DDPM(net).mean_loss(x, KEY).requires_grad
+    assert not DDPM(net).loss(x, KEY).requires_grad

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid, trajectory
+from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid, _engines, trajectory
 from diffflow_ext._backend import core
 from diffflow_ext.functional import normal
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.nets.mlp import Perceptron
+from diffflow_ext.priors import StandardNormal
 
 KEY = NoiseKey(11, 3)
 ENGINES = [name for name in core.engines() if "bf16" not in name]
@@ -36,7 +37,7 @@ def _threads() -> Iterator[None]:
 @pytest.fixture(params=ENGINES)
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each set of instructions that this processor has."""
-    monkeypatch.setattr(trajectory, "engine_name", lambda: request.param)
+    monkeypatch.setattr(_engines, "engine_name", lambda: request.param)
     return request.param
 
 
@@ -136,7 +137,7 @@ def test_any_sizes(
     sde, x0, grid = DiffFlowSDE(*nets, 0.7), batch(samples, dim), TimeGrid.power(num_steps, 1.0)
     exact = gradients(copy.deepcopy(sde).double(), x0.double(), grid, "autograd")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trajectory, "engine_name", lambda: engine)
+        patch.setattr(_engines, "engine_name", lambda: engine)
         found = gradients(sde, x0, grid, "fused")
     assert apart(found[0], exact[0]) < 2e-6
     assert apart(found[1], exact[1]) < 1e-5
@@ -315,7 +316,7 @@ def test_evaluating_the_drift_again_changes_nothing(monkeypatch: pytest.MonkeyPa
 def test_memory_does_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     monkeypatch.setattr(
-        trajectory,
+        _engines,
         "scratch_memory",
         lambda n: sizes.append(n) or torch.empty(n, dtype=torch.uint8),
     )
@@ -326,6 +327,70 @@ def test_memory_does_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) ->
     assert sizes[0] == sizes[1] < 20 * 2**20
 
 
+def test_rows_behind_the_last_sample_poison_nothing() -> None:
+    """A tile is filled up; what fills it must not overflow where the samples do not."""
+    torch.manual_seed(0)
+    net, grid = FourierMLP(2, 8, 0, "tanh"), TimeGrid.power(3, 1.0)
+    with torch.no_grad():  # tanh is 1 at the data, where the drift is 0; at 0 the drift is 1e36.
+        for parameter in net.parameters():
+            parameter.zero_()
+        net.input.weight.fill_(1.0)
+        net.output.weight[:, 0] = -1e36
+        net.output.bias.fill_(1e36)
+    sde, x0 = DiffFlowSDE(net, FourierMLP(2, 8, 0), 1e-3), torch.full((9, 2), 1000.0)
+    assert not torch.isfinite(sde.loss(0 * x0, grid, KEY)).any()
+    for engine in ("autograd", "fused"):
+        assert torch.isfinite(gradients(sde, x0, grid, engine)[1]).all()
+
+
+def test_data_in_another_layout() -> None:
+    sde, x0, grid = model(), batch(40), TimeGrid.power(3, 1.0)
+    expected = gradients(sde, x0, grid, "fused")
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t, lambda t: t.t().contiguous().t() if t.dim() == 2 else t
+    ):
+        loss = sde.loss(x0.clone().requires_grad_(), grid, KEY, engine="fused").mean()
+        grads = torch.autograd.grad(loss, list(sde.parameters()), materialize_grads=True)
+    found = torch.cat([grad.flatten() for grad in grads])
+    assert apart(found, expected[1][x0.numel() :]) < 1e-6
+
+
+def test_nothing_depends_on_the_default_device() -> None:
+    sde, x0, grid = model(), batch(5), TimeGrid.power(3, 1.0)
+    expected = sde.mean_loss(x0, grid, KEY)
+    with torch.device("meta"):
+        assert torch.equal(sde.mean_loss(x0, grid, KEY), expected)
+        assert torch.equal(sde.loss(x0, grid, KEY).mean(), expected)
+
+
+def test_no_gradients_are_computed_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(trajectory, "_run_loss", lambda call, weight, x0, *rest: (
+        asked.append(weight) or x0.new_zeros(len(x0)), []))  # fmt: skip
+    sde, x0, grid = model(), batch(5), TimeGrid.power(3, 1.0)
+    with torch.no_grad():
+        sde.mean_loss(x0, grid, KEY, engine="fused")
+    with torch.inference_mode():
+        sde.mean_loss(x0, grid, KEY, engine="fused")
+    assert asked == [None, None]
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("scale", [1e-1, 1e-4, 1e-7])
+def test_tanh_keeps_its_digits_near_zero(scale: float) -> None:
+    sde, x0, grid = model(2, 16, 1, "tanh"), batch(20), TimeGrid.power(2, 1.0)
+    with torch.no_grad():
+        for net in (sde.drift, sde.score):
+            net.time_out.weight.zero_(), net.time_out.bias.zero_()
+            net.input.weight.mul_(scale), net.input.bias.zero_()
+            net.hidden[0].bias.zero_(), net.output.bias.zero_()
+    grad = [
+        gradients(copy.deepcopy(sde).to(dtype), x0.to(dtype), grid, engine)[1][40:]
+        for dtype, engine in ((torch.float32, "fused"), (torch.float64, "autograd"))
+    ]
+    assert apart(*grad) < 1e-5
+
+
 # --- where it does not apply ---------------------------------------------------------------------
 
 
@@ -334,29 +399,58 @@ class Doubled(FourierMLP):
         return 2 * super().forward(t, x)
 
 
-def with_hook() -> FourierMLP:
-    net = FourierMLP(2, 8, 1)
-    net.hidden[0].register_forward_hook(lambda *_: None)
+class Trunk(FourierMLP):
+    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return 2 * super().trunk(x, embedding)
+
+
+class Called(FourierMLP):
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        return 2 * super().__call__(t, x)
+
+
+def changed(change: Callable[[Any], Any]) -> FourierMLP:
+    net = FourierMLP(2, 8, 2)
+    change(net)
     return net
 
 
-def with_dropout() -> FourierMLP:
-    net = FourierMLP(2, 8, 1)
+def of_other_widths(net: FourierMLP) -> None:
+    net.hidden[0], net.hidden[1] = nn.Linear(8, 4), nn.Linear(4, 8)
+
+
+def without_bias(net: FourierMLP) -> None:
+    net.output = nn.Linear(8, 2, bias=False)
+
+
+def with_dropout(net: FourierMLP) -> None:
     net.hidden[0] = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
-    return net
+
+
+def replaced(net: Any) -> None:
+    forward = net.output.forward
+    net.output.forward = lambda x: 2 * forward(x)
 
 
 @pytest.mark.parametrize(
     ("drift", "reason"),
     [
-        (lambda t, x: x, "the drift is no network with perceptron_at"),
-        (Doubled(2, 8, 1), "the drift is no network with perceptron_at"),
+        (lambda t, x: x, "drift: no network with perceptron_at"),
+        (Doubled(2, 8, 1), "drift: no network with perceptron_at"),
+        (Trunk(2, 8, 1), "drift: no network with perceptron_at"),
+        (Called(2, 8, 1), "drift: no network with perceptron_at"),
         (FourierMLP(2, 8, 1, "relu"), "activation 'relu'"),
-        (FourierMLP(3, 8, 1), "takes vectors of 3"),
+        (FourierMLP(3, 8, 1), "no perceptron of 2 components"),
         (FourierMLP(2, 8, 17), "deeper than 16"),
         (FourierMLP(2, 8, 1).double(), "no plain float32"),
-        (with_hook(), "has hooks on Linear"),
-        (with_dropout(), "part of type Sequential"),
+        (changed(with_dropout), "part of type Sequential"),
+        (changed(of_other_widths), "layers of one width"),
+        (changed(without_bias), "no plain float32 tensors"),
+        (changed(replaced), "a method of its Linear was replaced"),
+        (changed(lambda n: n.hidden[0].register_forward_hook(id)), "hooks on its Linear"),
+        (changed(lambda n: n.output.register_forward_pre_hook(id)), "hooks on its Linear"),
+        (changed(lambda n: n.register_full_backward_hook(id)), "hooks on its FourierMLP"),
+        (changed(lambda n: n.register_full_backward_pre_hook(id)), "hooks on its FourierMLP"),
     ],
 )
 def test_networks_that_it_does_not_know(drift: Any, reason: str) -> None:
@@ -368,6 +462,32 @@ def test_networks_that_it_does_not_know(drift: Any, reason: str) -> None:
         sde.mean_loss(batch(3), grid, KEY, engine="fused")
 
 
+def test_global_hooks_are_called() -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert "global hooks" in model().engine_for(batch(3), TimeGrid.power(2, 1.0)).reason
+    finally:
+        handle.remove()
+
+
+class Wide(StandardNormal):
+    def log_prob(self, x: Tensor) -> Tensor:
+        return super().log_prob(x / 2)
+
+
+def test_priors_that_it_does_not_know() -> None:
+    sde, x0, grid = model(), batch(3), TimeGrid.power(2, 1.0)
+    for prior, name in ((StandardNormal(), "fused"), (StandardNormal(2.0), "autograd"),
+                        (Wide(), "autograd")):  # fmt: skip
+        other = DiffFlowSDE(sde.drift, sde.score, prior=prior)
+        assert other.engine_for(x0, grid).name == name
+
+
+def test_more_memory_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_engines, "MAX_SCRATCH", 2**16)
+    assert "MiB of memory" in model().engine_for(batch(3), TimeGrid.power(2, 1.0)).reason
+
+
 def test_calls_that_it_does_not_take() -> None:
     sde, grid, x0 = model(), TimeGrid.power(2, 1.0), batch(3)
     assert sde.engine_for(x0, grid) == ("fused", "")
@@ -376,8 +496,6 @@ def test_calls_that_it_does_not_take() -> None:
     assert "at least one sample" in sde.engine_for(x0[:0], grid).reason
     with torch.autocast("cpu", torch.float16):
         assert "autocast" in sde.engine_for(x0, grid).reason
-    sde.prior = trajectory  # anything but None
-    assert "another prior" in sde.engine_for(x0, grid).reason
     with pytest.raises(ValueError, match="expected engine to be one of"):
         sde.loss(x0, grid, KEY, engine="fast")  # pyright: ignore[reportArgumentType]
 

@@ -68,7 +68,7 @@ int64_t trajectory_scratch(const std::string& engine, const df::SizesTuple& size
 void trajectory_loss(const std::string& engine, const df::SizesTuple& sizes,
                      const df::MlpTuple& drift, const df::MlpTuple& score,
                      const df::BuffersTuple& buffers, const SeedTuple& noise,
-                     const std::array<df::Address, 6>& a,
+                     const std::array<df::Address, 7>& a,
                      const std::vector<df::Address>& grad_drift,
                      const std::vector<df::Address>& grad_score) {
   const df::ProblemHolder holder(sizes, drift, score, buffers, noise);
@@ -77,10 +77,11 @@ void trajectory_loss(const std::string& engine, const df::SizesTuple& sizes,
                                    df::pointer<const float>(a[1]),
                                    df::pointer<float>(a[2]),
                                    df::pointer<float>(a[3]),
+                                   df::pointer<float>(a[4]),
                                    of_drift.tensors(),
                                    of_score.tensors(),
-                                   df::pointer<float>(a[4]),
-                                   df::pointer<double>(a[5])};
+                                   df::pointer<float>(a[5]),
+                                   df::pointer<double>(a[6])};
   df::engine_named(engine).loss(holder.problem(), outputs);
 }
 

@@ -35,10 +35,18 @@ DF_INLINE Activated silu(Vec h) {
   return {h * logistic, logistic * fma(h, splat(1.0f) - logistic, splat(1.0f))};
 }
 
+/// Near 0 a polynomial (that of Cephes' tanhf), because 1 - e^(-2|h|) loses digits there.
 DF_INLINE Activated hyperbolic_tangent(Vec h) {
-  const Vec e = exponential(splat(-2.0f) * magnitude(h));
-  const Vec size = (splat(1.0f) - e) * reciprocal(splat(1.0f) + e);
-  const Vec value = choose(h < splat(0.0f), -size, size);
+  const Vec size = magnitude(h), e = exponential(splat(-2.0f) * size);
+  const Vec far = (splat(1.0f) - e) * reciprocal(splat(1.0f) + e);
+  const Vec square = h * h;
+  Vec p = splat(-5.70498872745e-3f);
+  p = fma(p, square, splat(2.06390887954e-2f));
+  p = fma(p, square, splat(-5.37397155531e-2f));
+  p = fma(p, square, splat(1.33314422036e-1f));
+  p = fma(p, square, splat(-3.33332819422e-1f));
+  const Vec near = fma(p * square, h, h);
+  const Vec value = choose(size < splat(0.625f), near, choose(h < splat(0.0f), -far, far));
   return {value, fma(-value, value, splat(1.0f))};
 }
 

@@ -5,6 +5,7 @@
 #define DF_BF16
 #define DF_HD inline __attribute__((always_inline))
 #include "regression.h"
+#include "sample.h"
 
 namespace diffflow {
 

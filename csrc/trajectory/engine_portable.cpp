@@ -3,6 +3,7 @@
 #define DF_LANES 4
 #define DF_HD inline __attribute__((always_inline))
 #include "regression.h"
+#include "sample.h"
 
 namespace diffflow {
 

@@ -49,6 +49,7 @@ struct LossOutputs {
   const float* x0;      ///< (samples, dim)
   float* cost;          ///< (samples): -log N(x_N; 0, I) + sum 1/2 |delta_b|^2
   float* states;        ///< (num_steps + 1, samples, dim)
+  float* last;          ///< (samples, dim)
   MlpTensors<float> grad_drift, grad_score;  ///< null embeddings: no gradients of the weights
   float* grad_x0;                            ///< (samples, dim)
   double* grad_g;                            ///< (num_steps + 1)

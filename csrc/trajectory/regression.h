@@ -63,12 +63,12 @@ static void regression_tile(const RegressionProblem& p, const RegressionShared& 
                             const RegressionRoom& room, const Rows& rows) {
   const PackedMlp& mlp = shared.mlp;
   const int64_t width = mlp.width, narrow = p.mlp.width;
-  memset(room.embedding, 0, p.tile * width * sizeof(float));
-  memset(room.x, 0, p.tile * p.dim * sizeof(float));
   memset(room.cotangent, 0, p.tile * p.dim * sizeof(float));
   memcpy(room.x, p.x + rows.first * p.dim, rows.count * p.dim * sizeof(float));
   copy_rows(room.embedding, width, p.mlp.weights.embedding + rows.first * narrow, narrow,
             rows.count);
+  repeat_first(room.x, p.dim, rows.count, p.tile);
+  repeat_first(room.embedding, width, rows.count, p.tile);
   evaluate(mlp, room.embedding, width, p.tile, room.x, room.at, room.value, room.inside);
   for (int64_t m = 0; m < rows.count; ++m) {
     const int64_t sample = rows.first + m;

@@ -124,10 +124,15 @@ DF_INLINE StepScalars<float> scalars(const TrajectoryProblem& p, int64_t step, i
   return {p.dt[step], square_root(p.dt[step]), p.g[g_at]};
 }
 
-/// Samples [first, first + count) of the batch; the other rows of the tile stay 0.
+/// Samples [first, first + count) of the batch; the other rows of the tile are no samples.
 struct Rows {
   int64_t first, count;
 };
+
+/// Rows behind the last sample repeat the first, so that they overflow only where it does.
+DF_INLINE void repeat_first(float* rows, int64_t row, int64_t count, int64_t tile) {
+  for (int64_t m = count; m < tile; ++m) memcpy(rows + m * row, rows, row * sizeof(float));
+}
 
 static void draw(const TrajectoryProblem& p, int64_t step, const Rows& rows, float* out) {
   const NoiseSource source = {p.seed, p.stream, static_cast<uint32_t>(step) | p.purpose << 24,
@@ -140,11 +145,12 @@ static void draw(const TrajectoryProblem& p, int64_t step, const Rows& rows, flo
       for (int i = 0; i < at.count; ++i) out[m * p.dim + 4 * quad + i] = z.value[i];
     }
   }
+  repeat_first(out, p.dim, rows.count, p.tile);
 }
 
 DF_INLINE void copy_in(float* to, const float* from, const TrajectoryProblem& p, const Rows& rows) {
-  memset(to, 0, p.tile * p.dim * sizeof(float));
   memcpy(to, from + rows.first * p.dim, rows.count * p.dim * sizeof(float));
+  repeat_first(to, p.dim, rows.count, p.tile);
 }
 
 DF_INLINE void copy_out(float* to, const float* from, const TrajectoryProblem& p,
@@ -176,6 +182,7 @@ class LossTile {
   void run(const Rows& rows) {
     rows_ = rows;
     forward();
+    copy_out(out_.last, x(p_.num_steps), p_, rows_);
     if (out_.cost == nullptr) return;
     begin_costs();
     for (int64_t k = p_.num_steps; k >= 1; --k) step_back(k);
@@ -336,52 +343,6 @@ static void run_loss(const TrajectoryProblem& p, const LossOutputs& outputs) {
   }
   if (outputs.grad_g != nullptr) {
     memcpy(outputs.grad_g, shared.grad_g, times_of(p) * sizeof(double));
-  }
-}
-
-// --- samples -------------------------------------------------------------------------------------
-
-/// One tile from the noise to the data; x is room.states, the drift's value room.drifts.
-static void sample_tile(const TrajectoryProblem& p, const SampleOutputs& out, const Shared& shared,
-                        const Room& room, const Rows& rows) {
-  const int64_t state = p.tile * p.dim;
-  float* x = room.states;
-  copy_in(x, out.last, p, rows);
-  memset(room.noise, 0, state * sizeof(float));
-  const auto keep = [&](int64_t k) {
-    if (out.states != nullptr) copy_out(out.states + k * p.samples * p.dim, x, p, rows);
-  };
-  keep(p.num_steps);
-  for (int64_t i = p.num_steps - 1; i >= 0; --i) {
-    const StepScalars<float> at = scalars(p, i, i + 1);
-    evaluate_at(shared.drift, i + 1, p.tile, x, room.drift, room.drifts, room.inside);
-    evaluate_at(shared.score, i + 1, p.tile, x, room.score, room.value, room.inside);
-    const bool mean = i == 0 && out.last_step == LastStep::kMean;
-    const float strength = out.stochasticity;
-    if (strength != 0.0f && !mean) draw(p, i, rows, room.noise);
-    for (int64_t j = 0; j < state; ++j) {
-      const float eps = mean ? 0.0f : room.noise[j];
-      x[j] = reverse_step(x[j], room.drifts[j], room.value[j], eps, strength, at);
-    }
-    if (i == 0 && out.last_step == LastStep::kTweedie) {
-      evaluate_at(shared.score, 1, p.tile, x, room.score, room.value, room.inside);
-      const float variance = strength * strength * at.g * at.g * at.dt;
-      for (int64_t j = 0; j < state; ++j) x[j] = x[j] + variance * room.value[j];
-    }
-    keep(i);
-  }
-  copy_out(out.first, x, p, rows);
-}
-
-static void run_sample(const TrajectoryProblem& p, const SampleOutputs& outputs) {
-  Arena arena(p.scratch);
-  const Shared shared = prepare(p, false, arena);
-  const int64_t tiles = (p.samples + p.tile - 1) / p.tile;
-#pragma omp parallel num_threads(p.threads)
-  {
-    const Room room = room_of(this_thread(), p, shared, arena, false);
-#pragma omp for schedule(static, 1)
-    for (int64_t i = 0; i < tiles; ++i) sample_tile(p, outputs, shared, room, rows_of(p, i));
   }
 }
 

@@ -47,11 +47,6 @@ class Perceptron:
     output_bias: Tensor
     hidden: tuple[tuple[Tensor, Tensor], ...]
 
-    def tensors(self) -> list[Tensor]:
-        """Returns all tensors in the order of the core."""
-        first = [self.embedding, self.input, self.output, self.output_bias]
-        return first + [tensor for pair in self.hidden for tensor in pair]
-
 
 class FourierMLP(nn.Module):
     r"""Maps a time and a batch of vectors to a batch of vectors.
