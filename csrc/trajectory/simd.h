@@ -105,12 +105,13 @@ DF_INLINE Vec reciprocal(Vec v) {
 #endif
 }
 
-/// e^v for v <= 0, within 2 ulp above e^-87 and about 1e-38 below.
+/// e^v for v <= 0, within 2 ulp, and 0 below e^-87.
 ///
 /// v = n log 2 + r with |r| <= log(2)/2, log 2 in two parts; the polynomial is that of Cephes'
 /// expf.
 DF_INLINE Vec exponential(Vec v) {
-  v = choose(v < splat(-87.0f), splat(-87.0f), v);
+  const IntVec nothing = v < splat(-87.0f);
+  v = choose(nothing, splat(-87.0f), v);
   // Adding 1.5 * 2^23 leaves no bits for a fraction.
   const Vec shift = splat(12582912.0f);
   const Vec n = (v * splat(1.44269504f) + shift) - shift;
@@ -124,7 +125,7 @@ DF_INLINE Vec exponential(Vec v) {
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(r * r, p, r + splat(1.0f));
   const IntVec exponent = __builtin_convertvector(n, IntVec) + 127;
-  return p * (Vec)(exponent << 23);
+  return choose(nothing, splat(0.0f), p * (Vec)(exponent << 23));
 }
 
 }  // namespace DF_ENGINE
