@@ -137,7 +137,15 @@ def call_network(
         return network_output(op, name, net(t, x), x)
     watched = [each for each in (t, x) if not each.is_inference()]
     versions = [each._version for each in watched]
-    value = net(t, x)
+    try:
+        value = net(t, x)
+    except RuntimeError as error:
+        if "dtype" not in str(error) or x.dtype != torch.float64:
+            raise
+        raise TypeError(
+            f"{op}: expected {name} to take float64 data, got: {error}; convert the data with "
+            ".float(), or the network with .double()"
+        ) from error
     if versions != [each._version for each in watched]:
         raise RuntimeError(f"{op}: {name} modified x or t in place; copy first")
     return network_output(op, name, value, x)

@@ -467,6 +467,12 @@ def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) 
 
 
 def _unnamed(name: str, leaf: Tensor) -> RuntimeError:
+    if name == "prior.log_prob":
+        return RuntimeError(
+            f"DiffFlowSDE: {name}(x) depends on a tensor of shape {tuple(leaf.shape)} that "
+            "requires a gradient but is no parameter of the prior; give the module that owns it "
+            "(zuko's `flow`, not the distribution `flow()`)"
+        )
     return RuntimeError(
         f"DiffFlowSDE: {name}(t, x) depends on a tensor of shape {tuple(leaf.shape)} that "
         "requires a gradient but is not among the parameters; make the network an nn.Module that "

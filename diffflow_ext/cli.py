@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -309,9 +309,9 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         if source:
             raise ValueError(f"--config={source}: the run to resume has its own, {resumed}")
         source = resumed
-    if source is None and "data" not in given:
+    base = TrainConfig.read(source) if source else {}
+    if "data" not in {**base, **given}:
         raise ValueError("train: expected DATA, a built-in set or a file (diffflow data list)")
-    base = asdict(TrainConfig.load(source)) if source else {}
     config = TrainConfig.from_dict({**base, **given})
     return replace(config, data=_absolute(config.data))
 

@@ -45,6 +45,14 @@ __all__ = ["DiffFlowSDE"]
 PATHS_AT_A_TIME = 2**15
 
 
+def noise_energy(p: PathProblem, x0: Tensor) -> Tensor:
+    """Returns the sum of 1/2 |delta_f|^2 over all steps of each sample's path."""
+    energy = x0.new_zeros(x0.shape[0])
+    for i in range(p.num_steps):
+        energy = _kernels.noise_energy(x0, p.key, i, p.sample_offset, energy)
+    return energy
+
+
 class DiffFlowSDE(nn.Module):
     r"""A pair of neural SDEs, trained by maximum likelihood of paths.
 
@@ -328,13 +336,36 @@ class DiffFlowSDE(nn.Module):
         p, x0, g = self._problem(
             "elbo", x0, grid, key, checkpoint_every=checkpoint_every, sample_offset=sample_offset
         )
-        energy = x0.new_zeros(x0.shape[0])
-        for i in range(p.num_steps):
-            energy = _kernels.noise_energy(x0, p.key, i, p.sample_offset, energy)
+        energy = noise_energy(p, x0)
         dimensions = math.prod(x0.shape[1:])
         call = prepare("DiffFlowSDE.elbo", "auto", p, x0)
         loss = path_loss(p, x0, g) if call is None else fused_loss(call, x0, g)
         return energy - loss - dimensions * torch.log(g[-1] / g[0])
+
+    @eager
+    @torch.no_grad()
+    def bound_minus_loss(
+        self, x0: Tensor, grid: TimeGrid, key: Key, *, sample_offset: int = 0
+    ) -> Tensor:
+        r"""Returns what turns the loss of each sample into an estimate of -log p(x0).
+
+        .. math:: -\text{elbo} = L + d \log \frac{g_N}{g_0}
+                                 - \sum_i \tfrac12 \| \delta^F_i \|^2
+
+        The sum is known from the noise alone. Its mean, N d / 2, would do in expectation, but L
+        and the sum scatter together, a hundred times as much as their difference.
+
+        Arguments:
+            x0: The data, of which only shape, dtype and device count.
+            grid: The times of the loss.
+            key: The key of the loss.
+            sample_offset: That of the loss.
+
+        Returns:
+            -elbo - loss, shape (B,), in nats.
+        """
+        p, x0, g = self._problem("bound_minus_loss", x0, grid, key, sample_offset=sample_offset)
+        return math.prod(x0.shape[1:]) * torch.log(g[-1] / g[0]) - noise_energy(p, x0)
 
     @eager
     def log_prob(

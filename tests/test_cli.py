@@ -367,3 +367,25 @@ def test_help_is_as_committed(
     if os.environ.get("DIFFFLOW_WRITE_HELP"):
         path.write_text(printed)
     assert printed == path.read_text(), f"DIFFFLOW_WRITE_HELP=1 pytest {__file__} writes {path}"
+
+
+def test_a_file_of_values_need_not_name_the_data(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "values.toml"
+    path.write_text("steps = 3\nwidth = 5\n")
+    words = ["train", str(data), "--config", str(path), "--out", str(tmp_path / "r"), "--dry-run"]
+    assert cli.main(words) == 0
+    assert "width = 5\n" in capsys.readouterr().out
+    path.write_text('steps = "x"\n')
+    assert cli.main(words) == 2
+    assert "values.toml: TrainConfig: steps=" in capsys.readouterr().err
+    assert cli.main(["train", "--config", str(path), "--out", str(tmp_path / "r")]) == 2
+
+
+def test_more_threads_than_the_machine_has(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(data), "--out", str(tmp_path / "r"), *FAST, "--threads", "100000"]
+    assert cli.main(words) == 2
+    assert "expected threads <=" in capsys.readouterr().err

@@ -341,7 +341,7 @@ def test_file_with_a_wrong_type_is_named(tmp_path: Path, line: str) -> None:
 def test_data_are_required(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text("steps = 3\n")
-    with pytest.raises(ValueError, match=r"c\.toml: TrainConfig: data is missing"):
+    with pytest.raises(ValueError, match=r"c\.toml: data is missing"):
         TrainConfig.load(path)
 
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from diffflow_ext.training import (
     TrainConfig,
     draw_samples,
     evaluate,
+    evaluation,
     format_table,
     load_run,
     sampling,
@@ -111,9 +113,37 @@ def test_n_is_cut_to_what_the_data_have(run: Path) -> None:
     assert evaluate(run, 10_000, device="cpu", figures=False)["n"] == 200
 
 
-def test_too_few_samples_are_refused(run: Path) -> None:
-    with pytest.raises(ValueError, match="at least 50 samples and as many data, got n=49, 1600"):
-        evaluate(run, 49, device="cpu", figures=False)
+def test_too_few_samples_leave_the_likelihoods(run: Path) -> None:
+    with pytest.warns(UserWarning, match="at least 50 samples and as many data, got n=49, 1600"):
+        result = evaluate(run, 49, device="cpu")
+    assert result["n"] == 0
+    assert result["bound_n"] == 49
+    assert math.isfinite(result["bound"])
+    assert "energy_distance" not in result
+    assert "energy distance" not in format_table(result)
+    assert list((run / "figures").iterdir())
+
+
+def test_pictures_that_cannot_be_drawn_lose_no_numbers(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*args: object) -> None:
+        raise ImportError("expected matplotlib")
+
+    monkeypatch.setattr(evaluation, "draw_pictures", missing)
+    with pytest.warns(UserWarning, match="pictures are left out: expected matplotlib"):
+        assert evaluate(run, 60, device="cpu")["n"] == 60
+
+
+def test_columns_that_repeat_leave_out_the_gaussian(tmp_path: Path) -> None:
+    values = torch.randn(600, 1, generator=torch.Generator().manual_seed(0)).expand(600, 2)
+    np.save(tmp_path / "twice.npy", values.numpy())
+    config = TrainConfig(str(tmp_path / "twice.npy"), steps=3, batch_size=8, width=4, model="ddpm")
+    train(config, tmp_path / "run", progress=False)
+    with pytest.warns(UserWarning, match="no Gaussian to compare with"):
+        result = evaluate(tmp_path / "run", device="cpu", figures=False)
+    assert result["gaussian_nll"] is None
+    assert "against a Gaussian" not in format_table(result)
 
 
 def test_changed_data_are_refused(run: Path, result: dict[str, Any]) -> None:

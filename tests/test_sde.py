@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid
-from diffflow_ext.flows import glow
+from diffflow_ext.flows import glow, spline_flow
 from diffflow_ext.functional import normal
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.priors import StandardNormal
@@ -417,3 +417,25 @@ def test_a_frozen_flow_takes_its_scale_from_the_whole_batch() -> None:
         parameter.requires_grad_(False)
     loss = sde.loss(x0, TimeGrid.power(4, 1.0), KEY)
     assert float(loss.abs().max()) < 1000
+
+
+def test_what_turns_the_loss_into_the_bound() -> None:
+    sde, grid, x0 = networks(), TimeGrid.power(5, 1.0), torch.randn(7, 2)
+    with torch.no_grad():
+        found = sde.loss(x0, grid, KEY, sample_offset=3)
+        found = found + sde.bound_minus_loss(x0, grid, KEY, sample_offset=3)
+    torch.testing.assert_close(-found, sde.elbo(x0, grid, KEY, sample_offset=3).detach())
+
+
+def test_float64_data_in_float32_networks() -> None:
+    sde, grid, x0 = networks(), TimeGrid.power(5, 1.0), torch.randn(7, 2, dtype=torch.float64)
+    for call in (sde.mean_loss, sde.loss, sde.log_prob):
+        with pytest.raises(TypeError, match=r"to take float64 data.*\.float\(\)"):
+            call(x0, grid, KEY)
+
+
+def test_a_prior_that_is_no_module() -> None:
+    flow = spline_flow(2, transforms=1, hidden=(4,))
+    sde, x0 = DiffFlowSDE(networks().drift, networks().score, prior=flow()), torch.randn(5, 2)
+    with pytest.raises(RuntimeError, match=r"not the distribution `flow\(\)`"):
+        sde.loss(x0, TimeGrid.power(3, 1.0), KEY).sum().backward()

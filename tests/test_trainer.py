@@ -522,3 +522,8 @@ def test_logged_bound_does_not_jump_with_the_number_of_steps(
     assert mean[0][1] - mean[0][0] > 30
     # g differs by 1.5 at the ends, so the pair does not match exactly: a little per dimension.
     assert abs(mean[1][1] - mean[1][0]) < 1.0
+
+
+def test_a_warm_up_that_does_not_end_is_said(config: TrainConfig, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="warmup=30 steps, most of the steps=20"):
+        train(replace(config, steps=20, warmup=30), tmp_path / "run", progress=False)

@@ -1,4 +1,5 @@
-"""Normalizing flows, with `log_prob` and `sample`, to stand at the noise end of a model.
+"""Normalizing flows to stand at the noise end of a model: `priors.as_prior` gives each the same
+`log_prob(x)` and `sample(shape, key)`.
 
 Their libraries are the extra ``pip install 'diffflow_ext[flows]'``, imported when a flow is made.
 """

@@ -330,14 +330,28 @@ class TrainConfig:
             OSError: If the file can't be read.
             ValueError: If it isn't TOML, has an unknown key or a value that isn't allowed.
         """
+        values = cls.read(path)
+        if "data" not in values:
+            raise ValueError(f"{path}: data is missing: expected a name or a path")
+        return cls(**values)
+
+    @classmethod
+    def read(cls, path: str | Path) -> dict[str, Any]:
+        """Returns the values in a TOML file, which need not name the data.
+
+        Raises:
+            OSError: If the file can't be read.
+            ValueError: If it isn't TOML, has an unknown key or a value that isn't allowed.
+        """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a TOML file: {error}") from error
         try:
-            return cls.from_dict(values)
+            cls.from_dict({"data": "-", **values})
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
+        return values
 
     def used(self) -> dict[str, Any]:
         """Returns the values that the run reads; the others are at their defaults.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from diffflow_ext.training.trainer import LoadedRun, load_run
 __all__ = ["evaluate"]
 
 DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
+#: Samples that are drawn for the pictures where data are too few for distances.
+FEW_SAMPLES = 64
 ODE_VECTORS, ODE_IMAGES = 2000, 64
 
 
@@ -65,8 +68,8 @@ def evaluate(
         The numbers, as in RUN/evaluation.json.
 
     Raises:
-        ValueError: If `n` or the data are too few for distances, no run is there, its data have
-            changed, or an option doesn't suit the model.
+        ValueError: If no run is there, its data have changed, or an option doesn't suit the
+            model.
         CheckpointError: If it has no whole checkpoint.
     """
     loaded = load_run(run, device)
@@ -79,10 +82,11 @@ def evaluate(
     dataset = open_data(loaded.config)
     loaded.record.require(dataset)
     count = common_count(most, dataset)
-    samples = draw_samples(loaded, count, seed=seed, num_steps=num_steps, **sampler)
-    if is_image:
+    samples = draw_samples(loaded, count or FEW_SAMPLES, seed=seed, num_steps=num_steps, **sampler)
+    quality: dict[str, Any] = {}
+    if count and is_image:
         quality = image_quality(samples, dataset, features)
-    else:
+    elif count:
         quality = vector_quality(samples, dataset)
     result = {
         **_head(loaded, seed, count, num_steps, sampler),
@@ -93,7 +97,10 @@ def evaluate(
     directory = RunDirectory(run)
     replace_text(directory.evaluation, spell(result))
     if figures:
-        draw_pictures(directory, loaded, dataset, samples, seed)
+        try:
+            draw_pictures(directory, loaded, dataset, samples, seed)
+        except ImportError as error:
+            warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=2)
     return result
 
 

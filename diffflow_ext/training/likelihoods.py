@@ -7,6 +7,7 @@ data, of 8-bit images in bits per dimension.
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def likelihoods(
     estimators = run.recipe.estimators(settings)
     result: dict[str, Any] = {"estimators": {one.name: one.title for one in estimators}}
     if not run.record.is_image:
-        result["gaussian_nll"] = gaussian_nll(dataset.train, dataset.test[:n])[0]
+        result["gaussian_nll"] = _gaussian(dataset, n)
     for one in estimators:
         rows = dataset.test[: min(n, one.limit or n)]
         nats = _nats(run, one, rows, seed)
@@ -48,14 +49,26 @@ def likelihoods(
     return result
 
 
-def _read(name: str, result: dict[str, Any], run: LoadedRun, dataset: Dataset) -> dict[str, float]:
+def _gaussian(dataset: Dataset, n: int) -> float | None:
+    """Returns -log p of the Gaussian of the training data, None where that has no density."""
+    try:
+        return gaussian_nll(dataset.train, dataset.test[:n])[0]
+    except ValueError as error:
+        warnings.warn(f"evaluate: no Gaussian to compare with: {error}", stacklevel=2)
+        return None
+
+
+def _read(
+    name: str, result: dict[str, Any], run: LoadedRun, dataset: Dataset
+) -> dict[str, float | None]:
     nats, dim = result[name], run.record.dim
     if run.record.is_image:
         error = result[f"{name}_error"] / (dim * math.log(2))
         return {f"{name}_bits": bits_per_dim(nats, dim), f"{name}_bits_error": error}
+    gaussian = result["gaussian_nll"]
     return {
         f"{name}_data_units": nats + dataset.log_abs_scale,
-        f"{name}_minus_gaussian": nats - result["gaussian_nll"],
+        f"{name}_minus_gaussian": None if gaussian is None else nats - gaussian,
     }
 
 

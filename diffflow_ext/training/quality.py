@@ -6,6 +6,7 @@ draws, since one may be several times the mean.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,16 +28,17 @@ Measure = Callable[[Tensor, Tensor], Any]
 def common_count(n: int, dataset: Dataset) -> int:
     """Returns how many samples, test data and training data are compared.
 
-    Raises:
-        ValueError: If they are too few.
+    Where they are too few for distances, warns and returns 0.
     """
     count = min(n, len(dataset.train), len(dataset.test))
-    if count < MIN_SAMPLES:
-        raise ValueError(
-            f"evaluate: distances need at least {MIN_SAMPLES} samples and as many data, got n={n},"
-            f" {len(dataset.train)} training and {len(dataset.test)} test data"
-        )
-    return count
+    if count >= MIN_SAMPLES:
+        return count
+    warnings.warn(
+        f"evaluate: distances are left out: they need at least {MIN_SAMPLES} samples and as many "
+        f"data, got n={n}, {len(dataset.train)} training and {len(dataset.test)} test data",
+        stacklevel=2,
+    )
+    return 0
 
 
 def vector_quality(samples: Tensor, dataset: Dataset) -> dict[str, float | None]:

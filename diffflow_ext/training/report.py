@@ -11,7 +11,7 @@ __all__ = ["format_table"]
 MEASURES = {
     "energy_distance": "energy distance",
     "sliced_wasserstein": "sliced Wasserstein",
-    "c2st": "two-sample test",
+    "c2st": "told apart from data",
     "fd": "Fréchet distance",
     "precision": "precision",
     "recall": "recall",
@@ -19,7 +19,7 @@ MEASURES = {
     "coverage": "coverage",
 }
 READINGS = {
-    "c2st": "part told apart; 0.5 is best",
+    "c2st": "by a classifier; 0.5 is chance, the best",
     "precision": "samples among data",
     "recall": "data among samples",
     "density": "samples in a ball of data over their mean",
@@ -53,11 +53,17 @@ def _likelihood(r: Mapping[str, Any], name: str, title: str) -> list[Row]:
     if f"{name}_bits" in r:
         bits = f"{r[f'{name}_bits']:.4f} ± {r[f'{name}_bits_error']:.4f}"
         return [(label, nats, "", few), ("  bits/dim", bits, "", "")]
-    excess = f"{r[f'{name}_minus_gaussian']:+.4f} against a Gaussian, {few}"
+    excess = few
+    if r["gaussian_nll"] is not None:
+        excess = f"{r[f'{name}_minus_gaussian']:+.4f} against a Gaussian, {few}"
     return [
-        (label, nats, f"{r['gaussian_nll']:.4f}", excess),
+        (label, nats, _number(r["gaussian_nll"]), excess),
         ("  in data units", f"{r[f'{name}_data_units']:.4f}", *_against_entropy(r, name)),
     ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _against_entropy(r: Mapping[str, Any], name: str) -> tuple[str, str]:

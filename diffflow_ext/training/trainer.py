@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -87,6 +89,10 @@ class TrainResult:
     checkpoint: Path
 
 
+#: Fewer are a trial of the installation, of which no learning is expected.
+FEW_STEPS = 20
+
+
 def train(
     config: TrainConfig,
     out: str | Path,
@@ -114,6 +120,12 @@ def train(
         Interrupted: After SIGINT or SIGTERM, when the state is saved.
     """
     run = RunDirectory(out)
+    if config.warmup > config.steps / 2 and config.steps >= FEW_STEPS:
+        warnings.warn(
+            f"train: the learning rate rises for warmup={config.warmup} steps, most of the "
+            f"steps={config.steps} that there are; lower warmup",
+            stacklevel=2,
+        )
     with run.opened(), _threads(config.threads):
         _check_directory(run, config, resume=resume, overwrite=overwrite)
         device = pick_device(config.device)
@@ -344,7 +356,9 @@ def _check_same_run(old: TrainConfig, new: TrainConfig) -> None:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
+    before, most = torch.get_num_threads(), 4 * (os.cpu_count() or 1)
+    if count > most:
+        raise ValueError(f"train: expected threads <= {most} on this machine, got {count}")
     torch.set_num_threads(count or before)
     try:
         yield
