@@ -37,7 +37,7 @@ def likelihood(
     settings = EvaluationSettings(num_steps, num_paths, rows if ode_n is None else ode_n)
     found = likelihoods(loaded, dataset, rows, settings, seed=7)
     fields = {"nats": "", "error": "_error", "n": "_n", "bits": "_bits",
-              "bits_error": "_bits_error"}  # fmt: skip
+              "bits_error": "_bits_error", "step_error": "_step_error"}  # fmt: skip
     return {
         name: {"title": title}
         | {field: found[name + end] for field, end in fields.items() if name + end in found}

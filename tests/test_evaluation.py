@@ -272,3 +272,15 @@ def test_numbers_do_not_depend_on_the_chunks(
 def test_no_samples_are_refused(run: Path) -> None:
     with pytest.raises(ValueError, match="n=0: expected at least 1"):
         draw_samples(load_run(run), 0, seed=0)
+
+
+def test_what_half_the_steps_of_the_equation_change(run: Path) -> None:
+    result = evaluate(run, 60, seed=3, device="cpu", figures=False, ode_n=20)
+    loaded = load_run(run)
+    test, sde = open_dataset(loaded.config.data).test[:16], loaded.model
+    fine, coarse = (
+        -sde.log_prob(test, sampling_grid(loaded.config, n)).double()
+        for n in (50, 25)  # pyright: ignore
+    )
+    assert result["ode_step_error"] == pytest.approx(float((coarse - fine).mean()), rel=1e-4)
+    assert f"N/2: {result['ode_step_error']:+.3f}" in format_table(result)

@@ -50,6 +50,8 @@ def _head(r: Mapping[str, Any]) -> str:
 def _likelihood(r: Mapping[str, Any], name: str, title: str) -> list[Row]:
     nats = f"{r[name]:.4f} ± {r[f'{name}_error']:.4f}"
     label, few = f"{title}, nats", f"n = {r[f'{name}_n']}"
+    if f"{name}_step_error" in r:
+        few += f"; N/2: {r[f'{name}_step_error']:+.3f}"
     if f"{name}_bits" in r:
         bits = f"{r[f'{name}_bits']:.4f} ± {r[f'{name}_bits_error']:.4f}"
         return [(label, nats, "", few), ("  bits/dim", bits, "", "")]

@@ -73,12 +73,28 @@ class Estimator:
         log_prob: From rows (B, *event), a key and the index of the first row to log-densities or
             bounds of them, shape (B,), in nats.
         limit: The most rows to spend it on; None for all.
+        halved: The same with half the steps of its solver: how far it is from that tells what the
+            steps cost in accuracy.
     """
 
     name: str
     title: str
     log_prob: Callable[[Tensor, NoiseKey, int], Tensor]
     limit: int | None = None
+    halved: Callable[[Tensor, NoiseKey, int], Tensor] | None = None
+
+
+def ode_estimator(
+    log_prob: Callable[[Tensor, int, NoiseKey, int], Tensor], num_steps: int, limit: int
+) -> Estimator:
+    """Returns the density of an ODE from ``log_prob(x, num_steps, key, offset)``."""
+    return Estimator(
+        "ode",
+        f"ODE, Heun, {num_steps} steps",
+        lambda x, key, offset: log_prob(x, num_steps, key, offset),
+        limit,
+        lambda x, key, offset: log_prob(x, num_steps // 2, key, offset),
+    )
 
 
 class Recipe(ABC, Generic[Model]):

@@ -10,7 +10,13 @@ from torch import Tensor
 from diffflow_ext.ddpm import DDPM
 from diffflow_ext.noise import NoiseKey
 from diffflow_ext.training.networks import build_net
-from diffflow_ext.training.recipes._base import Estimator, EvaluationSettings, Part, Recipe
+from diffflow_ext.training.recipes._base import (
+    Estimator,
+    EvaluationSettings,
+    Part,
+    Recipe,
+    ode_estimator,
+)
 
 __all__ = ["DDPMRecipe"]
 
@@ -57,12 +63,12 @@ class DDPMRecipe(Recipe[DDPM]):
         def bound(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
             return self.module.elbo(x, key, timesteps=terms, sample_offset=offset)
 
-        def ode(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
-            return self.module.log_prob(x, ODE_STEPS, key, sample_offset=offset)
+        def ode(x: Tensor, num_steps: int, key: NoiseKey, offset: int) -> Tensor:
+            return self.module.log_prob(x, num_steps, key, sample_offset=offset)
 
         found = [Estimator("bound", f"bound, {terms or total} of {total} terms", bound)]
         if settings.ode_n:
-            found.append(Estimator("ode", f"ODE, Heun, {ODE_STEPS} steps", ode, settings.ode_n))
+            found.append(ode_estimator(ode, ODE_STEPS, settings.ode_n))
         return found
 
     def num_steps(self, num_steps: int | None = None) -> int:

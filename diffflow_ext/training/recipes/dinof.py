@@ -11,7 +11,13 @@ from diffflow_ext.dinof import DiNof
 from diffflow_ext.noise import NoiseKey
 from diffflow_ext.processes import process_by_name
 from diffflow_ext.training.networks import build_flow, build_net
-from diffflow_ext.training.recipes._base import Estimator, EvaluationSettings, Part, Recipe
+from diffflow_ext.training.recipes._base import (
+    Estimator,
+    EvaluationSettings,
+    Part,
+    Recipe,
+    ode_estimator,
+)
 
 __all__ = ["DiNofRecipe"]
 
@@ -70,11 +76,10 @@ class DiNofRecipe(Recipe[DiNof]):
     def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
         """Returns the density of the ODE; the model has no other."""
 
-        def ode(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
-            return self.module.log_prob(x, ODE_STEPS, key, sample_offset=offset)
+        def ode(x: Tensor, num_steps: int, key: NoiseKey, offset: int) -> Tensor:
+            return self.module.log_prob(x, num_steps, key, sample_offset=offset)
 
-        title = f"ODE, Heun, {ODE_STEPS} steps"
-        return [Estimator("ode", title, ode, settings.ode_n)] if settings.ode_n else []
+        return [ode_estimator(ode, ODE_STEPS, settings.ode_n)] if settings.ode_n else []
 
     def num_steps(self, num_steps: int | None = None) -> int:
         """Returns the steps of the sampler: by default 1000 for the whole time of the process."""
