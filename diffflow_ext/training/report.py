@@ -50,17 +50,19 @@ def _head(r: Mapping[str, Any]) -> str:
 def _likelihood(r: Mapping[str, Any], name: str, title: str) -> list[Row]:
     nats = f"{r[name]:.4f} ± {r[f'{name}_error']:.4f}"
     label, few = f"{title}, nats", f"n = {r[f'{name}_n']}"
+    halved: list[Row] = []
     if f"{name}_step_error" in r:
-        few += f"; N/2: {r[f'{name}_step_error']:+.3f}"
+        halved = [("  with half the steps", f"{r[f'{name}_step_error']:+.4f}", "", "")]
     if f"{name}_bits" in r:
         bits = f"{r[f'{name}_bits']:.4f} ± {r[f'{name}_bits_error']:.4f}"
-        return [(label, nats, "", few), ("  bits/dim", bits, "", "")]
+        return [(label, nats, "", few), ("  bits/dim", bits, "", ""), *halved]
     excess = few
     if r["gaussian_nll"] is not None:
         excess = f"{r[f'{name}_minus_gaussian']:+.4f} against a Gaussian, {few}"
     return [
         (label, nats, _number(r["gaussian_nll"]), excess),
         ("  in data units", f"{r[f'{name}_data_units']:.4f}", *_against_entropy(r, name)),
+        *halved,
     ]
 
 
