@@ -90,6 +90,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> HostDevice:
     headers = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     sources = [TESTS / "csrc" / "host_module.cpp"]
     sources += [CSRC / "kernels" / name for name in ("elementwise.cu", "reductions.cu")]
+    sources += [CSRC / "trajectory" / "engine_portable.cpp"]
     options = ["-O0", "-fPIC", *OPTIONS, *INCLUDES, *DEFINITIONS, *headers, "-x", "c++", "-c"]
 
     def build(source: Path) -> Path:
