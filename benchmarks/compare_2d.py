@@ -11,7 +11,6 @@ Each set gets benchmarks/results/compare_2d_SET.json and .npz; trainings stay in
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from runs import (
     RESULTS,
     WORK,
     Trained,
+    command,
     machine,
     once,
     read_samples,
@@ -196,7 +196,7 @@ class Comparison:
         name = f"compare_2d_{self.data}"
         report = {
             "benchmark": "compare_2d",
-            "command": shlex.join(["python", "benchmarks/compare_2d.py", *self.args.words]),
+            "command": command("compare_2d.py", self.args.words),
             "machine": machine(),
             "data": self.data,
             "fingerprint": self.dataset.fingerprint,

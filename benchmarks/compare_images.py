@@ -14,7 +14,6 @@ runs/compare_images.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from runs import (
     QUIET,
     RESULTS,
     WORK,
+    command,
     machine,
     once,
     read_samples,
@@ -235,7 +235,7 @@ class Comparison:
                 samples |= read_samples(path.with_name("samples.npz"))
         report = {
             "benchmark": "compare_images",
-            "command": shlex.join(["python", "benchmarks/compare_images.py", *self.args.words]),
+            "command": command("compare_images.py", self.args.words),
             "machine": machine(),
             "data": SET,
             "size": SIZE,

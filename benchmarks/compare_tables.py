@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -196,7 +195,7 @@ class Comparison:
         real = self.dataset.train[:n]
         report = {
             "benchmark": "compare_tables",
-            "command": shlex.join(["python", "benchmarks/compare_tables.py", *self.args.words]),
+            "command": command("compare_tables.py", self.args.words),
             "machine": machine(),
             "data": self.data,
             "fingerprint": self.dataset.fingerprint,

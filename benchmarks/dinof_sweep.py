@@ -13,7 +13,6 @@ stand a flow alone and a diffusion alone. Each set gets benchmarks/results/dinof
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from runs import (
     QUIET,
     RESULTS,
     WORK,
+    command,
     machine,
     once,
     read_samples,
@@ -120,7 +120,7 @@ class Sweep:
         name = f"dinof_sweep_{self.name}"
         report = {
             "benchmark": "dinof_sweep",
-            "command": shlex.join(["python", "benchmarks/dinof_sweep.py", *self.args.words]),
+            "command": command("dinof_sweep.py", self.args.words),
             "machine": machine(),
             "data": self.data,
             "fingerprint": self.dataset.fingerprint,

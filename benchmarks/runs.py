@@ -12,11 +12,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -249,3 +250,12 @@ def _git(*words: str) -> str:
         ["git", *words], cwd=Path(__file__).parent, check=False, capture_output=True, text=True
     )
     return found.stdout.strip()
+
+
+def command(script: str, words: Sequence[str]) -> str:
+    """Returns the command line of a report, without the places where its files went."""
+    kept, places = [], ("--out", "--results")
+    for before, word in zip(["", *words], words, strict=False):
+        if word not in places and before not in places:
+            kept.append(word)
+    return shlex.join(["python", f"benchmarks/{script}", *kept])

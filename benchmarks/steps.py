@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 from paired import paired
-from runs import RESULTS, machine, write_json
+from runs import RESULTS, command, machine, write_json
 from step_variants import VARIANTS, Pair, Problem, torchsde_gradient_error
 
 from diffflow_ext import DiffFlowSDE, NoiseKey
@@ -131,7 +130,7 @@ def main(words: Sequence[str] | None = None) -> None:
         args.results / f"steps_{args.problem}_{args.threads}.json",
         {
             "benchmark": "steps",
-            "command": shlex.join(["python", "benchmarks/steps.py", *words]),
+            "command": command("steps.py", words),
             "machine": machine(),
             "problem": asdict(problem),
             "instructions": engine_name(),
