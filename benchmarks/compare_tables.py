@@ -23,7 +23,18 @@ from typing import Any
 import torch
 from measures import FIRST_SEED, drawn, energy_floor, likelihood, mean_error, sliced, tighten
 from measures import told_apart as c2st_of
-from runs import QUIET, RESULTS, WORK, cpu_seconds, machine, once, steps_in, trained, write_json
+from runs import (
+    QUIET,
+    RESULTS,
+    WORK,
+    command,
+    cpu_seconds,
+    machine,
+    once,
+    steps_in,
+    trained,
+    write_json,
+)
 from torch import Tensor
 
 from diffflow_ext.data import Dataset, open_dataset
