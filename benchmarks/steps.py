@@ -13,6 +13,7 @@ benchmarks/results/steps_PROBLEM_THREADS.json.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -40,10 +41,7 @@ REFERENCE = "ddpm"
 def usable(name: str) -> bool:
     """Whether a variant can run here."""
     if name.startswith("torchsde"):
-        try:
-            import torchsde  # noqa: F401
-        except ImportError:
-            return False
+        return importlib.util.find_spec("torchsde") is not None
     if name == "fused_bf16":
         with torch.autocast("cpu", torch.bfloat16):
             return engine_name() is not None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _regression, functional
-from ._engines import Engine
+from ._engines import Engine, weighted_sum
 from .grids import TimeGrid
 from .noise import NoiseKey
 
@@ -114,7 +114,7 @@ def batch_mean(op: str, loss: Tensor, weight: Tensor | None) -> Tensor:
     """Returns the mean, or the weighted sum, over a batch, in float64 inside."""
     each = _checks.weights(op, weight, loss)
     factor = 1.0 / max(loss.shape[0], 1) if each is None else each
-    return (loss.double() * factor).sum().to(loss.dtype)
+    return weighted_sum(loss, factor)
 
 
 def blank(shape: tuple[int, ...], parameters: Iterable[Tensor]) -> Tensor:

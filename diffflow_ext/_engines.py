@@ -202,6 +202,11 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def weighted_sum(loss: Tensor, weight: Tensor | float) -> Tensor:
+    """Sums over the batch in float64: the value must not depend on its size."""
+    return (loss.double() * weight).sum().to(loss.dtype)
+
+
 def check_engine(op: str, engine: object) -> None:
     """Refuses a name that no engine has."""
     _checks.one_of(op, "engine", engine, Engine)

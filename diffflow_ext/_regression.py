@@ -50,12 +50,8 @@ def weighted_square_error(call: Regression, x: Tensor, target: Tensor, weight: T
     """Returns the sum of the errors times `weight`, (B,); gradients are found on the way."""
     tensors = call.parts.tensors
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))):
-        return _weighted(_run(call, None, x, target, tensors)[0], weight)
+        return _engines.weighted_sum(_run(call, None, x, target, tensors)[0], weight)
     return _Weighted.apply(call, weight, x, target, *tensors)  # pyright: ignore
-
-
-def _weighted(cost: Tensor, weight: Tensor) -> Tensor:
-    return (cost.double() * weight).sum().to(cost.dtype)
 
 
 def _run(
@@ -110,7 +106,7 @@ class _Weighted(Function):
     ) -> Tensor:
         cost, grads = _run(call, weight, x, target, tensors)
         ctx.save_for_backward(*grads)
-        return _weighted(cost, weight)
+        return _engines.weighted_sum(cost, weight)
 
     @staticmethod
     @first_order

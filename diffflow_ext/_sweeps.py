@@ -113,6 +113,14 @@ def normal_cost(x_last: Tensor) -> Tensor:
     return 0.5 * square + 0.5 * dimensions * math.log(2 * math.pi)
 
 
+def noise_energy(p: PathProblem, x0: Tensor) -> Tensor:
+    """Returns the sum of 1/2 |delta_f|^2 over all steps of each sample's path."""
+    energy = x0.new_zeros(x0.shape[0])
+    for i in range(p.num_steps):
+        energy = _kernels.noise_energy(x0, p.key, i, p.sample_offset, energy)
+    return energy
+
+
 # --- forward sweep -------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _checks, functional
+from ._engines import weighted_sum
 from ._first_order import first_order
 from ._replay import Autocast, RandomTape
 from ._sweeps import (
@@ -131,12 +132,7 @@ def mean_loss_and_gradients(
     simulate(p, x0, cache, with_costs=False)
     out = backward_sweep(p, cache, weight, with_cost=True)
     assert out.cost is not None
-    return _weighted(out.cost, weight), out
-
-
-def _weighted(loss: Tensor, weight: Tensor | float) -> Tensor:
-    """Sums over the batch in float64: the value must not depend on its size."""
-    return (loss.double() * weight).sum().to(loss.dtype)
+    return weighted_sum(out.cost, weight), out
 
 
 def unrolled_loss(p: PathProblem, x0: Tensor, g: Tensor) -> Tensor:
@@ -304,9 +300,9 @@ def mean_path_loss(p: PathProblem, x0: Tensor, g: Tensor, weight: Tensor | None)
     each: Tensor | float = 1.0 / max(x0.shape[0], 1) if weight is None else weight
     inputs = (x0, g, *p.params)
     if p.checkpoint_every == 0:
-        return _weighted(unrolled_loss(p, x0, g), each)
+        return weighted_sum(unrolled_loss(p, x0, g), each)
     if not _wants_gradients(p, x0, g):
-        return _weighted(path_loss(p, x0, g), each)
+        return weighted_sum(path_loss(p, x0, g), each)
     return _MeanLoss.apply(p, each, *inputs)  # pyright: ignore[reportReturnType]
 
 

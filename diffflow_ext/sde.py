@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _checks, _kernels, _traced, samplers
+from . import _checks, _traced, samplers
 from ._denoising import blank, eager
 from ._engines import Engine, EngineChoice, check_engine
-from ._sweeps import Network, PathProblem
+from ._sweeps import Network, PathProblem, noise_energy
 from .adjoint import Key, build_problem, mean_path_loss, path_loss
 from .diffusion import Diffusion, diffusion_values
 from .grids import TimeGrid
@@ -43,14 +43,6 @@ __all__ = ["DiffFlowSDE"]
 
 #: Rows of a batch of paths that a bound without gradient evaluates in one call.
 PATHS_AT_A_TIME = 2**15
-
-
-def noise_energy(p: PathProblem, x0: Tensor) -> Tensor:
-    """Returns the sum of 1/2 |delta_f|^2 over all steps of each sample's path."""
-    energy = x0.new_zeros(x0.shape[0])
-    for i in range(p.num_steps):
-        energy = _kernels.noise_energy(x0, p.key, i, p.sample_offset, energy)
-    return energy
 
 
 class DiffFlowSDE(nn.Module):
@@ -353,7 +345,7 @@ class DiffFlowSDE(nn.Module):
                                  - \sum_i \tfrac12 \| \delta^F_i \|^2
 
         The sum is known from the noise alone. Its mean, N d / 2, would do in expectation, but L
-        and the sum scatter together, a hundred times as much as their difference.
+        and the sum scatter together, and much more than their difference.
 
         Arguments:
             x0: The data, of which only shape, dtype and device count.

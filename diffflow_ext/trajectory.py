@@ -136,7 +136,7 @@ def fused_mean_loss(call: FusedCall, x0: Tensor, g: Tensor, weight: Tensor | Non
         weight = torch.full((x0.shape[0],), 1.0 / x0.shape[0], device="cpu")
     tensors = call.tensors()
     if not _wanted(x0, g, *tensors):
-        return _weighted(_run_loss(call, None, x0, g, tensors)[0], weight)
+        return _engines.weighted_sum(_run_loss(call, None, x0, g, tensors)[0], weight)
     return _MeanLoss.apply(call, weight, x0, g, *tensors)  # pyright: ignore[reportReturnType]
 
 
@@ -182,10 +182,6 @@ def fused_sample(
 
 def _wanted(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _weighted(cost: Tensor, weight: Tensor) -> Tensor:
-    return (cost.double() * weight).sum().to(cost.dtype)
 
 
 class _Core:
@@ -265,7 +261,7 @@ class _MeanLoss(Function):
         cost, grads = _run_loss(call, weight, x0, g, tensors)
         ctx.save_for_backward(*grads)
         ctx.dtype = g.dtype
-        return _weighted(cost, weight)
+        return _engines.weighted_sum(cost, weight)
 
     @staticmethod
     @first_order
