@@ -31,7 +31,7 @@ from diffflow_ext.training.defaults import resolve
 from diffflow_ext.training.recipes import EvaluationSettings, build_recipe, ddpm, diffflow, dinof
 from diffflow_ext.training.runs import read_metrics
 from diffflow_ext.training.sampling import EVALUATION_STREAM
-from diffflow_ext.training.schedules import sampling_grid
+from diffflow_ext.training.schedules import sampling_grid, training_grid
 from diffflow_ext.training.state import TrainState
 
 for library in ("zuko", "normflows", "torchdiffeq"):
@@ -383,3 +383,21 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert all(torch.equal(again[name], value) for name, value in first.items())
     changed = [n for n, v in other.state_dict().items() if not torch.equal(first[n], v)]
     assert changed
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_logged_bound_is_that_of_the_batch(table: Path, learned: bool) -> None:
+    """Not the loss less the mean of its control variate, which scatters far more."""
+    config = TrainConfig(
+        str(table), steps=4, batch_size=8, width=4, log_every=2,
+        diffusion_start=0.3, diffusion_end=0.7, learn_diffusion=learned,
+    )  # fmt: skip
+    dataset = open_dataset(str(table))
+    recipe = build_recipe(resolve(config, is_image=False), (dataset.dim,))
+    x0 = dataset.train[:8]
+    for step in (1, 3):
+        loss = float(recipe.parts[0].loss(x0, step).detach())
+        with torch.no_grad():
+            grid = training_grid(recipe.config, step)
+            expected = -recipe.module.elbo(x0, grid, recipe.key(step)).double().mean()
+        assert recipe.reading(step, loss)["bound"] == pytest.approx(float(expected), abs=1e-3)
