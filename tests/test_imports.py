@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
     {"_foreign_flows"},
     {"priors", "processes", "_engines"},
     {"_sweeps", "probability_flow"},
+    {"_gpu_paths"},
     {"adjoint", "samplers", "trajectory"},
     {"_regression"},
     {"_denoising"},

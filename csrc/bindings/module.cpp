@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "gpu_paths.h"
 #include "ops.h"
 #include "trajectory.h"
 
@@ -206,6 +207,19 @@ PYBIND11_MODULE(_core, m) {
   m.def("trajectory_scratch", &trajectory_scratch);
   m.def("trajectory_loss", &trajectory_loss, Free());
   m.def("trajectory_sample", &trajectory_sample, Free());
+  m.def("gpu_paths_limits",
+        [] { return std::make_tuple(df::gpu::kMaxUnits, df::gpu::kMaxHidden); });
+  m.def("gpu_paths_shared_bytes", &df::gpu_paths_shared_bytes);
+  m.def("gpu_paths_shared_limit", &df::gpu_paths_shared_limit);
+  m.def(
+      "gpu_paths",
+      [](const std::vector<int>& phases, int products, const std::tuple<int, A>& where,
+         const df::GpuSizes& sizes, const df::GpuNetTuple& drift, const df::GpuNetTuple& score, Z z,
+         const df::GpuBuffers& buffers) {
+        df::run_gpu_paths(phases, products, df::gpu_paths(sizes, drift, score, noise(z), buffers),
+                          std::get<0>(where), std::get<1>(where));
+      },
+      Free());
   m.def("regression_scratch", &regression_scratch);
   m.def("regression", &regression, Free());
 }
