@@ -21,7 +21,7 @@ from ._engines import Parts, Rounding, address
 from ._sweeps import PathProblem, normal_cost
 from .noise import PURPOSES
 
-__all__ = ["GpuRun", "obstacle"]
+__all__ = ["GpuRun", "Part", "obstacle"]
 
 #: Codes of csrc/trajectory/gpu_paths.h.
 _CODES: dict[Rounding, int] = {"float32": 0, "tf32": 1, "bfloat16": 2}
@@ -77,7 +77,7 @@ class GpuRun:
         size = self._part_size(x0)
         with torch.autocast(x0.device.type, enabled=False):
             for first in range(0, x0.shape[0], size):
-                part = _Part(self, x0[first : first + size], first, keep=weight is not None)
+                part = Part(self, x0[first : first + size], first, keep=weight is not None)
                 costs.append(part.cost())
                 if weight is None:
                     continue
@@ -88,7 +88,7 @@ class GpuRun:
 
     def path(self, x0: Tensor) -> Tensor:
         """Returns all states, shape (N+1, B, dim)."""
-        return _Part(self, x0, 0, keep=False, states_only=True).states
+        return Part(self, x0, 0, keep=False, states_only=True).states
 
     def _part_size(self, x0: Tensor) -> int:
         """How many samples go through at a time."""
@@ -143,7 +143,7 @@ def _torch_version() -> tuple[int, ...]:
     return tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
-class _Part:
+class Part:
     """Some neighbouring samples of a batch: their paths, and what the kernels leave of them."""
 
     def __init__(
@@ -162,7 +162,10 @@ class _Part:
             drift = _Trace.of(run.drift, n + 1, x0, run.rounding)
             self.traces = drift, _Trace.of(run.score, n, x0, run.rounding)
         self.grad_g = x0.new_empty((n + 1, samples)) if keep and run.p.learned_g else None
-        self._launch([_FORWARD] if states_only else [_FORWARD, _RESIDUALS])
+        self.buffers: list[Tensor] = []
+        self.launch(_FORWARD)
+        if not states_only:
+            self.launch(_RESIDUALS)
 
     def cost(self) -> Tensor:
         """Returns the losses of the samples."""
@@ -172,12 +175,15 @@ class _Part:
 
     def gradients(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns the gradient of x0, and those of g and of all tensors."""
+        self.buffers = self._buffers_of_backward(weight)
+        self.launch(_SCORE)
+        self.launch(_BACKWARD)
+        return self.buffers[-1], self.sums()
+
+    def sums(self) -> list[Tensor]:
+        """Returns the gradients of g and of all tensors from what the kernels have left."""
         assert self.traces is not None
-        cotangents = self.states.new_empty(self.states.shape)
-        of_scores = self.states.new_empty(self.states[1:].shape)
-        grad_scores, grad_x0 = torch.empty_like(of_scores), torch.empty_like(self.x0)
-        weight = weight.detach().to(torch.float32).contiguous()
-        self._launch([_SCORE, _BACKWARD], weight, cotangents, of_scores, grad_scores, grad_x0)
+        _, cotangents, of_scores, *_ = self.buffers
         drift, score = self.traces
         of_drift = drift.gradients(self.run.drift, self.states, cotangents)
         of_score = score.gradients(self.run.score, self.states[1:], of_scores)
@@ -187,13 +193,25 @@ class _Part:
             grad_g = self.states.new_zeros(self.n + 1, dtype=torch.float64)
         else:
             grad_g = self.grad_g.double().sum(1)
-        return grad_x0, [grad_g, *of_drift, *of_score]
+        return [grad_g, *of_drift, *of_score]
 
-    def _launch(self, phases: list[int], *of_backward: Tensor) -> None:
+    def _buffers_of_backward(self, weight: Tensor) -> list[Tensor]:
+        """Returns weights, cotangents of both nets, and room for gradients at x_k and x0."""
+        of_scores = torch.empty_like(self.states[1:])
+        return [
+            weight.detach().to(torch.float32).contiguous(),
+            torch.empty_like(self.states),
+            of_scores,
+            torch.empty_like(of_scores),
+            torch.empty_like(self.x0),
+        ]
+
+    def launch(self, phase: int) -> None:
+        """Queues one of the four kernels."""
         run = self.run
         traces = self.traces or (None, None)
         kept = [part for t in traces for part in ((t.values, t.slopes) if t else (None, None))]
-        weight, *others = of_backward or [None] * 5
+        weight, *others = self.buffers or [None] * 5
         steps = _on_device(tuple(run.p.steps), self.x0.device)
         buffers: Sequence[Tensor | None] = [
             *(steps, run.g, self.x0, self.states, self.drifts, self.residuals, self.costs),
@@ -203,7 +221,7 @@ class _Part:
             run.p.key, PURPOSES["forward"], 0, run.p.sample_offset + self.first
         )
         _backend.core.gpu_paths(
-            phases,
+            phase,
             _CODES[run.rounding],
             _backend.where(self.x0),
             self.size,

@@ -77,15 +77,13 @@ inline int64_t gpu_paths_shared_limit(int device) {
 #endif
 }
 
-inline void run_gpu_paths(const std::vector<int>& phases, int products, const gpu::Paths& paths,
-                          int device, Address stream) {
+inline void run_gpu_path(int phase, int products, const gpu::Paths& paths, int device,
+                         Address stream) {
 #ifdef DIFFFLOW_WITH_CUDA
-  for (const int phase : phases) {
-    gpu::run(static_cast<gpu::Phase>(phase), static_cast<gpu::Products>(products), paths, device,
-             pointer<void>(stream));
-  }
+  gpu::run(static_cast<gpu::Phase>(phase), static_cast<gpu::Products>(products), paths, device,
+           pointer<void>(stream));
 #else
-  (void)phases, (void)products, (void)paths, (void)device, (void)stream;
+  (void)phase, (void)products, (void)paths, (void)device, (void)stream;
   no_cuda();
 #endif
 }

@@ -213,11 +213,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("gpu_paths_shared_limit", &df::gpu_paths_shared_limit);
   m.def(
       "gpu_paths",
-      [](const std::vector<int>& phases, int products, const std::tuple<int, A>& where,
-         const df::GpuSizes& sizes, const df::GpuNetTuple& drift, const df::GpuNetTuple& score, Z z,
+      [](int phase, int products, const std::tuple<int, A>& where, const df::GpuSizes& sizes,
+         const df::GpuNetTuple& drift, const df::GpuNetTuple& score, Z z,
          const df::GpuBuffers& buffers) {
-        df::run_gpu_paths(phases, products, df::gpu_paths(sizes, drift, score, noise(z), buffers),
-                          std::get<0>(where), std::get<1>(where));
+        df::run_gpu_path(phase, products, df::gpu_paths(sizes, drift, score, noise(z), buffers),
+                         std::get<0>(where), std::get<1>(where));
       },
       Free());
   m.def("regression_scratch", &regression_scratch);
