@@ -52,12 +52,14 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
         """Returns one part: the path loss couples everything."""
         return self.whole(self._loss)
 
-    def _loss(self, x0: Tensor, step: int) -> Tensor:
+    def _loss(self, x0: Tensor, step: int, offset: int) -> Tensor:
         every = self.config.checkpoint_every
         grid, key = training_grid(self.config, step), self.key(step)
         if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
-            self._rest = float(self.module.bound_minus_loss(x0, grid, key).double().mean())
-        return self.module.mean_loss(x0, grid, key, checkpoint_every=every)
+            # That of the whole batch, of which this may be a part.
+            batch = x0.new_zeros((self.config.batch_size, *x0.shape[1:]))
+            self._rest = float(self.module.bound_minus_loss(batch, grid, key).double().mean())
+        return self.module.mean_loss(x0, grid, key, checkpoint_every=every, sample_offset=offset)
 
     def draw(
         self,
