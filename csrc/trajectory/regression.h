@@ -110,8 +110,7 @@ static void run_regression(const RegressionProblem& p) {
     }
 #pragma omp for ordered schedule(static, 1)
     for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t first = i * p.tile, left = p.samples - first;
-      regression_tile(p, shared, room, {first, left < p.tile ? left : p.tile});
+      regression_tile(p, shared, room, rows_of(p, i));
 #pragma omp ordered
       {
         if (gradients) add_block(shared.sums_begin, room.sums_begin, shared.num_sums);
