@@ -105,7 +105,7 @@ int64_t regression_scratch(const std::string& engine, const df::RegressionSizes&
 }
 
 void regression(const std::string& engine, const df::RegressionSizes& sizes,
-                const df::MlpTuple& mlp, const std::array<df::Address, 6>& a,
+                const df::MlpTuple& mlp, const std::array<df::Address, 7>& a,
                 const std::vector<df::Address>& grads) {
   const df::TensorList<const float> weights(std::get<2>(mlp));
   const df::TensorList<float> of_weights(grads);

@@ -103,22 +103,22 @@ class ProblemHolder {
   TrajectoryProblem problem_{};
 };
 
-/// samples, dim, tile, threads.
-using RegressionSizes = std::tuple<int64_t, int64_t, int64_t, int>;
+/// samples, dim, times, tile, threads.
+using RegressionSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int>;
 
-/// A problem with the addresses scratch, x, target, weight, cost, grad_x.
+/// A problem with the addresses scratch, x, target, weight, cost, grad_x, time_of.
 inline RegressionProblem regression_problem(const RegressionSizes& sizes, const MlpTuple& mlp,
                                             const TensorList<const float>& weights,
                                             const TensorList<float>& grads,
-                                            const std::array<Address, 6>& a) {
+                                            const std::array<Address, 7>& a) {
   RegressionProblem out{};
-  out.samples = std::get<0>(sizes), out.dim = std::get<1>(sizes);
-  out.tile = std::get<2>(sizes), out.threads = std::get<3>(sizes);
+  out.samples = std::get<0>(sizes), out.dim = std::get<1>(sizes), out.times = std::get<2>(sizes);
+  out.tile = std::get<3>(sizes), out.threads = std::get<4>(sizes);
   out.mlp = described(mlp, weights);
   out.scratch = pointer<void>(a[0]);
   out.x = pointer<const float>(a[1]), out.target = pointer<const float>(a[2]);
   out.weight = pointer<const float>(a[3]), out.cost = pointer<float>(a[4]);
-  out.grad_x = pointer<float>(a[5]);
+  out.grad_x = pointer<float>(a[5]), out.time_of = pointer<const int64_t>(a[6]);
   out.grads = grads.tensors();
   return out;
 }

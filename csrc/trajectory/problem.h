@@ -67,14 +67,15 @@ struct SampleOutputs {
   float* states;  ///< (num_steps + 1, samples, dim)
 };
 
-/// |target - net(t, x)|^2 / dim at a time of each sample's own: the mlp's embedding has as many
-/// rows as there are samples.
+/// |target - net(t, x)|^2 / dim, each sample at one of `times` times: the mlp's embedding has as
+/// many rows.
 struct RegressionProblem {
-  int64_t samples, dim;
+  int64_t samples, dim, times;
   Mlp mlp;
   int64_t tile;
   int threads;
   void* scratch;
+  const int64_t* time_of;   ///< (samples)
   const float *x, *target;  ///< (samples, dim)
   const float* weight;      ///< (samples) of the gradients, or null for none
   float* cost;              ///< (samples)
