@@ -29,9 +29,10 @@ DF_INLINE RegressionShared carve_regression(Arena& arena, const RegressionProble
   RegressionShared out;
   out.mlp = carve_weights(arena, p.mlp, p.dim, 0);
   if (gradients) {
-    out.sums_begin = arena.take<float>(0);
+    out.sums_begin = arena.take_part<float>(0);
     out.sums = carve_sums(arena, out.mlp, 0);
     out.num_sums = (arena.next() - reinterpret_cast<uintptr_t>(out.sums_begin)) / sizeof(float);
+    arena.wall();
   }
   return out;
 }
@@ -46,7 +47,7 @@ DF_INLINE RegressionRoom carve_regression_room(Arena& arena, const RegressionPro
   float** const parts[] = {&out.x, &out.value, &out.cotangent, &out.grad_x};
   for (float** part : parts) *part = arena.take<float>(state);
   if (gradients) {
-    out.sums_begin = arena.take<float>(0);
+    out.sums_begin = arena.take_part<float>(0);
     out.sums = carve_sums(arena, shared.mlp, 0);
   }
   return out;

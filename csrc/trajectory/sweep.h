@@ -51,10 +51,11 @@ DF_INLINE int64_t times_of(const TrajectoryProblem& p) { return p.num_steps + 1;
 DF_INLINE void carve_all_sums(Arena& arena, const TrajectoryProblem& p, const Shared& shared,
                               MlpSums* drift, MlpSums* score, double** grad_g, float** begin,
                               int64_t* count) {
-  *begin = arena.take<float>(0);
+  *begin = arena.take_part<float>(0);
   *drift = carve_sums(arena, shared.drift, times_of(p));
   *score = carve_sums(arena, shared.score, times_of(p));
   *count = (arena.next() - reinterpret_cast<uintptr_t>(*begin)) / sizeof(float);
+  arena.wall();
   *grad_g = arena.take<double>(times_of(p));
 }
 
