@@ -113,7 +113,7 @@ def num_threads(samples: int) -> int:
 
 def parts_or_reason(net: Any, times: Tensor, x: Tensor, *, device: str = "cpu") -> Parts | str:
     """Returns a network at given times for states like x, or why the engine cannot take it."""
-    reason = _data_obstacle(x, device) or _module_obstacle(net)
+    reason = data_obstacle(x, device) or _module_obstacle(net)
     if reason:
         return reason
     with torch.autocast(device, enabled=False):
@@ -123,7 +123,8 @@ def parts_or_reason(net: Any, times: Tensor, x: Tensor, *, device: str = "cpu") 
     return _tensor_obstacle(at.activation, tensors, len(times), x) or Parts(at.activation, tensors)
 
 
-def _data_obstacle(x: Tensor, device: str) -> str:
+def data_obstacle(x: Tensor, device: str = "cpu") -> str:
+    """Returns why the engine cannot take states like x, "" where it can."""
     if x.device.type != device:
         return f"it runs on the CPU, and the data are on {x.device}"
     if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
@@ -204,6 +205,14 @@ def scratch_memory(size: int) -> Tensor:
         kept = torch.empty(size, dtype=torch.uint8, device="cpu")
         _kept.scratch = kept if size <= KEPT_SCRATCH else None
     return kept
+
+
+def memory_obstacle(size: int) -> str:
+    """Returns why so many bytes of scratch memory are too many, "" where they are not."""
+    if size <= MAX_SCRATCH:
+        return ""
+    most = MAX_SCRATCH // 2**20
+    return f"it would work in {size // 2**20} MiB of memory, and takes {most} at most"
 
 
 def aligned_start(memory: Tensor) -> int:

@@ -117,11 +117,7 @@ def call_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> Fused
     instructions = _engines.engine_name()
     assert instructions is not None
     call = FusedCall(p, drift, score, instructions)
-    size = call.scratch_bytes(x, gradients=True)
-    if size > _engines.MAX_SCRATCH:
-        most = _engines.MAX_SCRATCH // 2**20
-        return f"it would work in {size // 2**20} MiB of memory, and takes {most} at most"
-    return call
+    return _engines.memory_obstacle(call.scratch_bytes(x, gradients=True)) or call
 
 
 def _call_on_gpu(p: PathProblem, drift: Parts, score: Parts, x: Tensor) -> FusedCall | str:
