@@ -34,7 +34,10 @@ from diffflow_ext.training.rules import field_rule
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parent.parent / "runs"
-PACKAGES = ("numpy", "scipy", "torch", "zuko", "normflows", "torchdiffeq", "scikit-learn")
+PACKAGES = (
+    *("numpy", "scipy", "torch", "torchsde", "zuko", "normflows", "torchdiffeq", "scikit-learn"),
+    "pytest-benchmark",
+)
 # What no run of a comparison needs: the last state is enough.
 QUIET: Mapping[str, Any] = {"threads": 1, "save_every": 10**6, "keep_checkpoints": 1}
 
