@@ -67,7 +67,7 @@ RUNS: dict[str, Run] = {
     "progressive": Run(
         "DiffFlow, 120 trajectories, N = 5, 10, 30", 120, 3e-3, ((0.0, 5), (0.2, 10), (0.5, 30))
     ),
-    "ddpm": Run("DDPM, 480 samples", 480, 3e-3, ()),
+    "ddpm": Run("DDPM, 480 samples", 480, 1e-2, ()),
 }
 
 
