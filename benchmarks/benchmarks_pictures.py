@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drawing import COLOURS, FAINT, INK, MARKERS, new_figure, plain, save
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from drawing import COLOURS, INK, MARKERS, new_figure, plain, save
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 STEPS = "benchmarks_steps.png"
 SCALING = "benchmarks_scaling.png"
@@ -24,7 +25,7 @@ LABELS = {
     "torchsde": "torchsde, sdeint",
     "torchsde_adjoint": "torchsde, adjoint",
     "graph": "autograd of the loop",
-    "graph_bf16": "the same, bfloat16",
+    "graph_bf16": "loop in bfloat16",
     "compiled": "torch.compile, step",
     "compiled_loop": "torch.compile, loop",
     "adjoint": "adjoint, any networks",
@@ -97,6 +98,7 @@ def _bars(panel: Axes, variants: Mapping[str, Any]) -> None:
     panel.set_xlim(0, 1.12 * reach)
     plain(panel)
     panel.grid(visible=False, axis="y")
+    panel.set_axisbelow(True)
 
 
 # --- growth --------------------------------------------------------------------------------------
@@ -106,7 +108,7 @@ def _scaling(report: Mapping[str, Any], path: Path) -> Path:
     """Time and memory against N, B and width, both axes logarithmic."""
     axes = report["axes"]
     figure = new_figure(3.5 * len(axes), 5.6)
-    grid = figure.subplots(2, len(axes), squeeze=False, sharex="col")
+    grid = figure.subplots(2, len(axes), squeeze=False, sharex="col", sharey="row")
     for column, (name, found) in enumerate(axes.items()):
         for row, what in enumerate(("time", "memory")):
             panel = grid[row][column]
@@ -120,12 +122,15 @@ def _scaling(report: Mapping[str, Any], path: Path) -> Path:
                     marker=MARKERS[index],
                     markersize=4.5,
                     linewidth=1.5,
-                    label=f"{_engine(engine)}: exponent {grown:.2f}",
+                    label=f"{engine}: exponent {grown:.2f}",
                 )
             panel.set(xscale="log", yscale="log")
             plain(panel)
-            _round_numbers(panel)
+            _round_numbers(panel.yaxis, (1.0, 3.0))
             panel.legend(frameon=False, fontsize=8)
+        values = found["values"]
+        grid[1][column].set_xticks(values, [f"{value:,}" for value in values])
+        grid[1][column].set_xticks([], minor=True)
         grid[1][column].set_xlabel(AXES[name], fontsize=9, color=INK)
     grid[0][0].set_ylabel("time of a step [ms]", fontsize=9, color=INK)
     grid[1][0].set_ylabel("peak memory [MiB]", fontsize=9, color=INK)
@@ -136,17 +141,11 @@ def _value(point: Mapping[str, Any], what: str) -> float:
     return 1e3 * point["seconds"]["median"] if what == "time" else max(point["mebibytes"], 0.1)
 
 
-def _engine(name: str) -> str:
-    return {"fused": "fused", "adjoint": "any networks"}.get(name, name)
-
-
-def _round_numbers(panel: Axes) -> None:
-    """Ticks as plain numbers, at 2 and 5 too where a decade would leave too few."""
-    for axis, (low, high) in ((panel.xaxis, panel.get_xlim()), (panel.yaxis, panel.get_ylim())):
-        fine = high / low < 300
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if fine else (1.0,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axis.set_minor_formatter(NullFormatter())
+def _round_numbers(axis: Axis, subs: tuple[float, ...]) -> None:
+    """Ticks as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 # --- bounds --------------------------------------------------------------------------------------
@@ -154,7 +153,7 @@ def _round_numbers(panel: Axes) -> None:
 
 def _equal_compute(report: Mapping[str, Any], path: Path) -> Path:
     """Bounds against seconds of training."""
-    figure = new_figure(7.2, 4.4)
+    figure = new_figure(7.2, 4.9)
     panel = figure.subplots()
     for index, run in enumerate(report["runs"].values()):
         points = run["points"]
@@ -174,11 +173,8 @@ def _equal_compute(report: Mapping[str, Any], path: Path) -> Path:
                       label="entropy of the data")  # fmt: skip
     panel.set_xscale("log")
     plain(panel)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    panel.xaxis.set_minor_formatter(NullFormatter())
+    _round_numbers(panel.xaxis, (1.0, 2.0, 5.0))
     panel.set_xlabel("processor seconds of training", fontsize=9, color=INK)
     panel.set_ylabel("bound on \N{MINUS SIGN}log p [nats]", fontsize=9, color=INK)
-    legend = panel.legend(fontsize=8.5, frameon=True, facecolor="white", edgecolor=FAINT)
-    legend.get_frame().set_linewidth(0.6)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return save(figure, path)

@@ -58,6 +58,7 @@ def reports() -> dict[str, dict[str, Any]]:
     grown = {"time": {"all": 0.75, "last": 1.25}, "memory": {"all": 0.0, "last": -0.5}}
     names = ("fused", "adjoint")
     axis = {
+        "values": [5, 1000],
         "points": {n: [{"value": v, **point} for v in (5, 1000)] for n in names},
         "exponents": dict.fromkeys(names, grown),
     }
