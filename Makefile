@@ -29,7 +29,7 @@ help:
 	@echo "make clean      remove what make and pip made here"
 	@echo
 	@echo "PYTHON=... picks another Python than python3; DIFFFLOW_CUDA=AUTO|ON|OFF picks the build;"
-	@echo "BENCH=--whole-loop compiles the whole loop of a step too (some minutes more)"
+	@echo "BENCH='--compile loop' compiles the whole loop of a step too (some minutes more)"
 
 # --- demo ------------------------------------------------------------------------------------------
 

@@ -2,9 +2,9 @@
 # Everything on docs/benchmarks.md that a CPU can measure, one after the other: two runs beside each
 # other would time each other. Under 15 minutes on two cores of an AMD EPYC with nothing else to do.
 #
-#   benchmarks/all_cpu.sh [--whole-loop]
+#   benchmarks/all_cpu.sh [--compile loop]
 #
-# --whole-loop also compiles the whole loop of the 2-D step, for some minutes more.
+# --compile loop also compiles the whole loop of the 2-D step, for some minutes more.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${PYTHON:-python3}"
@@ -17,12 +17,14 @@ measure() {
 measure steps --problem 2d "$@"
 measure steps --problem 2d --threads 2 --no-memory
 measure steps --problem small --no-memory
-measure steps --problem table-6 --no-memory --rounds 5
-measure steps --problem table-21 --no-memory --rounds 5
-measure steps --problem table-63 --rounds 5
-measure steps --problem image --rounds 5
+for problem in table-6 table-21; do
+  measure steps --problem $problem --compile no --no-memory --rounds 5
+done
+for problem in table-63 image; do
+  measure steps --problem $problem --no-memory --rounds 5
+done
 measure memory
 measure scaling --rounds 3
-measure equal_compute --seconds 24
-measure ops --seconds 0.5
+measure equal_compute --seconds 22
+measure ops --seconds 0.4
 measure benchmarks_page

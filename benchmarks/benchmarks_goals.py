@@ -58,11 +58,8 @@ def faster_than_best_torch(results: Results) -> float | None:
 
 def share_of_product(results: Results) -> float | None:
     """The rate of multiply-adds over a whole step, in per cent of torch's product of matrices."""
-    report = results.get("steps_2d_1")
-    least = at(report, "variants", "fused", "seconds", "min")
-    if report is None or least is None:
-        return None
-    return 100 * report["multiply_adds"] / least / report["product_rate"]
+    share = at(results.get("steps_2d_1"), "product_share", "median")
+    return None if share is None else 100 * share
 
 
 def peak_of_large_batch(results: Results) -> float | None:

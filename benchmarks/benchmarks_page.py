@@ -45,6 +45,11 @@ def ratio(one: Mapping[str, Any] | None) -> Cell:
     return f"{number(one['ratio']['median'])} ({number(low)}\N{EN DASH}{number(high)})"
 
 
+def mebibytes(one: Mapping[str, Any] | None) -> Cell:
+    """Peak memory."""
+    return number(at(one, "mebibytes"))
+
+
 def titles(reports: Sequence[Mapping[str, Any] | None]) -> dict[str, str]:
     """Names and titles of the variants that some report has, in order."""
     return {n: one["title"] for r in reports if r for n, one in r["variants"].items()}
@@ -80,18 +85,15 @@ def _side_by_side(results: Results, problems: Sequence[str], what: Callable[...,
     reports = {p: r for p in problems if (r := steps_of(results, p))}
     if not reports:
         return MISSING
-    head = [""]
+    head, cells = [""], []
     for name, report in reports.items():
-        head += [f"{what(name, report)}: over DDPM (quartiles)", "ms (least)", "MiB"]
+        known = any(one["mebibytes"] is not None for one in report["variants"].values())
+        titled = what(name, report)
+        head += [f"{titled}: over DDPM (quartiles)", "ms (least)", *(["MiB"] if known else [])]
+        shown = (ratio, milliseconds, *([mebibytes] if known else []))
+        cells += [(report, cell) for cell in shown]
     rows = [
-        [
-            title,
-            *(
-                cell(at(report, "variants", name))
-                for report in reports.values()
-                for cell in (ratio, milliseconds, lambda one: number(at(one, "mebibytes")))
-            ),
-        ]
+        [title, *(cell(at(report, "variants", name)) for report, cell in cells)]
         for name, title in titles(list(reports.values())).items()
     ]
     return table(head, rows)

@@ -3,7 +3,7 @@
     python benchmarks/steps.py                       # 2-D, with the memory of each variant
     python benchmarks/steps.py --problem table-63    # 63 columns
     python benchmarks/steps.py --problem 2d --threads 2 --no-memory
-    python benchmarks/steps.py --whole-loop          # torch.compile of all steps at once, too
+    python benchmarks/steps.py --compile loop        # torch.compile of all steps at once, too
 
 Times are ratios to a DDPM update on the same network, timed right before: of as many samples, and
 in the problem "small", of 2000 samples beside 120 trajectories. Memory is the peak of a process
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import Step, paired
+from paired import Step, paired, spread
 from peaks import peak_mebibytes
 from runs import RESULTS, command, machine, write_json
 from step_variants import (
@@ -49,6 +49,11 @@ PROBLEMS = {
 }
 IMAGE_VARIANTS = ("ddpm", "release", "graph", "adjoint")
 REFERENCE = "ddpm"
+#: Of the matrices whose product is the yardstick.
+SIDE = 2048
+COMPILED = ("compiled", "compiled_loop")
+#: What to compile: seconds for a step, minutes for the loop.
+COMPILING = {"no": (), "step": COMPILED[:1], "loop": COMPILED}
 DIFFRAX = (
     "its loop in one jit is jax's, and no environment of these benchmarks has jax, so that the "
     "variant could not be checked against the others' gradient"
@@ -68,13 +73,14 @@ def obstacle(name: str, problem: Problem) -> str:
 
 
 def chosen(
-    asked: Sequence[str] | None, problem: Problem, *, whole_loop: bool
+    asked: Sequence[str] | None, problem: Problem, compiling: str
 ) -> tuple[list[str], dict[str, str]]:
     """The variants to run, the reference first, and why the others were left out."""
     names = list(asked or (VARIANTS if problem.side is None else IMAGE_VARIANTS))
-    if not (asked or whole_loop) and "compiled_loop" in names:
-        names.remove("compiled_loop")
     left_out = {n: why for n in names if (why := obstacle(n, problem))} | {"diffrax": DIFFRAX}
+    if not asked:
+        unwanted = [n for n in names if n in COMPILED and n not in COMPILING[compiling]]
+        left_out |= dict.fromkeys(unwanted, f"the run was one with --compile {compiling}")
     kept = [n for n in names if n not in left_out and n != REFERENCE]
     return [REFERENCE, *kept], left_out
 
@@ -89,19 +95,22 @@ def first_calls(steps: dict[str, Step]) -> dict[str, float]:
     return found
 
 
-def product_rate() -> float:
-    """Multiply-adds a second of torch's own product of large float32 matrices."""
-    a = torch.randn(2048, 2048)
-    times = paired({"mm": lambda: a @ a}, "mm", 5)["mm"]["seconds"]
-    return 2048**3 / times["min"]
-
-
 def work(problem: Problem) -> int | None:
     """Multiply-adds of a step with every network evaluated once a state, and its products."""
     if problem.side is not None:
         return None
     one = 2 * problem.dim * problem.width + problem.depth * problem.width**2
     return 3 * (2 * problem.num_steps + 1) * problem.batch * one
+
+
+def product_share(step: Step, multiply_adds: int, rounds: int = 7) -> dict[str, Any]:
+    """A step's rate of multiply-adds over that of torch's product of large float32 matrices.
+
+    Each product is timed right before a step, as in all ratios.
+    """
+    a = torch.randn(SIDE, SIDE)
+    ratios = paired({"mm": lambda: a @ a, "step": step}, "mm", rounds)["step"]["ratio"]["all"]
+    return spread([multiply_adds / SIDE**3 / ratio for ratio in ratios])
 
 
 # --- gradients -----------------------------------------------------------------------------------
@@ -163,7 +172,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--problem", choices=list(PROBLEMS), default="2d")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=None)
-    parser.add_argument("--whole-loop", action="store_true", help="compiles for minutes")
+    parser.add_argument("--compile", choices=list(COMPILING), default="step")
     parser.add_argument("--batch", type=int, help="instead of the problem's")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=8)
@@ -178,10 +187,10 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     problem = PROBLEMS[args.problem]
     problem = replace(problem, batch=args.batch) if args.batch else problem
-    names, left_out = chosen(args.variants, problem, whole_loop=args.whole_loop)
+    names, left_out = chosen(args.variants, problem, args.compile)
     of_ddpm = replace(problem, batch=2000) if args.problem == "small" else problem
     problems = {n: of_ddpm if n.startswith("ddpm") else problem for n in names}
-    found = measure(names, problems, args)
+    found, multiply_adds = measure(names, problems, args), work(problem)
     write_json(
         args.results / f"steps_{args.problem}_{args.threads}.json",
         {
@@ -192,8 +201,12 @@ def main(words: Sequence[str] | None = None) -> None:
             "instructions": engine_name(),
             "reference": REFERENCE,
             "rounds": args.rounds,
-            "multiply_adds": work(problem),
-            "product_rate": product_rate(),
+            "multiply_adds": multiply_adds,
+            "product_share": (
+                product_share(VARIANTS["fused"][0](problem), multiply_adds)
+                if "fused" in names and multiply_adds
+                else None
+            ),
             "gradient_errors": gradient_errors(problem),
             "torchsde_adjoint_gradient_error": (
                 torchsde_gradient_error(replace(problem, batch=100))

@@ -20,7 +20,6 @@ from diffflow_ext.functional import normal
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = Problem(dim=3, batch=7, num_steps=4, width=8, depth=1)
 IMAGE = Problem(side=4, batch=3, num_steps=2, width=4, depth=1)
-COMPILED = ("compiled", "compiled_loop")
 KEY = NoiseKey(5)
 
 
@@ -74,7 +73,7 @@ def test_compiled_variants_have_that_gradient_too(whole: bool) -> None:
 
 
 @pytest.mark.parametrize("problem", [SMALL, IMAGE], ids=["vectors", "images"])
-@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in COMPILED])
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in steps.COMPILED])
 def test_every_variant_takes_steps(name: str, problem: Problem) -> None:
     if why := steps.obstacle(name, problem):
         pytest.skip(why)
@@ -85,13 +84,14 @@ def test_every_variant_takes_steps(name: str, problem: Problem) -> None:
 
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(steps.PROBLEMS, "2d", SMALL)
-    monkeypatch.setattr(steps, "product_rate", lambda: 1.0)
+    monkeypatch.setattr(steps, "SIDE", 64)
     words = ["--results", str(tmp_path), "--rounds", "2", "--variants", "fused", "adjoint"]
     steps.main(words)
     report = json.loads((tmp_path / "steps_2d_1.json").read_text())
     assert set(report["variants"]) == {"ddpm", "fused", "adjoint"}
     assert report["gradient_errors"]["float32"] < 1e-5
     assert report["gradient_errors"]["other_noise"] > 0.01
+    assert 0 < report["product_share"]["median"]
     fused = report["variants"]["fused"]
     assert 0 < fused["ratio"]["min"]
     assert not fused["exact_torch"]
@@ -102,25 +102,28 @@ def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_report_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(steps.PROBLEMS, "image", IMAGE)
-    monkeypatch.setattr(steps, "product_rate", lambda: 1.0)
     steps.main(["--problem", "image", "--results", str(tmp_path), "--rounds", "1", "--no-memory"])
     report = json.loads((tmp_path / "steps_image_1.json").read_text())
     assert tuple(report["variants"]) == steps.IMAGE_VARIANTS
     assert report["gradient_errors"]["float32"] < 1e-5
     assert report["multiply_adds"] is None
+    assert report["product_share"] is None
     assert {one["mebibytes"] for one in report["variants"].values()} == {None}
 
 
 def test_what_cannot_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: None)
-    names, left_out = steps.chosen(None, SMALL, whole_loop=False)
+    names, left_out = steps.chosen(None, SMALL, "step")
     assert "not installed" in left_out["torchsde"]
     assert names[0] == "ddpm"
     assert "torchsde" not in names
     assert "compiled" in names
     assert "compiled_loop" not in names
-    assert "compiled_loop" in steps.chosen(None, SMALL, whole_loop=True)[0]
-    names, left_out = steps.chosen(["fused", "graph"], IMAGE, whole_loop=False)
+    assert "compiled_loop" in steps.chosen(None, SMALL, "loop")[0]
+    names, left_out = steps.chosen(None, SMALL, "no")
+    assert "compiled" not in names
+    assert left_out["compiled"].endswith("--compile no")
+    names, left_out = steps.chosen(["fused", "graph"], IMAGE, "step")
     assert names == ["ddpm", "graph"]
     assert "vectors" in left_out["fused"]
 
@@ -128,6 +131,15 @@ def test_what_cannot_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyP
 def test_work_counts_the_products_of_all_evaluations() -> None:
     """Per evaluation 3 x 8 + 8 x 8 + 8 x 3; 5 drifts, 4 scores; a backward costs two forwards."""
     assert steps.work(SMALL) == 3 * 9 * 7 * (24 + 64 + 24)
+
+
+def test_share_of_the_product_is_that_of_a_product() -> None:
+    """A step that is the product itself, twice, and one that is said to do half as much."""
+    a = torch.randn(steps.SIDE, steps.SIDE)
+    twice = steps.product_share(lambda: (a @ a, a @ a), 2 * steps.SIDE**3, rounds=3)
+    assert twice["median"] == pytest.approx(1.0, abs=0.35)
+    half = steps.product_share(lambda: (a @ a, a @ a), steps.SIDE**3, rounds=3)
+    assert half["median"] == pytest.approx(0.5, abs=0.18)
 
 
 def test_memory_is_that_of_the_steps_alone() -> None:
