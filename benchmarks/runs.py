@@ -33,6 +33,7 @@ from diffflow_ext.training.config import traits
 from diffflow_ext.training.rules import field_rule
 
 RESULTS = Path(__file__).parent / "results"
+WITHOUT_RESULTS = (":/", ":(exclude,top)benchmarks/results")
 WORK = Path(__file__).parent.parent / "runs"
 PACKAGES = (
     *("numpy", "scipy", "torch", "torchsde", "zuko", "normflows", "torchdiffeq", "scikit-learn"),
@@ -229,7 +230,8 @@ def machine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "build": build_info(),
         "commit": commit,
-        "dirty": bool(_git("status", "--porcelain")) if commit else None,
+        # Reports that a run before this one has written change nothing of what is measured.
+        "dirty": bool(_git("status", "--porcelain", "--", *WITHOUT_RESULTS)) if commit else None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 import time
 
 import compare_2d
@@ -243,6 +244,23 @@ def test_killed_training_begins_anew_and_stopped_one_goes_on(tmp_path, monkeypat
         assert len(json.loads((folder / "training.json").read_text())) == 2 - (folder == killed)
     assert asked == [True, False]
     del whole
+
+
+def test_written_reports_are_no_changes_of_what_is_measured(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path,
+                       check=True, capture_output=True)  # fmt: skip
+
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "code.py").write_text("1")
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "benchmarks" / "runs.py"))
+    (tmp_path / "benchmarks" / "results" / "x.json").write_text("{}")
+    assert runs.machine()["dirty"] is False
+    (tmp_path / "code.py").write_text("2")
+    assert runs.machine()["dirty"] is True
 
 
 def test_steps_fit_into_the_time(tmp_path, monkeypatch):
