@@ -59,15 +59,16 @@ class Run:
         return [n for first, n in self.stages if first <= share][-1]
 
 
+# Rates: the best after ten seconds of 3e-3, 1e-2, 2e-2, and 3e-2 for 2000 trajectories and DDPM.
 RUNS: dict[str, Run] = {
-    "diffflow_40": Run("DiffFlow, 40 trajectories", 40, 3e-3),
-    "diffflow_120": Run("DiffFlow, 120 trajectories", 120, 3e-3),
-    "diffflow_480": Run("DiffFlow, 480 trajectories", 480, 1e-2),
+    "diffflow_40": Run("DiffFlow, 40 trajectories", 40, 1e-2),
+    "diffflow_120": Run("DiffFlow, 120 trajectories", 120, 2e-2),
+    "diffflow_480": Run("DiffFlow, 480 trajectories", 480, 2e-2),
     "diffflow_2000": Run("DiffFlow, 2000 trajectories", 2000, 1e-2),
     "progressive": Run(
-        "DiffFlow, 120 trajectories, N = 5, 10, 30", 120, 3e-3, ((0.0, 5), (0.2, 10), (0.5, 30))
+        "DiffFlow, 120 trajectories, N = 5, 10, 30", 120, 1e-2, ((0.0, 5), (0.2, 10), (0.5, 30))
     ),
-    "ddpm": Run("DDPM, 480 samples", 480, 1e-2, ()),
+    "ddpm": Run("DDPM, 480 samples", 480, 2e-2, ()),
 }
 
 

@@ -53,6 +53,18 @@ def test_plain_variants_have_the_gradient_of_the_package(problem: Problem) -> No
     torch.testing.assert_close(gradient(release), expected, rtol=1e-8, atol=1e-10)
 
 
+def test_torchsde_through_its_solver_has_that_gradient() -> None:
+    torchsde = pytest.importorskip("torchsde")
+    pair, ours = double_pair(SMALL), double_pair(SMALL)
+    path = torchsde.BrownianInterval(
+        0.0, float(SMALL.num_steps), pair.data.shape, dtype=torch.float64, entropy=3
+    )
+    step_variants.torchsde_loss(pair, torchsde.sdeint, bm=path).backward()
+    ours.noise = [path(i, i + 1) for i in range(SMALL.num_steps)]
+    step_variants.loop_loss(ours).backward()
+    torch.testing.assert_close(gradient(pair), gradient(ours), rtol=1e-8, atol=1e-10)
+
+
 def test_torchsde_adjoint_has_another_gradient() -> None:
     pytest.importorskip("torchsde")
     assert step_variants.torchsde_gradient_error(SMALL) > 0.3
