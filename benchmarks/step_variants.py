@@ -268,7 +268,7 @@ class _Forward(nn.Module):
         return size * torch.eye(x.shape[1], dtype=x.dtype).expand(len(x), -1, -1)
 
 
-def torchsde_loss(pair: Pair, solve: Callable[..., Tensor], **options: Any) -> Tensor:
+def torchsde_loss(pair: Pair, solve: Callable[..., Any], **options: Any) -> Tensor:
     """The states from torchsde, the residuals outside: its own losses cannot express them."""
     p, times = pair.problem, pair.problem.grid().times.to(pair.data.dtype)
     u = torch.arange(p.num_steps + 1, dtype=pair.data.dtype)
@@ -300,7 +300,8 @@ def torchsde_gradient_error(problem: Problem) -> float:
     found = []
     for solve in (library.sdeint_adjoint, library.sdeint):
         pair = Pair(problem)
-        pair.drift.double(), pair.score.double()
+        pair.drift.double()
+        pair.score.double()
         pair.data = pair.data.double()
         path = library.BrownianInterval(
             0.0, float(problem.num_steps), pair.data.shape, dtype=torch.float64, entropy=7
