@@ -7,8 +7,8 @@ compiled code. Noise, losses and gradients are those of :mod:`diffflow_ext.adjoi
 normals to the bit, the same formulas, sums in another order.
 
 Gradients of the weights are added up in the order of the tiles, whose size depends on the batch
-alone: what happens here does not depend on the number of threads. (The time embeddings are
-torch's, whose last bits may.)
+alone: what happens here does not depend on the number of threads. (Time embeddings that are not of
+:class:`diffflow_ext.nets.FourierMLP` are torch's, whose last bits may.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _backend, _engines
+from . import _backend, _engines, _perceptrons
 from ._engines import Engine, EngineChoice, Parts, address
 from ._first_order import first_order
 from ._sweeps import PathProblem
@@ -102,8 +102,8 @@ def call_or_reason(p: PathProblem, x: Tensor) -> FusedCall | str:
     reason = _problem_obstacle(p)
     if reason:
         return reason
-    drift = _engines.parts_or_reason(p.drift, p.times, x)
-    score = _engines.parts_or_reason(p.score, p.times, x)
+    drift = _perceptrons.parts_or_reason(p.drift, p.times, x)
+    score = _perceptrons.parts_or_reason(p.score, p.times, x)
     if isinstance(drift, str):
         return f"drift: {drift}"
     if isinstance(score, str):
