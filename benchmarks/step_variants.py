@@ -118,7 +118,7 @@ def in_bfloat16(step: Step) -> Step:
 
 
 def ddpm(problem: Problem, *, fused: bool) -> Step:
-    """One time for each sample, embedded for each sample."""
+    """One time for each sample; fused, each distinct time of the chain is embedded once."""
     net = Pair(problem).score
     # A partial object is not known to be a perceptron, so its loss is torch's.
     model, data = DDPM(net if fused else partial(net)), Pair(problem).data

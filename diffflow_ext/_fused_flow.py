@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _backend, _engines
+from . import _backend, _engines, _perceptrons
 from ._engines import Engine, Parts, address
 from .noise import PURPOSES, NoiseKey
 
@@ -116,7 +116,7 @@ def _call_or_reason(
     time_of = [[index.setdefault(stage.time, len(index)) for stage in step] for step in steps]
     times, parts = torch.tensor(list(index), dtype=x.dtype, device="cpu"), list[Parts]()
     for net in nets:
-        found = _engines.parts_or_reason(net, times, x)
+        found = _perceptrons.parts_or_reason(net, times, x)
         if isinstance(found, str):
             return f"network {len(parts) + 1} of {len(nets)}: {found}"
         parts.append(found.contiguous())

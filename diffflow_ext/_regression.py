@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _backend, _engines
+from . import _backend, _engines, _perceptrons
 from ._engines import Engine, Parts, address
 from ._first_order import first_order
 
@@ -52,7 +52,7 @@ def _call_or_reason(net: Any, t: Tensor, x: Tensor) -> Regression | str:
         return reason
     # Chains have fewer times than a batch has samples, and an embedding costs as much as the rest.
     times, time_of = t.to(x.dtype).unique(return_inverse=True)
-    parts = _engines.parts_or_reason(net, times, x)
+    parts = _perceptrons.parts_or_reason(net, times, x)
     if isinstance(parts, str):
         return parts
     instructions = _engines.engine_name()

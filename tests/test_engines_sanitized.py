@@ -28,7 +28,7 @@ X86 = {
     "avx512": AVX512,
     "avx512bf16": (*AVX512, "-mavx512bf16"),
 }
-CALLS_OF_AN_ENGINE = 6 * 19
+CALLS_OF_AN_ENGINE = 6 * 22
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ BUGS = {
     "too little scratch memory": Bug("flow.h", "i < p.threads; ++i) carve", "i < 0; ++i) carve"),
     "a part too small": Bug("mlp.h", "width > outer ? width", "width < outer ? width"),
     "a tangent past its layer": Bug("flow.h", "rows * width);", "rows * width + kLanes);"),
+    "cosines without a bound": Bug("embedding.h", "{of_cosine, width, width, 2 * width, false}",
+                                   "{of_cosine, width, 2 * width, 2 * width, false}"),
     "a row too many": Bug("regression.h", "m < rows.count; ++m) {\n    float*",
                           "m <= rows.count; ++m) {\n    float*"),
 }  # fmt: skip

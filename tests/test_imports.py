@@ -27,6 +27,8 @@ LAYERS: list[set[str]] = [
     {"functional"},
     {"_foreign_flows"},
     {"priors", "processes", "_engines"},
+    {"_fused_embedding"},
+    {"_perceptrons"},
     {"_fused_flow"},
     {"_divergence"},
     {"_sweeps", "probability_flow"},

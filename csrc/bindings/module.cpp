@@ -127,6 +127,17 @@ void flow(const std::string& engine, const df::FlowSizes& sizes,
   df::engine_named(engine).flow(holder.problem());
 }
 
+int64_t embedding_scratch(const std::string& engine, const df::EmbeddingSizes& sizes) {
+  return df::engine_named(engine).embedding_scratch_bytes(
+      df::embedding_problem(sizes, 0, {}, {}, {}));
+}
+
+void embedding(const std::string& engine, const df::EmbeddingSizes& sizes, float scale,
+               const std::array<df::Address, 6>& a, const std::vector<df::Address>& weights,
+               const std::vector<df::Address>& grads) {
+  df::engine_named(engine).embedding(df::embedding_problem(sizes, scale, a, weights, grads));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -238,4 +249,6 @@ PYBIND11_MODULE(_core, m) {
   m.def("regression", &regression, Free());
   m.def("flow_scratch", &flow_scratch);
   m.def("flow", &flow, Free());
+  m.def("embedding_scratch", &embedding_scratch);
+  m.def("embedding", &embedding, Free());
 }

@@ -165,4 +165,31 @@ class FlowHolder {
   FlowProblem problem_{};
 };
 
+/// times, width, activation, tile, threads.
+using EmbeddingSizes = std::tuple<int64_t, int64_t, int, int64_t, int>;
+
+/// phase, first, first_bias, second, constant; empty for none.
+template <typename T>
+EmbeddingTensors<T> embedding_tensors(const std::vector<Address>& a) {
+  if (a.size() != 5) return {};
+  return {pointer<T>(a[0]), pointer<T>(a[1]), pointer<T>(a[2]), pointer<T>(a[3]), pointer<T>(a[4])};
+}
+
+/// A problem with the addresses scratch, times, frequencies, kept, embeddings, grad.
+inline EmbeddingProblem embedding_problem(const EmbeddingSizes& sizes, float scale,
+                                          const std::array<Address, 6>& a,
+                                          const std::vector<Address>& weights,
+                                          const std::vector<Address>& grads) {
+  EmbeddingProblem out{};
+  out.samples = std::get<0>(sizes), out.width = std::get<1>(sizes);
+  out.activation = static_cast<Activation>(std::get<2>(sizes));
+  out.tile = std::get<3>(sizes), out.threads = std::get<4>(sizes), out.scale = scale;
+  out.scratch = pointer<void>(a[0]), out.times = pointer<const float>(a[1]);
+  out.frequencies = pointer<const float>(a[2]), out.kept = pointer<float>(a[3]);
+  out.embeddings = pointer<float>(a[4]), out.grad = pointer<const float>(a[5]);
+  out.weights = embedding_tensors<const float>(weights);
+  out.grads = embedding_tensors<float>(grads);
+  return out;
+}
+
 }  // namespace diffflow

@@ -2,6 +2,7 @@
 #define DF_ENGINE portable
 #define DF_LANES 4
 #define DF_HD inline __attribute__((always_inline))
+#include "embedding.h"
 #include "flow.h"
 #include "regression.h"
 #include "sample.h"
@@ -16,7 +17,9 @@ const Engine& engine_portable() {
                                 portable::regression_scratch_bytes,
                                 portable::run_regression,
                                 portable::flow_scratch_bytes,
-                                portable::run_flow};
+                                portable::run_flow,
+                                portable::embedding_scratch_bytes,
+                                portable::run_embedding};
   return engine;
 }
 

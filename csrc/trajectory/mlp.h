@@ -163,12 +163,12 @@ static void pack_weights(const PackedMlp& to, const Mlp& mlp, int64_t times) {
   for (int64_t l = 0; l < mlp.depth; ++l) {
     copy_rows(to.bias[l], to.width, w.hidden_bias[l], mlp.width, 1);
     const int64_t inner = to.width / kPerUnit;
-    pack(to.forward[l], {w.hidden[l], mlp.width, mlp.width, true}, inner, to.width);
-    pack(to.backward[l], {w.hidden[l], mlp.width, mlp.width, false}, inner, to.width);
+    pack(to.forward[l], {w.hidden[l], mlp.width, mlp.width, mlp.width, true}, inner, to.width);
+    pack(to.backward[l], {w.hidden[l], mlp.width, mlp.width, mlp.width, false}, inner, to.width);
   }
   if (to.dim > kNarrow) {
-    pack(to.output_panels, {w.output, to.dim, mlp.width, true}, to.width, to.outer);
-    pack(to.input_panels, {w.input, mlp.width, to.dim, false}, to.width, to.outer);
+    pack(to.output_panels, {w.output, to.dim, mlp.width, mlp.width, true}, to.width, to.outer);
+    pack(to.input_panels, {w.input, mlp.width, to.dim, to.dim, false}, to.width, to.outer);
   }
 }
 

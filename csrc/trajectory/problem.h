@@ -106,6 +106,33 @@ struct FlowProblem {
   double* change;  ///< (samples), or null where no divergence is wanted
 };
 
+/// Parameters of a time embedding, or room for their gradients.
+template <typename T>
+struct EmbeddingTensors {
+  T* phase;       ///< (width)
+  T* first;       ///< (width, 2 width)
+  T* first_bias;  ///< (width)
+  T* second;      ///< (width, width)
+  T* constant;    ///< (width)
+};
+
+/// second act(first [sin a, cos a] + first_bias) + constant, a = scale t frequencies + phase, at as
+/// many times t as there are samples.
+struct EmbeddingProblem {
+  int64_t samples, width;
+  Activation activation;
+  float scale;
+  const float *times, *frequencies;  ///< (samples), (width)
+  EmbeddingTensors<const float> weights;
+  int64_t tile;
+  int threads;
+  void* scratch;
+  float* kept;        ///< for the way back: (whole tiles, 4, tile, width padded), or null
+  float* embeddings;  ///< (samples, width)
+  const float* grad;  ///< of the embeddings, (samples, width): back with what was kept
+  EmbeddingTensors<float> grads;
+};
+
 /// One engine a set of instructions.
 struct Engine {
   const char* name;
@@ -116,6 +143,8 @@ struct Engine {
   void (*regression)(const RegressionProblem& problem);
   int64_t (*flow_scratch_bytes)(const FlowProblem& problem);
   void (*flow)(const FlowProblem& problem);
+  int64_t (*embedding_scratch_bytes)(const EmbeddingProblem& problem);
+  void (*embedding)(const EmbeddingProblem& problem);
 };
 
 const Engine& engine_portable();

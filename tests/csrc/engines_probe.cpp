@@ -150,6 +150,28 @@ void flow(const df::Engine& engine, const Case& c, int num_nets, int64_t probes,
   engine.flow(p);
 }
 
+void embedding(const df::Engine& engine, const Case& c, bool keep) {
+  Heap heap;
+  const int64_t width = c.width, lanes = 32;
+  df::EmbeddingProblem p{};
+  p.samples = c.samples, p.width = width, p.tile = c.tile, p.threads = c.threads;
+  // Angles on both sides of the largest that is taken by vectors.
+  p.scale = keep ? 1.0f : 1e6f, p.activation = activation_of(c);
+  p.times = heap.take<float>(c.samples), p.frequencies = heap.take<float>(width);
+  p.weights = {heap.take<float>(width), heap.take<float>(2 * width * width),
+               heap.take<float>(width), heap.take<float>(width * width), heap.take<float>(width)};
+  const int64_t rows = (c.samples + c.tile - 1) / c.tile * c.tile;
+  if (keep) p.kept = heap.take<float>(4 * rows * ((width + lanes - 1) / lanes * lanes));
+  p.embeddings = heap.take<float>(c.samples * width);
+  p.scratch = heap.take<char>(engine.embedding_scratch_bytes(p));
+  engine.embedding(p);
+  if (!keep) return;
+  p.grad = p.embeddings, p.embeddings = nullptr;
+  p.grads = {heap.take<float>(width), heap.take<float>(2 * width * width), heap.take<float>(width),
+             heap.take<float>(width * width), heap.take<float>(width)};
+  engine.embedding(p);
+}
+
 int all(const df::Engine& engine, const Case& c) {
   for (const bool keep : {false, true}) {
     paths(engine, c, keep, false, false);
@@ -161,7 +183,8 @@ int all(const df::Engine& engine, const Case& c) {
     flow(engine, c, num_nets, 0, false);
     for (const int64_t probes : {0, 1, 3}) flow(engine, c, num_nets, probes, true);
   }
-  return 19;
+  for (const bool keep : {false, true}) embedding(engine, c, keep);
+  return 22;
 }
 
 }  // namespace
