@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"_backend"},
     {"_checks"},
     {"_kernels"},
-    {"grids", "diffusion", "_operators", "_replay", "_first_order"},
+    {"grids", "diffusion", "_operators", "_replay", "_first_order", "_activations"},
     {"_autograd"},
     {"_affine"},
     {"functional"},
