@@ -32,15 +32,16 @@ class PathProblem:
     """One loss evaluation: networks, grid, coefficients and noise, checked and converted.
 
     `g` holds numbers on the CPU and one-element views of a device tensor elsewhere, which the
-    kernels read at run time. `keep` says whether a backward sweep will want the states. Without a
-    `prior` the noise end has N(0, I), whose gradient the kernels know.
+    kernels read at run time; so does `steps` for a grid in a device's memory. `keep` says whether
+    a backward sweep will want the states. Without a `prior` the noise end has N(0, I), whose
+    gradient the kernels know.
     """
 
     drift: Network
     score: Network
     params: tuple[Tensor, ...]
     times: Tensor
-    steps: list[float]
+    steps: Sequence[float | Tensor]
     g: Sequence[float | Tensor]
     key: Key
     sample_offset: int = 0
@@ -350,9 +351,11 @@ class _Walk:
                 "without a graph; it must not detach x or run under no_grad"
             )
         out.cost = out.cost + cost.detach() if out.cost is not None else None
-        weight = torch.as_tensor(self.weight, dtype=cost.dtype, device=cost.device)
-        slope = self._product([(cost, weight.expand_as(cost))], leaf, out)
-        weight = weight.reshape(-1, *[1] * (x.dim() - 1))
+        number, weight = not isinstance(self.weight, Tensor), self.weight
+        # A number that became a tensor on the host first would wait for the device.
+        each = cost.new_full((), weight) if number else weight.to(cost.dtype)  # pyright: ignore
+        slope = self._product([(cost, each.expand_as(cost))], leaf, out)
+        weight = each.reshape(-1, *[1] * (x.dim() - 1))
         return result._replace(local=result.local + (slope - weight * x))
 
     def _product(
@@ -446,7 +449,11 @@ class _Walk:
         weight: Any = self.weight
         if isinstance(weight, Tensor):
             weight = weight.reshape(-1, *[1] * (residual.dim() - 1))
-        return residual * weight * (-math.sqrt(p.steps[k - 1]) * p.g[k])
+        return residual * weight * (-_sqrt(p.steps[k - 1]) * p.g[k])
+
+
+def _sqrt(x: float | Tensor) -> float | Tensor:
+    return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
 
 
 def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) -> None:

@@ -175,13 +175,14 @@ def build_problem(
         score_memory = _checks.count(op, "score_memory", score_memory, 0, 2**63)
     if not isinstance(grid, TimeGrid):
         raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
-    g = diffusion_values(diffusion, grid.times.to(x0.device, x0.dtype)).to(x0.device)
+    _checks.steps(op, grid.steps(), x0)
+    g = diffusion_values(diffusion, grid.times_on(x0.device, x0.dtype)).to(x0.device)
     problem = PathProblem(
         drift=drift,
         score=score,
         params=_unique(op, params),
-        times=grid.times.to(x0.device, x0.dtype, copy=True),
-        steps=_checks.steps(op, grid.steps(), x0),
+        times=grid.times_on(x0.device, x0.dtype),
+        steps=grid.steps_on(x0.device, x0.dtype),
         g=coefficients(g),
         key=_fixed_key(op, key, x0),
         sample_offset=_checks.sample_offset(op, sample_offset, x0.shape[0]),

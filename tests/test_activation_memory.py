@@ -6,6 +6,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import pytest
 import torch
 from test_adjoint import Bent, Small, gradients, parameters
 from torch import Tensor, nn
+from training_runs import outcome as outcome_of_run
+from training_runs import write_images
 
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid, diffflow_loss, diffflow_mean_loss
 from diffflow_ext import _activations as module
 from diffflow_ext.nets import FourierMLP, UNet
+from diffflow_ext.training import TrainConfig, train
 
 KEY = NoiseKey(5, 6)
 GRID = TimeGrid.power(7, 1.3, t_start=0.1, power=0.7)
@@ -404,3 +408,25 @@ def test_auto_keeps_its_share_and_never_complains(monkeypatch: pytest.MonkeyPatc
     assert counts[0, 0.5] == counts[0, 1.0] == (2 * N + 2, 2 * N)
     assert counts[8 * SMALL, 0.5] == (2 * N, 2 * N - 2)
     assert counts[8 * SMALL, 1.0] == (2 * N - 2, 2 * N - 4)
+
+
+def test_a_training_run_does_not_depend_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, real = [], DiffFlowSDE.mean_loss
+
+    def mean_loss(sde: DiffFlowSDE, *args: Any, **options: Any) -> Tensor:
+        given.append(options["activation_memory"])
+        return real(sde, *args, **options)
+
+    monkeypatch.setattr(DiffFlowSDE, "mean_loss", mean_loss)
+    images = write_images(tmp_path / "images", size=8)
+    config = TrainConfig(
+        data=str(images), steps=2, batch_size=4, num_steps=4, progressive="off", unet_base=8,
+        unet_mults="1,2", unet_blocks=1, unet_attention="off", threads=1, warmup=1,
+    )  # fmt: skip
+    for memory in ("off", "1", "auto"):
+        train(replace(config, activation_memory=memory), tmp_path / memory)
+    assert given == [None, None, 2**20, 2**20, "auto", "auto"]
+    expected = outcome_of_run(tmp_path / "off")
+    assert outcome_of_run(tmp_path / "1") == outcome_of_run(tmp_path / "auto") == expected

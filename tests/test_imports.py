@@ -33,7 +33,7 @@ LAYERS: list[set[str]] = [
     {"_denoising"},
     {"_traced"},
     {"sde"},
-    {"likelihood", "losses"},
+    {"likelihood", "losses", "graphs"},
     {"_variational", "_predictors"},
     {"_chain_steps"},
     {"dinof", "ddpm"},

@@ -154,6 +154,15 @@ class TrainConfig:
         on_resume=True,
         needs=_DIFFFLOW,
     )
+    activation_memory: str = rules.option(
+        "off",
+        "MiB of activations kept for the gradient instead of computing them again; auto takes half"
+        " of the free memory. The numbers stay the same; perceptrons on the CPU need none.",
+        "off, auto, or a whole number of MiB from 1 to 1048576",
+        rules.is_memory,
+        on_resume=True,
+        needs=_DIFFFLOW,
+    )
 
     process: str = rules.choice("vp", ("vp", "subvp", "ve"), "Linear diffusion.", needs=_DINOF)
     t_cutoff: float = rules.option(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffflow_ext.diffusion import ConstantDiffusion, GeometricDiffusion
+from diffflow_ext.grids import TimeGrid
 from diffflow_ext.noise import NoiseKey
 from diffflow_ext.sde import DiffFlowSDE
 from diffflow_ext.training.config import TrainConfig
@@ -20,6 +21,7 @@ from diffflow_ext.training.recipes._base import (
     Recipe,
     ode_estimator,
 )
+from diffflow_ext.training.rules import memory_bytes
 from diffflow_ext.training.schedules import progressive_grid, sampling_grid, training_grid
 
 __all__ = ["DiffFlowRecipe"]
@@ -53,11 +55,20 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
         return self.whole(self._loss)
 
     def _loss(self, x0: Tensor, step: int) -> Tensor:
-        every = self.config.checkpoint_every
         grid, key = training_grid(self.config, step), self.key(step)
         if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
             self._rest = float(self.module.bound_minus_loss(x0, grid, key).double().mean())
-        return self.module.mean_loss(x0, grid, key, checkpoint_every=every)
+        return self.path_loss(x0, grid, key)
+
+    def path_loss(self, x0: Tensor, grid: TimeGrid, key: NoiseKey | Tensor) -> Tensor:
+        """Returns the mean loss of a batch, shape (), in nats."""
+        return self.module.mean_loss(
+            x0,
+            grid,
+            key,
+            checkpoint_every=self.config.checkpoint_every,
+            activation_memory=memory_bytes(self.config.activation_memory),
+        )
 
     def draw(
         self,
