@@ -69,9 +69,8 @@ class GridBuffer(TimeGrid):
             )
         lengths = _checks.steps("GridBuffer.write", grid.steps(), self.memory)
         object.__setattr__(self, "times", grid.times)
-        last = torch.ones(1, dtype=torch.float64)
-        rows = torch.stack([grid.times, torch.cat([torch.tensor(lengths).double(), last])])
-        rows = rows.to(self.memory.dtype)
+        padded = torch.tensor([*lengths, 1.0], dtype=torch.float64)
+        rows = torch.stack([grid.times, padded]).to(self.memory.dtype)
         # From pinned memory a copy joins the queue; its block is kept until the copy is done.
         self.memory.copy_(rows.pin_memory() if self.memory.is_cuda else rows, non_blocking=True)
 
