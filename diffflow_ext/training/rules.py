@@ -135,9 +135,10 @@ def choice(default: str, choices: tuple[str, ...], text: str, *, needs: Needs = 
     return field(default=default, metadata={"rule": rule})
 
 
-def flag(default: bool, text: str, *, needs: Needs = ()) -> Any:
+def flag(default: bool, text: str, *, on_resume: bool = False, needs: Needs = ()) -> Any:
     """Returns a field for true and false."""
-    return option(default, text, "true or false", lambda value: True, needs=needs)
+    allowed = "true or false"
+    return option(default, text, allowed, lambda value: True, on_resume=on_resume, needs=needs)
 
 
 # --- values that are texts -----------------------------------------------------------------------

@@ -7,17 +7,13 @@ off and resumed therefore ends, on a CPU with the same number of threads, with t
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import signal
-import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,6 +22,7 @@ from tqdm import tqdm
 
 from diffflow_ext._backend import build_info
 from diffflow_ext.training.batches import Batches, open_data
+from diffflow_ext.training.captured import CapturedTraining, Metrics
 from diffflow_ext.training.checkpoint import (
     CheckpointError,
     load_latest,
@@ -41,6 +38,7 @@ from diffflow_ext.training.recipes import Part, Recipe, build_recipe
 from diffflow_ext.training.rules import field_rule
 from diffflow_ext.training.runs import MetricsLog, RunDirectory, replace_text
 from diffflow_ext.training.schedules import learning_rate_at
+from diffflow_ext.training.session import own_generator, signals, threads
 from diffflow_ext.training.state import TrainState
 
 __all__ = [
@@ -126,7 +124,7 @@ def train(
             f"steps={config.steps} that there are; lower warmup",
             stacklevel=2,
         )
-    with run.opened(), _threads(config.threads):
+    with run.opened(), threads(config.threads):
         _check_directory(run, config, resume=resume, overwrite=overwrite)
         device = pick_device(config.device)
         trainer = _Trainer(config, run, device)
@@ -202,6 +200,7 @@ class _Trainer:
         module = self.recipe.module.to(device)
         self.state = TrainState(config, module, self.recipe.parts)
         self.saved: Path | None = None
+        self.captured: CapturedTraining | None = None
 
     def restore(self) -> None:
         """Takes over the newest whole checkpoint."""
@@ -217,13 +216,15 @@ class _Trainer:
     def run_to_end(self, progress: bool | None) -> TrainResult:
         """Trains up to the last step, with a log, a bar, checkpoints and an ear for signals."""
         disabled = None if progress is None else not progress
+        if self.config.cuda_graph:
+            self.captured = CapturedTraining(self.config, self.recipe, self.state)
         with (
             MetricsLog(self.run.metrics, self.state.step) as log,
             tqdm(
                 total=self.config.steps, initial=self.state.step, disable=disabled, unit="step"
             ) as bar,
-            _signals() as received,
-            _own_generator(self.device),
+            signals() as received,
+            own_generator(self.device),
         ):
             self._loop(log, bar, received)
         assert self.saved is not None
@@ -253,12 +254,20 @@ class _Trainer:
         # Networks that draw (dropout) and estimators of flows draw the same after a resume.
         torch.manual_seed((config.seed * SEED_FACTOR + step) % 2**32)
         x0 = self.batches(step)
+        rates = [learning_rate_at(config, step, part.learning_rate) for part in self.recipe.parts]
+        take = self._plain if self.captured is None else self.captured
+        metrics = take(x0, step, rates, self._finite)
+        return {"step": step + 1, **metrics, "lr": rates[0]}
+
+    def _plain(
+        self, x0: Tensor, step: int, rates: list[float], finite: Callable[[Tensor], Metrics]
+    ) -> Metrics:
+        """Takes a step in PyTorch's usual way; not at all where a number isn't finite."""
         self.state.optimiser.zero_grad(set_to_none=True)
         values = [value for part in self.recipe.parts for value in self._backward(part, x0, step)]
-        metrics = self._finite(torch.stack(values).tolist())
-        rates = [learning_rate_at(config, step, part.learning_rate) for part in self.recipe.parts]
+        metrics = finite(torch.stack(values))
         self.state.update(rates)
-        return {"step": step + 1, **metrics, "lr": rates[0]}
+        return metrics
 
     def _backward(self, part: Part, x0: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Returns the loss of a part and the length of its gradient, which is clipped then."""
@@ -269,8 +278,9 @@ class _Trainer:
         norm = torch.nn.utils.clip_grad_norm_(part.parameters, part.clip_norm)
         return loss.detach().double(), norm.double()
 
-    def _finite(self, values: list[float]) -> dict[str, float]:
+    def _finite(self, found: Tensor) -> Metrics:
         """Returns the loss and the gradient's length of each part, if they are finite."""
+        values = found.tolist()
         parts = self.recipe.parts
         of = [""] if len(parts) == 1 else [f" of {part.name}" for part in parts]
         names = [f"{name}{part}" for part in of for name in ("loss", "gradient norm")]
@@ -282,11 +292,11 @@ class _Trainer:
                     f" wasn't taken; {kept}; try a lower learning_rate or a longer warmup"
                 )
         losses, norms = values[::2], values[1::2]
-        found = {"loss": sum(losses), "grad_norm": math.hypot(*norms)}
+        metrics = {"loss": sum(losses), "grad_norm": math.hypot(*norms)}
         if len(parts) > 1:
             for part, loss, norm in zip(parts, losses, norms, strict=True):
-                found |= {f"{part.name}_loss": loss, f"{part.name}_grad_norm": norm}
-        return found
+                metrics |= {f"{part.name}_loss": loss, f"{part.name}_grad_norm": norm}
+        return metrics
 
     def _bar_text(self, line: dict[str, float]) -> str:
         speed = f"{line['samples_per_second']:.0f} samples/s"
@@ -352,45 +362,3 @@ def _check_same_run(old: TrainConfig, new: TrainConfig) -> None:
                 f"train: {item.name}={after!r}: the run to resume has {before!r}; start another"
                 " run to change it"
             )
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before, most = torch.get_num_threads(), 4 * (os.cpu_count() or 1)
-    if count > most:
-        raise ValueError(f"train: expected threads <= {most} on this machine, got {count}")
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _own_generator(device: torch.device) -> Iterator[None]:
-    """Leaves torch's generators as they were before training."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying; a second one takes its usual course."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for each, handler in old.items():
-            signal.signal(each, handler)
-
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -55,10 +55,15 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
         return self.whole(self._loss)
 
     def _loss(self, x0: Tensor, step: int) -> Tensor:
-        grid, key = training_grid(self.config, step), self.key(step)
+        grid = training_grid(self.config, step)
+        self.note(x0, grid, step)
+        return self.path_loss(x0, grid, self.key(step))
+
+    def note(self, x0: Tensor, grid: TimeGrid, step: int) -> None:
+        """Finds what turns the loss of a step into a bound, where the log will ask for it."""
         if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
-            self._rest = float(self.module.bound_minus_loss(x0, grid, key).double().mean())
-        return self.path_loss(x0, grid, key)
+            rest = self.module.bound_minus_loss(x0, grid, self.key(step))
+            self._rest = float(rest.double().mean())
 
     def path_loss(self, x0: Tensor, grid: TimeGrid, key: NoiseKey | Tensor) -> Tensor:
         """Returns the mean loss of a batch, shape (), in nats."""
