@@ -282,11 +282,12 @@ class CapturedStep:
         # Gradients are to lie in the graph's memory. One pool serves all graphs: each leaves
         # nothing there that another would need.
         self.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
                 place.values = self._run(place.x0, place.grid)
         except RuntimeError as error:
+            torch.cuda.set_stream(current)  # Where ending the capture failed, torch does not.
             raise RuntimeError(
                 f"CapturedStep: the step cannot be captured in a CUDA graph: {error}; look for "
                 ".item(), copies from the host and sizes that depend on values, or train without "
@@ -322,6 +323,8 @@ def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
         group["capturable"] = True
         if not isinstance(group["lr"], Tensor) or group["lr"].device != device:
             group["lr"] = torch.tensor(float(group["lr"]), device=device)
+    # The steps before a capture are meant: torch need not warn of them.
+    optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].to(device)
