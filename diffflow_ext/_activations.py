@@ -102,7 +102,8 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         elif _storage(x) not in self._known:
             self._known.add(_storage(x))
             self.new += x.untyped_storage().nbytes()
-        return x
+        # A node that held its own output would hold itself, beyond the reach of any collector.
+        return x.detach()
 
 
 def _storage(x: Tensor) -> int:
