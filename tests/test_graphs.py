@@ -385,7 +385,7 @@ class Lowered(nn.Module):
 def test_a_step_of_unets_in_bfloat16_asks_nothing_of_the_host() -> None:
     nets = (UNet(1, 8, base=8, mults=(1, 2), blocks=1, attention=(4,)) for _ in range(2))
     sde = DiffFlowSDE(*map(Lowered, nets)).to(META)
-    x0, grid = torch.empty(2, 1, 8, 8, device=META), GridBuffer(grid_of(0), META)
+    x0, grid = torch.empty(2, 1, 8, 8, device=META), GridBuffer(grid_of(0, 2), META)
     assert pretend_step(sde, loss_of(sde), x0, grid) > 1000
 
 
