@@ -9,8 +9,10 @@ import sys
 
 import torch
 from gpu_ops import CASES, DTYPES, KEY, ulps_apart
+from gpu_paths import rounding
 
-from diffflow_ext import functional
+from diffflow_ext import DiffFlowSDE, TimeGrid, functional
+from diffflow_ext.nets import FourierMLP
 
 # Aligned and not, several samples a warp, a warp a sample, a block a sample, several segments.
 SHAPES = ((33, 2), (5, 3, 4, 4), (3, 1000), (2, 8193))
@@ -33,6 +35,23 @@ def launch_all(device: str) -> int:
     )
     noise = functional.normal((5, 7), KEY.to_tensor(device), device=device)
     different += int(not torch.equal(noise.cpu(), functional.normal((5, 7), KEY)))
+    return different + paths(device)
+
+
+def paths(device: str) -> int:
+    """Runs the kernels for whole paths in each form; returns how many are far from the CPU's."""
+    different = 0
+    for name in ("float32", "tf32", "bfloat16"):
+        grads = []
+        for where in (device, "cpu"):
+            torch.manual_seed(0)
+            sde = DiffFlowSDE(FourierMLP(3, 40, 2), FourierMLP(3, 24, 1)).to(where)
+            x0 = torch.randn(37, 3, generator=torch.Generator().manual_seed(1)).to(where)
+            with rounding(name if where == device else "float32", device):
+                sde.mean_loss(x0, TimeGrid.power(3, t_end=1.0), KEY, engine="fused").backward()
+            found = [p.grad.flatten().cpu() for p in sde.parameters() if p.grad is not None]
+            grads.append(torch.cat(found))
+        different += float((grads[0] - grads[1]).norm() / grads[1].norm()) > 0.02
     return different
 
 

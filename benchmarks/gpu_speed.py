@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from gpu_ops import CASES, DTYPES, Case, Inputs, Outputs, bytes_moved
+from gpu_paths import measure_paths
 
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid, functional
 from diffflow_ext.nets import FourierMLP
@@ -32,17 +33,19 @@ class Plan:
         repeats: Launches that are timed.
         buffers: Sets of inputs that rotate.
         batch: Samples in the training step.
+        paths: Samples in the step of the kernels for whole paths.
     """
 
     rows: tuple[tuple[int, int], ...]
     repeats: int
     buffers: int
     batch: int
+    paths: int
 
 
 #: 2^26 elements: 256 MiB a tensor in float32, five times the cache of an H100.
-FULL = Plan(((2**14, 2**12), (2**25, 2)), repeats=30, buffers=2, batch=512)
-SMALL = Plan(((64, 256), (512, 2)), repeats=3, buffers=2, batch=32)
+FULL = Plan(((2**14, 2**12), (2**25, 2)), repeats=30, buffers=2, batch=512, paths=2000)
+SMALL = Plan(((64, 256), (512, 2)), repeats=3, buffers=2, batch=32, paths=40)
 
 
 def milliseconds(run: Callable[[int], Any], device: str, repeats: int) -> list[float]:
@@ -200,4 +203,7 @@ def measure(device: str, plan: Plan) -> dict[str, Any]:
         "kernels": kernels,
         "shortfalls": shortfalls(kernels, plan),
         "step_in_two_dimensions": step_times(device, plan),
+        "paths": measure_paths(
+            device, lambda run: milliseconds(run, device, plan.repeats), plan.paths
+        ),
     }

@@ -20,10 +20,13 @@ from torch.nn.modules import module as _torch_module
 
 from . import _backend, _checks
 
-__all__ = ["Engine", "EngineChoice", "Parts"]
+__all__ = ["Engine", "EngineChoice", "Parts", "Rounding"]
 
 #: Who computes a loss: the fused engine, the adjoint for any networks, or the faster that fits.
 Engine = Literal["auto", "fused", "autograd"]
+
+#: How the factors of large products are rounded on a GPU.
+Rounding = Literal["float32", "tf32", "bfloat16"]
 
 #: Codes of csrc/trajectory/problem.h.
 _ACTIVATIONS = {"gelu": 0, "silu": 1, "tanh": 2}
@@ -82,6 +85,18 @@ def engine_name() -> str | None:
     return "avx512bf16" if bf16 and "avx512bf16" in _engines() else None
 
 
+def rounding_name() -> Rounding | None:
+    """Returns how the kernels for CUDA round factors now, None where they have no such form.
+
+    As torch's own products: to bfloat16 under autocast, else to TF32 where
+    `torch.set_float32_matmul_precision` allows it, else not at all.
+    """
+    if torch.is_autocast_enabled("cuda"):
+        bf16 = torch.get_autocast_dtype("cuda") == torch.bfloat16
+        return "bfloat16" if bf16 else None
+    return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
 def tile_size(samples: int) -> int:
     """Returns the samples of a tile: an even number of tiles of like size, 40 at most."""
     tiles = 2 * math.ceil(samples / (2 * _TILE))
@@ -96,27 +111,26 @@ def num_threads(samples: int) -> int:
 # --- what it can take ----------------------------------------------------------------------------
 
 
-def parts_or_reason(net: Any, times: Tensor, x: Tensor) -> Parts | str:
+def parts_or_reason(net: Any, times: Tensor, x: Tensor, *, device: str = "cpu") -> Parts | str:
     """Returns a network at given times for states like x, or why the engine cannot take it."""
-    reason = _data_obstacle(x) or _module_obstacle(net)
+    reason = data_obstacle(x, device) or _module_obstacle(net)
     if reason:
         return reason
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(device, enabled=False):
         at = net.perceptron_at(times)
     tensors = [at.embedding, at.input, at.output, at.output_bias]
     tensors += [tensor for pair in at.hidden for tensor in pair]
-    return _tensor_obstacle(at.activation, tensors, len(times), x.shape[1]) or Parts(
-        at.activation, tensors
-    )
+    return _tensor_obstacle(at.activation, tensors, len(times), x) or Parts(at.activation, tensors)
 
 
-def _data_obstacle(x: Tensor) -> str:
-    if x.device.type != "cpu":
+def data_obstacle(x: Tensor, device: str = "cpu") -> str:
+    """Returns why the engine cannot take states like x, "" where it can."""
+    if x.device.type != device:
         return f"it runs on the CPU, and the data are on {x.device}"
     if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
         return "the call is being traced, or the data are no plain tensor"
-    if engine_name() is None:
-        return "autocast is on, and this processor has no engine for its dtype"
+    if (engine_name() if device == "cpu" else rounding_name()) is None:
+        return "autocast is on, and there is no engine for its dtype here"
     if x.dtype != torch.float32 or x.dim() != 2:
         return f"it takes float32 vectors, got {x.dtype} of shape {tuple(x.shape)}"
     if not 1 <= x.shape[1] <= MAX_DIM or not x.shape[0]:
@@ -159,14 +173,15 @@ def _hooks(part: nn.Module) -> bool:
 
 
 def _tensor_obstacle(
-    activation: str, tensors: Sequence[Tensor | None], times: int, dim: int
+    activation: str, tensors: Sequence[Tensor | None], times: int, x: Tensor
 ) -> str:
     if activation not in _ACTIVATIONS:
         return f"it has the activation {activation!r}; there are {', '.join(_ACTIVATIONS)}"
     for tensor in tensors:
         plain = type(tensor) in (Tensor, nn.Parameter)
-        if not plain or tensor.dtype != torch.float32 or tensor.device.type != "cpu":  # pyright: ignore
-            return "it has parameters that are no plain float32 tensors on the CPU"
+        if not plain or tensor.dtype != torch.float32 or tensor.device != x.device:  # pyright: ignore
+            return f"it has parameters that are no plain float32 tensors on {x.device}"
+    dim = x.shape[1]
     found = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
     width, depth = found[0][-1], (len(found) - 4) // 2
     if not 1 <= width <= MAX_WIDTH or depth > MAX_DEPTH:
@@ -190,6 +205,14 @@ def scratch_memory(size: int) -> Tensor:
         kept = torch.empty(size, dtype=torch.uint8, device="cpu")
         _kept.scratch = kept if size <= KEPT_SCRATCH else None
     return kept
+
+
+def memory_obstacle(size: int) -> str:
+    """Returns why so many bytes of scratch memory are too many, "" where they are not."""
+    if size <= MAX_SCRATCH:
+        return ""
+    most = MAX_SCRATCH // 2**20
+    return f"it would work in {size // 2**20} MiB of memory, and takes {most} at most"
 
 
 def aligned_start(memory: Tensor) -> int:

@@ -26,6 +26,7 @@ from diffflow_ext.training import (
     train,
 )
 from diffflow_ext.training.config import field_types
+from diffflow_ext.training.distributed import ProcessError, is_first, joined
 from diffflow_ext.training.extractor import make_extractor
 from diffflow_ext.training.pictures import draw_sample_picture
 from diffflow_ext.training.rules import Rule, field_rule
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(args, stop, 128 + stop.signum)
     except KeyboardInterrupt as stop:
         return _report(args, stop, 130)
-    except TrainingError as error:
+    except (TrainingError, ProcessError) as error:
         return _report(args, error, 1)
     except (ValueError, TypeError, ImportError, CheckpointError, OSError) as error:
         return _report(args, error, 2)
@@ -295,6 +296,8 @@ def _train(args: argparse.Namespace) -> int:
         print(config.to_toml(), end="")
         return 0
     result = train(config, args.out, resume=args.resume, overwrite=args.overwrite)
+    if not is_first():
+        return 0
     print(f"{args.out}: step {result.step}, {result.elapsed:.1f} s of training")
     print(f"next: diffflow evaluate {args.out}")
     return 0
@@ -324,13 +327,15 @@ def _absolute(data: str) -> str:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    run = load_run(args.run, args.device)
-    check_target(args.out, endings(run.record.is_image), overwrite=args.overwrite)
-    if args.figure:
-        check_target(args.figure, (".png", ".pdf", ".svg"), overwrite=args.overwrite)
-    samples = draw_samples(
-        run, args.n, seed=args.seed, num_steps=args.num_steps, **_sampler_options(args)
-    )
+    options = {"seed": args.seed, "num_steps": args.num_steps, **_sampler_options(args)}
+    with joined(args.device) as world:
+        run = load_run(args.run, args.device)
+        check_target(args.out, endings(run.record.is_image), overwrite=args.overwrite)
+        if args.figure:
+            check_target(args.figure, (".png", ".pdf", ".svg"), overwrite=args.overwrite)
+        samples = draw_samples(run, args.n, world=world, **options)
+        if not world.writes:
+            return 0
     write_samples(args.out, run.record.in_data_units(samples), run.record.columns)
     if args.figure:
         draw_sample_picture(args.figure, run, samples)
@@ -346,7 +351,9 @@ def _sampler_options(args: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(args: argparse.Namespace) -> int:
     names = ("seed", "device", "figures", "num_steps", "num_paths", "ode_n", "extractor")
     options = {name: getattr(args, name) for name in names}
-    print(format_table(evaluate(args.run, args.n, **options, **_sampler_options(args))))
+    result = evaluate(args.run, args.n, **options, **_sampler_options(args))
+    if is_first():
+        print(format_table(result))
     return 0
 
 

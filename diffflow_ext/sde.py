@@ -382,6 +382,7 @@ class DiffFlowSDE(nn.Module):
         rtol: float = 1e-5,
         atol: float = 1e-5,
         sample_offset: int = 0,
+        engine: Engine = "auto",
     ) -> Tensor:
         r"""Returns log p(x) of the probability-flow ODE, :math:`\lambda = 0`.
 
@@ -406,6 +407,7 @@ class DiffFlowSDE(nn.Module):
             rtol: Relative tolerance of "dopri5".
             atol: Absolute tolerance of "dopri5".
             sample_offset: The global index of the first sample.
+            engine: As in :func:`diffflow_ext.probability_flow.integrate`.
 
         Returns:
             The log-densities, shape (B,), in nats. No gradient flows through them.
@@ -425,7 +427,7 @@ class DiffFlowSDE(nn.Module):
             self.probability_flow(_checks.state("DiffFlowSDE.log_prob", "x", x).device),
             x, grid, as_prior(self.prior), key=key, solver=solver,
             divergence=divergence, num_probes=num_probes, rtol=rtol, atol=atol,
-            sample_offset=sample_offset,
+            sample_offset=sample_offset, engine=engine,
         )  # fmt: skip
 
     def probability_flow(self, device: torch.device | str = "cpu") -> ProbabilityFlow:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _backend, _engines
-from ._engines import Engine, EngineChoice, Parts, address
+from . import _backend, _engines, _gpu_paths
+from ._engines import Engine, EngineChoice, Parts, Rounding, address
 from ._first_order import first_order
 from ._sweeps import PathProblem
 from .noise import PURPOSES, NoiseKey
@@ -41,6 +41,8 @@ __all__ = [
     "prepare",
 ]
 
+#: Kernels for CUDA are taken where they are asked for by name.
+_UNMEASURED = "the kernel for CUDA is new and has not been measured; engine='fused' takes it"
 _LAST_STEPS = {"noisy": 0, "mean": 1, "tweedie": 2}
 #: Bytes of activations that a thread keeps; with more, it evaluates the drift a second time.
 KEPT_BYTES = 32 * 2**20
@@ -56,6 +58,7 @@ class FusedCall:
     drift: Parts
     score: Parts
     instructions: str
+    on_gpu: Rounding | None = None
 
     def tensors(self) -> list[Tensor]:
         """Returns the tensors of both networks."""
@@ -90,41 +93,49 @@ def prepare(op: str, engine: Engine, p: PathProblem, x: Tensor) -> FusedCall | N
     """
     if engine == "autograd":
         return None
-    found = call_or_reason(p, x)
+    found = call_or_reason(p, x, by_name=engine == "fused")
     if isinstance(found, FusedCall):
         return found
     _engines.refuse(op, engine, found)
     return None
 
 
-def call_or_reason(p: PathProblem, x: Tensor) -> FusedCall | str:
+def call_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> FusedCall | str:
     """Returns a call of the fused engine, or why it cannot be had."""
-    reason = _problem_obstacle(p)
+    device = "cuda" if x.is_cuda else "cpu"
+    reason = _problem_obstacle(p, device) or (x.is_cuda and not by_name and _UNMEASURED)
     if reason:
         return reason
-    drift = _engines.parts_or_reason(p.drift, p.times, x)
-    score = _engines.parts_or_reason(p.score, p.times, x)
+    drift = _engines.parts_or_reason(p.drift, p.times, x, device=device)
+    score = _engines.parts_or_reason(p.score, p.times, x, device=device)
     if isinstance(drift, str):
         return f"drift: {drift}"
     if isinstance(score, str):
         return f"score: {score}"
+    if device == "cuda":
+        return _call_on_gpu(p, drift, score, x)
     instructions = _engines.engine_name()
     assert instructions is not None
     call = FusedCall(p, drift, score, instructions)
-    size = call.scratch_bytes(x, gradients=True)
-    if size > _engines.MAX_SCRATCH:
-        most = _engines.MAX_SCRATCH // 2**20
-        return f"it would work in {size // 2**20} MiB of memory, and takes {most} at most"
-    return call
+    return _engines.memory_obstacle(call.scratch_bytes(x, gradients=True)) or call
 
 
-def _problem_obstacle(p: PathProblem) -> str:
+def _call_on_gpu(p: PathProblem, drift: Parts, score: Parts, x: Tensor) -> FusedCall | str:
+    rounding = _engines.rounding_name()
+    assert rounding is not None
+    reason = _gpu_paths.obstacle(drift, score, x.shape[1], rounding, _backend.where(x)[0])
+    return reason or FusedCall(p, drift, score, f"cuda, {rounding}", rounding)
+
+
+def _problem_obstacle(p: PathProblem, device: str) -> str:
     normal = type(p.prior) is StandardNormal and isinstance(p.prior.scale, float | int)
     if p.prior is not None and not (normal and p.prior.scale == 1):  # pyright: ignore
         return "its density at the noise end is N(0, I), and there is another prior"
     if p.checkpoint_every == 0:
         return "checkpoint_every=0 asks for the graph of every step"
-    return "" if isinstance(p.key, NoiseKey) else "the key is a tensor of another device"
+    if device == "cpu" and not isinstance(p.key, NoiseKey):
+        return "the key is a tensor of another device"
+    return ""
 
 
 # --- what it computes ----------------------------------------------------------------------------
@@ -133,7 +144,7 @@ def _problem_obstacle(p: PathProblem) -> str:
 def fused_mean_loss(call: FusedCall, x0: Tensor, g: Tensor, weight: Tensor | None) -> Tensor:
     """Returns sum_b weight_b L_b (weight None: the mean); its gradients are found on the way."""
     if weight is None:
-        weight = torch.full((x0.shape[0],), 1.0 / x0.shape[0], device="cpu")
+        weight = torch.full((x0.shape[0],), 1.0 / x0.shape[0], device=x0.device)
     tensors = call.tensors()
     if not _wanted(x0, g, *tensors):
         return _engines.weighted_sum(_run_loss(call, None, x0, g, tensors)[0], weight)
@@ -228,6 +239,9 @@ def _run_loss(
 ) -> tuple[Tensor, list[Tensor]]:
     """Returns the losses, and with weights the gradients of x0, g and all tensors."""
     x0 = x0.detach().contiguous()
+    if call.on_gpu is not None:
+        nets, at = call.with_tensors(tensors), g.detach().to(torch.float32).contiguous()
+        return _gpu_paths.GpuRun(call.p, *nets, call.on_gpu, at).loss(weight, x0)
     cost, grads = x0.new_empty(x0.shape[0]), list[Tensor]()
     if weight is not None:
         weight = weight.detach().to(torch.float32).contiguous()

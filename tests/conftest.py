@@ -15,6 +15,7 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 import helpers
+import host_device
 
 # The same examples in every run: a failure is a defect of the change, never of the day.
 settings.register_profile(
@@ -53,3 +54,9 @@ def core_probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     source = helpers.TESTS / "csrc" / "core_probe.cpp"
     helpers.compile_cpp([source], library, ["-O2", "-shared", "-fPIC"])
     return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> host_device.HostDevice:
+    """A build of the core whose device 0 is the emulation of csrc/cuda_host.h."""
+    return host_device.build_host_device(tmp_path_factory.mktemp("host_module"))

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from gpu_ops import CASES, DTYPES, Case, ulps_apart
+from gpu_paths import rounding
 from torch import Tensor, nn
 
 from diffflow_ext import (
@@ -38,6 +39,9 @@ pytestmark = [
 ]
 
 Record = Callable[[str, object], None]
+
+#: Errors of gradients by the kernels for whole paths, by the rounding of factors.
+PATH_ERRORS = {"float32": 1e-5, "tf32": 2e-3, "bfloat16": 2e-2}
 
 CUDA = torch.device("cuda", 0)
 KEY = NoiseKey(2**63 + 12345, 7)
@@ -215,6 +219,67 @@ def test_mean_loss_is_that_of_the_cpu(
     record_property("gradient_error", gradient)
     assert value < of_value
     assert gradient < of_gradient
+
+
+@pytest.mark.parametrize("name", PATH_ERRORS)
+def test_the_kernels_for_whole_paths(name: str, record_property: Record) -> None:
+    """Against float64 on the CPU; twice, and twice the same bits."""
+    expected_loss, expected = loss_and_gradient(torch.device("cpu"), torch.float64)
+    with rounding(name, "cuda"):  # pyright: ignore
+        loss, grad = loss_and_gradient(CUDA, torch.float32, engine="fused")
+        again = loss_and_gradient(CUDA, torch.float32, engine="fused")
+    error = float((grad - expected).norm() / expected.norm())
+    record_property("relative_error", error)
+    assert error < PATH_ERRORS[name]
+    assert float(loss) == pytest.approx(float(expected_loss), rel=PATH_ERRORS[name])
+    assert torch.equal(loss, again[0])
+    assert torch.equal(grad, again[1])
+
+
+@pytest.mark.parametrize(("dim", "width", "depth"), [(1, 16, 0), (6, 128, 2), (21, 100, 1)])
+def test_the_kernels_for_whole_paths_take_other_sizes(dim: int, width: int, depth: int) -> None:
+    losses = []
+    for device, engine in ((CUDA, "fused"), (torch.device("cpu"), "autograd")):
+        torch.manual_seed(0)
+        sde = DiffFlowSDE(FourierMLP(dim, width, depth), FourierMLP(dim, width, depth)).to(device)
+        x0 = torch.randn(100, dim, generator=generator()).to(device)
+        loss = sde.loss(x0, TimeGrid.power(5, t_end=1.0), KEY, engine=engine)  # pyright: ignore
+        loss.sum().backward()
+        grads = [p.grad.flatten().cpu() for p in sde.parameters() if p.grad is not None]
+        losses.append((loss.detach().cpu(), torch.cat(grads)))
+    torch.testing.assert_close(losses[0][0], losses[1][0], rtol=1e-4, atol=1e-4)
+    assert float((losses[0][1] - losses[1][1]).norm() / losses[1][1].norm()) < 1e-4
+
+
+def test_the_kernels_for_whole_paths_in_a_graph() -> None:
+    """Each replay draws the noise of the key that lies in memory then."""
+    sde, grid = model(CUDA, torch.float32), TimeGrid.power(5, t_end=1.0)
+    x0 = torch.randn(64, 2, generator=generator()).to(CUDA)
+    key = KEY.to_tensor(CUDA)
+
+    def step() -> Tensor:
+        loss = sde.mean_loss(x0, grid, key, engine="fused")
+        loss.backward()
+        return loss.detach()
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    sde.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    for stream in (3, 4):
+        for p in sde.parameters():
+            assert p.grad is not None
+            p.grad.zero_()
+        now = KEY.at(stream)
+        key.copy_(now.to_tensor(CUDA))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(loss, sde.mean_loss(x0, grid, now, engine="fused").detach())
 
 
 def test_two_runs_agree_bit_for_bit() -> None:

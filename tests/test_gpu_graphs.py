@@ -99,7 +99,13 @@ def far(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"checkpoint_every": 3}, {"activation_memory": 2**20}, {"checkpoint_every": 0}],
+    [
+        {},
+        {"checkpoint_every": 3},
+        {"activation_memory": 2**20},
+        {"checkpoint_every": 0},
+        {"engine": "fused"},
+    ],
     ids=str,
 )
 def test_replays_do_what_eager_steps_do(options: dict[str, Any], record_property: Record) -> None:

@@ -7,24 +7,18 @@ bugs show that wrong kernels do not pass.
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import itertools
-import os
 import shutil
 import subprocess
-import sysconfig
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from helpers import CSRC, TESTS, compile_cpp, same_bits
+from host_device import OPTIONS, HostDevice, poisoned_memory
 from torch import Tensor
 
 from diffflow_ext import NoiseKey, _backend, _kernels
@@ -46,76 +40,7 @@ TYPES = [(F32, F32), (F32, BF16), (F32, F16), (F64, F64)]
 SHORT = [(1, 1), (3, 2), (300, 3), (2, 7), (5, 4, 3), (33, 29), (5, 130), (2, 1024)]
 LONG = [(2, 1025), (1, 3001), (3, 8192), (2, 8197), (2, 20_000)]
 
-OPTIONS = ("-DDIFFFLOW_CUDA_ON_HOST", "-DDIFFFLOW_WITH_CUDA", "-Wno-unknown-pragmas", "-fopenmp")
-INCLUDES = (f"-I{CSRC}", f"-I{TESTS / 'csrc'}")
-DEFINITIONS = tuple(
-    f'-DDIFFFLOW_{name}="{value}"'
-    for name, value in {
-        "VERSION": "test",
-        "COMPILER": "g++",
-        "CUDA_COMPILER": "g++",
-        "CUDA_ARCHITECTURES": "host",
-        "CUDA_NOTE": "",
-    }.items()
-)
-
-
-# --- the module on the host ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class HostDevice:
-    """The second build of the bindings, whose device 0 is the emulation."""
-
-    core: ModuleType
-    library: ctypes.CDLL
-
-    @contextmanager
-    def running(self, device: int, schedule: int = 0) -> Iterator[None]:
-        """Sends `_kernels` to this build, on the CPU (-1) or on the emulated device (0)."""
-        before = _backend.core, _backend.where
-        self.library.host_set_schedule(schedule)
-        _backend.core = self.core
-        _backend.where = lambda x: (device, 0)
-        try:
-            yield
-        finally:
-            _backend.core, _backend.where = before
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> HostDevice:
-    pybind11 = pytest.importorskip("pybind11")
-    folder = tmp_path_factory.mktemp("host_module")
-    headers = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    sources = [TESTS / "csrc" / "host_module.cpp"]
-    sources += [CSRC / "kernels" / name for name in ("elementwise.cu", "reductions.cu")]
-    sources += [CSRC / "trajectory" / "engine_portable.cpp"]
-    options = ["-O0", "-fPIC", *OPTIONS, *INCLUDES, *DEFINITIONS, *headers, "-x", "c++", "-c"]
-
-    def build(source: Path) -> Path:
-        return compile_cpp([source], folder / f"{source.stem}.o", options)
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        objects = list(pool.map(build, sources))
-    path = compile_cpp(objects, folder / "_core.so", ["-shared", "-fopenmp"])
-    spec = importlib.util.spec_from_file_location("_core", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return HostDevice(module, ctypes.CDLL(str(path)))
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Fresh tensors hold NaN, so that elements that are never written show."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
+# --- comparing -----------------------------------------------------------------------------------
 
 
 Result = tuple[Tensor | None, ...]

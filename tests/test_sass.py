@@ -43,6 +43,8 @@ class Rule:
 # accesses, so that only float32 tensors are counted.
 RULES = (
     Rule(r"\bdouble\b", registers=128),
+    # One block a multiprocessor, whose shared memory a network fills.
+    Rule(r"diffflow::gpu::", registers=128),
     Rule(r"for_each_kernel<diffflow::Normal<float>", stores=1),
     Rule(r"for_each_kernel<diffflow::Perturb<float>", loads=1, stores=2),
     Rule(r"for_each_kernel<diffflow::EmStep<float, float>", loads=2, stores=1),
@@ -68,7 +70,7 @@ RULES = (
 )
 
 # Kernels that may fuse a multiply and an add, because they ask for it: networks, not noise.
-MAY_FUSE = r"$^"
+MAY_FUSE = r"diffflow::gpu::"
 
 
 def rule_for(kernel: str) -> Rule:

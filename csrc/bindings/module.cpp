@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "gpu_paths.h"
 #include "ops.h"
 #include "trajectory.h"
 
@@ -105,11 +106,25 @@ int64_t regression_scratch(const std::string& engine, const df::RegressionSizes&
 }
 
 void regression(const std::string& engine, const df::RegressionSizes& sizes,
-                const df::MlpTuple& mlp, const std::array<df::Address, 6>& a,
+                const df::MlpTuple& mlp, const std::array<df::Address, 7>& a,
                 const std::vector<df::Address>& grads) {
   const df::TensorList<const float> weights(std::get<2>(mlp));
   const df::TensorList<float> of_weights(grads);
   df::engine_named(engine).regression(df::regression_problem(sizes, mlp, weights, of_weights, a));
+}
+
+int64_t flow_scratch(const std::string& engine, const df::FlowSizes& sizes,
+                     const std::vector<df::MlpTuple>& nets) {
+  return df::engine_named(engine).flow_scratch_bytes(df::FlowHolder(sizes, nets).problem());
+}
+
+void flow(const std::string& engine, const df::FlowSizes& sizes,
+          const std::vector<df::MlpTuple>& nets, const SeedTuple& noise,
+          const std::array<df::Address, 8>& a, int64_t states_row) {
+  df::FlowHolder holder(sizes, nets);
+  holder.set_noise(noise);
+  holder.set_buffers(a, states_row);
+  df::engine_named(engine).flow(holder.problem());
 }
 
 }  // namespace
@@ -206,6 +221,21 @@ PYBIND11_MODULE(_core, m) {
   m.def("trajectory_scratch", &trajectory_scratch);
   m.def("trajectory_loss", &trajectory_loss, Free());
   m.def("trajectory_sample", &trajectory_sample, Free());
+  m.def("gpu_paths_limits",
+        [] { return std::make_tuple(df::gpu::kMaxUnits, df::gpu::kMaxHidden); });
+  m.def("gpu_paths_shared_bytes", &df::gpu_paths_shared_bytes);
+  m.def("gpu_paths_shared_limit", &df::gpu_paths_shared_limit);
+  m.def(
+      "gpu_paths",
+      [](int phase, int products, const std::tuple<int, A>& where, const df::GpuSizes& sizes,
+         const df::GpuNetTuple& drift, const df::GpuNetTuple& score, Z z,
+         const df::GpuBuffers& buffers) {
+        df::run_gpu_path(phase, products, df::gpu_paths(sizes, drift, score, noise(z), buffers),
+                         std::get<0>(where), std::get<1>(where));
+      },
+      Free());
   m.def("regression_scratch", &regression_scratch);
   m.def("regression", &regression, Free());
+  m.def("flow_scratch", &flow_scratch);
+  m.def("flow", &flow, Free());
 }

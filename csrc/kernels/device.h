@@ -13,4 +13,6 @@
   DF_UNPAREN kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
 /// A shared array of a block. The emulation poisons it at the start of every block.
 #define DF_SHARED(type, name, count) __shared__ type name[count]
+/// The block's dynamic shared memory, aligned for accesses of 16 bytes.
+#define DF_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 #endif

@@ -2,7 +2,11 @@
 #pragma once
 
 #include "problem.h"
+#if DF_LANES == 1
+#include "scalar.h"
+#else
 #include "simd.h"
+#endif
 
 namespace diffflow {
 namespace DF_ENGINE {

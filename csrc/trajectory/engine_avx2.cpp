@@ -2,6 +2,7 @@
 #define DF_ENGINE avx2
 #define DF_LANES 8
 #define DF_HD inline __attribute__((always_inline))
+#include "flow.h"
 #include "regression.h"
 #include "sample.h"
 
@@ -13,7 +14,9 @@ const Engine& engine_avx2() {
                                 avx2::run_loss,
                                 avx2::run_sample,
                                 avx2::regression_scratch_bytes,
-                                avx2::run_regression};
+                                avx2::run_regression,
+                                avx2::flow_scratch_bytes,
+                                avx2::run_flow};
   return engine;
 }
 

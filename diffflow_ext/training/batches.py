@@ -42,24 +42,33 @@ class Batches:
         config: The configuration, resolved for these data.
         data: Rows of vectors, float32, or images, uint8.
         device: Where the batches are wanted.
+        part: The indices that are wanted of each batch; all by default.
     """
 
-    def __init__(self, config: TrainConfig, data: Tensor, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Tensor,
+        device: torch.device,
+        part: range | None = None,
+    ) -> None:
         resident = data.numel() * data.element_size() <= MAX_RESIDENT_BYTES
         self.config, self.device = config, device
+        self.part = range(config.batch_size) if part is None else part
         self.data = data.to(device) if resident else data
 
     def __call__(self, step: int) -> Tensor:
-        """Returns the batch of a step, float32, shape (B, *event)."""
-        config = self.config
+        """Returns the batch of a step or the part that is wanted, float32, shape (B, *event)."""
+        config, part = self.config, self.part
         rows = batch_indices(len(self.data), config.batch_size, config.seed, step)
+        rows = rows[part.start : part.stop]
         batch = self.data[rows.to(self.data.device)].to(self.device)
         if batch.dtype != torch.uint8:
             return batch
         key = NoiseKey(config.seed, stream=step)
         if config.flip == "on":
-            batch = mirrored(batch, key)
-        return dequantise(batch, key)
+            batch = mirrored(batch, key, sample_offset=part.start)
+        return dequantise(batch, key, sample_offset=part.start)
 
 
 def mirrored(images: Tensor, key: NoiseKey, *, sample_offset: int = 0) -> Tensor:

@@ -6,7 +6,7 @@ learning rate and decay are written into the device's memory before each replay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,7 @@ from diffflow_ext.training.recipes.diffflow import DiffFlowRecipe
 from diffflow_ext.training.schedules import training_grid
 from diffflow_ext.training.state import TrainState
 
-__all__ = ["CapturedTraining", "Metrics"]
-
-Metrics = dict[str, float]
+__all__ = ["CapturedTraining"]
 
 
 class CapturedTraining:
@@ -49,17 +47,16 @@ class CapturedTraining:
             clip=self.part.clip_norm,
         )
 
-    def __call__(
-        self, x0: Tensor, step: int, rates: Sequence[float], finite: Callable[[Tensor], Metrics]
-    ) -> Metrics:
-        """Takes a step; where a number isn't finite the state is spoilt and must not be saved."""
+    def __call__(self, x0: Tensor, step: int, rates: Sequence[float]) -> list[float]:
+        """Takes a step; returns the loss and the length of the gradient.
+
+        The weights have changed by then, whether or not both are finite.
+        """
         grid = training_grid(self.config, step)
         self.recipe.note(x0, grid, step)
         self.step.set_learning_rates(rates)
         found = self.step.step(x0, grid, stream=step, decay=self.state.decay)
-        metrics = finite(torch.stack(found))
-        self.state.step += 1
-        return metrics
+        return torch.stack(found).tolist()
 
     def _loss(self, x0: Tensor, grid: TimeGrid, key: Tensor) -> Tensor:
         lower = self.config.autocast == "bf16" and self.part.autocast

@@ -18,6 +18,7 @@ from diffflow_ext._backend import build_info
 from diffflow_ext.data import TOY_SETS, toy_entropy
 from diffflow_ext.features import Extractor, load_extractor
 from diffflow_ext.training.batches import open_data
+from diffflow_ext.training.distributed import World, joined
 from diffflow_ext.training.likelihoods import likelihoods
 from diffflow_ext.training.pictures import draw_pictures
 from diffflow_ext.training.quality import common_count, image_quality, vector_quality
@@ -65,13 +66,35 @@ def evaluate(
         sampler: Options of the model's sampler.
 
     Returns:
-        The numbers, as in RUN/evaluation.json.
+        The numbers, as in RUN/evaluation.json. Of several processes all but the first return
+        likelihoods alone.
 
     Raises:
         ValueError: If no run is there, its data have changed, or an option doesn't suit the
             model.
         CheckpointError: If it has no whole checkpoint.
     """
+    with joined(device) as world:
+        return _evaluate(
+            run, n, world, seed=seed, device=device, figures=figures, num_steps=num_steps,
+            num_paths=num_paths, ode_n=ode_n, extractor=extractor, **sampler,
+        )  # fmt: skip
+
+
+def _evaluate(
+    run: str | Path,
+    n: int | None,
+    world: World,
+    *,
+    seed: int,
+    device: str,
+    figures: bool,
+    num_steps: int | None,
+    num_paths: int,
+    ode_n: int | None,
+    extractor: str | Path | None,
+    **sampler: Any,
+) -> dict[str, Any]:
     loaded = load_run(run, device)
     is_image = loaded.record.is_image
     most = n if n is not None else DEFAULT_IMAGES if is_image else DEFAULT_VECTORS
@@ -82,7 +105,12 @@ def evaluate(
     dataset = open_data(loaded.config)
     loaded.record.require(dataset)
     count = common_count(most, dataset)
-    samples = draw_samples(loaded, count or FEW_SAMPLES, seed=seed, num_steps=num_steps, **sampler)
+    samples = draw_samples(
+        loaded, count or FEW_SAMPLES, seed=seed, num_steps=num_steps, world=world, **sampler
+    )
+    found = likelihoods(loaded, dataset, most, settings, seed, world)
+    if not world.writes:
+        return found
     quality: dict[str, Any] = {}
     if count and is_image:
         quality = image_quality(samples, dataset, features)
@@ -90,7 +118,7 @@ def evaluate(
         quality = vector_quality(samples, dataset)
     result = {
         **_head(loaded, seed, count, num_steps, sampler),
-        **likelihoods(loaded, dataset, most, settings, seed),
+        **found,
         "entropy": _entropy(loaded),
         **quality,
     }

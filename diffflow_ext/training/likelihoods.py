@@ -18,6 +18,7 @@ from diffflow_ext.data import Dataset
 from diffflow_ext.likelihood import bits_per_dim, dequantise
 from diffflow_ext.metrics import gaussian_nll
 from diffflow_ext.noise import NoiseKey
+from diffflow_ext.training.distributed import World
 from diffflow_ext.training.recipes import Estimator, EvaluationSettings
 from diffflow_ext.training.sampling import EVALUATION_STREAM, chunk_size
 from diffflow_ext.training.trainer import LoadedRun
@@ -29,7 +30,12 @@ __all__ = ["likelihoods"]
 
 
 def likelihoods(
-    run: LoadedRun, dataset: Dataset, n: int, settings: EvaluationSettings, seed: int
+    run: LoadedRun,
+    dataset: Dataset,
+    n: int,
+    settings: EvaluationSettings,
+    seed: int,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """Returns what each estimator of the model says of the first n test data.
 
@@ -38,13 +44,13 @@ def likelihoods(
     NAME_data_units and NAME_minus_gaussian, of images NAME_bits and NAME_bits_error. `estimators`
     has the names and titles.
     """
-    estimators = run.recipe.estimators(settings)
+    estimators, world = run.recipe.estimators(settings), world or World()
     result: dict[str, Any] = {"estimators": {one.name: one.title for one in estimators}}
     if not run.record.is_image:
         result["gaussian_nll"] = _gaussian(dataset, n)
     for one in estimators:
         rows = dataset.test[: min(n, one.limit or n)]
-        nats = _nats(run, one, rows, seed)
+        nats = _nats(run, one, rows, seed, world)
         result |= {
             one.name: float(nats.mean()),
             f"{one.name}_error": float(nats.std()) / math.sqrt(len(nats)),
@@ -52,7 +58,7 @@ def likelihoods(
         }
         if one.halved is not None:
             few = slice(0, STEP_ERROR_ROWS)
-            halved = _nats(run, replace(one, log_prob=one.halved), rows[few], seed)
+            halved = _nats(run, replace(one, log_prob=one.halved), rows[few], seed, world)
             result[f"{one.name}_step_error"] = float((halved - nats[few]).mean())
         result |= _read(one.name, result, run, dataset)
     return result
@@ -81,15 +87,18 @@ def _read(
     }
 
 
-def _nats(run: LoadedRun, estimator: Estimator, rows: Tensor, seed: int) -> Tensor:
+def _nats(run: LoadedRun, estimator: Estimator, rows: Tensor, seed: int, world: World) -> Tensor:
     """Returns -log p of each row, float64; the noise of a row depends on its index alone."""
     device = next(run.model.parameters()).device
     key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(run)
-    parts = []
+    parts = list[Tensor | tuple[int, ...]]()
     for index, part in enumerate(rows.split(size)):
+        parts.append((len(part),))
+        if not world.owns(index):
+            continue
         start, x = index * size, part.to(device)
         if run.record.is_image:
             x = dequantise(x, key, sample_offset=start)
         with torch.no_grad():
-            parts.append(-estimator.log_prob(x, key, start).cpu().double())
-    return torch.cat(parts)
+            parts[-1] = -estimator.log_prob(x, key, start).double()
+    return world.gathered(parts, torch.float64)

@@ -9,6 +9,7 @@ log equals that of an uninterrupted run, apart from the fields that measure time
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from typing import Any, TextIO
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["MetricsLog", "RunDirectory", "read_metrics", "replace_text"]
+__all__ = ["MetricsLog", "NoLog", "RunDirectory", "read_metrics", "replace_text"]
 
 
 class RunDirectory:
@@ -124,6 +125,19 @@ class MetricsLog:
     def sync(self) -> None:
         """Returns when all lines are on the disk."""
         os.fsync(self._file.fileno())
+
+
+class NoLog(MetricsLog):
+    """The log of a process that leaves writing to another."""
+
+    def __init__(self) -> None:
+        self._file = io.StringIO()
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def sync(self) -> None:
+        """Does nothing."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

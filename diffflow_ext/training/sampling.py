@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.noise import NoiseKey
+from diffflow_ext.training.distributed import World
 from diffflow_ext.training.trainer import LoadedRun
 
 __all__ = ["EVALUATION_STREAM", "check_options", "chunk_size", "draw_samples"]
 
 # Streams of training are its iterations: far above them, no draw is used twice.
 EVALUATION_STREAM = 2**31
-VECTORS_AT_A_TIME = 8192
+# Processes share chunks: what a network is given at a time does not depend on their number.
+VECTORS_AT_A_TIME = 2048
 IMAGES_AT_A_TIME = 128
 
 
@@ -24,7 +26,13 @@ def chunk_size(run: LoadedRun) -> int:
 
 
 def draw_samples(
-    run: LoadedRun, n: int, *, seed: int, num_steps: int | None = None, **options: Any
+    run: LoadedRun,
+    n: int,
+    *,
+    seed: int,
+    num_steps: int | None = None,
+    world: World | None = None,
+    **options: Any,
 ) -> Tensor:
     """Returns n samples in the units of training, shape (n, *event), on the CPU.
 
@@ -35,6 +43,7 @@ def draw_samples(
         n: How many.
         seed: The seed of the noise.
         num_steps: Steps of the sampler; None for the model's own number.
+        world: The processes that share the work; all of them get all samples.
         options: Those of the model's sampler, `run.recipe.sampler_options`.
 
     Raises:
@@ -44,18 +53,16 @@ def draw_samples(
         raise ValueError(f"draw_samples: n={n}: expected at least 1")
     check_options(run, num_steps, options)
     key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(run)
-    with torch.no_grad():
-        parts = [
-            run.recipe.draw(
-                (min(size, n - start), *run.record.event_shape),
-                key,
-                num_steps=num_steps,
-                sample_offset=start,
-                **options,
-            ).cpu()
-            for start in range(0, n, size)
-        ]
-    return torch.cat(parts)
+    world, parts = world or World(), list[Tensor | tuple[int, ...]]()
+    for number, start in enumerate(range(0, n, size)):
+        shape = (min(size, n - start), *run.record.event_shape)
+        parts.append(shape)
+        if world.owns(number):
+            with torch.no_grad():
+                parts[-1] = run.recipe.draw(
+                    shape, key, num_steps=num_steps, sample_offset=start, **options
+                )
+    return world.gathered(parts, torch.float32)
 
 
 def check_options(run: LoadedRun, num_steps: int | None, options: dict[str, Any]) -> None:

@@ -7,11 +7,12 @@ off and resumed therefore ends, on a CPU with the same number of threads, with t
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from diffflow_ext._backend import build_info
 from diffflow_ext.training.batches import Batches, open_data
-from diffflow_ext.training.captured import CapturedTraining, Metrics
+from diffflow_ext.training.captured import CapturedTraining
 from diffflow_ext.training.checkpoint import (
     CheckpointError,
     load_latest,
@@ -34,9 +35,10 @@ from diffflow_ext.training.config import TrainConfig
 from diffflow_ext.training.dataset_record import DatasetRecord
 from diffflow_ext.training.defaults import resolve, same_choice
 from diffflow_ext.training.device import pick_device
+from diffflow_ext.training.distributed import Loss, World, joined, local_rank
 from diffflow_ext.training.recipes import Part, Recipe, build_recipe
 from diffflow_ext.training.rules import field_rule
-from diffflow_ext.training.runs import MetricsLog, RunDirectory, replace_text
+from diffflow_ext.training.runs import MetricsLog, NoLog, RunDirectory, replace_text
 from diffflow_ext.training.schedules import learning_rate_at
 from diffflow_ext.training.session import own_generator, signals, threads
 from diffflow_ext.training.state import TrainState
@@ -87,6 +89,8 @@ class TrainResult:
     checkpoint: Path
 
 
+Metrics = dict[str, float]
+
 #: Fewer are a trial of the installation, of which no learning is expected.
 FEW_STEPS = 20
 
@@ -124,17 +128,39 @@ def train(
             f"steps={config.steps} that there are; lower warmup",
             stacklevel=2,
         )
-    with run.opened(), threads(config.threads):
-        _check_directory(run, config, resume=resume, overwrite=overwrite)
-        device = pick_device(config.device)
-        trainer = _Trainer(config, run, device)
-        if overwrite:
-            run.clear()
-        sweep(run.checkpoints)
-        if step_directories(run.checkpoints):
-            trainer.restore()
-        replace_text(run.config, trainer.config.to_toml())
-        return trainer.run_to_end(progress)
+    with joined(config.device) as world, _opened(run, world), threads(config.threads):
+        world.on_first(lambda: _check_directory(run, config, resume=resume, overwrite=overwrite))
+        return _session(config, run, world, overwrite=overwrite, progress=progress)
+
+
+def _session(
+    config: TrainConfig,
+    run: RunDirectory,
+    world: World,
+    *,
+    overwrite: bool,
+    progress: bool | None,
+) -> TrainResult:
+    trainer = _Trainer(config, run, world)
+    world.on_first(lambda: _make_ready(run, trainer.config, overwrite=overwrite))
+    if step_directories(run.checkpoints):
+        trainer.restore()
+    return trainer.run_to_end(progress)
+
+
+def _make_ready(run: RunDirectory, config: TrainConfig, *, overwrite: bool) -> None:
+    if overwrite:
+        run.clear()
+    sweep(run.checkpoints)
+    replace_text(run.config, config.to_toml())
+
+
+@contextlib.contextmanager
+def _opened(run: RunDirectory, world: World) -> Iterator[None]:
+    """Holds the directory, by process 0 for all."""
+    with contextlib.ExitStack() as stack:
+        world.on_first(lambda: stack.enter_context(run.opened()))
+        yield
 
 
 @dataclass(frozen=True)
@@ -183,24 +209,29 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         recipe.module.load_state_dict(dict(checkpoint.ema))
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its checkpoint doesn't fit: {error}") from error
-    recipe.module.to(pick_device(device)).eval()
+    recipe.module.to(pick_device(device, local_rank())).eval()
     return LoadedRun(recipe, config, record, checkpoint.step)
 
 
 class _Trainer:
     """One session of a run: data and state in memory, and the loop over steps."""
 
-    def __init__(self, config: TrainConfig, run: RunDirectory, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, run: RunDirectory, world: World) -> None:
+        device = pick_device(config.device, local_rank())
         dataset = open_data(config)
         config = resolve(config, is_image=dataset.is_image, flip=dataset.flip)
-        self.config, self.run, self.device = config, run, device
+        self.config, self.run, self.device, self.world = config, run, device, world
         self.dataset, self.record = dataset, DatasetRecord.of(dataset)
-        self.batches = Batches(config, dataset.train, device)
+        self.part = world.share(config.batch_size)
+        self.batches = Batches(config, dataset.train, device, self.part)
         self.recipe = build_recipe(config, dataset.event_shape)
+        _check_world(world, config, self.recipe)
         module = self.recipe.module.to(device)
+        self.losses = [world.reduced(part) for part in self.recipe.parts]
         self.state = TrainState(config, module, self.recipe.parts)
         self.saved: Path | None = None
         self.captured: CapturedTraining | None = None
+        self.received: list[int] = []
 
     def restore(self) -> None:
         """Takes over the newest whole checkpoint."""
@@ -218,69 +249,96 @@ class _Trainer:
         disabled = None if progress is None else not progress
         if self.config.cuda_graph:
             self.captured = CapturedTraining(self.config, self.recipe, self.state)
+        if not self.world.writes:
+            disabled = True
         with (
-            MetricsLog(self.run.metrics, self.state.step) as log,
+            self._log() as log,
             tqdm(
                 total=self.config.steps, initial=self.state.step, disable=disabled, unit="step"
             ) as bar,
-            signals() as received,
+            signals() as self.received,
             own_generator(self.device),
         ):
-            self._loop(log, bar, received)
+            self._loop(log, bar)
         assert self.saved is not None
         return TrainResult(self.state.step, self.state.elapsed, self.saved)
 
-    def _loop(self, log: MetricsLog, bar: tqdm[Any], received: list[int]) -> None:
+    def _log(self) -> MetricsLog:
+        return MetricsLog(self.run.metrics, self.state.step) if self.world.writes else NoLog()
+
+    def _loop(self, log: MetricsLog, bar: tqdm[Any]) -> None:
         config, state = self.config, self.state
         rate = _Rate(state, config.batch_size)
         while state.step < config.steps:
-            line = self._step()
+            line, signum = self._step()
             bar.update()
             if state.step % config.log_every == 0 or state.step == config.steps:
                 line |= self.recipe.reading(state.step - 1, line["loss"]) | rate.measure()
                 log.write(line)
                 bar.set_postfix_str(self._bar_text(line))
-            last = state.step == config.steps or bool(received)
+            last = state.step == config.steps or signum > 0
             if last or state.step % config.save_every == 0:
                 rate.tick()
                 log.sync()
                 self._save()
-            if received and self.saved is not None:
-                raise Interrupted(received[0], self.saved)
+            if signum and self.saved is not None:
+                raise Interrupted(signum, self.saved)
 
-    def _step(self) -> dict[str, float]:
-        """Takes one training step and returns its metrics."""
+    def _step(self) -> tuple[dict[str, float], int]:
+        """Takes one training step; returns its metrics, and a signal that has come or 0."""
         config, step = self.config, self.state.step
         # Networks that draw (dropout) and estimators of flows draw the same after a resume.
-        torch.manual_seed((config.seed * SEED_FACTOR + step) % 2**32)
+        torch.manual_seed((config.seed * SEED_FACTOR + step + self.world.rank) % 2**32)
         x0 = self.batches(step)
         rates = [learning_rate_at(config, step, part.learning_rate) for part in self.recipe.parts]
-        take = self._plain if self.captured is None else self.captured
-        metrics = take(x0, step, rates, self._finite)
-        return {"step": step + 1, **metrics, "lr": rates[0]}
+        take = self._plain if self.captured is None else self._graphed
+        metrics, signum = take(x0, step, rates)
+        return {"step": step + 1, **metrics, "lr": rates[0]}, signum
 
-    def _plain(
-        self, x0: Tensor, step: int, rates: list[float], finite: Callable[[Tensor], Metrics]
-    ) -> Metrics:
+    def _plain(self, x0: Tensor, step: int, rates: list[float]) -> tuple[Metrics, int]:
         """Takes a step in PyTorch's usual way; not at all where a number isn't finite."""
         self.state.optimiser.zero_grad(set_to_none=True)
-        values = [value for part in self.recipe.parts for value in self._backward(part, x0, step)]
-        metrics = finite(torch.stack(values))
+        parts = zip(self.recipe.parts, self.losses, strict=True)
+        values = [value for part, loss in parts for value in self._backward(part, loss, x0, step)]
+        # A signal may come to one process alone, and all have to stop at one step.
+        signum = values[0].new_tensor(float(self.received[0]) if self.received else 0.0)
+        *means, signum = self.world.mean(torch.stack([*values, signum])).tolist()
+        metrics = self._finite(means)
         self.state.update(rates)
-        return metrics
+        return metrics, self._agreed(signum)
 
-    def _backward(self, part: Part, x0: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Returns the loss of a part and the length of its gradient, which is clipped then."""
+    def _graphed(self, x0: Tensor, step: int, rates: list[float]) -> tuple[Metrics, int]:
+        """Takes a step that may be a graph; one that isn't finite spoils the state unsaved."""
+        assert self.captured is not None
+        metrics = self._finite(self.captured(x0, step, rates))
+        self.state.step += 1
+        return metrics, self._agreed(0)
+
+    def _agreed(self, mean: float) -> int:
+        """Returns the signal that all processes know of; one that came since waits a step."""
+        if self.world.size == 1:
+            return self.received[0] if self.received else 0
+        if not mean:
+            return 0
+        return self.received[0] if self.received else signal.SIGTERM
+
+    def _backward(self, part: Part, loss_of: Loss, x0: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Returns the loss of a part and the length of its gradient, which is clipped then.
+
+        Of several processes each returns its share of the loss, of which the mean is that of the
+        batch.
+        """
         lower = self.config.autocast == "bf16" and part.autocast
         with torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
-            loss = part.loss(x0, step)
+            loss = loss_of(x0, step, self.part.start)
+        if self.world.size > 1:
+            loss = loss * (len(self.part) * self.world.size / self.config.batch_size)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(part.parameters, part.clip_norm)
         return loss.detach().double(), norm.double()
 
-    def _finite(self, found: Tensor) -> Metrics:
+    def _finite(self, values: list[float]) -> Metrics:
         """Returns the loss and the gradient's length of each part, if they are finite."""
-        values = found.tolist()
         parts = self.recipe.parts
         of = [""] if len(parts) == 1 else [f" of {part.name}" for part in parts]
         names = [f"{name}{part}" for part in of for name in ("loss", "gradient norm")]
@@ -313,7 +371,8 @@ class _Trainer:
         }
         checkpoint = self.state.to_checkpoint(meta)
         keep = self.config.keep_checkpoints
-        self.saved = save_checkpoint(self.run.checkpoints, checkpoint, keep)
+        self.world.on_first(lambda: save_checkpoint(self.run.checkpoints, checkpoint, keep))
+        self.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
 
 
 class _Rate:
@@ -351,6 +410,25 @@ def _check_directory(
         raise ValueError(f"{run.root}: holds a run already; give --resume or --overwrite")
     if run.config.exists():
         _check_same_run(TrainConfig.load(run.config), config)
+
+
+def _check_world(world: World, config: TrainConfig, recipe: Recipe[Any]) -> None:
+    """Refuses what several processes can't share."""
+    if world.size > 1 and not recipe.separable:
+        raise ValueError(
+            f"train: model={config.model!r} trains in one process, because its solver looks at the"
+            f" whole batch; there are {world.size}"
+        )
+    if world.size > 1 and config.cuda_graph:
+        raise ValueError(
+            "train: cuda_graph=True is for one process, because a graph holds no exchange of"
+            f" gradients; there are {world.size}"
+        )
+    if world.size > config.batch_size:
+        raise ValueError(
+            f"train: batch_size={config.batch_size}: expected at least one sample for each of the"
+            f" {world.size} processes"
+        )
 
 
 def _check_same_run(old: TrainConfig, new: TrainConfig) -> None:

@@ -31,9 +31,10 @@
 //
 // Not covered: memory ordering between threads, blocks that run at the same time (they run one
 // after another: no grid barriers, no spinning on another thread), the bits of device maths
-// functions, __launch_bounds__, plain `__shared__` arrays (they work, but are neither poisoned nor
-// bounded), warps whose lanes the block does not fill, cooperative groups, asynchronous copies,
-// tensor cores, textures, streams and graphs. __CUDACC__ and __CUDA_ARCH__ are not defined.
+// functions and of tensor cores (cuda_host_mma.h: their fragments and roundings of factors, not
+// their sums), __launch_bounds__, plain `__shared__` arrays (they work, but are neither poisoned
+// nor bounded), warps whose lanes the block does not fill, cooperative groups, asynchronous copies,
+// textures, streams and graphs. __CUDACC__ and __CUDA_ARCH__ are not defined.
 // g++ needs -Wno-unknown-pragmas for `#pragma unroll`, and -ffp-contract=off as everywhere here.
 #pragma once
 
@@ -47,6 +48,7 @@
 
 #include "cuda_host_device.h"
 #include "cuda_host_machine.h"
+#include "cuda_host_mma.h"
 
 #define __global__
 #define __device__

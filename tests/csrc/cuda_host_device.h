@@ -215,6 +215,8 @@ inline float __fmul_rn(float a, float b) { return emu::rounded(a * b); }
 inline float __fadd_rn(float a, float b) { return emu::rounded(a + b); }
 inline float __fsub_rn(float a, float b) { return emu::rounded(a - b); }
 inline float __fdiv_rn(float a, float b) { return emu::rounded(a / b); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float a) { return std::exp(a); }
 inline float __frcp_rn(float a) { return emu::rounded(1.0f / a); }
 inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }

@@ -25,7 +25,8 @@ class Part:
     Arguments:
         name: What it is called in logs and errors.
         parameters: Its tensors; those of two parts don't overlap.
-        loss: Returns the loss of a batch x0 in a step counted from 0, shape ().
+        loss: Returns the mean loss of samples x0 in a step counted from 0, shape (); the third
+            argument is the global index of the first of them.
         learning_rate: The highest learning rate.
         clip_norm: The longest gradient.
         autocast: Whether the loss may be computed in lower precision, if the run says so.
@@ -33,7 +34,7 @@ class Part:
 
     name: str
     parameters: Sequence[nn.Parameter]
-    loss: Callable[[Tensor, int], Tensor]
+    loss: Callable[[Tensor, int, int], Tensor]
     learning_rate: float
     clip_norm: float
     autocast: bool = True
@@ -111,6 +112,8 @@ class Recipe(ABC, Generic[Model]):
 
     #: Options of `draw` beside the number of steps.
     sampler_options: ClassVar[tuple[str, ...]] = ()
+    #: Whether the loss of a batch is the mean of losses of its samples, whatever else is in it.
+    separable: ClassVar[bool] = True
     #: Which number of a log line shows progress, and how it's called.
     curve: ClassVar[tuple[str, str]] = ("loss", "loss per sample")
 
@@ -169,7 +172,9 @@ class Recipe(ABC, Generic[Model]):
         """Returns the key of a training step."""
         return NoiseKey(self.config.seed, stream=step)
 
-    def whole(self, loss: Callable[[Tensor, int], Tensor], *, autocast: bool = True) -> list[Part]:
+    def whole(
+        self, loss: Callable[[Tensor, int, int], Tensor], *, autocast: bool = True
+    ) -> list[Part]:
         """Returns all parameters as the only part."""
         config = self.config
         parameters = [p for p in self.module.parameters() if p.requires_grad]

@@ -40,7 +40,11 @@ class DDPMRecipe(Recipe[DDPM]):
 
     def split(self) -> Sequence[Part]:
         """Returns one part."""
-        return self.whole(lambda x0, step: self.module.mean_loss(x0, self.key(step)))
+        return self.whole(
+            lambda x0, step, offset: self.module.mean_loss(
+                x0, self.key(step), sample_offset=offset
+            )
+        )
 
     def draw(
         self,

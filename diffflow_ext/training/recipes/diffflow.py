@@ -54,24 +54,29 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
         """Returns one part: the path loss couples everything."""
         return self.whole(self._loss)
 
-    def _loss(self, x0: Tensor, step: int) -> Tensor:
+    def _loss(self, x0: Tensor, step: int, offset: int) -> Tensor:
         grid = training_grid(self.config, step)
         self.note(x0, grid, step)
-        return self.path_loss(x0, grid, self.key(step))
+        return self.path_loss(x0, grid, self.key(step), offset)
 
     def note(self, x0: Tensor, grid: TimeGrid, step: int) -> None:
         """Finds what turns the loss of a step into a bound, where the log will ask for it."""
         if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
-            rest = self.module.bound_minus_loss(x0, grid, self.key(step))
+            # That of the whole batch, of which this may be a part.
+            batch = x0.new_zeros((self.config.batch_size, *x0.shape[1:]))
+            rest = self.module.bound_minus_loss(batch, grid, self.key(step))
             self._rest = float(rest.double().mean())
 
-    def path_loss(self, x0: Tensor, grid: TimeGrid, key: NoiseKey | Tensor) -> Tensor:
-        """Returns the mean loss of a batch, shape (), in nats."""
+    def path_loss(
+        self, x0: Tensor, grid: TimeGrid, key: NoiseKey | Tensor, offset: int = 0
+    ) -> Tensor:
+        """Returns the mean loss of samples, the first of global index `offset`, shape ()."""
         return self.module.mean_loss(
             x0,
             grid,
             key,
             checkpoint_every=self.config.checkpoint_every,
+            sample_offset=offset,
             activation_memory=memory_bytes(self.config.activation_memory),
         )
 

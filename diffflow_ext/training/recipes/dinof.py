@@ -45,7 +45,9 @@ class DiNofRecipe(Recipe[DiNof]):
         score = Part(
             "score",
             list(module.score_parameters()),
-            lambda x0, step: module.score_loss(x0, self.key(step)).mean(),
+            lambda x0, step, offset: module.score_loss(
+                x0, self.key(step), sample_offset=offset
+            ).mean(),
             config.learning_rate,
             config.clip_norm,
         )
@@ -54,7 +56,9 @@ class DiNofRecipe(Recipe[DiNof]):
         flow = Part(
             "flow",
             list(module.flow_parameters()),
-            lambda x0, step: module.flow_loss(x0, self.key(step)).mean(),
+            lambda x0, step, offset: module.flow_loss(
+                x0, self.key(step), sample_offset=offset
+            ).mean(),
             config.flow_learning_rate,
             config.flow_clip_norm,
             autocast=False,

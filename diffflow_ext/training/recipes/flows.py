@@ -33,7 +33,9 @@ class FlowRecipe(Recipe[FlowPrior]):
 
     def split(self) -> Sequence[Part]:
         """Returns one part; log-determinants don't fit 8 bits."""
-        return self.whole(lambda x0, step: -self.module.log_prob(x0).mean(), autocast=False)
+        return self.whole(
+            lambda x0, step, offset: -self.module.log_prob(x0).mean(), autocast=False
+        )
 
     def draw(
         self,
@@ -69,6 +71,8 @@ class FFJORDRecipe(FlowRecipe):
     """
 
     title = "density, adaptive solver"
+    # Steps of the solver and probes of the divergence are those of a whole batch.
+    separable = False
 
     def build(self) -> FlowPrior:
         """Returns the untrained continuous flow."""

@@ -1,0 +1,78 @@
+// Whole paths on a GPU, as plain data: what the bindings send to paths.cu. Free of CUDA headers.
+//
+// A loss is four launches, each block carrying a tile of kTileRows samples with one network's
+// weights in its shared memory:
+//   forward   the drift through all steps: states, drifts, activations
+//   residuals the score at every state: residuals, costs, activations
+//   score     back through the score: its gradients in x, and deltas in the place of slopes
+//   backward  back through the drift from x_N to x_0, likewise
+// Gradients of the weights are products of deltas and activations over all rows, left to a library.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace diffflow {
+namespace gpu {
+
+constexpr int kTileRows = 16;
+constexpr int kMaxHidden = 8;
+/// The widest network: one warp for every 16 units.
+constexpr int kMaxUnits = 256;
+
+/// How factors of large products are rounded; sums are float32. Of float32 factors each is split
+/// into two of TF32, and three of the four products are taken: errors near those of float32.
+enum class Products : int { kFloat32 = 0, kTf32 = 1, kBfloat16 = 2 };
+
+/// A perceptron, see MlpTensors in problem.h; `depth` counts the hidden layers.
+struct Net {
+  int width, depth, activation;
+  const float *embedding, *input, *output, *output_bias;
+  const float *hidden[kMaxHidden], *hidden_bias[kMaxHidden];
+};
+
+/// Rows of activations, (depth + 1, times, samples, padded width), in bfloat16 or float32.
+/// Backward kernels write deltas over the slopes.
+struct Trace {
+  void *values, *slopes;
+};
+
+struct Paths {
+  int64_t samples;
+  int dim, num_steps;
+  Net drift, score;
+  const float *dt, *g;  ///< (num_steps), (num_steps + 1)
+  uint64_t seed;        ///< of the noise, see NoiseSource
+  uint32_t stream, purpose, sample_offset;
+  const int64_t* key;      ///< {seed, stream} in device memory, or null
+  const float* x0;         ///< (samples, dim)
+  float *states, *drifts;  ///< (num_steps + 1, samples, dim); drifts may be null
+  float* residuals;        ///< (num_steps, samples, dim)
+  float* costs;            ///< (num_steps, samples)
+  Trace drift_trace;       ///< at times 0 to num_steps
+  Trace score_trace;       ///< at times 1 to num_steps
+  const float* weight;     ///< (samples), of the gradients
+  float* cotangents_f;     ///< (num_steps + 1, samples, dim)
+  float* cotangents_s;     ///< (num_steps, samples, dim)
+  float* grad_scores;      ///< (num_steps, samples, dim): J_s^T of those
+  float* grad_x0;          ///< (samples, dim)
+  float* grad_g;           ///< (num_steps + 1, samples), or null
+};
+
+enum class Phase : int { kForward = 0, kResiduals = 1, kScore = 2, kBackward = 3 };
+
+/// Width in whole units of a warp.
+inline int padded_width(int width) { return (width + 15) / 16 * 16; }
+
+/// Shared memory of a block for one network.
+size_t shared_bytes(int width, int depth, int dim, Products products);
+
+/// Shared memory that a block of a device may have.
+size_t shared_limit(int device);
+
+/// Queues one phase in `stream`, a cudaStream_t. Throws std::runtime_error with CUDA's own words
+/// where the launch fails.
+void run(Phase phase, Products products, const Paths& paths, int device, void* stream);
+
+}  // namespace gpu
+}  // namespace diffflow

@@ -1,0 +1,223 @@
+"""Several processes on one run: the same numbers as one process, and errors that all hear of."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffflow_ext.training import TrainConfig
+from diffflow_ext.training.batches import Batches
+from diffflow_ext.training.checkpoint import load_latest
+from diffflow_ext.training.distributed import World
+from diffflow_ext.training.runs import read_metrics
+
+SMALL = ("--width", "16", "--depth", "1", "--num-steps", "4", "--log-every", "1")
+POINTS = ("moons", *SMALL, "--batch-size", "10", "--steps", "4", "--threads", "1")
+
+
+def start(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """Starts the program in several processes, with the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "diffflow_ext", *arguments],
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def finished(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Returns exit code, stdout and stderr of each."""
+    ends = []
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=240)
+            ends.append((process.returncode, out, err))
+    finally:
+        for process in processes:
+            process.kill()
+    return ends
+
+
+def run(size: int, *arguments: str) -> list[tuple[int, str, str]]:
+    ends = finished(start(size, *arguments))
+    assert [end[0] for end in ends] == [0] * size, ends
+    return ends
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    checkpoint = load_latest(folder / "checkpoints")
+    named = {f"{group}.{k}": v for group in ("model", "ema", "optim")
+             for k, v in getattr(checkpoint, group).items()}  # fmt: skip
+    return {name: value.double() for name, value in named.items()}
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def assert_like(folder: Path, other: Path) -> None:
+    """The same run but for the order of sums."""
+    assert losses(folder) == pytest.approx(losses(other), rel=1e-6)
+    expected = weights(other)
+    assert weights(folder).keys() == expected.keys()
+    for name, value in weights(folder).items():
+        # Adam divides by the root of the second moment: where a gradient is near 0, so is that.
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run by one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    run(1, "train", *POINTS, "--out", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_training_does_not_depend_on_the_number_of_processes(
+    alone: Path, tmp_path: Path, size: int
+) -> None:
+    """Ten samples among two processes and, unevenly, among three."""
+    ends = run(size, "train", *POINTS, "--out", str(tmp_path / "run"))
+    assert_like(tmp_path / "run", alone)
+    # One process talks.
+    assert [bool(out) for _, out, _ in ends] == [True] + [False] * (size - 1)
+
+
+def test_a_run_goes_on_with_another_number(alone: Path, tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path / "run"))
+    few = ("2" if word == "4" and before == "--steps" else word
+           for before, word in zip(("", *POINTS), POINTS, strict=False))  # fmt: skip
+    run(2, "train", *few, *out)
+    run(1, "train", "--resume", "--steps", "4", *out)
+    assert_like(tmp_path / "run", alone)
+
+
+OTHERS = {
+    "dinof": ("moons", *SMALL[:4], "--model", "dinof"),
+    "ddpm": ("moons", *SMALL[:4], "--model", "ddpm", "--timesteps", "20"),
+    "flow": ("moons", "--model", "flow"),
+    "learned g": ("moons", *SMALL[:6], "--learn-diffusion"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models(tmp_path: Path, name: str) -> None:
+    words = (*OTHERS[name], "--batch-size", "9", "--steps", "2", "--log-every", "1")
+    for size in (1, 2):
+        run(size, "train", *words, "--out", str(tmp_path / str(size)))
+    assert_like(tmp_path / "2", tmp_path / "1")
+
+
+@pytest.mark.slow
+def test_images(tmp_path: Path) -> None:
+    """Mirrors and noise between the levels are those of the global index."""
+    levels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=levels)
+    words = (str(tmp_path / "images.npz"), "--num-steps", "2", "--batch-size", "5", "--steps",
+             "2", "--log-every", "1", "--unet-base", "8", "--unet-mults", "1,2",
+             "--flip", "on")  # fmt: skip
+    for size in (1, 2):
+        run(size, "train", *words, "--out", str(tmp_path / str(size)))
+    assert_like(tmp_path / "2", tmp_path / "1")
+
+
+def test_samples_and_likelihoods_are_those_of_one_process(alone: Path, tmp_path: Path) -> None:
+    found: dict[int, Any] = {}
+    for size in (1, 2):
+        file = tmp_path / f"{size}.npy"
+        run(size, "sample", str(alone), "--n", "4500", "--out", str(file))
+        run(size, "evaluate", str(alone), "--n", "4500", "--ode-n", "50", "--no-figures")
+        found[size] = np.load(file), json.loads((alone / "evaluation.json").read_text())
+    assert np.array_equal(found[1][0], found[2][0])
+    assert found[1][1] == found[2][1]
+
+
+def test_what_one_refuses_all_refuse(alone: Path, tmp_path: Path) -> None:
+    ends = finished(start(2, "train", *POINTS, "--out", str(alone)))
+    assert [code for code, *_ in ends] == [2, 1]
+    assert "holds a run already" in ends[0][2]
+    assert "process 0 failed" in ends[1][2]
+    assert all("Traceback" not in err for *_, err in ends)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--model", "ffjord", "--batch-size", "10"), "trains in one process"),
+        (("--batch-size", "10", "--cuda-graph"), "cuda_graph=True is for one process"),
+        (("--batch-size", "1"), "at least one sample for each of the 2 processes"),
+    ],
+)
+def test_what_several_processes_cannot_share(
+    tmp_path: Path, words: tuple[str, ...], reason: str
+) -> None:
+    if "ffjord" in words:
+        pytest.importorskip("torchdiffeq")
+    ends = finished(start(2, "train", "moons", *words, "--out", str(tmp_path / "run")))
+    assert all(code == 2 and reason in err for code, _, err in ends), ends
+
+
+def test_a_signal_to_one_stops_all(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ("moons", *SMALL, "--batch-size", "10", "--steps", "1000000", "--threads", "1")
+    processes = start(2, "train", *words, "--out", str(out))
+    while len(losses(out)) < 3:
+        assert all(process.poll() is None for process in processes), finished(processes)
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = finished(processes)
+    assert [code for code, *_ in ends] == [128 + signal.SIGTERM] * 2, ends
+    assert load_latest(out / "checkpoints").step >= 3
+
+
+@pytest.mark.slow
+def test_torchrun(alone: Path, tmp_path: Path) -> None:
+    """The command of the README."""
+    words = ("-m", "diffflow_ext", "train", *POINTS, "--out", str(tmp_path / "run"))
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    subprocess.run([sys.executable, *launch, *words], check=True, capture_output=True, timeout=120)
+    assert_like(tmp_path / "run", alone)
+
+
+# --- without processes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_shares_cover_everything_once(size: int) -> None:
+    for total in (1, 5, 12, 100):
+        shares = [World(rank, size).share(total) for rank in range(size)]
+        assert [i for share in shares for i in share] == list(range(total))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_batches_in_parts_have_the_bits_of_the_whole(size: int) -> None:
+    config = TrainConfig(data="moons", batch_size=11, flip="on")
+    images = torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8)
+    whole = Batches(config, images, torch.device("cpu"))(5)
+    parts = [
+        Batches(config, images, torch.device("cpu"), World(rank, size).share(11))(5)
+        for rank in range(size)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
