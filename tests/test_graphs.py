@@ -26,9 +26,11 @@ from diffflow_ext import (
     NoiseKey,
     TimeGrid,
     _backend,
+    _gpu_paths,
     grids,
 )
 from diffflow_ext._replay import Autocast
+from diffflow_ext.adjoint import build_problem
 from diffflow_ext.graphs import CapturedStep, GridBuffer
 from diffflow_ext.nets import FourierMLP, UNet
 
@@ -239,6 +241,14 @@ def test_batched_scores_of_a_grid_in_memory() -> None:
     for a, b in zip(*losses, strict=True):
         # The root of a step length is taken in float32 in memory, in float64 otherwise.
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_kernels_for_whole_paths_get_the_lengths_of_either_grid() -> None:
+    sde, grid = model(), grid_of(5)
+    expected = torch.tensor(grid.steps(), dtype=torch.float32)
+    for given in (grid, GridBuffer(grid, CPU)):
+        p, _, _ = build_problem("test", sde.drift, sde.score, batch(0), given)
+        assert torch.equal(_gpu_paths._step_lengths(p, CPU), expected)
 
 
 def test_refusals_of_a_grid_in_memory() -> None:
