@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, _traced, samplers
+from ._activations import ActivationMemory
 from ._denoising import blank, eager
 from ._engines import Engine, EngineChoice, check_engine
 from ._sweeps import Network, PathProblem, noise_energy
@@ -154,6 +155,7 @@ class DiffFlowSDE(nn.Module):
         checkpoint_every: int = 1,
         sample_offset: int = 0,
         engine: Engine = "auto",
+        activation_memory: ActivationMemory = None,
     ) -> Tensor:
         r"""Returns the loss of each sample along one path, with its exact gradient.
 
@@ -171,6 +173,10 @@ class DiffFlowSDE(nn.Module):
                 for perceptrons on the CPU (see :mod:`diffflow_ext.trajectory`); "auto", the
                 second where it is possible. Both give the same noise, and the same values and
                 gradients but for rounding; :meth:`engine_for` says which "auto" takes and why.
+            activation_memory: Bytes of activations that are kept for the backward pass instead of
+                being computed again, or "auto"; see
+                :func:`diffflow_ext.adjoint.diffflow_loss`. The fused engine and steps that
+                torch.compile records have no use for it.
 
         Returns:
             The losses, shape (B,), in nats.
@@ -184,8 +190,9 @@ class DiffFlowSDE(nn.Module):
         if torch.compiler.is_compiling():
             return _traced.path_loss(self, x0, grid, key, sample_offset, checkpoint_every)
         p, x0, g = self._problem(
-            "loss", x0, grid, key, checkpoint_every=checkpoint_every, sample_offset=sample_offset
-        )
+            "loss", x0, grid, key, checkpoint_every=checkpoint_every,
+            sample_offset=sample_offset, activation_memory=activation_memory,
+        )  # fmt: skip
         call = prepare("DiffFlowSDE.loss", engine, p, x0)
         return path_loss(p, x0, g) if call is None else fused_loss(call, x0, g)
 
@@ -199,6 +206,7 @@ class DiffFlowSDE(nn.Module):
         checkpoint_every: int = 1,
         sample_offset: int = 0,
         engine: Engine = "auto",
+        activation_memory: ActivationMemory = None,
     ) -> Tensor:
         """Returns the mean (or weighted sum) of :meth:`loss` over the batch, for training.
 
@@ -213,6 +221,8 @@ class DiffFlowSDE(nn.Module):
             checkpoint_every: As in :meth:`loss`.
             sample_offset: The global index of the first sample.
             engine: As in :meth:`loss`.
+            activation_memory: As in :meth:`loss`; only drifts' activations are kept, because the
+                score is evaluated once anyway.
 
         Returns:
             The mean, shape (), in nats.
@@ -228,8 +238,8 @@ class DiffFlowSDE(nn.Module):
             at = (x0, grid, key, sample_offset, checkpoint_every)
             return _traced.mean_loss(self, *at, weight=_checks.weights(op, weight, x0))
         p, x0, g = self._problem(
-            "mean_loss", x0, grid, key,
-            checkpoint_every=checkpoint_every, sample_offset=sample_offset,
+            "mean_loss", x0, grid, key, checkpoint_every=checkpoint_every,
+            sample_offset=sample_offset, activation_memory=activation_memory,
         )  # fmt: skip
         each = _checks.weights(op, weight, x0)
         call = prepare(op, engine, p, x0)

@@ -46,6 +46,11 @@ BAD = [
     ("diffusion_end", -1.0),
     ("prior", "uniform"),
     ("checkpoint_every", -1),
+    ("activation_memory", ""),
+    ("activation_memory", "0"),
+    ("activation_memory", "1GiB"),
+    ("activation_memory", "1048577"),
+    ("activation_memory", "٣"),
     ("process", "vpp"),
     ("t_cutoff", 0.0),
     ("t_cutoff", 1.5),
@@ -125,7 +130,7 @@ def test_value_of_wrong_type_is_named(name: str, value: object, expected: str) -
 
 
 def test_each_rule_is_tested() -> None:
-    free = {"learn_diffusion"}
+    free = {"learn_diffusion", "cuda_graph"}
     assert {name for name, _ in BAD} | free == {item.name for item in fields(TrainConfig)}
 
 
@@ -263,6 +268,7 @@ TEXTS = {
     "progressive": "0:5,10:20",
     "data": "rings",
     "device": "cuda:1",
+    "activation_memory": "auto",
     "flow_hidden": "3",
     "unet_mults": "1",
     "unet_attention": "off",

@@ -49,7 +49,7 @@ def finite_rows(x: Tensor) -> Tensor:
 
 def _tensors(kind: str, tensors: dict[str, Tensor]) -> str:
     counts = {name: int((~value.isfinite()).sum()) for name, value in tensors.items()}
-    bad = [f"{name} ({count} of {tensors[name].numel()})" for name, count in counts.items() if count]
+    bad = [f"{n} ({count} of {tensors[n].numel()})" for n, count in counts.items() if count]
     return f"{kind} that are not finite: {_listed(bad)}" if bad else ""
 
 

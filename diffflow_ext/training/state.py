@@ -35,20 +35,25 @@ class TrainState:
         self.step = 0
         self.elapsed = 0.0
 
+    @property
+    def decay(self) -> float:
+        """The decay of the averaged weights in the next step.
+
+        (1 + n) / (10 + n) at first: a constant one would keep the random initial weights in the
+        average for about 1 / (1 - decay) steps.
+        """
+        return min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+
     def update(self, learning_rates: Sequence[float]) -> None:
         """Takes one step of Adam along the present gradients, and averages the weights.
 
         Arguments:
             learning_rates: One for each part.
-
-        The decay is (1 + n) / (10 + n) at first: a constant one would keep the random initial
-        weights in the average for about 1 / (1 - decay) steps.
         """
         for group, rate in zip(self.optimiser.param_groups, learning_rates, strict=True):
             group["lr"] = rate
         self.optimiser.step()
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self.ema.multi_avg_fn = get_ema_multi_avg_fn(self.decay)
         self.ema.update_parameters(self.module)
         self.step += 1
 

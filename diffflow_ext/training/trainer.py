@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,6 +23,7 @@ from tqdm import tqdm
 
 from diffflow_ext._backend import build_info
 from diffflow_ext.training.batches import Batches, open_data
+from diffflow_ext.training.captured import CapturedTraining
 from diffflow_ext.training.checkpoint import (
     CheckpointError,
     load_latest,
@@ -42,6 +40,7 @@ from diffflow_ext.training.recipes import Part, Recipe, build_recipe
 from diffflow_ext.training.rules import field_rule
 from diffflow_ext.training.runs import MetricsLog, NoLog, RunDirectory, replace_text
 from diffflow_ext.training.schedules import learning_rate_at
+from diffflow_ext.training.session import own_generator, signals, threads
 from diffflow_ext.training.state import TrainState
 
 __all__ = [
@@ -90,6 +89,8 @@ class TrainResult:
     checkpoint: Path
 
 
+Metrics = dict[str, float]
+
 #: Fewer are a trial of the installation, of which no learning is expected.
 FEW_STEPS = 20
 
@@ -127,7 +128,7 @@ def train(
             f"steps={config.steps} that there are; lower warmup",
             stacklevel=2,
         )
-    with joined(config.device) as world, _opened(run, world), _threads(config.threads):
+    with joined(config.device) as world, _opened(run, world), threads(config.threads):
         world.on_first(lambda: _check_directory(run, config, resume=resume, overwrite=overwrite))
         return _session(config, run, world, overwrite=overwrite, progress=progress)
 
@@ -229,6 +230,7 @@ class _Trainer:
         self.losses = [world.reduced(part) for part in self.recipe.parts]
         self.state = TrainState(config, module, self.recipe.parts)
         self.saved: Path | None = None
+        self.captured: CapturedTraining | None = None
         self.received: list[int] = []
 
     def restore(self) -> None:
@@ -245,6 +247,8 @@ class _Trainer:
     def run_to_end(self, progress: bool | None) -> TrainResult:
         """Trains up to the last step, with a log, a bar, checkpoints and an ear for signals."""
         disabled = None if progress is None else not progress
+        if self.config.cuda_graph:
+            self.captured = CapturedTraining(self.config, self.recipe, self.state)
         if not self.world.writes:
             disabled = True
         with (
@@ -252,8 +256,8 @@ class _Trainer:
             tqdm(
                 total=self.config.steps, initial=self.state.step, disable=disabled, unit="step"
             ) as bar,
-            _signals() as self.received,
-            _own_generator(self.device),
+            signals() as self.received,
+            own_generator(self.device),
         ):
             self._loop(log, bar)
         assert self.saved is not None
@@ -286,6 +290,13 @@ class _Trainer:
         # Networks that draw (dropout) and estimators of flows draw the same after a resume.
         torch.manual_seed((config.seed * SEED_FACTOR + step + self.world.rank) % 2**32)
         x0 = self.batches(step)
+        rates = [learning_rate_at(config, step, part.learning_rate) for part in self.recipe.parts]
+        take = self._plain if self.captured is None else self._graphed
+        metrics, signum = take(x0, step, rates)
+        return {"step": step + 1, **metrics, "lr": rates[0]}, signum
+
+    def _plain(self, x0: Tensor, step: int, rates: list[float]) -> tuple[Metrics, int]:
+        """Takes a step in PyTorch's usual way; not at all where a number isn't finite."""
         self.state.optimiser.zero_grad(set_to_none=True)
         parts = zip(self.recipe.parts, self.losses, strict=True)
         values = [value for part, loss in parts for value in self._backward(part, loss, x0, step)]
@@ -293,12 +304,20 @@ class _Trainer:
         signum = values[0].new_tensor(float(self.received[0]) if self.received else 0.0)
         *means, signum = self.world.mean(torch.stack([*values, signum])).tolist()
         metrics = self._finite(means)
-        rates = [learning_rate_at(config, step, part.learning_rate) for part in self.recipe.parts]
         self.state.update(rates)
-        return {"step": step + 1, **metrics, "lr": rates[0]}, self._agreed(signum)
+        return metrics, self._agreed(signum)
+
+    def _graphed(self, x0: Tensor, step: int, rates: list[float]) -> tuple[Metrics, int]:
+        """Takes a step that may be a graph; one that isn't finite spoils the state unsaved."""
+        assert self.captured is not None
+        metrics = self._finite(self.captured(x0, step, rates))
+        self.state.step += 1
+        return metrics, self._agreed(0)
 
     def _agreed(self, mean: float) -> int:
         """Returns the signal that all processes know of; one that came since waits a step."""
+        if self.world.size == 1:
+            return self.received[0] if self.received else 0
         if not mean:
             return 0
         return self.received[0] if self.received else signal.SIGTERM
@@ -318,7 +337,7 @@ class _Trainer:
         norm = torch.nn.utils.clip_grad_norm_(part.parameters, part.clip_norm)
         return loss.detach().double(), norm.double()
 
-    def _finite(self, values: list[float]) -> dict[str, float]:
+    def _finite(self, values: list[float]) -> Metrics:
         """Returns the loss and the gradient's length of each part, if they are finite."""
         parts = self.recipe.parts
         of = [""] if len(parts) == 1 else [f" of {part.name}" for part in parts]
@@ -331,11 +350,11 @@ class _Trainer:
                     f" wasn't taken; {kept}; try a lower learning_rate or a longer warmup"
                 )
         losses, norms = values[::2], values[1::2]
-        found = {"loss": sum(losses), "grad_norm": math.hypot(*norms)}
+        metrics = {"loss": sum(losses), "grad_norm": math.hypot(*norms)}
         if len(parts) > 1:
             for part, loss, norm in zip(parts, losses, norms, strict=True):
-                found |= {f"{part.name}_loss": loss, f"{part.name}_grad_norm": norm}
-        return found
+                metrics |= {f"{part.name}_loss": loss, f"{part.name}_grad_norm": norm}
+        return metrics
 
     def _bar_text(self, line: dict[str, float]) -> str:
         speed = f"{line['samples_per_second']:.0f} samples/s"
@@ -400,6 +419,11 @@ def _check_world(world: World, config: TrainConfig, recipe: Recipe[Any]) -> None
             f"train: model={config.model!r} trains in one process, because its solver looks at the"
             f" whole batch; there are {world.size}"
         )
+    if world.size > 1 and config.cuda_graph:
+        raise ValueError(
+            "train: cuda_graph=True is for one process, because a graph holds no exchange of"
+            f" gradients; there are {world.size}"
+        )
     if world.size > config.batch_size:
         raise ValueError(
             f"train: batch_size={config.batch_size}: expected at least one sample for each of the"
@@ -416,45 +440,3 @@ def _check_same_run(old: TrainConfig, new: TrainConfig) -> None:
                 f"train: {item.name}={after!r}: the run to resume has {before!r}; start another"
                 " run to change it"
             )
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before, most = torch.get_num_threads(), 4 * (os.cpu_count() or 1)
-    if count > most:
-        raise ValueError(f"train: expected threads <= {most} on this machine, got {count}")
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _own_generator(device: torch.device) -> Iterator[None]:
-    """Leaves torch's generators as they were before training."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying; a second one takes its usual course."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for each, handler in old.items():
-            signal.signal(each, handler)
-
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
