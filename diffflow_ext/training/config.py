@@ -283,6 +283,15 @@ class TrainConfig:
     threads: int = rules.whole(0, 0, "CPU threads; 0 leaves the default.", on_resume=True)
     save_every: int = rules.whole(500, 1, "Steps between checkpoints.", on_resume=True)
     keep_checkpoints: int = rules.whole(3, 1, "How many checkpoints stay.", on_resume=True)
+    async_save: bool = rules.flag(
+        False, "Go on training while a checkpoint is written.", on_resume=True
+    )
+    on_nonfinite: str = rules.choice(
+        "stop",
+        ("stop", "skip"),
+        "Where a loss or gradient isn't finite: stop and say where, or leave the step out and"
+        " count it.",
+    )
     log_every: int = rules.whole(10, 1, "Steps between lines of metrics.jsonl.", on_resume=True)
 
     def __post_init__(self) -> None:
@@ -294,6 +303,11 @@ class TrainConfig:
         self._check_pair("beta_min", "beta_max")
         self._check_pair("sigma_min", "sigma_max")
         self._check_unused()
+        if self.cuda_graph and self.on_nonfinite == "skip":
+            raise ValueError(
+                "TrainConfig: on_nonfinite='skip': a step that is one CUDA graph can't be left"
+                " out; leave it at 'stop', or cuda_graph at False"
+            )
 
     def _check_pair(self, low: str, high: str) -> None:
         small, large = getattr(self, low), getattr(self, high)

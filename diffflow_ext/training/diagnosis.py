@@ -1,10 +1,11 @@
 """Where a number went wrong: in which weight or gradient, for which sample, at which step.
 
-Run once, when training stops; nothing of it costs anything before.
+Asked once, when a step is not finite; nothing of it costs anything before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from diffflow_ext.training.recipes import Recipe
 
 __all__ = ["diagnose"]
 
-#: Names and numbers that a message lists of each kind.
+#: Names of each kind that a message lists.
 LISTED = 3
 
 
@@ -22,42 +23,45 @@ def diagnose(recipe: Recipe[Any], x0: Tensor, rows: Tensor, step: int, offset: i
     """Returns what is not finite, in words.
 
     Arguments:
-        recipe: The model, with the gradients of the step.
+        recipe: The model, with the weights before the step.
         x0: The samples of the step.
         rows: Their rows in the training data.
         step: The step, counted from 0.
         offset: The global index of the first sample.
     """
-    module = recipe.module
-    weights = {name: p.detach() for name, p in module.named_parameters()}
-    gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-    bad_samples = torch.cat([torch.nonzero(~finite_rows(x0)).flatten()])
-    found = [_tensors("weights", weights)]
-    if not found[0]:
-        with torch.no_grad():
-            bad_samples = torch.nonzero(~recipe.each(x0, step, offset).isfinite()).flatten()
-        found += [_tensors("gradients", gradients), _samples(bad_samples, rows, offset)]
-        if len(bad_samples):
-            found.append(recipe.where_not_finite(x0, step, offset, int(bad_samples[0])))
-    return "; ".join(text for text in found if text) or "every sample's loss is finite by itself"
+    weights = _tensors("weights", dict(recipe.module.named_parameters()))
+    if weights:
+        return weights
+    with torch.no_grad():
+        bad = torch.nonzero(~recipe.each(x0, step, offset).isfinite()).flatten().tolist()
+    if not bad:
+        text = _tensors("gradients", _gradients(recipe, x0, step, offset))
+        return text or "every sample's loss is finite by itself, and so is every gradient"
+    named = [f"{i + offset} (row {int(rows[i])} of the training data)" for i in bad]
+    where = recipe.where_not_finite(x0[bad[0] : bad[0] + 1], step, offset + bad[0])
+    text = f"not finite is the loss of samples {_listed(named)} of the batch"
+    return f"{text}; of the first of them, {where}" if where else text
 
 
-def finite_rows(x: Tensor) -> Tensor:
-    """Returns for each row whether all its numbers are finite."""
-    return x.reshape(len(x), -1).isfinite().all(1)
+def _gradients(recipe: Recipe[Any], x0: Tensor, step: int, offset: int) -> dict[str, Tensor]:
+    """Returns the gradients before clipping, which spreads what isn't finite, by name."""
+    names = {id(p): name for name, p in recipe.module.named_parameters()}
+    found = {}
+    for part in recipe.parts:
+        loss = part.loss(x0, step, offset)
+        grads = torch.autograd.grad(loss, list(part.parameters), allow_unused=True)
+        for p, grad in zip(part.parameters, grads, strict=True):
+            if grad is not None:
+                found[names[id(p)]] = grad
+    return found
 
 
-def _tensors(kind: str, tensors: dict[str, Tensor]) -> str:
+def _tensors(kind: str, tensors: Mapping[str, Tensor]) -> str:
     counts = {name: int((~value.isfinite()).sum()) for name, value in tensors.items()}
-    bad = [f"{n} ({count} of {tensors[n].numel()})" for n, count in counts.items() if count]
-    return f"{kind} that are not finite: {_listed(bad)}" if bad else ""
-
-
-def _samples(bad: Tensor, rows: Tensor, offset: int) -> str:
-    if not len(bad):
-        return ""
-    named = [f"{int(i) + offset} (row {int(rows[i])} of the training data)" for i in bad]
-    return f"samples of the batch whose loss is not finite: {_listed(named)}"
+    bad = [
+        f"{n} ({count} of {tensors[n].numel()} numbers)" for n, count in counts.items() if count
+    ]
+    return f"not finite are the {kind} {_listed(bad)}" if bad else ""
 
 
 def _listed(texts: list[str]) -> str:

@@ -33,6 +33,7 @@ class TrainState:
         self.ema = AveragedModel(module)
         self.optimiser = torch.optim.Adam([{"params": list(p.parameters)} for p in parts])
         self.step = 0
+        self.skipped = self.skipped_in_a_row = 0
         self.elapsed = 0.0
 
     @property
@@ -56,10 +57,21 @@ class TrainState:
         self.ema.multi_avg_fn = get_ema_multi_avg_fn(self.decay)
         self.ema.update_parameters(self.module)
         self.step += 1
+        self.skipped_in_a_row = 0
+
+    def skip(self) -> None:
+        """Counts a step that changes nothing else."""
+        self.step += 1
+        self.skipped += 1
+        self.skipped_in_a_row += 1
 
     def to_checkpoint(self, meta: Mapping[str, Any]) -> Checkpoint:
         """Returns the state as tensors and plain data, with more of these beside it."""
-        counters = {"elapsed": self.elapsed, "ema_updates": int(self.ema.n_averaged)}
+        counters = {
+            "elapsed": self.elapsed,
+            "ema_updates": int(self.ema.n_averaged),
+            "skipped": [self.skipped, self.skipped_in_a_row],
+        }
         return Checkpoint(
             step=self.step,
             model=self.module.state_dict(),
@@ -81,6 +93,8 @@ class TrainState:
             counters = checkpoint.meta["counters"]
             self.ema.n_averaged.fill_(counters["ema_updates"])
             self.elapsed = float(counters["elapsed"])
+            # Checkpoints of earlier versions don't count them.
+            self.skipped, self.skipped_in_a_row = counters.get("skipped", (0, 0))
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"checkpoint of step {checkpoint.step}: doesn't fit the configuration: {error}"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffflow_ext.diffusion import ConstantDiffusion, GeometricDiffusion
@@ -58,6 +59,24 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
         grid = training_grid(self.config, step)
         self.note(x0, grid, step)
         return self.path_loss(x0, grid, self.key(step), offset)
+
+    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+        """Returns the path loss of each sample."""
+        grid = training_grid(self.config, step)
+        return self.module.loss(x0, grid, self.key(step), sample_offset=offset)
+
+    def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
+        """Returns the first state, drift or score of a path that isn't finite."""
+        grid, module = training_grid(self.config, step), self.module
+        states = module.path(x0, grid, self.key(step), sample_offset=offset)
+        times = grid.times.to(x0.device, x0.dtype)
+        with torch.no_grad():
+            for k, (t, x) in enumerate(zip(times, states, strict=True)):
+                values = {"state": x, "drift": module.drift(t, x), "score": module.score(t, x)}
+                for name, value in values.items():
+                    if not value.isfinite().all() and (k > 0 or name != "score"):
+                        return f"the {name} at step {k} of {grid.num_steps} isn't"
+        return "every state, drift and score is; a residual or the prior isn't"
 
     def note(self, x0: Tensor, grid: TimeGrid, step: int) -> None:
         """Finds what turns the loss of a step into a bound, where the log will ask for it."""
