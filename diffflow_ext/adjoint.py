@@ -164,6 +164,7 @@ def build_problem(
     score_memory: int | None = None,
 ) -> tuple[PathProblem, Tensor, Tensor]:
     """Checks the arguments of a loss; returns the problem, x0 (contiguous) and g at all times."""
+    _check_callables(op, drift, score, prior)
     x0 = _checks.state(op, "x0", x0).contiguous()
     if x0.is_inference() and not torch.is_inference_mode_enabled():
         x0 = x0.clone()
@@ -173,13 +174,15 @@ def build_problem(
     if not isinstance(grid, TimeGrid):
         raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
     g = diffusion_values(diffusion, grid.times.to(x0.device, x0.dtype)).to(x0.device)
+    values, lengths = coefficients(g), _checks.steps(op, grid.steps(), x0)
+    _checks.noise_floor(op, lengths, values[1:], x0)
     problem = PathProblem(
         drift=drift,
         score=score,
         params=_unique(op, params),
         times=grid.times.to(x0.device, x0.dtype, copy=True),
-        steps=_checks.steps(op, grid.steps(), x0),
-        g=coefficients(g),
+        steps=lengths,
+        g=values,
         key=_fixed_key(op, key, x0),
         sample_offset=_checks.sample_offset(op, sample_offset, x0.shape[0]),
         checkpoint_every=_checks.count(op, "checkpoint_every", checkpoint_every, 0, 2**31),
@@ -206,11 +209,35 @@ def coefficients(g: Tensor) -> Sequence[float | Tensor]:
     return g.detach().unbind() if g.is_cuda else g.tolist()
 
 
-def _unique(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    found: dict[int, Tensor] = {}
-    for i, p in enumerate(params):
+def _check_callables(op: str, drift: object, score: object, prior: object) -> None:
+    for name, net in (("drift", drift), ("score", score)):
+        if not callable(net):
+            raise TypeError(
+                f"{op}: expected {name} to be callable as {name}(t, x), got {type(net).__name__}"
+            )
+    if prior is not None and not callable(getattr(prior, "log_prob", None)):
+        raise TypeError(
+            f"{op}: expected prior to have log_prob(x), got {type(prior).__name__}; "
+            "diffflow_ext.priors.as_prior makes one of a flow"
+        )
+
+
+def listed(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Returns the named tensors of networks as a tuple, checked."""
+    if isinstance(params, (str, bytes, Tensor)) or not isinstance(params, Iterable):
+        raise TypeError(
+            f"{op}: expected params to be a sequence of tensors, got {type(params).__name__}"
+        )
+    found = tuple(params)
+    for i, p in enumerate(found):
         if not isinstance(p, Tensor):
             raise TypeError(f"{op}: expected params[{i}] to be a tensor, got {type(p).__name__}")
+    return found
+
+
+def _unique(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    found: dict[int, Tensor] = {}
+    for p in listed(op, params):
         if p.requires_grad:
             _refuse_hooks(op, p)
             found[id(p)] = p
