@@ -15,12 +15,17 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore
 
+from ._words import shown
 from .noise import MAX_SAMPLE, MAX_STEP, NoiseKey
 
 STATE_DTYPES = (torch.float32, torch.float64)
 NETWORK_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 #: Element indices are counted in fours in a 32-bit word.
 MAX_ELEMENTS = 2**34
+#: The smallest g and g sqrt(dt) of a residual, by the dtype of the state. With g * g^2 dt >= 1e-29
+#: (1e-280) the gradient of its cost in g, the largest result, stays below 1.6e38 (1.6e289) for
+#: terms of size M in d dimensions with M sqrt(d) <= 1e4: it is at most 16 M^2 d / (g * g^2 dt).
+NOISE_FLOORS = {torch.float32: (1e-9, 1e-10), torch.float64: (1e-90, 1e-95)}
 #: Asked for at every call, and slow to look up.
 _RANGES = {d: (torch.finfo(d).tiny, torch.finfo(d).max) for d in STATE_DTYPES}
 
@@ -39,9 +44,35 @@ def tensor(op: str, name: str, value: object) -> Tensor:
             "give every sample the same noise; call it on the whole batch, and use .backward() or "
             "torch.autograd.grad"
         )
-    if value.layout is not torch.strided:
-        raise TypeError(f"{op}: expected {name} to be dense, got layout {value.layout}")
-    return value.resolve_neg()  # Kernels read memory, where a lazy minus sign is not.
+    if value.layout is not torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{op}: expected {name} to be dense, got {layout}")
+    if torch.compiler.is_compiling():
+        return value.resolve_neg()
+    if _may_lack_memory(value):
+        _refuse_without_memory(op, name, value)
+    # Kernels read memory, where a lazy minus sign is not.
+    return value.resolve_neg() if value.is_neg() else value
+
+
+def _may_lack_memory(value: Tensor) -> bool:
+    """Says whether a tensor is empty or, what is rare, has no memory of its own."""
+    if type(value) is not Tensor and torch.nn.parameter.is_lazy(value):
+        return True
+    return value.data_ptr() == 0 or value.untyped_storage().nbytes() == 0
+
+
+def _refuse_without_memory(op: str, name: str, value: Tensor) -> None:
+    if torch.nn.parameter.is_lazy(value):
+        raise ValueError(
+            f"{op}: expected {name} to be initialised, got an uninitialised parameter"
+        )
+    if value.numel() and value.device.type in ("cpu", "cuda"):
+        raise ValueError(
+            f"{op}: expected {name} to hold values, got a tensor of shape {tuple(value.shape)} "
+            f"without memory ({type(value).__name__}): a fake or wrapped tensor, or its memory "
+            "was freed; pass an ordinary one, such as the result of .full_tensor() or .clone()"
+        )
 
 
 def state(op: str, name: str, value: object) -> Tensor:
@@ -244,6 +275,30 @@ def _scalar_tensor(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
     return scalar
 
 
+def step_noise(op: str, dt: float | Tensor, g: float | Tensor, x: Tensor) -> None:
+    """Refuses a step whose noise g sqrt(dt) is too small to divide by, where values are known."""
+    if torch.compiler.is_compiling() or any(isinstance(v, Tensor) and v.is_cuda for v in (dt, g)):
+        return
+    known = [float(v.detach()) if isinstance(v, Tensor) else v for v in (dt, g)]
+    noise_floor(op, known[:1], known[1:], x)
+
+
+def noise_floor(
+    op: str, lengths: Sequence[float], g_next: Sequence[float | Tensor], x: Tensor
+) -> None:
+    """Refuses steps whose noise g_{i+1} sqrt(dt_i) is too small to divide by."""
+    low_g, low = NOISE_FLOORS[x.dtype]
+    for i, (dt, g) in enumerate(zip(lengths, g_next, strict=True)):
+        if isinstance(g, Tensor):
+            return
+        if g < low_g or g * math.sqrt(dt) < low:
+            raise ValueError(
+                f"{op}: expected g >= {low_g:g} and g sqrt(dt) >= {low:g} for "
+                f"{_dtype_name(x.dtype)}, got g={g:g} and dt={dt:g} at step {i}, by whose noise "
+                "residuals are divided; take a larger g, longer steps or float64"
+            )
+
+
 def steps(op: str, lengths: list[float], x: Tensor) -> list[float]:
     """Returns the step lengths of a grid, all of which the dtype of the state can hold."""
     for name, value in (("shortest step", min(lengths)), ("longest step", max(lengths))):
@@ -251,15 +306,32 @@ def steps(op: str, lengths: list[float], x: Tensor) -> list[float]:
     return lengths
 
 
+def real(op: str, name: str, value: object) -> float:
+    """Returns a Python float, which may be infinite or NaN."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{op}: expected {name} to be a number, got {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # pyright: ignore[reportOperatorIssue]
+
+
 def finite(op: str, name: str, value: object) -> float:
     """Returns a finite Python float."""
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return value  # pyright: ignore[reportReturnType]
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{op}: expected {name} to be a number, got {value!r}")
-    if not torch.compiler.is_compiling() and not math.isfinite(value):
-        raise ValueError(f"{op}: expected {name} to be finite, got {name}={value}")
-    return float(value)
+    number = real(op, name, value)
+    if not torch.compiler.is_compiling() and not math.isfinite(number):
+        raise ValueError(f"{op}: expected {name} to be finite, got {name}={number}")
+    return number
+
+
+def positive_number(op: str, name: str, value: object) -> float:
+    """Returns a finite Python float above 0."""
+    number = real(op, name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{op}: expected {name} > 0, got {name}={number}")
+    return number
 
 
 def count(op: str, name: str, value: object, low: int, high: int) -> int:
@@ -267,17 +339,26 @@ def count(op: str, name: str, value: object, low: int, high: int) -> int:
     if isinstance(value, torch.SymInt):
         return value  # pyright: ignore[reportReturnType]
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{op}: expected {name} to be an integer, got {value!r}")
+        raise TypeError(f"{op}: expected {name} to be an integer, got {shown(value)}")
     value = int(value)
     if not low <= value < high:
-        raise ValueError(f"{op}: expected {low} <= {name} < {high}, got {name}={value}")
+        raise ValueError(f"{op}: expected {low} <= {name} < {high}, got {name}={shown(value)}")
     return value
 
 
 def one_of(op: str, name: str, value: object, kind: object) -> None:
     """Refuses a name that is not among those of a Literal."""
-    if value not in get_args(kind):
-        raise ValueError(f"{op}: expected {name} to be one of {get_args(kind)}, got {value!r}")
+    if not isinstance(value, str) or value not in get_args(kind):
+        raise ValueError(
+            f"{op}: expected {name} to be one of {get_args(kind)}, got {shown(value)}"
+        )
+
+
+def flag(op: str, name: str, value: object) -> bool:
+    """Returns True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: expected {name} to be True or False, got {shown(value)}")
+    return value
 
 
 def step(op: str, value: object) -> int:
@@ -318,7 +399,7 @@ def key(op: str, value: object, where: torch.device) -> NoiseKey | Tensor:
 def event_shape(op: str, name: str, value: object) -> tuple[int, ...]:
     """Returns a shape (B, *event) of non-negative integers."""
     if not isinstance(value, Sequence) or not value:
-        raise TypeError(f"{op}: expected {name} to be a shape (B, *event), got {value!r}")
+        raise TypeError(f"{op}: expected {name} to be a shape (B, *event), got {shown(value)}")
     shape = tuple(count(op, f"{name}[{i}]", n, 0, 2**63) for i, n in enumerate(value))
     if not torch.compiler.is_compiling() and math.prod(shape[1:]) > MAX_ELEMENTS:
         raise ValueError(f"{op}: expected at most 2^34 elements a sample, got {name}={shape}")

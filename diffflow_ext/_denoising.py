@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import _checks, _regression, functional
 from ._engines import Engine, weighted_sum
+from ._words import shown
 from .grids import TimeGrid
 from .noise import NoiseKey
 
@@ -37,7 +38,9 @@ def eager(method: _Method) -> _Method:
 def check_network(op: str, net: object) -> None:
     """Refuses what cannot be called."""
     if not callable(net):
-        raise TypeError(f"{op}: expected eps_net to be callable as eps_net(t, x), got {net!r}")
+        raise TypeError(
+            f"{op}: expected eps_net to be callable as eps_net(t, x), got {shown(net)}"
+        )
 
 
 def data(op: str, x0: object, name: str = "x0") -> Tensor:
@@ -130,7 +133,7 @@ def time_grid(
     """Returns a grid that ends at `t_end`, from one or from a number of steps."""
     if not isinstance(grid, TimeGrid):
         if isinstance(grid, bool) or not isinstance(grid, numbers.Integral):
-            raise TypeError(f"{op}: expected a TimeGrid or a number of steps, got {grid!r}")
+            raise TypeError(f"{op}: expected a TimeGrid or a number of steps, got {shown(grid)}")
         return TimeGrid.power(int(grid), t_end, t_start, power)
     if not (grid.t_start > 0 and math.isclose(grid.t_end, t_end, rel_tol=1e-9)):
         raise ValueError(

@@ -22,6 +22,7 @@ from torch.distributions import (
 )
 
 from . import functional
+from ._words import shown
 from .noise import PURPOSES, NoiseKey
 
 Key = NoiseKey | Tensor
@@ -48,7 +49,7 @@ def check_flow(flow: Any) -> None:
     if isinstance(flow, type) or not (whole or _is_lazy(flow)):
         raise TypeError(
             "FlowPrior: expected a flow of zuko or normflows, a torch distribution, or an object "
-            f"with log_prob(x) and sample(n), got {flow!r}"
+            f"with log_prob(x) and sample(n), got {shown(flow)}"
         )
 
 

@@ -167,6 +167,7 @@ def build_problem(
     activation_memory: ActivationMemory = None,
 ) -> tuple[PathProblem, Tensor, Tensor]:
     """Checks the arguments of a loss; returns the problem, x0 (contiguous) and g at all times."""
+    _check_callables(op, drift, score, prior)
     x0 = _checks.state(op, "x0", x0).contiguous()
     if x0.is_inference() and not torch.is_inference_mode_enabled():
         x0 = x0.clone()
@@ -175,15 +176,16 @@ def build_problem(
         score_memory = _checks.count(op, "score_memory", score_memory, 0, 2**63)
     if not isinstance(grid, TimeGrid):
         raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
-    _checks.steps(op, grid.steps(), x0)
     g = diffusion_values(diffusion, grid.times_on(x0.device, x0.dtype)).to(x0.device)
+    values, lengths = coefficients(g), _checks.steps(op, grid.steps(), x0)
+    _checks.noise_floor(op, lengths, values[1:], x0)
     problem = PathProblem(
         drift=drift,
         score=score,
         params=_unique(op, params),
         times=grid.times_on(x0.device, x0.dtype),
         steps=grid.steps_on(x0.device, x0.dtype),
-        g=coefficients(g),
+        g=values,
         key=_fixed_key(op, key, x0),
         sample_offset=_checks.sample_offset(op, sample_offset, x0.shape[0]),
         checkpoint_every=_checks.count(op, "checkpoint_every", checkpoint_every, 0, 2**31),
@@ -229,11 +231,35 @@ def coefficients(g: Tensor) -> Sequence[float | Tensor]:
     return g.detach().unbind() if g.is_cuda else g.tolist()
 
 
-def _unique(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    found: dict[int, Tensor] = {}
-    for i, p in enumerate(params):
+def _check_callables(op: str, drift: object, score: object, prior: object) -> None:
+    for name, net in (("drift", drift), ("score", score)):
+        if not callable(net):
+            raise TypeError(
+                f"{op}: expected {name} to be callable as {name}(t, x), got {type(net).__name__}"
+            )
+    if prior is not None and not callable(getattr(prior, "log_prob", None)):
+        raise TypeError(
+            f"{op}: expected prior to have log_prob(x), got {type(prior).__name__}; "
+            "diffflow_ext.priors.as_prior makes one of a flow"
+        )
+
+
+def listed(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Returns the named tensors of networks as a tuple, checked."""
+    if isinstance(params, (str, bytes, Tensor)) or not isinstance(params, Iterable):
+        raise TypeError(
+            f"{op}: expected params to be a sequence of tensors, got {type(params).__name__}"
+        )
+    found = tuple(params)
+    for i, p in enumerate(found):
         if not isinstance(p, Tensor):
             raise TypeError(f"{op}: expected params[{i}] to be a tensor, got {type(p).__name__}")
+    return found
+
+
+def _unique(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    found: dict[int, Tensor] = {}
+    for p in listed(op, params):
         if p.requires_grad:
             _refuse_hooks(op, p)
             found[id(p)] = p

@@ -210,6 +210,7 @@ class DDPM(nn.Module):
         """
         op = "DDPM.elbo"
         x0 = _denoising.data(op, x0)
+        _checks.flag(op, "clip", clip)
         _checks.one_of(op, "decoder", decoder, Decoder)
         _checks.one_of(op, "variance", variance, Variance)
         if decoder == "discretised":
@@ -361,6 +362,7 @@ class DDPM(nn.Module):
             | https://arxiv.org/abs/2010.02502
         """
         op = "DDPM.sample"
+        _checks.flag(op, "clip", clip)
         shape = _checks.event_shape(op, "shape", shape)
         indices = visited(op, self.num_timesteps, num_steps)
         steps = plan(

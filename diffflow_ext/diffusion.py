@@ -13,15 +13,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from . import _checks
+from ._words import shown
+
 __all__ = ["ConstantDiffusion", "Diffusion", "GeometricDiffusion", "diffusion_values"]
 
 Diffusion = float | Callable[[Tensor], Tensor]
-
-
-def _positive(op: str, name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{op}: expected {name} > 0, got {name}={value}")
-    return float(value)
 
 
 class ConstantDiffusion(nn.Module):
@@ -39,8 +36,8 @@ class ConstantDiffusion(nn.Module):
 
     def __init__(self, g: float = 1.0, *, learnable: bool = False) -> None:
         super().__init__()
-        value = torch.tensor(math.log(_positive("ConstantDiffusion", "g", g)))
-        _own(self, "log_g", value, learnable)
+        value = torch.tensor(math.log(_checks.positive_number("ConstantDiffusion", "g", g)))
+        _own(self, "ConstantDiffusion", value, learnable)
 
     def forward(self, times: Tensor) -> Tensor:
         """Returns g at `times`, same shape."""
@@ -73,11 +70,11 @@ class GeometricDiffusion(nn.Module):
         super().__init__()
         op = "GeometricDiffusion"
         ends = [
-            math.log(_positive(op, "g_start", g_start)),
-            math.log(_positive(op, "g_end", g_end)),
+            math.log(_checks.positive_number(op, "g_start", g_start)),
+            math.log(_checks.positive_number(op, "g_end", g_end)),
         ]
-        self.t_end = _positive(op, "t_end", t_end)
-        _own(self, "log_g", torch.tensor(ends), learnable)
+        self.t_end = _checks.positive_number(op, "t_end", t_end)
+        _own(self, op, torch.tensor(ends), learnable)
 
     def forward(self, times: Tensor) -> Tensor:
         """Returns g at `times`, same shape."""
@@ -85,11 +82,11 @@ class GeometricDiffusion(nn.Module):
         return torch.lerp(log_g[0], log_g[1], times / self.t_end).exp()
 
 
-def _own(module: nn.Module, name: str, value: Tensor, learnable: bool) -> None:
-    if learnable:
-        module.register_parameter(name, nn.Parameter(value))
+def _own(module: nn.Module, op: str, log_g: Tensor, learnable: bool) -> None:
+    if _checks.flag(op, "learnable", learnable):
+        module.register_parameter("log_g", nn.Parameter(log_g))
     else:
-        module.register_buffer(name, value)
+        module.register_buffer("log_g", log_g)
 
 
 def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
@@ -108,12 +105,15 @@ def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
         ValueError: If a value is not positive and finite, or the shape is wrong.
     """
     if isinstance(diffusion, numbers.Real) and not isinstance(diffusion, bool):
-        value, info = _positive("diffusion", "g", float(diffusion)), torch.finfo(times.dtype)
+        value, info = (
+            _checks.positive_number("diffusion", "g", diffusion),
+            torch.finfo(times.dtype),
+        )
         if not info.tiny <= value <= info.max:
             raise ValueError(f"diffusion: expected a g that {times.dtype} can hold, got g={value}")
         return torch.full_like(times, value)
     if not callable(diffusion):
-        raise TypeError(f"diffusion: expected a number or a function of t, got {diffusion!r}")
+        raise TypeError(f"diffusion: expected a number or a function of t, got {shown(diffusion)}")
     g = diffusion(times)
     if not isinstance(g, Tensor):
         raise TypeError(f"diffusion: expected a tensor from g(t), got {type(g).__name__}")

@@ -20,6 +20,7 @@ from . import _checks, _denoising, _predictors, functional
 from ._denoising import EpsNetwork, Key
 from ._engines import Engine
 from ._predictors import Sampler
+from ._words import shown
 from .grids import TimeGrid
 from .priors import Prior, StandardNormal, as_prior
 from .probability_flow import Divergence, ProbabilityFlow, Solver, flow_log_prob, integrate
@@ -117,7 +118,12 @@ class DiNof(nn.Module):
     def score(self, t: float | Tensor, x: Tensor) -> Tensor:
         r"""Returns the score :math:`-\varepsilon(t, x) / \sigma(t)`, t > 0 of shape () or (B,)."""
         x = _checks.state("DiNof.score", "x", x)
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+        if isinstance(t, Tensor):
+            t = _checks.tensor("DiNof.score", "t", t)
+            _checks.device("DiNof.score", "t", t)
+            t = t.to(x)
+        else:
+            t = x.new_tensor(_checks.finite("DiNof.score", "t", t))
         if not t.is_cuda and not bool((t > 0).all()):
             raise ValueError(f"DiNof.score: expected t > 0, where noise is, got {t.tolist()}")
         eps = _denoising.predicted_noise("DiNof.score", self.eps_net, t, x).to(x.dtype)
@@ -389,7 +395,9 @@ def _process(process: object) -> LinearProcess:
     if isinstance(process, LinearProcess):
         return process
     if not isinstance(process, str):
-        raise TypeError(f"DiNof: expected process as a name or a LinearProcess, got {process!r}")
+        raise TypeError(
+            f"DiNof: expected process as a name or a LinearProcess, got {shown(process)}"
+        )
     return process_by_name(process)
 
 

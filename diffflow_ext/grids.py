@@ -14,7 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from . import _kernels
+from . import _checks, _kernels
+from ._words import shown
 from .noise import MAX_STEP, PURPOSES, NoiseKey
 
 __all__ = ["ProgressiveGrid", "TimeGrid"]
@@ -41,7 +42,7 @@ class TimeGrid:
                 f"TimeGrid: expected times to be a tensor, got {type(self.times).__name__}; "
                 "TimeGrid.from_times takes any sequence"
             )
-        times = self.times.detach().to("cpu", torch.float64, copy=True)
+        times = _real("TimeGrid", self.times).detach().to("cpu", torch.float64, copy=True)
         object.__setattr__(self, "times", times)
         if times.dim() != 1 or times.numel() < 2:
             raise ValueError(
@@ -114,7 +115,11 @@ class TimeGrid:
         """Returns the grid of the given increasing times."""
         if isinstance(times, Tensor):
             return cls(times)
-        return cls(torch.tensor(list(times), dtype=torch.float64))
+        op = "TimeGrid.from_times"
+        if isinstance(times, (str, bytes)) or not isinstance(times, Iterable):
+            raise TypeError(f"{op}: expected a sequence of times, got {shown(times)}")
+        numbers = [_checks.real(op, f"times[{i}]", t) for i, t in enumerate(times)]
+        return cls(torch.tensor(numbers, dtype=torch.float64))
 
     @classmethod
     def power(
@@ -140,9 +145,10 @@ class TimeGrid:
             | Diffusion Normalizing Flow (Zhang & Chen, 2021), section 3.3
             | https://arxiv.org/abs/2110.07579
         """
-        _check_power_grid("TimeGrid.power", num_steps, t_end, t_start, power)
+        op = "TimeGrid.power"
+        _check_power_grid(op, num_steps, t_end, t_start, power)
         fractions = torch.linspace(0.0, 1.0, num_steps + 1, dtype=torch.float64)
-        return cls(_spread(fractions, t_end, t_start, power))
+        return cls(_spread(op, fractions, t_end, t_start, power))
 
     @classmethod
     def stratified(
@@ -173,13 +179,26 @@ class TimeGrid:
             | Diffusion Normalizing Flow (Zhang & Chen, 2021), section 3.3
             | https://arxiv.org/abs/2110.07579
         """
-        _check_power_grid("TimeGrid.stratified", num_steps, t_end, t_start, power)
+        op = "TimeGrid.stratified"
+        _check_power_grid(op, num_steps, t_end, t_start, power)
+        if key is not None:
+            _checks.key(op, key, torch.device("cpu"))
         inner = num_steps - 1
-        uniforms = _uniforms(inner, key or NoiseKey.from_torch())
+        uniforms = _uniforms(inner, NoiseKey.from_torch() if key is None else key)
         fractions = torch.zeros(num_steps + 1, dtype=torch.float64)
         fractions[1:-1] = (torch.arange(inner, dtype=torch.float64) + uniforms) / max(inner, 1)
         fractions[-1] = 1.0
-        return cls(_spread(fractions, t_end, t_start, power))
+        return cls(_spread(op, fractions, t_end, t_start, power))
+
+
+def _real(op: str, times: Tensor) -> Tensor:
+    """Returns times of a real dtype."""
+    times = _checks.tensor(op, "times", times)
+    if times.is_meta or times.is_complex() or times.is_quantized or times.dtype == torch.bool:
+        raise TypeError(
+            f"{op}: expected times to be real numbers, got {times.dtype} on {times.device}"
+        )
+    return times
 
 
 @functools.lru_cache(maxsize=64)
@@ -194,20 +213,25 @@ def _device_times(grid: TimeGrid, device: torch.device, dtype: torch.dtype) -> T
 
 
 def _check_power_grid(op: str, num_steps: int, t_end: float, t_start: float, power: float) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int):
-        raise TypeError(f"{op}: expected num_steps to be an integer, got {num_steps!r}")
-    if not 1 <= num_steps <= MAX_STEP:
+    if not 1 <= _checks.count(op, "num_steps", num_steps, -(2**63), 2**63) <= MAX_STEP:
         raise ValueError(f"{op}: expected 1 <= num_steps <= 2^24, got num_steps={num_steps}")
-    if not (math.isfinite(t_end) and 0 <= t_start < t_end):
+    start, end = _checks.real(op, "t_start", t_start), _checks.real(op, "t_end", t_end)
+    if not 0 <= start < end < math.inf:
         raise ValueError(
             f"{op}: expected 0 <= t_start < t_end, got t_start={t_start}, t_end={t_end}"
         )
-    if not (math.isfinite(power) and power > 0):
-        raise ValueError(f"{op}: expected power > 0, got power={power}")
+    _checks.positive_number(op, "power", power)
 
 
-def _spread(fractions: Tensor, t_end: float, t_start: float, power: float) -> Tensor:
-    low, high = t_start**power, t_end**power
+def _spread(op: str, fractions: Tensor, t_end: float, t_start: float, power: float) -> Tensor:
+    t_start, t_end, power = float(t_start), float(t_end), float(power)
+    try:
+        low, high = t_start**power, t_end**power
+    except OverflowError as error:
+        raise ValueError(
+            f"{op}: expected t_end^power within the range of float64, got t_end={t_end}, "
+            f"power={power}; rescale the time"
+        ) from error
     times = (low + fractions * (high - low)) ** (1.0 / power)
     # The ends are given numbers; rounding in the powers must not move them.
     times[0], times[-1] = t_start, t_end
@@ -219,6 +243,30 @@ def _uniforms(count: int, key: NoiseKey) -> Tensor:
     draws = torch.empty(1, count, dtype=torch.float64)
     _kernels.normal(draws, key, PURPOSES["grid"], 0, 0)
     return torch.special.ndtr(draws[0])
+
+
+def _listed(stages: object) -> list[object]:
+    if isinstance(stages, (str, bytes, Tensor)) or not isinstance(stages, Iterable):
+        raise TypeError(
+            "ProgressiveGrid: expected stages as pairs (first iteration, number of steps), got "
+            f"{shown(stages)}"
+        )
+    return list(stages)
+
+
+def _stage(stage: object) -> tuple[int, int]:
+    if not isinstance(stage, Sequence) or len(stage) != 2:
+        raise TypeError(
+            "ProgressiveGrid: expected each stage to be a pair (first iteration, number of "
+            f"steps), got {shown(stage)}"
+        )
+    first, steps = stage
+    count = _checks.count
+    op = "ProgressiveGrid"
+    return (
+        count(op, "first iteration", first, -(2**63), 2**63),
+        count(op, "number of steps", steps, -(2**63), MAX_STEP + 1),
+    )
 
 
 @dataclass(frozen=True)
@@ -241,7 +289,7 @@ class ProgressiveGrid:
     stages: Sequence[tuple[int, int]]
 
     def __post_init__(self) -> None:
-        stages = tuple((int(first), int(steps)) for first, steps in self.stages)
+        stages = tuple(_stage(stage) for stage in _listed(self.stages))
         if not stages or stages[0][0] != 0:
             raise ValueError(
                 f"ProgressiveGrid: expected a first stage at iteration 0, got {list(self.stages)}"
@@ -260,6 +308,6 @@ class ProgressiveGrid:
 
     def __call__(self, iteration: int) -> int:
         """Returns the number of steps of a training iteration."""
-        if iteration < 0:
+        if _checks.count("ProgressiveGrid", "iteration", iteration, -(2**63), 2**63) < 0:
             raise ValueError(f"ProgressiveGrid: expected iteration >= 0, got {iteration}")
         return [steps for first, steps in self.stages if first <= iteration][-1]

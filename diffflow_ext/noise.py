@@ -23,6 +23,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ._words import shown
+
 __all__ = ["PURPOSES", "NoiseKey", "purpose_code"]
 
 #: What draws are for. Two purposes never share a counter, so their noise is independent.
@@ -62,11 +64,11 @@ class NoiseKey:
     def __post_init__(self) -> None:
         for name, value in (("seed", self.seed), ("stream", self.stream)):
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-                raise TypeError(f"NoiseKey: expected an integer {name}, got {value!r}")
+                raise TypeError(f"NoiseKey: expected an integer {name}, got {shown(value)}")
             object.__setattr__(self, name, int(value))
         if not 0 <= self.stream < MAX_STREAM:
             raise ValueError(
-                f"NoiseKey: expected 0 <= stream < 2^32, got {self.stream}; "
+                f"NoiseKey: expected 0 <= stream < 2^32, got {shown(self.stream)}; "
                 "use another seed for more streams"
             )
 
@@ -85,11 +87,28 @@ class NoiseKey:
         A captured CUDA graph reads it at each replay: write a new stream into it for fresh noise.
         """
         seed = self.seed & (2**64 - 1)
-        return torch.tensor(
-            [seed - 2**64 if seed >= 2**63 else seed, self.stream],
-            dtype=torch.int64,
-            device=device,
+        words = [seed - 2**64 if seed >= 2**63 else seed, self.stream]
+        return torch.tensor(words, dtype=torch.int64).to(place("NoiseKey.to_tensor", device))
+
+
+def place(op: str, device: torch.device | str) -> torch.device:
+    """Returns a device that is there, with its index.
+
+    Raises:
+        TypeError: If `device` names none.
+        ValueError: If this machine or this build of torch does not have it.
+    """
+    if not isinstance(device, (torch.device, str)):
+        raise TypeError(
+            f"{op}: expected device to be a torch.device or its name, got {shown(device)}"
         )
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{op}: expected a device of this machine, got {shown(device)}: {reason}"
+        ) from error
 
 
 def purpose_code(op: str, purpose: str) -> int:
@@ -98,7 +117,9 @@ def purpose_code(op: str, purpose: str) -> int:
     Raises:
         ValueError: If there is no such purpose.
     """
-    code = PURPOSES.get(purpose)
+    code = PURPOSES.get(purpose) if isinstance(purpose, str) else None
     if code is None:
-        raise ValueError(f"{op}: expected purpose to be one of {list(PURPOSES)}, got {purpose!r}")
+        raise ValueError(
+            f"{op}: expected purpose to be one of {list(PURPOSES)}, got {shown(purpose)}"
+        )
     return code

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, _foreign_flows, functional
+from ._words import shown
 from .noise import NoiseKey
 
 __all__ = ["FlowPrior", "Prior", "StandardNormal", "as_prior"]
@@ -290,7 +291,7 @@ def _checked_values(op: str, values: Any, x: Tensor) -> Tensor:
 
 def _checked_samples(op: str, x: Any, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"{op}: expected the flow to return a floating tensor, got {x!r}")
+        raise TypeError(f"{op}: expected the flow to return a floating tensor, got {shown(x)}")
     if tuple(x.shape) != shape:
         raise ValueError(
             f"{op}: expected the flow's samples of shape {shape}, got {tuple(x.shape)}"

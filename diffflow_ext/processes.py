@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._words import shown
 
 __all__ = ["VE", "VP", "DiscreteVP", "LinearProcess", "SubVP", "process_by_name"]
 
@@ -395,5 +396,5 @@ def process_by_name(name: str, **options: float) -> LinearProcess:
     """
     kind = _PROCESSES.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ValueError(f"process_by_name: expected one of {list(_PROCESSES)}, got {name!r}")
+        raise ValueError(f"process_by_name: expected one of {list(_PROCESSES)}, got {shown(name)}")
     return kind(**options)

@@ -23,7 +23,8 @@ from ._activations import ActivationMemory
 from ._denoising import blank, eager
 from ._engines import Engine, EngineChoice, check_engine
 from ._sweeps import Network, PathProblem, noise_energy
-from .adjoint import Key, build_problem, mean_path_loss, path_loss
+from ._words import shown
+from .adjoint import Key, build_problem, listed, mean_path_loss, path_loss
 from .diffusion import Diffusion, diffusion_values
 from .grids import TimeGrid
 from .noise import MAX_SAMPLE, NoiseKey
@@ -99,14 +100,15 @@ class DiffFlowSDE(nn.Module):
         for name, net in (("drift", drift), ("score", score)):
             if not callable(net):
                 raise TypeError(
-                    f"DiffFlowSDE: expected {name} to be callable as {name}(t, x), got {net!r}"
+                    f"DiffFlowSDE: expected {name} to be callable as {name}(t, x), "
+                    f"got {shown(net)}"
                 )
         self.drift: Any = drift
         self.score: Any = score
         self.diffusion: Any = diffusion
         # Without one, the kernels' own N(0, I).
         self.prior: Any = None if prior is None else as_prior(prior)
-        self.extra_params = tuple(params)
+        self.extra_params = listed("DiffFlowSDE", params)
         self.score_memory = score_memory
         self.number = _traced.register(self)
 

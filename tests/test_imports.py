@@ -17,6 +17,7 @@ PACKAGE = ROOT / "diffflow_ext"
 
 #: From left to right. A module may import from groups to the left of its own, and from no other.
 LAYERS: list[set[str]] = [
+    {"_words"},
     {"noise"},
     {"_backend"},
     {"_checks"},

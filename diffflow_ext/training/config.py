@@ -336,6 +336,9 @@ class TrainConfig:
             TypeError, ValueError: If a name is unknown or a value isn't allowed.
         """
         known = [item.name for item in fields(cls)]
+        if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+            kind = type(values).__name__
+            raise TypeError(f"TrainConfig: expected a mapping of names to values, got {kind}")
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

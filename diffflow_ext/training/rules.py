@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field
 from typing import Any, Literal
 
+from diffflow_ext._words import shown
+
 __all__ = [
     "MAX_GRID",
     "MAX_SEED",
@@ -224,11 +226,11 @@ def check_typed(item: Field[Any], value: object, kind: type) -> Any:
         value = float(value)
     if type(value) is not kind:
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise TypeError(f"TrainConfig: {item.name}={value!r}: expected {words[kind]}")
+        raise TypeError(f"TrainConfig: {item.name}={shown(value)}: expected {words[kind]}")
     rule = field_rule(item)
     finite = not isinstance(value, float) or math.isfinite(value)
     if not finite or not rule.accepts(value) or not _is_text(value):
-        raise ValueError(f"TrainConfig: {item.name}={value!r}: expected {rule.allowed}")
+        raise ValueError(f"TrainConfig: {item.name}={shown(value)}: expected {rule.allowed}")
     return value
 
 
