@@ -19,13 +19,13 @@ measure() {
 }
 
 measure steps --problem 2d "$@"
-measure steps --problem 2d --threads 2 --no-memory
-measure steps --problem small --no-memory
+measure steps --problem 2d --threads 2 --no-memory --rounds 6
+measure steps --problem small --no-memory --rounds 6
 for problem in table-6 table-21; do
-  measure steps --problem $problem --compile no --no-memory --rounds 5
+  measure steps --problem $problem --compile no --no-memory --rounds 4
 done
 for problem in table-63 image; do
-  measure steps --problem $problem --no-memory --rounds 5
+  measure steps --problem $problem --no-memory --rounds 4
 done
 measure memory
 measure scaling --rounds 3
