@@ -8,6 +8,7 @@ network computes the same with and without autograd.
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +32,11 @@ _last_seen: dict[torch.device, int] = {}
 
 
 # --- how much memory there is --------------------------------------------------------------------
+
+
+def _sharers(device: torch.device) -> int:
+    """Returns how many processes take from the same memory, as far as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
 
 
 def free_memory(device: torch.device) -> int:
@@ -172,7 +178,7 @@ class GraphKeeper:
         self.sizes: dict[str, int] = {}
         wanted = p.activation_memory if p.keep else None
         if wanted == "auto":
-            wanted = int(AUTO_SHARE * free_memory(device))
+            wanted = int(AUTO_SHARE * free_memory(device) / _sharers(device))
         self.budget = wanted or 0
         #: The first state that is kept; everything until that is known.
         self.first = 0 if self.budget else p.num_steps + 1

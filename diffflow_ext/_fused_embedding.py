@@ -33,6 +33,8 @@ def embedding_or_none(described: Any, times: Tensor) -> Tensor | None:
         times: The times, shape (times,), float32.
     """
     d = described
+    if not isinstance(d.scale, float | int):  # a tensor may want a gradient
+        return None
     tensors = [d.frequencies, d.phase, d.first, d.first_bias, d.second, d.constant]
     if times.requires_grad or (isinstance(d.frequencies, Tensor) and d.frequencies.requires_grad):
         return None

@@ -23,6 +23,8 @@ __all__ = ["parts_or_reason"]
 
 #: What makes up the evaluation of a network, besides `perceptron_at`.
 _METHODS = ("__call__", "forward", "trunk")
+#: What is found later is a change that would not be noticed.
+_ORIGINALS = (nn.Linear.forward, nn.Module.__call__)
 #: What makes up its time embedding.
 _EMBEDDING_METHODS = ("perceptron_at", "perceptron_with", "embed", "time_embedding")
 
@@ -53,14 +55,31 @@ def _module_obstacle(net: Any) -> str:
         return f"no network with perceptron_at(t), such as nets.FourierMLP, but {named}"
     if _torch_module._has_any_global_hook():
         return "global hooks of torch modules are set, which would not be called"
-    for part in net.modules():
-        named = type(part).__name__
-        if part is not net and type(part) not in (nn.Linear, nn.ModuleList):
-            return f"it has a part of type {named}"
-        if any(name in vars(part) for name in (*_METHODS, *_EMBEDDING_METHODS)):
-            return f"a method of its {named} was replaced"
-        if _hooks(part):
-            return f"it has hooks on its {named}, which would not be called"
+    found = (_part_obstacle(part, part is net) for part in net.modules())
+    return next(filter(None, found), "") or _patched_class(net)
+
+
+def _part_obstacle(part: nn.Module, whole: bool) -> str:
+    named = type(part).__name__
+    if not whole and type(part) not in (nn.Linear, nn.ModuleList):
+        return f"it has a part of type {named}"
+    if any(name in vars(part) for name in (*_METHODS, *_EMBEDDING_METHODS)):
+        return f"a method of its {named} was replaced"
+    if _hooks(part):
+        return f"it has hooks on its {named}, which would not be called"
+    return "it has a layer without a bias" if getattr(part, "bias", part) is None else ""
+
+
+def _patched_class(net: nn.Module) -> str:
+    """Says which class had a method replaced since it was made."""
+    if (nn.Linear.forward, nn.Module.__call__) != _ORIGINALS:
+        return "torch's own Linear or Module was changed"
+    for one in type(net).__mro__:
+        for name in {*_METHODS, *_EMBEDDING_METHODS} & vars(one).keys():
+            method = vars(one)[name]
+            own = getattr(method, "__qualname__", None) == f"{one.__qualname__}.{name}"
+            if not own and one is not nn.Module:
+                return f"{name} of its class {one.__name__} was replaced"
     return ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,15 +29,26 @@ SMALL = ("--width", "16", "--depth", "1", "--num-steps", "4", "--log-every", "1"
 POINTS = ("moons", *SMALL, "--batch-size", "10", "--steps", "4", "--threads", "1")
 
 
-def start(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """Starts the program in several processes, with the environment that torchrun gives them."""
+def start(
+    size: int,
+    *arguments: str,
+    program: Sequence[str] = ("-m", "diffflow_ext"),
+    folder: Path | None = None,
+) -> list[subprocess.Popen[str]]:
+    """Starts the program in several processes, with the environment that torchrun gives them.
+
+    The word RANK becomes a folder of each process's own.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "diffflow_ext", *arguments],
+            [
+                *(sys.executable, *program),
+                *(str((folder or Path()) / str(rank)) if w == "RANK" else w for w in arguments),
+            ],
             env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
@@ -44,12 +56,14 @@ def start(size: int, *arguments: str) -> list[subprocess.Popen[str]]:
     ]  # fmt: skip
 
 
-def finished(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finished(
+    processes: Sequence[subprocess.Popen[str]], seconds: float = 240
+) -> list[tuple[int, str, str]]:
     """Returns exit code, stdout and stderr of each."""
     ends = []
     try:
         for process in processes:
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=seconds)
             ends.append((process.returncode, out, err))
     finally:
         for process in processes:
@@ -130,13 +144,19 @@ def test_other_models(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_images(tmp_path: Path) -> None:
-    """Mirrors and noise between the levels are those of the global index."""
+@pytest.mark.parametrize("more", [(), ("--model", "flow", "--glow-blocks", "1")])
+def test_images(tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Mirrors and noise between the levels are those of the global index.
+
+    Layers that take their scale from the first batch see all of it.
+    """
+    if more:
+        pytest.importorskip("normflows")
     levels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=levels)
-    words = (str(tmp_path / "images.npz"), "--num-steps", "2", "--batch-size", "5", "--steps",
-             "2", "--log-every", "1", "--unet-base", "8", "--unet-mults", "1,2",
-             "--flip", "on")  # fmt: skip
+    unet = ("--num-steps", "2", "--unet-base", "8", "--unet-mults", "1,2")
+    common = ("--batch-size", "5", "--steps", "2", "--log-every", "1", "--flip", "on")
+    words = (str(tmp_path / "images.npz"), *common, *(more or unet))
     for size in (1, 2):
         run(size, "train", *words, "--out", str(tmp_path / str(size)))
     assert_like(tmp_path / "2", tmp_path / "1")
@@ -189,6 +209,53 @@ def test_a_signal_to_one_stops_all(tmp_path: Path) -> None:
     ends = finished(processes)
     assert [code for code, *_ in ends] == [128 + signal.SIGTERM] * 2, ends
     assert load_latest(out / "checkpoints").step >= 3
+
+
+#: A program in which one process has an error that the others know nothing of.
+FAILING = """
+import os, sys
+from diffflow_ext import cli
+from diffflow_ext.training import batches, runs
+if os.environ["RANK"] == "1" and sys.argv[1] == "step":
+    plain = batches.Batches.__call__
+    def fail(self, step):
+        if step == 2:
+            raise MemoryError("out of memory")
+        return plain(self, step)
+    batches.Batches.__call__ = fail
+if os.environ["RANK"] == "0" and sys.argv[1] == "log":
+    def fail(self, values):
+        raise OSError(28, "No space left on device")
+    runs.MetricsLog.write = fail
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("where", ["step", "log"])
+def test_an_error_of_one_process_ends_all(tmp_path: Path, where: str) -> None:
+    """Instead of leaving them to wait for one another."""
+    words = (*POINTS[:-4], "--steps", "50", "--threads", "1", "--out", str(tmp_path / "run"))
+    processes = start(2, "train", *words, program=("-c", FAILING, where))
+    ends = finished(processes, seconds=60)
+    assert all(code != 0 for code, *_ in ends), ends
+    said = "out of memory" if where == "step" else "No space left"
+    assert said in "".join(err for *_, err in ends)
+
+
+def test_folders_that_differ_are_refused(alone: Path, tmp_path: Path) -> None:
+    """As a disk that only one machine sees: one goes on with a run, the other starts one."""
+    shutil.copytree(alone, tmp_path / "0")
+    steps = ["8" if before == "--steps" else word
+             for before, word in zip(("", *POINTS), POINTS, strict=False)]  # fmt: skip
+    words = ("train", *steps, "--resume", "--out", "RANK")
+    ends = finished(start(2, *words, folder=tmp_path))
+    assert [code for code, *_ in ends] == [1, 1], ends
+    assert all("on a disk that all see" in err for *_, err in ends)
+
+
+def test_one_number_for_all_devices_is_refused(tmp_path: Path) -> None:
+    ends = finished(start(2, "train", *POINTS, "--device", "cuda:0", "--out", str(tmp_path)))
+    assert all(code == 2 and "use auto or cuda" in err for code, _, err in ends), ends
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 //
 // T is the type of the state and of all arithmetic, N the storage type of network outputs.
 // A body is elementwise (operator() returns nothing) or a reduction: operator() returns the quad's
-// part of a per-sample sum and finish() receives the sum.
+// part of a per-sample sum and finish() receives the sum. Elementwise bodies that draw noise have
+// apply(at, normals), and draws() says whether they want any: a CPU draws many quads at a time.
 #pragma once
 
 #include "../math/perturb.h"
@@ -35,7 +36,8 @@ struct Normal {
   T* out;
   NoiseSource noise;
 
-  DF_HD void operator()(const Place& at) const { store(out, at, normals<T>(noise, at)); }
+  DF_HD bool draws() const { return true; }
+  DF_HD void apply(const Place& at, const Quad<T>& eps) const { store(out, at, eps); }
 };
 
 /// x_next = x + f dt + g sqrt(dt) delta_f.
@@ -47,9 +49,10 @@ struct EmStep {
   StepSource<T> step;
   NoiseSource noise;
 
-  DF_HD void operator()(const Place& at) const {
+  DF_HD bool draws() const { return true; }
+  DF_HD void apply(const Place& at, const Quad<T>& eps) const {
     const StepScalars<T> scalars = step.get();
-    const Quad<T> state = load<T>(x, at), drift = load<T>(f, at), eps = normals<T>(noise, at);
+    const Quad<T> state = load<T>(x, at), drift = load<T>(f, at);
     Quad<T> out;
     for (int i = 0; i < 4; ++i) {
       out.value[i] = em_step(state.value[i], drift.value[i], eps.value[i], scalars);
@@ -179,11 +182,11 @@ struct ReverseStep {
   T stochasticity;
   NoiseSource noise;
 
-  DF_HD void operator()(const Place& at) const {
+  DF_HD bool draws() const { return stochasticity != T(0); }
+  DF_HD void apply(const Place& at, const Quad<T>& eps) const {
     const StepScalars<T> scalars = step.get();
     const Quad<T> state = load<T>(x_next, at);
     const Quad<T> f = load<T>(f_next, at), s = load<T>(s_next, at);
-    const Quad<T> eps = stochasticity != T(0) ? normals<T>(noise, at) : Quad<T>{};
     Quad<T> out;
     for (int i = 0; i < 4; ++i) {
       out.value[i] = reverse_step(state.value[i], f.value[i], s.value[i], eps.value[i],
@@ -202,11 +205,11 @@ struct AffineStep {
   AffineSource<T> factors;
   NoiseSource noise;
 
-  DF_HD void operator()(const Place& at) const {
+  DF_HD bool draws() const { return factors.draws(); }
+  DF_HD void apply(const Place& at, const Quad<T>& draw) const {
     const AffineScalars<T> scalars = factors.get();
     const Quad<T> state = load<T>(x, at);
     const Quad<T> first = load<T>(a, at), second = load_or_zero<T>(b, at);
-    const Quad<T> draw = factors.draws() ? normals<T>(noise, at) : Quad<T>{};
     Quad<T> out;
     for (int i = 0; i < 4; ++i) {
       out.value[i] =
@@ -225,9 +228,10 @@ struct Perturb {
   T *x_t, *eps;           ///< eps may be null: then the noise is never written
   NoiseSource noise;
 
-  DF_HD void operator()(const Place& at) const {
+  DF_HD bool draws() const { return true; }
+  DF_HD void apply(const Place& at, const Quad<T>& draw) const {
     const T alpha = alpha_t[at.sample * scalar_stride], sigma = sigma_t[at.sample * scalar_stride];
-    const Quad<T> clean = load<T>(x0, at), draw = normals<T>(noise, at);
+    const Quad<T> clean = load<T>(x0, at);
     Quad<T> out;
     for (int i = 0; i < 4; ++i) {
       out.value[i] = perturb(clean.value[i], draw.value[i], alpha, sigma);
@@ -366,6 +370,33 @@ struct AdjointStepLearnedG {
   DF_HD T operator()(const Place& at) const { return step.write(at, true); }
   DF_HD void finish(int64_t sample, T sum) const { step.finish(sample, sum); }
 };
+
+// --- how a loop runs an elementwise body ---------------------------------------------------------
+
+/// Whether a body draws noise of its own: then it has apply().
+template <class Body, class = void>
+struct HasNoise : std::false_type {};
+template <class Body>
+struct HasNoise<Body, std::void_t<decltype(&Body::draws)>> : std::true_type {};
+
+/// The type of a body's arithmetic.
+template <class Body>
+struct TypeOf;
+template <template <typename...> class Body, typename T, typename... Rest>
+struct TypeOf<Body<T, Rest...>> {
+  using type = T;
+};
+
+/// Runs a body on one quad.
+template <class Body>
+DF_HD void run_body(const Body& body, const Place& at) {
+  if constexpr (HasNoise<Body>::value) {
+    using T = typename TypeOf<Body>::type;
+    body.apply(at, body.draws() ? normals<T>(body.noise, at) : Quad<T>{});
+  } else {
+    body(at);
+  }
+}
 
 // The closed lists of what a build contains. X receives a complete type.
 #define DF_FOR_STATE_AND_NET(X, BODY) \

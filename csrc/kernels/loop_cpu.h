@@ -11,6 +11,18 @@ namespace cpu {
 /// Below this many quads a parallel region costs more than it saves.
 constexpr int64_t kParallelQuads = 2048;
 
+/// Runs a body on quads that follow one another, kDrawn at most.
+template <class Body>
+void run_quads(const Body& body, const Place* at, int count) {
+  if constexpr (HasNoise<Body>::value) {
+    Quad<typename TypeOf<Body>::type> eps[kDrawn] = {};
+    if (body.draws()) draw_quads(body.noise, at, count, eps);
+    for (int i = 0; i < count; ++i) body.apply(at[i], eps[i]);
+  } else {
+    for (int i = 0; i < count; ++i) body(at[i]);
+  }
+}
+
 template <class Body>
 void for_each(const Body& body, const Shape& shape, bool aligned) {
   constexpr int64_t kChunk = 512;
@@ -20,9 +32,14 @@ void for_each(const Body& body, const Shape& shape, bool aligned) {
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     int64_t sample = chunk * kChunk / per_sample, quad = chunk * kChunk % per_sample;
     const int64_t end = std::min(total, (chunk + 1) * kChunk);
-    for (int64_t index = chunk * kChunk; index < end; ++index) {
-      body(place_at(sample, quad, shape, aligned));
-      if (++quad == per_sample) quad = 0, ++sample;
+    for (int64_t index = chunk * kChunk; index < end; index += kDrawn) {
+      Place at[kDrawn];
+      const int count = static_cast<int>(std::min<int64_t>(kDrawn, end - index));
+      for (int i = 0; i < count; ++i) {
+        at[i] = place_at(sample, quad, shape, aligned);
+        if (++quad == per_sample) quad = 0, ++sample;
+      }
+      run_quads(body, at, count);
     }
   }
 }

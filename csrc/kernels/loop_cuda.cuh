@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kBlock) for_each_kernel(Body body, Shape shape
   for (int64_t index = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x; index < total;
        index += stride) {
     const int64_t sample = divide(index, per_sample);
-    body(place_at(sample, index - sample * per_sample, shape, aligned));
+    run_body(body, place_at(sample, index - sample * per_sample, shape, aligned));
   }
 }
 

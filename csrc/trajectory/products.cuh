@@ -143,9 +143,12 @@ struct Float32Factors : FloatFactors {
     Right b_high, b_low;
     for (int i = 0; i < 4; ++i) split(left.word[i], a_high.word + i, a_low.word + i);
     for (int i = 0; i < 2; ++i) split(right.word[i], b_high.word + i, b_low.word + i);
-    multiply_tf32(sum, a_low, b_high);
-    multiply_tf32(sum, a_high, b_low);
-    multiply_tf32(sum, a_high, b_high);
+    // Tensor cores cut off what they add to a sum; so each block starts at 0.
+    Sum block = {};
+    multiply_tf32(block, a_low, b_high);
+    multiply_tf32(block, a_high, b_low);
+    multiply_tf32(block, a_high, b_high);
+    for (int i = 0; i < 4; ++i) sum.value[i] += block.value[i];
   }
 };
 

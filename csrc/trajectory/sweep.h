@@ -140,11 +140,19 @@ static void draw(const Problem& p, int64_t step, const Rows& rows, float* out) {
   const NoiseSource source = {p.seed, p.stream, static_cast<uint32_t>(step) | p.purpose << 24,
                               p.sample_offset, nullptr};
   const Shape shape = {p.samples, p.dim};
-  for (int64_t m = 0; m < rows.count; ++m) {
-    for (int64_t quad = 0; quad < shape.quads_per_sample(); ++quad) {
-      const Place at = place_at(rows.first + m, quad, shape, false);
-      const Quad<float> z = normals<float>(source, at);
-      for (int i = 0; i < at.count; ++i) out[m * p.dim + 4 * quad + i] = z.value[i];
+  const int64_t per_sample = shape.quads_per_sample(), total = rows.count * per_sample;
+  for (int64_t first = 0; first < total; first += kDrawn) {
+    const int count = static_cast<int>(total - first < kDrawn ? total - first : kDrawn);
+    Place at[kDrawn];
+    Quad<float> z[kDrawn];
+    for (int i = 0; i < count; ++i) {
+      const int64_t m = (first + i) / per_sample, quad = (first + i) % per_sample;
+      at[i] = place_at(rows.first + m, quad, shape, false);
+    }
+    draw_quads(source, at, count, z);
+    for (int i = 0; i < count; ++i) {
+      const int64_t start = at[i].offset - rows.first * p.dim;
+      for (int j = 0; j < at[i].count; ++j) out[start + j] = z[i].value[j];
     }
   }
   repeat_first(out, p.dim, rows.count, p.tile);

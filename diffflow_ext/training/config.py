@@ -161,7 +161,8 @@ class TrainConfig:
     )
     cuda_graph: bool = rules.flag(
         False,
-        "Replay each step on a GPU as one CUDA graph; networks must not draw. No effect on a CPU.",
+        "Replay each step on a GPU as one CUDA graph; networks must not draw. A CPU computes"
+        " the same without a graph.",
         on_resume=True,
         needs=_DIFFFLOW,
     )
@@ -291,6 +292,7 @@ class TrainConfig:
         ("stop", "skip"),
         "Where a loss or gradient isn't finite: stop and say where, or leave the step out and"
         " count it.",
+        on_resume=True,
     )
     log_every: int = rules.whole(10, 1, "Steps between lines of metrics.jsonl.", on_resume=True)
 

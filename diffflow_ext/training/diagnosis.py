@@ -19,8 +19,10 @@ __all__ = ["diagnose"]
 LISTED = 3
 
 
-def diagnose(recipe: Recipe[Any], x0: Tensor, rows: Tensor, step: int, offset: int) -> str:
-    """Returns what is not finite, in words.
+def diagnose(
+    recipe: Recipe[Any], x0: Tensor, rows: Tensor, step: int, offset: int, seed: int = 0
+) -> str:
+    """Returns what is not finite, in words; "" if everything is.
 
     Arguments:
         recipe: The model, with the weights before the step.
@@ -28,15 +30,17 @@ def diagnose(recipe: Recipe[Any], x0: Tensor, rows: Tensor, step: int, offset: i
         rows: Their rows in the training data.
         step: The step, counted from 0.
         offset: The global index of the first sample.
+        seed: That of torch's generator in this step: networks that draw must draw the same.
     """
     weights = _tensors("weights", dict(recipe.module.named_parameters()))
     if weights:
         return weights
+    torch.manual_seed(seed)
     with torch.no_grad():
         bad = torch.nonzero(~recipe.each(x0, step, offset).isfinite()).flatten().tolist()
     if not bad:
-        text = _tensors("gradients", _gradients(recipe, x0, step, offset))
-        return text or "every sample's loss is finite by itself, and so is every gradient"
+        torch.manual_seed(seed)
+        return _tensors("gradients", _gradients(recipe, x0, step, offset))
     named = [f"{i + offset} (row {int(rows[i])} of the training data)" for i in bad]
     where = recipe.where_not_finite(x0[bad[0] : bad[0] + 1], step, offset + bad[0])
     text = f"not finite is the loss of samples {_listed(named)} of the batch"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diffflow_ext.training.device import pick_device
 from diffflow_ext.training.recipes import Part
 
 __all__ = ["Loss", "ProcessError", "World", "is_first", "joined", "local_rank"]
@@ -63,6 +64,28 @@ class World:
         total = values.clone()
         distributed.all_reduce(total)
         return total / self.size
+
+    def everyones(self, text: str) -> list[str]:
+        """Returns the texts of all processes."""
+        texts = [text] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(texts, text)
+        return texts
+
+    def require_same(self, number: int, what: str) -> None:
+        """Makes sure that all processes have the same number below 2^62.
+
+        Raises:
+            ProcessError: In all of them, if they don't.
+        """
+        ends = torch.tensor([number, -number], device=_device_of_group(self.size))
+        if self.size > 1:
+            distributed.all_reduce(ends, distributed.ReduceOp.MAX)
+        if int(ends[0]) != -int(ends[1]):
+            raise ProcessError(
+                f"process {self.rank}: {what} is not the same in all {self.size} processes; the"
+                " run's folder must be on a disk that all see"
+            )
 
     def on_first(self, work: Callable[[], object]) -> None:
         """Lets process 0 work while the others wait.
@@ -136,10 +159,15 @@ def joined(device: str) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield World()
         return
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(local_rank())
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
+    if device.startswith("cuda:"):
+        raise ValueError(
+            f"device={device!r}: of several processes each takes the GPU of its own number; use"
+            " auto or cuda"
+        )
+    chosen = pick_device(device, local_rank())
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     # An error leaves the group to the end of the process: its traceback holds objects that use it.
     yield World(distributed.get_rank(), distributed.get_world_size())
     # Freed after the group, a DistributedDataParallel can wait for ever for a thread of it.

@@ -127,13 +127,18 @@ def positive(default: float, text: str, *, needs: Needs = (), auto: bool = False
     return field(default=default, metadata={"rule": rule})
 
 
-def choice(default: str, choices: tuple[str, ...], text: str, *, needs: Needs = ()) -> Any:
+def choice(
+    default: str,
+    choices: tuple[str, ...],
+    text: str,
+    *,
+    on_resume: bool = False,
+    needs: Needs = (),
+) -> Any:
     """Returns a field for one of several words; "auto" is chosen when the data are known."""
     allowed = "one of " + ", ".join(choices)
     auto = "auto" if "auto" in choices else None
-    rule = Rule(
-        text, allowed, lambda value: value in choices, choices=choices, needs=needs, auto=auto
-    )
+    rule = Rule(text, allowed, lambda value: value in choices, on_resume, choices, needs, auto)
     return field(default=default, metadata={"rule": rule})
 
 

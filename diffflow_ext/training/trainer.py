@@ -56,6 +56,8 @@ __all__ = [
 
 # Spreads seeds over the 32 bits that torch's generator takes, apart from the step numbers.
 SEED_FACTOR = 0x9E3779B1
+# The same for processes; odd, and far from the numbers of steps.
+RANK_FACTOR = 0x85EBCA6B
 
 
 class TrainingError(RuntimeError):
@@ -148,6 +150,9 @@ def _session(
     world.on_first(lambda: _make_ready(run, trainer.config, overwrite=overwrite))
     if step_directories(run.checkpoints):
         trainer.restore()
+    trainer.start_flows()
+    if world.size > 1:
+        world.require_same(trainer.state.fingerprint(), "what a process starts from")
     return trainer.run_to_end(progress)
 
 
@@ -263,12 +268,49 @@ class _Trainer:
             signals() as self.received,
             own_generator(self.device),
         ):
-            try:
-                self._loop(log, bar)
-            finally:
-                self.world.on_first(self.saver.wait)
+            self._loop_and_save(log, bar)
         assert self.saved is not None
         return TrainResult(self.state.step, self.state.elapsed, self.saved)
+
+    def _loop_and_save(self, log: MetricsLog, bar: tqdm[Any]) -> None:
+        """Trains, and ends when everything is written.
+
+        Errors that all processes have at one step may wait for one another; at any other error
+        this process must end, and the others with it.
+        """
+        try:
+            self._loop(log, bar)
+        except (TrainingError, Interrupted):
+            self.world.on_first(self.saver.wait)
+            raise
+        except BaseException:
+            with contextlib.suppress(CheckpointError):
+                self.saver.wait()
+            raise
+        self.world.on_first(self.saver.wait)
+
+    def start_flows(self) -> None:
+        """Shows the whole first batch to layers that take their scale from it.
+
+        In every process, which would show its part of it otherwise, and before the first step,
+        which may be left out.
+        """
+        layers = [m for m in self.recipe.module.modules() if hasattr(m, "initialised")]
+        if all(layer.initialised for layer in layers):
+            return
+        whole = Batches(self.config, self.dataset.train, self.device)(0)
+        torch.manual_seed(self._seed(0))
+        with torch.no_grad():
+            self.recipe.each(whole, 0, 0)
+        if not all(p.isfinite().all() for layer in layers for p in layer.parameters()):
+            raise TrainingError(
+                "train: the first batch gives the flow a scale that isn't finite; check the data,"
+                " or change diffusion_end or batch_size"
+            )
+
+    def _seed(self, step: int) -> int:
+        """Returns the seed of torch's generator in a step: apart in each process."""
+        return (self.config.seed * SEED_FACTOR + step + self.world.rank * RANK_FACTOR) % 2**32
 
     def _log(self) -> MetricsLog:
         return MetricsLog(self.run.metrics, self.state.step) if self.world.writes else NoLog()
@@ -297,7 +339,7 @@ class _Trainer:
         """Takes one training step; returns its metrics, and a signal that has come or 0."""
         config, step = self.config, self.state.step
         # Networks that draw (dropout) and estimators of flows draw the same after a resume.
-        torch.manual_seed((config.seed * SEED_FACTOR + step + self.world.rank) % 2**32)
+        torch.manual_seed(self._seed(step))
         x0 = self.batches(step)
         rates = [learning_rate_at(config, step, part.learning_rate) for part in self.recipe.parts]
         take = self._plain if self.captured is None else self._graphed
@@ -316,7 +358,10 @@ class _Trainer:
         if reason and self.config.on_nonfinite == "skip":
             return self._skipped(reason), self._agreed(signum)
         if reason:
-            raise TrainingError(f"{reason}; {self._why(x0, step)}; {self._kept()}")
+            raise TrainingError(
+                f"{reason}; the step wasn't taken; {self._why(x0, step)}; {self._kept()}, and"
+                " on_nonfinite='skip' leaves such steps out"
+            )
         self.state.update(rates)
         return self._metrics(means), self._agreed(signum)
 
@@ -332,19 +377,26 @@ class _Trainer:
 
     def _why(self, x0: Tensor, step: int) -> str:
         """Returns what is not finite in a step that was not taken."""
-        torch.manual_seed((self.config.seed * SEED_FACTOR + step + self.world.rank) % 2**32)
-        return diagnose(self.recipe, x0, self.batches.rows(step), step, self.part.start)
+        lower = self.config.autocast == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
+            text = diagnose(
+                self.recipe, x0, self.batches.rows(step), step, self.part.start, self._seed(step)
+            )
+        found = [text for text in self.world.everyones(text) if text]
+        return found[0] if found else "each sample's loss and each gradient is finite by itself"
 
     def _kept(self) -> str:
         saved = f"the last good checkpoint is {self.saved}" if self.saved else "none saved"
-        return f"{saved}; try a lower learning_rate or a longer warmup, or on_nonfinite='skip'"
+        return f"{saved}; a lower learning_rate or a longer warmup may help"
 
     def _graphed(self, x0: Tensor, step: int, rates: list[float]) -> tuple[Metrics, int]:
         """Takes a step that may be a graph; one that isn't finite spoils the state unsaved."""
         assert self.captured is not None
         values = self.captured(x0, step, rates)
         if reason := self._not_finite(values):
-            raise TrainingError(f"{reason}; {self._kept()}")
+            raise TrainingError(
+                f"{reason}; the weights in memory have changed, and aren't saved; {self._kept()}"
+            )
         self.state.step += 1
         return self._metrics(values), self._agreed(0)
 
@@ -379,7 +431,7 @@ class _Trainer:
         for name, value in zip(names, values, strict=True):
             if not math.isfinite(value):
                 step = self.state.step + 1
-                return f"train: the {name} is {value} at step {step}; the step wasn't taken"
+                return f"train: the {name} is {value} at step {step}"
         return ""
 
     def _metrics(self, values: list[float]) -> Metrics:
