@@ -44,6 +44,7 @@ from ._autograd import (
 )
 from ._first_order import first_order
 from ._operators import operators
+from ._words import shown
 from .noise import PURPOSES, place, purpose_code
 
 __all__ = [
@@ -142,7 +143,7 @@ def normal(
     where = torch.empty(0, device=where).device
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     if dtype not in _checks.NETWORK_DTYPES:
-        raise TypeError(f"{op}: expected a floating dtype, got {dtype}")
+        raise TypeError(f"{op}: expected a floating dtype, got {shown(dtype)}")
     key = _checks.key(op, key, where)
     code = purpose_code(op, purpose)
     step, offset = _checks.step(op, step), _checks.sample_offset(op, sample_offset, shape[0])
