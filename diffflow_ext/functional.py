@@ -141,9 +141,9 @@ def normal(
     shape = _checks.event_shape(op, "shape", shape)
     where = device if torch.compiler.is_compiling() else place(op, device)
     where = torch.empty(0, device=where).device
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-    if dtype not in _checks.NETWORK_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in _checks.NETWORK_DTYPES:
         raise TypeError(f"{op}: expected a floating dtype, got {shown(dtype)}")
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
     key = _checks.key(op, key, where)
     code = purpose_code(op, purpose)
     step, offset = _checks.step(op, step), _checks.sample_offset(op, sample_offset, shape[0])
