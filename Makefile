@@ -18,16 +18,18 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CPP_FILES = $(shell find csrc tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 INSTALL = pip install --quiet --quiet --constraint $(VENV)/constraints.txt
 
-.PHONY: help demo test lint check-gpu clean
+.PHONY: help demo test lint bench check-gpu clean
 
 help:
 	@echo "make demo       install, train on a 2-D set and a table, sample, evaluate: demo/ (4 minutes)"
 	@echo "make test       install, check the style, run every test (15 minutes on two cores)"
 	@echo "make lint       ruff, clang-format and pyright alone"
+	@echo "make bench      install, measure the CPU part of docs/benchmarks.md, redraw it (15 minutes, alone)"
 	@echo "make check-gpu  build, check and measure the kernels on the GPU of this machine"
 	@echo "make clean      remove what make and pip made here"
 	@echo
-	@echo "PYTHON=... picks another Python than python3; DIFFFLOW_CUDA=AUTO|ON|OFF picks the build"
+	@echo "PYTHON=... picks another Python than python3; DIFFFLOW_CUDA=AUTO|ON|OFF picks the build;"
+	@echo "BENCH='--compile loop' compiles the whole loop of a step too (some minutes more)"
 
 # --- demo ------------------------------------------------------------------------------------------
 
@@ -60,6 +62,10 @@ lint: $(VENV)/test
 	ruff format --check .
 	clang-format --dry-run -Werror $(CPP_FILES)
 	pyright --project pyproject.toml --pythonpath $(BIN)/python
+
+# Nothing else may run beside it: other work shows in the times.
+bench: $(VENV)/bench
+	@PYTHON=$(BIN)/python benchmarks/all_cpu.sh $(BENCH)
 
 check-gpu:
 	@PYTHON="$(PYTHON)" benchmarks/gpu_check.sh
@@ -100,6 +106,12 @@ $(VENV)/builder: $(VENV)/constraints.txt
 $(VENV)/demo: $(VENV)/builder $(SOURCES)
 	@echo "make: building and installing diffflow_ext"
 	$(INSTALL) --no-build-isolation --editable '.[demo]'
+	diffflow doctor
+	touch $@
+
+$(VENV)/bench: $(VENV)/builder $(SOURCES)
+	@echo "make: building and installing diffflow_ext"
+	$(INSTALL) --no-build-isolation --editable '.[bench]'
 	diffflow doctor
 	touch $@
 

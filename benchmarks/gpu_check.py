@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import gpu_graphs
 import gpu_speed
 import torch
 
@@ -109,7 +110,8 @@ def run_tests(work: Path) -> list[Check]:
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"),
         *("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")),
-        *(f"--junitxml={report}", str(ROOT / "tests" / "test_gpu.py")),
+        f"--junitxml={report}",
+        *(str(ROOT / "tests" / f"{name}.py") for name in ("test_gpu", "test_gpu_graphs")),
     ]
     # Not in ROOT: its package folder has no compiled module and would come first.
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
@@ -184,6 +186,8 @@ def measure(device: str, plan: gpu_speed.Plan) -> tuple[dict[str, Any] | None, C
     start = time.perf_counter()
     try:
         speed = gpu_speed.measure(device, plan)
+        problems = gpu_graphs.SMALL if device == "cpu" else gpu_graphs.FULL
+        speed["steps_in_graphs"] = gpu_graphs.measure(device, problems)
     except Exception:  # The report must be written whatever happens.
         return None, check(name, "failed", why=traceback.format_exc()[-2000:])
     seconds, missing = time.perf_counter() - start, speed["shortfalls"]
@@ -225,7 +229,7 @@ def speed_table(speed: dict[str, Any]) -> list[str]:
         f"training step, 2-D, batch {step['batch']}, N = {step['num_steps']}: DDPM "
         f"{step['ddpm_ms']:.2f} ms, DiffFlow {step['diffflow_over_ddpm']:.1f} times that, "
         f"with batched scores {step['diffflow_batched_scores_over_ddpm']:.1f} times",
-        f"whole step in a CUDA graph: {speed['step_in_a_graph']}",
+        *gpu_graphs.lines(speed["steps_in_graphs"]),
     ]
 
 

@@ -193,28 +193,6 @@ def _diffflow(x0: torch.Tensor, device: str, num_steps: int, score_memory: int |
     return list(sde.parameters()), lambda i: sde.mean_loss(x0, grid, NoiseKey(0, i))
 
 
-def whole_step_in_a_graph(device: str, plan: Plan) -> dict[str, Any]:
-    """Tries to capture value and gradient of the loss in one CUDA graph; reports what happens."""
-    x0 = torch.randn(plan.batch, 2, device=device)
-    sde, key = _sde(device), NoiseKey(0).to_tensor(device)
-    grid = TimeGrid.power(30, t_end=0.05)
-
-    def step(_: int) -> None:
-        for p in sde.parameters():
-            p.grad = None
-        sde.mean_loss(x0, grid, key).backward()
-
-    eager = statistics.median(milliseconds(step, device, plan.repeats))
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step(0)
-        replay = statistics.median(milliseconds(lambda _: graph.replay(), device, plan.repeats))
-    except (RuntimeError, ValueError) as error:
-        return {"captured": False, "why": str(error).splitlines()[0], "eager_ms": eager}
-    return {"captured": True, "eager_ms": eager, "replay_ms": replay}
-
-
 def measure(device: str, plan: Plan) -> dict[str, Any]:
     """Takes all measurements."""
     copy = copy_speed(device, plan)
@@ -228,5 +206,4 @@ def measure(device: str, plan: Plan) -> dict[str, Any]:
         "paths": measure_paths(
             device, lambda run: milliseconds(run, device, plan.repeats), plan.paths
         ),
-        "step_in_a_graph": None if device == "cpu" else whole_step_in_a_graph(device, plan),
     }

@@ -8,20 +8,29 @@ everything else there is prose and stays.
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import pages
+from pages import (
+    DOCS,
+    MINUS,
+    MISSING,
+    NONE,
+    Blocks,
+    Cell,
+    Numbers,
+    Results,
+    at,
+    best_marked,
+    number,
+    table,
+    with_error,
+)
 from results_pictures import draw_pictures
-from runs import RESULTS
 
-PAGE = RESULTS.parent.parent / "docs" / "results.md"
-BLOCK = re.compile(r"(<!-- begin ([\w-]+)[^>]*-->\n).*?(<!-- end \2 -->)", re.DOTALL)
-MISSING = "*Not measured yet.*\n"
+PAGE = DOCS / "results.md"
 SETS_2D = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
 TABLES = ("magic", "hipparcos")
 SWEEPS = ("2-spirals", "magic")
@@ -31,53 +40,10 @@ ESTIMATORS = {
     "ode": "ODE",
     "exact": "exact",
 }
-
-MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
 NATS = f"{MINUS}log p, nats"
-
-Results = Mapping[str, dict[str, Any]]
-Cell = str
-Numbers = Mapping[str, Any] | None
-
-
-def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the reports in a folder by file name without ending."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 # --- cells ---------------------------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Returns a table, its first column to the left and the others to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def with_error(value: float | None, error: float | None = None, digits: int = 2) -> Cell:
-    if value is None:
-        return NONE
-    text = f"{value:.{digits}f}".replace("-", MINUS)
-    return text if error is None else f"{text} ± {error:.{digits}f}"
-
-
-def number(value: float | None) -> Cell:
-    """Returns a number with about three digits."""
-    if value is None:
-        return NONE
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:,.{digits}f}"
-
-
-def best_marked(rows: Sequence[tuple[str, Sequence[float | None], Sequence[Cell]]]) -> list[Any]:
-    """Returns rows of a table in which the least value of each column is bold."""
-    columns = list(zip(*(values for _, values, _ in rows), strict=True))
-    least = [min((v for v in column if v is not None), default=None) for column in columns]
-    return [
-        [title, *(f"**{cell}**" if value is not None and value == low else cell
-                  for value, cell, low in zip(values, cells, least, strict=True))]
-        for title, values, cells in rows
-    ]  # fmt: skip
 
 
 def row_of(title: str, found: Sequence[Numbers], value: str, error: str, digits: int = 2) -> Any:
@@ -86,15 +52,6 @@ def row_of(title: str, found: Sequence[Numbers], value: str, error: str, digits:
     errors = [None if one is None else one.get(error) for one in found]
     cells = [with_error(v, e, digits) for v, e in zip(values, errors, strict=True)]
     return title, values, cells
-
-
-def at(report: Mapping[str, Any] | None, *path: str) -> Any:
-    """Returns what lies at a path of names, None where something is missing."""
-    for name in path:
-        if report is None:
-            return None
-        report = report.get(name)
-    return report
 
 
 def spelt(name: str) -> str:
@@ -339,19 +296,7 @@ def _sweep_table(report: dict[str, Any]) -> str:
 # --- page ----------------------------------------------------------------------------------------
 
 
-def conditions(results: Results) -> str:
-    """Where each report comes from."""
-    names = [n for n, r in results.items() if "benchmark" in r]
-    rows = [
-        [f"[{name}.json](../benchmarks/results/{name}.json)", f"`{r['command']}`",
-         f"{r['machine']['cpu']}, {r['machine']['threads']} thread",
-         f"{r['machine']['commit'][:7]}{' and changes' if r['machine']['dirty'] else ''}"]
-        for name, r in results.items() if name in names
-    ]  # fmt: skip
-    return table(["report", "command", "machine", "commit"], rows) if rows else MISSING
-
-
-BLOCKS: Mapping[str, Callable[[Results], str]] = {
+BLOCKS: Blocks = {
     "likelihood-2d": likelihood_2d,
     "quality-2d": quality_2d,
     "cost-2d": cost_2d,
@@ -361,31 +306,17 @@ BLOCKS: Mapping[str, Callable[[Results], str]] = {
     "likelihood-images": likelihood_images,
     "steps-images": steps_images,
     "sweep": sweep,
-    "conditions": conditions,
+    "conditions": partial(pages.conditions, page="results"),
 }
 
 
 def filled(page: str, results: Results) -> str:
     """Returns the page with its tables made anew."""
-
-    def block(match: re.Match[str]) -> str:
-        return match[1] + BLOCKS[match[2]](results) + match[3]
-
-    return BLOCK.sub(block, page)
+    return pages.filled(page, results, BLOCKS)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--pictures", type=Path, default=PAGE.parent / "pictures")
-    args = parser.parse_args(sys.argv[1:] if words is None else words)
-    results = read_results(args.results)
-    args.page.write_text(filled(args.page.read_text(), results))
-    for path in draw_pictures(results, args.results, args.pictures):
-        print(path)
+    pages.write_page(words, __doc__, PAGE, BLOCKS, draw_pictures)
 
 
 if __name__ == "__main__":

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from drawing import COLOURS, FAINT, INK, MARKERS, new_figure, plain, save
 from runs import read_samples
 
 from diffflow_ext import figures
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-INK, FAINT = "#22262b", "#c9ced6"
-COLOURS = ("#1f4e8c", "#d2570c", "#2a9d8f", "#7b4bb3", "#c2335a", "#7a9e2e", "#6b7280")
 DATA = "#6b7280"
-MARKERS = "osD^vPX"
 COLUMNS_2D = ("data", "diffflow", "ddpm_steps", "ddpm_time", "ffjord_time")
-DPI = 130
 NATS = "\N{MINUS SIGN}log p [nats]"
 
 Results = Mapping[str, dict[str, Any]]
@@ -44,29 +36,10 @@ def draw_pictures(results: Results, folder: Path, out: Path) -> list[Path]:
     return paths
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path)
-    return path
-
-
-def _plain(panel: Axes) -> None:
-    panel.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK)
-    panel.grid(True, color=FAINT, linewidth=0.5, alpha=0.6)
-    for side, spine in panel.spines.items():
-        spine.set_color(FAINT)
-        spine.set_visible(side in ("left", "bottom"))
-
-
 def _clouds(reports: Results, folder: Path, path: Path) -> Path:
     """Samples beside data, a row for each set."""
     rows = sorted(reports.values(), key=lambda report: report["data"])
-    figure = _figure(2.0 * len(COLUMNS_2D), 2.0 * len(rows) + 0.3)
+    figure = new_figure(2.0 * len(COLUMNS_2D), 2.0 * len(rows) + 0.3)
     axes = figure.subplots(len(rows), len(COLUMNS_2D), squeeze=False)
     for report, panels in zip(rows, axes, strict=True):
         samples = read_samples(folder / report["samples"])
@@ -83,13 +56,13 @@ def _clouds(reports: Results, folder: Path, path: Path) -> Path:
     titles = {n: one["title"] for report in rows for n, one in report["models"].items()}
     for name, panel in zip(COLUMNS_2D, axes[0], strict=True):
         panel.set_title(titles.get(name, name), fontsize=9.5, color=INK)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _steps_2d(reports: Results, path: Path) -> Path:
     """Energy distance against network evaluations, a panel for each set."""
     rows = sorted(reports.values(), key=lambda report: report["data"])
-    figure = _figure(2.7 * len(rows), 3.3)
+    figure = new_figure(2.7 * len(rows), 3.3)
     axes = figure.subplots(1, len(rows), squeeze=False, sharey=True)[0]
     for report, panel in zip(rows, axes, strict=True):
         for index, (title, points) in enumerate(_curves_2d(report).items()):
@@ -108,11 +81,11 @@ def _steps_2d(reports: Results, path: Path) -> Path:
         panel.set(xscale="log", yscale="log")
         panel.set_title(report["data"].replace("-", " "), fontsize=10, color=INK)
         panel.set_xlabel("network evaluations", fontsize=9, color=INK)
-        _plain(panel)
+        plain(panel)
     axes[0].set_ylabel("energy distance / real data", fontsize=9, color=INK)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _curves_2d(report: Mapping[str, Any]) -> dict[str, list[tuple[float, float, float]]]:
@@ -139,7 +112,7 @@ def _sweep(report: Mapping[str, Any], path: Path) -> Path:
         "CPU seconds for 10,000 samples": lambda one: (
             one["sampling"]["cpu_seconds_per_10000"], 0.0),
     }  # fmt: skip
-    figure = _figure(10.5, 3.3)
+    figure = new_figure(10.5, 3.3)
     for panel, (label, measure) in zip(figure.subplots(1, 3), measures.items(), strict=True):
         y, error = (np.array(v) for v in zip(*map(measure, inner.values()), strict=True))
         panel.errorbar(
@@ -165,9 +138,9 @@ def _sweep(report: Mapping[str, Any], path: Path) -> Path:
         panel.set_ylabel(label, fontsize=9, color=INK)
         if label != NATS:
             panel.set_yscale("log")
-        _plain(panel)
+        plain(panel)
     figure.axes[0].legend(frameon=False, fontsize=8.5)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _sweep_nats(one: Mapping[str, Any]) -> tuple[float, float]:

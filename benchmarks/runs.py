@@ -33,8 +33,12 @@ from diffflow_ext.training.config import traits
 from diffflow_ext.training.rules import field_rule
 
 RESULTS = Path(__file__).parent / "results"
+WITHOUT_RESULTS = (":/", ":(exclude,top)benchmarks/results")
 WORK = Path(__file__).parent.parent / "runs"
-PACKAGES = ("numpy", "scipy", "torch", "zuko", "normflows", "torchdiffeq", "scikit-learn")
+PACKAGES = (
+    *("numpy", "scipy", "torch", "torchsde", "zuko", "normflows", "torchdiffeq", "scikit-learn"),
+    "pytest-benchmark",
+)
 # What no run of a comparison needs: the last state is enough.
 QUIET: Mapping[str, Any] = {"threads": 1, "save_every": 10**6, "keep_checkpoints": 1}
 
@@ -226,7 +230,8 @@ def machine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "build": build_info(),
         "commit": commit,
-        "dirty": bool(_git("status", "--porcelain")) if commit else None,
+        # Reports that a run before this one has written change nothing of what is measured.
+        "dirty": bool(_git("status", "--porcelain", "--", *WITHOUT_RESULTS)) if commit else None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

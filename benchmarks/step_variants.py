@@ -17,14 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext import DDPM, DiffFlowSDE, TimeGrid
-from diffflow_ext.nets import FourierMLP
+from diffflow_ext.nets import FourierMLP, UNet
 
 Step = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes of a step."""
+    """Sizes of a step.
+
+    With a `side`, data are images of one channel and networks are U-Nets of two levels, of
+    `width` channels and `depth` blocks; else data have `dim` components and networks are
+    perceptrons.
+    """
 
     dim: int = 2
     batch: int = 2000
@@ -33,9 +38,29 @@ class Problem:
     depth: int = 3
     g: float = 1.0
     t_end: float = 1.0
+    side: int | None = None
 
     def grid(self) -> TimeGrid:
         return TimeGrid.power(self.num_steps, self.t_end)
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of a sample."""
+        return (self.dim,) if self.side is None else (1, self.side, self.side)
+
+    def network(self) -> nn.Module:
+        """A drift or score, drawn from torch's generator."""
+        if self.side is None:
+            return FourierMLP(self.dim, self.width, self.depth)
+        return UNet(
+            1,
+            self.side,
+            self.width,
+            (1, 2),
+            self.depth,
+            attention=(),
+            time_scale=1000 / self.t_end,
+        )
 
 
 @dataclass
@@ -43,8 +68,8 @@ class Pair:
     """Drift, score and a batch of data, the same for every variant."""
 
     problem: Problem
-    drift: FourierMLP = field(init=False)
-    score: FourierMLP = field(init=False)
+    drift: nn.Module = field(init=False)
+    score: nn.Module = field(init=False)
     data: Tensor = field(init=False)
     noise: list[Tensor] | None = None
 
@@ -55,8 +80,8 @@ class Pair:
     def __post_init__(self) -> None:
         p = self.problem
         torch.manual_seed(0)
-        self.drift, self.score = (FourierMLP(p.dim, p.width, p.depth) for _ in range(2))
-        self.data = torch.randn(p.batch, p.dim)
+        self.drift, self.score = (p.network() for _ in range(2))
+        self.data = torch.randn(p.batch, *p.event)
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self.drift.parameters(), *self.score.parameters()]
@@ -93,7 +118,7 @@ def in_bfloat16(step: Step) -> Step:
 
 
 def ddpm(problem: Problem, *, fused: bool) -> Step:
-    """One time for each sample, embedded for each sample."""
+    """One time for each sample; fused, each distinct time of the chain is embedded once."""
     net = Pair(problem).score
     # A partial object is not known to be a perceptron, so its loss is torch's.
     model, data = DDPM(net if fused else partial(net)), Pair(problem).data
@@ -103,8 +128,10 @@ def ddpm(problem: Problem, *, fused: bool) -> Step:
 # --- plain PyTorch -------------------------------------------------------------------------------
 
 
-def residual(x: Tensor, x_next: Tensor, f: Tensor, s: Tensor, dt: float, g: float) -> Tensor:
-    return (x - x_next + (f - g**2 * s) * dt) / (g * math.sqrt(dt))
+def residual(
+    x: Tensor, x_next: Tensor, f: Tensor, s: Tensor, dt: float | Tensor, g: float
+) -> Tensor:
+    return (x - x_next + (f - g**2 * s) * dt) / (g * dt**0.5)
 
 
 def graph(problem: Problem) -> Step:
@@ -114,21 +141,39 @@ def graph(problem: Problem) -> Step:
 
 
 def compiled(problem: Problem) -> Step:
-    """The same through torch.compile."""
+    """The same, one step of the loop through torch.compile: seconds to compile."""
+    # Code made for other problems would count towards the limit of recompilations.
+    torch.compiler.reset()
+    pair, one = Pair(problem), torch.compile(one_step)
+    return update(pair.parameters(), lambda: loop_loss(pair, one).backward())
+
+
+def compiled_loop(problem: Problem) -> Step:
+    """The same, the whole loop through torch.compile: minutes to compile."""
+    torch.compiler.reset()
     pair = Pair(problem)
     loss = torch.compile(partial(loop_loss, pair))
     return update(pair.parameters(), lambda: loss().backward())
 
 
-def loop_loss(pair: Pair) -> Tensor:
-    p, times = pair.problem, pair.problem.grid().times.to(pair.data.dtype)
+def one_step(
+    pair: Pair, x: Tensor, f: Tensor, t_next: Tensor, dt: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The next state, the drift there, and the cost of the step."""
+    g = pair.problem.g
+    x_next = x + f * dt + g * dt**0.5 * noise
+    f_next, s_next = pair.drift(t_next, x_next), pair.score(t_next, x_next)
+    return x_next, f_next, 0.5 * residual(x, x_next, f_next, s_next, dt, g).square().sum()
+
+
+def loop_loss(pair: Pair, step: Callable[..., tuple[Tensor, Tensor, Tensor]] = one_step) -> Tensor:
+    p, times = pair.problem, pair.problem.grid().times
+    lengths, times = (t.to(pair.data.dtype) for t in (times.diff(), times))
     x, cost = pair.data, torch.zeros(())
     f = pair.drift(times[0], x)
-    for i, dt in enumerate(p.grid().steps()):
-        x_next = x + f * dt + p.g * math.sqrt(dt) * pair.draw(i)
-        f, s = pair.drift(times[i + 1], x_next), pair.score(times[i + 1], x_next)
-        cost = cost + 0.5 * residual(x, x_next, f, s, dt, p.g).square().sum()
-        x = x_next
+    for i in range(p.num_steps):
+        x, f, here = step(pair, x, f, times[i + 1], lengths[i], pair.draw(i))
+        cost = cost + here
     return (cost + 0.5 * x.square().sum()) / p.batch
 
 
@@ -183,7 +228,7 @@ def back(
     times, dt = grid.times.to(pair.data.dtype), grid.steps()[i]
     x, x_next = x.detach().requires_grad_(), x_next.detach().requires_grad_()
     f, s = pair.drift(times[i + 1], x_next), pair.score(times[i + 1], x_next)
-    cost = 0.5 * residual(x, x_next, f, s, dt, p.g).square().sum(1)
+    cost = 0.5 * residual(x, x_next, f, s, dt, p.g).square().flatten(1).sum(1)
     by_cost = torch.autograd.grad(
         cost, [x, x_next, *parameters], torch.full_like(cost, 1 / p.batch), allow_unused=True
     )
@@ -223,7 +268,7 @@ class _Forward(nn.Module):
         return size * torch.eye(x.shape[1], dtype=x.dtype).expand(len(x), -1, -1)
 
 
-def torchsde_loss(pair: Pair, solve: Callable[..., Tensor], **options: Any) -> Tensor:
+def torchsde_loss(pair: Pair, solve: Callable[..., Any], **options: Any) -> Tensor:
     """The states from torchsde, the residuals outside: its own losses cannot express them."""
     p, times = pair.problem, pair.problem.grid().times.to(pair.data.dtype)
     u = torch.arange(p.num_steps + 1, dtype=pair.data.dtype)
@@ -255,7 +300,8 @@ def torchsde_gradient_error(problem: Problem) -> float:
     found = []
     for solve in (library.sdeint_adjoint, library.sdeint):
         pair = Pair(problem)
-        pair.drift.double(), pair.score.double()
+        pair.drift.double()
+        pair.score.double()
         pair.data = pair.data.double()
         path = library.BrownianInterval(
             0.0, float(problem.num_steps), pair.data.shape, dtype=torch.float64, entropy=7
@@ -266,6 +312,10 @@ def torchsde_gradient_error(problem: Problem) -> float:
     return float((found[0] - found[1]).norm() / found[1].norm())
 
 
+#: Those that need a `side` of None: their engine or library knows vectors only.
+VECTORS_ONLY = ("ddpm_fused", "torchsde", "torchsde_adjoint", "fused", "fused_bf16")
+#: Those whose gradient is exact, in float32, and whose networks run in plain PyTorch.
+EXACT_TORCH = ("release", "graph", "adjoint")
 #: Every variant by name: how to build it, and what it is.
 VARIANTS: dict[str, tuple[Callable[[Problem], Step], str]] = {
     "ddpm": (partial(ddpm, fused=False), "DDPM, PyTorch"),
@@ -274,7 +324,9 @@ VARIANTS: dict[str, tuple[Callable[[Problem], Step], str]] = {
     "torchsde": (partial(torchsde, adjoint=False), "torchsde, sdeint"),
     "torchsde_adjoint": (partial(torchsde, adjoint=True), "torchsde, sdeint_adjoint"),
     "graph": (graph, "autograd of the loop"),
-    "compiled": (compiled, "the same, torch.compile"),
+    "graph_bf16": (lambda p: in_bfloat16(graph(p)), "autograd of the loop, bfloat16 autocast"),
+    "compiled": (compiled, "autograd of the loop, each step compiled"),
+    "compiled_loop": (compiled_loop, "autograd of the loop, compiled as a whole"),
     "adjoint": (partial(ours, engine="autograd"), "`engine=\"autograd\"`"),
     "fused": (partial(ours, engine="fused"), "`engine=\"fused\"`"),
     "fused_bf16": (lambda p: in_bfloat16(ours(p, engine="fused")), "`engine=\"fused\"`, bfloat16"),

@@ -1,8 +1,9 @@
 """What a training step of DiffFlow costs on the CPU, by each way to compute it, beside DDPM.
 
-    python benchmarks/steps.py                    # 2-D, a quarter of an hour
-    python benchmarks/steps.py --problem table    # d = 10
-    python benchmarks/steps.py --threads 2
+    python benchmarks/steps.py                       # 2-D, with the memory of each variant
+    python benchmarks/steps.py --problem table-63    # 63 columns
+    python benchmarks/steps.py --problem 2d --threads 2 --no-memory
+    python benchmarks/steps.py --compile loop        # torch.compile of all steps at once, too
 
 Times are ratios to a DDPM update on the same network, timed right before: of as many samples, and
 in the problem "small", of 2000 samples beside 120 trajectories. Memory is the peak of a process
@@ -14,117 +15,182 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from paired import paired
+from paired import Step, paired, spread
+from peaks import peak_mebibytes
 from runs import RESULTS, command, machine, write_json
-from step_variants import VARIANTS, Pair, Problem, torchsde_gradient_error
+from step_variants import (
+    EXACT_TORCH,
+    VARIANTS,
+    VECTORS_ONLY,
+    Pair,
+    Problem,
+    torchsde_gradient_error,
+)
+from torch import Tensor
 
 from diffflow_ext import DiffFlowSDE, NoiseKey
 from diffflow_ext._engines import engine_name
 
 PROBLEMS = {
     "2d": Problem(),
-    "table": Problem(dim=10, batch=512, num_steps=20),
+    "table-6": Problem(dim=6, batch=500, num_steps=20),
+    "table-21": Problem(dim=21, batch=500, num_steps=10, width=256),
+    "table-63": Problem(dim=63, batch=256, num_steps=10, width=256, depth=4),
     "small": Problem(batch=120),
+    "image": Problem(side=16, batch=8, num_steps=8, width=16, depth=1),
 }
+IMAGE_VARIANTS = ("ddpm", "release", "graph", "adjoint")
 REFERENCE = "ddpm"
+#: Of the matrices whose product is the yardstick.
+SIDE = 2048
+COMPILED = ("compiled", "compiled_loop")
+#: What to compile: seconds for a step, minutes for the loop.
+COMPILING = {"no": (), "step": COMPILED[:1], "loop": COMPILED}
+DIFFRAX = (
+    "its loop in one jit is jax's, and no environment of these benchmarks has jax, so that the "
+    "variant could not be checked against the others' gradient"
+)
 
 
-def usable(name: str) -> bool:
-    """Whether a variant can run here."""
-    if name.startswith("torchsde"):
-        return importlib.util.find_spec("torchsde") is not None
+def obstacle(name: str, problem: Problem) -> str:
+    """Why a variant cannot run here; "" if it can."""
+    if problem.side is not None and name in VECTORS_ONLY:
+        return "it knows vectors only"
+    if name.startswith("torchsde") and importlib.util.find_spec("torchsde") is None:
+        return "torchsde is not installed"
     if name == "fused_bf16":
         with torch.autocast("cpu", torch.bfloat16):
-            return engine_name() is not None
-    return True
+            return "" if engine_name() else "this processor has no product of bfloat16"
+    return ""
 
 
-def peak_mebibytes(problem: Problem, name: str | None, threads: int) -> float:
-    """Peak memory of a fresh process that takes three steps, or none."""
-    code = (
-        "import json, sys; sys.path.insert(0, sys.argv[1]); import steps;"
-        "steps.take(json.loads(sys.argv[2]))"
-    )
-    what = json.dumps({"problem": asdict(problem), "name": name, "threads": threads})
-    words = [sys.executable, "-c", code, str(Path(__file__).parent), what]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+def chosen(
+    asked: Sequence[str] | None, problem: Problem, compiling: str
+) -> tuple[list[str], dict[str, str]]:
+    """The variants to run, the reference first, and why the others were left out."""
+    names = list(asked or (VARIANTS if problem.side is None else IMAGE_VARIANTS))
+    left_out = {n: why for n in names if (why := obstacle(n, problem))} | {"diffrax": DIFFRAX}
+    if not asked:
+        unwanted = [n for n in names if n in COMPILED and n not in COMPILING[compiling]]
+        left_out |= dict.fromkeys(unwanted, f"the run was one with --compile {compiling}")
+    kept = [n for n in names if n not in left_out and n != REFERENCE]
+    return [REFERENCE, *kept], left_out
 
 
-def take(what: dict[str, Any]) -> None:
-    """The child's part: three steps, then the peak of its memory."""
-    torch.set_num_threads(what["threads"])
-    problem = Problem(**what["problem"])
-    Pair(problem)  # Imports and first allocations are not what is measured.
-    torch.ones(64, 64, requires_grad=True).matmul(torch.ones(64, 64)).sum().backward()
-    if what["name"] is not None:
-        step = VARIANTS[what["name"]][0](problem)
-        for _ in range(3):
-            step()
-    # getrusage would count what the parent had when it made this process.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
+def first_calls(steps: dict[str, Step]) -> dict[str, float]:
+    """Seconds of the first call of each, which compiles where there is something to compile."""
+    found = {}
+    for name, step in steps.items():
+        start = time.perf_counter()
+        step()
+        found[name] = time.perf_counter() - start
+    return found
 
 
-def product_rate() -> float:
-    """Multiply-adds a second of torch's own product of large float32 matrices."""
-    a = torch.randn(2048, 2048)
-    times = paired({"mm": lambda: a @ a}, "mm", 5)["mm"]["seconds"]
-    return 2048**3 / times["min"]
-
-
-def work(problem: Problem) -> int:
+def work(problem: Problem) -> int | None:
     """Multiply-adds of a step with every network evaluated once a state, and its products."""
+    if problem.side is not None:
+        return None
     one = 2 * problem.dim * problem.width + problem.depth * problem.width**2
     return 3 * (2 * problem.num_steps + 1) * problem.batch * one
 
 
-def gradient_error(problem: Problem) -> float:
-    """The gradient of the fused engine against float64 autograd, relative."""
+def product_share(step: Step, multiply_adds: int, rounds: int = 7) -> dict[str, Any]:
+    """A step's rate of multiply-adds over that of torch's product of large float32 matrices.
+
+    Each product is timed right before a step, as in all ratios.
+    """
+    a = torch.randn(SIDE, SIDE)
+    ratios = paired({"mm": lambda: a @ a, "step": step}, "mm", rounds)["step"]["ratio"]["all"]
+    return spread([multiply_adds / SIDE**3 / ratio for ratio in ratios])
+
+
+# --- gradients -----------------------------------------------------------------------------------
+
+
+def gradient(pair: Pair, dtype: torch.dtype, key: NoiseKey, **options: Any) -> Tensor:
+    """The gradient of the loss by all weights, in float64."""
+    sde = DiffFlowSDE(pair.drift, pair.score, pair.problem.g).to(dtype)
+    sde.zero_grad()
+    sde.mean_loss(pair.data.to(dtype), pair.problem.grid(), key, **options).backward()
+    return torch.cat([p.grad.double().flatten() for p in sde.parameters() if p.grad is not None])
+
+
+def gradient_errors(problem: Problem) -> dict[str, float | None]:
+    """How far gradients are from that of float64 autograd through the loop, relative.
+
+    Beside them, how far the gradient of another draw of the noise is.
+    """
     pair = Pair(replace(problem, batch=min(problem.batch, 200)))
-    grads = []
-    for dtype, engine in ((torch.float32, "fused"), (torch.float64, "autograd")):
-        sde = DiffFlowSDE(pair.drift, pair.score, problem.g).to(dtype)
-        sde.zero_grad()
-        sde.mean_loss(pair.data.to(dtype), problem.grid(), NoiseKey(0), engine=engine).backward()
-        found = [p.grad.double().flatten() for p in sde.parameters() if p.grad is not None]
-        grads.append(torch.cat(found))
-    return float((grads[0] - grads[1]).norm() / grads[1].norm())
+    engine = "fused" if problem.side is None else "autograd"
+    found = {"float32": gradient(pair, torch.float32, NoiseKey(0), engine=engine)}
+    if not obstacle("fused_bf16", problem):
+        with torch.autocast("cpu", torch.bfloat16):
+            found["bfloat16"] = gradient(pair, torch.float32, NoiseKey(0), engine=engine)
+    exact = {"engine": "autograd", "checkpoint_every": 0}
+    truth = gradient(pair, torch.float64, NoiseKey(0), **exact)
+    found["other_noise"] = gradient(pair, torch.float64, NoiseKey(1), **exact)
+    return {"bfloat16": None} | {
+        name: float((one - truth).norm() / truth.norm()) for name, one in found.items()
+    }
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    words = sys.argv[1:] if words is None else words
+# --- report --------------------------------------------------------------------------------------
+
+
+def measure(names: Sequence[str], problems: dict[str, Problem], args: Any) -> dict[str, Any]:
+    """Times and memory of each variant."""
+    steps = {n: VARIANTS[n][0](problems[n]) for n in names}
+    first = first_calls(steps)
+    found = paired(steps, REFERENCE, args.rounds)
+    idle = {
+        p: peak_mebibytes(p, None, args.threads) for p in set(problems.values()) if args.memory
+    }
+    for name, one in found.items():
+        p = problems[name]
+        peak = peak_mebibytes(p, name, args.threads) - idle[p] if args.memory else None
+        one |= {
+            "title": VARIANTS[name][1],
+            "exact_torch": name in EXACT_TORCH,
+            "first_call_seconds": first[name],
+            "mebibytes": peak,
+        }
+    return found
+
+
+def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--problem", choices=list(PROBLEMS), default="2d")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=None)
+    parser.add_argument("--compile", choices=list(COMPILING), default="step")
     parser.add_argument("--batch", type=int, help="instead of the problem's")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args(words)
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    words = sys.argv[1:] if words is None else words
+    args = arguments(words)
     torch.set_num_threads(args.threads)
     problem = PROBLEMS[args.problem]
     problem = replace(problem, batch=args.batch) if args.batch else problem
-    names = [n for n in args.variants or VARIANTS if usable(n)]
-    names = [REFERENCE, *(n for n in names if n != REFERENCE)]
+    names, left_out = chosen(args.variants, problem, args.compile)
     of_ddpm = replace(problem, batch=2000) if args.problem == "small" else problem
     problems = {n: of_ddpm if n.startswith("ddpm") else problem for n in names}
-    found = paired({n: VARIANTS[n][0](problems[n]) for n in names}, REFERENCE, args.rounds)
-    idle = peak_mebibytes(problem, None, args.threads)
-    for name in names:
-        found[name]["title"] = VARIANTS[name][1]
-        found[name]["mebibytes"] = peak_mebibytes(problems[name], name, args.threads) - idle
+    found, multiply_adds = measure(names, problems, args), work(problem)
     write_json(
         args.results / f"steps_{args.problem}_{args.threads}.json",
         {
@@ -134,15 +200,21 @@ def main(words: Sequence[str] | None = None) -> None:
             "problem": asdict(problem),
             "instructions": engine_name(),
             "reference": REFERENCE,
-            "multiply_adds": work(problem),
-            "product_rate": product_rate(),
-            "gradient_error": gradient_error(problem),
+            "rounds": args.rounds,
+            "multiply_adds": multiply_adds,
+            "product_share": (
+                product_share(VARIANTS["fused"][0](problem), multiply_adds)
+                if "fused" in names and multiply_adds
+                else None
+            ),
+            "gradient_errors": gradient_errors(problem),
             "torchsde_adjoint_gradient_error": (
                 torchsde_gradient_error(replace(problem, batch=100))
                 if "torchsde_adjoint" in names
                 else None
             ),
             "batch_of_ddpm": of_ddpm.batch,
+            "left_out": left_out,
             "variants": found,
         },
     )

@@ -1,22 +1,14 @@
-"""Which engine computes: what the fused one can take, and memory that it works in.
-
-A network takes part by a method ``perceptron_at(t)``, defined beside its ``forward``, that returns
-the tensors of a perceptron at given times, as :meth:`diffflow_ext.nets.FourierMLP.perceptron_at`.
-Everything that would make the network differ from them (hooks, other parts, overridden methods) is
-looked for, and named.
-"""
+"""Which engine computes, on which data, and memory that it works in."""
 
 from __future__ import annotations
 
 import functools
 import math
 import threading
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _torch_module
 
 from . import _backend, _checks
 
@@ -29,15 +21,13 @@ Engine = Literal["auto", "fused", "autograd"]
 Rounding = Literal["float32", "tf32", "bfloat16"]
 
 #: Codes of csrc/trajectory/problem.h.
-_ACTIVATIONS = {"gelu": 0, "silu": 1, "tanh": 2}
+ACTIVATIONS = {"gelu": 0, "silu": 1, "tanh": 2}
 #: Bounds of the engines.
 MAX_DEPTH, MAX_WIDTH, MAX_DIM = 16, 1024, 1024
 #: Scratch memory up to this size is kept for the next call, and more than this is not taken.
 KEPT_SCRATCH, MAX_SCRATCH = 128 * 2**20, 2 * 2**30
 #: Samples of a tile at most, and the number that its size is a multiple of.
 _TILE, _ROWS = 40, 8
-#: What makes up the evaluation of a network, besides `perceptron_at`.
-_METHODS = ("__call__", "forward", "trunk")
 
 
 class EngineChoice(NamedTuple):
@@ -56,7 +46,7 @@ class Parts(NamedTuple):
     def described(self) -> tuple[int, int, list[int]]:
         """Returns width, activation and addresses; the tensors must be contiguous and live on."""
         addresses = [tensor.data_ptr() for tensor in self.tensors]
-        return self.tensors[0].shape[1], _ACTIVATIONS[self.activation], addresses
+        return self.tensors[0].shape[1], ACTIVATIONS[self.activation], addresses
 
     def contiguous(self) -> Parts:
         """Returns the same without graphs, contiguous."""
@@ -111,19 +101,8 @@ def num_threads(samples: int) -> int:
 # --- what it can take ----------------------------------------------------------------------------
 
 
-def parts_or_reason(net: Any, times: Tensor, x: Tensor, *, device: str = "cpu") -> Parts | str:
-    """Returns a network at given times for states like x, or why the engine cannot take it."""
-    reason = _data_obstacle(x, device) or _module_obstacle(net)
-    if reason:
-        return reason
-    with torch.autocast(device, enabled=False):
-        at = net.perceptron_at(times)
-    tensors = [at.embedding, at.input, at.output, at.output_bias]
-    tensors += [tensor for pair in at.hidden for tensor in pair]
-    return _tensor_obstacle(at.activation, tensors, len(times), x) or Parts(at.activation, tensors)
-
-
-def _data_obstacle(x: Tensor, device: str) -> str:
+def data_obstacle(x: Tensor, device: str = "cpu") -> str:
+    """Returns why the engine cannot take states like x, "" where it can."""
     if x.device.type != device:
         return f"it runs on the CPU, and the data are on {x.device}"
     if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
@@ -134,61 +113,6 @@ def _data_obstacle(x: Tensor, device: str) -> str:
         return f"it takes float32 vectors, got {x.dtype} of shape {tuple(x.shape)}"
     if not 1 <= x.shape[1] <= MAX_DIM or not x.shape[0]:
         return f"it takes 1 to {MAX_DIM} components of at least one sample, got {tuple(x.shape)}"
-    return ""
-
-
-def _module_obstacle(net: Any) -> str:
-    if not _says_what_it_is(net):
-        named = type(net).__name__
-        return f"no network with perceptron_at(t), such as nets.FourierMLP, but {named}"
-    if _torch_module._has_any_global_hook():
-        return "global hooks of torch modules are set, which would not be called"
-    for part in net.modules():
-        named = type(part).__name__
-        if part is not net and type(part) not in (nn.Linear, nn.ModuleList):
-            return f"it has a part of type {named}"
-        if any(name in vars(part) for name in (*_METHODS, "perceptron_at")):
-            return f"a method of its {named} was replaced"
-        if _hooks(part):
-            return f"it has hooks on its {named}, which would not be called"
-    return ""
-
-
-def _says_what_it_is(net: Any) -> bool:
-    """Whether no class below the one that defines perceptron_at changes the evaluation."""
-    if not isinstance(net, nn.Module):
-        return False
-    for one in type(net).__mro__:
-        if "perceptron_at" in vars(one):
-            return True
-        if any(name in vars(one) for name in _METHODS):
-            return False
-    return False
-
-
-def _hooks(part: nn.Module) -> bool:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(part, name) for name in names)
-
-
-def _tensor_obstacle(
-    activation: str, tensors: Sequence[Tensor | None], times: int, x: Tensor
-) -> str:
-    if activation not in _ACTIVATIONS:
-        return f"it has the activation {activation!r}; there are {', '.join(_ACTIVATIONS)}"
-    for tensor in tensors:
-        plain = type(tensor) in (Tensor, nn.Parameter)
-        if not plain or tensor.dtype != torch.float32 or tensor.device != x.device:  # pyright: ignore
-            return f"it has parameters that are no plain float32 tensors on {x.device}"
-    dim = x.shape[1]
-    found = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
-    width, depth = found[0][-1], (len(found) - 4) // 2
-    if not 1 <= width <= MAX_WIDTH or depth > MAX_DEPTH:
-        return f"it is wider than {MAX_WIDTH} or deeper than {MAX_DEPTH}"
-    expected = [(times, width), (width, dim), (dim, width), (dim,)]
-    expected += [(width, width), (width,)] * depth
-    if found != expected:
-        return f"it is no perceptron of {dim} components with layers of one width, got {found}"
     return ""
 
 
@@ -204,6 +128,14 @@ def scratch_memory(size: int) -> Tensor:
         kept = torch.empty(size, dtype=torch.uint8, device="cpu")
         _kept.scratch = kept if size <= KEPT_SCRATCH else None
     return kept
+
+
+def memory_obstacle(size: int) -> str:
+    """Returns why so many bytes of scratch memory are too many, "" where they are not."""
+    if size <= MAX_SCRATCH:
+        return ""
+    most = MAX_SCRATCH // 2**20
+    return f"it would work in {size // 2**20} MiB of memory, and takes {most} at most"
 
 
 def aligned_start(memory: Tensor) -> int:

@@ -53,6 +53,12 @@ def obstacle(drift: Parts, score: Parts, dim: int, rounding: Rounding, device: i
     return ""
 
 
+def _step_lengths(p: PathProblem, device: torch.device) -> Tensor:
+    """Returns the lengths of all steps on a device, where those of a grid in memory are."""
+    there = [step for step in p.steps if isinstance(step, Tensor)]
+    return torch.stack(there) if there else _on_device(tuple(p.steps), device)  # pyright: ignore
+
+
 @functools.lru_cache(maxsize=32)
 def _on_device(steps: tuple[float, ...], device: torch.device) -> Tensor:
     """Kept, because a captured CUDA graph must not copy from the host."""
@@ -212,7 +218,7 @@ class Part:
         traces = self.traces or (None, None)
         kept = [part for t in traces for part in ((t.values, t.slopes) if t else (None, None))]
         weight, *others = self.buffers or [None] * 5
-        steps = _on_device(tuple(run.p.steps), self.x0.device)
+        steps = _step_lengths(run.p, self.x0.device)
         buffers: Sequence[Tensor | None] = [
             *(steps, run.g, self.x0, self.states, self.drifts, self.residuals, self.costs),
             *(*kept, weight, *others, self.grad_g),

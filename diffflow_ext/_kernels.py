@@ -329,8 +329,8 @@ def adjoint_step(
     after: AdjointState | None,
     *,
     weight: Tensor | float,
-    dt: float,
-    dt_next: float,
+    dt: Scalar,
+    dt_next: Scalar,
     g: Scalar,
     key: Key,
     step: int,
@@ -345,7 +345,7 @@ def adjoint_step(
         (f,) = network_values(x, f)
     else:
         f, s = network_values(x, f, s)
-    g = _scalar(g, x)
+    dt, dt_next, g = (_scalar(value, x) for value in (dt, dt_next, g))
     result = AdjointResult(
         torch.empty_like(f),
         None if s is None else torch.empty_like(s),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _backend, _engines
+from . import _backend, _engines, _perceptrons
 from ._engines import Engine, Parts, address
 from ._first_order import first_order
 
@@ -17,9 +17,16 @@ __all__ = ["Regression", "prepare", "square_error", "weighted_square_error"]
 
 
 class Regression(NamedTuple):
-    """A network that the engine can take, at a time of each sample's own."""
+    """A network that the engine can take, at a time of each sample's own.
+
+    Arguments:
+        parts: The network at all distinct times.
+        time_of: The index of each sample's time, shape (B,), int64.
+        instructions: The engine's name.
+    """
 
     parts: Parts
+    time_of: Tensor
     instructions: str
 
 
@@ -32,13 +39,25 @@ def prepare(op: str, engine: Engine, net: Any, t: Tensor, x: Tensor) -> Regressi
     _engines.check_engine(op, engine)
     if engine == "autograd":
         return None
-    parts = _engines.parts_or_reason(net, t.to(x.dtype), x)
+    found = _call_or_reason(net, t, x)
+    if isinstance(found, Regression):
+        return found
+    _engines.refuse(op, engine, f"eps_net: {found}")
+    return None
+
+
+def _call_or_reason(net: Any, t: Tensor, x: Tensor) -> Regression | str:
+    reason = _engines.data_obstacle(x)
+    if reason:
+        return reason
+    # Chains have fewer times than a batch has samples, and an embedding costs as much as the rest.
+    times, time_of = t.to(x.dtype).unique(return_inverse=True)
+    parts = _perceptrons.parts_or_reason(net, times, x)
     if isinstance(parts, str):
-        _engines.refuse(op, engine, f"eps_net: {parts}")
-        return None
+        return parts
     instructions = _engines.engine_name()
     assert instructions is not None
-    return Regression(parts, instructions)
+    return Regression(parts, time_of, instructions)
 
 
 def square_error(call: Regression, x: Tensor, target: Tensor) -> Tensor:
@@ -62,7 +81,8 @@ def _run(
     x, target = x.detach().contiguous(), target.detach().contiguous()
     samples, dim = x.shape
     tile, threads = _engines.tile_size(samples), _engines.num_threads(samples)
-    head = call.instructions, (samples, dim, tile, threads), parts.described()
+    sizes = samples, dim, len(parts.tensors[0]), tile, threads
+    head = call.instructions, sizes, parts.described()
     cost, grads = x.new_empty(samples), list[Tensor]()
     if weight is not None:
         weight = weight.detach().to(torch.float32).contiguous()
@@ -75,6 +95,7 @@ def _run(
         address(weight),
         cost.data_ptr(),
         grads[0].data_ptr() if grads else 0,
+        call.time_of.data_ptr(),
     ]
     _backend.core.regression(*head, addresses, [grad.data_ptr() for grad in grads[1:]])
     return cost, grads

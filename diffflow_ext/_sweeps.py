@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, _kernels
+from ._activations import ActivationMemory, GraphKeeper, KeptGraphs, SavedBytes
 from ._replay import Autocast, RandomTape
 from .noise import NoiseKey
 from .priors import Prior
@@ -31,20 +32,22 @@ class PathProblem:
     """One loss evaluation: networks, grid, coefficients and noise, checked and converted.
 
     `g` holds numbers on the CPU and one-element views of a device tensor elsewhere, which the
-    kernels read at run time. `keep` says whether a backward sweep will want the states. Without a
-    `prior` the noise end has N(0, I), whose gradient the kernels know.
+    kernels read at run time; so does `steps` for a grid in a device's memory. `keep` says whether
+    a backward sweep will want the states. Without a `prior` the noise end has N(0, I), whose
+    gradient the kernels know.
     """
 
     drift: Network
     score: Network
     params: tuple[Tensor, ...]
     times: Tensor
-    steps: list[float]
+    steps: Sequence[float | Tensor]
     g: Sequence[float | Tensor]
     key: Key
     sample_offset: int = 0
     checkpoint_every: int = 1
     score_memory: int | None = None
+    activation_memory: ActivationMemory = None
     learned_g: bool = False
     keep: bool = True
     prior: Prior | None = None
@@ -132,6 +135,7 @@ class Cache:
     tape: RandomTape
     score_blocks: list[range]
     drifts: dict[int, Tensor] = field(default_factory=dict)
+    graphs: KeptGraphs = field(default_factory=KeptGraphs)
 
 
 def simulate(p: PathProblem, x0: Tensor, cache: Cache, *, with_costs: bool) -> Tensor | None:
@@ -140,17 +144,19 @@ def simulate(p: PathProblem, x0: Tensor, cache: Cache, *, with_costs: bool) -> T
     Without costs the score is not evaluated, nor the drift at the last state where nobody needs
     it.
     """
-    blocks = _ScoreBlocks(p, cache) if with_costs else None
     n, every = p.num_steps, p.checkpoint_every
+    last = n if with_costs or p.batches_scores else n - 1
     room = x0.new_empty((n, *x0.shape)) if every == 1 and p.keep else None
-    x, f = x0, _drift(p, cache, 0, x0)
+    keeper = GraphKeeper(p, cache.graphs, x0.device, scores=with_costs, last_drift=last)
+    blocks = _ScoreBlocks(p, cache, keeper) if with_costs else None
+    x, f = x0, _drift(keeper, cache, 0, x0)
     cache.states[0] = x0
     for k in range(1, n + 1):
         x_prev, x = x, p.em_step(x, f, k - 1, None if room is None else room[k - 1])
-        if (p.keep and k % every == 0) or k == n:
+        if (p.keep and k % every == 0) or k == n or keeper.keeps(k):
             cache.states[k] = x
-        if k < n or with_costs or p.batches_scores:
-            f = _drift(p, cache, k, x)
+        if k <= last:
+            f = _drift(keeper, cache, k, x)
         if p.batches_scores and p.keep:
             cache.drifts[k] = f
         if blocks is not None:
@@ -163,9 +169,9 @@ def simulate(p: PathProblem, x0: Tensor, cache: Cache, *, with_costs: bool) -> T
     return total
 
 
-def _drift(p: PathProblem, cache: Cache, k: int, x: Tensor) -> Tensor:
+def _drift(keeper: GraphKeeper, cache: Cache, k: int, x: Tensor) -> Tensor:
     cache.tape.record(("drift", k))
-    return p.network("drift", k, x)
+    return keeper.evaluate("drift", k, x)
 
 
 class _ScoreBlocks:
@@ -174,8 +180,8 @@ class _ScoreBlocks:
     The first evaluation is alone and tells how much memory one takes.
     """
 
-    def __init__(self, p: PathProblem, cache: Cache) -> None:
-        self.p, self.cache = p, cache
+    def __init__(self, p: PathProblem, cache: Cache, keeper: GraphKeeper) -> None:
+        self.p, self.cache, self.keeper = p, cache, keeper
         self.size = 1
         self.pending: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self.cost: Tensor | None = None
@@ -196,13 +202,12 @@ class _ScoreBlocks:
     def _scores(self, ks: range) -> Sequence[Tensor]:
         xs = [x for _, _, x, _ in self.pending]
         if len(xs) > 1:
-            return self.p.network("score", ks, torch.cat(xs)).chunk(len(xs))
+            return self.keeper.evaluate("score", ks, torch.cat(xs)).chunk(len(xs))
         if not self.p.batches_scores or ks[0] > 1:
-            return [self.p.network("score", ks, xs[0])]
-        saved = _SavedBytes()
-        with torch.enable_grad(), saved:
-            s = self.p.network("score", ks, xs[0].detach().requires_grad_()).detach()
-        self.size = saved.per_budget(self.p)
+            return [self.keeper.evaluate("score", ks, xs[0])]
+        saved = self.keeper.meter(xs[0])
+        s = self.keeper.evaluate("score", ks, xs[0], saved)
+        self.size = _per_budget(self.p, saved)
         return [s]
 
     def total(self) -> Tensor:
@@ -212,20 +217,9 @@ class _ScoreBlocks:
         return self.cost
 
 
-class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes of activations that a forward evaluation keeps for its backward."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        super().__init__(self._count, lambda x: x)
-
-    def _count(self, x: Tensor) -> Tensor:
-        self.bytes += x.numel() * x.element_size()
-        return x
-
-    def per_budget(self, p: PathProblem) -> int:
-        """Returns how many such evaluations the problem's budget allows at a time."""
-        return max(1, (p.score_memory or 0) // max(self.bytes, 1))
+def _per_budget(p: PathProblem, saved: SavedBytes) -> int:
+    """Returns how many such evaluations the problem's budget for scores allows at a time."""
+    return max(1, (p.score_memory or 0) // max(saved.each, 1))
 
 
 # --- backward sweep ------------------------------------------------------------------------------
@@ -309,8 +303,7 @@ class _Walk:
         p, x = self.p, self._state(k)
         x_prev = self._state(k - 1) if k > 0 else None
         with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            f = self._evaluate("drift", k, leaf)
+            leaf, f = self._evaluate("drift", k, x)
             s, s_vjp = self._score(k, leaf, out)
         if self.with_cost and x_prev is not None and s is not None:
             out.cost = p.cost(x_prev, x, f.detach(), s.detach(), k, out.cost)
@@ -358,9 +351,11 @@ class _Walk:
                 "without a graph; it must not detach x or run under no_grad"
             )
         out.cost = out.cost + cost.detach() if out.cost is not None else None
-        weight = torch.as_tensor(self.weight, dtype=cost.dtype, device=cost.device)
-        slope = self._product([(cost, weight.expand_as(cost))], leaf, out)
-        weight = weight.reshape(-1, *[1] * (x.dim() - 1))
+        number, weight = not isinstance(self.weight, Tensor), self.weight
+        # A number that became a tensor on the host first would wait for the device.
+        each = cost.new_full((), weight) if number else weight.to(cost.dtype)  # pyright: ignore
+        slope = self._product([(cost, each.expand_as(cost))], leaf, out)
+        weight = each.reshape(-1, *[1] * (x.dim() - 1))
         return result._replace(local=result.local + (slope - weight * x))
 
     def _product(
@@ -380,13 +375,19 @@ class _Walk:
         out.add(grads)
         return torch.zeros_like(leaf) if grad_x is None else grad_x.contiguous()
 
-    def _evaluate(self, name: str, k: int | range, x: Tensor) -> Tensor:
-        self.cache.tape.replay((name, k))
-        value = self.p.network(name, k, x)
+    def _evaluate(
+        self, name: str, k: int | range, x: Tensor, leaf: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns x as a leaf and the network's value there, kept by the forward sweep or new."""
+        kept = self.cache.graphs.take(name, k)
+        if kept is None:
+            self.cache.tape.replay((name, k))
+            leaf = x.detach().requires_grad_() if leaf is None else leaf
+            kept = leaf, self.p.network(name, k, leaf)
         if name not in self.checked:
-            check_leaves(name, value, x, self.p.params)
+            check_leaves(name, kept[1], kept[0], self.p.params)
             self.checked.add(name)
-        return value
+        return kept
 
     def _state(self, k: int) -> Tensor:
         """Returns x_k, simulating its segment again from the checkpoint before it."""
@@ -414,11 +415,11 @@ class _Walk:
             self._finish_block(ks, out)
             return self.finished_scores.pop(k)
         if not self.p.batches_scores:
-            return self._evaluate("score", ks, leaf), None
-        saved = _SavedBytes()
+            return self._evaluate("score", ks, leaf, leaf)[1], None
+        saved = SavedBytes()
         with saved:
-            s = self._evaluate("score", ks, leaf)
-        self.block_size = saved.per_budget(self.p)
+            s = self._evaluate("score", ks, leaf, leaf)[1]
+        self.block_size = _per_budget(self.p, saved)
         return s, None
 
     def _block_of(self, k: int) -> range:
@@ -431,8 +432,7 @@ class _Walk:
     def _finish_block(self, ks: range, out: Gradients) -> None:
         """Evaluates the score at several states in one call and takes all products at once."""
         states = self.cache.states
-        leaf = torch.cat([states[k] for k in ks]).requires_grad_()
-        values = self._evaluate("score", ks, leaf)
+        leaf, values = self._evaluate("score", ks, torch.cat([states[k] for k in ks]))
         each = list(values.detach().chunk(len(ks)))
         with torch.no_grad():
             cotangents = [self._score_cotangent(k, s) for k, s in zip(ks, each, strict=True)]
@@ -449,7 +449,11 @@ class _Walk:
         weight: Any = self.weight
         if isinstance(weight, Tensor):
             weight = weight.reshape(-1, *[1] * (residual.dim() - 1))
-        return residual * weight * (-math.sqrt(p.steps[k - 1]) * p.g[k])
+        return residual * weight * (-_sqrt(p.steps[k - 1]) * p.g[k])
+
+
+def _sqrt(x: float | Tensor) -> float | Tensor:
+    return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)
 
 
 def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) -> None:

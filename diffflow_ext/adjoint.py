@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _checks, functional
+from ._activations import ActivationMemory
 from ._engines import weighted_sum
 from ._first_order import first_order
 from ._replay import Autocast, RandomTape
@@ -87,8 +88,9 @@ class _PathLoss(Function):
             )
         first: Cache = ctx.cache
         cache = Cache(
-            dict(zip(ctx.kept, states, strict=True)), first.tape, first.score_blocks, first.drifts
-        )
+            dict(zip(ctx.kept, states, strict=True)), first.tape, first.score_blocks, first.drifts,
+            first.graphs,
+        )  # fmt: skip
         out = backward_sweep(ctx.p, cache, grad.contiguous())
         return None, out.x0, out.g, *out.params
 
@@ -162,6 +164,7 @@ def build_problem(
     sample_offset: int = 0,
     checkpoint_every: int = 1,
     score_memory: int | None = None,
+    activation_memory: ActivationMemory = None,
 ) -> tuple[PathProblem, Tensor, Tensor]:
     """Checks the arguments of a loss; returns the problem, x0 (contiguous) and g at all times."""
     _check_callables(op, drift, score, prior)
@@ -173,25 +176,44 @@ def build_problem(
         score_memory = _checks.count(op, "score_memory", score_memory, 0, 2**63)
     if not isinstance(grid, TimeGrid):
         raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
-    g = diffusion_values(diffusion, grid.times.to(x0.device, x0.dtype)).to(x0.device)
+    g = diffusion_values(diffusion, grid.times_on(x0.device, x0.dtype)).to(x0.device)
     values, lengths = coefficients(g), _checks.steps(op, grid.steps(), x0)
     _checks.noise_floor(op, lengths, values[1:], x0)
     problem = PathProblem(
         drift=drift,
         score=score,
         params=_unique(op, params),
-        times=grid.times.to(x0.device, x0.dtype, copy=True),
-        steps=lengths,
+        times=grid.times_on(x0.device, x0.dtype),
+        steps=grid.steps_on(x0.device, x0.dtype),
         g=values,
         key=_fixed_key(op, key, x0),
         sample_offset=_checks.sample_offset(op, sample_offset, x0.shape[0]),
         checkpoint_every=_checks.count(op, "checkpoint_every", checkpoint_every, 0, 2**31),
         score_memory=None if torch.is_inference_mode_enabled() else score_memory,
+        activation_memory=_activation_memory(op, activation_memory, checkpoint_every),
         learned_g=g.requires_grad and torch.is_grad_enabled(),
         prior=prior,
         autocast=Autocast.current(x0.device.type),
     )
     return problem, x0, g
+
+
+def _activation_memory(op: str, value: object, checkpoint_every: int) -> ActivationMemory:
+    """Returns a budget for kept graphs, None for none."""
+    if value is None or value == "auto":
+        budget: ActivationMemory = value  # pyright: ignore
+    elif isinstance(value, str):
+        raise ValueError(
+            f"{op}: expected activation_memory in bytes, 'auto' or None, got {value!r}"
+        )
+    else:
+        budget = _checks.count(op, "activation_memory", value, 0, 2**63) or None
+    if budget is not None and checkpoint_every == 0:
+        raise ValueError(
+            f"{op}: expected no activation_memory with checkpoint_every=0, which keeps the graph "
+            "of every step; leave one of the two out"
+        )
+    return budget
 
 
 def _fixed_key(op: str, key: Key | None, x0: Tensor) -> Key:
@@ -266,6 +288,7 @@ def diffflow_loss(
     sample_offset: int = 0,
     checkpoint_every: int = 1,
     score_memory: int | None = None,
+    activation_memory: ActivationMemory = None,
 ) -> Tensor:
     r"""Returns DiffFlow's loss for each sample, with the exact gradient of the discrete sum.
 
@@ -289,6 +312,12 @@ def diffflow_loss(
         score_memory: Evaluate the score at several states in one call, as many as keep their
             activations within this many bytes. Networks are then called with t of shape (n B,).
             Needs `checkpoint_every` = 1, else it is ignored. Default: one state a call.
+        activation_memory: Bytes of activations that the forward sweep keeps for the backward
+            sweep, which then evaluates networks again only at the states whose activations do not
+            fit: the first ones. Measured at the first evaluations. "auto" takes half of the
+            memory that is free now (on a GPU including what torch's allocator holds idle, on the
+            CPU what Linux calls available within the limit of the process's group). Neither
+            values nor gradients depend on it. Default: none.
 
     Returns:
         The losses, shape (B,), in nats. Differentiable in `x0`, `params` and what `diffusion`
@@ -306,7 +335,7 @@ def diffflow_loss(
     p, x0, g = build_problem(
         "diffflow_loss", drift, score, x0, grid, diffusion=diffusion, params=params, prior=prior,
         key=key, sample_offset=sample_offset, checkpoint_every=checkpoint_every,
-        score_memory=score_memory,
+        score_memory=score_memory, activation_memory=activation_memory,
     )  # fmt: skip
     return path_loss(p, x0, g)
 
@@ -364,6 +393,7 @@ def diffflow_mean_loss(
     sample_offset: int = 0,
     checkpoint_every: int = 1,
     score_memory: int | None = None,
+    activation_memory: ActivationMemory = None,
 ) -> Tensor:
     r"""Returns the mean loss of a batch; value and gradient come from one sweep.
 
@@ -386,6 +416,8 @@ def diffflow_mean_loss(
         sample_offset: The global index of the first sample.
         checkpoint_every: Keep every k-th state; 0 keeps the graph of every step.
         score_memory: Bytes for scores evaluated in one call.
+        activation_memory: Bytes of activations that are kept, or "auto". Only drifts' are: the
+            score is evaluated once anyway.
 
     Returns:
         The mean, shape (), in nats.
@@ -399,5 +431,6 @@ def diffflow_mean_loss(
     p, x0, g = build_problem(
         op, drift, score, x0, grid, diffusion=diffusion, params=params, prior=prior, key=key,
         sample_offset=sample_offset, checkpoint_every=checkpoint_every, score_memory=score_memory,
+        activation_memory=activation_memory,
     )  # fmt: skip
     return mean_path_loss(p, x0, g, _checks.weights(op, weight, x0))

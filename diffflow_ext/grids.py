@@ -5,6 +5,7 @@ Index i counts from the data (t_0) to the noise (t_N). A grid is shared by all s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,20 @@ class TimeGrid:
     def steps(self) -> list[float]:
         """Returns the step lengths dt_i = t_{i+1} - t_i, i = 0 ... N-1."""
         return self.times.diff().tolist()
+
+    def times_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Returns the times as a new tensor on a device.
+
+        A device's copies are remembered by value: with a grid that was used before, a CUDA graph
+        can be captured.
+        """
+        if device.type == "cpu":
+            return self.times.to(dtype, copy=True)
+        return _device_times(self, device, dtype).clone()
+
+    def steps_on(self, device: torch.device, dtype: torch.dtype) -> Sequence[float | Tensor]:
+        """Returns the step lengths in the form in which kernels on a device take them."""
+        return self.steps()
 
     def __len__(self) -> int:
         return self.num_steps
@@ -184,6 +199,17 @@ def _real(op: str, times: Tensor) -> Tensor:
             f"{op}: expected times to be real numbers, got {times.dtype} on {times.device}"
         )
     return times
+
+
+@functools.lru_cache(maxsize=64)
+def _device_times(grid: TimeGrid, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "TimeGrid: its times must be on the device before a CUDA graph is captured, because "
+            "they come from the host; call the loss once with this grid before the capture, or "
+            "use diffflow_ext.graphs.GridBuffer"
+        )
+    return grid.times.to(device, dtype)
 
 
 def _check_power_grid(op: str, num_steps: int, t_end: float, t_start: float, power: float) -> None:

@@ -26,7 +26,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from . import _checks, _kernels
+from . import _checks, _engines, _fused_flow, _kernels
+from ._divergence import Trace
+from ._engines import Engine
+from ._fused_flow import Probes, Stage
 from .grids import TimeGrid
 from .noise import MAX_STEP, PURPOSES, NoiseKey
 from .priors import Prior
@@ -35,6 +38,7 @@ __all__ = [
     "Divergence",
     "ProbabilityFlow",
     "Solver",
+    "fixed_path",
     "fixed_step",
     "flow_log_prob",
     "integrate",
@@ -103,6 +107,7 @@ def integrate(
     sample_offset: int = 0,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    engine: Engine = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     r"""Solves dx/dt = v(t, x) from one end of a grid to the other.
 
@@ -123,6 +128,9 @@ def integrate(
         sample_offset: The global index of the first sample.
         rtol: Relative tolerance of "dopri5".
         atol: Absolute tolerance of "dopri5".
+        engine: "autograd" for any networks; "fused", one call of compiled code for perceptrons on
+            the CPU and fixed solvers; "auto", the second where it is possible. Both give the same
+            values but for rounding, with the same probes.
 
     Returns:
         The state at the other end, and the integral of the divergence along the way, shape (B,),
@@ -141,19 +149,19 @@ def integrate(
     _checks.one_of(op, "solver", solver, Solver)
     if not (_checks.finite(op, "rtol", rtol) > 0 and _checks.finite(op, "atol", atol) > 0):
         raise ValueError(f"{op}: expected rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
+    _engines.check_engine(op, engine)
+    if solver == "dopri5":
+        _engines.refuse(op, engine, "it takes fixed steps, and solver='dopri5' chooses its own")
     times = grid.times.tolist()
     times = times[::-1] if reverse else times
     # Inference mode records no graph, whatever enable_grad says, and would lose the divergence.
     with torch.inference_mode(False), torch.no_grad():
         x = x.clone() if x.is_inference() else x
-        trace = _trace(op, flow, x, grid, divergence, key, num_probes, sample_offset)
+        probes = _probes(op, x, grid, divergence, key, num_probes, sample_offset)
         if solver == "dopri5":
+            trace = None if probes is None else Trace(flow, x, probes)
             return _adaptive(flow, x, times, trace, rtol, atol)
-        for i, (t, t_next) in enumerate(pairwise(times)):
-            if trace is not None:
-                trace.at_step(i)
-            x = fixed_step(flow, x, t, t_next, solver, trace)
-        return x, None if trace is None else trace.total
+        return fixed_path(op, flow, x, times, solver, probes=probes, engine=engine)
 
 
 def flow_log_prob(
@@ -184,25 +192,71 @@ def flow_log_prob(
 # --- fixed steps ---------------------------------------------------------------------------------
 
 
-def fixed_step(
+@torch.no_grad()
+def fixed_path(
+    op: str,
     flow: ProbabilityFlow,
     x: Tensor,
-    t: float,
-    t_next: float,
+    times: list[float],
     solver: str,
-    trace: _Trace | None = None,
-) -> Tensor:
+    *,
+    probes: Probes | None = None,
+    engine: Engine = "auto",
+    states: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Returns x at the last of some times from x at the first, and the divergence's integral.
+
+    Arguments:
+        op: Whom errors name.
+        flow: The velocity.
+        x: The state at the first time.
+        times: Rising or falling.
+        solver: A fixed one.
+        probes: Of the divergence, None where none is wanted.
+        engine: As in :func:`integrate`.
+        states: Where all states go, in the order of time, shape (len(times), B, *event).
+    """
+    back = times[-1] < times[0]
+    steps = [_stages(t, t_next, solver) for t, t_next in pairwise(times)]
+    call = _fused_flow.prepare(op, engine, x, flow.nets, flow.coefficients, steps, probes)
+    if call is not None:
+        x, change = _fused_flow.run(call, x, states, back=back)
+        return x, None if probes is None else change
+    trace = None if probes is None else Trace(flow, x, probes)
+    order = range(len(steps), -1, -1) if back else range(len(steps) + 1)
+    for i, step in enumerate(steps):
+        if states is not None:
+            states[order[i]] = x
+        if trace is not None:
+            trace.at_step(i)
+        x = _step(flow, x, step, trace)
+    if states is not None:
+        states[order[-1]] = x
+    return x, None if trace is None else trace.total
+
+
+def fixed_step(flow: ProbabilityFlow, x: Tensor, t: float, t_next: float, solver: str) -> Tensor:
     """Returns x(t_next) from x(t) by one step of a fixed solver, in either direction."""
+    return _step(flow, x, _stages(t, t_next, solver), None)
+
+
+def _stages(t: float, t_next: float, solver: str) -> list[Stage]:
     stages, h = _STAGES[solver], t_next - t
+    # Rounding must not ask the networks about times outside of the grid.
+    times = [t_next if node == 1.0 else t + node * h for node, _ in stages]
+    ahead = [node * h for node, _ in stages[1:]] + [0.0]
+    lengths = [weight * h for _, weight in stages]
+    return [Stage(*each) for each in zip(times, lengths, ahead, strict=True)]
+
+
+def _step(flow: ProbabilityFlow, x: Tensor, stages: list[Stage], trace: Trace | None) -> Tensor:
     y = z = x
-    for j, (node, weight) in enumerate(stages):
-        # Rounding must not ask the networks about times outside of the grid.
-        time = t_next if node == 1.0 else t + node * h
-        values = flow.values(time, z) if trace is None else trace.values(time, z, weight * h)
+    for time, length, ahead in stages:
+        values = flow.values(time, z) if trace is None else trace.values(time, z, length)
         c, last = flow.coefficients(time), z
-        if j + 1 < len(stages):
-            z = _add(x, last, values, c, stages[j + 1][0] * h)
-        y = _add(y, last, values, c, weight * h)
+        if ahead:
+            z = _add(x, last, values, c, ahead)
+        y = _add(y, last, values, c, length)
     return y
 
 
@@ -226,7 +280,7 @@ def _adaptive(
     flow: ProbabilityFlow,
     x: Tensor,
     times: list[float],
-    trace: _Trace | None,
+    trace: Trace | None,
     rtol: float,
     atol: float,
 ) -> tuple[Tensor, Tensor | None]:
@@ -270,16 +324,15 @@ def _torchdiffeq() -> Callable[..., Any]:
 # --- divergence ----------------------------------------------------------------------------------
 
 
-def _trace(
+def _probes(
     op: str,
-    flow: ProbabilityFlow,
     x: Tensor,
     grid: TimeGrid,
     divergence: str | None,
     key: Key | None,
     num_probes: int,
     sample_offset: int,
-) -> _Trace | None:
+) -> Probes | None:
     if divergence is None:
         return None
     _checks.one_of(op, "divergence", divergence, Divergence)
@@ -288,97 +341,9 @@ def _trace(
     key = None if key is None else _checks.key(op, key, x.device)
     dimensions = math.prod(x.shape[1:])
     if divergence == "exact" or (divergence == "auto" and dimensions <= EXACT_DIMENSIONS):
-        return _Trace(flow, x, None, 0, offset)
+        return Probes(None, 0, offset)
     if grid.num_steps * probes >= MAX_STEP:
         raise ValueError(
             f"{op}: expected fewer than 2^24 probes in all, got {grid.num_steps} steps x {probes}"
         )
-    key = NoiseKey.from_torch() if key is None else key
-    return _Trace(flow, x, key, probes, offset)
-
-
-class _Trace:
-    """The divergence along a path: evaluates the networks, and sums what it finds.
-
-    Without a key it is exact; with one it is Hutchinson's estimate with random signs.
-    """
-
-    def __init__(
-        self, flow: ProbabilityFlow, x: Tensor, key: Key | None, num_probes: int, offset: int
-    ) -> None:
-        self.flow, self.key, self.num_probes, self.offset = flow, key, num_probes, offset
-        self.dimensions = math.prod(x.shape[1:])
-        self.total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-        self.latest = self.total
-        self.probes: list[Tensor] = []
-        self._like = torch.empty_like(x)
-        self.at_step(0)
-
-    def at_step(self, step: int) -> None:
-        """Draws the probes of a step; all its stages share them, which keeps the order."""
-        if self.key is None:
-            return
-        first = step * self.num_probes
-        self.probes = [
-            _signs(self._like, self.key, first + i, self.offset) for i in range(self.num_probes)
-        ]
-
-    def values(self, t: float, x: Tensor, weight: float) -> list[Tensor]:
-        """Returns what the networks say, and adds `weight` times the divergence to the total."""
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            values = self.flow.values(t, leaf)
-            field = self.flow.network_part(t, values, x.dtype)
-        constant = self.dimensions * self.flow.coefficients(t)[0]
-        self.latest = torch.full_like(self.total, constant)
-        if field.requires_grad:
-            self.latest = self.latest + self._divergence(field, leaf)
-        else:
-            self._check_constant(t, leaf, field)
-        self.total = self.total + weight * self.latest
-        return [value.detach() for value in values]
-
-    def _check_constant(self, t: float, leaf: Tensor, field: Tensor) -> None:
-        """Tells a network that ignores x from one that hides its graph."""
-        with torch.no_grad():
-            moved = leaf + 0.1
-            other = self.flow.network_part(t, self.flow.values(t, moved), leaf.dtype)
-        if not torch.equal(other, field):
-            raise RuntimeError(
-                "probability_flow: expected net(t, x) to be differentiable in x, got a tensor "
-                "without a graph; a network must not detach x or run under no_grad"
-            )
-
-    def _divergence(self, field: Tensor, leaf: Tensor) -> Tensor:
-        if self.key is None:
-            return self._exact(field, leaf)
-        total = torch.zeros_like(self.total)
-        for i, probe in enumerate(self.probes):
-            product = _vjp(field, leaf, probe, keep=i + 1 < len(self.probes))
-            products = (product * probe).reshape(len(total), self.dimensions)
-            total += products.sum(1, dtype=torch.float64)
-        return total / len(self.probes)
-
-    def _exact(self, field: Tensor, leaf: Tensor) -> Tensor:
-        total = torch.zeros_like(self.total)
-        unit = torch.zeros(field.shape, dtype=field.dtype, device=field.device)
-        columns = unit.view(unit.shape[0], self.dimensions)
-        for i in range(self.dimensions):
-            columns[:, i] = 1.0
-            product = _vjp(field, leaf, unit, keep=i + 1 < self.dimensions)
-            total += product.reshape(columns.shape)[:, i]
-            columns[:, i] = 0.0
-        return total
-
-
-def _signs(like: Tensor, key: Key, step: int, offset: int) -> Tensor:
-    """Random signs: of all probes with independent entries they have the least variance."""
-    normals = _kernels.normal(torch.empty_like(like), key, PURPOSES["hutchinson"], step, offset)
-    return torch.where(normals < 0, -1.0, 1.0).to(like.dtype)
-
-
-def _vjp(field: Tensor, leaf: Tensor, cotangent: Tensor, *, keep: bool) -> Tensor:
-    (product,) = torch.autograd.grad(
-        field, leaf, cotangent, retain_graph=keep, allow_unused=True, materialize_grads=True
-    )
-    return product
+    return Probes(NoiseKey.from_torch() if key is None else key, probes, offset)

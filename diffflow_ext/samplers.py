@@ -23,7 +23,7 @@ from torch import Tensor
 from . import _checks, _kernels
 from ._sweeps import PathProblem
 from .noise import MAX_STEP, PURPOSES
-from .probability_flow import ProbabilityFlow, fixed_step
+from .probability_flow import ProbabilityFlow, fixed_path, fixed_step
 
 __all__ = ["LastStep", "ReverseSampler", "reverse_path"]
 
@@ -95,6 +95,9 @@ def reverse_path(
             f"DiffFlowSDE.sample: expected fewer than 2^24 Langevin moves, got {p.num_steps} x "
             f"{sampler.corrector_steps}"
         )
+    if sampler.solver != "euler" and sampler.corrector_steps == 0:
+        op = "DiffFlowSDE.sample"
+        return fixed_path(op, flow, x_last, times[::-1], sampler.solver, states=states)[0]
     x = x_last
     for i in range(p.num_steps - 1, -1, -1):
         if sampler.solver == "euler":

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, _traced, samplers
+from ._activations import ActivationMemory
 from ._denoising import blank, eager
 from ._engines import Engine, EngineChoice, check_engine
 from ._sweeps import Network, PathProblem, noise_energy
@@ -156,6 +157,7 @@ class DiffFlowSDE(nn.Module):
         checkpoint_every: int = 1,
         sample_offset: int = 0,
         engine: Engine = "auto",
+        activation_memory: ActivationMemory = None,
     ) -> Tensor:
         r"""Returns the loss of each sample along one path, with its exact gradient.
 
@@ -173,6 +175,10 @@ class DiffFlowSDE(nn.Module):
                 for perceptrons on the CPU (see :mod:`diffflow_ext.trajectory`); "auto", the
                 second where it is possible. Both give the same noise, and the same values and
                 gradients but for rounding; :meth:`engine_for` says which "auto" takes and why.
+            activation_memory: Bytes of activations that are kept for the backward pass instead of
+                being computed again, or "auto"; see
+                :func:`diffflow_ext.adjoint.diffflow_loss`. The fused engine and steps that
+                torch.compile records have no use for it.
 
         Returns:
             The losses, shape (B,), in nats.
@@ -186,8 +192,9 @@ class DiffFlowSDE(nn.Module):
         if torch.compiler.is_compiling():
             return _traced.path_loss(self, x0, grid, key, sample_offset, checkpoint_every)
         p, x0, g = self._problem(
-            "loss", x0, grid, key, checkpoint_every=checkpoint_every, sample_offset=sample_offset
-        )
+            "loss", x0, grid, key, checkpoint_every=checkpoint_every,
+            sample_offset=sample_offset, activation_memory=activation_memory,
+        )  # fmt: skip
         call = prepare("DiffFlowSDE.loss", engine, p, x0)
         return path_loss(p, x0, g) if call is None else fused_loss(call, x0, g)
 
@@ -201,6 +208,7 @@ class DiffFlowSDE(nn.Module):
         checkpoint_every: int = 1,
         sample_offset: int = 0,
         engine: Engine = "auto",
+        activation_memory: ActivationMemory = None,
     ) -> Tensor:
         """Returns the mean (or weighted sum) of :meth:`loss` over the batch, for training.
 
@@ -215,6 +223,8 @@ class DiffFlowSDE(nn.Module):
             checkpoint_every: As in :meth:`loss`.
             sample_offset: The global index of the first sample.
             engine: As in :meth:`loss`.
+            activation_memory: As in :meth:`loss`; only drifts' activations are kept, because the
+                score is evaluated once anyway.
 
         Returns:
             The mean, shape (), in nats.
@@ -230,8 +240,8 @@ class DiffFlowSDE(nn.Module):
             at = (x0, grid, key, sample_offset, checkpoint_every)
             return _traced.mean_loss(self, *at, weight=_checks.weights(op, weight, x0))
         p, x0, g = self._problem(
-            "mean_loss", x0, grid, key,
-            checkpoint_every=checkpoint_every, sample_offset=sample_offset,
+            "mean_loss", x0, grid, key, checkpoint_every=checkpoint_every,
+            sample_offset=sample_offset, activation_memory=activation_memory,
         )  # fmt: skip
         each = _checks.weights(op, weight, x0)
         call = prepare(op, engine, p, x0)
@@ -374,6 +384,7 @@ class DiffFlowSDE(nn.Module):
         rtol: float = 1e-5,
         atol: float = 1e-5,
         sample_offset: int = 0,
+        engine: Engine = "auto",
     ) -> Tensor:
         r"""Returns log p(x) of the probability-flow ODE, :math:`\lambda = 0`.
 
@@ -398,6 +409,7 @@ class DiffFlowSDE(nn.Module):
             rtol: Relative tolerance of "dopri5".
             atol: Absolute tolerance of "dopri5".
             sample_offset: The global index of the first sample.
+            engine: As in :func:`diffflow_ext.probability_flow.integrate`.
 
         Returns:
             The log-densities, shape (B,), in nats. No gradient flows through them.
@@ -417,7 +429,7 @@ class DiffFlowSDE(nn.Module):
             self.probability_flow(_checks.state("DiffFlowSDE.log_prob", "x", x).device),
             x, grid, as_prior(self.prior), key=key, solver=solver,
             divergence=divergence, num_probes=num_probes, rtol=rtol, atol=atol,
-            sample_offset=sample_offset,
+            sample_offset=sample_offset, engine=engine,
         )  # fmt: skip
 
     def probability_flow(self, device: torch.device | str = "cpu") -> ProbabilityFlow:

@@ -7,8 +7,8 @@ compiled code. Noise, losses and gradients are those of :mod:`diffflow_ext.adjoi
 normals to the bit, the same formulas, sums in another order.
 
 Gradients of the weights are added up in the order of the tiles, whose size depends on the batch
-alone: what happens here does not depend on the number of threads. (The time embeddings are
-torch's, whose last bits may.)
+alone: what happens here does not depend on the number of threads. (Time embeddings that are not of
+:class:`diffflow_ext.nets.FourierMLP` are torch's, whose last bits may.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _backend, _engines, _gpu_paths
+from . import _backend, _engines, _gpu_paths, _perceptrons
 from ._engines import Engine, EngineChoice, Parts, Rounding, address
 from ._first_order import first_order
 from ._sweeps import PathProblem
@@ -106,8 +106,8 @@ def call_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> Fused
     reason = _problem_obstacle(p, device) or (x.is_cuda and not by_name and _UNMEASURED)
     if reason:
         return reason
-    drift = _engines.parts_or_reason(p.drift, p.times, x, device=device)
-    score = _engines.parts_or_reason(p.score, p.times, x, device=device)
+    drift = _perceptrons.parts_or_reason(p.drift, p.times, x, device)
+    score = _perceptrons.parts_or_reason(p.score, p.times, x, device)
     if isinstance(drift, str):
         return f"drift: {drift}"
     if isinstance(score, str):
@@ -117,11 +117,7 @@ def call_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> Fused
     instructions = _engines.engine_name()
     assert instructions is not None
     call = FusedCall(p, drift, score, instructions)
-    size = call.scratch_bytes(x, gradients=True)
-    if size > _engines.MAX_SCRATCH:
-        most = _engines.MAX_SCRATCH // 2**20
-        return f"it would work in {size // 2**20} MiB of memory, and takes {most} at most"
-    return call
+    return _engines.memory_obstacle(call.scratch_bytes(x, gradients=True)) or call
 
 
 def _call_on_gpu(p: PathProblem, drift: Parts, score: Parts, x: Tensor) -> FusedCall | str:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 import time
 
 import compare_2d
@@ -13,6 +14,7 @@ import compare_images
 import compare_tables
 import dinof_sweep
 import numpy as np
+import pages
 import pytest
 import results_page
 import runs
@@ -147,10 +149,10 @@ def test_images_run(tmp_path):
     assert re.fullmatch(r"FD\(classifier-16x16@[0-9a-f]{12}, n=80\)", report["label"])
     assert set(report["models"]["diffflow"]["bound_by_steps"]) == {"1", "2"}
     page = "<!-- begin steps-images -->\n<!-- end steps-images -->\n"
-    text = results_page.filled(page, results_page.read_results(tmp_path / "results"))
+    text = results_page.filled(page, pages.read_results(tmp_path / "results"))
     assert text.count("DDPM, DDIM, N =") == 2
     drawn_paths = results_page.draw_pictures(
-        results_page.read_results(tmp_path / "results"), tmp_path / "results", tmp_path
+        pages.read_results(tmp_path / "results"), tmp_path / "results", tmp_path
     )
     assert all(path.stat().st_size > 1000 for path in drawn_paths)
 
@@ -174,7 +176,7 @@ def test_page_is_made_from_the_reports_alone(reports, tmp_path):
     assert f"| DiffFlow, bound | **{bound['nats']:.2f} ± {bound['error']:.2f}** |" in text or (
         f"| DiffFlow, bound | {bound['nats']:.2f} ± {bound['error']:.2f} |" in text
     )
-    assert results_page.filled(text, results_page.read_results(root / "results")) == text
+    assert results_page.filled(text, pages.read_results(root / "results")) == text
     names = {path.name for path in tmp_path.glob("*.png")}
     assert names == {"compare_2d.png", "compare_2d_steps.png", "dinof_sweep_2-spirals.png"}
 
@@ -183,12 +185,26 @@ def test_committed_page_fits_the_committed_reports():
     text = results_page.PAGE.read_text()
     found = set(re.findall(r"<!-- begin ([\w-]+)", text))
     assert found == set(results_page.BLOCKS)
-    assert results_page.filled(text, results_page.read_results(runs.RESULTS)) == text
+    assert results_page.filled(text, pages.read_results(runs.RESULTS)) == text
+
+
+def test_conditions_name_every_report_of_the_page_and_no_other():
+    machine = {"cpu": "X", "threads": 1, "commit": "0123456789", "dirty": False}
+    report = {"command": "python x.py", "machine": machine}
+    results = {
+        "compare_2d_moons": {"benchmark": "compare_2d", **report},
+        "steps_2d_1": {"benchmark": "steps", **report},
+        "demo": {"updates": 3},
+    }
+    on = {page: pages.conditions(results, page) for page in ("results", "benchmarks")}
+    assert "compare_2d_moons.json" in on["results"]
+    assert "steps_2d_1.json" in on["benchmarks"]
+    assert [text.count("\n") for text in on.values()] == [3, 3]
 
 
 def test_least_value_of_a_column_is_bold():
     rows = [("a", [2.0, None], ["2", "x"]), ("b", [1.0, 3.0], ["1", "3"])]
-    assert results_page.best_marked(rows) == [["a", "2", "x"], ["b", "**1**", "**3**"]]
+    assert pages.best_marked(rows) == [["a", "2", "x"], ["b", "**1**", "**3**"]]
 
 
 # --- training within a time ----------------------------------------------------------------------
@@ -228,6 +244,23 @@ def test_killed_training_begins_anew_and_stopped_one_goes_on(tmp_path, monkeypat
         assert len(json.loads((folder / "training.json").read_text())) == 2 - (folder == killed)
     assert asked == [True, False]
     del whole
+
+
+def test_written_reports_are_no_changes_of_what_is_measured(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path,
+                       check=True, capture_output=True)  # fmt: skip
+
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "code.py").write_text("1")
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "benchmarks" / "runs.py"))
+    (tmp_path / "benchmarks" / "results" / "x.json").write_text("{}")
+    assert runs.machine()["dirty"] is False
+    (tmp_path / "code.py").write_text("2")
+    assert runs.machine()["dirty"] is True
 
 
 def test_steps_fit_into_the_time(tmp_path, monkeypatch):

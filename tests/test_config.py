@@ -31,6 +31,7 @@ BAD = [
     ("learning_rate", math.nan),
     ("schedule", "linear"),
     ("warmup", -1),
+    ("on_nonfinite", "ignore"),
     ("clip_norm", 0.0),
     ("clip_norm", math.inf),
     ("ema_decay", 1.0),
@@ -46,6 +47,11 @@ BAD = [
     ("diffusion_end", -1.0),
     ("prior", "uniform"),
     ("checkpoint_every", -1),
+    ("activation_memory", ""),
+    ("activation_memory", "0"),
+    ("activation_memory", "1GiB"),
+    ("activation_memory", "1048577"),
+    ("activation_memory", "٣"),
     ("process", "vpp"),
     ("t_cutoff", 0.0),
     ("t_cutoff", 1.5),
@@ -125,7 +131,7 @@ def test_value_of_wrong_type_is_named(name: str, value: object, expected: str) -
 
 
 def test_each_rule_is_tested() -> None:
-    free = {"learn_diffusion"}
+    free = {"learn_diffusion", "cuda_graph", "async_save"}
     assert {name for name, _ in BAD} | free == {item.name for item in fields(TrainConfig)}
 
 
@@ -256,13 +262,14 @@ KINDS: list[dict[str, Any]] = [
     {"model": "diffflow", "net": "unet", "prior": "flow", "flow": "spline", "autocast": "bf16"},
     {"model": "dinof", "loss_weight": "likelihood", "process": "subvp"},
     {"model": "dinof", "process": "ve"},
-    {"model": "ddpm", "noise_schedule": "cosine"},
+    {"model": "ddpm", "noise_schedule": "cosine", "on_nonfinite": "skip"},
     {"model": "ffjord"},
 ]
 TEXTS = {
     "progressive": "0:5,10:20",
     "data": "rings",
     "device": "cuda:1",
+    "activation_memory": "auto",
     "flow_hidden": "3",
     "unet_mults": "1",
     "unet_attention": "off",

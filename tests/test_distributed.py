@@ -165,6 +165,7 @@ def test_what_one_refuses_all_refuse(alone: Path, tmp_path: Path) -> None:
     ("words", "reason"),
     [
         (("--model", "ffjord", "--batch-size", "10"), "trains in one process"),
+        (("--batch-size", "10", "--cuda-graph"), "cuda_graph=True is for one process"),
         (("--batch-size", "1"), "at least one sample for each of the 2 processes"),
     ],
 )

@@ -12,6 +12,7 @@ from helpers import ROOT
 
 import diffflow_ext.ddpm
 import diffflow_ext.dinof
+import diffflow_ext.graphs
 import diffflow_ext.priors
 import diffflow_ext.sde
 
@@ -37,7 +38,13 @@ def test_readme_examples_run() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [diffflow_ext.ddpm, diffflow_ext.dinof, diffflow_ext.priors, diffflow_ext.sde],
+    [
+        diffflow_ext.ddpm,
+        diffflow_ext.dinof,
+        diffflow_ext.graphs,
+        diffflow_ext.priors,
+        diffflow_ext.sde,
+    ],
     ids=lambda module: module.__name__,
 )
 def test_doctests(module: ModuleType) -> None:

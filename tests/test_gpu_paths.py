@@ -18,7 +18,15 @@ from helpers import CSRC, TESTS, compile_cpp, same_bits
 from host_device import OPTIONS, HostDevice, poisoned_memory
 from torch import Tensor
 
-from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid, _engines, _gpu_paths, trajectory
+from diffflow_ext import (
+    DiffFlowSDE,
+    NoiseKey,
+    TimeGrid,
+    _engines,
+    _gpu_paths,
+    _perceptrons,
+    trajectory,
+)
 from diffflow_ext._engines import Rounding
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.priors import StandardNormal
@@ -28,6 +36,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 KEY = NoiseKey(2**40 + 5, 2)
 #: Errors of gradients against float64, relative to their norm. TF32 has 10 bits, bfloat16 8.
 ERRORS: dict[Rounding, float] = {"float32": 5e-6, "tf32": 2e-3, "bfloat16": 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def _embeddings_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: time embeddings of the fused engine are those of the CPU."""
+    monkeypatch.setattr(_perceptrons, "embedding_or_none", lambda *_: None)
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,9 @@ def call_on(
 ) -> Any:
     """A call for the kernels, on the problem that DiffFlowSDE makes; also g."""
     p, x0, g = sde._problem("test", x0, grid, key)
-    drift, score = (_engines.parts_or_reason(net, p.times, x0) for net in (sde.drift, sde.score))
+    drift, score = (
+        _perceptrons.parts_or_reason(net, p.times, x0) for net in (sde.drift, sde.score)
+    )
     assert isinstance(drift, _engines.Parts)
     assert isinstance(score, _engines.Parts)
     return trajectory.FusedCall(p, drift, score, "host", rounding), x0, g
@@ -201,9 +217,9 @@ def test_networks_that_do_not_fit_are_refused(
     def reason(width: int, depth: int, rounding: Rounding = "float32") -> str:
         net = FourierMLP(2, width, depth)
         x, times = torch.zeros(1, 2), torch.zeros(3)
-        parts = _engines.parts_or_reason(net, times, x)
+        parts = _perceptrons.parts_or_reason(net, times, x)
         assert isinstance(parts, _engines.Parts)
-        small = _engines.parts_or_reason(FourierMLP(2, 16, 1), times, x)
+        small = _perceptrons.parts_or_reason(FourierMLP(2, 16, 1), times, x)
         assert isinstance(small, _engines.Parts)
         with host.running(0):
             return _gpu_paths.obstacle(small, parts, 2, rounding, 0)
@@ -217,7 +233,7 @@ def test_networks_that_do_not_fit_are_refused(
 
 def test_a_build_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_gpu_paths._backend, "build_info", lambda: {"cuda": False})
-    parts = _engines.parts_or_reason(FourierMLP(2, 16, 1), torch.zeros(3), torch.zeros(1, 2))
+    parts = _perceptrons.parts_or_reason(FourierMLP(2, 16, 1), torch.zeros(3), torch.zeros(1, 2))
     assert isinstance(parts, _engines.Parts)
     assert "no CUDA kernels" in _gpu_paths.obstacle(parts, parts, 2, "float32", 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from diffflow_ext import DDPM, DiNof, NoiseKey, _engines, _regression
 from diffflow_ext._backend import core
 from diffflow_ext.nets import FourierMLP
+from diffflow_ext.nets.mlp import Perceptron
 
 KEY = NoiseKey(11, 3)
 ENGINES = [name for name in core.engines() if "bf16" not in name]
@@ -78,6 +80,48 @@ def test_errors_and_gradients(
         found.backward(weight)
         assert apart(found.detach(), errors) < 2e-6
     assert apart(grads_of(net, x), exact) < 1e-5
+
+
+class Steady(FourierMLP):
+    """With an embedding whose bits do not depend on torch's threads, as those of products do."""
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def perceptron_at(self, t: Tensor) -> Perceptron:
+        return replace(super().perceptron_at(t), embedding=t[:, None].sin() * self.phase)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_samples_share_the_embeddings_of_times(
+    monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr(_engines, "engine_name", lambda: engine)
+    torch.manual_seed(0)
+    net, (t, x, target, weight) = FourierMLP(2, 33, 1), data(90, 2)
+    t = (10 * t).ceil() / 10
+    exact = reference(net, t, x, target, weight)[1]
+    x.requires_grad_()
+    call = _regression.prepare("test", "fused", net, t, x)
+    assert call is not None
+    assert len(call.parts.tensors[0]) == 10
+    _regression.weighted_square_error(call, x, target, weight).backward()
+    assert apart(grads_of(net, x), exact) < 1e-5
+
+
+def test_gradients_of_shared_times_do_not_depend_on_threads() -> None:
+    torch.manual_seed(0)
+    net, (t, x, target, weight) = Steady(2, 32, 2), data(333, 2)
+    t, before, found = (3 * t).ceil(), torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        call = _regression.prepare("test", "fused", net, t, x)
+        assert call is not None
+        loss = _regression.weighted_square_error(call, x, target, weight)
+        found.append(torch.autograd.grad(loss, call.parts.tensors))
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -106,11 +106,36 @@ int64_t regression_scratch(const std::string& engine, const df::RegressionSizes&
 }
 
 void regression(const std::string& engine, const df::RegressionSizes& sizes,
-                const df::MlpTuple& mlp, const std::array<df::Address, 6>& a,
+                const df::MlpTuple& mlp, const std::array<df::Address, 7>& a,
                 const std::vector<df::Address>& grads) {
   const df::TensorList<const float> weights(std::get<2>(mlp));
   const df::TensorList<float> of_weights(grads);
   df::engine_named(engine).regression(df::regression_problem(sizes, mlp, weights, of_weights, a));
+}
+
+int64_t flow_scratch(const std::string& engine, const df::FlowSizes& sizes,
+                     const std::vector<df::MlpTuple>& nets) {
+  return df::engine_named(engine).flow_scratch_bytes(df::FlowHolder(sizes, nets).problem());
+}
+
+void flow(const std::string& engine, const df::FlowSizes& sizes,
+          const std::vector<df::MlpTuple>& nets, const SeedTuple& noise,
+          const std::array<df::Address, 8>& a, int64_t states_row) {
+  df::FlowHolder holder(sizes, nets);
+  holder.set_noise(noise);
+  holder.set_buffers(a, states_row);
+  df::engine_named(engine).flow(holder.problem());
+}
+
+int64_t embedding_scratch(const std::string& engine, const df::EmbeddingSizes& sizes) {
+  return df::engine_named(engine).embedding_scratch_bytes(
+      df::embedding_problem(sizes, 0, {}, {}, {}));
+}
+
+void embedding(const std::string& engine, const df::EmbeddingSizes& sizes, float scale,
+               const std::array<df::Address, 6>& a, const std::vector<df::Address>& weights,
+               const std::vector<df::Address>& grads) {
+  df::engine_named(engine).embedding(df::embedding_problem(sizes, scale, a, weights, grads));
 }
 
 }  // namespace
@@ -222,4 +247,8 @@ PYBIND11_MODULE(_core, m) {
       Free());
   m.def("regression_scratch", &regression_scratch);
   m.def("regression", &regression, Free());
+  m.def("flow_scratch", &flow_scratch);
+  m.def("flow", &flow, Free());
+  m.def("embedding_scratch", &embedding_scratch);
+  m.def("embedding", &embedding, Free());
 }

@@ -2,6 +2,8 @@
 #define DF_ENGINE avx2
 #define DF_LANES 8
 #define DF_HD inline __attribute__((always_inline))
+#include "embedding.h"
+#include "flow.h"
 #include "regression.h"
 #include "sample.h"
 
@@ -13,7 +15,11 @@ const Engine& engine_avx2() {
                                 avx2::run_loss,
                                 avx2::run_sample,
                                 avx2::regression_scratch_bytes,
-                                avx2::run_regression};
+                                avx2::run_regression,
+                                avx2::flow_scratch_bytes,
+                                avx2::run_flow,
+                                avx2::embedding_scratch_bytes,
+                                avx2::run_embedding};
   return engine;
 }
 

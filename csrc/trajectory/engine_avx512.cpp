@@ -2,6 +2,8 @@
 #define DF_ENGINE avx512
 #define DF_LANES 16
 #define DF_HD inline __attribute__((always_inline))
+#include "embedding.h"
+#include "flow.h"
 #include "regression.h"
 #include "sample.h"
 
@@ -13,7 +15,11 @@ const Engine& engine_avx512() {
                                 avx512::run_loss,
                                 avx512::run_sample,
                                 avx512::regression_scratch_bytes,
-                                avx512::run_regression};
+                                avx512::run_regression,
+                                avx512::flow_scratch_bytes,
+                                avx512::run_flow,
+                                avx512::embedding_scratch_bytes,
+                                avx512::run_embedding};
   return engine;
 }
 

@@ -4,6 +4,8 @@
 #define DF_LANES 16
 #define DF_BF16
 #define DF_HD inline __attribute__((always_inline))
+#include "embedding.h"
+#include "flow.h"
 #include "regression.h"
 #include "sample.h"
 
@@ -15,7 +17,11 @@ const Engine& engine_avx512bf16() {
                                 avx512bf16::run_loss,
                                 avx512bf16::run_sample,
                                 avx512bf16::regression_scratch_bytes,
-                                avx512bf16::run_regression};
+                                avx512bf16::run_regression,
+                                avx512bf16::flow_scratch_bytes,
+                                avx512bf16::run_flow,
+                                avx512bf16::embedding_scratch_bytes,
+                                avx512bf16::run_embedding};
   return engine;
 }
 

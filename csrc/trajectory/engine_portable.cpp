@@ -2,6 +2,8 @@
 #define DF_ENGINE portable
 #define DF_LANES 4
 #define DF_HD inline __attribute__((always_inline))
+#include "embedding.h"
+#include "flow.h"
 #include "regression.h"
 #include "sample.h"
 
@@ -13,7 +15,11 @@ const Engine& engine_portable() {
                                 portable::run_loss,
                                 portable::run_sample,
                                 portable::regression_scratch_bytes,
-                                portable::run_regression};
+                                portable::run_regression,
+                                portable::flow_scratch_bytes,
+                                portable::run_flow,
+                                portable::embedding_scratch_bytes,
+                                portable::run_embedding};
   return engine;
 }
 

@@ -79,16 +79,16 @@ DF_INLINE void narrow_product(int64_t rows, int64_t columns, int64_t inner, floa
   }
 }
 
-/// w (rows x columns), or its transpose, as a right factor (inner x outer), with zeros where it
-/// ends.
+/// w (rows x columns), its rows `row_length` apart, or its transpose, as a right factor (inner x
+/// outer), with zeros where it ends.
 struct Right {
   const float* w;
-  int64_t rows, columns;
+  int64_t rows, columns, row_length;
   bool transpose;
 
   float at(int64_t k, int64_t n) const {
     const int64_t row = transpose ? n : k, column = transpose ? k : n;
-    return row < rows && column < columns ? w[row * columns + column] : 0.0f;
+    return row < rows && column < columns ? w[row * row_length + column] : 0.0f;
   }
 };
 

@@ -1,6 +1,10 @@
 // A perceptron on a tile of samples: values, and vector-Jacobian products with weight gradients.
 #pragma once
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "activations.h"
 #include "matmul.h"
 
@@ -11,13 +15,23 @@ constexpr int kMaxDepth = 16;
 /// Up to here a product with so few columns is taken column by column.
 constexpr int64_t kNarrow = 8;
 
-/// Hands out aligned parts of a block of memory; from address 0 it only counts.
+/// Hands out aligned parts of a block of memory; from address 0 it only counts. Under
+/// AddressSanitizer parts end at a wall.
 class Arena {
  public:
-  explicit Arena(void* start) : next_(reinterpret_cast<uintptr_t>(start)) {}
+  explicit Arena(void* start)
+      : next_(reinterpret_cast<uintptr_t>(start)), counts_(start == nullptr) {}
 
   template <typename T>
   T* take(int64_t count) {
+    T* out = take_part<T>(count);
+    wall();
+    return out;
+  }
+
+  /// The same for parts that are used as one block with those after it.
+  template <typename T>
+  T* take_part(int64_t count) {
     next_ = (next_ + 63) / 64 * 64;
     T* out = reinterpret_cast<T*>(next_);
     next_ += static_cast<uintptr_t>(count) * sizeof(T);
@@ -25,8 +39,16 @@ class Arena {
   }
   uintptr_t next() const { return next_; }
 
+  void wall() {
+#ifdef __SANITIZE_ADDRESS__
+    if (!counts_) ASAN_POISON_MEMORY_REGION(reinterpret_cast<void*>(next_), 64);
+    next_ += 64;
+#endif
+  }
+
  private:
   uintptr_t next_;
+  bool counts_;
 };
 
 /// Weights with rows of `width`, which is padded with units that are always 0.
@@ -141,24 +163,24 @@ static void pack_weights(const PackedMlp& to, const Mlp& mlp, int64_t times) {
   for (int64_t l = 0; l < mlp.depth; ++l) {
     copy_rows(to.bias[l], to.width, w.hidden_bias[l], mlp.width, 1);
     const int64_t inner = to.width / kPerUnit;
-    pack(to.forward[l], {w.hidden[l], mlp.width, mlp.width, true}, inner, to.width);
-    pack(to.backward[l], {w.hidden[l], mlp.width, mlp.width, false}, inner, to.width);
+    pack(to.forward[l], {w.hidden[l], mlp.width, mlp.width, mlp.width, true}, inner, to.width);
+    pack(to.backward[l], {w.hidden[l], mlp.width, mlp.width, mlp.width, false}, inner, to.width);
   }
   if (to.dim > kNarrow) {
-    pack(to.output_panels, {w.output, to.dim, mlp.width, true}, to.width, to.outer);
-    pack(to.input_panels, {w.input, mlp.width, to.dim, false}, to.width, to.outer);
+    pack(to.output_panels, {w.output, to.dim, mlp.width, mlp.width, true}, to.width, to.outer);
+    pack(to.input_panels, {w.input, mlp.width, to.dim, to.dim, false}, to.width, to.outer);
   }
 }
 
 DF_INLINE MlpSums carve_sums(Arena& arena, const PackedMlp& mlp, int64_t times) {
   MlpSums out;
-  out.embedding = arena.take<float>(times * mlp.width);
-  out.input = arena.take<float>(mlp.dim * mlp.width);
-  out.output = arena.take<float>(mlp.dim * mlp.width);
-  out.output_bias = arena.take<float>(mlp.outer);
+  out.embedding = arena.take_part<float>(times * mlp.width);
+  out.input = arena.take_part<float>(mlp.dim * mlp.width);
+  out.output = arena.take_part<float>(mlp.dim * mlp.width);
+  out.output_bias = arena.take_part<float>(mlp.outer);
   for (int64_t l = 0; l < mlp.depth; ++l) {
-    out.hidden[l] = arena.take<float>(mlp.width * mlp.width);
-    out.bias[l] = arena.take<float>(mlp.width);
+    out.hidden[l] = arena.take_part<float>(mlp.width * mlp.width);
+    out.bias[l] = arena.take_part<float>(mlp.width);
   }
   return out;
 }

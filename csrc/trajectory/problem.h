@@ -67,19 +67,70 @@ struct SampleOutputs {
   float* states;  ///< (num_steps + 1, samples, dim)
 };
 
-/// |target - net(t, x)|^2 / dim at a time of each sample's own: the mlp's embedding has as many
-/// rows as there are samples.
+/// |target - net(t, x)|^2 / dim, each sample at one of `times` times: the mlp's embedding has as
+/// many rows.
 struct RegressionProblem {
-  int64_t samples, dim;
+  int64_t samples, dim, times;
   Mlp mlp;
   int64_t tile;
   int threads;
   void* scratch;
+  const int64_t* time_of;   ///< (samples)
   const float *x, *target;  ///< (samples, dim)
   const float* weight;      ///< (samples) of the gradients, or null for none
   float* cost;              ///< (samples)
   MlpTensors<float> grads;
   float* grad_x;  ///< (samples, dim)
+};
+
+/// dx/dt = v = c_x x + sum_n c_n net_n(t, x) in explicit Runge-Kutta steps whose stages use only
+/// the one before, and the integral of div v along the way. Embeddings have `times` rows.
+struct FlowProblem {
+  int64_t samples, dim, num_steps, num_stages, times;
+  int num_nets;  ///< 1 or 2
+  Mlp nets[2];
+  const int64_t* time_of;      ///< (num_steps, num_stages)
+  const double* lengths;       ///< (num_steps, num_stages, 2): the stage's part of the step, and
+                               ///< from the step's start to the next stage
+  const double* coefficients;  ///< (times, 3): c_x, c_1, c_2
+  int64_t probes;              ///< of Hutchinson's estimate; 0 for the exact divergence
+  uint64_t seed;
+  uint32_t stream, purpose, sample_offset;
+  int64_t tile;
+  int threads;
+  void* scratch;
+  const float* start;  ///< (samples, dim)
+  float* end;          ///< (samples, dim)
+  float* states;       ///< of the start; the next one lies `states_row` floats on, or null
+  int64_t states_row;
+  double* change;  ///< (samples), or null where no divergence is wanted
+};
+
+/// Parameters of a time embedding, or room for their gradients.
+template <typename T>
+struct EmbeddingTensors {
+  T* phase;       ///< (width)
+  T* first;       ///< (width, 2 width)
+  T* first_bias;  ///< (width)
+  T* second;      ///< (width, width)
+  T* constant;    ///< (width)
+};
+
+/// second act(first [sin a, cos a] + first_bias) + constant, a = scale t frequencies + phase, at as
+/// many times t as there are samples.
+struct EmbeddingProblem {
+  int64_t samples, width;
+  Activation activation;
+  float scale;
+  const float *times, *frequencies;  ///< (samples), (width)
+  EmbeddingTensors<const float> weights;
+  int64_t tile;
+  int threads;
+  void* scratch;
+  float* kept;        ///< for the way back: (whole tiles, 4, tile, width padded), or null
+  float* embeddings;  ///< (samples, width)
+  const float* grad;  ///< of the embeddings, (samples, width): back with what was kept
+  EmbeddingTensors<float> grads;
 };
 
 /// One engine a set of instructions.
@@ -90,6 +141,10 @@ struct Engine {
   void (*sample)(const TrajectoryProblem& problem, const SampleOutputs& outputs);
   int64_t (*regression_scratch_bytes)(const RegressionProblem& problem, bool gradients);
   void (*regression)(const RegressionProblem& problem);
+  int64_t (*flow_scratch_bytes)(const FlowProblem& problem);
+  void (*flow)(const FlowProblem& problem);
+  int64_t (*embedding_scratch_bytes)(const EmbeddingProblem& problem);
+  void (*embedding)(const EmbeddingProblem& problem);
 };
 
 const Engine& engine_portable();

@@ -7,7 +7,7 @@
 namespace diffflow {
 namespace DF_ENGINE {
 
-/// Weights and sums of one network whose embedding belongs to samples, not to times.
+/// Weights and sums of one network; of its embeddings, which may be many, each tile copies its own.
 struct RegressionShared {
   PackedMlp mlp;
   MlpSums sums;
@@ -29,9 +29,10 @@ DF_INLINE RegressionShared carve_regression(Arena& arena, const RegressionProble
   RegressionShared out;
   out.mlp = carve_weights(arena, p.mlp, p.dim, 0);
   if (gradients) {
-    out.sums_begin = arena.take<float>(0);
+    out.sums_begin = arena.take_part<float>(0);
     out.sums = carve_sums(arena, out.mlp, 0);
     out.num_sums = (arena.next() - reinterpret_cast<uintptr_t>(out.sums_begin)) / sizeof(float);
+    arena.wall();
   }
   return out;
 }
@@ -46,7 +47,7 @@ DF_INLINE RegressionRoom carve_regression_room(Arena& arena, const RegressionPro
   float** const parts[] = {&out.x, &out.value, &out.cotangent, &out.grad_x};
   for (float** part : parts) *part = arena.take<float>(state);
   if (gradients) {
-    out.sums_begin = arena.take<float>(0);
+    out.sums_begin = arena.take_part<float>(0);
     out.sums = carve_sums(arena, shared.mlp, 0);
   }
   return out;
@@ -65,8 +66,10 @@ static void regression_tile(const RegressionProblem& p, const RegressionShared& 
   const int64_t width = mlp.width, narrow = p.mlp.width;
   memset(room.cotangent, 0, p.tile * p.dim * sizeof(float));
   memcpy(room.x, p.x + rows.first * p.dim, rows.count * p.dim * sizeof(float));
-  copy_rows(room.embedding, width, p.mlp.weights.embedding + rows.first * narrow, narrow,
-            rows.count);
+  for (int64_t m = 0; m < rows.count; ++m) {
+    const float* embedding = p.mlp.weights.embedding + p.time_of[rows.first + m] * narrow;
+    copy_rows(room.embedding + m * width, width, embedding, narrow, 1);
+  }
   repeat_first(room.x, p.dim, rows.count, p.tile);
   repeat_first(room.embedding, width, rows.count, p.tile);
   evaluate(mlp, room.embedding, width, p.tile, room.x, room.at, room.value, room.inside);
@@ -85,12 +88,18 @@ static void regression_tile(const RegressionProblem& p, const RegressionShared& 
   memset(room.sums_begin, 0, shared.num_sums * sizeof(float));
   pull_back(mlp, room.sums, nullptr, p.tile, room.x, room.at, room.cotangent, room.grad_x,
             room.inside);
-  for (int64_t m = 0; m < rows.count; ++m) {
-    memcpy(p.grads.embedding + (rows.first + m) * narrow, room.inside.delta + m * width,
-           narrow * sizeof(float));
-  }
   if (p.grad_x != nullptr) {
     memcpy(p.grad_x + rows.first * p.dim, room.grad_x, rows.count * p.dim * sizeof(float));
+  }
+}
+
+/// Takes a tile's gradients in; room.delta still holds those of its embeddings.
+static void add_regression(const RegressionProblem& p, const RegressionShared& shared,
+                           const RegressionRoom& room, const Rows& rows) {
+  add_block(shared.sums_begin, room.sums_begin, shared.num_sums);
+  for (int64_t m = 0; m < rows.count; ++m) {
+    float* to = p.grads.embedding + p.time_of[rows.first + m] * p.mlp.width;
+    add_block(to, room.inside.delta + m * shared.mlp.width, p.mlp.width);
   }
 }
 
@@ -99,7 +108,10 @@ static void run_regression(const RegressionProblem& p) {
   Arena arena(p.scratch);
   const RegressionShared shared = carve_regression(arena, p, gradients);
   pack_weights(shared.mlp, p.mlp, 0);
-  if (gradients) memset(shared.sums_begin, 0, shared.num_sums * sizeof(float));
+  if (gradients) {
+    memset(shared.sums_begin, 0, shared.num_sums * sizeof(float));
+    memset(p.grads.embedding, 0, p.times * p.mlp.width * sizeof(float));
+  }
   const int64_t tiles = (p.samples + p.tile - 1) / p.tile;
 #pragma omp parallel num_threads(p.threads)
   {
@@ -110,11 +122,10 @@ static void run_regression(const RegressionProblem& p) {
     }
 #pragma omp for ordered schedule(static, 1)
     for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t first = i * p.tile, left = p.samples - first;
-      regression_tile(p, shared, room, {first, left < p.tile ? left : p.tile});
+      regression_tile(p, shared, room, rows_of(p, i));
 #pragma omp ordered
       {
-        if (gradients) add_block(shared.sums_begin, room.sums_begin, shared.num_sums);
+        if (gradients) add_regression(p, shared, room, rows_of(p, i));
       }
     }
   }

@@ -51,10 +51,11 @@ DF_INLINE int64_t times_of(const TrajectoryProblem& p) { return p.num_steps + 1;
 DF_INLINE void carve_all_sums(Arena& arena, const TrajectoryProblem& p, const Shared& shared,
                               MlpSums* drift, MlpSums* score, double** grad_g, float** begin,
                               int64_t* count) {
-  *begin = arena.take<float>(0);
+  *begin = arena.take_part<float>(0);
   *drift = carve_sums(arena, shared.drift, times_of(p));
   *score = carve_sums(arena, shared.score, times_of(p));
   *count = (arena.next() - reinterpret_cast<uintptr_t>(*begin)) / sizeof(float);
+  arena.wall();
   *grad_g = arena.take<double>(times_of(p));
 }
 
@@ -134,7 +135,8 @@ DF_INLINE void repeat_first(float* rows, int64_t row, int64_t count, int64_t til
   for (int64_t m = count; m < tile; ++m) memcpy(rows + m * row, rows, row * sizeof(float));
 }
 
-static void draw(const TrajectoryProblem& p, int64_t step, const Rows& rows, float* out) {
+template <typename Problem>
+static void draw(const Problem& p, int64_t step, const Rows& rows, float* out) {
   const NoiseSource source = {p.seed, p.stream, static_cast<uint32_t>(step) | p.purpose << 24,
                               p.sample_offset, nullptr};
   const Shape shape = {p.samples, p.dim};
@@ -148,13 +150,14 @@ static void draw(const TrajectoryProblem& p, int64_t step, const Rows& rows, flo
   repeat_first(out, p.dim, rows.count, p.tile);
 }
 
-DF_INLINE void copy_in(float* to, const float* from, const TrajectoryProblem& p, const Rows& rows) {
+template <typename Problem>
+DF_INLINE void copy_in(float* to, const float* from, const Problem& p, const Rows& rows) {
   memcpy(to, from + rows.first * p.dim, rows.count * p.dim * sizeof(float));
   repeat_first(to, p.dim, rows.count, p.tile);
 }
 
-DF_INLINE void copy_out(float* to, const float* from, const TrajectoryProblem& p,
-                        const Rows& rows) {
+template <typename Problem>
+DF_INLINE void copy_out(float* to, const float* from, const Problem& p, const Rows& rows) {
   if (to == nullptr) return;
   memcpy(to + rows.first * p.dim, from, rows.count * p.dim * sizeof(float));
 }
@@ -314,7 +317,8 @@ DF_INLINE void add_sums(const Shared& to, const Room& from, int64_t times) {
   for (int64_t k = 0; k < times; ++k) to.grad_g[k] += from.grad_g[k];
 }
 
-DF_INLINE Rows rows_of(const TrajectoryProblem& p, int64_t tile) {
+template <typename Problem>
+DF_INLINE Rows rows_of(const Problem& p, int64_t tile) {
   const int64_t first = tile * p.tile, left = p.samples - first;
   return {first, left < p.tile ? left : p.tile};
 }

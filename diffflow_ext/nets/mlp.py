@@ -48,6 +48,34 @@ class Perceptron:
     hidden: tuple[tuple[Tensor, Tensor], ...]
 
 
+@dataclass(frozen=True)
+class TimeEmbedding:
+    r"""What a time embedding is made of.
+
+    .. math:: e(t) = W_2 \, \sigma(W_1 [\sin a, \cos a] + b_1) + c, \qquad
+              a = s \, t \, \omega + \varphi
+
+    Arguments:
+        activation: The name of :math:`\sigma`.
+        scale: s.
+        frequencies: :math:`\omega`, shape (width,), which get no gradient.
+        phase: :math:`\varphi`, shape (width,).
+        first: :math:`W_1`, shape (width, 2 width).
+        first_bias: :math:`b_1`, shape (width,).
+        second: :math:`W_2`, shape (width, width).
+        constant: c, shape (width,).
+    """
+
+    activation: str
+    scale: float
+    frequencies: Tensor
+    phase: Tensor
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    constant: Tensor
+
+
 class FourierMLP(nn.Module):
     r"""Maps a time and a batch of vectors to a batch of vectors.
 
@@ -172,13 +200,34 @@ class FourierMLP(nn.Module):
         Arguments:
             t: The times, shape (times,).
         """
+        return self.perceptron_with(self.embed(t) + self.input.bias)
+
+    def perceptron_with(self, embedding: Tensor) -> Perceptron:
+        r"""Returns the same for embeddings from elsewhere.
+
+        Arguments:
+            embedding: All that the first layer adds to W x, shape (times, width).
+        """
         return Perceptron(
             self.activation,
-            self.embed(t) + self.input.bias,
+            embedding,
             self.input.weight,
             self.output.weight,
             self.output.bias,
             tuple((layer.weight, layer.bias) for layer in self.hidden),  # pyright: ignore
+        )
+
+    def time_embedding(self) -> TimeEmbedding:
+        """Returns what makes all that the first layer adds to W x, for fused engines."""
+        return TimeEmbedding(
+            self.activation,
+            self.time_scale,
+            self.frequencies,
+            self.phase,
+            self.time_in.weight,
+            self.time_in.bias,
+            self.time_out.weight,
+            self.time_out.bias + self.input.bias,
         )
 
     def extra_repr(self) -> str:

@@ -60,15 +60,19 @@ class Batches:
     def __call__(self, step: int) -> Tensor:
         """Returns the batch of a step or the part that is wanted, float32, shape (B, *event)."""
         config, part = self.config, self.part
-        rows = batch_indices(len(self.data), config.batch_size, config.seed, step)
-        rows = rows[part.start : part.stop]
-        batch = self.data[rows.to(self.data.device)].to(self.device)
+        batch = self.data[self.rows(step).to(self.data.device)].to(self.device)
         if batch.dtype != torch.uint8:
             return batch
         key = NoiseKey(config.seed, stream=step)
         if config.flip == "on":
             batch = mirrored(batch, key, sample_offset=part.start)
         return dequantise(batch, key, sample_offset=part.start)
+
+    def rows(self, step: int) -> Tensor:
+        """Returns the rows of the data that a batch, or the part of it, is made of."""
+        config = self.config
+        rows = batch_indices(len(self.data), config.batch_size, config.seed, step)
+        return rows[self.part.start : self.part.stop]
 
 
 def mirrored(images: Tensor, key: NoiseKey, *, sample_offset: int = 0) -> Tensor:

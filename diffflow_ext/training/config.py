@@ -53,11 +53,9 @@ class TrainConfig:
         MISSING, "Built-in set or file to learn from.", "a name or a path", lambda text: text != ""
     )
     data_seed: int = rules.whole(
-        0,
-        0,
-        "Seed of the points of a built-in set; the split of a file is fixed.",
+        0, 0, "Seed of the points of a built-in set; the split of a file is fixed.",
         high=rules.MAX_SEED,
-    )
+    )  # fmt: skip
     limit: int = rules.whole(0, 0, "Training data to learn from, the first ones; 0 takes all.")
     image_size: int = rules.whole(
         0, 0, "Side in pixels to which images are scaled; 0 leaves them.", high=4096
@@ -69,11 +67,9 @@ class TrainConfig:
     )
     model: str = rules.choice("diffflow", MODELS, "Which model to train.")
     seed: int = rules.whole(
-        0,
-        0,
-        "Seed of the initial weights, the order of the data and the noise.",
+        0, 0, "Seed of the initial weights, the order of the data and the noise.",
         high=rules.MAX_SEED,
-    )
+    )  # fmt: skip
 
     steps: int = rules.whole(2000, 1, "Training steps, one batch each.", on_resume=True)
     batch_size: int = rules.whole(
@@ -154,6 +150,21 @@ class TrainConfig:
         on_resume=True,
         needs=_DIFFFLOW,
     )
+    activation_memory: str = rules.option(
+        "off",
+        "MiB of activations kept for the gradient instead of computing them again; auto takes half"
+        " of the free memory. The numbers stay the same; perceptrons on the CPU need none.",
+        "off, auto, or a whole number of MiB from 1 to 1048576",
+        rules.is_memory,
+        on_resume=True,
+        needs=_DIFFFLOW,
+    )
+    cuda_graph: bool = rules.flag(
+        False,
+        "Replay each step on a GPU as one CUDA graph; networks must not draw. No effect on a CPU.",
+        on_resume=True,
+        needs=_DIFFFLOW,
+    )
 
     process: str = rules.choice("vp", ("vp", "subvp", "ve"), "Linear diffusion.", needs=_DINOF)
     t_cutoff: float = rules.option(
@@ -208,12 +219,9 @@ class TrainConfig:
     )
     flow_bins: int = rules.whole(8, 2, "Bins of a spline.", high=1024, needs=_SPLINE)
     glow_levels: int = rules.whole(
-        0,
-        0,
-        "Scales; each halves the sides; 0 takes as many as fit, up to 3.",
-        high=16,
-        needs=_GLOW,
-    )
+        0, 0, "Scales; each halves the sides; 0 takes as many as fit, up to 3.",
+        high=16, needs=_GLOW,
+    )  # fmt: skip
     glow_blocks: int = rules.whole(8, 1, "Couplings of a scale.", high=1024, needs=_GLOW)
     glow_hidden: int = rules.whole(64, 1, "Channels inside a coupling.", high=65536, needs=_GLOW)
 
@@ -275,6 +283,15 @@ class TrainConfig:
     threads: int = rules.whole(0, 0, "CPU threads; 0 leaves the default.", on_resume=True)
     save_every: int = rules.whole(500, 1, "Steps between checkpoints.", on_resume=True)
     keep_checkpoints: int = rules.whole(3, 1, "How many checkpoints stay.", on_resume=True)
+    async_save: bool = rules.flag(
+        False, "Go on training while a checkpoint is written.", on_resume=True
+    )
+    on_nonfinite: str = rules.choice(
+        "stop",
+        ("stop", "skip"),
+        "Where a loss or gradient isn't finite: stop and say where, or leave the step out and"
+        " count it.",
+    )
     log_every: int = rules.whole(10, 1, "Steps between lines of metrics.jsonl.", on_resume=True)
 
     def __post_init__(self) -> None:
@@ -286,6 +303,11 @@ class TrainConfig:
         self._check_pair("beta_min", "beta_max")
         self._check_pair("sigma_min", "sigma_max")
         self._check_unused()
+        if self.cuda_graph and self.on_nonfinite == "skip":
+            raise ValueError(
+                "TrainConfig: on_nonfinite='skip': a step that is one CUDA graph can't be left"
+                " out; leave it at 'stop', or cuda_graph at False"
+            )
 
     def _check_pair(self, low: str, high: str) -> None:
         small, large = getattr(self, low), getattr(self, high)

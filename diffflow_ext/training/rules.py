@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from diffflow_ext._words import shown
 
@@ -22,8 +22,10 @@ __all__ = [
     "field_rule",
     "flag",
     "is_device",
+    "is_memory",
     "is_progressive",
     "is_whole_list",
+    "memory_bytes",
     "option",
     "parse_progressive",
     "positive",
@@ -135,9 +137,10 @@ def choice(default: str, choices: tuple[str, ...], text: str, *, needs: Needs = 
     return field(default=default, metadata={"rule": rule})
 
 
-def flag(default: bool, text: str, *, needs: Needs = ()) -> Any:
+def flag(default: bool, text: str, *, on_resume: bool = False, needs: Needs = ()) -> Any:
     """Returns a field for true and false."""
-    return option(default, text, "true or false", lambda value: True, needs=needs)
+    allowed = "true or false"
+    return option(default, text, allowed, lambda value: True, on_resume=on_resume, needs=needs)
 
 
 # --- values that are texts -----------------------------------------------------------------------
@@ -146,6 +149,19 @@ def flag(default: bool, text: str, *, needs: Needs = ()) -> Any:
 def is_device(name: str) -> bool:
     """Whether a text names a device."""
     return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
+
+
+def is_memory(text: str) -> bool:
+    """Whether a text says how much memory to take; see `memory_bytes`."""
+    number = re.fullmatch(r"[1-9]\d{0,6}", text, re.ASCII) is not None
+    return text in ("off", "auto") or (number and int(text) <= 2**20)
+
+
+def memory_bytes(text: str) -> int | Literal["auto"] | None:
+    """Returns the bytes of a text with MiB; "auto" as it is, None for "off"."""
+    if text == "off":
+        return None
+    return "auto" if text == "auto" else int(text) * 2**20
 
 
 def is_whole_list(text: str) -> bool:

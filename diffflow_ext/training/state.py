@@ -33,28 +33,45 @@ class TrainState:
         self.ema = AveragedModel(module)
         self.optimiser = torch.optim.Adam([{"params": list(p.parameters)} for p in parts])
         self.step = 0
+        self.skipped = self.skipped_in_a_row = 0
         self.elapsed = 0.0
+
+    @property
+    def decay(self) -> float:
+        """The decay of the averaged weights in the next step.
+
+        (1 + n) / (10 + n) at first: a constant one would keep the random initial weights in the
+        average for about 1 / (1 - decay) steps.
+        """
+        return min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
 
     def update(self, learning_rates: Sequence[float]) -> None:
         """Takes one step of Adam along the present gradients, and averages the weights.
 
         Arguments:
             learning_rates: One for each part.
-
-        The decay is (1 + n) / (10 + n) at first: a constant one would keep the random initial
-        weights in the average for about 1 / (1 - decay) steps.
         """
         for group, rate in zip(self.optimiser.param_groups, learning_rates, strict=True):
             group["lr"] = rate
         self.optimiser.step()
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        self.ema.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self.ema.multi_avg_fn = get_ema_multi_avg_fn(self.decay)
         self.ema.update_parameters(self.module)
         self.step += 1
+        self.skipped_in_a_row = 0
+
+    def skip(self) -> None:
+        """Counts a step that changes nothing else."""
+        self.step += 1
+        self.skipped += 1
+        self.skipped_in_a_row += 1
 
     def to_checkpoint(self, meta: Mapping[str, Any]) -> Checkpoint:
         """Returns the state as tensors and plain data, with more of these beside it."""
-        counters = {"elapsed": self.elapsed, "ema_updates": int(self.ema.n_averaged)}
+        counters = {
+            "elapsed": self.elapsed,
+            "ema_updates": int(self.ema.n_averaged),
+            "skipped": [self.skipped, self.skipped_in_a_row],
+        }
         return Checkpoint(
             step=self.step,
             model=self.module.state_dict(),
@@ -76,6 +93,8 @@ class TrainState:
             counters = checkpoint.meta["counters"]
             self.ema.n_averaged.fill_(counters["ema_updates"])
             self.elapsed = float(counters["elapsed"])
+            # Checkpoints of earlier versions don't count them.
+            self.skipped, self.skipped_in_a_row = counters.get("skipped", (0, 0))
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"checkpoint of step {checkpoint.step}: doesn't fit the configuration: {error}"

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,10 +23,10 @@ from tqdm import tqdm
 
 from diffflow_ext._backend import build_info
 from diffflow_ext.training.batches import Batches, open_data
+from diffflow_ext.training.captured import CapturedTraining
 from diffflow_ext.training.checkpoint import (
     CheckpointError,
     load_latest,
-    save_checkpoint,
     step_directories,
     sweep,
 )
@@ -37,11 +34,14 @@ from diffflow_ext.training.config import TrainConfig
 from diffflow_ext.training.dataset_record import DatasetRecord
 from diffflow_ext.training.defaults import resolve, same_choice
 from diffflow_ext.training.device import pick_device
+from diffflow_ext.training.diagnosis import diagnose
 from diffflow_ext.training.distributed import Loss, World, joined, local_rank
 from diffflow_ext.training.recipes import Part, Recipe, build_recipe
 from diffflow_ext.training.rules import field_rule
 from diffflow_ext.training.runs import MetricsLog, NoLog, RunDirectory, replace_text
+from diffflow_ext.training.saving import Saver
 from diffflow_ext.training.schedules import learning_rate_at
+from diffflow_ext.training.session import own_generator, signals, threads
 from diffflow_ext.training.state import TrainState
 
 __all__ = [
@@ -90,6 +90,10 @@ class TrainResult:
     checkpoint: Path
 
 
+Metrics = dict[str, float]
+
+#: More steps in a row that aren't finite are no accident.
+MAX_SKIPPED = 100
 #: Fewer are a trial of the installation, of which no learning is expected.
 FEW_STEPS = 20
 
@@ -127,7 +131,7 @@ def train(
             f"steps={config.steps} that there are; lower warmup",
             stacklevel=2,
         )
-    with joined(config.device) as world, _opened(run, world), _threads(config.threads):
+    with joined(config.device) as world, _opened(run, world), threads(config.threads):
         world.on_first(lambda: _check_directory(run, config, resume=resume, overwrite=overwrite))
         return _session(config, run, world, overwrite=overwrite, progress=progress)
 
@@ -229,6 +233,8 @@ class _Trainer:
         self.losses = [world.reduced(part) for part in self.recipe.parts]
         self.state = TrainState(config, module, self.recipe.parts)
         self.saved: Path | None = None
+        self.saver = Saver(run.checkpoints, config.keep_checkpoints, beside=config.async_save)
+        self.captured: CapturedTraining | None = None
         self.received: list[int] = []
 
     def restore(self) -> None:
@@ -245,6 +251,8 @@ class _Trainer:
     def run_to_end(self, progress: bool | None) -> TrainResult:
         """Trains up to the last step, with a log, a bar, checkpoints and an ear for signals."""
         disabled = None if progress is None else not progress
+        if self.config.cuda_graph:
+            self.captured = CapturedTraining(self.config, self.recipe, self.state)
         if not self.world.writes:
             disabled = True
         with (
@@ -252,10 +260,13 @@ class _Trainer:
             tqdm(
                 total=self.config.steps, initial=self.state.step, disable=disabled, unit="step"
             ) as bar,
-            _signals() as self.received,
-            _own_generator(self.device),
+            signals() as self.received,
+            own_generator(self.device),
         ):
-            self._loop(log, bar)
+            try:
+                self._loop(log, bar)
+            finally:
+                self.world.on_first(self.saver.wait)
         assert self.saved is not None
         return TrainResult(self.state.step, self.state.elapsed, self.saved)
 
@@ -269,7 +280,9 @@ class _Trainer:
             line, signum = self._step()
             bar.update()
             if state.step % config.log_every == 0 or state.step == config.steps:
-                line |= self.recipe.reading(state.step - 1, line["loss"]) | rate.measure()
+                if "loss" in line:
+                    line |= self.recipe.reading(state.step - 1, line["loss"])
+                line |= rate.measure()
                 log.write(line)
                 bar.set_postfix_str(self._bar_text(line))
             last = state.step == config.steps or signum > 0
@@ -286,19 +299,59 @@ class _Trainer:
         # Networks that draw (dropout) and estimators of flows draw the same after a resume.
         torch.manual_seed((config.seed * SEED_FACTOR + step + self.world.rank) % 2**32)
         x0 = self.batches(step)
+        rates = [learning_rate_at(config, step, part.learning_rate) for part in self.recipe.parts]
+        take = self._plain if self.captured is None else self._graphed
+        metrics, signum = take(x0, step, rates)
+        return {"step": step + 1, **metrics, "lr": rates[0]}, signum
+
+    def _plain(self, x0: Tensor, step: int, rates: list[float]) -> tuple[Metrics, int]:
+        """Takes a step in PyTorch's usual way; not at all where a number isn't finite."""
         self.state.optimiser.zero_grad(set_to_none=True)
         parts = zip(self.recipe.parts, self.losses, strict=True)
         values = [value for part, loss in parts for value in self._backward(part, loss, x0, step)]
         # A signal may come to one process alone, and all have to stop at one step.
         signum = values[0].new_tensor(float(self.received[0]) if self.received else 0.0)
         *means, signum = self.world.mean(torch.stack([*values, signum])).tolist()
-        metrics = self._finite(means)
-        rates = [learning_rate_at(config, step, part.learning_rate) for part in self.recipe.parts]
+        reason = self._not_finite(means)
+        if reason and self.config.on_nonfinite == "skip":
+            return self._skipped(reason), self._agreed(signum)
+        if reason:
+            raise TrainingError(f"{reason}; {self._why(x0, step)}; {self._kept()}")
         self.state.update(rates)
-        return {"step": step + 1, **metrics, "lr": rates[0]}, self._agreed(signum)
+        return self._metrics(means), self._agreed(signum)
+
+    def _skipped(self, reason: str) -> Metrics:
+        """Leaves weights, averages and moments as they are."""
+        state = self.state
+        state.skip()
+        if state.skipped_in_a_row > MAX_SKIPPED:
+            raise TrainingError(
+                f"{reason}, and neither was any of the {MAX_SKIPPED} before; {self._kept()}"
+            )
+        return {"skipped": state.skipped}
+
+    def _why(self, x0: Tensor, step: int) -> str:
+        """Returns what is not finite in a step that was not taken."""
+        torch.manual_seed((self.config.seed * SEED_FACTOR + step + self.world.rank) % 2**32)
+        return diagnose(self.recipe, x0, self.batches.rows(step), step, self.part.start)
+
+    def _kept(self) -> str:
+        saved = f"the last good checkpoint is {self.saved}" if self.saved else "none saved"
+        return f"{saved}; try a lower learning_rate or a longer warmup, or on_nonfinite='skip'"
+
+    def _graphed(self, x0: Tensor, step: int, rates: list[float]) -> tuple[Metrics, int]:
+        """Takes a step that may be a graph; one that isn't finite spoils the state unsaved."""
+        assert self.captured is not None
+        values = self.captured(x0, step, rates)
+        if reason := self._not_finite(values):
+            raise TrainingError(f"{reason}; {self._kept()}")
+        self.state.step += 1
+        return self._metrics(values), self._agreed(0)
 
     def _agreed(self, mean: float) -> int:
         """Returns the signal that all processes know of; one that came since waits a step."""
+        if self.world.size == 1:
+            return self.received[0] if self.received else 0
         if not mean:
             return 0
         return self.received[0] if self.received else signal.SIGTERM
@@ -318,27 +371,33 @@ class _Trainer:
         norm = torch.nn.utils.clip_grad_norm_(part.parameters, part.clip_norm)
         return loss.detach().double(), norm.double()
 
-    def _finite(self, values: list[float]) -> dict[str, float]:
-        """Returns the loss and the gradient's length of each part, if they are finite."""
+    def _not_finite(self, values: list[float]) -> str:
+        """Returns which loss or gradient's length isn't finite, "" if all are."""
         parts = self.recipe.parts
         of = [""] if len(parts) == 1 else [f" of {part.name}" for part in parts]
         names = [f"{name}{part}" for part in of for name in ("loss", "gradient norm")]
         for name, value in zip(names, values, strict=True):
             if not math.isfinite(value):
-                kept = f"the last good checkpoint is {self.saved}" if self.saved else "none saved"
-                raise TrainingError(
-                    f"train: the {name} is {value} at step {self.state.step + 1}; the step"
-                    f" wasn't taken; {kept}; try a lower learning_rate or a longer warmup"
-                )
+                step = self.state.step + 1
+                return f"train: the {name} is {value} at step {step}; the step wasn't taken"
+        return ""
+
+    def _metrics(self, values: list[float]) -> Metrics:
+        """Returns the loss and the gradient's length of each part, by name."""
+        parts = self.recipe.parts
         losses, norms = values[::2], values[1::2]
-        found = {"loss": sum(losses), "grad_norm": math.hypot(*norms)}
+        metrics: Metrics = {"loss": sum(losses), "grad_norm": math.hypot(*norms)}
         if len(parts) > 1:
             for part, loss, norm in zip(parts, losses, norms, strict=True):
-                found |= {f"{part.name}_loss": loss, f"{part.name}_grad_norm": norm}
-        return found
+                metrics |= {f"{part.name}_loss": loss, f"{part.name}_grad_norm": norm}
+        if self.state.skipped:
+            metrics["skipped"] = self.state.skipped
+        return metrics
 
     def _bar_text(self, line: dict[str, float]) -> str:
         speed = f"{line['samples_per_second']:.0f} samples/s"
+        if "loss" not in line:
+            return f"{line['skipped']:.0f} steps skipped, {speed}"
         name = self.recipe.curve[0]
         reading = "" if name == "loss" else f"{name} {line[name]:.3f} nats, "
         return f"loss {line['loss']:.3f}, {reading}{speed}"
@@ -351,8 +410,7 @@ class _Trainer:
             "data": self.record.to_meta(),
         }
         checkpoint = self.state.to_checkpoint(meta)
-        keep = self.config.keep_checkpoints
-        self.world.on_first(lambda: save_checkpoint(self.run.checkpoints, checkpoint, keep))
+        self.world.on_first(lambda: self.saver.save(checkpoint))
         self.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
 
 
@@ -400,6 +458,11 @@ def _check_world(world: World, config: TrainConfig, recipe: Recipe[Any]) -> None
             f"train: model={config.model!r} trains in one process, because its solver looks at the"
             f" whole batch; there are {world.size}"
         )
+    if world.size > 1 and config.cuda_graph:
+        raise ValueError(
+            "train: cuda_graph=True is for one process, because a graph holds no exchange of"
+            f" gradients; there are {world.size}"
+        )
     if world.size > config.batch_size:
         raise ValueError(
             f"train: batch_size={config.batch_size}: expected at least one sample for each of the"
@@ -416,45 +479,3 @@ def _check_same_run(old: TrainConfig, new: TrainConfig) -> None:
                 f"train: {item.name}={after!r}: the run to resume has {before!r}; start another"
                 " run to change it"
             )
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before, most = torch.get_num_threads(), 4 * (os.cpu_count() or 1)
-    if count > most:
-        raise ValueError(f"train: expected threads <= {most} on this machine, got {count}")
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _own_generator(device: torch.device) -> Iterator[None]:
-    """Leaves torch's generators as they were before training."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying; a second one takes its usual course."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for each, handler in old.items():
-            signal.signal(each, handler)
-
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

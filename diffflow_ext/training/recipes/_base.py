@@ -136,6 +136,14 @@ class Recipe(ABC, Generic[Model]):
         """Returns the parts of the model that are trained apart."""
 
     @abstractmethod
+    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+        """Returns the loss of each sample in a step, shape (B,), without a gradient."""
+
+    def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
+        """Returns where on the way to one sample's loss a number isn't finite, if it's known."""
+        return ""
+
+    @abstractmethod
     def draw(
         self,
         shape: tuple[int, ...],

@@ -46,6 +46,10 @@ class DDPMRecipe(Recipe[DDPM]):
             )
         )
 
+    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+        """Returns the square error of each sample's noise."""
+        return self.module.loss(x0, self.key(step), sample_offset=offset)
+
     def draw(
         self,
         shape: tuple[int, ...],

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffflow_ext.diffusion import ConstantDiffusion, GeometricDiffusion
+from diffflow_ext.grids import TimeGrid
 from diffflow_ext.noise import NoiseKey
 from diffflow_ext.sde import DiffFlowSDE
 from diffflow_ext.training.config import TrainConfig
@@ -20,6 +22,7 @@ from diffflow_ext.training.recipes._base import (
     Recipe,
     ode_estimator,
 )
+from diffflow_ext.training.rules import memory_bytes
 from diffflow_ext.training.schedules import progressive_grid, sampling_grid, training_grid
 
 __all__ = ["DiffFlowRecipe"]
@@ -53,13 +56,48 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
         return self.whole(self._loss)
 
     def _loss(self, x0: Tensor, step: int, offset: int) -> Tensor:
-        every = self.config.checkpoint_every
-        grid, key = training_grid(self.config, step), self.key(step)
+        grid = training_grid(self.config, step)
+        self.note(x0, grid, step)
+        return self.path_loss(x0, grid, self.key(step), offset)
+
+    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+        """Returns the path loss of each sample."""
+        grid = training_grid(self.config, step)
+        return self.module.loss(x0, grid, self.key(step), sample_offset=offset)
+
+    def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
+        """Returns the first state, drift or score of a path that isn't finite."""
+        grid, module = training_grid(self.config, step), self.module
+        states = module.path(x0, grid, self.key(step), sample_offset=offset)
+        times = grid.times.to(x0.device, x0.dtype)
+        with torch.no_grad():
+            for k, (t, x) in enumerate(zip(times, states, strict=True)):
+                values = {"state": x, "drift": module.drift(t, x), "score": module.score(t, x)}
+                for name, value in values.items():
+                    if not value.isfinite().all() and (k > 0 or name != "score"):
+                        return f"the {name} at step {k} of {grid.num_steps} isn't"
+        return "every state, drift and score is; a residual or the prior isn't"
+
+    def note(self, x0: Tensor, grid: TimeGrid, step: int) -> None:
+        """Finds what turns the loss of a step into a bound, where the log will ask for it."""
         if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
             # That of the whole batch, of which this may be a part.
             batch = x0.new_zeros((self.config.batch_size, *x0.shape[1:]))
-            self._rest = float(self.module.bound_minus_loss(batch, grid, key).double().mean())
-        return self.module.mean_loss(x0, grid, key, checkpoint_every=every, sample_offset=offset)
+            rest = self.module.bound_minus_loss(batch, grid, self.key(step))
+            self._rest = float(rest.double().mean())
+
+    def path_loss(
+        self, x0: Tensor, grid: TimeGrid, key: NoiseKey | Tensor, offset: int = 0
+    ) -> Tensor:
+        """Returns the mean loss of samples, the first of global index `offset`, shape ()."""
+        return self.module.mean_loss(
+            x0,
+            grid,
+            key,
+            checkpoint_every=self.config.checkpoint_every,
+            sample_offset=offset,
+            activation_memory=memory_bytes(self.config.activation_memory),
+        )
 
     def draw(
         self,

@@ -65,6 +65,14 @@ class DiNofRecipe(Recipe[DiNof]):
         )
         return [score, flow]
 
+    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+        """Returns the losses of score and flow together."""
+        at = (x0, self.key(step))
+        loss = self.module.score_loss(*at, sample_offset=offset)
+        if self.config.flow == "none":
+            return loss
+        return loss + self.module.flow_loss(*at, sample_offset=offset)
+
     def draw(
         self,
         shape: tuple[int, ...],

@@ -37,6 +37,10 @@ class FlowRecipe(Recipe[FlowPrior]):
             lambda x0, step, offset: -self.module.log_prob(x0).mean(), autocast=False
         )
 
+    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+        """Returns -log p of each sample."""
+        return -self.module.log_prob(x0)
+
     def draw(
         self,
         shape: tuple[int, ...],

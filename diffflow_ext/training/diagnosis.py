@@ -1,0 +1,69 @@
+"""Where a number went wrong: in which weight or gradient, for which sample, at which step.
+
+Asked once, when a step is not finite; nothing of it costs anything before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffflow_ext.training.recipes import Recipe
+
+__all__ = ["diagnose"]
+
+#: Names of each kind that a message lists.
+LISTED = 3
+
+
+def diagnose(recipe: Recipe[Any], x0: Tensor, rows: Tensor, step: int, offset: int) -> str:
+    """Returns what is not finite, in words.
+
+    Arguments:
+        recipe: The model, with the weights before the step.
+        x0: The samples of the step.
+        rows: Their rows in the training data.
+        step: The step, counted from 0.
+        offset: The global index of the first sample.
+    """
+    weights = _tensors("weights", dict(recipe.module.named_parameters()))
+    if weights:
+        return weights
+    with torch.no_grad():
+        bad = torch.nonzero(~recipe.each(x0, step, offset).isfinite()).flatten().tolist()
+    if not bad:
+        text = _tensors("gradients", _gradients(recipe, x0, step, offset))
+        return text or "every sample's loss is finite by itself, and so is every gradient"
+    named = [f"{i + offset} (row {int(rows[i])} of the training data)" for i in bad]
+    where = recipe.where_not_finite(x0[bad[0] : bad[0] + 1], step, offset + bad[0])
+    text = f"not finite is the loss of samples {_listed(named)} of the batch"
+    return f"{text}; of the first of them, {where}" if where else text
+
+
+def _gradients(recipe: Recipe[Any], x0: Tensor, step: int, offset: int) -> dict[str, Tensor]:
+    """Returns the gradients before clipping, which spreads what isn't finite, by name."""
+    names = {id(p): name for name, p in recipe.module.named_parameters()}
+    found = {}
+    for part in recipe.parts:
+        loss = part.loss(x0, step, offset)
+        grads = torch.autograd.grad(loss, list(part.parameters), allow_unused=True)
+        for p, grad in zip(part.parameters, grads, strict=True):
+            if grad is not None:
+                found[names[id(p)]] = grad
+    return found
+
+
+def _tensors(kind: str, tensors: Mapping[str, Tensor]) -> str:
+    counts = {name: int((~value.isfinite()).sum()) for name, value in tensors.items()}
+    bad = [
+        f"{n} ({count} of {tensors[n].numel()} numbers)" for n, count in counts.items() if count
+    ]
+    return f"not finite are the {kind} {_listed(bad)}" if bad else ""
+
+
+def _listed(texts: list[str]) -> str:
+    more = len(texts) - LISTED
+    return ", ".join(texts[:LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,61 @@
+"""What a training session changes in its process, and puts back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+
+__all__ = ["own_generator", "signals", "threads"]
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Computes with so many threads; 0 leaves them as they are.
+
+    Raises:
+        ValueError: If the machine has far fewer processors.
+    """
+    before, most = torch.get_num_threads(), 4 * (os.cpu_count() or 1)
+    if count > most:
+        raise ValueError(f"train: expected threads <= {most} on this machine, got {count}")
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def own_generator(device: torch.device) -> Iterator[None]:
+    """Leaves torch's generators as they were before training."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying; a second one takes its usual course."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each, handler in old.items():
+            signal.signal(each, handler)
+
+    for number in old:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
