@@ -60,6 +60,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "saved_once": {"save_every": STEPS},
     "learned_diffusion": {"learn_diffusion": True, "checkpoint_every": 2},
     "power_grid": {"grid": "power"},
+    "saved_beside_the_training": {"async_save": True, "save_every": 2},
+    "kept_activations": {"activation_memory": "auto"},
     "ddpm": {"model": "ddpm"},
     "dinof": {"model": "dinof", "t_cutoff": 0.5},
     "ffjord": {"model": "ffjord"},
