@@ -52,6 +52,7 @@ from ._sweeps import (
     check_leaves,
     simulate,
 )
+from ._words import shown
 from .diffusion import Diffusion, diffusion_values
 from .grids import TimeGrid
 from .noise import NoiseKey
@@ -200,11 +201,11 @@ def build_problem(
 
 def _activation_memory(op: str, value: object, checkpoint_every: int) -> ActivationMemory:
     """Returns a budget for kept graphs, None for none."""
-    if value is None or value == "auto":
+    if value is None or (isinstance(value, str) and value == "auto"):
         budget: ActivationMemory = value  # pyright: ignore
     elif isinstance(value, str):
         raise ValueError(
-            f"{op}: expected activation_memory in bytes, 'auto' or None, got {value!r}"
+            f"{op}: expected activation_memory in bytes, 'auto' or None, got {shown(value)}"
         )
     else:
         budget = _checks.count(op, "activation_memory", value, 0, 2**63) or None

@@ -37,6 +37,9 @@ _FLOW_DRAW = 1
 #: Steps of a sampler over the whole time of a process.
 _DEFAULT_STEPS = 1000
 
+#: Moves grow with its square, which must be a number.
+MAX_SNR = 1e100
+
 
 class DiNof(nn.Module):
     r"""A diffusion up to a cutoff, with a normalizing flow as its prior there.
@@ -124,6 +127,10 @@ class DiNof(nn.Module):
             t = t.to(x)
         else:
             t = x.new_tensor(_checks.finite("DiNof.score", "t", t))
+        if t.dim() and tuple(t.shape) != x.shape[:1]:
+            raise ValueError(
+                f"DiNof.score: expected t of shape () or ({x.shape[0]},), got {tuple(t.shape)}"
+            )
         if not t.is_cuda and not bool((t > 0).all()):
             raise ValueError(f"DiNof.score: expected t > 0, where noise is, got {t.tolist()}")
         eps = _denoising.predicted_noise("DiNof.score", self.eps_net, t, x).to(x.dtype)
@@ -364,6 +371,8 @@ class DiNof(nn.Module):
         ratio = _checks.finite(op, "snr", snr)
         if not ratio > 0:
             raise ValueError(f"{op}: expected snr > 0, got {ratio}")
+        if ratio > MAX_SNR:
+            raise ValueError(f"{op}: expected snr <= {MAX_SNR:g}, got {ratio}")
         grid = self._sampling_grid(op, num_steps, kind)
         like = _denoising.blank(shape, self.parameters())
         key = _denoising.fixed_key(op, key, like.device)

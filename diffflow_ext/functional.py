@@ -44,6 +44,7 @@ from ._autograd import (
 )
 from ._first_order import first_order
 from ._operators import operators
+from ._words import shown
 from .noise import PURPOSES, place, purpose_code
 
 __all__ = [
@@ -140,9 +141,9 @@ def normal(
     shape = _checks.event_shape(op, "shape", shape)
     where = device if torch.compiler.is_compiling() else place(op, device)
     where = torch.empty(0, device=where).device
+    if not isinstance(dtype, torch.dtype) or dtype not in _checks.NETWORK_DTYPES:
+        raise TypeError(f"{op}: expected a floating dtype, got {shown(dtype)}")
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    if dtype not in _checks.NETWORK_DTYPES:
-        raise TypeError(f"{op}: expected a floating dtype, got {dtype}")
     key = _checks.key(op, key, where)
     code = purpose_code(op, purpose)
     step, offset = _checks.step(op, step), _checks.sample_offset(op, sample_offset, shape[0])

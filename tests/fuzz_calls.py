@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fuzz_targets import KEY, TARGETS, linear, x
+from fuzz_targets import KEY, TARGETS, x
 
 from diffflow_ext import GeometricDiffusion, NoiseKey, TimeGrid
 
@@ -95,7 +95,7 @@ OTHERS: list[Callable[[], Any]] = [
     lambda: torch.float16, lambda: torch.int32, lambda: torch.device("meta"), lambda: "cuda",
     lambda: "meta", lambda: "cpu:7", lambda: "heun", lambda: "fused", lambda: "autograd",
     lambda: "dopri5", lambda: "hutchinson", lambda: "tweedie", lambda: "ve", lambda: "cosine",
-    lambda: linear, lambda: Constant(None), lambda: Constant(x(2, 3)), lambda: Constant(x(2)),
+    lambda: Constant(None), lambda: Constant(x(2, 3)), lambda: Constant(x(2)),
     lambda: Constant(x(2, 3).long()), lambda: Constant(torch.tensor(-1.0)),
     lambda: Constant(torch.tensor(float("nan"))), lambda: Constant(torch.ones(2, 3, 1)),
     lambda: Constant(x(2, 3, dtype=torch.complex64)), lambda: Constant(torch.zeros(())),

@@ -81,6 +81,7 @@ def bare(call: Callable[..., Any]) -> Target:
         lambda: {
             "drift": linear, "score": linear, **path_arguments(), "diffusion": 0.5, "params": (),
             "prior": None, "checkpoint_every": 1, "score_memory": None,
+            "activation_memory": "auto",
         },
     )  # fmt: skip
 
@@ -156,7 +157,7 @@ TARGETS: dict[str, Target] = {
         },
     ),
     "loss": Target(
-        method(small, "loss"), with_path(checkpoint_every=1, engine="auto")
+        method(small, "loss"), with_path(checkpoint_every=1, engine="auto", activation_memory=1000)
     ),
     "mean_loss": Target(
         method(small, "mean_loss"),

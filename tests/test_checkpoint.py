@@ -126,8 +126,15 @@ def test_each_changed_byte_is_detected(small: Path, name: str) -> None:
         data[position] ^= flip
 
 
-def test_each_changed_bit_is_detected_in_one_file(small: Path) -> None:
-    path = small / "optim.safetensors"
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "optim.safetensors" else pytest.param(name, marks=pytest.mark.slow)
+        for name in FILES
+    ],
+)
+def test_each_changed_bit_is_detected(small: Path, name: str) -> None:
+    path = small / name
     data = bytearray(path.read_bytes())
     for bit in range(8 * len(data)):
         data[bit // 8] ^= 1 << bit % 8
@@ -434,13 +441,14 @@ def _latest_quietly(directory: Path) -> int:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_killed_by_the_system_at_any_moment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_by_the_system_at_any_moment(tmp_path: Path, kills: int) -> None:
     started = time.monotonic()
     for step in range(1, 4):
         save_checkpoint(tmp_path, make(step), keep=2)
     duration = (time.monotonic() - started) / 3
-    rng = random.Random(0)
-    for _ in range(20):
+    rng = random.Random(kills)
+    for _ in range(kills):
         first = _latest_quietly(tmp_path) + 1
         child = os.fork()
         if child == 0:
@@ -518,6 +526,79 @@ def test_failed_system_call_leaves_the_old_checkpoint(
             save_checkpoint(tmp_path, make(2))
     assert _latest_quietly(tmp_path) in (1, 2)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_random_bits_of_a_megabyte_are_detected(tmp_path: Path) -> None:
+    """Damage far from any header, in as many places as a disk would need decades for."""
+    tensors = {"w": torch.randn(2**18)}
+    whole = save_checkpoint(tmp_path, Checkpoint(5, tensors, {}, {}, {}))
+    path, rng = whole / "model.safetensors", random.Random(0)
+    data = bytearray(path.read_bytes())
+    for _ in range(60):
+        bit = rng.randrange(8 * len(data))
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(whole)
+        data[bit // 8] ^= 1 << bit % 8
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+def test_a_folder_that_may_not_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The answer of a read-only file system, given in its place: root may write anywhere."""
+    save_checkpoint(tmp_path, make(1))
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if call == "mkdir" or "w" in str(arguments):
+            raise OSError(30, "Read-only file system", str(path))
+        return real(path, *arguments, **options)
+
+    real = getattr(Path, call)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, call, refuse)
+        words = r"cannot write the checkpoint, .*: Read-only file system; earlier checkpoints are"
+        with pytest.raises(CheckpointError, match=words) as caught:
+            save_checkpoint(tmp_path, make(2))
+    assert str(tmp_path) in str(caught.value)
+    assert _latest_quietly(tmp_path) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do anything")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, make(1))
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(CheckpointError, match="Permission denied; earlier checkpoints are"):
+            save_checkpoint(tmp_path, make(2))
+    finally:
+        tmp_path.chmod(0o700)
+    assert _latest_quietly(tmp_path) == 1
+
+
+def test_a_device_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte count at which the space ends leaves the old checkpoint and nothing else."""
+    save_checkpoint(tmp_path, make(1))
+    files = module._encode(make(2))
+    total, real = sum(map(len, files.values())), module._write_synced
+    for space in (0, 1, total // 3, total // 2, total - 1):
+        left = [space]
+
+        def write(path: Path, data: bytes, left: list[int] = left) -> None:
+            real(path, data[: left[0]])
+            left[0] -= len(data)
+            if left[0] < 0:
+                raise OSError(28, "No space left on device", str(path))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_write_synced", write)
+            with pytest.raises(CheckpointError, match=rf"needs {total} bytes: No space left"):
+                save_checkpoint(tmp_path, make(2))
+        assert _latest_quietly(tmp_path) == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
+    save_checkpoint(tmp_path, make(2))
+    assert _latest_quietly(tmp_path) == 2
 
 
 DISK_FULL = """

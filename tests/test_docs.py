@@ -59,6 +59,19 @@ def test_links_lead_somewhere(page: Any) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_named_tests_exist() -> None:
+    """A document that names a test as its evidence names one that is there."""
+    named = {
+        (file, name)
+        for page in PAGES
+        for file, name in re.findall(r"(tests/\w+\.py)::(\w+)", page.read_text())
+    }
+    assert len(named) > 40
+    for file, name in sorted(named):
+        source = (ROOT / file).read_text()
+        assert re.search(rf"^def {name}\(", source, re.M), f"{file}::{name}"
+
+
 def test_commands_of_the_readme_exist() -> None:
     from diffflow_ext.cli import build_parser
 
