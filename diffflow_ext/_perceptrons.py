@@ -67,7 +67,7 @@ def _part_obstacle(part: nn.Module, whole: bool) -> str:
         return f"a method of its {named} was replaced"
     if _hooks(part):
         return f"it has hooks on its {named}, which would not be called"
-    return "it has a layer without a bias" if getattr(part, "bias", part) is None else ""
+    return ""
 
 
 def _patched_class(net: nn.Module) -> str:

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import helpers
 import host_device
 
+from diffflow_ext import _engines
+
 # The same examples in every run: a failure is a defect of the change, never of the day.
 settings.register_profile(
     "fixed", derandomize=True, deadline=None, database=None, max_examples=60, print_blob=True
@@ -45,6 +47,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def same_threads() -> Iterator[None]:
+    """Puts back the number of threads that a test changes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=helpers.ENGINES)
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each set of instructions that this processor has."""
+    monkeypatch.setattr(_engines, "engine_name", lambda: request.param)
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffflow_ext._backend import core
+
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 CSRC = ROOT / "csrc"
 
 # The part of the build's flags that decides bits; see CMakeLists.txt.
 CPP_FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror")
+
+
+#: Sets of instructions of the fused engine that this processor has.
+ENGINES = [name for name in core.engines() if "bf16" not in name]
+needs_bf16 = pytest.mark.skipif(
+    "avx512bf16" not in core.engines(), reason="needs a processor with dot products of bfloat16"
+)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ENGINES
 from torch import Tensor
 
 from diffflow_ext import DDPM, DiNof, NoiseKey, _engines, _regression
-from diffflow_ext._backend import core
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.nets.mlp import Perceptron
 
 KEY = NoiseKey(11, 3)
-ENGINES = [name for name in core.engines() if "bf16" not in name]
 
 
 def data(samples: int, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

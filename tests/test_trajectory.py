@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from helpers import ENGINES, needs_bf16
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid, _engines, trajectory
-from diffflow_ext._backend import core
 from diffflow_ext.functional import normal
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.nets.mlp import Perceptron
 from diffflow_ext.priors import StandardNormal
 
+pytestmark = pytest.mark.usefixtures("same_threads")
+
 KEY = NoiseKey(11, 3)
-ENGINES = [name for name in core.engines() if "bf16" not in name]
-needs_bf16 = pytest.mark.skipif(
-    "avx512bf16" not in core.engines(), reason="needs a processor with dot products of bfloat16"
-)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(params=ENGINES)
-def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each set of instructions that this processor has."""
-    monkeypatch.setattr(_engines, "engine_name", lambda: request.param)
-    return request.param
 
 
 def model(

@@ -200,7 +200,7 @@ class FourierMLP(nn.Module):
         Arguments:
             t: The times, shape (times,).
         """
-        return self.perceptron_with(self.embed(t) + self.input.bias)
+        return self.perceptron_with(_sum(self.embed(t), self.input.bias))
 
     def perceptron_with(self, embedding: Tensor) -> Perceptron:
         r"""Returns the same for embeddings from elsewhere.
@@ -227,7 +227,7 @@ class FourierMLP(nn.Module):
             self.time_in.weight,
             self.time_in.bias,
             self.time_out.weight,
-            self.time_out.bias + self.input.bias,
+            _sum(self.time_out.bias, self.input.bias),
         )
 
     def extra_repr(self) -> str:
@@ -236,6 +236,11 @@ class FourierMLP(nn.Module):
             f"dim={self.dim}, width={self.width}, depth={self.depth}, "
             f"activation={self.activation!r}, time_scale={self.time_scale}"
         )
+
+
+def _sum(value: Tensor, bias: Tensor | None) -> Tensor:
+    """Adds a bias; users may have put in layers without one."""
+    return value if bias is None or value is None else value + bias  # pyright: ignore
 
 
 def _check_arguments(dim: int, width: int, depth: int, activation: str, time_scale: float) -> None:
