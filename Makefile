@@ -54,8 +54,9 @@ demo: $(VENV)/demo
 
 # --- tests -----------------------------------------------------------------------------------------
 
+# A file stays with one process: what its tests share is made once.
 test: lint
-	pytest
+	pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/test
 	@ruff check .
