@@ -41,10 +41,17 @@ def diagnose(
     if not bad:
         torch.manual_seed(seed)
         return _tensors("gradients", _gradients(recipe, x0, step, offset))
-    named = [f"{i + offset} (row {int(rows[i])} of the training data)" for i in bad]
+    if len(bad) == len(x0) > 1:
+        text = f"not finite is the loss of all {len(x0)} samples: the weights have gone astray"
+    else:
+        text = _samples(bad, rows, offset)
     where = recipe.where_not_finite(x0[bad[0] : bad[0] + 1], step, offset + bad[0])
-    text = f"not finite is the loss of samples {_listed(named)} of the batch"
     return f"{text}; of the first of them, {where}" if where else text
+
+
+def _samples(bad: list[int], rows: Tensor, offset: int) -> str:
+    named = [f"{i + offset} (row {int(rows[i])} of the training data)" for i in bad]
+    return f"not finite is the loss of samples {_listed(named)} of the batch"
 
 
 def _gradients(recipe: Recipe[Any], x0: Tensor, step: int, offset: int) -> dict[str, Tensor]:

@@ -288,6 +288,12 @@ class _Trainer:
                 self.saver.wait()
             raise
         self.world.on_first(self.saver.wait)
+        if 2 * self.state.skipped > self.config.steps and self.world.writes:
+            warnings.warn(
+                f"train: {self.state.skipped} of {self.config.steps} steps were skipped because"
+                " they weren't finite: the model has hardly trained; lower learning_rate",
+                stacklevel=2,
+            )
 
     def start_flows(self) -> None:
         """Shows the whole first batch to layers that take their scale from it.
@@ -387,7 +393,8 @@ class _Trainer:
 
     def _kept(self) -> str:
         saved = f"the last good checkpoint is {self.saved}" if self.saved else "none saved"
-        return f"{saved}; a lower learning_rate or a longer warmup may help"
+        rate = self.config.learning_rate
+        return f"{saved}; a learning_rate below {rate:g} or a longer warmup may help"
 
     def _graphed(self, x0: Tensor, step: int, rates: list[float]) -> tuple[Metrics, int]:
         """Takes a step that may be a graph; one that isn't finite spoils the state unsaved."""

@@ -75,8 +75,8 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
                 values = {"state": x, "drift": module.drift(t, x), "score": module.score(t, x)}
                 for name, value in values.items():
                     if not value.isfinite().all() and (k > 0 or name != "score"):
-                        return f"the {name} at step {k} of {grid.num_steps} isn't"
-        return "every state, drift and score is; a residual or the prior isn't"
+                        return f"the {name} at step {k} of {grid.num_steps} isn't finite"
+        return "states, drifts and scores are finite; a residual or the prior's cost isn't"
 
     def note(self, x0: Tensor, grid: TimeGrid, step: int) -> None:
         """Finds what turns the loss of a step into a bound, where the log will ask for it."""
