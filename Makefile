@@ -54,9 +54,8 @@ demo: $(VENV)/demo
 
 # --- tests -----------------------------------------------------------------------------------------
 
-# A file stays with one process: what its tests share is made once.
 test: lint
-	pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	pytest
 
 lint: $(VENV)/test
 	@ruff check .
