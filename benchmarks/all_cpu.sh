@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything on docs/benchmarks.md that a CPU can measure, one after the other: two runs beside each
-# other would time each other. Under 15 minutes on two cores of an AMD EPYC with nothing else to do.
+# other would time each other. About 20 minutes on two cores.
 #
 #   benchmarks/all_cpu.sh [--compile loop]
 #

@@ -139,21 +139,6 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int], bool]) -> None:
     monkeypatch.setattr(DiffFlowRecipe, "_loss", loss)
 
 
-def poison_flow(monkeypatch: pytest.MonkeyPatch, bad: int | None) -> None:
-    from diffflow_ext.priors import FlowPrior
-
-    plain, calls = FlowPrior.log_prob, [0]
-
-    def log_prob(self: FlowPrior, x: Tensor) -> Tensor:
-        value = plain(self, x)
-        if torch.is_grad_enabled():
-            calls[0] += 1
-            return value * math.nan if calls[0] - 1 == bad else value
-        return value
-
-    monkeypatch.setattr(FlowPrior, "log_prob", log_prob)
-
-
 def cut_off_at(last: int) -> Callable[[int], bool]:
     def bad(step: int) -> bool:
         if step == last:
@@ -205,29 +190,44 @@ def test_a_skipped_step_is_counted_and_changes_nothing_else(
     assert all(torch.equal(v, resumed.model[name]) for name, v in checkpoint.model.items())
 
 
-@pytest.mark.filterwarnings("ignore:train. 1 of 1 steps were skipped:UserWarning")
-def test_layers_that_look_at_the_first_batch_have_seen_it_before_a_step_is_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["stop", "skip"])
+def test_a_flow_that_the_first_batch_spoils_is_no_step_to_skip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Else they would be set by a step that changes nothing."""
+    """Its scale would stay, and no step after it be finite."""
     pytest.importorskip("normflows")
+    from diffflow_ext.flows.glow import ActNorm
+
+    plain = ActNorm._start
+
+    def spoiled(self: ActNorm, x: Tensor) -> None:
+        plain(self, x)
+        with torch.no_grad():
+            self.t.fill_(math.nan)
+
+    monkeypatch.setattr(ActNorm, "_start", spoiled)
     levels = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=levels)
-    starts = []
-    for name, bad in (("plain", None), ("skipped", 0)):
-        with monkeypatch.context() as patch:
-            poison_flow(patch, bad)
-            train(
-                TrainConfig(
-                    data=str(tmp_path / "images.npz"), model="flow", batch_size=8, steps=1,
-                    glow_blocks=1, glow_hidden=4, on_nonfinite="skip", threads=1,
-                ),
-                tmp_path / name,
-            )  # fmt: skip
-        model = load_latest(tmp_path / name / "checkpoints").model
-        starts.append({k: v for k, v in model.items() if k.endswith("initialised")})
-        assert all(bool(v) for v in starts[-1].values())
-    assert starts[0]
+    small = TrainConfig(
+        data=str(tmp_path / "images.npz"), model="flow", batch_size=8, steps=1, glow_blocks=1,
+        glow_hidden=4, on_nonfinite=what, threads=1,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match="a scale that isn't finite"):
+        train(small, tmp_path / "run")
+
+
+def test_a_search_that_fails_does_not_hide_what_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffflow_ext.training import trainer
+
+    def fails(*_: Any) -> str:
+        raise AssertionError("underflow in dt")
+
+    monkeypatch.setattr(trainer, "diagnose", fails)
+    poison(monkeypatch, lambda step: step == 4)
+    with pytest.raises(TrainingError, match=r"loss is nan at step 5.*underflow in dt"):
+        train(config(), tmp_path / "run")
 
 
 def test_a_run_that_skipped_nearly_everything_says_so(

@@ -22,7 +22,7 @@ from torch import Tensor
 from diffflow_ext.training import TrainConfig
 from diffflow_ext.training.batches import Batches
 from diffflow_ext.training.checkpoint import load_latest
-from diffflow_ext.training.distributed import World
+from diffflow_ext.training.distributed import World, is_first
 from diffflow_ext.training.runs import read_metrics
 
 SMALL = ("--width", "16", "--depth", "1", "--num-steps", "4", "--log-every", "1")
@@ -288,3 +288,19 @@ def test_batches_in_parts_have_the_bits_of_the_whole(size: int) -> None:
         for rank in range(size)
     ]
     assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [({}, True), ({"RANK": "3"}, True), ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+     ({"RANK": "1", "WORLD_SIZE": "2"}, False), ({"WORLD_SIZE": "2"}, True)],
+)  # fmt: skip
+def test_only_processes_of_one_run_are_silent(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], first: bool
+) -> None:
+    """Schedulers may set one of the variables for reasons of their own."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first() is first

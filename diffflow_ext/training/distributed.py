@@ -156,7 +156,7 @@ def joined(device: str) -> Iterator[World]:
     if distributed.is_available() and distributed.is_initialized():
         yield World(distributed.get_rank(), distributed.get_world_size())
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    if not _launched():
         yield World()
         return
     if device.startswith("cuda:"):
@@ -177,7 +177,12 @@ def joined(device: str) -> Iterator[World]:
 
 def is_first() -> bool:
     """Returns whether this process is the one that talks to people."""
-    return os.environ.get("RANK", "0") == "0"
+    return not _launched() or os.environ["RANK"] == "0"
+
+
+def _launched() -> bool:
+    """Returns whether torchrun has started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 def local_rank() -> int:

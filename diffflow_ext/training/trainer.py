@@ -383,11 +383,12 @@ class _Trainer:
 
     def _why(self, x0: Tensor, step: int) -> str:
         """Returns what is not finite in a step that was not taken."""
-        lower = self.config.autocast == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
-            text = diagnose(
-                self.recipe, x0, self.batches.rows(step), step, self.part.start, self._seed(step)
-            )
+        lower, rows = self.config.autocast == "bf16", self.batches.rows(step)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
+                text = diagnose(self.recipe, x0, rows, step, self.part.start, self._seed(step))
+        except Exception as error:  # Solvers fail on such numbers; the first failure is the news.
+            text = f"where could not be found: {error}"
         found = [text for text in self.world.everyones(text) if text]
         return found[0] if found else "each sample's loss and each gradient is finite by itself"
 
