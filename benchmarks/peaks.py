@@ -13,13 +13,24 @@ import torch
 from step_variants import VARIANTS, Pair, Problem
 
 
-def peak_mebibytes(problem: Problem, name: str | None, threads: int, steps: int = 3) -> float:
-    """Peak memory of a fresh process that takes some steps of a variant, or none."""
+def peak_mebibytes(
+    problem: Problem, name: str | None, threads: int, steps: int = 3, library: str = "ddpm"
+) -> float:
+    """Peak memory of a fresh process that takes some steps of a variant, or none.
+
+    Before, it takes a step of one sample of the variant `library`.
+    """
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); import peaks;"
         "peaks.take(json.loads(sys.argv[2]))"
     )
-    what = {"problem": asdict(problem), "name": name, "threads": threads, "steps": steps}
+    what = {
+        "problem": asdict(problem),
+        "name": name,
+        "threads": threads,
+        "steps": steps,
+        "library": library,
+    }
     words = [sys.executable, "-c", code, str(Path(__file__).parent), json.dumps(what)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
@@ -30,8 +41,9 @@ def take(what: dict[str, Any]) -> None:
     torch.set_num_threads(what["threads"])
     problem = Problem(**what["problem"])
     Pair(problem)
-    # What torch and this package load at their first call is not what is measured.
-    VARIANTS["ddpm"][0](Problem(dim=1, batch=1, width=1, depth=1))()
+    # What torch, this package or a compiler load at their first call is not what is measured.
+    small = Problem(dim=1, batch=1, width=1, depth=problem.depth, num_steps=problem.num_steps)
+    VARIANTS[what["library"]][0](small)()
     if what["name"] is not None:
         step = VARIANTS[what["name"]][0](problem)
         for _ in range(what["steps"]):

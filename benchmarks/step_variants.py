@@ -312,8 +312,28 @@ def torchsde_gradient_error(problem: Problem) -> float:
     return float((found[0] - found[1]).norm() / found[1].norm())
 
 
+# --- jax -----------------------------------------------------------------------------------------
+
+
+def in_jax(problem: Problem, loss: str) -> Step:
+    """The step in one jit, by the name of its loss in jax_variants."""
+    import jax_variants
+
+    return jax_variants.training_step(problem, getattr(jax_variants, loss))
+
+
 #: Those that need a `side` of None: their engine or library knows vectors only.
-VECTORS_ONLY = ("ddpm_fused", "torchsde", "torchsde_adjoint", "fused", "fused_bf16")
+VECTORS_ONLY = (
+    *("ddpm_fused", "torchsde", "torchsde_adjoint", "jax", "diffrax"),
+    *("fused", "fused_bf16"),
+)
+#: What a variant needs beside this package.
+NEEDS = {
+    "torchsde": "torchsde",
+    "torchsde_adjoint": "torchsde",
+    "jax": "diffrax",
+    "diffrax": "diffrax",
+}
 #: Those whose gradient is exact, in float32, and whose networks run in plain PyTorch.
 EXACT_TORCH = ("release", "graph", "adjoint")
 #: Every variant by name: how to build it, and what it is.
@@ -327,6 +347,8 @@ VARIANTS: dict[str, tuple[Callable[[Problem], Step], str]] = {
     "graph_bf16": (lambda p: in_bfloat16(graph(p)), "autograd of the loop, bfloat16 autocast"),
     "compiled": (compiled, "autograd of the loop, each step compiled"),
     "compiled_loop": (compiled_loop, "autograd of the loop, compiled as a whole"),
+    "jax": (partial(in_jax, loss="scan_loss"), "jax, the loop by `scan`, in one jit"),
+    "diffrax": (partial(in_jax, loss="diffrax_loss"), "diffrax, in one jit"),
     "adjoint": (partial(ours, engine="autograd"), "`engine=\"autograd\"`"),
     "fused": (partial(ours, engine="fused"), "`engine=\"fused\"`"),
     "fused_bf16": (lambda p: in_bfloat16(ours(p, engine="fused")), "`engine=\"fused\"`, bfloat16"),

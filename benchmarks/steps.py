@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from peaks import peak_mebibytes
 from runs import RESULTS, command, machine, write_json
 from step_variants import (
     EXACT_TORCH,
+    NEEDS,
     VARIANTS,
     VECTORS_ONLY,
     Pair,
@@ -51,21 +53,19 @@ IMAGE_VARIANTS = ("ddpm", "release", "graph", "adjoint")
 REFERENCE = "ddpm"
 #: Of the matrices whose product is the yardstick.
 SIDE = 2048
-COMPILED = ("compiled", "compiled_loop")
-#: What to compile: seconds for a step, minutes for the loop.
-COMPILING = {"no": (), "step": COMPILED[:1], "loop": COMPILED}
-DIFFRAX = (
-    "its loop in one jit is jax's, and no environment of these benchmarks has jax, so that the "
-    "variant could not be checked against the others' gradient"
-)
+#: Their compiler's memory is that of the program, of any size, and is counted as idle.
+JAX = ("jax", "diffrax")
+COMPILED = ("compiled", *JAX, "compiled_loop")
+#: What to compile: seconds for a step and for jax, minutes for torch's loop.
+COMPILING = {"no": (), "step": COMPILED[:-1], "loop": COMPILED}
 
 
 def obstacle(name: str, problem: Problem) -> str:
     """Why a variant cannot run here; "" if it can."""
     if problem.side is not None and name in VECTORS_ONLY:
         return "it knows vectors only"
-    if name.startswith("torchsde") and importlib.util.find_spec("torchsde") is None:
-        return "torchsde is not installed"
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        return f"{NEEDS[name]} is not installed"
     if name == "fused_bf16":
         with torch.autocast("cpu", torch.bfloat16):
             return "" if engine_name() else "this processor has no product of bfloat16"
@@ -77,7 +77,7 @@ def chosen(
 ) -> tuple[list[str], dict[str, str]]:
     """The variants to run, the reference first, and why the others were left out."""
     names = list(asked or (VARIANTS if problem.side is None else IMAGE_VARIANTS))
-    left_out = {n: why for n in names if (why := obstacle(n, problem))} | {"diffrax": DIFFRAX}
+    left_out = {n: why for n in names if (why := obstacle(n, problem))}
     if not asked:
         unwanted = [n for n in names if n in COMPILED and n not in COMPILING[compiling]]
         left_out |= dict.fromkeys(unwanted, f"the run was one with --compile {compiling}")
@@ -143,6 +143,22 @@ def gradient_errors(problem: Problem) -> dict[str, float | None]:
     }
 
 
+# --- memory --------------------------------------------------------------------------------------
+
+
+@cache
+def idle(problem: Problem, library: str, threads: int) -> float:
+    """Peak memory of a process that takes no step, with a library loaded."""
+    return peak_mebibytes(problem, None, threads, library=library)
+
+
+def over_idle(problem: Problem, name: str, threads: int) -> float:
+    """Peak memory of steps over that of none."""
+    library = name if name in JAX else REFERENCE
+    peak = peak_mebibytes(problem, name, threads, library=library)
+    return peak - idle(problem, library, threads)
+
+
 # --- report --------------------------------------------------------------------------------------
 
 
@@ -151,12 +167,8 @@ def measure(names: Sequence[str], problems: dict[str, Problem], args: Any) -> di
     steps = {n: VARIANTS[n][0](problems[n]) for n in names}
     first = first_calls(steps)
     found = paired(steps, REFERENCE, args.rounds)
-    idle = {
-        p: peak_mebibytes(p, None, args.threads) for p in set(problems.values()) if args.memory
-    }
     for name, one in found.items():
-        p = problems[name]
-        peak = peak_mebibytes(p, name, args.threads) - idle[p] if args.memory else None
+        peak = over_idle(problems[name], name, args.threads) if args.memory else None
         one |= {
             "title": VARIANTS[name][1],
             "exact_torch": name in EXACT_TORCH,
