@@ -299,6 +299,8 @@ def _train(args: argparse.Namespace) -> int:
     if not is_first():
         return 0
     print(f"{args.out}: step {result.step}, {result.elapsed:.1f} s of training")
+    if not result.taken:
+        print("all steps had been taken before; --steps raises their number")
     print(f"next: diffflow evaluate {args.out}")
     return 0
 

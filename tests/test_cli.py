@@ -305,9 +305,14 @@ def test_resume_takes_the_configuration_of_the_run(
     run: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["train", "--out", str(run), "--resume", "--steps=8"]) == 0
-    assert "step 8" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "step 8" in said.out
+    assert "all steps" not in said.out
+    assert "train: steps=8 where the run had 6" in said.err
     assert cli.main(["train", str(data), "--out", str(run), "--resume"]) == 0
-    capsys.readouterr()
+    said = capsys.readouterr()
+    assert "all steps had been taken before" in said.out
+    assert "where the run had" not in said.err
     line = refusal(capsys, "train", "moons", "--out", run, "--resume")
     assert "data='moons': the run to resume has" in line
     line = refusal(capsys, "train", "--out", run, "--resume", "--config", run / "config.toml")

@@ -10,16 +10,18 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor
 
-from diffflow_ext.training import TrainConfig
+from diffflow_ext.training import TrainConfig, train
 from diffflow_ext.training.batches import Batches
 from diffflow_ext.training.checkpoint import load_latest
 from diffflow_ext.training.distributed import World, is_first
@@ -115,6 +117,39 @@ def test_training_does_not_depend_on_the_number_of_processes(
     assert_like(tmp_path / "run", alone)
     # One process talks.
     assert [bool(out) for _, out, _ in ends] == [True] + [False] * (size - 1)
+
+
+SHARDED = {
+    "points": POINTS,
+    "uneven": ("moons", *SMALL, "--batch-size", "7", "--steps", "3", "--threads", "1"),
+    "two parts": ("moons", *SMALL[:4], "--model", "dinof", "--batch-size", "8", "--steps", "3",
+                  "--log-every", "1"),
+    "learned g": ("moons", *SMALL, "--learn-diffusion", "--batch-size", "8", "--steps", "3"),
+    "flow prior": ("moons", *SMALL, "--prior", "flow", "--batch-size", "8", "--steps", "3"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_weights_in_shares_train_like_whole_ones(tmp_path: Path, name: str) -> None:
+    run(1, "train", *SHARDED[name], "--out", str(tmp_path / "1"))
+    run(2, "train", *SHARDED[name], "--shard", "--out", str(tmp_path / "2"))
+    assert_like(tmp_path / "2", tmp_path / "1")
+
+
+def test_a_run_in_shares_goes_on_whole_and_back(tmp_path: Path) -> None:
+    """Checkpoints hold whole tensors, whoever wrote them; 3 processes share 16 rows unevenly."""
+    same = ("--schedule", "constant", "--progressive", "0:4")
+    words = ("train", "moons", *SMALL, *same, "--batch-size", "10", "--threads", "1", "--steps")
+    run(1, *words, "4", "--out", str(tmp_path / "alone"))
+    for steps, size, more in (
+        (1, 2, ["--shard"]),
+        (2, 1, ["--shard"]),
+        (3, 3, ["--shard"]),
+        (4, 2, []),
+    ):
+        run(size, *words, str(steps), *more, "--resume", "--out", str(tmp_path / "run"))
+    assert_like(tmp_path / "run", tmp_path / "alone")
 
 
 def test_a_run_goes_on_with_another_number(alone: Path, tmp_path: Path) -> None:
@@ -265,6 +300,111 @@ def test_torchrun(alone: Path, tmp_path: Path) -> None:
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     subprocess.run([sys.executable, *launch, *words], check=True, capture_output=True, timeout=120)
     assert_like(tmp_path / "run", alone)
+
+
+ELASTIC = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+           "--max-restarts", "2", "-m", "diffflow_ext")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--shard",)], ids=["whole", "shares"])
+def test_a_killed_process_is_restarted_and_nothing_is_lost(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """SIGKILL for one of two, as where a machine runs out of memory; torchrun starts both anew."""
+    words = ("train", *POINTS[:-4], "--steps", "60", "--threads", "1", "--save-every", "5", *more)
+    run(2, *words, "--out", str(tmp_path / "alone"))
+    out = tmp_path / "run"
+    torchrun = subprocess.Popen(
+        [*ELASTIC, *words, "--resume", "--out", str(out)],
+        env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while not (out / "checkpoints" / "latest").exists():
+            assert torchrun.poll() is None, torchrun.communicate()
+            time.sleep(0.02)
+        children = psutil.Process(torchrun.pid).children()
+        ranks = {child.environ()["RANK"]: child for child in children}
+        ranks["1"].kill()
+        _, said = torchrun.communicate(timeout=240)
+    finally:
+        torchrun.kill()
+    assert torchrun.returncode == 0, said
+    assert "exitcode: -9" in said
+    assert_like(out, tmp_path / "alone")
+
+
+def test_a_command_that_may_be_restarted_must_be_able_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the restart would be refused, or remove what was trained."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    config = TrainConfig(data="moons", steps=1, batch_size=4, width=4, depth=1)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"start this command again 3 times; give --resume"):
+            train(config, tmp_path / "run", overwrite=overwrite)
+    assert train(config, tmp_path / "run", resume=True).step == 1
+
+
+@pytest.mark.parametrize(("shared", "count"), [("True", 1), ("False", 0)])
+def test_a_store_that_restarts_share_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str, count: int
+) -> None:
+    """A restarted process found addresses of one that had ended in one of two trials."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    config = TrainConfig(data="moons", steps=1, batch_size=4, width=4, depth=1)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train(config, tmp_path / "run", resume=True)
+    assert ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in str(w.message) for w in said] == [
+        True
+    ] * count
+
+
+#: A program that says how many numbers of its state a process has, and spoils a loss if asked to.
+SHARES = """
+import math, os, sys
+from diffflow_ext import cli
+from diffflow_ext.training.recipes.diffflow import DiffFlowRecipe
+from diffflow_ext.training.state import TrainState
+loss, save = DiffFlowRecipe._loss, TrainState.to_checkpoint
+def spoiled(self, x0, step, offset):
+    found = loss(self, x0, step, offset)
+    return found * math.nan if step == 2 and "spoiled" in sys.argv[1] else found
+def told(self, meta):
+    moments = [t for s in self.optimiser.state.values() for t in s.values() if t.ndim]
+    tensors = [*self.module.parameters(), *self.ema.module.parameters(), *moments]
+    mine = sum(getattr(t, "_local_tensor", t).numel() for t in tensors)
+    print("numbers", mine, sum(t.numel() for t in tensors), file=sys.stderr)
+    return save(self, meta)
+DiffFlowRecipe._loss, TrainState.to_checkpoint = spoiled, told
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def test_each_process_keeps_its_share_alone(tmp_path: Path) -> None:
+    words = ("train", *POINTS, "--shard", "--out", str(tmp_path / "run"))
+    for code, _, err in finished(start(2, *words, program=("-c", SHARES, "plain"))):
+        assert code == 0, err
+        mine, all_numbers = (int(n) for n in err.split("numbers ")[1].split()[:2])
+        assert mine == all_numbers / 2
+
+
+@pytest.mark.parametrize("what", ["stop", "skip"])
+def test_a_step_in_shares_that_is_not_finite(tmp_path: Path, what: str) -> None:
+    """The weights are gathered to find out where, and not changed."""
+    words = ("train", *POINTS, "--shard", "--on-nonfinite", what, "--out", str(tmp_path / "run"))
+    ends = finished(start(2, *words, program=("-c", SHARES, "spoiled")))
+    if what == "skip":
+        assert [code for code, *_ in ends] == [0, 0], ends
+        assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["skipped"] == 1
+        assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+        return
+    assert [code for code, *_ in ends] == [1, 1], ends
+    assert all("the loss is nan at step 3" in err for *_, err in ends)
+    assert all("not finite are the gradients" in err for *_, err in ends), ends
 
 
 # --- without processes ---------------------------------------------------------------------------

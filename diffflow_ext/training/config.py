@@ -281,6 +281,11 @@ class TrainConfig:
         rules.is_device,
         on_resume=True,
     )
+    shard: bool = rules.flag(
+        False,
+        "Of several processes, give each a share of weights, moments and averages (FSDP2).",
+        on_resume=True,
+    )
     threads: int = rules.whole(0, 0, "CPU threads; 0 leaves the default.", on_resume=True)
     save_every: int = rules.whole(500, 1, "Steps between checkpoints.", on_resume=True)
     keep_checkpoints: int = rules.whole(3, 1, "How many checkpoints stay.", on_resume=True)

@@ -58,10 +58,11 @@ def _gradients(recipe: Recipe[Any], x0: Tensor, step: int, offset: int) -> dict[
     """Returns the gradients before clipping, which spreads what isn't finite, by name."""
     names = {id(p): name for name, p in recipe.module.named_parameters()}
     found = {}
-    for part in recipe.parts:
+    # Split anew, because a sharded module has other parameters while they are gathered.
+    for part, now in zip(recipe.parts, recipe.split(), strict=True):
         loss = part.loss(x0, step, offset)
-        grads = torch.autograd.grad(loss, list(part.parameters), allow_unused=True)
-        for p, grad in zip(part.parameters, grads, strict=True):
+        grads = torch.autograd.grad(loss, list(now.parameters), allow_unused=True)
+        for p, grad in zip(now.parameters, grads, strict=True):
             if grad is not None:
                 found[names[id(p)]] = grad
     return found

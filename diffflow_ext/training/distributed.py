@@ -21,7 +21,16 @@ from torch.nn.parallel import DistributedDataParallel
 from diffflow_ext.training.device import pick_device
 from diffflow_ext.training.recipes import Part
 
-__all__ = ["Loss", "ProcessError", "World", "is_first", "joined", "local_rank"]
+__all__ = [
+    "Loss",
+    "ProcessError",
+    "World",
+    "is_first",
+    "joined",
+    "local_rank",
+    "restarts",
+    "restarts_share_store",
+]
 
 Loss = Callable[[Tensor, int, int], Tensor]
 
@@ -183,6 +192,16 @@ def is_first() -> bool:
 def _launched() -> bool:
     """Returns whether torchrun has started this process beside others."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def restarts() -> int:
+    """Returns how many times torchrun may start this command anew, where it started it."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+
+
+def restarts_share_store() -> bool:
+    """Returns whether all starts by torchrun find one another in one store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def local_rank() -> int:

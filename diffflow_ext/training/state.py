@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from diffflow_ext.training.checkpoint import Checkpoint, CheckpointError
 from diffflow_ext.training.config import TrainConfig
 from diffflow_ext.training.recipes import Part
+from diffflow_ext.training.sharding import in_full, like, shard
 
 __all__ = ["TrainState"]
 
@@ -32,7 +33,7 @@ class TrainState:
         self.module = module
         self.parts = parts
         self.ema = AveragedModel(module)
-        self.optimiser = torch.optim.Adam([{"params": list(p.parameters)} for p in parts])
+        self.optimiser = _adam(parts)
         self.step = 0
         self.skipped = self.skipped_in_a_row = 0
         self.elapsed = 0.0
@@ -60,6 +61,19 @@ class TrainState:
         self.step += 1
         self.skipped_in_a_row = 0
 
+    def shard(self, split: Callable[[], Sequence[Part]], device: torch.device) -> None:
+        """Leaves this process its share of weights, averages and moments.
+
+        Arguments:
+            split: Leaves it its share of the module, and returns the parts with what is left.
+            device: Where the share lies.
+        """
+        moments = self._optimiser_tensors()
+        self.parts = split()
+        shard(self.ema.module, device)
+        self.optimiser = _adam(self.parts)
+        self._restore_optimiser(moments)
+
     def skip(self) -> None:
         """Counts a step that changes nothing else."""
         self.step += 1
@@ -70,12 +84,15 @@ class TrainState:
         """Returns a number below 2^62 that tells step and weights from others."""
         digest = hashlib.sha256(str(self.step).encode())
         for value in self.module.state_dict().values():
-            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            data = in_full(value).detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(data.numpy().tobytes())
         return int.from_bytes(digest.digest()[:8], "big") >> 2
 
     def to_checkpoint(self, meta: Mapping[str, Any]) -> Checkpoint:
-        """Returns the state as tensors and plain data, with more of these beside it."""
+        """Returns the state as tensors and plain data, with more of these beside it.
+
+        All processes must ask, where each has a share.
+        """
         counters = {
             "elapsed": self.elapsed,
             "ema_updates": int(self.ema.n_averaged),
@@ -83,8 +100,8 @@ class TrainState:
         }
         return Checkpoint(
             step=self.step,
-            model=self.module.state_dict(),
-            ema=self.ema.module.state_dict(),
+            model=_in_full(self.module.state_dict()),
+            ema=_in_full(self.ema.module.state_dict()),
             optim=self._optimiser_tensors(),
             meta={**meta, "counters": counters},
         )
@@ -118,17 +135,34 @@ class TrainState:
     def _optimiser_tensors(self) -> dict[str, Tensor]:
         """Returns the state of Adam by "PARAMETER.exp_avg", "PARAMETER.step" and so on."""
         names, state = self._names(), self.optimiser.state_dict()["state"]
-        return {
-            f"{names[index]}.{key}": torch.as_tensor(value)
-            for index, values in state.items()
-            for key, value in values.items()
-        }
+        return _in_full(
+            {
+                f"{names[index]}.{key}": torch.as_tensor(value)
+                for index, values in state.items()
+                for key, value in values.items()
+            }
+        )
 
     def _restore_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
         index = {name: position for position, name in enumerate(self._names())}
+        values = [p for part in self.parts for p in part.parameters]
         state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
         for flat, tensor in tensors.items():
             name, key = flat.rsplit(".", 1)
-            state[index[name]][key] = tensor
+            state[index[name]][key] = like(tensor, values[index[name]])
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": dict(state), "param_groups": groups})
+
+
+def _adam(parts: Sequence[Part]) -> torch.optim.Adam:
+    return torch.optim.Adam([{"params": list(part.parameters)} for part in parts])
+
+
+def _in_full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors that may be in shares, gathered one by one."""
+    found = {}
+    # All processes must gather in one order; files are read in another by each.
+    for name in sorted(tensors):
+        full = in_full(tensors[name])
+        found[name] = full if full is tensors[name] else full.cpu()
+    return found

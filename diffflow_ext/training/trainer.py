@@ -12,7 +12,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,22 @@ from diffflow_ext.training.dataset_record import DatasetRecord
 from diffflow_ext.training.defaults import resolve, same_choice
 from diffflow_ext.training.device import pick_device
 from diffflow_ext.training.diagnosis import diagnose
-from diffflow_ext.training.distributed import Loss, World, joined, local_rank
+from diffflow_ext.training.distributed import (
+    Loss,
+    World,
+    is_first,
+    joined,
+    local_rank,
+    restarts,
+    restarts_share_store,
+)
 from diffflow_ext.training.recipes import Part, Recipe, build_recipe
 from diffflow_ext.training.rules import field_rule
 from diffflow_ext.training.runs import MetricsLog, NoLog, RunDirectory, replace_text
 from diffflow_ext.training.saving import Saver
 from diffflow_ext.training.schedules import learning_rate_at
 from diffflow_ext.training.session import own_generator, signals, threads
+from diffflow_ext.training.sharding import ShardedLosses, in_full
 from diffflow_ext.training.state import TrainState
 
 __all__ = [
@@ -83,11 +92,13 @@ class TrainResult:
 
     Arguments:
         step: Completed steps.
+        taken: How many of them now, and not before a resume.
         elapsed: Seconds of training, over all sessions of the run.
         checkpoint: The newest checkpoint.
     """
 
     step: int
+    taken: int
     elapsed: float
     checkpoint: Path
 
@@ -127,15 +138,27 @@ def train(
         Interrupted: After SIGINT or SIGTERM, when the state is saved.
     """
     run = RunDirectory(out)
-    if config.warmup > config.steps / 2 and config.steps >= FEW_STEPS:
-        warnings.warn(
-            f"train: the learning rate rises for warmup={config.warmup} steps, most of the "
-            f"steps={config.steps} that there are; lower warmup",
-            stacklevel=2,
-        )
+    if is_first():
+        for text in _doubts(config):
+            warnings.warn(text, stacklevel=2)
     with joined(config.device) as world, _opened(run, world), threads(config.threads):
         world.on_first(lambda: _check_directory(run, config, resume=resume, overwrite=overwrite))
         return _session(config, run, world, overwrite=overwrite, progress=progress)
+
+
+def _doubts(config: TrainConfig) -> Iterator[str]:
+    """Yields what is allowed and hardly meant."""
+    if config.warmup > config.steps / 2 and config.steps >= FEW_STEPS:
+        yield (
+            f"train: the learning rate rises for warmup={config.warmup} steps, most of the "
+            f"steps={config.steps} that there are; lower warmup"
+        )
+    if restarts() and restarts_share_store():
+        yield (
+            "train: processes that torchrun restarts may look for those that ended, because they"
+            " share a store (pytorch issue 135712); set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for"
+            " torchrun"
+        )
 
 
 def _session(
@@ -153,6 +176,7 @@ def _session(
     trainer.start_flows()
     if world.size > 1:
         world.require_same(trainer.state.fingerprint(), "what a process starts from")
+    trainer.share_out()
     return trainer.run_to_end(progress)
 
 
@@ -235,7 +259,8 @@ class _Trainer:
         self.recipe = build_recipe(config, dataset.event_shape)
         _check_world(world, config, self.recipe)
         module = self.recipe.module.to(device)
-        self.losses = [world.reduced(part) for part in self.recipe.parts]
+        self.losses: list[Loss] = []
+        self.sharded: ShardedLosses | None = None
         self.state = TrainState(config, module, self.recipe.parts)
         self.saved: Path | None = None
         self.saver = Saver(run.checkpoints, config.keep_checkpoints, beside=config.async_save)
@@ -251,11 +276,26 @@ class _Trainer:
                 f"train: steps={self.config.steps}: the run is at step {checkpoint.step} already"
             )
         self.state.restore(checkpoint)
+        if self.world.writes:
+            _warn_of_other_end(checkpoint.meta["config"]["steps"], self.config)
         self.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
+
+    def share_out(self) -> None:
+        """Lets the processes average gradients, and keep shares of the state where asked for."""
+        if self.config.shard and self.world.size > 1:
+            self.state.shard(self._shard, self.device)
+            assert self.sharded is not None
+            self.losses = self.sharded.each()
+        else:
+            self.losses = [self.world.reduced(part) for part in self.recipe.parts]
+
+    def _shard(self) -> Sequence[Part]:
+        self.sharded = ShardedLosses(self.recipe, self.device)
+        return self.recipe.parts
 
     def run_to_end(self, progress: bool | None) -> TrainResult:
         """Trains up to the last step, with a log, a bar, checkpoints and an ear for signals."""
-        disabled = None if progress is None else not progress
+        disabled, before = None if progress is None else not progress, self.state.step
         if self.config.cuda_graph:
             self.captured = CapturedTraining(self.config, self.recipe, self.state)
         if not self.world.writes:
@@ -270,7 +310,8 @@ class _Trainer:
         ):
             self._loop_and_save(log, bar)
         assert self.saved is not None
-        return TrainResult(self.state.step, self.state.elapsed, self.saved)
+        step = self.state.step
+        return TrainResult(step, step - before, self.state.elapsed, self.saved)
 
     def _loop_and_save(self, log: MetricsLog, bar: tqdm[Any]) -> None:
         """Trains, and ends when everything is written.
@@ -385,7 +426,8 @@ class _Trainer:
         """Returns what is not finite in a step that was not taken."""
         lower, rows = self.config.autocast == "bf16", self.batches.rows(step)
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
+            whole = self.sharded.gathered() if self.sharded else contextlib.nullcontext()
+            with whole, torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
                 text = diagnose(self.recipe, x0, rows, step, self.part.start, self._seed(step))
         except Exception as error:  # Solvers fail on such numbers; the first failure is the news.
             text = f"where could not be found: {error}"
@@ -428,7 +470,7 @@ class _Trainer:
         if self.world.size > 1:
             loss = loss * (len(self.part) * self.world.size / self.config.batch_size)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(part.parameters, part.clip_norm)
+        norm = in_full(torch.nn.utils.clip_grad_norm_(part.parameters, part.clip_norm))
         return loss.detach().double(), norm.double()
 
     def _not_finite(self, values: list[float]) -> str:
@@ -503,12 +545,28 @@ def _check_directory(
 ) -> None:
     if resume and overwrite:
         raise ValueError("train: expected resume or overwrite, got both")
+    if restarts() and not resume:
+        raise ValueError(
+            f"train: torchrun may start this command again {restarts()} times; give --resume,"
+            " which starts a run where there is none and goes on with it after a restart"
+        )
     if overwrite or not run.holds_run():
         return
     if not resume:
         raise ValueError(f"{run.root}: holds a run already; give --resume or --overwrite")
     if run.config.exists():
         _check_same_run(TrainConfig.load(run.config), config)
+
+
+def _warn_of_other_end(steps: int, config: TrainConfig) -> None:
+    """Says what another number of steps changes beside the end of a resumed run."""
+    grows = config.model == "diffflow" and config.progressive == "auto"
+    if steps != config.steps and (grows or config.schedule != "constant"):
+        warnings.warn(
+            f"train: steps={config.steps} where the run had {steps}: the learning rate and the"
+            " growing N, which depend on the end, follow the new number from here",
+            stacklevel=5,
+        )
 
 
 def _check_world(world: World, config: TrainConfig, recipe: Recipe[Any]) -> None:
