@@ -20,12 +20,12 @@ from diffflow_ext.features import Extractor, load_extractor
 from diffflow_ext.training.batches import open_data
 from diffflow_ext.training.distributed import World, joined
 from diffflow_ext.training.likelihoods import likelihoods
+from diffflow_ext.training.loaded_run import LoadedRun, load_run
 from diffflow_ext.training.pictures import draw_pictures
 from diffflow_ext.training.quality import common_count, image_quality, vector_quality
 from diffflow_ext.training.recipes import EvaluationSettings
 from diffflow_ext.training.runs import RunDirectory, replace_text
 from diffflow_ext.training.sampling import check_options, draw_samples
-from diffflow_ext.training.trainer import LoadedRun, load_run
 
 __all__ = ["evaluate"]
 

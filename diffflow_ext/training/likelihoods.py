@@ -19,9 +19,9 @@ from diffflow_ext.likelihood import bits_per_dim, dequantise
 from diffflow_ext.metrics import gaussian_nll
 from diffflow_ext.noise import NoiseKey
 from diffflow_ext.training.distributed import World
+from diffflow_ext.training.loaded_run import LoadedRun
 from diffflow_ext.training.recipes import Estimator, EvaluationSettings
 from diffflow_ext.training.sampling import EVALUATION_STREAM, chunk_size
-from diffflow_ext.training.trainer import LoadedRun
 
 #: Rows on which half the steps of a solver are tried.
 STEP_ERROR_ROWS = 16

@@ -11,9 +11,9 @@ from diffflow_ext.data import Dataset
 from diffflow_ext.likelihood import quantise
 from diffflow_ext.noise import NoiseKey
 from diffflow_ext.training.batches import open_data
+from diffflow_ext.training.loaded_run import LoadedRun
 from diffflow_ext.training.runs import RunDirectory, read_metrics
 from diffflow_ext.training.sampling import EVALUATION_STREAM
-from diffflow_ext.training.trainer import LoadedRun
 
 __all__ = ["draw_pictures", "draw_sample_picture"]
 

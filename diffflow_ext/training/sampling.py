@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffflow_ext.noise import NoiseKey
 from diffflow_ext.training.distributed import World
-from diffflow_ext.training.trainer import LoadedRun
+from diffflow_ext.training.loaded_run import LoadedRun
 
 __all__ = ["EVALUATION_STREAM", "check_options", "chunk_size", "draw_samples"]
 

@@ -13,12 +13,12 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from diffflow_ext._backend import build_info
@@ -32,33 +32,28 @@ from diffflow_ext.training.checkpoint import (
 )
 from diffflow_ext.training.config import TrainConfig
 from diffflow_ext.training.dataset_record import DatasetRecord
-from diffflow_ext.training.defaults import resolve, same_choice
+from diffflow_ext.training.defaults import resolve
 from diffflow_ext.training.device import pick_device
 from diffflow_ext.training.diagnosis import diagnose
-from diffflow_ext.training.distributed import (
-    Loss,
-    World,
-    is_first,
-    joined,
-    local_rank,
-    restarts,
-    restarts_share_store,
-)
-from diffflow_ext.training.recipes import Part, Recipe, build_recipe
-from diffflow_ext.training.rules import field_rule
+from diffflow_ext.training.distributed import Loss, World, is_first, joined, local_rank
+from diffflow_ext.training.recipes import Part, build_recipe
 from diffflow_ext.training.runs import MetricsLog, NoLog, RunDirectory, replace_text
 from diffflow_ext.training.saving import Saver
 from diffflow_ext.training.schedules import learning_rate_at
 from diffflow_ext.training.session import own_generator, signals, threads
 from diffflow_ext.training.sharding import ShardedLosses, in_full
+from diffflow_ext.training.starting import (
+    check_directory,
+    check_world,
+    doubts,
+    warn_of_other_end,
+)
 from diffflow_ext.training.state import TrainState
 
 __all__ = [
     "Interrupted",
-    "LoadedRun",
     "TrainResult",
     "TrainingError",
-    "load_run",
     "train",
 ]
 
@@ -107,8 +102,6 @@ Metrics = dict[str, float]
 
 #: More steps in a row that aren't finite are no accident.
 MAX_SKIPPED = 100
-#: Fewer are a trial of the installation, of which no learning is expected.
-FEW_STEPS = 20
 
 
 def train(
@@ -139,26 +132,11 @@ def train(
     """
     run = RunDirectory(out)
     if is_first():
-        for text in _doubts(config):
+        for text in doubts(config):
             warnings.warn(text, stacklevel=2)
     with joined(config.device) as world, _opened(run, world), threads(config.threads):
-        world.on_first(lambda: _check_directory(run, config, resume=resume, overwrite=overwrite))
+        world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
         return _session(config, run, world, overwrite=overwrite, progress=progress)
-
-
-def _doubts(config: TrainConfig) -> Iterator[str]:
-    """Yields what is allowed and hardly meant."""
-    if config.warmup > config.steps / 2 and config.steps >= FEW_STEPS:
-        yield (
-            f"train: the learning rate rises for warmup={config.warmup} steps, most of the "
-            f"steps={config.steps} that there are; lower warmup"
-        )
-    if restarts() and restarts_share_store():
-        yield (
-            "train: processes that torchrun restarts may look for those that ended, because they"
-            " share a store (pytorch issue 135712); set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for"
-            " torchrun"
-        )
 
 
 def _session(
@@ -195,56 +173,6 @@ def _opened(run: RunDirectory, world: World) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run, ready to sample and to be scored.
-
-    Arguments:
-        recipe: The model with its averaged weights, and how it samples and is scored.
-        config: The configuration with which it was trained.
-        record: What it knows of its data.
-        step: Completed training steps.
-    """
-
-    recipe: Recipe[Any]
-    config: TrainConfig
-    record: DatasetRecord
-    step: int
-
-    @property
-    def model(self) -> nn.Module:
-        """The model itself: a DiffFlowSDE, DiNof, DDPM or flow."""
-        return self.recipe.module
-
-
-def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
-    """Returns the model of a run with its averaged weights, ready to sample.
-
-    Arguments:
-        path: The run directory.
-        device: "auto", "cpu", "cuda" or "cuda:INDEX".
-
-    Raises:
-        ValueError: If no run is there.
-        CheckpointError: If it has no whole checkpoint.
-        ImportError: If the model needs a package that is missing.
-    """
-    run = RunDirectory(path)
-    if not run.holds_run():
-        raise ValueError(f"{path}: no run there; diffflow train DATA --out {path} makes one")
-    checkpoint = load_latest(run.checkpoints)
-    try:
-        record = DatasetRecord.from_meta(checkpoint.meta["data"])
-        config = TrainConfig.from_dict(checkpoint.meta["config"])
-        config = resolve(config, is_image=record.is_image)
-        recipe = build_recipe(config, record.event_shape)
-        recipe.module.load_state_dict(dict(checkpoint.ema))
-    except (RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its checkpoint doesn't fit: {error}") from error
-    recipe.module.to(pick_device(device, local_rank())).eval()
-    return LoadedRun(recipe, config, record, checkpoint.step)
-
-
 class _Trainer:
     """One session of a run: data and state in memory, and the loop over steps."""
 
@@ -257,7 +185,7 @@ class _Trainer:
         self.part = world.share(config.batch_size)
         self.batches = Batches(config, dataset.train, device, self.part)
         self.recipe = build_recipe(config, dataset.event_shape)
-        _check_world(world, config, self.recipe)
+        check_world(world, config, self.recipe)
         module = self.recipe.module.to(device)
         self.losses: list[Loss] = []
         self.sharded: ShardedLosses | None = None
@@ -277,7 +205,7 @@ class _Trainer:
             )
         self.state.restore(checkpoint)
         if self.world.writes:
-            _warn_of_other_end(checkpoint.meta["config"]["steps"], self.config)
+            warn_of_other_end(checkpoint.meta["config"]["steps"], self.config)
         self.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
 
     def share_out(self) -> None:
@@ -538,62 +466,3 @@ class _Rate:
         speed = samples / max(now - self.measured_time, 1e-9)
         self.measured_step, self.measured_time = self.state.step, now
         return {"samples_per_second": speed, "elapsed": self.state.elapsed}
-
-
-def _check_directory(
-    run: RunDirectory, config: TrainConfig, *, resume: bool, overwrite: bool
-) -> None:
-    if resume and overwrite:
-        raise ValueError("train: expected resume or overwrite, got both")
-    if restarts() and not resume:
-        raise ValueError(
-            f"train: torchrun may start this command again {restarts()} times; give --resume,"
-            " which starts a run where there is none and goes on with it after a restart"
-        )
-    if overwrite or not run.holds_run():
-        return
-    if not resume:
-        raise ValueError(f"{run.root}: holds a run already; give --resume or --overwrite")
-    if run.config.exists():
-        _check_same_run(TrainConfig.load(run.config), config)
-
-
-def _warn_of_other_end(steps: int, config: TrainConfig) -> None:
-    """Says what another number of steps changes beside the end of a resumed run."""
-    grows = config.model == "diffflow" and config.progressive == "auto"
-    if steps != config.steps and (grows or config.schedule != "constant"):
-        warnings.warn(
-            f"train: steps={config.steps} where the run had {steps}: the learning rate and the"
-            " growing N, which depend on the end, follow the new number from here",
-            stacklevel=5,
-        )
-
-
-def _check_world(world: World, config: TrainConfig, recipe: Recipe[Any]) -> None:
-    """Refuses what several processes can't share."""
-    if world.size > 1 and not recipe.separable:
-        raise ValueError(
-            f"train: model={config.model!r} trains in one process, because its solver looks at the"
-            f" whole batch; there are {world.size}"
-        )
-    if world.size > 1 and config.cuda_graph:
-        raise ValueError(
-            "train: cuda_graph=True is for one process, because a graph holds no exchange of"
-            f" gradients; there are {world.size}"
-        )
-    if world.size > config.batch_size:
-        raise ValueError(
-            f"train: batch_size={config.batch_size}: expected at least one sample for each of the"
-            f" {world.size} processes"
-        )
-
-
-def _check_same_run(old: TrainConfig, new: TrainConfig) -> None:
-    """Refuses to go on with a run under another configuration."""
-    for item in fields(TrainConfig):
-        before, after = getattr(old, item.name), getattr(new, item.name)
-        if not same_choice(item.name, before, after) and not field_rule(item).on_resume:
-            raise ValueError(
-                f"train: {item.name}={after!r}: the run to resume has {before!r}; start another"
-                " run to change it"
-            )

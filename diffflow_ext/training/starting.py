@@ -1,0 +1,95 @@
+"""What a run must be allowed to start with, and what is allowed and hardly meant."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from diffflow_ext.training.config import TrainConfig
+from diffflow_ext.training.defaults import same_choice
+from diffflow_ext.training.distributed import World, restarts, restarts_share_store
+from diffflow_ext.training.recipes import Recipe
+from diffflow_ext.training.rules import field_rule
+from diffflow_ext.training.runs import RunDirectory
+
+__all__ = ["check_directory", "check_world", "doubts", "warn_of_other_end"]
+
+#: Fewer are a trial of the installation, of which no learning is expected.
+FEW_STEPS = 20
+
+
+def doubts(config: TrainConfig) -> Iterator[str]:
+    """Yields what is allowed and hardly meant."""
+    if config.warmup > config.steps / 2 and config.steps >= FEW_STEPS:
+        yield (
+            f"train: the learning rate rises for warmup={config.warmup} steps, most of the "
+            f"steps={config.steps} that there are; lower warmup"
+        )
+    if restarts() and restarts_share_store():
+        yield (
+            "train: processes that torchrun restarts may look for those that ended, because they"
+            " share a store (pytorch issue 135712); set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for"
+            " torchrun"
+        )
+
+
+def check_directory(
+    run: RunDirectory, config: TrainConfig, *, resume: bool, overwrite: bool
+) -> None:
+    """Refuses a directory in which the run can't start, go on, or be started again by torchrun."""
+    if resume and overwrite:
+        raise ValueError("train: expected resume or overwrite, got both")
+    if restarts() and not resume:
+        raise ValueError(
+            f"train: torchrun may start this command again {restarts()} times; give --resume,"
+            " which starts a run where there is none and goes on with it after a restart"
+        )
+    if overwrite or not run.holds_run():
+        return
+    if not resume:
+        raise ValueError(f"{run.root}: holds a run already; give --resume or --overwrite")
+    if run.config.exists():
+        _check_same_run(TrainConfig.load(run.config), config)
+
+
+def warn_of_other_end(steps: int, config: TrainConfig) -> None:
+    """Says what another number of steps changes beside the end of a resumed run."""
+    grows = config.model == "diffflow" and config.progressive == "auto"
+    if steps != config.steps and (grows or config.schedule != "constant"):
+        warnings.warn(
+            f"train: steps={config.steps} where the run had {steps}: the learning rate and the"
+            " growing N, which depend on the end, follow the new number from here",
+            stacklevel=5,
+        )
+
+
+def check_world(world: World, config: TrainConfig, recipe: Recipe[Any]) -> None:
+    """Refuses what several processes can't share."""
+    if world.size > 1 and not recipe.separable:
+        raise ValueError(
+            f"train: model={config.model!r} trains in one process, because its solver looks at the"
+            f" whole batch; there are {world.size}"
+        )
+    if world.size > 1 and config.cuda_graph:
+        raise ValueError(
+            "train: cuda_graph=True is for one process, because a graph holds no exchange of"
+            f" gradients; there are {world.size}"
+        )
+    if world.size > config.batch_size:
+        raise ValueError(
+            f"train: batch_size={config.batch_size}: expected at least one sample for each of the"
+            f" {world.size} processes"
+        )
+
+
+def _check_same_run(old: TrainConfig, new: TrainConfig) -> None:
+    """Refuses to go on with a run under another configuration."""
+    for item in fields(TrainConfig):
+        before, after = getattr(old, item.name), getattr(new, item.name)
+        if not same_choice(item.name, before, after) and not field_rule(item).on_resume:
+            raise ValueError(
+                f"train: {item.name}={after!r}: the run to resume has {before!r}; start another"
+                " run to change it"
+            )
