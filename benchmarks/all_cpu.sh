@@ -19,8 +19,8 @@ measure() {
 }
 
 measure steps --problem 2d "$@"
-measure steps --problem 2d --threads 2 --no-memory --rounds 6
-measure steps --problem small --no-memory --rounds 6
+measure steps --problem 2d --threads 2 --no-memory --rounds 5
+measure steps --problem small --no-memory --rounds 5
 for problem in table-6 table-21; do
   measure steps --problem $problem --compile no --no-memory --rounds 4
 done
@@ -28,7 +28,7 @@ for problem in table-63 image; do
   measure steps --problem $problem --no-memory --rounds 4
 done
 measure memory
-measure scaling --rounds 3
+measure scaling --rounds 2
 measure equal_compute --seconds 22
 measure ops --seconds 0.4
 measure benchmarks_page

@@ -15,7 +15,22 @@ from typing import Any
 import pages
 from benchmarks_goals import goals
 from benchmarks_pictures import EQUAL_COMPUTE, SCALING, STEPS, draw_pictures
-from pages import DOCS, MISSING, NONE, Blocks, Cell, Results, at, count, number, table, with_error
+from pages import (
+    DOCS,
+    MISSING,
+    NONE,
+    Blocks,
+    Cell,
+    Results,
+    at,
+    count,
+    mebibytes,
+    milliseconds,
+    number,
+    ratio,
+    table,
+    with_error,
+)
 
 PAGE = DOCS / "benchmarks.md"
 TABLES = ("table-6", "table-21", "table-63")
@@ -27,27 +42,6 @@ NO_GPU = "*Nothing has been measured on a GPU yet.*\n"
 
 def steps_of(results: Results, problem: str, threads: int = 1) -> dict[str, Any] | None:
     return results.get(f"steps_{problem}_{threads}")
-
-
-def milliseconds(one: Mapping[str, Any] | None) -> Cell:
-    """Median, and minimum in brackets."""
-    if one is None:
-        return NONE
-    found = one["seconds"]
-    return f"{number(1e3 * found['median'])} ({number(1e3 * found['min'])})"
-
-
-def ratio(one: Mapping[str, Any] | None) -> Cell:
-    """Median, and quartiles in brackets."""
-    if one is None:
-        return NONE
-    low, high = one["ratio"]["quartiles"]
-    return f"{number(one['ratio']['median'])} ({number(low)}\N{EN DASH}{number(high)})"
-
-
-def mebibytes(one: Mapping[str, Any] | None) -> Cell:
-    """Peak memory."""
-    return number(at(one, "mebibytes"))
 
 
 def titles(reports: Sequence[Mapping[str, Any] | None]) -> dict[str, str]:

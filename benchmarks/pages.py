@@ -64,6 +64,27 @@ def number(value: float | None) -> Cell:
     return f"{value:,.{digits}f}"
 
 
+def milliseconds(one: Mapping[str, Any] | None) -> Cell:
+    """Median, and minimum in brackets."""
+    if one is None:
+        return NONE
+    found = one["seconds"]
+    return f"{number(1e3 * found['median'])} ({number(1e3 * found['min'])})"
+
+
+def ratio(one: Mapping[str, Any] | None) -> Cell:
+    """Median, and quartiles in brackets."""
+    if one is None:
+        return NONE
+    low, high = one["ratio"]["quartiles"]
+    return f"{number(one['ratio']['median'])} ({number(low)}\N{EN DASH}{number(high)})"
+
+
+def mebibytes(one: Mapping[str, Any] | None) -> Cell:
+    """Peak memory."""
+    return number(at(one, "mebibytes"))
+
+
 def best_marked(rows: Sequence[tuple[str, Sequence[float | None], Sequence[Cell]]]) -> list[Any]:
     """Returns rows of a table in which the least value of each column is bold."""
     columns = list(zip(*(values for _, values, _ in rows), strict=True))

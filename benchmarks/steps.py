@@ -17,13 +17,14 @@ import argparse
 import importlib.util
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from pages import mebibytes, milliseconds, ratio, table
 from paired import Step, paired, spread
 from peaks import peak_mebibytes
 from runs import RESULTS, command, machine, write_json
@@ -178,18 +179,39 @@ def measure(names: Sequence[str], problems: dict[str, Problem], args: Any) -> di
     return found
 
 
+def summary(found: Mapping[str, Any]) -> str:
+    """The table of a run."""
+    rows = [[one["title"], ratio(one), milliseconds(one), mebibytes(one)]
+            for one in found.values()]  # fmt: skip
+    return table(["", "over DDPM (quartiles)", "ms (least)", "MiB over idle"], rows)
+
+
 def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--problem", choices=list(PROBLEMS), default="2d")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=None)
-    parser.add_argument("--compile", choices=list(COMPILING), default="step")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=list(VARIANTS),
+        help="by default all; DDPM, the reference, is always there",
+    )
+    parser.add_argument(
+        "--compile", choices=list(COMPILING), default="step", help="what torch.compile gets"
+    )
     parser.add_argument("--batch", type=int, help="instead of the problem's")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--no-memory", dest="memory", action="store_false")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--rounds", type=int, default=8, help="how often each is timed")
+    parser.add_argument(
+        "--no-memory", dest="memory", action="store_false", help="leave out peaks of memory"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="where the report goes; by default it replaces the one that the page shows",
+    )
     return parser.parse_args(words)
 
 
@@ -203,8 +225,9 @@ def main(words: Sequence[str] | None = None) -> None:
     of_ddpm = replace(problem, batch=2000) if args.problem == "small" else problem
     problems = {n: of_ddpm if n.startswith("ddpm") else problem for n in names}
     found, multiply_adds = measure(names, problems, args), work(problem)
+    path = args.results / f"steps_{args.problem}_{args.threads}.json"
     write_json(
-        args.results / f"steps_{args.problem}_{args.threads}.json",
+        path,
         {
             "benchmark": "steps",
             "command": command("steps.py", words),
@@ -230,6 +253,7 @@ def main(words: Sequence[str] | None = None) -> None:
             "variants": found,
         },
     )
+    print(summary(found), path, sep="\n")
 
 
 if __name__ == "__main__":

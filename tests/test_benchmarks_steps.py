@@ -131,12 +131,19 @@ def test_every_variant_takes_steps(name: str, problem: Problem) -> None:
     step()
 
 
-def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(steps.PROBLEMS, "2d", SMALL)
     monkeypatch.setattr(steps, "SIDE", 64)
     words = ["--results", str(tmp_path), "--rounds", "2", "--variants", "fused", "adjoint"]
     steps.main(words)
     report = json.loads((tmp_path / "steps_2d_1.json").read_text())
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in said[2:5]] == [
+        report["variants"][name]["title"] for name in ("ddpm", "fused", "adjoint")
+    ]
+    assert said[-1] == str(tmp_path / "steps_2d_1.json")
     assert set(report["variants"]) == {"ddpm", "fused", "adjoint"}
     assert report["gradient_errors"]["float32"] < 1e-5
     assert report["gradient_errors"]["other_noise"] > 0.01
