@@ -25,14 +25,18 @@ Loss = Callable[[Networks, Array, Array], Array]
 
 
 def use_threads(threads: int) -> None:
-    """Makes jax's pool of threads, which takes its size from the processors allowed."""
+    """Makes jax's pool of threads, which takes its size from the processors allowed.
+
+    The threads may then run on all of them, as those of torch.
+    """
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, set(sorted(allowed)[:threads]))
     try:
         jax.devices("cpu")
         jax.jit(lambda a: a @ a)(jnp.ones((512, 512))).block_until_ready()
     finally:
-        os.sched_setaffinity(0, allowed)
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), allowed)
 
 
 def weights(net: torch.nn.Module) -> dict[str, Array]:

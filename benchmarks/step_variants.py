@@ -327,12 +327,12 @@ VECTORS_ONLY = (
     *("ddpm_fused", "torchsde", "torchsde_adjoint", "jax", "diffrax"),
     *("fused", "fused_bf16"),
 )
-#: What a variant needs beside this package.
+#: What a variant needs beside this package; those of jax stand in one file.
 NEEDS = {
-    "torchsde": "torchsde",
-    "torchsde_adjoint": "torchsde",
-    "jax": "diffrax",
-    "diffrax": "diffrax",
+    "torchsde": ("torchsde",),
+    "torchsde_adjoint": ("torchsde",),
+    "jax": ("diffrax", "optax"),
+    "diffrax": ("diffrax", "optax"),
 }
 #: Those whose gradient is exact, in float32, and whose networks run in plain PyTorch.
 EXACT_TORCH = ("release", "graph", "adjoint")

@@ -4,6 +4,7 @@
     python benchmarks/steps.py --problem table-63    # 63 columns
     python benchmarks/steps.py --problem 2d --threads 2 --no-memory
     python benchmarks/steps.py --compile loop        # torch.compile of all steps at once, too
+    python benchmarks/steps.py --compile no          # neither torch.compile nor jax
 
 Times are ratios to a DDPM update on the same network, timed right before: of as many samples, and
 in the problem "small", of 2000 samples beside 120 trajectories. Memory is the peak of a process
@@ -65,8 +66,9 @@ def obstacle(name: str, problem: Problem) -> str:
     """Why a variant cannot run here; "" if it can."""
     if problem.side is not None and name in VECTORS_ONLY:
         return "it knows vectors only"
-    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
-        return f"{NEEDS[name]} is not installed"
+    needs = NEEDS.get(name, ())
+    if any(importlib.util.find_spec(library) is None for library in needs):
+        return f"it needs {' and '.join(needs)}"
     if name == "fused_bf16":
         with torch.autocast("cpu", torch.bfloat16):
             return "" if engine_name() else "this processor has no product of bfloat16"
@@ -104,7 +106,7 @@ def work(problem: Problem) -> int | None:
     return 3 * (2 * problem.num_steps + 1) * problem.batch * one
 
 
-def product_share(step: Step, multiply_adds: int, rounds: int = 7) -> dict[str, Any]:
+def product_share(step: Step, multiply_adds: int, rounds: int) -> dict[str, Any]:
     """A step's rate of multiply-adds over that of torch's product of large float32 matrices.
 
     Each product is timed right before a step, as in all ratios.
@@ -163,12 +165,21 @@ def over_idle(problem: Problem, name: str, threads: int) -> float:
 # --- report --------------------------------------------------------------------------------------
 
 
+def say(what: str) -> None:
+    """Progress, for those who wait."""
+    print(f"steps: {what}", file=sys.stderr, flush=True)
+
+
 def measure(names: Sequence[str], problems: dict[str, Problem], args: Any) -> dict[str, Any]:
     """Times and memory of each variant."""
+    say(f"{len(names)} variants, {args.rounds} rounds; first calls, which may compile")
     steps = {n: VARIANTS[n][0](problems[n]) for n in names}
     first = first_calls(steps)
+    say("times")
     found = paired(steps, REFERENCE, args.rounds)
     for name, one in found.items():
+        if args.memory:
+            say(f"memory of {name}")
         peak = over_idle(problems[name], name, args.threads) if args.memory else None
         one |= {
             "title": VARIANTS[name][1],
@@ -190,7 +201,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--problem", choices=list(PROBLEMS), default="2d")
+    parser.add_argument("--problem", choices=list(PROBLEMS), default="2d", help="default: 2d")
     parser.add_argument(
         "--variants",
         nargs="+",
@@ -198,11 +209,16 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
         help="by default all; DDPM, the reference, is always there",
     )
     parser.add_argument(
-        "--compile", choices=list(COMPILING), default="step", help="what torch.compile gets"
+        "--compile",
+        choices=list(COMPILING),
+        default="step",
+        help="what torch.compile gets; with no, jax is left out too",
     )
     parser.add_argument("--batch", type=int, help="instead of the problem's")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=8, help="how often each is timed")
+    parser.add_argument("--threads", type=int, default=1, help="default: 1")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="how often each is timed; default: 8"
+    )
     parser.add_argument(
         "--no-memory", dest="memory", action="store_false", help="leave out peaks of memory"
     )
@@ -210,7 +226,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
         "--results",
         type=Path,
         default=RESULTS,
-        help="where the report goes; by default it replaces the one that the page shows",
+        help="folder of the report; by default it replaces the one that the page shows",
     )
     return parser.parse_args(words)
 
@@ -238,7 +254,7 @@ def main(words: Sequence[str] | None = None) -> None:
             "rounds": args.rounds,
             "multiply_adds": multiply_adds,
             "product_share": (
-                product_share(VARIANTS["fused"][0](problem), multiply_adds)
+                product_share(VARIANTS["fused"][0](problem), multiply_adds, args.rounds)
                 if "fused" in names and multiply_adds
                 else None
             ),

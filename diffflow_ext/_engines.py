@@ -26,8 +26,8 @@ ACTIVATIONS = {"gelu": 0, "silu": 1, "tanh": 2}
 MAX_DEPTH, MAX_WIDTH, MAX_DIM = 16, 1024, 1024
 #: Scratch memory up to this size is kept for the next call, and more than this is not taken.
 KEPT_SCRATCH, MAX_SCRATCH = 128 * 2**20, 2 * 2**30
-#: Samples of a tile at most, and the number that its size is a multiple of.
-_TILE, _ROWS = 40, 8
+#: Samples of a tile at most, and the number that its size is a multiple of: bfloat16 are in pairs.
+_TILE, _ROWS = 40, 2
 
 
 class EngineChoice(NamedTuple):

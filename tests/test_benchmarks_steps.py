@@ -95,6 +95,21 @@ def test_jax_has_that_gradient(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["diffrax_loss", "scan_loss"])
+def test_jax_has_that_loss_in_the_precision_that_is_measured(name: str) -> None:
+    pytest.importorskip("diffrax")
+    import jax
+    import jax_variants
+
+    pair = Pair(SMALL)
+    pair.noise = [torch.randn_like(pair.data) for _ in range(SMALL.num_steps)]
+    networks = (jax_variants.weights(pair.drift), jax_variants.weights(pair.score))
+    noise = jax.numpy.stack([n.numpy() for n in pair.noise])
+    loss = getattr(jax_variants, name)(SMALL)(networks, pair.data.numpy(), noise)
+    assert float(loss) == pytest.approx(float(step_variants.loop_loss(pair)), rel=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["jax", "diffrax"])
 def test_jax_takes_steps_that_train(name: str) -> None:
     """With noise and weights that change, so does the state that the step carries."""
@@ -169,8 +184,8 @@ def test_report_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_cannot_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: None)
     names, left_out = steps.chosen(None, SMALL, "step")
-    assert left_out["torchsde"] == "torchsde is not installed"
-    assert left_out["jax"] == "diffrax is not installed"
+    assert left_out["torchsde"] == "it needs torchsde"
+    assert left_out["jax"] == "it needs diffrax and optax"
     assert names[0] == "ddpm"
     assert "torchsde" not in names
     assert "compiled" in names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import re
+from dataclasses import fields
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,8 @@ import diffflow_ext.dinof
 import diffflow_ext.graphs
 import diffflow_ext.priors
 import diffflow_ext.sde
+from diffflow_ext.training import TrainConfig
+from diffflow_ext.training.rules import field_rule
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -57,6 +60,13 @@ def test_doctests(module: ModuleType) -> None:
 def test_links_lead_somewhere(page: Any) -> None:
     for target in re.findall(r"\]\(([\w./-]+\.(?:md|png|json|sh))\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_fields_that_may_change_on_resuming_are_listed() -> None:
+    text = (ROOT / "docs" / "training.md").read_text()
+    (sentence,) = re.findall(r"of any other is refused: (.*)\.\n", text)
+    allowed = [item.name for item in fields(TrainConfig) if field_rule(item).on_resume]
+    assert re.findall(r"`(\w+)`", sentence) == allowed
 
 
 def test_named_tests_exist() -> None:

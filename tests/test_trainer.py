@@ -525,5 +525,5 @@ def test_logged_bound_does_not_jump_with_the_number_of_steps(
 
 
 def test_a_warm_up_that_does_not_end_is_said(config: TrainConfig, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="warmup=30 steps, most of the steps=20"):
+    with pytest.warns(UserWarning, match="warmup=30: expected at most half of steps=20"):
         train(replace(config, steps=20, warmup=30), tmp_path / "run", progress=False)

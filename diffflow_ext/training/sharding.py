@@ -9,6 +9,7 @@ times; here they move once.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from diffflow_ext.training.distributed import Loss
     from diffflow_ext.training.recipes import Recipe
 
-__all__ = ["ShardedLosses", "in_full", "like"]
+__all__ = ["ShardedLosses", "can_shard", "in_full", "like"]
 
 
 class ShardedLosses(nn.Module):
@@ -65,20 +66,37 @@ def shard(module: nn.Module, device: torch.device) -> None:
     fully_shard(module, mesh=init_device_mesh(device.type, (distributed.get_world_size(),)))
 
 
+def can_shard() -> bool:
+    """Returns whether this torch has FSDP2, as it has from 2.6 on."""
+    return importlib.util.find_spec("torch.distributed.fsdp._fully_shard") is not None
+
+
 def in_full(tensor: Tensor) -> Tensor:
     """Returns a tensor of which each process may have a share; all of them must ask."""
     return tensor.full_tensor() if _is_shared(tensor) else tensor
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Returns a tensor that all processes have, in shares if a parameter of its shape is."""
+    """Returns what an optimiser knows of a parameter, in shares where the parameter is.
+
+    All processes have it in full. What has another shape than the parameter is a counter.
+    """
     if not _is_shared(parameter) or tensor.shape != parameter.shape:
         return tensor
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor
 
-    # Each takes its part of what it has: nothing needs to be sent.
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor.to(parameter.device), mesh, placements, src_data_rank=None)
+    # Each takes its part of what it has: nothing needs to be sent. A view would keep all of it.
+    mesh = parameter.device_mesh
+    parts = [*tensor.chunk(mesh.size()), *[tensor[:0]] * mesh.size()]
+    mine = parts[mesh.get_local_rank()].clone().to(parameter.device)
+    return DTensor.from_local(
+        mine,
+        mesh,
+        parameter.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=parameter.stride(),
+    )
 
 
 def _is_shared(tensor: Tensor) -> TypeGuard[DTensor]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
+
+import torch
 
 from diffflow_ext.training.config import TrainConfig
 from diffflow_ext.training.defaults import same_choice
@@ -13,6 +15,8 @@ from diffflow_ext.training.distributed import World, restarts, restarts_share_st
 from diffflow_ext.training.recipes import Recipe
 from diffflow_ext.training.rules import field_rule
 from diffflow_ext.training.runs import RunDirectory
+from diffflow_ext.training.schedules import learning_rate_at, progressive_grid
+from diffflow_ext.training.sharding import can_shard
 
 __all__ = ["check_directory", "check_world", "doubts", "warn_of_other_end"]
 
@@ -20,13 +24,15 @@ __all__ = ["check_directory", "check_world", "doubts", "warn_of_other_end"]
 FEW_STEPS = 20
 
 
-def doubts(config: TrainConfig) -> Iterator[str]:
+def doubts(config: TrainConfig, world: World) -> Iterator[str]:
     """Yields what is allowed and hardly meant."""
     if config.warmup > config.steps / 2 and config.steps >= FEW_STEPS:
         yield (
-            f"train: the learning rate rises for warmup={config.warmup} steps, most of the "
-            f"steps={config.steps} that there are; lower warmup"
+            f"train: warmup={config.warmup}: expected at most half of steps={config.steps}, during"
+            " which the learning rate rises; lower warmup"
         )
+    if config.shard and world.size == 1:
+        yield "train: shard=True has no effect in one process; start several by torchrun"
     if restarts() and restarts_share_store():
         yield (
             "train: processes that torchrun restarts may look for those that ended, because they"
@@ -44,7 +50,8 @@ def check_directory(
     if restarts() and not resume:
         raise ValueError(
             f"train: torchrun may start this command again {restarts()} times; give --resume,"
-            " which starts a run where there is none and goes on with it after a restart"
+            " which starts a run where there is none and goes on with it after a restart,"
+            " and remove what is to be overwritten before"
         )
     if overwrite or not run.holds_run():
         return
@@ -54,13 +61,23 @@ def check_directory(
         _check_same_run(TrainConfig.load(run.config), config)
 
 
-def warn_of_other_end(steps: int, config: TrainConfig) -> None:
-    """Says what another number of steps changes beside the end of a resumed run."""
-    grows = config.model == "diffflow" and config.progressive == "auto"
-    if steps != config.steps and (grows or config.schedule != "constant"):
+def warn_of_other_end(steps: int, step: int, config: TrainConfig) -> None:
+    """Says what another number of steps changes in a resumed run beside its end."""
+    before = replace(config, steps=steps)
+    rates, counts = zip(
+        *(
+            (learning_rate_at(c, step, c.learning_rate), progressive_grid(c)(step))
+            for c in (before, config)
+        ),
+        strict=True,
+    )
+    changed = [f"the learning rate goes from {rates[0]:.2g} to {rates[1]:.2g}"]
+    if config.model == "diffflow":
+        changed.append(f"N from {counts[0]} to {counts[1]}")
+    if rates[0] != rates[1] or counts[0] != counts[1]:
         warnings.warn(
-            f"train: steps={config.steps} where the run had {steps}: the learning rate and the"
-            " growing N, which depend on the end, follow the new number from here",
+            f"train: steps={config.steps} where the run had {steps}: what follows the end of a run"
+            f" starts from the new one: {' and '.join(changed)} at step {step}",
             stacklevel=5,
         )
 
@@ -76,6 +93,11 @@ def check_world(world: World, config: TrainConfig, recipe: Recipe[Any]) -> None:
         raise ValueError(
             "train: cuda_graph=True is for one process, because a graph holds no exchange of"
             f" gradients; there are {world.size}"
+        )
+    if world.size > 1 and config.shard and not can_shard():
+        raise ValueError(
+            f"train: shard=True: expected torch 2.6 or newer, got {torch.__version__}; leave it"
+            " out or update torch"
         )
     if world.size > config.batch_size:
         raise ValueError(

@@ -84,14 +84,15 @@ class TrainState:
         """Returns a number below 2^62 that tells step and weights from others."""
         digest = hashlib.sha256(str(self.step).encode())
         for value in self.module.state_dict().values():
-            data = in_full(value).detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(data.numpy().tobytes())
         return int.from_bytes(digest.digest()[:8], "big") >> 2
 
-    def to_checkpoint(self, meta: Mapping[str, Any]) -> Checkpoint:
+    def to_checkpoint(self, meta: Mapping[str, Any], *, keep: bool = True) -> Checkpoint:
         """Returns the state as tensors and plain data, with more of these beside it.
 
-        All processes must ask, where each has a share.
+        All processes must ask, where each has a share; one that does not `keep` it gets no
+        tensors.
         """
         counters = {
             "elapsed": self.elapsed,
@@ -100,9 +101,9 @@ class TrainState:
         }
         return Checkpoint(
             step=self.step,
-            model=_in_full(self.module.state_dict()),
-            ema=_in_full(self.ema.module.state_dict()),
-            optim=self._optimiser_tensors(),
+            model=_in_full(self.module.state_dict(), keep),
+            ema=_in_full(self.ema.module.state_dict(), keep),
+            optim=_in_full(self._optimiser_tensors(), keep),
             meta={**meta, "counters": counters},
         )
 
@@ -135,13 +136,11 @@ class TrainState:
     def _optimiser_tensors(self) -> dict[str, Tensor]:
         """Returns the state of Adam by "PARAMETER.exp_avg", "PARAMETER.step" and so on."""
         names, state = self._names(), self.optimiser.state_dict()["state"]
-        return _in_full(
-            {
-                f"{names[index]}.{key}": torch.as_tensor(value)
-                for index, values in state.items()
-                for key, value in values.items()
-            }
-        )
+        return {
+            f"{names[index]}.{key}": torch.as_tensor(value)
+            for index, values in state.items()
+            for key, value in values.items()
+        }
 
     def _restore_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
         index = {name: position for position, name in enumerate(self._names())}
@@ -158,11 +157,12 @@ def _adam(parts: Sequence[Part]) -> torch.optim.Adam:
     return torch.optim.Adam([{"params": list(part.parameters)} for part in parts])
 
 
-def _in_full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns tensors that may be in shares, gathered one by one."""
+def _in_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Returns tensors that may be in shares, gathered one by one; none if they aren't kept."""
     found = {}
     # All processes must gather in one order; files are read in another by each.
     for name in sorted(tensors):
         full = in_full(tensors[name])
-        found[name] = full if full is tensors[name] else full.cpu()
+        if keep:
+            found[name] = full if full is tensors[name] else full.cpu()
     return found

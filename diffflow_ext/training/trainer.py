@@ -35,7 +35,7 @@ from diffflow_ext.training.dataset_record import DatasetRecord
 from diffflow_ext.training.defaults import resolve
 from diffflow_ext.training.device import pick_device
 from diffflow_ext.training.diagnosis import diagnose
-from diffflow_ext.training.distributed import Loss, World, is_first, joined, local_rank
+from diffflow_ext.training.distributed import Loss, World, joined, local_rank
 from diffflow_ext.training.recipes import Part, build_recipe
 from diffflow_ext.training.runs import MetricsLog, NoLog, RunDirectory, replace_text
 from diffflow_ext.training.saving import Saver
@@ -131,10 +131,9 @@ def train(
         Interrupted: After SIGINT or SIGTERM, when the state is saved.
     """
     run = RunDirectory(out)
-    if is_first():
-        for text in doubts(config):
-            warnings.warn(text, stacklevel=2)
     with joined(config.device) as world, _opened(run, world), threads(config.threads):
+        for text in doubts(config, world) if world.writes else ():
+            warnings.warn(text, stacklevel=2)
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
         return _session(config, run, world, overwrite=overwrite, progress=progress)
 
@@ -186,7 +185,9 @@ class _Trainer:
         self.batches = Batches(config, dataset.train, device, self.part)
         self.recipe = build_recipe(config, dataset.event_shape)
         check_world(world, config, self.recipe)
-        module = self.recipe.module.to(device)
+        shares = config.shard and world.size > 1
+        # What will lie in shares need not fit into a GPU before.
+        module = self.recipe.module.to("cpu" if shares else device)
         self.losses: list[Loss] = []
         self.sharded: ShardedLosses | None = None
         self.state = TrainState(config, module, self.recipe.parts)
@@ -201,11 +202,13 @@ class _Trainer:
         DatasetRecord.from_meta(checkpoint.meta["data"]).require(self.dataset)
         if checkpoint.step > self.config.steps:
             raise ValueError(
-                f"train: steps={self.config.steps}: the run is at step {checkpoint.step} already"
+                f"train: steps={self.config.steps}: the run is at step {checkpoint.step} already;"
+                " give more, or overwrite it to start anew"
             )
         self.state.restore(checkpoint)
         if self.world.writes:
-            warn_of_other_end(checkpoint.meta["config"]["steps"], self.config)
+            steps = checkpoint.meta["config"]["steps"]
+            warn_of_other_end(steps, checkpoint.step, self.config)
         self.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
 
     def share_out(self) -> None:
@@ -273,7 +276,8 @@ class _Trainer:
         layers = [m for m in self.recipe.module.modules() if hasattr(m, "initialised")]
         if all(layer.initialised for layer in layers):
             return
-        whole = Batches(self.config, self.dataset.train, self.device)(0)
+        device = next(self.recipe.module.parameters()).device
+        whole = Batches(self.config, self.dataset.train, device)(0)
         torch.manual_seed(self._seed(0))
         with torch.no_grad():
             self.recipe.each(whole, 0, 0)
@@ -439,7 +443,7 @@ class _Trainer:
             "seed": self.config.seed,
             "data": self.record.to_meta(),
         }
-        checkpoint = self.state.to_checkpoint(meta)
+        checkpoint = self.state.to_checkpoint(meta, keep=self.world.writes)
         self.world.on_first(lambda: self.saver.save(checkpoint))
         self.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
 
