@@ -327,7 +327,10 @@ def test_a_killed_process_is_restarted_and_nothing_is_lost(
         ranks["1"].kill()
         _, said = torchrun.communicate(timeout=240)
     finally:
-        torchrun.kill()
+        if torchrun.poll() is None:
+            for worker in psutil.Process(torchrun.pid).children(recursive=True):
+                worker.kill()
+            torchrun.kill()
     assert torchrun.returncode == 0, said
     assert "exitcode: -9" in said
     assert_like(out, tmp_path / "alone")
