@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything on docs/benchmarks.md that a CPU can measure, one after the other: two runs beside each
-# other would time each other. About 20 minutes on two cores.
+# other would time each other. About 15 minutes on two cores with nothing else to do.
 #
 #   benchmarks/all_cpu.sh [--compile loop]
 #
-# --compile loop also compiles the whole loop of the 2-D step, for some minutes more.
+# --compile loop also compiles the whole loop of the 2-D step, and measures the memory of what compiles,
+# for some eight minutes more.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${PYTHON:-python3}"
@@ -18,17 +19,17 @@ measure() {
   "$python" "$here/$1.py" "${@:2}"
 }
 
-measure steps --problem 2d "$@"
-measure steps --problem 2d --threads 2 --no-memory --rounds 5
-measure steps --problem small --no-memory --rounds 5
+measure steps --problem 2d --rounds 6 "$@"
+measure steps --problem 2d --threads 2 --no-memory --rounds 4
+measure steps --problem small --no-memory --rounds 4
 for problem in table-6 table-21; do
   measure steps --problem $problem --compile no --no-memory --rounds 4
 done
 for problem in table-63 image; do
-  measure steps --problem $problem --no-memory --rounds 4
+  measure steps --problem $problem --no-memory --rounds 3
 done
 measure memory
-measure scaling --rounds 2
-measure equal_compute --seconds 22
-measure ops --seconds 0.4
+measure scaling --rounds 1
+measure equal_compute --seconds 15
+measure ops --seconds 0.3
 measure benchmarks_page

@@ -14,7 +14,7 @@ from step_variants import VARIANTS, Pair, Problem
 
 
 def peak_mebibytes(
-    problem: Problem, name: str | None, threads: int, steps: int = 3, library: str = "ddpm"
+    problem: Problem, name: str | None, threads: int, steps: int = 2, library: str = "ddpm"
 ) -> float:
     """Peak memory of a fresh process that takes some steps of a variant, or none.
 
