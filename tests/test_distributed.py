@@ -109,7 +109,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_training_does_not_depend_on_the_number_of_processes(
     alone: Path, tmp_path: Path, size: int
 ) -> None:
@@ -241,6 +241,49 @@ def test_a_signal_to_one_stops_all(tmp_path: Path) -> None:
     ends = finished(processes)
     assert [code for code, *_ in ends] == [128 + signal.SIGTERM] * 2, ends
     assert load_latest(out / "checkpoints").step >= 3
+
+
+#: A loop of one's own: two parts of a batch, of which the first is not exchanged yet.
+OWN_LOOP = """
+import sys, torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
+from diffflow_ext.nets import FourierMLP
+
+class Loss(nn.Module):
+    def __init__(self, engine):
+        super().__init__()
+        torch.manual_seed(0)
+        self.sde = DiffFlowSDE(FourierMLP(2, 16, 1), FourierMLP(2, 16, 1), 0.5)
+        self.engine = engine
+    def forward(self, x0, offset):
+        grid = TimeGrid.power(5, 1.0)
+        return self.sde.mean_loss(x0, grid, NoiseKey(7), sample_offset=offset, engine=self.engine)
+
+distributed.init_process_group("gloo")
+rank, engine = distributed.get_rank(), sys.argv[1]
+x0 = torch.randn(16, 2, generator=torch.Generator().manual_seed(1))
+whole = Loss(engine)
+whole(x0, 0).backward()
+own = DistributedDataParallel(Loss(engine))
+first, second = 8 * rank, 8 * rank + 4
+with own.no_sync():
+    (own(x0[first:second], first) / 2).backward()
+alone = [p.grad.clone() for p in own.parameters()]
+(own(x0[second : second + 4], second) / 2).backward()
+for p, q, before in zip(own.parameters(), whole.parameters(), alone, strict=True):
+    assert not torch.allclose(before, q.grad, rtol=1e-3)
+    torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("engine", ["autograd", "fused"])
+def test_gradients_accumulate_without_an_exchange(engine: str) -> None:
+    """DistributedDataParallel.no_sync around the losses, in a loop of one's own."""
+    ends = finished(start(2, program=("-c", OWN_LOOP, engine)))
+    assert [code for code, *_ in ends] == [0, 0], ends
 
 
 #: A program in which one process has an error that the others know nothing of.
