@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -107,10 +108,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(args, stop, 128 + stop.signum)
     except KeyboardInterrupt as stop:
         return _report(args, stop, 130)
-    except (TrainingError, ProcessError) as error:
+    except TrainingError as error:
+        return _report(args, error, 1)
+    except ProcessError as error:
+        # torchrun calls the first process that ends the cause.
+        time.sleep(SECONDS_BEHIND)
         return _report(args, error, 1)
     except (ValueError, TypeError, ImportError, CheckpointError, OSError) as error:
         return _report(args, error, 2)
+
+
+#: How much later than the process that failed the others end.
+SECONDS_BEHIND = 2
 
 
 def build_parser() -> argparse.ArgumentParser:

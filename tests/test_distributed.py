@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -340,6 +341,16 @@ def test_torchrun(alone: Path, tmp_path: Path) -> None:
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     subprocess.run([sys.executable, *launch, *words], check=True, capture_output=True, timeout=120)
     assert_like(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_torchrun_names_the_process_that_refused(alone: Path) -> None:
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    words = (sys.executable, *launch, "-m", "diffflow_ext", "train", *POINTS, "--out", str(alone))
+    said = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120).stderr
+    cause = said.split("Root Cause")[1]
+    assert re.search(r"rank +: 0 ", cause), said
+    assert re.search(r"exitcode +: 2 ", cause), said
 
 
 ELASTIC = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
