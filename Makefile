@@ -24,7 +24,7 @@ help:
 	@echo "make demo       install, train on a 2-D set and a table, sample, evaluate: demo/ (4 minutes)"
 	@echo "make test       install, check the style, run every test (25 minutes on two cores)"
 	@echo "make lint       ruff, clang-format and pyright alone"
-	@echo "make bench      install, measure the CPU part of docs/benchmarks.md, redraw it (15 minutes; run it alone)"
+	@echo "make bench      install, measure the CPU part of docs/benchmarks.md, redraw it (up to 20 minutes; run it alone)"
 	@echo "make check-gpu  build, check and measure the kernels on the GPU of this machine"
 	@echo "make clean      remove what make and pip made here"
 	@echo

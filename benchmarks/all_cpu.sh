@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Everything on docs/benchmarks.md that a CPU can measure, one after the other: two runs beside each
-# other would time each other. About 15 minutes on two cores with nothing else to do.
+# other would time each other. Up to 20 minutes on two cores with nothing else to do.
 #
 #   benchmarks/all_cpu.sh [--compile loop]
 #
 # --compile loop also compiles the whole loop of the 2-D step, and measures the memory of what compiles,
-# for some eight minutes more.
+# for some minutes more.
 set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${PYTHON:-python3}"

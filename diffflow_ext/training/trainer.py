@@ -185,9 +185,9 @@ class _Trainer:
         self.batches = Batches(config, dataset.train, device, self.part)
         self.recipe = build_recipe(config, dataset.event_shape)
         check_world(world, config, self.recipe)
-        shares = config.shard and world.size > 1
+        self.shares = config.shard and world.size > 1
         # What will lie in shares need not fit into a GPU before.
-        module = self.recipe.module.to("cpu" if shares else device)
+        module = self.recipe.module.to("cpu" if self.shares else device)
         self.losses: list[Loss] = []
         self.sharded: ShardedLosses | None = None
         self.state = TrainState(config, module, self.recipe.parts)
@@ -213,7 +213,7 @@ class _Trainer:
 
     def share_out(self) -> None:
         """Lets the processes average gradients, and keep shares of the state where asked for."""
-        if self.config.shard and self.world.size > 1:
+        if self.shares:
             self.state.shard(self._shard, self.device)
             assert self.sharded is not None
             self.losses = self.sharded.each()
