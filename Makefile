@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-CPP_FILES = $(shell find csrc tests/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 INSTALL = pip install --quiet --quiet --constraint $(VENV)/constraints.txt
 
 .PHONY: help demo test lint bench check-gpu clean
@@ -65,10 +65,10 @@ lint: $(VENV)/test
 
 # Nothing else may run beside it: other work shows in the times.
 bench: $(VENV)/bench
-	@PYTHON=$(BIN)/python benchmarks/all_cpu.sh $(BENCH)
+	@PYTHON=$(BIN)/python benchmarks/speed/all.sh $(BENCH)
 
 check-gpu:
-	@PYTHON="$(PYTHON)" benchmarks/gpu_check.sh
+	@PYTHON="$(PYTHON)" benchmarks/gpu/check.sh
 
 # --- installation ----------------------------------------------------------------------------------
 

@@ -11,14 +11,11 @@ Three layers, each usable without the one above:
 from __future__ import annotations
 
 from . import functional
-from ._backend import build_info
-from .adjoint import diffflow_loss, diffflow_mean_loss
-from .ddpm import DDPM
-from .diffusion import ConstantDiffusion, GeometricDiffusion
-from .dinof import DiNof
-from .grids import ProgressiveGrid, TimeGrid
-from .noise import NoiseKey
-from .sde import DiffFlowSDE
+from .engines.paths import diffflow_loss, diffflow_mean_loss
+from .functional.core import build_info
+from .functional.noise import NoiseKey
+from .models import DDPM, DiffFlowSDE, DiNof
+from .processes import ConstantDiffusion, GeometricDiffusion, ProgressiveGrid, TimeGrid
 
 __version__: str = build_info()["version"]
 

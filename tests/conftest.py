@@ -12,12 +12,15 @@ import torch
 from hypothesis import settings
 
 # Test files are imported by path, so that their neighbours are not found by themselves.
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS / folder) for folder in ("support", "native", "fuzz")]
+# At the end, for `benchmarks`: an installed diffflow_ext comes before the sources.
+sys.path.append(str(TESTS.parent))
 
 import helpers
 import host_device
 
-from diffflow_ext import _engines
+from diffflow_ext.engines.fused import workspace
 
 # The same examples in every run: a failure is a defect of the change, never of the day.
 settings.register_profile(
@@ -60,7 +63,7 @@ def same_threads() -> Iterator[None]:
 @pytest.fixture(params=helpers.ENGINES)
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each set of instructions that this processor has."""
-    monkeypatch.setattr(_engines, "engine_name", lambda: request.param)
+    monkeypatch.setattr(workspace, "engine_name", lambda: request.param)
     return request.param
 
 
@@ -68,7 +71,7 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def core_probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Single functions of csrc/, callable from Python (see csrc/core_probe.cpp)."""
     library = tmp_path_factory.mktemp("core_probe") / "core_probe.so"
-    source = helpers.TESTS / "csrc" / "core_probe.cpp"
+    source = helpers.TESTS / "native" / "core_probe.cpp"
     helpers.compile_cpp([source], library, ["-O2", "-shared", "-fPIC"])
     return ctypes.CDLL(str(library))
 

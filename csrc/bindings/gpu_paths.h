@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../trajectory/gpu_paths.h"
+#include "../fused/gpu/paths.h"
 #include "launch.h"
 
 namespace diffflow {

@@ -8,8 +8,8 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "../kernels/launch_cuda.h"
-#include "../kernels/loop_cpu.h"
+#include "../ops/launch_cuda.h"
+#include "../ops/loop_cpu.h"
 
 namespace diffflow {
 

@@ -9,7 +9,7 @@
 
 #include "gpu_paths.h"
 #include "ops.h"
-#include "trajectory.h"
+#include "engines.h"
 
 namespace py = pybind11;
 namespace df = diffflow;

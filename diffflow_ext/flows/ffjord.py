@@ -16,10 +16,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.flows._optional import library
+from .adapters import library
 
 Divergence = Literal["exact", "hutchinson"]
+
+
 Solver = Literal["dopri5", "dopri8", "bosh3", "adaptive_heun", "euler", "midpoint", "rk4"]
+
+
 FIXED: tuple[Solver, ...] = ("euler", "midpoint", "rk4")
 
 

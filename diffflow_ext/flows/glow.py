@@ -9,6 +9,8 @@ follow, and half of the channels leave as latents. Images are taken as they are,
 dequantising or logit: the states of a diffusion are noisy and continuous.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.flows._optional import library
+from .adapters import library
 
 MAX_LEVELS = 3
+
+
 SMALLEST_STD = 1e-6
 
 

@@ -1,9 +1,11 @@
 """Neural spline flows over vectors, from zuko."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
-from diffflow_ext.flows._optional import library
+from .adapters import library
 
 
 def spline_flow(

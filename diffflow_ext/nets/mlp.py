@@ -5,6 +5,8 @@ data. Time enters once, before the first activation, so that all samples which s
 share its embedding.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "tanh": torch.tanh,
 }
+
 
 MIN_FREQUENCY, MAX_FREQUENCY = 0.1, 100.0
 

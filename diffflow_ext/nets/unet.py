@@ -13,6 +13,8 @@ References:
     | https://arxiv.org/abs/2006.11239
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,6 +25,8 @@ from torch.nn import functional
 
 #: The slowest sinusoid of the time embedding turns by 1/10000 radian per index.
 SLOWEST = 1e-4
+
+
 MAX_GROUPS, MIN_GROUP_SIZE = 32, 4
 
 
@@ -187,8 +191,6 @@ class UNet(nn.Module):
         return f"channels={self.channels}, size={self.size}, time_scale={self.time_scale}"
 
 
-# --- levels --------------------------------------------------------------------------------------
-
 #: Width of the time embedding, probability of dropout, whether time scales and shifts.
 _Kind = tuple[int, float, bool]
 
@@ -252,9 +254,6 @@ class _Stage(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         h = self.block(h, embedding)
         return h if self.attention is None else self.attention(h)
-
-
-# --- blocks --------------------------------------------------------------------------------------
 
 
 class _ResidualBlock(nn.Module):
@@ -326,9 +325,6 @@ def _initialise(net: UNet) -> None:
             nn.init.zeros_(module.conv_out.weight)
         elif isinstance(module, _SelfAttention | UNet):
             nn.init.zeros_(module.output.weight)
-
-
-# --- arguments -----------------------------------------------------------------------------------
 
 
 def _check_arguments(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from diffflow_ext.training.config import TrainConfig
-from diffflow_ext.training.defaults import is_resolved
-from diffflow_ext.training.recipes._base import Estimator, EvaluationSettings, Part, Recipe
+from .. import TrainConfig
+from ..config.defaults import is_resolved
+from .base import Estimator, EvaluationSettings, Part, Recipe
 
 __all__ = ["Estimator", "EvaluationSettings", "Part", "Recipe", "build_recipe"]
 

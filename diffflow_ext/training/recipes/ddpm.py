@@ -7,21 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from diffflow_ext.ddpm import DDPM
-from diffflow_ext.noise import NoiseKey
-from diffflow_ext.training.networks import build_net
-from diffflow_ext.training.recipes._base import (
-    Estimator,
-    EvaluationSettings,
-    Part,
-    Recipe,
-    ode_estimator,
-)
+from diffflow_ext.functional.noise import NoiseKey
+from diffflow_ext.models.ddpm import DDPM
+
+from .base import Estimator, EvaluationSettings, Part, Recipe, ode_estimator
+from .networks import build_net
 
 __all__ = ["DDPMRecipe"]
 
+
 # All T terms of the bound cost T evaluations; images get an unbiased estimate from fewer.
 IMAGE_TERMS = 100
+
+
 ODE_STEPS = 100
 
 

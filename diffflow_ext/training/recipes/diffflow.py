@@ -9,26 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.diffusion import ConstantDiffusion, GeometricDiffusion
-from diffflow_ext.grids import TimeGrid
-from diffflow_ext.noise import NoiseKey
-from diffflow_ext.sde import DiffFlowSDE
-from diffflow_ext.training.config import TrainConfig
-from diffflow_ext.training.networks import build_flow, build_net
-from diffflow_ext.training.recipes._base import (
-    Estimator,
-    EvaluationSettings,
-    Part,
-    Recipe,
-    ode_estimator,
-)
-from diffflow_ext.training.rules import memory_bytes
-from diffflow_ext.training.schedules import progressive_grid, sampling_grid, training_grid
+from diffflow_ext.functional.noise import NoiseKey
+from diffflow_ext.models.diffflow import DiffFlowSDE
+from diffflow_ext.processes.diffusion import ConstantDiffusion, GeometricDiffusion
+from diffflow_ext.processes.grids import TimeGrid
+
+from ..config.fields import TrainConfig
+from ..config.rules import memory_bytes
+from ..config.schedules import progressive_grid, sampling_grid, training_grid
+from .base import Estimator, EvaluationSettings, Part, Recipe, ode_estimator
+from .networks import build_flow, build_net
 
 __all__ = ["DiffFlowRecipe"]
 
+
 # The probability flow is smoother than the paths, but the grid may be coarse.
 MIN_ODE_STEPS = 50
+
+
 #: Where images are sharp the flow is steep; evaluation says what half the steps change.
 IMAGE_ODE_STEPS = 400
 

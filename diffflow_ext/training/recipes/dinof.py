@@ -7,19 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from diffflow_ext.dinof import DiNof
-from diffflow_ext.noise import NoiseKey
-from diffflow_ext.processes import process_by_name
-from diffflow_ext.training.networks import build_flow, build_net
-from diffflow_ext.training.recipes._base import (
-    Estimator,
-    EvaluationSettings,
-    Part,
-    Recipe,
-    ode_estimator,
-)
+from diffflow_ext.functional.noise import NoiseKey
+from diffflow_ext.models.dinof import DiNof
+from diffflow_ext.processes.linear import process_by_name
+
+from .base import Estimator, EvaluationSettings, Part, Recipe, ode_estimator
+from .networks import build_flow, build_net
 
 __all__ = ["DiNofRecipe"]
+
 
 ODE_STEPS = 100
 

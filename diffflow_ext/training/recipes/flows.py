@@ -8,14 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diffflow_ext import functional
-from diffflow_ext.noise import NoiseKey
-from diffflow_ext.priors import FlowPrior
-from diffflow_ext.probability_flow import EXACT_DIMENSIONS
-from diffflow_ext.training.networks import build_flow, build_net
-from diffflow_ext.training.recipes._base import Estimator, EvaluationSettings, Part, Recipe
+from diffflow_ext.engines.ode.solver import EXACT_DIMENSIONS
+from diffflow_ext.flows import FFJORD
+from diffflow_ext.flows.prior import FlowPrior
+from diffflow_ext.functional.noise import NoiseKey, normal
+
+from .base import Estimator, EvaluationSettings, Part, Recipe
+from .networks import build_flow, build_net
 
 __all__ = ["FFJORDRecipe", "FlowRecipe"]
+
 
 # The exact divergence costs a vector-Jacobian product for each dimension.
 MAX_EXACT_TRAINING = 4
@@ -80,7 +82,6 @@ class FFJORDRecipe(FlowRecipe):
 
     def build(self) -> FlowPrior:
         """Returns the untrained continuous flow."""
-        from diffflow_ext.flows import FFJORD
 
         config, few = self.config, self.event_shape[0] <= MAX_EXACT_TRAINING
         net = build_net(config, self.event_shape)
@@ -102,7 +103,5 @@ class FFJORDRecipe(FlowRecipe):
 
 def _probes(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
     shape = tuple(x.shape)
-    draws = functional.normal(
-        shape, key, purpose="hutchinson", sample_offset=offset, device=x.device
-    )
+    draws = normal(shape, key, purpose="hutchinson", sample_offset=offset, device=x.device)
     return torch.where(draws > 0, 1.0, -1.0).to(x.dtype)

@@ -1,0 +1,1 @@
+"""Whether everything holds on this GPU."""

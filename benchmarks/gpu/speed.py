@@ -1,0 +1,210 @@
+"""How fast is each kernel, as a share of what the device's memory allows?
+
+The yardstick is a device-to-device copy measured on the same device, counting bytes read and
+written. A kernel's bytes are each input once and each output once. Launches are timed one by one
+with CUDA events, over buffers that rotate and together exceed the cache; numbers are medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid, functional
+from diffflow_ext.nets import FourierMLP
+
+from .ops import CASES, DTYPES, Case, Inputs, Outputs, bytes_moved
+from .paths import measure_paths
+
+#: A kernel that only moves memory should come near the copy; this much is demanded.
+LEAST_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of the measurements.
+
+    Arguments:
+        rows: Layouts (B, d) of a state, all of about the same number of elements.
+        repeats: Launches that are timed.
+        buffers: Sets of inputs that rotate.
+        batch: Samples in the training step.
+        paths: Samples in the step of the kernels for whole paths.
+    """
+
+    rows: tuple[tuple[int, int], ...]
+    repeats: int
+    buffers: int
+    batch: int
+    paths: int
+
+
+#: 2^26 elements: 256 MiB a tensor in float32, five times the cache of an H100.
+FULL = Plan(((2**14, 2**12), (2**25, 2)), repeats=30, buffers=2, batch=512, paths=2000)
+SMALL = Plan(((64, 256), (512, 2)), repeats=3, buffers=2, batch=32, paths=40)
+
+
+def milliseconds(run: Callable[[int], Any], device: str, repeats: int) -> list[float]:
+    """Times single calls of `run(i)` after three that are not timed."""
+    for i in range(3):
+        run(i)
+    if device == "cpu":
+        return [_on_the_clock(run, i) for i in range(repeats)]
+    events = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(repeats)
+    ]
+    torch.cuda.synchronize()
+    for i, (start, end) in enumerate(events):
+        start.record()
+        run(i)
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def _on_the_clock(run: Callable[[int], Any], i: int) -> float:
+    start = time.perf_counter()
+    run(i)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def copy_speed(device: str, plan: Plan) -> float:
+    """Returns the bytes a second of a copy, read plus written."""
+    elements = 4 * plan.rows[0][0] * plan.rows[0][1]
+    source = [torch.randn(elements, device=device) for _ in range(2)]
+    target = torch.empty_like(source[0])
+    times = milliseconds(lambda i: target.copy_(source[i % 2]), device, plan.repeats)
+    return 2 * 4 * elements / statistics.median(times) * 1e3
+
+
+def measure_case(
+    case: Case, dtypes: tuple[torch.dtype, torch.dtype], rows: tuple[int, int], device: str,
+    plan: Plan, copy: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures one kernel on one layout, and the eager operations that give the same."""
+    generator = torch.Generator(device).manual_seed(0)
+    sets: list[Inputs] = [
+        case.inputs(rows, *dtypes, device, generator) for _ in range(plan.buffers)
+    ]
+    moved = bytes_moved(case, sets[0], case.run(sets[0]))
+
+    def times(run: Callable[[Inputs], Outputs]) -> list[float]:
+        return milliseconds(lambda i: run(sets[i % len(sets)]), device, plan.repeats)
+
+    first, second = times(case.run), times(case.run)
+    median = statistics.median(first + second)
+    result = {
+        "kernel": case.name,
+        "state": str(dtypes[0]).removeprefix("torch."),
+        "net": str(dtypes[1]).removeprefix("torch."),
+        "rows": list(rows),
+        "bytes": moved,
+        "milliseconds": median,
+        "spread": abs(statistics.median(first) - statistics.median(second)) / median,
+        "bytes_per_second": moved / median * 1e3,
+        "share_of_copy": moved / median * 1e3 / copy,
+    }
+    if case.eager is not None:
+        eager = statistics.median(times(case.eager))
+        result |= {"eager_milliseconds": eager, "eager_over_kernel": eager / median}
+    return result
+
+
+def measure_kernels(device: str, plan: Plan, copy: float) -> list[dict[str, Any]]:
+    """Measures all kernels in float32 on all layouts, and with bfloat16 networks on the first."""
+    results = []
+    for case in CASES:
+        for rows in plan.rows:
+            results.append(measure_case(case, DTYPES[0], rows, device, plan, copy))
+        if case.nets:
+            results.append(measure_case(case, DTYPES[1], plan.rows[0], device, plan, copy))
+        if device != "cpu":
+            torch.cuda.empty_cache()
+    return results
+
+
+def shortfalls(results: list[dict[str, Any]], plan: Plan) -> list[str]:
+    """Names the memory-bound kernels that miss their share of the copy on wide rows."""
+    bound = {case.name for case in CASES if case.memory_bound}
+    return [
+        f"{r['kernel']} ({r['net']}): {r['share_of_copy']:.2f}"
+        for r in results
+        if r["kernel"] in bound
+        and r["rows"] == list(plan.rows[0])
+        and r["share_of_copy"] < LEAST_SHARE
+    ]
+
+
+# --- a training step in two dimensions -----------------------------------------------------------
+
+
+def step_times(device: str, plan: Plan, num_steps: int = 30) -> dict[str, Any]:
+    """Times a training step of DiffFlow, with and without batched scores, against DDPM's."""
+    torch.manual_seed(0)
+    x0 = torch.randn(plan.batch, 2, device=device)
+    result: dict[str, Any] = {"batch": plan.batch, "num_steps": num_steps}
+    result["ddpm_ms"] = _train(_ddpm(x0, device), device, plan)
+    for name, memory in (("diffflow_ms", None), ("diffflow_batched_scores_ms", 2**30)):
+        result[name] = _train(_diffflow(x0, device, num_steps, memory), device, plan)
+        result[name.replace("_ms", "_over_ddpm")] = result[name] / result["ddpm_ms"]
+    return result
+
+
+Problem = tuple[list[torch.nn.Parameter], Callable[[int], torch.Tensor]]
+
+
+def _train(problem: Problem, device: str, plan: Plan) -> float:
+    params, loss = problem
+    optimizer = torch.optim.Adam(params)
+
+    def step(i: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(i).backward()
+        optimizer.step()
+
+    return statistics.median(milliseconds(step, device, plan.repeats))
+
+
+def _ddpm(x0: torch.Tensor, device: str) -> Problem:
+    net = FourierMLP(2).to(device)
+    key = NoiseKey(0)
+
+    def loss(i: int) -> torch.Tensor:
+        t = torch.rand(x0.shape[0], device=device)
+        alpha, sigma = torch.cos(1.5 * t), torch.sin(1.5 * t)
+        x_t, eps = functional.perturb(x0, alpha_t=alpha, sigma_t=sigma, key=key.at(i))
+        return (net(t, x_t) - eps).square().mean()
+
+    return list(net.parameters()), loss
+
+
+def _sde(device: str, score_memory: int | None = None) -> DiffFlowSDE:
+    nets = (FourierMLP(2), FourierMLP(2))
+    return DiffFlowSDE(*nets, diffusion=0.2, score_memory=score_memory).to(device)
+
+
+def _diffflow(x0: torch.Tensor, device: str, num_steps: int, score_memory: int | None) -> Problem:
+    sde, grid = _sde(device, score_memory), TimeGrid.power(num_steps, t_end=0.05)
+    return list(sde.parameters()), lambda i: sde.mean_loss(x0, grid, NoiseKey(0, i))
+
+
+def measure(device: str, plan: Plan) -> dict[str, Any]:
+    """Takes all measurements."""
+    copy = copy_speed(device, plan)
+    kernels = measure_kernels(device, plan, copy)
+    return {
+        "plan": asdict(plan),
+        "copy_bytes_per_second": copy,
+        "kernels": kernels,
+        "shortfalls": shortfalls(kernels, plan),
+        "step_in_two_dimensions": step_times(device, plan),
+        "paths": measure_paths(
+            device, lambda run: milliseconds(run, device, plan.repeats), plan.paths
+        ),
+    }

@@ -1,0 +1,323 @@
+"""Writes the tables and pictures of docs/results.md anew from benchmarks/results alone.
+
+    python benchmarks/pages/quality_page.py
+
+Tables stand in docs/results.md between lines `<!-- begin NAME ... -->` and `<!-- end NAME -->`;
+everything else there is prose and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from . import tables as pages
+from .quality_pictures import draw_pictures
+from .tables import (
+    DOCS,
+    MINUS,
+    MISSING,
+    NONE,
+    Blocks,
+    Cell,
+    Numbers,
+    Results,
+    at,
+    best_marked,
+    number,
+    table,
+    with_error,
+)
+
+PAGE = DOCS / "results.md"
+SETS_2D = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
+TABLES = ("magic", "hipparcos")
+SWEEPS = ("2-spirals", "magic")
+ESTIMATORS = {
+    "bound": "bound",
+    "importance_weighted": "importance-weighted bound",
+    "ode": "ODE",
+    "exact": "exact",
+}
+NATS = f"{MINUS}log p, nats"
+
+
+# --- cells ---------------------------------------------------------------------------------------
+
+
+def row_of(title: str, found: Sequence[Numbers], value: str, error: str, digits: int = 2) -> Any:
+    """Returns title, values and cells of numbers that some columns may lack."""
+    values = [None if one is None else one[value] for one in found]
+    errors = [None if one is None else one.get(error) for one in found]
+    cells = [with_error(v, e, digits) for v, e in zip(values, errors, strict=True)]
+    return title, values, cells
+
+
+def spelt(name: str) -> str:
+    names = {"magic": "MAGIC", "hipparcos": "Hipparcos", "sierpinski-carpet": "Sierpinski carpet"}
+    return names.get(name, name.replace("-", " "))
+
+
+# --- 2-D sets ------------------------------------------------------------------------------------
+
+
+def _models(reports: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Names and titles of the models that some report has, in order."""
+    return {name: one["title"] for report in reports for name, one in report["models"].items()}
+
+
+def _found(results: Results, benchmark: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    return [results[f"{benchmark}_{n}"] for n in names if f"{benchmark}_{n}" in results]
+
+
+def likelihood_2d(results: Results) -> str:
+    reports = _found(results, "compare_2d", SETS_2D)
+    if not reports:
+        return MISSING
+    rows = [
+        row_of(f"{title}, {way}", [at(r["models"], model, "likelihood", name) for r in reports],
+               "nats", "error")
+        for model, title in _models(reports).items()
+        for name, way in ESTIMATORS.items()
+        if any(at(r["models"], model, "likelihood", name) for r in reports)
+    ]  # fmt: skip
+    last = ["entropy, the least there is", *(with_error(r["entropy"]) for r in reports)]
+    head = [NATS, *(spelt(r["data"]) for r in reports)]
+    return table(head, [*best_marked(rows), last])
+
+
+def quality_2d(results: Results) -> str:
+    reports = _found(results, "compare_2d", SETS_2D)
+    if not reports:
+        return MISSING
+    models = _models(reports)
+    distance = [
+        row_of(title, [_headline(at(r["models"], model)) for r in reports], "mean", "error", 1)
+        for model, title in models.items()
+    ]
+    apart = [
+        row_of(title, [at(r["models"], model, "c2st") for r in reports], "accuracy", "error", 3)
+        for model, title in models.items()
+    ]
+    names = [spelt(r["data"]) for r in reports]
+    return (
+        table(["energy distance / real data", *names], best_marked(distance))
+        + "\n"
+        + table(["told apart from data (0.5 is best)", *names], best_marked(apart))
+    )
+
+
+def _headline(model: Numbers) -> Numbers:
+    return None if model is None else model["sampling"][-1]
+
+
+def cost_2d(results: Results) -> str:
+    reports = _found(results, "compare_2d", SETS_2D)
+    if not reports:
+        return MISSING
+    rows = [
+        [title, *(_cost(at(r["models"], model)) for r in reports)]
+        for model, title in _models(reports).items()
+    ]
+    return table(["updates, CPU seconds of training", *(spelt(r["data"]) for r in reports)], rows)
+
+
+def _cost(model: Numbers) -> Cell:
+    if model is None:
+        return NONE
+    mark = " (cut off)" if model["cut_off"] else ""
+    return f"{model['steps']:,}, {model['train_cpu_seconds']:,.0f} s{mark}"
+
+
+def steps_2d(results: Results) -> str:
+    """Quality against network evaluations: what each way to sample reaches on each set."""
+    reports = _found(results, "compare_2d", SETS_2D)
+    if not reports:
+        return MISSING
+    ways = {
+        (model, _way(one)): title
+        for model, title in _models(reports).items()
+        for report in reports
+        for one in at(report["models"], model, "sampling") or []
+    }
+    rows = []
+    for (model, way), title in ways.items():
+        found = [_by_way(at(r["models"], model, "sampling"), way) for r in reports]
+        work = max(one["evaluations"] for one in found if one)
+        name, _, cells = row_of(f"{title}: {way}", found, "mean", "error", 1)
+        seconds = [one["cpu_seconds_per_10000"] for one in found if one]
+        rows.append([name, number(work), number(sum(seconds) / len(seconds)), *cells])
+    head = ["energy distance / real data", "evaluations", "s per 10,000"]
+    return table([*head, *(spelt(r["data"]) for r in reports)], rows)
+
+
+def _way(one: Mapping[str, Any]) -> str:
+    """The name of a way to sample."""
+    options = one["options"]
+    kind = {"ddim": "DDIM", "ancestral": "ancestral"}.get(options.get("sampler", ""), "")
+    words = [kind, "ODE" if options.get("stochasticity") == 0 else ""]
+    steps = one["num_steps"]
+    words.append("adaptive" if steps is None else f"N = {steps}")
+    return ", ".join(word for word in words if word)
+
+
+def _by_way(ways: Sequence[Mapping[str, Any]] | None, way: str) -> Numbers:
+    return next((one for one in ways or [] if _way(one) == way), None)
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def likelihood_tables(results: Results) -> str:
+    reports = _found(results, "compare_tables", TABLES)
+    if not reports:
+        return MISSING
+    rows = [
+        row_of(title if way == "exact" else f"{title}, {way}",
+               [at(r["models"], model, "likelihood", name) for r in reports], "nats", "error")
+        for model, title in _models(reports).items()
+        for name, way in ESTIMATORS.items()
+        if any(at(r["models"], model, "likelihood", name) for r in reports)
+    ]  # fmt: skip
+    return table([NATS, *(spelt(r["data"]) for r in reports)], best_marked(rows))
+
+
+def quality_tables(results: Results) -> str:
+    reports = _found(results, "compare_tables", TABLES)
+    return "\n".join(map(_quality_table, reports)) or MISSING
+
+
+def _quality_table(report: dict[str, Any]) -> str:
+    rows = []
+    for one in report["models"].values():
+        distance, sliced, apart = one["energy_distance"], one["sliced_wasserstein"], one["c2st"]
+        ratio = sliced["value"] / sliced["floor"]
+        values = [distance["mean"], ratio, apart["accuracy"]]
+        cells = [with_error(distance["mean"], distance["error"], 1), number(ratio),
+                 with_error(apart["accuracy"], apart["error"], 3)]  # fmt: skip
+        rows.append((one["title"], values, cells))
+    costs = [
+        [f"{one['steps']:,}" if "steps" in one else NONE, f"{one['train_cpu_seconds']:,.0f}",
+         f"{one['parameters']:,}" if "parameters" in one else NONE,
+         number(one["sampling"].get("cpu_seconds_per_10000"))]
+        for one in report["models"].values()
+    ]  # fmt: skip
+    marked = [cells + cost for cells, cost in zip(best_marked(rows), costs, strict=True)]
+    real = report["c2st_of_training_rows"]
+    marked.append(["training rows", "1", "1", with_error(real["accuracy"], real["error"], 3),
+                   *[NONE] * 4])  # fmt: skip
+    head = [spelt(report["data"]), "energy distance / real", "sliced W / real", "told apart",
+            "updates", "CPU s", "parameters", "s per 10,000"]  # fmt: skip
+    return table(head, marked)
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def likelihood_images(results: Results) -> str:
+    report = results.get("compare_images_mnist16")
+    if report is None:
+        return MISSING
+    rows = [
+        [f"{one['title']}, {found['title']}", with_error(found["bits"], found["bits_error"], 3),
+         f"{found['n']:,}"]
+        for one in report["models"].values()
+        for found in one["likelihood"].values()
+    ]  # fmt: skip
+    cost = [
+        [one["title"], f"{one['parameters']:,}", f"{one['steps']:,}",
+         f"{one['train_cpu_seconds'] / 60:.1f}"]
+        for one in report["models"].values()
+    ]  # fmt: skip
+    return (
+        table(["bits per dimension", "test images", "n"], rows)
+        + "\n"
+        + table(["", "parameters", "updates", "CPU minutes"], cost)
+    )
+
+
+def steps_images(results: Results) -> str:
+    report = results.get("compare_images_mnist16")
+    if report is None:
+        return MISSING
+    rows = []
+    for name, one in report["models"].items():
+        for found in one["sampling"]:
+            bound = (
+                at(one["bound_by_steps"], str(found["num_steps"])) if name == "diffflow" else None
+            )
+            rows.append([
+                f"{one['title']}, {_way(found)}", number(found["evaluations"]),
+                number(found["cpu_seconds_per_10000"] / 10), number(found["fd"]),
+                *(with_error(found[part]) for part in ("precision", "recall", "coverage")),
+                with_error(at(bound, "bits"), at(bound, "bits_error"), 3),
+            ])  # fmt: skip
+    for part, title in (("test", "training against test images"), ("train", "training images")):
+        real = report["floors"][part]
+        rows.append([f"*{title}*", NONE, NONE, number(real["fd"]),
+                     *(with_error(real[name]) for name in ("precision", "recall", "coverage")),
+                     NONE])  # fmt: skip
+    head = [report["label"], "evaluations", "s per 1,000", "FD", "precision", "recall",
+            "coverage", "bound, bits/dim"]  # fmt: skip
+    return table(head, rows)
+
+
+# --- sweep ---------------------------------------------------------------------------------------
+
+
+def sweep(results: Results) -> str:
+    reports = _found(results, "dinof_sweep", SWEEPS)
+    return "\n".join(map(_sweep_table, reports)) or MISSING
+
+
+def _sweep_table(report: dict[str, Any]) -> str:
+    rows = []
+    for part, one in report["parts"].items():
+        title = {"flow": "flow alone", "diffusion": "diffusion alone"}.get(part, f"T = {part}")
+        likelihood = one["likelihood"].get("ode") or one["likelihood"]["exact"]
+        sampling, apart = one["sampling"], one["c2st"]
+        values = [likelihood["nats"], sampling["mean"], apart["accuracy"],
+                  sampling["cpu_seconds_per_10000"]]  # fmt: skip
+        cells = [
+            with_error(likelihood["nats"], likelihood["error"]),
+            with_error(sampling["mean"], sampling["error"], 1),
+            with_error(apart["accuracy"], apart["error"], 3),
+            number(sampling["cpu_seconds_per_10000"]),
+        ]
+        rows.append((title, values, cells))
+    updates = [f"{one['steps']:,}" for one in report["parts"].values()]
+    marked = [[*cells, n] for cells, n in zip(best_marked(rows), updates, strict=True)]
+    head = [spelt(report["data"]), NATS, "energy distance / real", "told apart",
+            "s per 10,000", "updates"]  # fmt: skip
+    return table(head, marked)
+
+
+# --- page ----------------------------------------------------------------------------------------
+
+
+BLOCKS: Blocks = {
+    "likelihood-2d": likelihood_2d,
+    "quality-2d": quality_2d,
+    "cost-2d": cost_2d,
+    "steps-2d": steps_2d,
+    "likelihood-tables": likelihood_tables,
+    "quality-tables": quality_tables,
+    "likelihood-images": likelihood_images,
+    "steps-images": steps_images,
+    "sweep": sweep,
+    "conditions": partial(pages.conditions, page="results"),
+}
+
+
+def filled(page: str, results: Results) -> str:
+    """Returns the page with its tables made anew."""
+    return pages.filled(page, results, BLOCKS)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    pages.write_page(words, __doc__, PAGE, BLOCKS, draw_pictures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a step, an op or a byte costs."""

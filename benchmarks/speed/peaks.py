@@ -1,0 +1,54 @@
+"""Peak memory of training steps, each taken by a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .step_variants import VARIANTS, Pair, Problem
+
+
+def peak_mebibytes(
+    problem: Problem, name: str | None, threads: int, steps: int = 2, library: str = "ddpm"
+) -> float:
+    """Peak memory of a fresh process that takes some steps of a variant, or none.
+
+    Before, it takes a step of one sample of the variant `library`.
+    """
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); import peaks;"
+        "peaks.take(json.loads(sys.argv[2]))"
+    )
+    what = {
+        "problem": asdict(problem),
+        "name": name,
+        "threads": threads,
+        "steps": steps,
+        "library": library,
+    }
+    words = [sys.executable, "-c", code, str(Path(__file__).parent), json.dumps(what)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def take(what: dict[str, Any]) -> None:
+    """The child's part: the steps, then the peak of its memory."""
+    torch.set_num_threads(what["threads"])
+    problem = Problem(**what["problem"])
+    Pair(problem)
+    # What torch, this package or a compiler load at their first call is not what is measured.
+    small = Problem(dim=1, batch=1, width=1, depth=problem.depth, num_steps=problem.num_steps)
+    VARIANTS[what["library"]][0](small)()
+    if what["name"] is not None:
+        step = VARIANTS[what["name"]][0](problem)
+        for _ in range(what["steps"]):
+            step()
+    # getrusage would count what the parent had when it made this process.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)

@@ -1,0 +1,202 @@
+// Tiles of samples along an ordinary equation of perceptrons, with the divergence on the way.
+//
+// Divergences come from tangents: J e is carried through the layers beside the values, whose slopes
+// are there already. Directions e are taken one after the other, each for the whole tile.
+#pragma once
+
+#include "paths.h"
+
+namespace diffflow {
+namespace DF_ENGINE {
+
+struct FlowShared {
+  PackedMlp nets[2];
+};
+
+struct FlowRoom {
+  Activations at[2];
+  TileRoom inside;
+  float *x, *y, *z, *velocity, *value;  ///< (tile, dim)
+  float *direction, *product;           ///< (tile, dim), e and J e
+  double *rate, *change;                ///< (tile), div v and its integral
+};
+
+DF_INLINE FlowShared carve_flow(Arena& arena, const FlowProblem& p) {
+  FlowShared out;
+  for (int n = 0; n < p.num_nets; ++n) {
+    out.nets[n] = carve_weights(arena, p.nets[n], p.dim, p.times);
+  }
+  return out;
+}
+
+DF_INLINE FlowRoom carve_flow_room(Arena& arena, const FlowProblem& p, const FlowShared& shared) {
+  FlowRoom out;
+  int64_t width = 0;
+  for (int n = 0; n < p.num_nets; ++n) {
+    out.at[n] = carve_activations(arena, shared.nets[n], p.tile, 1);
+    width = larger(width, shared.nets[n].width);
+  }
+  out.inside = carve_tile_room(arena, p.tile, width, shared.nets[0].outer);
+  float** const parts[] = {&out.x,     &out.y,         &out.z,      &out.velocity,
+                           &out.value, &out.direction, &out.product};
+  for (float** part : parts) *part = arena.take<float>(p.tile * p.dim);
+  out.rate = arena.take<double>(p.tile);
+  out.change = arena.take<double>(p.tile);
+  return out;
+}
+
+static int64_t flow_scratch_bytes(const FlowProblem& p) {
+  Arena arena(nullptr);
+  const FlowShared shared = carve_flow(arena, p);
+  for (int i = 0; i < p.threads; ++i) carve_flow_room(arena, p, shared);
+  return static_cast<int64_t>(arena.next()) + 64;
+}
+
+/// Carries room.delta, the tangent after the first layer, to the last one.
+static void carry_tangent(const PackedMlp& mlp, int64_t rows, const Activations& at,
+                          const TileRoom& room) {
+  const int64_t width = mlp.width, layer = rows * width;
+  for (int64_t l = 0; l < mlp.depth; ++l) {
+    square_product(rows, width, room.sums, factor_of(room, rows, width).rows, mlp.forward[l]);
+    multiply(room.delta, room.sums, at.slope + (l + 1) * layer, layer);
+  }
+}
+
+DF_INLINE float dot(const float* a, const float* b, int64_t count) {
+  Vec total = splat(0.0f);
+  for (int64_t i = 0; i < count; i += kLanes) total = fma(load(a + i), load(b + i), total);
+  return sum(total);
+}
+
+/// rate (rows) += scale trace J, one direction for each component.
+static void add_trace(const PackedMlp& mlp, int64_t rows, const Activations& at, double scale,
+                      double* rate, const TileRoom& room) {
+  const int64_t width = mlp.width;
+  for (int64_t k = 0; k < mlp.dim; ++k) {
+    for (int64_t m = 0; m < rows; ++m) {
+      multiply(room.delta + m * width, mlp.input + k * width, at.slope + m * width, width);
+    }
+    carry_tangent(mlp, rows, at, room);
+    for (int64_t m = 0; m < rows; ++m) {
+      rate[m] += scale * dot(room.delta + m * width, mlp.output + k * width, width);
+    }
+  }
+}
+
+/// rate (rows) += scale e . J e for one direction e (rows, dim) of each sample.
+static void add_product(const PackedMlp& mlp, int64_t rows, const Activations& at,
+                        const float* direction, double scale, double* rate, float* product_room,
+                        const TileRoom& room) {
+  const int64_t width = mlp.width, dim = mlp.dim;
+  product<false>(rows, width, dim, room.sums, width, Left<float>{direction, dim, 1}, mlp.input,
+                 width, kPanel);
+  multiply(room.delta, room.sums, at.slope, rows * width);
+  carry_tangent(mlp, rows, at, room);
+  to_state(mlp, rows, room.delta, mlp.output, mlp.output_panels, nullptr, product_room, room.sums);
+  for (int64_t m = 0; m < rows; ++m) {
+    double total = 0;
+    for (int64_t j = m * dim; j < (m + 1) * dim; ++j) {
+      total += static_cast<double>(direction[j]) * product_room[j];
+    }
+    rate[m] += scale * total;
+  }
+}
+
+/// One tile from one end of the equation to the other.
+class FlowTile {
+ public:
+  FlowTile(const FlowProblem& p, const FlowShared& shared, const FlowRoom& room)
+      : p_(p), shared_(shared), room_(room) {}
+
+  void run(const Rows& rows) {
+    rows_ = rows;
+    copy_in(room_.x, p_.start, p_, rows);
+    memset(room_.change, 0, p_.tile * sizeof(double));
+    keep(0);
+    for (int64_t i = 0; i < p_.num_steps; ++i) {
+      memcpy(room_.y, room_.x, state() * sizeof(float));
+      memcpy(room_.z, room_.x, state() * sizeof(float));
+      for (int64_t j = 0; j < p_.num_stages; ++j) stage(i, j);
+      memcpy(room_.x, room_.y, state() * sizeof(float));
+      keep(i + 1);
+    }
+    copy_out(p_.end, room_.x, p_, rows);
+    if (p_.change == nullptr) return;
+    memcpy(p_.change + rows.first, room_.change, rows.count * sizeof(double));
+  }
+
+ private:
+  int64_t state() const { return p_.tile * p_.dim; }
+
+  void keep(int64_t k) {
+    if (p_.states != nullptr) copy_out(p_.states + k * p_.states_row, room_.x, p_, rows_);
+  }
+
+  /// Evaluates v at z; y takes its part of the step, and z goes to where the next stage is.
+  void stage(int64_t step, int64_t j) {
+    const int64_t at = step * p_.num_stages + j, time = p_.time_of[at];
+    const double *c = p_.coefficients + 3 * time, *length = p_.lengths + 2 * at;
+    for (int64_t i = 0; i < state(); ++i) {
+      room_.velocity[i] = static_cast<float>(c[0]) * room_.z[i];
+    }
+    for (int n = 0; n < p_.num_nets; ++n) {
+      evaluate_at(shared_.nets[n], time, p_.tile, room_.z, room_.at[n], room_.value, room_.inside);
+      const float factor = static_cast<float>(c[n + 1]);
+      for (int64_t i = 0; i < state(); ++i) room_.velocity[i] += factor * room_.value[i];
+    }
+    if (p_.change != nullptr) add_divergence(step, c, length[0]);
+    const float whole = static_cast<float>(length[0]), ahead = static_cast<float>(length[1]);
+    for (int64_t i = 0; i < state(); ++i) {
+      room_.y[i] += whole * room_.velocity[i];
+      room_.z[i] = room_.x[i] + ahead * room_.velocity[i];
+    }
+  }
+
+  void add_divergence(int64_t step, const double* c, double length) {
+    for (int64_t m = 0; m < p_.tile; ++m) room_.rate[m] = c[0] * p_.dim;
+    if (p_.probes == 0) {
+      for (int n = 0; n < p_.num_nets; ++n) {
+        add_trace(shared_.nets[n], p_.tile, room_.at[n], c[n + 1], room_.rate, room_.inside);
+      }
+    }
+    for (int64_t i = 0; i < p_.probes; ++i) {
+      draw_signs(step * p_.probes + i);
+      for (int n = 0; n < p_.num_nets; ++n) {
+        add_product(shared_.nets[n], p_.tile, room_.at[n], room_.direction, c[n + 1] / p_.probes,
+                    room_.rate, room_.product, room_.inside);
+      }
+    }
+    for (int64_t m = 0; m < p_.tile; ++m) room_.change[m] += length * room_.rate[m];
+  }
+
+  /// Of all directions with independent entries, random signs have the least variance.
+  void draw_signs(int64_t step) {
+    draw(p_, step, rows_, room_.direction);
+    for (int64_t i = 0; i < state(); ++i) {
+      room_.direction[i] = room_.direction[i] < 0.0f ? -1.0f : 1.0f;
+    }
+  }
+
+  const FlowProblem& p_;
+  const FlowShared& shared_;
+  const FlowRoom& room_;
+  Rows rows_{};
+};
+
+static void run_flow(const FlowProblem& p) {
+  Arena arena(p.scratch);
+  const FlowShared shared = carve_flow(arena, p);
+  for (int n = 0; n < p.num_nets; ++n) pack_weights(shared.nets[n], p.nets[n], p.times);
+  const int64_t tiles = (p.samples + p.tile - 1) / p.tile;
+#pragma omp parallel num_threads(p.threads)
+  {
+    Arena own = arena;
+    FlowRoom room = carve_flow_room(own, p, shared);
+    for (int i = this_thread(); i > 0; --i) room = carve_flow_room(own, p, shared);
+#pragma omp for schedule(static, 1)
+    for (int64_t i = 0; i < tiles; ++i) FlowTile(p, shared, room).run(rows_of(p, i));
+  }
+}
+
+}  // namespace DF_ENGINE
+}  // namespace diffflow

@@ -1,0 +1,136 @@
+// One evaluation of a perceptron at a time of each sample's own, against a target: the loss of
+// models that predict noise, with the same tiles as a trajectory.
+#pragma once
+
+#include "paths.h"
+
+namespace diffflow {
+namespace DF_ENGINE {
+
+/// Weights and sums of one network; of its embeddings, which may be many, each tile copies its own.
+struct RegressionShared {
+  PackedMlp mlp;
+  MlpSums sums;
+  float* sums_begin;
+  int64_t num_sums;
+};
+
+struct RegressionRoom {
+  Activations at;
+  TileRoom inside;
+  float* embedding;  ///< (tile, width)
+  float *x, *value, *cotangent, *grad_x;
+  MlpSums sums;
+  float* sums_begin;
+};
+
+DF_INLINE RegressionShared carve_regression(Arena& arena, const RegressionProblem& p,
+                                            bool gradients) {
+  RegressionShared out;
+  out.mlp = carve_weights(arena, p.mlp, p.dim, 0);
+  if (gradients) {
+    out.sums_begin = arena.take_part<float>(0);
+    out.sums = carve_sums(arena, out.mlp, 0);
+    out.num_sums = (arena.next() - reinterpret_cast<uintptr_t>(out.sums_begin)) / sizeof(float);
+    arena.wall();
+  }
+  return out;
+}
+
+DF_INLINE RegressionRoom carve_regression_room(Arena& arena, const RegressionProblem& p,
+                                               const RegressionShared& shared, bool gradients) {
+  const int64_t width = shared.mlp.width, state = p.tile * p.dim;
+  RegressionRoom out;
+  out.at = carve_activations(arena, shared.mlp, p.tile, 1);
+  out.inside = carve_tile_room(arena, p.tile, width, shared.mlp.outer);
+  out.embedding = arena.take<float>(p.tile * width);
+  float** const parts[] = {&out.x, &out.value, &out.cotangent, &out.grad_x};
+  for (float** part : parts) *part = arena.take<float>(state);
+  if (gradients) {
+    out.sums_begin = arena.take_part<float>(0);
+    out.sums = carve_sums(arena, shared.mlp, 0);
+  }
+  return out;
+}
+
+static int64_t regression_scratch_bytes(const RegressionProblem& p, bool gradients) {
+  Arena arena(nullptr);
+  const RegressionShared shared = carve_regression(arena, p, gradients);
+  for (int i = 0; i < p.threads; ++i) carve_regression_room(arena, p, shared, gradients);
+  return static_cast<int64_t>(arena.next()) + 64;
+}
+
+static void regression_tile(const RegressionProblem& p, const RegressionShared& shared,
+                            const RegressionRoom& room, const Rows& rows) {
+  const PackedMlp& mlp = shared.mlp;
+  const int64_t width = mlp.width, narrow = p.mlp.width;
+  memset(room.cotangent, 0, p.tile * p.dim * sizeof(float));
+  memcpy(room.x, p.x + rows.first * p.dim, rows.count * p.dim * sizeof(float));
+  for (int64_t m = 0; m < rows.count; ++m) {
+    const float* embedding = p.mlp.weights.embedding + p.time_of[rows.first + m] * narrow;
+    copy_rows(room.embedding + m * width, width, embedding, narrow, 1);
+  }
+  repeat_first(room.x, p.dim, rows.count, p.tile);
+  repeat_first(room.embedding, width, rows.count, p.tile);
+  evaluate(mlp, room.embedding, width, p.tile, room.x, room.at, room.value, room.inside);
+  for (int64_t m = 0; m < rows.count; ++m) {
+    const int64_t sample = rows.first + m;
+    float square = 0;
+    const float scale = p.weight != nullptr ? 2.0f * p.weight[sample] / p.dim : 0.0f;
+    for (int64_t j = 0; j < p.dim; ++j) {
+      const float error = room.value[m * p.dim + j] - p.target[sample * p.dim + j];
+      square += error * error;
+      room.cotangent[m * p.dim + j] = scale * error;
+    }
+    p.cost[sample] = square / p.dim;
+  }
+  if (p.weight == nullptr) return;
+  memset(room.sums_begin, 0, shared.num_sums * sizeof(float));
+  pull_back(mlp, room.sums, nullptr, p.tile, room.x, room.at, room.cotangent, room.grad_x,
+            room.inside);
+  if (p.grad_x != nullptr) {
+    memcpy(p.grad_x + rows.first * p.dim, room.grad_x, rows.count * p.dim * sizeof(float));
+  }
+}
+
+/// Takes a tile's gradients in; room.delta still holds those of its embeddings.
+static void add_regression(const RegressionProblem& p, const RegressionShared& shared,
+                           const RegressionRoom& room, const Rows& rows) {
+  add_block(shared.sums_begin, room.sums_begin, shared.num_sums);
+  for (int64_t m = 0; m < rows.count; ++m) {
+    float* to = p.grads.embedding + p.time_of[rows.first + m] * p.mlp.width;
+    add_block(to, room.inside.delta + m * shared.mlp.width, p.mlp.width);
+  }
+}
+
+static void run_regression(const RegressionProblem& p) {
+  const bool gradients = p.weight != nullptr;
+  Arena arena(p.scratch);
+  const RegressionShared shared = carve_regression(arena, p, gradients);
+  pack_weights(shared.mlp, p.mlp, 0);
+  if (gradients) {
+    memset(shared.sums_begin, 0, shared.num_sums * sizeof(float));
+    memset(p.grads.embedding, 0, p.times * p.mlp.width * sizeof(float));
+  }
+  const int64_t tiles = (p.samples + p.tile - 1) / p.tile;
+#pragma omp parallel num_threads(p.threads)
+  {
+    Arena own = arena;
+    RegressionRoom room = carve_regression_room(own, p, shared, gradients);
+    for (int i = this_thread(); i > 0; --i) {
+      room = carve_regression_room(own, p, shared, gradients);
+    }
+#pragma omp for ordered schedule(static, 1)
+    for (int64_t i = 0; i < tiles; ++i) {
+      regression_tile(p, shared, room, rows_of(p, i));
+#pragma omp ordered
+      {
+        if (gradients) add_regression(p, shared, room, rows_of(p, i));
+      }
+    }
+  }
+  if (gradients) unpack_sums(p.grads, shared.sums, shared.mlp, p.mlp, 0);
+}
+
+}  // namespace DF_ENGINE
+}  // namespace diffflow

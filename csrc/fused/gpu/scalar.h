@@ -1,0 +1,30 @@
+// One float in the place of a vector: what activations.h is written in, for a thread of a GPU.
+#pragma once
+
+#include "../../ops/device.h"
+
+#ifdef DIFFFLOW_CUDA_ON_HOST
+#define DF_INLINE static inline
+#else
+#define DF_INLINE static __device__ __forceinline__
+#endif
+
+namespace diffflow {
+namespace DF_ENGINE {
+
+typedef float Vec;
+
+DF_INLINE float splat(float value) { return value; }
+// The build switches contraction off for the noise; networks ask for it by name.
+DF_INLINE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DF_INLINE float choose(bool mask, float yes, float no) { return mask ? yes : no; }
+DF_INLINE float magnitude(float v) { return fabsf(v); }
+
+/// 1 / v for v in [1, 2^100], within 2 ulp.
+DF_INLINE float reciprocal(float v) { return __fdividef(1.0f, v); }
+
+/// e^v for v <= 0, within 2 ulp of the largest value, 1.
+DF_INLINE float exponential(float v) { return __expf(v); }
+
+}  // namespace DF_ENGINE
+}  // namespace diffflow

@@ -1,0 +1,226 @@
+"""Images in folders, zip archives and arrays."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .archives import ZipReader, open_zip
+from .arrays import parse_npy, parse_npz
+from .reading import MAX_BYTES, Refused, read_file
+from .resizing import resize_images
+
+__all__ = ["read_image_array", "read_image_folder", "read_image_zip"]
+
+
+Bytes = NDArray[np.uint8]
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+FORMATS = ("PNG", "JPEG")
+
+
+MAX_PIXELS = 1 << 26  # of one image
+
+
+MAX_SMALL = 1 << 30  # bytes of decoded images that no compression ratio makes suspicious
+
+
+MAX_RATIO = 100
+
+
+CHANNELS = (1, 3)
+
+
+_EXTRA = "pip install 'diffflow_ext[data]'"
+
+
+def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
+    """Reads the PNG and JPEG images in a folder and its folders, in the order of their names.
+
+    Arguments:
+        folder: The folder; other files, hidden ones and links to folders are passed over.
+        image_size: The size to which `resize_images` brings each, None to keep them.
+
+    Returns:
+        uint8, shape (n, 1, H, W) if all images are grey, else (n, 3, H, W). What is transparent
+        becomes white.
+
+    Raises:
+        ImportError: If pillow is not installed.
+        ValueError: If there is no image, one can't be read, or they differ in size.
+    """
+    files = sorted(_walk(folder))
+    if not files:
+        raise Refused(
+            f"read_images: expected PNG or JPEG images, idx files or CIFAR-10 batches in the "
+            f"folder {str(folder)!r}, found none; name another folder, or a file"
+        )
+    named = ((str(file), lambda file=file: read_file("read_images", file)) for file in files)
+    return _stack(named, image_size)
+
+
+def _walk(folder: Path) -> Iterable[Path]:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if _is_image(name):
+                yield Path(place, name)
+
+
+def _is_image(name: str) -> bool:
+    base = name.rsplit("/", 1)[-1]
+    return base.lower().endswith(SUFFIXES) and not base.startswith(".")
+
+
+def read_image_zip(file: Path, image_size: int | None = None) -> Tensor:
+    """Reads the PNG and JPEG images of a zip archive, in the order of their names.
+
+    Nothing is written to disk. Arguments, results and errors are those of `read_image_folder`.
+
+    Raises:
+        ValueError: Also if the archive is damaged, holds links or names that leave its folder, or
+            unpacks to far more than its size.
+    """
+    with open_zip("read_images", file) as archive:
+        names = sorted(name for name in archive.names if _is_image(name))
+        if not names:
+            raise Refused(
+                f"read_images: expected PNG or JPEG images in {str(file)!r}, found none; name "
+                "another archive"
+            )
+        return _stack(_members(archive, names, file), image_size)
+
+
+def _members(
+    archive: ZipReader, names: list[str], file: Path
+) -> Iterable[tuple[str, Callable[[], bytes]]]:
+    return ((f"{file}[{name}]", lambda name=name: archive.read(name)) for name in names)
+
+
+def _stack(images: Iterable[tuple[str, Callable[[], bytes]]], image_size: int | None) -> Tensor:
+    pillow, parts, packed, decoded = _pillow(), [], 0, 0
+    for source, read in images:
+        data = read()
+        pixels = _shrunk(_decode(pillow, data, source), image_size)
+        packed, decoded = packed + len(data), decoded + pixels.size
+        if decoded > min(MAX_BYTES, max(MAX_SMALL, MAX_RATIO * packed)):
+            raise Refused(
+                f"read_images: expected images of at most {MAX_SMALL:,} bytes, or {MAX_RATIO} "
+                f"times their files, {source!r} exceeds that; give image_size, or use fewer images"
+            )
+        if parts and parts[0].shape[:2] != pixels.shape[:2]:
+            raise Refused(
+                f"read_images: expected images of one size, {source!r} has {pixels.shape[:2]} "
+                f"pixels and the first {parts[0].shape[:2]}; give image_size"
+            )
+        parts.append(pixels)
+    grey = all(part.shape[2] == 1 for part in parts)
+    channels = 1 if grey else 3
+    array = np.stack([np.broadcast_to(part, (*part.shape[:2], channels)) for part in parts])
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+
+def _pillow() -> ModuleType:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "read_images: expected the package pillow, which reads PNG and JPEG, and it is not "
+            f"installed; run: {_EXTRA}"
+        ) from error
+    return Image
+
+
+def _decode(pillow: ModuleType, data: bytes, source: str) -> Bytes:
+    """Pixels with shape (H, W, 1) of grey images, else (H, W, 3)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pillow.open(io.BytesIO(data), formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise Refused(
+                        f"read_images: expected at most {MAX_PIXELS:,} pixels, {source!r} has "
+                        f"{width} x {height}; make it smaller first"
+                    )
+                return _pixels(pillow, image)
+    except Refused:
+        raise
+    # A damaged image raises nearly any exception.
+    except Exception as error:
+        raise Refused(
+            f"read_images: expected a PNG or JPEG image, {source!r} cannot be read "
+            f"({type(error).__name__}: {error}); delete it or get it again"
+        ) from error
+
+
+def _pixels(pillow: ModuleType, image: Any) -> Bytes:
+    if image.mode in ("L", "1"):
+        return np.asarray(image.convert("L"))[:, :, None]
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        image = pillow.alpha_composite(pillow.new("RGBA", over.size, "white"), over)
+    return np.asarray(image.convert("RGB"))
+
+
+def _shrunk(pixels: Bytes, image_size: int | None) -> Bytes:
+    if image_size is None:
+        return pixels
+    images = torch.from_numpy(pixels.transpose(2, 0, 1).copy()[None])
+    return resize_images(images, image_size)[0].permute(1, 2, 0).numpy()
+
+
+def read_image_array(path: Path) -> Tensor | None:
+    """Reads images from a NumPy array, or finds that the file holds none.
+
+    Arguments:
+        path: A `.npy`, or an `.npz` whose array `arr_0`, or whose only one, is meant.
+
+    Returns:
+        uint8, shape (n, C, H, W), of an array of four axes: bytes as (n, H, W, C) or (n, C, H, W)
+        with one or three channels (the last axis is asked first). None if the array has another
+        number of axes.
+
+    Raises:
+        TypeError: If an array of four axes holds other numbers than bytes.
+        ValueError: If the file cannot be read, or has no axis for one or three channels.
+    """
+    data = read_file("read_images", path)
+    if path.suffix.lower() == ".npz":
+        raw = parse_npz("read_images", data, str(path), _first_key)
+    else:
+        raw = parse_npy("read_images", data, str(path))
+    if len(raw.shape) != 4:
+        return None
+    if raw.dtype != np.uint8:
+        raise TypeError(
+            f"read_images: expected bytes (uint8) in an array of images, {raw.source!r} holds "
+            f"{raw.dtype}; save it as array.astype(numpy.uint8), with values from 0 to 255"
+        )
+    array = raw.values()
+    if array.shape[3] in CHANNELS:
+        array = array.transpose(0, 3, 1, 2)
+    if array.shape[1] not in CHANNELS or 0 in array.shape:
+        raise Refused(
+            f"read_images: expected images with shape (n, H, W, C) or (n, C, H, W) and one or "
+            f"three channels C, {str(path)!r} has shape {array.shape}; save it in one of these"
+        )
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def _first_key(keys: list[str]) -> str:
+    if not keys:
+        raise Refused("read_images: expected an array, found none; save one with numpy.savez")
+    return "arr_0" if "arr_0" in keys else keys[0]

@@ -1,0 +1,1 @@
+"""The exact stochastic adjoint, for any networks."""

@@ -1,0 +1,1 @@
+"""Compiled engines that carry small perceptrons through whole paths."""

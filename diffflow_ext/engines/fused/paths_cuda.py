@@ -1,0 +1,246 @@
+"""Whole paths of perceptrons on a GPU: four launches, and products for the weights' gradients.
+
+See csrc/fused/gpu/paths.h. A block carries 16 samples through all steps with one network's
+weights in its shared memory. Deltas and activations of every step are left in device memory, from
+where torch's products make the gradients of the weights; batches that would leave too much are
+taken in parts, each with the noise of its own samples.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffflow_ext.functional.core import build_info, core, device_and_stream
+from diffflow_ext.functional.noise import PURPOSES, noise_source
+
+from ..problem import PathProblem, normal_cost
+from .workspace import Parts, Rounding, address
+
+__all__ = ["GpuRun", "Part", "obstacle"]
+
+
+#: Codes of csrc/fused/gpu/paths.h.
+_CODES: dict[Rounding, int] = {"float32": 0, "tf32": 1, "bfloat16": 2}
+
+
+_FORWARD, _RESIDUALS, _SCORE, _BACKWARD = range(4)
+
+
+#: Bytes that activations and deltas may take at a time.
+KEPT_BYTES = 2 * 2**30
+
+
+#: Samples of a block, and units of a warp.
+_ROWS = 16
+
+
+#: From here on torch.bmm can keep the float32 sums of bfloat16 factors.
+_SUMS_IN_FLOAT32 = (2, 9)
+
+
+def obstacle(drift: Parts, score: Parts, dim: int, rounding: Rounding, device: int) -> str:
+    """Returns why networks do not fit the kernels of a device, "" where they do."""
+    if not build_info()["cuda"]:
+        return "this build has no CUDA kernels"
+    units, hidden = core.gpu_paths_limits()
+    for name, net in (("drift", drift), ("score", score)):
+        width = net.tensors[0].shape[1]
+        if width > units or net.depth > hidden:
+            return f"{name}: it is wider than {units} or has more than {hidden} hidden layers"
+        need = core.gpu_paths_shared_bytes(width, net.depth, dim, _CODES[rounding])
+        limit = core.gpu_paths_shared_limit(device)
+        if need > limit:
+            return (
+                f"{name}: in {rounding} it takes {need} bytes of a block's shared memory, of "
+                f"which this device has {limit}"
+            )
+    return ""
+
+
+def _step_lengths(p: PathProblem, device: torch.device) -> Tensor:
+    """Returns the lengths of all steps on a device, where those of a grid in memory are."""
+    there = [step for step in p.steps if isinstance(step, Tensor)]
+    return torch.stack(there) if there else _on_device(tuple(p.steps), device)  # pyright: ignore
+
+
+@functools.lru_cache(maxsize=32)
+def _on_device(steps: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, because a captured CUDA graph must not copy from the host."""
+    return torch.tensor(steps, dtype=torch.float32, device=device)
+
+
+@dataclass
+class GpuRun:
+    """One call: a problem, its networks without graphs, and g at all times."""
+
+    p: PathProblem
+    drift: Parts
+    score: Parts
+    rounding: Rounding
+    g: Tensor
+
+    def loss(self, weight: Tensor | None, x0: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns the losses, and with weights the gradients of x0, g and all tensors."""
+        costs: list[Tensor] = []
+        of_x0: list[Tensor] = []
+        sums: list[Tensor] = []
+        size = self._part_size(x0)
+        with torch.autocast(x0.device.type, enabled=False):
+            for first in range(0, x0.shape[0], size):
+                part = Part(self, x0[first : first + size], first, keep=weight is not None)
+                costs.append(part.cost())
+                if weight is None:
+                    continue
+                x0_grad, grads = part.gradients(weight[first : first + size])
+                of_x0.append(x0_grad)
+                sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else grads
+        return torch.cat(costs), [torch.cat(of_x0), *sums] if sums else []
+
+    def path(self, x0: Tensor) -> Tensor:
+        """Returns all states, shape (N+1, B, dim)."""
+        return Part(self, x0, 0, keep=False, states_only=True).states
+
+    def _part_size(self, x0: Tensor) -> int:
+        """How many samples go through at a time."""
+        item = 2 if self.rounding == "bfloat16" else 4
+        units = sum(_padded(net) * (net.depth + 1) for net in (self.drift, self.score))
+        each = 2 * item * (self.p.num_steps + 1) * units
+        return min(x0.shape[0], max(1, KEPT_BYTES // each // _ROWS) * _ROWS)
+
+
+def _padded(net: Parts) -> int:
+    return math.ceil(net.tensors[0].shape[1] / _ROWS) * _ROWS
+
+
+@dataclass
+class _Trace:
+    """Activations of one network, (depth + 1, times, samples, units); deltas replace slopes."""
+
+    values: Tensor
+    slopes: Tensor
+
+    @staticmethod
+    def of(net: Parts, times: int, x: Tensor, rounding: Rounding) -> _Trace:
+        dtype = torch.bfloat16 if rounding == "bfloat16" else torch.float32
+        shape = (net.depth + 1, times, x.shape[0], _padded(net))
+        return _Trace(x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype))
+
+    def gradients(self, net: Parts, x: Tensor, cotangents: Tensor) -> list[Tensor]:
+        """Returns the gradients of the tensors of a network, its embedding only at these times."""
+        width, deltas, values = net.tensors[0].shape[1], self.slopes, self.values
+        hidden = _products(deltas[1:], values[:-1]).sum(1)[:, :width, :width]
+        biases = deltas[1:].sum((1, 2), dtype=torch.float32)[:, :width]
+        return [
+            deltas[0].sum(1, dtype=torch.float32)[:, :width],
+            _products(deltas[0], x).sum(0)[:width],
+            _products(cotangents, values[-1]).sum(0)[:, :width],
+            cotangents.sum((0, 1)),
+            *(part for pair in zip(hidden, biases, strict=True) for part in pair),
+        ]
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Returns sum_b a_..bm b_..bn, (..., m, n), in float32."""
+    shape, (a, b) = a.shape[:-2], (t.flatten(0, -3) for t in (a, b))
+    if a.dtype != b.dtype or not (a.is_cuda and _torch_version() >= _SUMS_IN_FLOAT32):
+        a, b = a.float(), b.float()
+    options = {} if a.dtype == torch.float32 else {"out_dtype": torch.float32}
+    return torch.bmm(a.transpose(1, 2), b, **options).unflatten(0, shape)  # pyright: ignore
+
+
+@functools.cache
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2])
+
+
+class Part:
+    """Some neighbouring samples of a batch: their paths, and what the kernels leave of them."""
+
+    def __init__(
+        self, run: GpuRun, x0: Tensor, first: int, *, keep: bool, states_only: bool = False
+    ) -> None:
+        self.run, self.first = run, first
+        self.x0 = x0.detach().contiguous()
+        n, (samples, dim) = run.p.num_steps, x0.shape
+        self.n, self.size = n, (samples, dim, n)
+        self.states = x0.new_empty((n + 1, samples, dim))
+        self.drifts = None if states_only else x0.new_empty((n + 1, samples, dim))
+        self.residuals = None if states_only else x0.new_empty((n, samples, dim))
+        self.costs = None if states_only else x0.new_empty((n, samples))
+        self.traces: tuple[_Trace, _Trace] | None = None
+        if keep:
+            drift = _Trace.of(run.drift, n + 1, x0, run.rounding)
+            self.traces = drift, _Trace.of(run.score, n, x0, run.rounding)
+        self.grad_g = x0.new_empty((n + 1, samples)) if keep and run.p.learned_g else None
+        self.buffers: list[Tensor] = []
+        self.launch(_FORWARD)
+        if not states_only:
+            self.launch(_RESIDUALS)
+
+    def cost(self) -> Tensor:
+        """Returns the losses of the samples."""
+        assert self.costs is not None
+        total = self.costs.double().sum(0) + normal_cost(self.states[-1].double())
+        return total.to(self.x0.dtype)
+
+    def gradients(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns the gradient of x0, and those of g and of all tensors."""
+        self.buffers = self._buffers_of_backward(weight)
+        self.launch(_SCORE)
+        self.launch(_BACKWARD)
+        return self.buffers[-1], self.sums()
+
+    def sums(self) -> list[Tensor]:
+        """Returns the gradients of g and of all tensors from what the kernels have left."""
+        assert self.traces is not None
+        _, cotangents, of_scores, *_ = self.buffers
+        drift, score = self.traces
+        of_drift = drift.gradients(self.run.drift, self.states, cotangents)
+        of_score = score.gradients(self.run.score, self.states[1:], of_scores)
+        # The score is not evaluated at the first time.
+        of_score[0] = torch.cat([torch.zeros_like(of_score[0][:1]), of_score[0]])
+        if self.grad_g is None:
+            grad_g = self.states.new_zeros(self.n + 1, dtype=torch.float64)
+        else:
+            grad_g = self.grad_g.double().sum(1)
+        return [grad_g, *of_drift, *of_score]
+
+    def _buffers_of_backward(self, weight: Tensor) -> list[Tensor]:
+        """Returns weights, cotangents of both nets, and room for gradients at x_k and x0."""
+        of_scores = torch.empty_like(self.states[1:])
+        return [
+            weight.detach().to(torch.float32).contiguous(),
+            torch.empty_like(self.states),
+            of_scores,
+            torch.empty_like(of_scores),
+            torch.empty_like(self.x0),
+        ]
+
+    def launch(self, phase: int) -> None:
+        """Queues one of the four kernels."""
+        run = self.run
+        traces = self.traces or (None, None)
+        kept = [part for t in traces for part in ((t.values, t.slopes) if t else (None, None))]
+        weight, *others = self.buffers or [None] * 5
+        steps = _step_lengths(run.p, self.x0.device)
+        buffers: Sequence[Tensor | None] = [
+            *(steps, run.g, self.x0, self.states, self.drifts, self.residuals, self.costs),
+            *(*kept, weight, *others, self.grad_g),
+        ]
+        noise = noise_source(run.p.key, PURPOSES["forward"], 0, run.p.sample_offset + self.first)
+        core.gpu_paths(
+            phase,
+            _CODES[run.rounding],
+            device_and_stream(self.x0),
+            self.size,
+            run.drift.described(),
+            run.score.described(),
+            noise,
+            [address(tensor) for tensor in buffers],
+        )

@@ -1,0 +1,129 @@
+"""Networks that the fused engine can take, as tensors.
+
+A network takes part by a method ``perceptron_at(t)``, defined beside its ``forward``, that returns
+the tensors of a perceptron at given times, as :meth:`diffflow_ext.nets.FourierMLP.perceptron_at`.
+Everything that would make the network differ from them (hooks, other parts, overridden methods) is
+looked for, and named. Time embeddings of Fourier features are the engine's too, if the network has
+``time_embedding()`` and ``perceptron_with(embedding)`` beside its ``embed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _torch_module
+
+from .embedding import embedding_or_none
+from .workspace import ACTIVATIONS, MAX_DEPTH, MAX_WIDTH, Parts, data_obstacle
+
+__all__ = ["parts_or_reason"]
+
+
+#: What makes up the evaluation of a network, besides `perceptron_at`.
+_METHODS = ("__call__", "forward", "trunk")
+
+
+#: What is found later is a change that would not be noticed.
+_ORIGINALS = (nn.Linear.forward, nn.Module.__call__)
+
+
+#: What makes up its time embedding.
+_EMBEDDING_METHODS = ("perceptron_at", "perceptron_with", "embed", "time_embedding")
+
+
+def parts_or_reason(net: Any, times: Tensor, x: Tensor, device: str = "cpu") -> Parts | str:
+    """Returns a network at given times for states like x, or why the engine cannot take it."""
+    reason = data_obstacle(x, device) or _module_obstacle(net)
+    if reason:
+        return reason
+    with torch.autocast(device, enabled=False):
+        at = _perceptron(net, times) if device == "cpu" else net.perceptron_at(times)
+    tensors = [at.embedding, at.input, at.output, at.output_bias]
+    tensors += [tensor for pair in at.hidden for tensor in pair]
+    return _tensor_obstacle(at.activation, tensors, len(times), x) or Parts(at.activation, tensors)
+
+
+def _perceptron(net: Any, times: Tensor) -> Any:
+    if _defines_together(net, "time_embedding", _EMBEDDING_METHODS):
+        embedding = embedding_or_none(net.time_embedding(), times)
+        if embedding is not None:
+            return net.perceptron_with(embedding)
+    return net.perceptron_at(times)
+
+
+def _module_obstacle(net: Any) -> str:
+    if not _says_what_it_is(net):
+        named = type(net).__name__
+        return f"no network with perceptron_at(t), such as nets.FourierMLP, but {named}"
+    if _torch_module._has_any_global_hook():
+        return "global hooks of torch modules are set, which would not be called"
+    found = (_part_obstacle(part, part is net) for part in net.modules())
+    return next(filter(None, found), "") or _patched_class(net)
+
+
+def _part_obstacle(part: nn.Module, whole: bool) -> str:
+    named = type(part).__name__
+    if not whole and type(part) not in (nn.Linear, nn.ModuleList):
+        return f"it has a part of type {named}"
+    if any(name in vars(part) for name in (*_METHODS, *_EMBEDDING_METHODS)):
+        return f"a method of its {named} was replaced"
+    if _hooks(part):
+        return f"it has hooks on its {named}, which would not be called"
+    return ""
+
+
+def _patched_class(net: nn.Module) -> str:
+    """Says which class had a method replaced since it was made."""
+    if (nn.Linear.forward, nn.Module.__call__) != _ORIGINALS:
+        return "torch's own Linear or Module was changed"
+    for one in type(net).__mro__:
+        for name in {*_METHODS, *_EMBEDDING_METHODS} & vars(one).keys():
+            method = vars(one)[name]
+            own = getattr(method, "__qualname__", None) == f"{one.__qualname__}.{name}"
+            if not own and one is not nn.Module:
+                return f"{name} of its class {one.__name__} was replaced"
+    return ""
+
+
+def _says_what_it_is(net: Any) -> bool:
+    """Whether no class below the one that defines perceptron_at changes the evaluation."""
+    return isinstance(net, nn.Module) and _defines_together(net, "perceptron_at", _METHODS)
+
+
+def _defines_together(net: Any, name: str, others: Sequence[str]) -> bool:
+    """Whether the first definition of a method is not below those of others in the hierarchy."""
+    for one in type(net).__mro__:
+        if name in vars(one):
+            return True
+        if any(other in vars(one) for other in others):
+            return False
+    return False
+
+
+def _hooks(part: nn.Module) -> bool:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, name) for name in names)
+
+
+def _tensor_obstacle(
+    activation: str, tensors: Sequence[Tensor | None], times: int, x: Tensor
+) -> str:
+    if activation not in ACTIVATIONS:
+        return f"it has the activation {activation!r}; there are {', '.join(ACTIVATIONS)}"
+    for tensor in tensors:
+        plain = type(tensor) in (Tensor, nn.Parameter)
+        if not plain or tensor.dtype != torch.float32 or tensor.device != x.device:  # pyright: ignore
+            return f"it has parameters that are no plain float32 tensors on {x.device}"
+    dim = x.shape[1]
+    found = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
+    width, depth = found[0][-1], (len(found) - 4) // 2
+    if not 1 <= width <= MAX_WIDTH or depth > MAX_DEPTH:
+        return f"it is wider than {MAX_WIDTH} or deeper than {MAX_DEPTH}"
+    expected = [(times, width), (width, dim), (dim, width), (dim,)]
+    expected += [(width, width), (width,)] * depth
+    if found != expected:
+        return f"it is no perceptron of {dim} components with layers of one width, got {found}"
+    return ""

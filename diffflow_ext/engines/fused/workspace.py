@@ -1,0 +1,141 @@
+"""Which engine computes, on which data, and memory that it works in."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffflow_ext.functional.core import core
+
+__all__ = ["Parts", "Rounding"]
+
+
+#: How the factors of large products are rounded on a GPU.
+Rounding = Literal["float32", "tf32", "bfloat16"]
+
+
+#: Codes of csrc/fused/problem.h.
+ACTIVATIONS = {"gelu": 0, "silu": 1, "tanh": 2}
+
+
+#: Bounds of the engines.
+MAX_DEPTH, MAX_WIDTH, MAX_DIM = 16, 1024, 1024
+
+
+#: Scratch memory up to this size is kept for the next call, and more than this is not taken.
+KEPT_SCRATCH, MAX_SCRATCH = 128 * 2**20, 2 * 2**30
+
+
+#: Samples of a tile at most, and the number that its size is a multiple of: bfloat16 are in pairs.
+_TILE, _ROWS = 40, 2
+
+
+class Parts(NamedTuple):
+    """A network for the core: its activation, and its tensors in the core's order."""
+
+    activation: str
+    tensors: list[Tensor]
+
+    def described(self) -> tuple[int, int, list[int]]:
+        """Returns width, activation and addresses; the tensors must be contiguous and live on."""
+        addresses = [tensor.data_ptr() for tensor in self.tensors]
+        return self.tensors[0].shape[1], ACTIVATIONS[self.activation], addresses
+
+    def contiguous(self) -> Parts:
+        """Returns the same without graphs, contiguous."""
+        return Parts(self.activation, [t.detach().contiguous() for t in self.tensors])
+
+    @property
+    def depth(self) -> int:
+        """The number of hidden layers after the first."""
+        return (len(self.tensors) - 4) // 2
+
+
+@functools.cache
+def _engines() -> list[str]:
+    return core.engines()
+
+
+def engine_name() -> str | None:
+    """Returns the set of instructions that is used now, None where there is none.
+
+    "avx512", "avx2" or "portable"; under autocast to bfloat16 "avx512bf16", which rounds the
+    factors of the hidden layers and of their gradients to bfloat16 and sums in float32.
+    """
+    if not torch.is_autocast_enabled("cpu"):
+        return next(name for name in _engines() if name != "avx512bf16")
+    bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return "avx512bf16" if bf16 and "avx512bf16" in _engines() else None
+
+
+def rounding_name() -> Rounding | None:
+    """Returns how the kernels for CUDA round factors now, None where they have no such form.
+
+    As torch's own products: to bfloat16 under autocast, else to TF32 where
+    `torch.set_float32_matmul_precision` allows it, else not at all.
+    """
+    if torch.is_autocast_enabled("cuda"):
+        bf16 = torch.get_autocast_dtype("cuda") == torch.bfloat16
+        return "bfloat16" if bf16 else None
+    return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def tile_size(samples: int) -> int:
+    """Returns the samples of a tile: an even number of tiles of like size, 40 at most."""
+    tiles = 2 * math.ceil(samples / (2 * _TILE))
+    return min(_TILE, _ROWS * math.ceil(samples / tiles / _ROWS))
+
+
+def num_threads(samples: int) -> int:
+    """Returns how many threads have a tile to work on."""
+    return min(torch.get_num_threads(), math.ceil(samples / tile_size(samples)))
+
+
+def data_obstacle(x: Tensor, device: str = "cpu") -> str:
+    """Returns why the engine cannot take states like x, "" where it can."""
+    if x.device.type != device:
+        return f"it runs on the CPU, and the data are on {x.device}"
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+        return "the call is being traced, or the data are no plain tensor"
+    if (engine_name() if device == "cpu" else rounding_name()) is None:
+        return "autocast is on, and there is no engine for its dtype here"
+    if x.dtype != torch.float32 or x.dim() != 2:
+        return f"it takes float32 vectors, got {x.dtype} of shape {tuple(x.shape)}"
+    if not 1 <= x.shape[1] <= MAX_DIM or not x.shape[0]:
+        return f"it takes 1 to {MAX_DIM} components of at least one sample, got {tuple(x.shape)}"
+    return ""
+
+
+_kept = threading.local()
+
+
+def scratch_memory(size: int) -> Tensor:
+    """Lends memory of this thread: touching fresh pages at every call costs small batches."""
+    kept: Tensor | None = getattr(_kept, "scratch", None)
+    if kept is None or kept.numel() < size:
+        kept = torch.empty(size, dtype=torch.uint8, device="cpu")
+        _kept.scratch = kept if size <= KEPT_SCRATCH else None
+    return kept
+
+
+def memory_obstacle(size: int) -> str:
+    """Returns why so many bytes of scratch memory are too many, "" where they are not."""
+    if size <= MAX_SCRATCH:
+        return ""
+    most = MAX_SCRATCH // 2**20
+    return f"it would work in {size // 2**20} MiB of memory, and takes {most} at most"
+
+
+def aligned_start(memory: Tensor) -> int:
+    """Returns the first address in scratch memory that a vector may lie at."""
+    return (memory.data_ptr() + 63) // 64 * 64
+
+
+def address(tensor: Tensor | None) -> int:
+    """Returns where a tensor lies, 0 for an absent one."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,81 @@
+"""Networks `net(t, x)`: the type, a call with its checks, the autocast mode it is called in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffflow_ext.functional.checks import checked_network_output
+
+__all__ = ["Autocast", "Network"]
+
+
+def call_network(
+    op: str, name: str, net: Callable[[Tensor, Tensor], Any], t: Tensor, x: Tensor
+) -> Tensor:
+    """Returns net(t, x), which must leave its arguments alone: they are used again."""
+    if torch.compiler.is_compiling():
+        return checked_network_output(op, name, net(t, x), x)
+    watched = [each for each in (t, x) if not each.is_inference()]
+    versions = [each._version for each in watched]
+    try:
+        value = net(t, x)
+    except RuntimeError as error:
+        if "dtype" not in str(error) or x.dtype != torch.float64:
+            raise
+        raise TypeError(
+            f"{op}: expected {name} to take float64 data, got: {error}; convert the data with "
+            ".float(), or the network with .double()"
+        ) from error
+    if versions != [each._version for each in watched]:
+        raise RuntimeError(f"{op}: {name} modified x or t in place; copy first")
+    return checked_network_output(op, name, value, x)
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """The autocast mode of one device type, to be entered again."""
+
+    device_type: str
+    enabled: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def current(cls, device_type: str) -> Autocast:
+        """Reads the mode that is in force."""
+        return cls(
+            device_type,
+            torch.is_autocast_enabled(device_type),
+            torch.get_autocast_dtype(device_type),
+        )
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Enters the mode.
+
+        Without autocast's cache of converted weights: weights that were converted while gradients
+        were off would be taken for constants when they are on.
+        """
+        if not self.enabled and not torch.is_autocast_enabled(self.device_type):
+            yield
+            return
+        with torch.autocast(self.device_type, self.dtype, self.enabled, cache_enabled=False):
+            yield
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Leaves whatever mode is in force, as a backward pass should."""
+        if not torch.is_autocast_enabled(self.device_type):
+            yield
+            return
+        with torch.autocast(self.device_type, enabled=False):
+            yield
+
+
+#: A drift or a score: called with the time, shape () or (B,), and the state, shape (B, *event).
+Network = Callable[[Tensor, Tensor], Tensor]

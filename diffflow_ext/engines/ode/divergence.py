@@ -1,0 +1,95 @@
+"""The divergence of a velocity along a path, by vector-Jacobian products of any networks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffflow_ext.functional.noise import signs
+
+from ..fused.ode import Probes
+from .velocity import ProbabilityFlow
+
+__all__ = ["Trace"]
+
+
+class Trace:
+    """The divergence along a path: evaluates the networks, and sums what it finds.
+
+    Without a key it is exact; with one it is Hutchinson's estimate with random signs.
+    """
+
+    def __init__(self, flow: ProbabilityFlow, x: Tensor, how: Probes) -> None:
+        self.flow = flow
+        self.key, self.num_probes, self.offset = how
+        self.dimensions = math.prod(x.shape[1:])
+        self.total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+        self.latest = self.total
+        self.probes: list[Tensor] = []
+        self._like = torch.empty_like(x)
+        self.at_step(0)
+
+    def at_step(self, step: int) -> None:
+        """Draws the probes of a step; all its stages share them, which keeps the order."""
+        if self.key is None:
+            return
+        first = step * self.num_probes
+        self.probes = [
+            signs(self._like, self.key, first + i, self.offset) for i in range(self.num_probes)
+        ]
+
+    def values(self, t: float, x: Tensor, weight: float) -> list[Tensor]:
+        """Returns what the networks say, and adds `weight` times the divergence to the total."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            values = self.flow.values(t, leaf)
+            field = self.flow.network_part(t, values, x.dtype)
+        constant = self.dimensions * self.flow.coefficients(t)[0]
+        self.latest = torch.full_like(self.total, constant)
+        if field.requires_grad:
+            self.latest = self.latest + self._divergence(field, leaf)
+        else:
+            self._check_constant(t, leaf, field)
+        self.total = self.total + weight * self.latest
+        return [value.detach() for value in values]
+
+    def _check_constant(self, t: float, leaf: Tensor, field: Tensor) -> None:
+        """Tells a network that ignores x from one that hides its graph."""
+        with torch.no_grad():
+            moved = leaf + 0.1
+            other = self.flow.network_part(t, self.flow.values(t, moved), leaf.dtype)
+        if not torch.equal(other, field):
+            raise RuntimeError(
+                "probability_flow: expected net(t, x) to be differentiable in x, got a tensor "
+                "without a graph; a network must not detach x or run under no_grad"
+            )
+
+    def _divergence(self, field: Tensor, leaf: Tensor) -> Tensor:
+        if self.key is None:
+            return self._exact(field, leaf)
+        total = torch.zeros_like(self.total)
+        for i, probe in enumerate(self.probes):
+            product = _vjp(field, leaf, probe, keep=i + 1 < len(self.probes))
+            products = (product * probe).reshape(len(total), self.dimensions)
+            total += products.sum(1, dtype=torch.float64)
+        return total / len(self.probes)
+
+    def _exact(self, field: Tensor, leaf: Tensor) -> Tensor:
+        total = torch.zeros_like(self.total)
+        unit = torch.zeros(field.shape, dtype=field.dtype, device=field.device)
+        columns = unit.view(unit.shape[0], self.dimensions)
+        for i in range(self.dimensions):
+            columns[:, i] = 1.0
+            product = _vjp(field, leaf, unit, keep=i + 1 < self.dimensions)
+            total += product.reshape(columns.shape)[:, i]
+            columns[:, i] = 0.0
+        return total
+
+
+def _vjp(field: Tensor, leaf: Tensor, cotangent: Tensor, *, keep: bool) -> Tensor:
+    (product,) = torch.autograd.grad(
+        field, leaf, cotangent, retain_graph=keep, allow_unused=True, materialize_grads=True
+    )
+    return product

@@ -1,0 +1,268 @@
+"""Pictures of images, and of measures against what was varied.
+
+Called through `figures`, whose conventions hold here too.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .panels import BLUE, DPI, FAINT, INK, ORANGE, finite_array, new_figure, save, style, target
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["image_grid", "image_rows", "metric_curves"]
+
+
+Levels = NDArray[np.uint8]
+
+
+MAX_IMAGES = 4096
+
+
+GAP = 2  # pixels between images, in theirs
+
+
+SHOWN_WIDTH = 1000  # pixels that a montage is enlarged to, if whole factors allow
+
+
+MAX_ZOOM = 6
+
+
+TITLE_INCHES, MARGIN_INCHES = 0.45, 0.15
+
+
+NAME_INCHES = 0.085  # of a letter
+
+
+LEAST_WIDTH_INCHES = 4.5
+
+
+CURVES = (BLUE, ORANGE, "#2a9d8f", "#7b4bb3", "#c2335a", "#7a9e2e", "#b07d00", "#6b7280")
+
+
+MARKERS = "osD^vPX*"
+
+
+def image_grid(
+    path: str | os.PathLike[str], images: ArrayLike, title: str, *, columns: int | None = None
+) -> Path:
+    """Draws images in a grid, row by row, each pixel as a square of whole screen pixels.
+
+    Arguments:
+        path: Where to write; the folder must exist.
+        images: uint8, or floats from -1 (black) to 1 (white), clamped; shape (n, C, H, W) with
+            C = 1 or 3 and n <= 4096.
+        title: The title.
+        columns: The number of columns; as many as there are rows if None.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If shapes don't fit or values are not finite.
+    """
+    op = "image_grid"
+    file, levels = target(op, path), _levels(op, "images", images)
+    width = columns if columns is not None else math.ceil(math.sqrt(len(levels)))
+    if width < 1:
+        raise ValueError(f"{op}: expected columns >= 1, got {width}; leave it out for a square")
+    rows = [levels[start : start + width] for start in range(0, len(levels), width)]
+    figure, _ = _montage(rows, 0.0)
+    return save(figure, file, title, 0.5 * MARGIN_INCHES)
+
+
+def image_rows(path: str | os.PathLike[str], rows: Mapping[str, ArrayLike], title: str) -> Path:
+    """Draws one row of images under another, each with its name: data, models, step counts.
+
+    Arguments:
+        path: Where to write; the folder must exist.
+        rows: Images by name of the row, from above, as in `image_grid`. All have one size; rows
+            may differ in length.
+        title: The title.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If shapes don't fit or values are not finite.
+    """
+    op = "image_rows"
+    file = target(op, path)
+    levels = {name: _levels(op, f"row {name!r}", images) for name, images in rows.items()}
+    sizes = {one.shape[1:] for one in levels.values()}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"{op}: expected rows of images of one size, got {sorted(sizes) or 'no rows'}; draw "
+            "a picture for each size"
+        )
+    longest = max(len(name) for name in levels)
+    figure, panel = _montage(list(levels.values()), NAME_INCHES * longest + MARGIN_INCHES)
+    height = levels[next(iter(levels))].shape[1]
+    for index, name in enumerate(levels):
+        middle = index * (height + GAP) + 0.5 * height
+        panel.text(-2 * GAP, middle, name, ha="right", va="center", fontsize=10, color=INK)
+    return save(figure, file, title, 0.5 * MARGIN_INCHES)
+
+
+def metric_curves(
+    path: str | os.PathLike[str],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    floor: tuple[str, float] | None = None,
+) -> Path:
+    """Draws a measure of several models against what was varied, such as the number of steps.
+
+    Arguments:
+        path: Where to write; the folder must exist.
+        curves: Points (x, y) by name of the curve, at most eight; drawn in increasing x.
+        xlabel: The name and unit of the horizontal axis.
+        ylabel: The name and unit of the vertical axis.
+        title: The title.
+        log_x: Whether the horizontal axis is logarithmic.
+        log_y: Whether the vertical axis is.
+        floor: A name and a level to draw across, such as what real data reach.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If there are no or too many curves, points aren't finite pairs, or a
+            logarithmic axis gets numbers that aren't positive.
+    """
+    op = "metric_curves"
+    file = target(op, path)
+    if not 1 <= len(curves) <= len(CURVES):
+        raise ValueError(
+            f"{op}: expected 1 to {len(CURVES)} curves, got {len(curves)}; draw several pictures"
+        )
+    points = {name: _pairs(op, name, pairs) for name, pairs in curves.items()}
+    level = [] if floor is None else [float(finite_array(op, "floor", [floor[1]], 1)[0])]
+    _require_positive(op, "log_x", log_x, [p[:, 0] for p in points.values()])
+    _require_positive(op, "log_y", log_y, [*(p[:, 1] for p in points.values()), np.array(level)])
+    figure = new_figure(7.2, 4.4)
+    axes = figure.subplots()
+    for (name, p), colour, marker in zip(points.items(), CURVES, MARKERS, strict=False):
+        axes.plot(*p.T, color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
+    if floor is not None:
+        axes.axhline(level[0], color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label=floor[0])
+    _curve_axes(axes, np.unique(np.concatenate([p[:, 0] for p in points.values()])), log_x, log_y)
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return save(figure, file, title)
+
+
+def _montage(rows: Sequence[Levels], left: float) -> tuple[Figure, Axes]:
+    """A figure whose only panel shows rows of images, enlarged by a whole factor."""
+    height, width, channels = rows[0].shape[1:]
+    across = max(len(row) for row in rows) * (width + GAP) - GAP
+    down = len(rows) * (height + GAP) - GAP
+    paper = np.full((down, across, channels), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            top, start = i * (height + GAP), j * (width + GAP)
+            paper[top : top + height, start : start + width] = image
+    zoom = int(np.clip(SHOWN_WIDTH // across, 1, MAX_ZOOM))
+    inner = np.array([across, down]) * zoom / DPI
+    outer = inner + np.array([left + 2 * MARGIN_INCHES, TITLE_INCHES + MARGIN_INCHES])
+    outer[0] = max(outer[0], LEAST_WIDTH_INCHES)
+    figure = new_figure(*(float(np.ceil(inches * DPI)) / DPI for inches in outer))
+    # The usual layout would choose a size of its own, and smear pixels over fractions of others.
+    figure.set_layout_engine("none")
+    return figure, _exact_panel(figure, paper, zoom, left)
+
+
+def _exact_panel(figure: Figure, paper: Levels, zoom: int, left: float) -> Axes:
+    whole = np.round(figure.get_size_inches() * DPI)
+    inner = np.array([paper.shape[1], paper.shape[0]]) * zoom
+    start = round(0.5 * (whole[0] - inner[0] + left * DPI))
+    corner = np.array([start, round(MARGIN_INCHES * DPI)])
+    panel = figure.add_axes((*(corner / whole), *(inner / whole)))
+    panel.imshow(
+        np.repeat(paper, 3, axis=2) if paper.shape[2] == 1 else paper,
+        interpolation="nearest",
+        aspect="auto",
+        extent=(0, paper.shape[1], paper.shape[0], 0),
+    )
+    panel.set_axis_off()
+    return panel
+
+
+def _levels(op: str, name: str, images: ArrayLike) -> Levels:
+    """Images as uint8 with the channel last, checked."""
+    given = np.asarray(images)
+    if given.ndim != 4 or given.shape[1] not in (1, 3) or 0 in given.shape:
+        raise ValueError(
+            f"{op}: expected {name} of shape (n, C, H, W) with n >= 1 and C = 1 or 3, got "
+            f"{given.shape}; grey images without C: images[:, None]"
+        )
+    if len(given) > MAX_IMAGES:
+        raise ValueError(
+            f"{op}: expected at most {MAX_IMAGES} images, got {len(given)} of {name}; choose some"
+        )
+    if given.dtype != np.uint8:
+        if given.dtype.kind != "f":
+            raise ValueError(
+                f"{op}: expected {name} as uint8 or floats in [-1, 1], got {given.dtype}; "
+                "convert it"
+            )
+        finite = finite_array(op, name, given, 4)
+        given = np.clip(np.floor(128.0 * (finite + 1.0)), 0, 255).astype(np.uint8)
+    return given.transpose(0, 2, 3, 1)
+
+
+def _pairs(op: str, name: str, pairs: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+    points = finite_array(op, f"curve {name!r}", pairs, 2)
+    if points.shape[1] != 2:
+        raise ValueError(
+            f"{op}: expected curve {name!r} as pairs (x, y), got shape {points.shape}; give a y "
+            "for each x"
+        )
+    return points[np.argsort(points[:, 0], kind="stable")]
+
+
+def _require_positive(
+    op: str, option: str, wanted: bool, values: Sequence[NDArray[np.float64]]
+) -> None:
+    least = min((float(v.min()) for v in values if len(v)), default=1.0)
+    if wanted and least <= 0.0:
+        raise ValueError(
+            f"{op}: expected positive numbers on a logarithmic axis, got {least:.6g}; leave out "
+            f"{option}"
+        )
+
+
+def _curve_axes(axes: Axes, at: NDArray[np.float64], log_x: bool, log_y: bool) -> None:
+    style(axes)  # Before the scales: it asks for a number of ticks, which logarithmic ones refuse.
+    if log_x:
+        axes.set_xscale("log")
+    if log_y:
+        axes.set_yscale("log")
+    if log_x and len(at) <= 8:
+        axes.set_xticks(at, [f"{x:g}" for x in at])
+        axes.minorticks_off()
+    axes.grid(True, color=FAINT, linewidth=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

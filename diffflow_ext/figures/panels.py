@@ -1,0 +1,237 @@
+"""What the pictures are put together from: palette, checks, clouds, densities, frames.
+
+Only here matplotlib is imported, when the first picture is drawn.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+
+Array = NDArray[np.float64]
+
+
+Limits = tuple[float, float]
+
+
+Box = tuple[Limits, Limits]
+
+
+BLUE, ORANGE, INK, FAINT = "#1f4e8c", "#d2570c", "#22262b", "#c9ced6"
+
+
+BLUE_RAMP = ("#ffffff", "#cfe0f3", "#7fb0dd", "#2f74b5", "#123a6d")
+
+
+# Around the circle and back, all of middling lightness: none fades on white.
+WHEEL = ("#2f74b5", "#2a9d8f", "#7a9e2e", "#e0a100", "#dd6a1a", "#c2335a", "#7b4bb3", "#2f74b5")
+
+
+DPI = 150
+
+
+BINS = 56
+
+
+SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def target(op: str, path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    if file.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"{op}: expected a path ending in {', '.join(SUFFIXES)}, got {str(file)!r}; "
+            "add such an ending"
+        )
+    if not file.parent.is_dir():
+        raise FileNotFoundError(
+            f"{op}: expected the folder {str(file.parent)!r} to exist; make it first"
+        )
+    return file
+
+
+def finite_array(op: str, name: str, values: ArrayLike, ndim: int) -> Array:
+    found = np.asarray(values, np.float64)
+    if found.ndim != ndim or found.size == 0:
+        raise ValueError(
+            f"{op}: expected {name} with {ndim} axes and at least one value, got shape "
+            f"{found.shape}; reshape it"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"{op}: expected finite {name}, {int((~np.isfinite(found)).sum())} of {found.size} "
+            "values are NaN or infinite; leave those rows out"
+        )
+    return found
+
+
+def new_figure(width: float, height: float) -> Figure:
+    try:
+        figures = importlib.import_module("matplotlib.figure")
+        agg = importlib.import_module("matplotlib.backends.backend_agg")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "figures: expected matplotlib, which is not installed; run: "
+            "pip install 'diffflow_ext[plot]'"
+        ) from error
+    figure = figures.Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    agg.FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, file: Path, title: str, inches_above: float | None = None) -> Path:
+    place = {} if inches_above is None else {"y": 1.0 - inches_above / figure.get_figheight()}
+    figure.suptitle(title, fontsize=13, color=INK, **place)
+    # Without a date two pictures of the same numbers are the same bytes.
+    date = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix.lower())
+    figure.savefig(file, dpi=DPI, metadata={date: None} if date else {})
+    return file
+
+
+def style(panel: Axes) -> None:
+    panel.set_facecolor("white")
+    panel.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK, length=3)
+    panel.locator_params(nbins=5)
+    for spine in panel.spines.values():
+        spine.set_color(FAINT)
+
+
+def frame(panel: Axes, limits: Box) -> None:
+    """Sets square limits on a square panel: one unit is as long on both axes."""
+    style(panel)
+    panel.set_xlim(*limits[0])
+    panel.set_ylim(*limits[1])
+    panel.set_box_aspect(1.0)
+
+
+def span(values: Array, spread: float = 0.998) -> Limits:
+    low, high = np.quantile(values, [0.5 - spread / 2.0, 0.5 + spread / 2.0])
+    pad = 0.06 * (high - low) or 1.0
+    return float(low - pad), float(high + pad)
+
+
+def square(points: Array, spread: float = 0.998) -> Box:
+    """A square that holds the bulk of the points, so that shapes keep their proportions."""
+    ranges = [span(points[:, i], spread) for i in range(2)]
+    half = max(high - low for low, high in ranges) / 2.0
+    x, y = (sum(pair) / 2.0 for pair in ranges)
+    return (x - half, x + half), (y - half, y + half)
+
+
+def turns(points: Array) -> Array:
+    """The direction of each point from the centre, in turns from 0 to 1."""
+    x, y = (points - points.mean(axis=0)).T
+    return np.arctan2(y, x) / (2.0 * np.pi) + 0.5
+
+
+def wheel_map() -> Colormap:
+    colors = importlib.import_module("matplotlib.colors")
+    return colors.LinearSegmentedColormap.from_list("wheel", list(WHEEL))
+
+
+def cloud(panel: Axes, points: Array, colours: Array | str, limits: Box, size: float) -> None:
+    wheel = {} if isinstance(colours, str) else {"cmap": wheel_map(), "vmin": 0.0, "vmax": 1.0}
+    panel.scatter(
+        points[:, 0], points[:, 1], s=size, c=colours, linewidths=0, rasterized=True, **wheel
+    )
+    frame(panel, limits)
+
+
+def _density(points: Array, box: Box, blur: float) -> Array:
+    counts, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=BINS, range=box)
+    return ndimage.gaussian_filter(counts / len(points), blur)
+
+
+def _map(panel: Axes, density: Array, box: Box) -> None:
+    colors = importlib.import_module("matplotlib.colors")
+    top = float(np.quantile(density[density > 0.0], 0.995)) if density.any() else 1.0
+    panel.imshow(
+        density.T,
+        origin="lower",
+        extent=(*box[0], *box[1]),
+        aspect="auto",
+        cmap=colors.LinearSegmentedColormap.from_list("blue", BLUE_RAMP),
+        # The root lets thin tails be seen beside sharp peaks.
+        norm=colors.PowerNorm(0.5, vmin=0.0, vmax=top, clip=True),
+    )
+
+
+def _mass_levels(density: Array, masses: tuple[float, ...]) -> list[float]:
+    """Heights above which the given parts of the mass lie, rising."""
+    falling = np.sort(density.ravel())[::-1]
+    mass = np.cumsum(falling)
+    picks = [int(np.searchsorted(mass, part * mass[-1])) for part in masses]
+    return sorted({float(falling[min(i, len(falling) - 1)]) for i in picks} - {0.0})
+
+
+def marginal(panel: Axes, data: Array, samples: Array, limits: Limits) -> None:
+    edges = np.linspace(*limits, 61)
+    for values, colour, filled in ((data, BLUE, True), (samples, ORANGE, False)):
+        height, _ = np.histogram(values, edges)
+        density = height / (len(values) * np.diff(edges))
+        panel.stairs(
+            density, edges, fill=filled, color=colour, alpha=0.3 if filled else 1.0, linewidth=1.4
+        )
+    style(panel)
+    panel.set_xlim(*limits)
+    panel.set_ylim(bottom=0.0)
+
+
+def overlay(panel: Axes, data: Array, samples: Array, box: Box) -> None:
+    """The density of the data, and contours around the densest half and 90 % of the samples."""
+    _map(panel, _density(data, box, 0.7), box)
+    front = _density(samples, box, 1.3)
+    levels = _mass_levels(front, (0.9, 0.5))
+    if len(levels) > 1:
+        middles = [np.linspace(low, high, 2 * BINS + 1)[1::2] for low, high in box]
+        panel.contour(*middles, front.T, levels=levels, colors=ORANGE, linewidths=[0.9, 1.4])
+    style(panel)
+    panel.set_xlim(*box[0])
+    panel.set_ylim(*box[1])
+
+
+def legend(figure: Figure, panel: Axes | None, n: int, m: int) -> None:
+    """Names the colours inside a panel, or in the empty corner of a grid."""
+    patch = importlib.import_module("matplotlib.patches").Patch
+    line = importlib.import_module("matplotlib.lines").Line2D
+    handles = [patch(color=BLUE, alpha=0.4), line([], [], color=ORANGE, linewidth=1.6)]
+    labels = [f"data, n = {n:,}", f"samples, n = {m:,}"]
+    if panel is not None:
+        panel.legend(handles, labels, frameon=False, fontsize=9, labelcolor=INK)
+        return
+    labels[1] += "\n(contours: 50 %, 90 %)"
+    figure.legend(
+        handles,
+        labels,
+        loc="upper right",
+        bbox_to_anchor=(0.98, 0.9),
+        frameon=False,
+        fontsize=11,
+        labelcolor=INK,
+    )
+
+
+def moving_average(values: Array, window: int) -> Array:
+    """The mean of the finite values around each, of fewer at the ends.
+
+    At the start, where losses fall fast, the window stays symmetric so that the mean doesn't lag.
+    """
+    n, finite, at = len(values), np.isfinite(values), np.arange(len(values))
+    half = np.minimum(max(1, window) // 2, at)
+    low, high = at - half, np.minimum(at + half + 1, n)
+    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    count = np.concatenate([[0], np.cumsum(finite)])
+    found = count[high] - count[low]
+    return np.where(found > 0, (total[high] - total[low]) / np.maximum(found, 1), np.nan)

@@ -1,0 +1,358 @@
+"""Pictures of data, samples, trajectories and training.
+
+Every function takes NumPy arrays and a path ending in .png, .pdf or .svg, writes the picture and
+returns the path. Matplotlib is imported when the first picture is drawn, and only its
+object-oriented interface is used: no window, no global figure, no change to the caller's style.
+Data are blue and samples orange throughout; points that are followed in time keep one colour.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .panels import (
+    BLUE,
+    FAINT,
+    INK,
+    ORANGE,
+    Array,
+    cloud,
+    finite_array,
+    frame,
+    legend,
+    marginal,
+    moving_average,
+    new_figure,
+    overlay,
+    save,
+    span,
+    square,
+    style,
+    target,
+    turns,
+    wheel_map,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["loss_curve", "particle_paths", "samples_beside_data", "trajectories"]
+
+
+MAX_CORNER = 5
+
+
+MAX_DOTS = 20_000
+
+
+def samples_beside_data(
+    path: str | os.PathLike[str],
+    data: ArrayLike,
+    samples: ArrayLike,
+    title: str,
+    *,
+    columns: Sequence[str] | None = None,
+) -> Path:
+    """Draws samples of a model beside the data, on the same axes.
+
+    In two dimensions two clouds with equally many dots; otherwise a corner grid of the first
+    five columns, with marginal histograms on the diagonal, and below it the density of the data
+    with contours around the densest 50 % and 90 % of the samples.
+
+    Arguments:
+        path: Where to write; the folder must exist.
+        data: Points with shape (n, d).
+        samples: Points with shape (m, d).
+        title: The title.
+        columns: The d column names; x1, x2, ... if None.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If shapes don't fit or values are not finite.
+    """
+    op = "samples_beside_data"
+    file = target(op, path)
+    x, y = finite_array(op, "data", data, 2), finite_array(op, "samples", samples, 2)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"{op}: expected data and samples with as many columns, got shapes {x.shape} and "
+            f"{y.shape}; give both in the same columns"
+        )
+    names = list(columns) if columns is not None else [f"x{i + 1}" for i in range(x.shape[1])]
+    if len(names) != x.shape[1]:
+        raise ValueError(
+            f"{op}: expected {x.shape[1]} column names, got {len(names)}; name every column"
+        )
+    figure = _pair_of_clouds(x, y, names) if x.shape[1] == 2 else _corner(x, y, names)
+    return save(figure, file, title)
+
+
+def trajectories(
+    path: str | os.PathLike[str],
+    forward: ArrayLike,
+    reverse: ArrayLike,
+    times: ArrayLike,
+    title: str,
+    *,
+    num_columns: int = 6,
+    max_particles: int = 4000,
+) -> Path:
+    """Draws snapshots of both processes: above data to noise, below noise to data.
+
+    Columns share a time, so that in a trained model the two clouds of a column agree; the lower
+    row is read from right to left. A particle keeps the colour of its place in the data.
+
+    Arguments:
+        path: Where to write; the folder must exist.
+        forward: States, shape (N + 1, B, 2), `forward[i]` at `times[i]`.
+        reverse: States, shape (N + 1, B', 2), `reverse[i]` at `times[i]` too: reverse the order
+            of a sampler that starts from noise.
+        times: The N + 1 grid times, increasing.
+        title: The title.
+        num_columns: The number of snapshots.
+        max_particles: The most particles to draw of each process.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If shapes don't fit or values are not finite.
+    """
+    op = "trajectories"
+    file = target(op, path)
+    rows = [_states(op, "forward", forward), _states(op, "reverse", reverse)]
+    grid = _times(op, times, [len(states) for states in rows])
+    rows = [states[:, :max_particles] for states in rows]
+    picks = np.unique(np.linspace(0, len(grid) - 1, max(2, num_columns)).round().astype(int))
+    limits = square(np.concatenate([states[picks].reshape(-1, 2) for states in rows]))
+    figure = new_figure(1.75 * len(picks) + 0.5, 1.75 * 2 + 0.75)
+    axes = figure.subplots(2, len(picks), squeeze=False)
+    for states, panels in zip(rows, axes, strict=True):
+        colours = turns(states[0])
+        for panel, i in zip(panels, picks, strict=True):
+            cloud(panel, states[i], colours, limits, 2.2)
+            panel.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
+    for panel, i in zip(axes[0], picks, strict=True):
+        panel.set_title(f"t = {grid[i]:.3g}", fontsize=10, color=INK)
+    for panels, label in zip(
+        axes,
+        ("forward: data \N{RIGHTWARDS ARROW} noise", "reverse: data \N{LEFTWARDS ARROW} noise"),
+        strict=True,
+    ):
+        panels[0].set_ylabel(label, fontsize=10, color=INK)
+    return save(figure, file, title)
+
+
+def particle_paths(
+    path: str | os.PathLike[str],
+    paths: ArrayLike,
+    title: str,
+    *,
+    max_particles: int = 100,
+    background: ArrayLike | None = None,
+) -> Path:
+    """Draws the ways of single particles through the plane, from data (dots) to noise (rings).
+
+    Arguments:
+        path: Where to write; the folder must exist.
+        paths: States, shape (N + 1, B, 2), in increasing time.
+        title: The title.
+        max_particles: The most particles to draw.
+        background: Points with shape (n, 2) to draw faintly behind, such as data.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If shapes don't fit or values are not finite.
+    """
+    op = "particle_paths"
+    file = target(op, path)
+    states = _states(op, "paths", paths)[:, :max_particles]
+    behind = (
+        np.empty((0, 2)) if background is None else finite_array(op, "background", background, 2)
+    )
+    figure = new_figure(5.6, 5.9)
+    axes = figure.subplots()
+    lines = importlib.import_module("matplotlib.collections").LineCollection
+    colours = wheel_map()(turns(states[0]))
+    axes.scatter(*behind[:20_000].T, s=1.5, c=FAINT, linewidths=0, rasterized=True)
+    axes.add_collection(
+        lines(list(states.transpose(1, 0, 2)), colors=colours, linewidths=0.8, alpha=0.7)
+    )
+    axes.scatter(*states[0].T, s=16, c=colours, linewidths=0, zorder=3)
+    axes.scatter(
+        *states[-1].T, s=18, facecolors="white", edgecolors=list(map(tuple, colours)), zorder=3
+    )
+    limits = square(np.concatenate([states.reshape(-1, 2), behind]), spread=1.0)
+    frame(axes, limits)
+    axes.set_xlabel("x1", color=INK)
+    axes.set_ylabel("x2", color=INK)
+    return save(figure, file, title)
+
+
+def loss_curve(
+    path: str | os.PathLike[str],
+    steps: ArrayLike,
+    losses: ArrayLike,
+    *,
+    title: str = "Training loss",
+    label: str = "loss per sample [nats]",
+    window: int | None = None,
+    valid: tuple[ArrayLike, ArrayLike] | None = None,
+    reference: tuple[str, float] | None = None,
+) -> Path:
+    """Draws the loss against the training step: raw light, smoothed dark.
+
+    The axis follows the bulk of the curve; a first spike may leave it. NaN leaves a gap.
+
+    Arguments:
+        path: Where to write; the folder must exist.
+        steps: The training steps, increasing.
+        losses: A loss for each, in the units that `label` names.
+        title: The title.
+        label: The name and unit of the vertical axis.
+        window: The number of neighbours that are averaged; a fortieth of the curve if None.
+        valid: Steps and losses of a validation set.
+        reference: A name and a level, such as the entropy, to draw across.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist.
+        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If lengths differ or no loss is finite.
+    """
+    op = "loss_curve"
+    file = target(op, path)
+    at, raw = _curve(op, "losses", steps, losses)
+    smooth = moving_average(raw, window if window is not None else max(1, len(raw) // 40))
+    figure = new_figure(7.2, 4.2)
+    axes = figure.subplots()
+    axes.plot(at, raw, color=BLUE, alpha=0.28, linewidth=0.8, label="each step")
+    axes.plot(at, smooth, color=BLUE, linewidth=1.8, label="smoothed")
+    shown = [raw[np.isfinite(raw)]]
+    if valid is not None:
+        at_valid, on_valid = _curve(op, "valid", *valid)
+        axes.plot(at_valid, on_valid, "o-", color=ORANGE, markersize=4, label="validation")
+        shown.append(on_valid[np.isfinite(on_valid)])
+    if reference is not None:
+        name, level = reference
+        axes.axhline(level, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label=name)
+        shown.append(np.array([level]))
+    _loss_limits(axes, shown)
+    axes.set_xlabel("training step", color=INK)
+    axes.set_ylabel(label, color=INK)
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    return save(figure, file, title)
+
+
+def _pair_of_clouds(data: Array, samples: Array, names: list[str]) -> Figure:
+    figure = new_figure(9.0, 5.2)
+    axes = figure.subplots(1, 2)
+    limits = square(np.concatenate([data, samples]))
+    # As many dots on either side, or the denser picture looks the better one.
+    shown = min(len(data), len(samples), MAX_DOTS)
+    size = float(np.clip(12_000.0 / shown, 0.7, 6.0))
+    sides = zip(axes, (data, samples), ("data", "samples"), (BLUE, ORANGE), strict=True)
+    for panel, points, label, colour in sides:
+        cloud(panel, points[:shown], colour, limits, size)
+        panel.set_title(f"{label}, {shown:,} points", fontsize=10.5, color=INK)
+        panel.set_xlabel(names[0], color=INK)
+        panel.set_ylabel(names[1], color=INK)
+    return figure
+
+
+def _corner(data: Array, samples: Array, names: list[str]) -> Figure:
+    count = min(MAX_CORNER, len(names))
+    figure = new_figure(1.9 * max(count, 2) + 0.5, 1.9 * max(count, 2) + 0.7)
+    axes = figure.subplots(count, count, squeeze=False)
+    limits = [span(np.concatenate([data[:, i], samples[:, i]])) for i in range(count)]
+    for row in range(count):
+        for column in range(count):
+            panel: Axes = axes[row, column]
+            if column > row:
+                panel.set_visible(False)
+                continue
+            if column == row:
+                marginal(panel, data[:, row], samples[:, row], limits[row])
+            else:
+                pick, box = [column, row], (limits[column], limits[row])
+                overlay(panel, data[:, pick], samples[:, pick], box)
+            _outer_labels(panel, row, column, count, names)
+    figure.align_labels()
+    legend(figure, axes[0, 0] if count == 1 else None, len(data), len(samples))
+    return figure
+
+
+def _outer_labels(panel: Axes, row: int, column: int, count: int, names: list[str]) -> None:
+    panel.tick_params(labelbottom=row == count - 1, labelleft=column == 0 and row > 0)
+    if row == column:
+        panel.tick_params(left=False)
+    if row == count - 1:
+        panel.set_xlabel(names[column], fontsize=10, color=INK)
+    if column == 0 and row > 0:
+        panel.set_ylabel(names[row], fontsize=10, color=INK)
+    elif row == column == 0:
+        panel.set_ylabel("density", fontsize=10, color=INK)
+
+
+def _loss_limits(axes: Axes, shown: list[Array]) -> None:
+    raw, *others = shown
+    settled = raw[len(raw) // 20 :]
+    low = min([float(settled.min()), *(float(o.min()) for o in others if len(o))])
+    high = max([float(np.quantile(settled, 0.995)), *(float(o.max()) for o in others if len(o))])
+    pad = 0.06 * (high - low) or 1.0
+    axes.set_ylim(low - pad, high + pad)
+    style(axes)
+    axes.grid(True, color=FAINT, linewidth=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _states(op: str, name: str, values: ArrayLike) -> Array:
+    array = finite_array(op, name, values, 3)
+    if len(array) < 2 or array.shape[2] != 2:
+        raise ValueError(
+            f"{op}: expected {name} of shape (N + 1, B, 2) with N >= 1, got {array.shape}; "
+            "choose two columns"
+        )
+    return array
+
+
+def _times(op: str, values: ArrayLike, lengths: list[int]) -> Array:
+    grid = finite_array(op, "times", values, 1)
+    if any(len(grid) != length for length in lengths) or np.any(np.diff(grid) <= 0.0):
+        raise ValueError(
+            f"{op}: expected increasing times, one for each state, got {len(grid)} times "
+            f"for {lengths} states; give the grid of the paths"
+        )
+    return grid
+
+
+def _curve(op: str, name: str, steps: ArrayLike, losses: ArrayLike) -> tuple[Array, Array]:
+    at, raw = finite_array(op, "steps", steps, 1), np.asarray(losses, np.float64)
+    if raw.shape != at.shape or not np.isfinite(raw).any():
+        raise ValueError(
+            f"{op}: expected {name} of shape {at.shape}, as steps, with a finite value, got "
+            f"{raw.shape} and {int(np.isfinite(raw).sum())} finite; give one loss for each step"
+        )
+    return at, raw

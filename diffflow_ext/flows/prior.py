@@ -1,0 +1,306 @@
+r"""What stands at the noise end of a model: a distribution with a density and samples.
+
+Either a Gaussian or a normalizing flow,
+
+.. math:: \log p(x) = \log \mathcal N(z; 0, I) + \log \left| \det \frac{dz}{dx} \right|,
+          \qquad x = h(z), \quad z \sim \mathcal N(0, I)
+
+A flow may come from zuko, normflows, torch.distributions or be any module with `log_prob` and
+`sample`; none of these libraries is imported here. Samples follow the noise contract: where the
+latent z can be handed to the flow it is drawn by Philox, so that sample i depends on the key and
+on its global index alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffflow_ext.functional.checks import (
+    STATE_DTYPES,
+    checked_finite,
+    checked_shape,
+    checked_state,
+    in_words,
+)
+from diffflow_ext.functional.noise import Key, checked_key, checked_sample_offset, normal
+
+from .adapters import check_flow, log_prob, sample, tensor_of
+
+__all__ = ["FlowPrior", "Prior", "StandardNormal", "as_prior"]
+
+
+class Prior(Protocol):
+    """What models ask of the distribution at their noise end."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Returns log-densities in nats, shape (B,), differentiable in x and in parameters."""
+        ...
+
+    def sample(
+        self,
+        shape: tuple[int, ...],
+        key: Key,
+        *,
+        sample_offset: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Returns samples of shape (B, *event), without gradients."""
+        ...
+
+
+class StandardNormal(nn.Module):
+    r"""The Gaussian :math:`\mathcal N(0, s^2 I)`; it has no parameters.
+
+    Arguments:
+        scale: The standard deviation :math:`s > 0`, in data units.
+
+    Raises:
+        TypeError: If `scale` is not a number.
+        ValueError: If `scale` is not positive and finite.
+
+    Example:
+        >>> StandardNormal().sample((10, 2), NoiseKey(0)).shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = checked_finite("StandardNormal", "scale", scale)
+        if not self.scale > 0:
+            raise ValueError(f"StandardNormal: expected scale > 0, got {self.scale}")
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""Returns log-densities.
+
+        .. math:: \log p(x) = -\tfrac12 \| x / s \|^2 - \tfrac d2 \log (2 \pi s^2)
+
+        Arguments:
+            x: States, shape (B, *event), float32 or float64.
+
+        Returns:
+            Shape (B,), in nats. Differentiable.
+
+        Raises:
+            TypeError: If `x` is no tensor of a state's dtype.
+            ValueError: If `x` has no batch dimension.
+        """
+        x = checked_state("StandardNormal.log_prob", "x", x)
+        dimensions = math.prod(x.shape[1:])
+        square = (x / self.scale).reshape(x.shape[0], dimensions).square().sum(1)
+        norm = 0.5 * dimensions * math.log(2 * math.pi) + dimensions * math.log(self.scale)
+        return -(0.5 * square + norm)
+
+    def sample(
+        self,
+        shape: tuple[int, ...],
+        key: Key,
+        *,
+        sample_offset: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Returns ``scale * normal(shape, key, purpose="prior")``, bit for bit.
+
+        Arguments:
+            shape: The shape (B, *event).
+            key: Seed and stream of the noise.
+            sample_offset: The global index of the first sample.
+            dtype: A floating dtype.
+            device: Where the samples lie.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument is out of its range.
+        """
+        return self.scale * normal(
+            shape, key, purpose="prior", sample_offset=sample_offset, dtype=dtype, device=device
+        )
+
+    def extra_repr(self) -> str:
+        """Shows the scale."""
+        return f"scale={self.scale}"
+
+
+class FlowPrior(nn.Module):
+    r"""A normalizing flow, or any distribution, as a prior.
+
+    Taken are
+
+    - zuko: a lazy distribution, ``flow() -> distribution`` (`zuko.flows.NSF(2)`);
+    - normflows: `NormalizingFlow` and `MultiscaleFlow` without classes;
+    - `torch.distributions`: a distribution with an event of the shape of a sample. Its tensors
+      belong to no module: they move with no ``.to()`` and get no place in the state dict;
+    - any module with `log_prob(x)` and `sample(n)` or `sample((n,))`, which may return samples or
+      (samples, log-densities).
+
+    Noise. Flows of zuko and normflows over a diagonal Gaussian, Gaussians and transformed
+    Gaussians of torch, and modules with a method `sample_from(z)`, which maps standard normals
+    (B, *event) to samples, get z from Philox: sample i depends on the key and its global index
+    alone, as far as the flow itself treats samples independently. Everything else draws from
+    torch's generator, which is forked and seeded by (seed, stream, sample_offset): repeatable,
+    but dependent on how a batch is split and on the device.
+
+    The flow computes in its own precision, outside of autocast: log-determinants of many
+    dimensions do not fit 8 bits. A ``flow`` that is a module is registered under that name.
+
+    Arguments:
+        flow: The flow.
+
+    Raises:
+        TypeError: If `flow` is nothing of the above, or depends on a class or context.
+
+    Example:
+        >>> prior = FlowPrior(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+        >>> prior.log_prob(torch.zeros(3, 2)).shape
+        torch.Size([3])
+    """
+
+    def __init__(self, flow: Any) -> None:
+        super().__init__()
+        check_flow(flow)
+        self.flow = flow
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Returns log-densities of the flow.
+
+        Arguments:
+            x: States, shape (B, *event), in the dtype and on the device of the flow.
+
+        Returns:
+            Shape (B,), in nats, dtype of `x`. Differentiable in `x` and the flow's parameters.
+            Minus infinity is a legitimate value, outside of the flow's support.
+
+        Raises:
+            TypeError: If dtypes differ, or the flow returns no floating tensor.
+            ValueError: If `x` lies on another device, or the flow returns another shape.
+            RuntimeError: If the flow cuts the gradient.
+        """
+        op = "FlowPrior.log_prob"
+        x = checked_state(op, "x", x)
+        self._check_place(op, x)
+        if not len(x):
+            return x.flatten(1).sum(1)  # Flows reshape, which nothing can be; the graph stays.
+        with torch.autocast(x.device.type, enabled=False):
+            values = log_prob(self.flow, x)
+        values = _checked_values(op, values, x)
+        self._check_gradient(op, x, values)
+        return values.to(x.dtype)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: tuple[int, ...],
+        key: Key,
+        *,
+        sample_offset: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Returns samples of the flow; see the class for what they depend on.
+
+        Arguments:
+            shape: The shape (B, *event).
+            key: Seed and stream of the noise, a NoiseKey or its tensor on the flow's device.
+            sample_offset: The global index of the first sample.
+            dtype: The dtype of the result; the flow computes in its own.
+            device: Where the result lies; the flow computes where it is.
+
+        Returns:
+            The samples, without gradients.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument is out of its range, or the flow's samples have another
+                shape.
+            RuntimeError: If a sample is not finite.
+        """
+        op = "FlowPrior.sample"
+        shape = checked_shape(op, "shape", shape)
+        like = tensor_of(self.flow)
+        key = checked_key(op, key, like.device)
+        offset = checked_sample_offset(op, sample_offset, shape[0])
+        with torch.autocast(like.device.type, enabled=False):
+            x = sample(op, self.flow, shape, key, offset)
+        return _checked_samples(op, x, shape).to(dtype=dtype, device=device)
+
+    def _check_place(self, op: str, x: Tensor) -> None:
+        like = tensor_of(self.flow)
+        if like.device != x.device:
+            raise ValueError(
+                f"{op}: expected x on the device of the flow ({like.device}), got {x.device}; "
+                f"move one of them"
+            )
+        if like.numel() and like.dtype != x.dtype:
+            raise TypeError(
+                f"{op}: expected x in the dtype of the flow ({like.dtype}), got {x.dtype}; "
+                f"convert the flow with .to({x.dtype})"
+            )
+
+    def _check_gradient(self, op: str, x: Tensor, values: Tensor) -> None:
+        if not torch.is_grad_enabled() or values.requires_grad:
+            return
+        if x.requires_grad or any(p.requires_grad for p in self.parameters()):
+            raise RuntimeError(
+                f"{op}: expected a result that gradients flow through, but the flow detaches it "
+                "(or its density is flat); call it under torch.no_grad() if none are wanted"
+            )
+
+
+def as_prior(flow: Any = None) -> Prior:
+    """Returns a prior: N(0, I) for None, priors as they are, flows in a :class:`FlowPrior`.
+
+    A prior is known by a `sample` that takes a `key`.
+
+    Raises:
+        TypeError: If `flow` is neither.
+    """
+    if flow is None:
+        return StandardNormal()
+    return flow if _is_prior(flow) else FlowPrior(flow)
+
+
+def _is_prior(flow: Any) -> bool:
+    sample = getattr(flow, "sample", None)
+    if not callable(sample) or not callable(getattr(flow, "log_prob", None)):
+        return False
+    try:
+        return "key" in inspect.signature(sample).parameters
+    except ValueError:  # a compiled callable without a signature
+        return False
+
+
+def _checked_values(op: str, values: Any, x: Tensor) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{op}: expected the flow to return a tensor, got {type(values).__name__}")
+    if values.dtype not in STATE_DTYPES:
+        raise TypeError(
+            f"{op}: expected the flow to return float32 or float64, got {values.dtype}"
+        )
+    if tuple(values.shape) != (x.shape[0],):
+        raise ValueError(
+            f"{op}: expected the flow's log_prob of shape ({x.shape[0]},) for x of shape "
+            f"{tuple(x.shape)}, got {tuple(values.shape)}; one sample must be one event "
+            "(torch.distributions.Independent makes it one)"
+        )
+    return values
+
+
+def _checked_samples(op: str, x: Any, shape: tuple[int, ...]) -> Tensor:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"{op}: expected the flow to return a floating tensor, got {in_words(x)}")
+    if tuple(x.shape) != shape:
+        raise ValueError(
+            f"{op}: expected the flow's samples of shape {shape}, got {tuple(x.shape)}"
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise RuntimeError(
+            f"{op}: expected finite samples, but the flow returned "
+            f"{int((~torch.isfinite(x)).sum())} entries that are not; it may have diverged"
+        )
+    return x

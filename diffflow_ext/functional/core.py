@@ -1,0 +1,128 @@
+"""Loads the compiled core and translates tensors into what it takes: addresses, sizes, codes.
+
+Callers have checked their tensors (`checks`) and
+keep them alive until the call returns; CUDA work is queued in the current stream of the tensor's
+device.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# torch comes first: the core then shares torch's copy of the OpenMP runtime.
+import torch
+from torch import Tensor
+
+__all__ = ["build_info", "core", "device_and_stream", "number", "pairs", "partials", "target"]
+
+
+PACKAGE = "diffflow_ext"
+
+#: Codes of csrc/bindings/launch.h, by dtype of the state and of network outputs.
+_TYPES = {
+    (torch.float32, torch.float32): 0,
+    (torch.float32, torch.bfloat16): 1,
+    (torch.float32, torch.float16): 2,
+    (torch.float64, torch.float64): 3,
+}
+
+
+Target = tuple[int, int, int, int, int]
+
+
+Noise = tuple[int, int, int, int, int]
+
+
+Number = tuple[float, int]
+
+
+def _load() -> ModuleType:
+    name = f"{PACKAGE}._core"
+    if importlib.util.find_spec(name) is not None:
+        return importlib.import_module(name)
+    folder = Path(__file__).resolve().parents[1]
+    hint = "reinstall it with `pip install .`"
+    if (folder.parent / "setup.py").exists():
+        hint = (
+            f"Python found the source folder {folder}, which has no compiled module: install it "
+            "with `pip install -e .`, or run from another folder (with `pytest`, not "
+            "`python -m pytest`)"
+        )
+    raise ImportError(f"diffflow_ext: the compiled module _core is missing; {hint}")
+
+
+core: ModuleType = _load()
+
+
+@functools.cache
+def build_info() -> dict[str, Any]:
+    """Returns what this build contains.
+
+    Returns:
+        A dictionary: `version`, `compiler`, `openmp` and `cuda` (bool), `cuda_compiler`,
+        `cuda_architectures`, and `cuda_note`, which says why there are no CUDA kernels.
+    """
+    return dict(core.build_info())
+
+
+def device_and_stream(x: Tensor) -> tuple[int, int]:
+    """Returns the device of a kernel (-1 for the CPU) and the stream it is queued in."""
+    if not x.is_cuda:
+        return -1, 0
+    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+def target(x: Tensor, network_dtype: torch.dtype | None = None) -> Target:
+    """Returns where a kernel runs and on what: device, stream, types, samples, elements."""
+    samples = x.shape[0]
+    elements = x.numel() // samples if samples else 0
+    return *device_and_stream(x), _TYPES[x.dtype, network_dtype or x.dtype], samples, elements
+
+
+def pairs(state: torch.dtype, network: torch.dtype) -> bool:
+    """Says whether there are kernels for this pair of dtypes."""
+    return (state, network) in _TYPES
+
+
+def number(value: float | Tensor) -> Number:
+    """Returns the core's form of a scalar: a value, or the address of one."""
+    if isinstance(value, Tensor):
+        return 0.0, value.data_ptr()
+    return value, 0
+
+
+def partials(x: Tensor) -> Tensor | None:
+    """Returns scratch space for a per-sample sum over x, or None where a row is one segment."""
+    samples = x.shape[0]
+    segments = core.num_segments(x.numel() // samples) if samples else 1
+    return None if segments == 1 else x.new_empty(samples * segments)
+
+
+Scalar = float | Tensor
+
+
+NO_NOISE: Noise = (0, 0, 0, 0, 0)
+
+
+def address(x: Tensor | None) -> int:
+    """Returns the address of a tensor, 0 for an absent one."""
+    return 0 if x is None else x.data_ptr()
+
+
+def scalar_like(value: Scalar, x: Tensor) -> Scalar:
+    """Returns a coefficient detached and in the dtype of x."""
+    return value.detach().to(x.dtype) if isinstance(value, Tensor) else value
+
+
+def network_values(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Returns network outputs contiguous and in one dtype that pairs with the state's."""
+    dtype = values[0].dtype
+    alike = all(value.dtype == dtype for value in values)
+    if not alike or not pairs(x.dtype, dtype):
+        dtype = x.dtype
+    return tuple(value.to(dtype).contiguous() for value in values)

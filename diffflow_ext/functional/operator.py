@@ -1,0 +1,121 @@
+"""What all ops are made of: an operator, what its backward pass saves, sums of gradients.
+
+An op is one block of one file: the launch, which allocates the result and calls the core; its
+`Operator`; the autograd function; the public function with the formula and the checks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .core import Scalar, pairs
+
+__all__ = ["Operator", "first_order", "operators"]
+
+_LIBRARY = torch.library.Library("diffflow_ext", "DEF")
+
+operators = torch.ops.diffflow_ext
+
+
+class Operator:
+    """An op without autograd: a plain call in eager code, a torch operator in a traced graph.
+
+    The plain call is several times cheaper. Seeds and coefficients are tensors in the operator's
+    schema: an integer or a float would be compiled in, and every new value would compile again.
+
+    Arguments:
+        schema: The operator's name and arguments, as torch.library takes them.
+        launch: Allocates the result and calls the core.
+        fake: Returns a result of the same shape and dtype without computing it.
+        traced: What the operator runs where its arguments differ from those of `launch`.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        launch: Callable[..., Any],
+        fake: Callable[..., Any],
+        traced: Callable[..., Any] | None = None,
+    ) -> None:
+        name = schema.split("(", 1)[0]
+        _LIBRARY.define(schema)
+        _LIBRARY.impl(name, traced or launch, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"diffflow_ext::{name}", fake, lib=_LIBRARY)
+        self.launch, self.traced = launch, getattr(operators, name)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Returns the op's result for checked arguments."""
+        return (self.traced if torch.compiler.is_compiling() else self.launch)(*arguments)
+
+
+def like(x: Tensor, *_: Any) -> Tensor:
+    """Returns an empty result of the shape and dtype of x."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def per_sample(x: Tensor, *_: Any) -> Tensor:
+    """Returns an empty result with one number for each sample."""
+    return x.new_empty(x.shape[0])
+
+
+def network_like(x: Tensor, value: Tensor, other: Tensor) -> Tensor:
+    """Returns an empty result of the shape of x, in the dtype of network outputs."""
+    dtype = value.dtype
+    if other.dtype != dtype or not pairs(x.dtype, dtype):
+        dtype = x.dtype
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+def traceable_scalar(value: Scalar, x: Tensor) -> Scalar:
+    """Returns a number as a tensor while a graph is traced: its value must not be compiled in."""
+    if isinstance(value, Tensor) or not torch.compiler.is_compiling():
+        return value
+    return torch.tensor(value, dtype=x.dtype, device=x.device)
+
+
+def save(ctx: Any, **values: Any) -> None:
+    """Saves tensors where autograd watches them, everything else on the context."""
+    ctx.names = [name for name, value in values.items() if isinstance(value, Tensor)]
+    ctx.plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+    ctx.save_for_backward(*(values[name] for name in ctx.names))
+
+
+def saved(ctx: Any) -> dict[str, Any]:
+    """Returns by name what `save` was given."""
+    return {**ctx.plain, **dict(zip(ctx.names, ctx.saved_tensors, strict=True))}
+
+
+def root(value: Scalar) -> Scalar:
+    """Returns the square root of a number or a tensor."""
+    return value.sqrt() if isinstance(value, Tensor) else value**0.5
+
+
+def scalar_grad(per_sample: Tensor, scalar: Scalar) -> Tensor:
+    """Sums a gradient over the batch, in float64, into the shape of a tensor scalar."""
+    assert isinstance(scalar, Tensor)
+    return per_sample.double().sum().to(scalar.dtype).reshape(scalar.shape)
+
+
+def first_order(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Makes a backward pass refuse `create_graph=True`.
+
+    torch's once_differentiable hands out constants where the incoming gradient is a constant, so
+    that a gradient penalty would silently train nothing.
+    """
+
+    @functools.wraps(backward)
+    def once(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "diffflow_ext: second derivatives are not supported; differentiate without "
+                "create_graph=True, or write the expression in plain torch, as "
+                "diffflow_ext.functional.reference does"
+            )
+        return backward(ctx, *grads)
+
+    return once

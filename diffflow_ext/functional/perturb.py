@@ -1,0 +1,136 @@
+"""Noisy data of a linear diffusion, which denoising losses are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .checks import checked_coefficient, checked_state, checked_tensor
+from .core import Scalar, core, target
+from .noise import (
+    PURPOSES,
+    Key,
+    checked_key,
+    checked_sample_offset,
+    checked_step,
+    noise_source,
+    traceable_key,
+)
+from .operator import Operator, first_order, like, save, saved
+from .sums import row_dot
+
+
+def launch_perturb(
+    x0: Tensor, alpha_t: Tensor, sigma_t: Tensor, key: Key, step: int, sample_offset: int
+) -> tuple[Tensor, Tensor]:
+    """alpha_t x0 + sigma_t eps, and eps. The scalars have shape (1,) or (B,)."""
+    x0 = x0.contiguous()
+    alpha_t, sigma_t = alpha_t.to(x0.dtype).contiguous(), sigma_t.to(x0.dtype).contiguous()
+    x_t, eps = torch.empty_like(x0), torch.empty_like(x0)
+    core.perturb(
+        target(x0),
+        noise_source(key, PURPOSES["dsm"], step, sample_offset),
+        x0.data_ptr(),
+        alpha_t.data_ptr(),
+        sigma_t.data_ptr(),
+        int(alpha_t.numel() > 1),
+        x_t.data_ptr(),
+        eps.data_ptr(),
+    )
+    return x_t, eps
+
+
+_perturb = Operator(
+    "perturb(Tensor x0, Tensor alpha_t, Tensor sigma_t, Tensor key, SymInt step, SymInt sample_offset) -> (Tensor, Tensor)",
+    launch_perturb,
+    lambda x0, *_: (like(x0), like(x0)),
+)
+
+
+class _Perturb(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x0: Tensor, alpha_t: Tensor, sigma_t: Tensor, key: Key, step: int, offset: int
+    ) -> tuple[Tensor, Tensor]:
+        x_t, eps = _perturb(x0, alpha_t, sigma_t, key, step, offset)
+        save(ctx, x0=x0, alpha_t=alpha_t, sigma_t=sigma_t, eps=eps)
+        ctx.mark_non_differentiable(eps)
+        return x_t, eps
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+        at = saved(ctx)
+        rows = (-1,) + (1,) * (grad.dim() - 1)
+        need_x, need_alpha, need_sigma, *_rest = ctx.needs_input_grad
+        grad_x = grad * at["alpha_t"].to(grad.dtype).reshape(rows) if need_x else None
+        grad_alpha = _like_scalars(row_dot(grad, at["x0"]), at["alpha_t"]) if need_alpha else None
+        grad_sigma = _like_scalars(row_dot(grad, at["eps"]), at["sigma_t"]) if need_sigma else None
+        return grad_x, grad_alpha, grad_sigma, None, None, None
+
+
+def _like_scalars(per_sample: Tensor, scalar: Tensor) -> Tensor:
+    return (per_sample.sum().reshape(1) if scalar.numel() == 1 else per_sample).to(scalar.dtype)
+
+
+def perturb(
+    x0: Tensor,
+    *,
+    alpha_t: Scalar,
+    sigma_t: Scalar,
+    key: Key,
+    step: int = 0,
+    sample_offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    r"""Returns noisy data of a linear diffusion, and the noise, in one pass.
+
+    .. math:: x_t = \alpha_t x_0 + \sigma_t \varepsilon
+
+    Arguments:
+        x0: The data, shape (B, *event).
+        alpha_t: The mean factor, a number or a tensor of shape () or (B,).
+        sigma_t: The standard deviation >= 0 in data units, a number or a tensor of shape () or
+            (B,).
+        key: Seed and stream of the noise.
+        step: Which draw of the stream, in [0, 2^24).
+        sample_offset: The global index of the first sample.
+
+    Returns:
+        The pair :math:`(x_t, \varepsilon)`, same shape. :math:`x_t` is differentiable in `x0` and
+        in tensor scalars; the noise is ``normal(x0.shape, key, purpose="dsm", step=step)``.
+
+    Raises:
+        ValueError: If a shape is wrong or `sigma_t` is negative.
+        TypeError: If an argument has the wrong type.
+    """
+    op = "perturb"
+    x0 = checked_state(op, "x0", x0)
+    alpha = _sample_scalars(op, "alpha_t", alpha_t, x0)
+    sigma = _sample_scalars(op, "sigma_t", sigma_t, x0)
+    if not (sigma.is_cuda or torch.compiler.is_compiling()) and bool((sigma < 0).any()):
+        raise ValueError(f"{op}: expected sigma_t >= 0, got {float(sigma.min())}")
+    if alpha.numel() != sigma.numel():
+        alpha, sigma = alpha.expand(x0.shape[0]), sigma.expand(x0.shape[0])
+    key = traceable_key(checked_key(op, key, x0.device), x0.device)
+    step, offset = checked_step(op, step), checked_sample_offset(op, sample_offset, x0.shape[0])
+    return _Perturb.apply(x0, alpha, sigma, key, step, offset)  # pyright: ignore
+
+
+def _sample_scalars(op: str, name: str, value: Scalar, x: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        number = checked_coefficient(op, name, value, x)
+        return torch.full((1,), number, dtype=x.dtype, device=x.device)  # pyright: ignore
+    value = checked_tensor(op, name, value)
+    if value.device != x.device or not value.dtype.is_floating_point:
+        raise ValueError(
+            f"{op}: expected {name} to be floating and on {x.device}, "
+            f"got {value.dtype} on {value.device}"
+        )
+    if value.numel() != 1 and tuple(value.shape) != (x.shape[0],):
+        raise ValueError(
+            f"{op}: expected {name} of shape () or ({x.shape[0]},), got {tuple(value.shape)}"
+        )
+    return value.reshape(-1)

@@ -1,0 +1,399 @@
+"""The backward residual, its cost, and the step of the adjoint that contains both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .checks import (
+    checked_like_state,
+    checked_network_output,
+    checked_positive,
+    checked_state,
+    dtype_name,
+)
+from .core import Scalar, address, core, network_values, number, partials, scalar_like, target
+from .noise import PURPOSES, Key, noise_source
+from .operator import (
+    Operator,
+    first_order,
+    like,
+    network_like,
+    per_sample,
+    root,
+    save,
+    saved,
+    scalar_grad,
+    traceable_scalar,
+)
+
+#: The smallest g and g sqrt(dt) of a residual, by the dtype of the state. With g * g^2 dt >= 1e-29
+#: (1e-280) the gradient of its cost in g, the largest result, stays below 1.6e38 (1.6e289) for
+#: terms of size M in d dimensions with M sqrt(d) <= 1e4: it is at most 16 M^2 d / (g * g^2 dt).
+NOISE_FLOORS = {torch.float32: (1e-9, 1e-10), torch.float64: (1e-90, 1e-95)}
+
+
+_TENSORS = "Tensor x, Tensor x_next, Tensor f_next, Tensor s_next, Tensor dt, Tensor g_next"
+
+
+def check_step_noise(op: str, dt: float | Tensor, g: float | Tensor, x: Tensor) -> None:
+    """Refuses a step whose noise g sqrt(dt) is too small to divide by, where values are known."""
+    if torch.compiler.is_compiling() or any(isinstance(v, Tensor) and v.is_cuda for v in (dt, g)):
+        return
+    known = [float(v.detach()) if isinstance(v, Tensor) else v for v in (dt, g)]
+    check_noise_floor(op, known[:1], known[1:], x)
+
+
+def check_noise_floor(
+    op: str, lengths: Sequence[float], g_next: Sequence[float | Tensor], x: Tensor
+) -> None:
+    """Refuses steps whose noise g_{i+1} sqrt(dt_i) is too small to divide by."""
+    low_g, low = NOISE_FLOORS[x.dtype]
+    for i, (dt, g) in enumerate(zip(lengths, g_next, strict=True)):
+        if isinstance(g, Tensor):
+            return
+        if g < low_g or g * math.sqrt(dt) < low:
+            raise ValueError(
+                f"{op}: expected g >= {low_g:g} and g sqrt(dt) >= {low:g} for "
+                f"{dtype_name(x.dtype)}, got g={g:g} and dt={dt:g} at step {i}, by whose noise "
+                "residuals are divided; take a larger g, longer steps or float64"
+            )
+
+
+def _residual_arguments(
+    op: str,
+    x: Tensor,
+    x_next: Tensor,
+    f_next: Tensor,
+    s_next: Tensor,
+    dt: Scalar,
+    g_next: Scalar,
+) -> tuple[Any, ...]:
+    x = checked_state(op, "x", x)
+    x_next = checked_like_state(op, "x_next", x_next, x)
+    f_next = checked_network_output(op, "f_next", f_next, x)
+    s_next = checked_network_output(op, "s_next", s_next, x)
+    dt = traceable_scalar(checked_positive(op, "dt", dt, x), x)
+    g_next = traceable_scalar(checked_positive(op, "g_next", g_next, x), x)
+    check_step_noise(op, dt, g_next, x)
+    return x, x_next, f_next, s_next, dt, g_next
+
+
+def launch_backward_residual(
+    x: Tensor, x_next: Tensor, f_next: Tensor, s_next: Tensor, dt: Scalar, g_next: Scalar
+) -> Tensor:
+    """delta_b of one step."""
+    x, x_next = x.contiguous(), x_next.contiguous()
+    f_next, s_next = network_values(x, f_next, s_next)
+    dt, g_next = scalar_like(dt, x), scalar_like(g_next, x)
+    out = torch.empty_like(x)
+    core.backward_residual(
+        target(x, f_next.dtype),
+        number(dt),
+        number(g_next),
+        x.data_ptr(),
+        x_next.data_ptr(),
+        f_next.data_ptr(),
+        s_next.data_ptr(),
+        out.data_ptr(),
+    )
+    return out
+
+
+def backward_residual_vjp(
+    grad: Tensor, dt: Scalar, g_next: Scalar
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Transpose of backward_residual: gradients of x, x_next, f_next, s_next."""
+    grad = grad.contiguous()
+    dt, g_next = scalar_like(dt, grad), scalar_like(g_next, grad)
+    outs = tuple(torch.empty_like(grad) for _ in range(4))
+    core.backward_residual_vjp(
+        target(grad),
+        number(dt),
+        number(g_next),
+        grad.data_ptr(),
+        *(out.data_ptr() for out in outs),
+    )
+    return outs  # pyright: ignore[reportReturnType]
+
+
+_backward_residual = Operator(
+    f"backward_residual({_TENSORS}) -> Tensor", launch_backward_residual, like
+)
+
+
+_backward_residual_vjp = Operator(
+    "backward_residual_vjp(Tensor grad, Tensor dt, Tensor g_next)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    backward_residual_vjp,
+    lambda grad, dt, g_next: tuple(like(grad) for _ in range(4)),
+)
+
+
+class _BackwardResidual(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, x_next: Tensor, f: Tensor, s: Tensor, dt: Scalar, g: Scalar
+    ) -> Tensor:
+        delta_b = _backward_residual(x, x_next, f, s, dt, g)
+        learned = isinstance(g, Tensor) and g.requires_grad
+        extra = {"delta_b": delta_b, "s": s} if learned else {}
+        save(ctx, dt=dt, g=g, f_dtype=f.dtype, s_dtype=s.dtype, **extra)
+        return delta_b
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+        at = saved(ctx)
+        x, x_next, f, s = _backward_residual_vjp(grad, at["dt"], at["g"])
+        grad_g = None
+        if ctx.needs_input_grad[5]:
+            slope = at["delta_b"] + 2 * at["g"] * root(at["dt"]) * at["s"].to(grad.dtype)
+            grad_g = scalar_grad(-(grad * slope) / at["g"], at["g"])
+        return x, x_next, f.to(at["f_dtype"]), s.to(at["s_dtype"]), None, grad_g
+
+
+def backward_residual(
+    x: Tensor, x_next: Tensor, f_next: Tensor, s_next: Tensor, *, dt: Scalar, g_next: Scalar
+) -> Tensor:
+    r"""Returns the noise with which the reverse SDE would step from `x_next` to `x`.
+
+    .. math:: \delta^B_i = \frac{x_i - x_{i+1} + (f_{i+1} - g_{i+1}^2 s_{i+1}) \Delta t_i}
+                                {g_{i+1} \sqrt{\Delta t_i}}
+
+    Standard normal if drift and score reverse one another; half its squared norm is the cost of
+    step i.
+
+    Arguments:
+        x: The state :math:`x_i`, shape (B, *event), in data units.
+        x_next: The state :math:`x_{i+1}`, same shape.
+        f_next: The drift at :math:`(t_{i+1}, x_{i+1})`, same shape, in data units per time.
+        s_next: The score at :math:`(t_{i+1}, x_{i+1})`, same shape, in inverse data units.
+        dt: The step :math:`\Delta t_i > 0`, a number or a tensor of one element.
+        g_next: The diffusion :math:`g_{i+1} > 0`, a number or a tensor of one element.
+
+    Returns:
+        The residual :math:`\delta^B_i`, dimensionless, same shape. Differentiable in all tensors.
+
+    The noise of the step is divided by, so it has a floor: :math:`g \ge 10^{-9}` and
+    :math:`g \sqrt{\Delta t} \ge 10^{-10}` in float32 (:math:`10^{-90}` and :math:`10^{-95}` in
+    float64). Above it value and gradients are finite and right to 1e-5 of the sum of their terms'
+    magnitudes in float32, if data and the terms :math:`f \Delta t`, :math:`g^2 s \Delta t` are of
+    size M with :math:`M \sqrt d \le 10^4`. Noise below :math:`10^{-7} M` drowns in the rounding of
+    the states before that: the residual then is a number, but not one that means much.
+
+    Raises:
+        ValueError: If shapes differ, `dt` or `g_next` is not positive, or they are below the floor
+            (tensors on a device are not looked at).
+        TypeError: If an argument has the wrong type.
+
+    References:
+        | Diffusion Normalizing Flow (Zhang & Chen, 2021), equation 15
+        | https://arxiv.org/abs/2110.07579
+    """
+    arguments = _residual_arguments("backward_residual", x, x_next, f_next, s_next, dt, g_next)
+    return _BackwardResidual.apply(*arguments)
+
+
+def launch_residual_cost(
+    x: Tensor,
+    x_next: Tensor,
+    f_next: Tensor,
+    s_next: Tensor,
+    dt: Scalar,
+    g_next: Scalar,
+    previous: Tensor | None = None,
+) -> Tensor:
+    """Per-sample 1/2 |delta_b|^2, added to `previous` where given."""
+    x, x_next = x.contiguous(), x_next.contiguous()
+    f_next, s_next = network_values(x, f_next, s_next)
+    dt, g_next = scalar_like(dt, x), scalar_like(g_next, x)
+    cost, scratch = x.new_empty(x.shape[0]), partials(x)
+    core.residual_cost(
+        target(x, f_next.dtype),
+        number(dt),
+        number(g_next),
+        x.data_ptr(),
+        x_next.data_ptr(),
+        f_next.data_ptr(),
+        s_next.data_ptr(),
+        address(previous),
+        cost.data_ptr(),
+        address(scratch),
+    )
+    return cost
+
+
+def residual_cost_vjp(
+    grad: Tensor,
+    x: Tensor,
+    x_next: Tensor,
+    f_next: Tensor,
+    s_next: Tensor,
+    dt: Scalar,
+    g_next: Scalar,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of sum_b grad_b 1/2 |delta_b|^2: x, x_next, f_next, s_next and g (per sample)."""
+    x, x_next, grad = x.contiguous(), x_next.contiguous(), grad.contiguous()
+    f_next, s_next = network_values(x, f_next, s_next)
+    dt, g_next = scalar_like(dt, x), scalar_like(g_next, x)
+    grad_x, grad_x_next = torch.empty_like(x), torch.empty_like(x)
+    grad_f, grad_s = torch.empty_like(f_next), torch.empty_like(s_next)
+    grad_g, scratch = torch.empty_like(grad), partials(x)
+    core.residual_cost_vjp(
+        target(x, f_next.dtype),
+        number(dt),
+        number(g_next),
+        x.data_ptr(),
+        x_next.data_ptr(),
+        f_next.data_ptr(),
+        s_next.data_ptr(),
+        grad.data_ptr(),
+        grad_x.data_ptr(),
+        grad_x_next.data_ptr(),
+        grad_f.data_ptr(),
+        grad_s.data_ptr(),
+        grad_g.data_ptr(),
+        address(scratch),
+    )
+    return grad_x, grad_x_next, grad_f, grad_s, grad_g
+
+
+def _fake_cost_vjp(
+    grad: Tensor, x: Tensor, x_next: Tensor, f_next: Tensor, s_next: Tensor, *_: Any
+) -> tuple[Tensor, ...]:
+    network = (network_like(x, f_next, s_next), network_like(x, f_next, s_next))
+    return like(x), like(x), *network, grad.new_empty(grad.shape)
+
+
+_residual_cost = Operator(f"residual_cost({_TENSORS}) -> Tensor", launch_residual_cost, per_sample)
+
+
+_residual_cost_vjp = Operator(
+    f"residual_cost_vjp(Tensor grad, {_TENSORS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    residual_cost_vjp,
+    _fake_cost_vjp,
+)
+
+
+class _ResidualCost(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, x_next: Tensor, f: Tensor, s: Tensor, dt: Scalar, g: Scalar
+    ) -> Tensor:
+        save(ctx, x=x, x_next=x_next, f=f, s=s, dt=dt, g=g)
+        return _residual_cost(x, x_next, f, s, dt, g)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+        at = saved(ctx)
+        f, s = at["f"], at["s"]
+        grad_x, grad_x_next, grad_f, grad_s, grad_g = _residual_cost_vjp(
+            grad, at["x"], at["x_next"], f, s, at["dt"], at["g"]
+        )
+        summed = scalar_grad(grad_g, at["g"]) if ctx.needs_input_grad[5] else None
+        return grad_x, grad_x_next, grad_f.to(f.dtype), grad_s.to(s.dtype), None, summed
+
+
+def residual_cost(
+    x: Tensor, x_next: Tensor, f_next: Tensor, s_next: Tensor, *, dt: Scalar, g_next: Scalar
+) -> Tensor:
+    r"""Returns the cost of one step for each sample; the residual itself is never written.
+
+    .. math:: c_i = \tfrac12 \| \delta^B_i \|^2
+
+    The sum runs in a fixed order, the same on every device and for any number of threads.
+
+    Arguments:
+        x: The state :math:`x_i`, shape (B, *event), in data units.
+        x_next: The state :math:`x_{i+1}`, same shape.
+        f_next: The drift at :math:`(t_{i+1}, x_{i+1})`, same shape.
+        s_next: The score at :math:`(t_{i+1}, x_{i+1})`, same shape.
+        dt: The step :math:`\Delta t_i > 0`, a number or a tensor of one element.
+        g_next: The diffusion :math:`g_{i+1} > 0`, a number or a tensor of one element.
+
+    Returns:
+        The costs, shape (B,), in nats. Differentiable in all tensors.
+
+    Raises:
+        ValueError: If shapes differ, `dt` or `g_next` is not positive, or they are below the floor
+            of :func:`backward_residual`.
+        TypeError: If an argument has the wrong type.
+
+    References:
+        | Diffusion Normalizing Flow (Zhang & Chen, 2021), equation 16
+        | https://arxiv.org/abs/2110.07579
+    """
+    arguments = _residual_arguments("residual_cost", x, x_next, f_next, s_next, dt, g_next)
+    return _ResidualCost.apply(*arguments)
+
+
+class AdjointState(NamedTuple):
+    """What one state of the adjoint sweep hands to the one before it in time."""
+
+    local: Tensor
+    vjp_f: Tensor | None
+    vjp_s: Tensor | None
+    carry: Tensor | None
+
+
+class AdjointResult(NamedTuple):
+    """Cotangents for the two networks, the rest of dL/dx_k, q_k, and dL/dg_k per sample."""
+
+    cotangent_f: Tensor
+    cotangent_s: Tensor | None
+    local: Tensor
+    carry: Tensor | None
+    grad_g: Tensor | None
+
+
+def adjoint_step(
+    x_prev: Tensor | None,
+    x: Tensor,
+    f: Tensor,
+    s: Tensor | None,
+    after: AdjointState | None,
+    *,
+    weight: Tensor | float,
+    dt: Scalar,
+    dt_next: Scalar,
+    g: Scalar,
+    key: Key,
+    step: int,
+    sample_offset: int,
+    want_grad_g: bool,
+) -> AdjointResult:
+    """The adjoint at one state: one pass over memory (for the formulas see `engines.adjoint.losses`).
+
+    `x_prev` and `s` are None at the first state, `after` is None at the last.
+    """
+    if s is None:
+        (f,) = network_values(x, f)
+    else:
+        f, s = network_values(x, f, s)
+    dt, dt_next, g = (scalar_like(value, x) for value in (dt, dt_next, g))
+    result = AdjointResult(
+        torch.empty_like(f),
+        None if s is None else torch.empty_like(s),
+        torch.empty_like(x),
+        None if s is None else torch.empty_like(x),
+        x.new_empty(x.shape[0]) if want_grad_g else None,
+    )
+    scratch = partials(x) if want_grad_g else None
+    each = weight if isinstance(weight, Tensor) else None
+    core.adjoint_step(
+        target(x, f.dtype),
+        noise_source(key, PURPOSES["forward"], step, sample_offset),
+        number(dt),
+        number(dt_next),
+        number(g),
+        1.0 if isinstance(weight, Tensor) else weight,
+        [address(t) for t in (x_prev, x, f, s, *(after or (None,) * 4), each, *result, scratch)],
+    )
+    return result

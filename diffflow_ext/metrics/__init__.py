@@ -1,0 +1,43 @@
+"""How good samples are: can they be told from data, are they likely, are all kinds there.
+
+Every measure takes two samples, :math:`x` from the model and :math:`y` from the data, as rows:
+table columns, or features of images (see `diffflow_ext.metrics.features`). All depend on how many rows
+there are, so compare equal numbers, shuffled, and read each beside its floor (`with_floor`).
+
+| measure | sees | blind to |
+| --- | --- | --- |
+| `c2st` | any local difference | how large it is, once everything is told apart |
+| `precision_recall` | quality and variety apart | what all nearest neighbours agree on |
+| `frechet_distance` | means and covariances of features | everything else |
+| `kernel_distance` | the same and third moments; unbiased | everything else |
+"""
+
+from .distances import energy_distance, gaussian_nll, kernel_distance, sliced_wasserstein
+from .floor import WithFloor, with_floor
+from .frechet import (
+    Statistics,
+    feature_statistics,
+    frechet_distance,
+    load_statistics,
+    save_statistics,
+)
+from .manifolds import PrecisionRecall, precision_recall
+from .two_sample import TwoSampleTest, c2st
+
+__all__ = [
+    "PrecisionRecall",
+    "Statistics",
+    "TwoSampleTest",
+    "WithFloor",
+    "c2st",
+    "energy_distance",
+    "feature_statistics",
+    "frechet_distance",
+    "gaussian_nll",
+    "kernel_distance",
+    "load_statistics",
+    "precision_recall",
+    "save_statistics",
+    "sliced_wasserstein",
+    "with_floor",
+]

@@ -1,0 +1,415 @@
+r"""DDPM: the fixed diffusion that learned ones are compared with.
+
+.. math::
+    x_i = \alpha_i x_0 + \sigma_i \varepsilon, \quad
+    \alpha_i^2 = \prod_{j \le i} (1 - \beta_j), \quad \sigma_i^2 = 1 - \alpha_i^2,
+    \qquad i = 1 \dots T
+
+A network predicts :math:`\varepsilon`; it is told the time :math:`t_i = i/T \in (0, 1]`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffflow_ext.engines.choice import Engine
+from diffflow_ext.engines.ode.solver import Divergence, Solver
+from diffflow_ext.engines.ode.velocity import ProbabilityFlow
+from diffflow_ext.flows.prior import StandardNormal
+from diffflow_ext.functional.checks import check_choice, checked_count, checked_flag, checked_shape
+from diffflow_ext.functional.noise import Key, sample_uniforms
+from diffflow_ext.functional.perturb import perturb
+from diffflow_ext.functional.sums import event_sum
+from diffflow_ext.likelihood.ode import flow_log_prob
+from diffflow_ext.likelihood.variational import (
+    Decoder,
+    Variance,
+    check_images,
+    decoder_cost,
+    kl_weights,
+    prior_kl,
+)
+from diffflow_ext.processes.chain import DiscreteVP
+from diffflow_ext.processes.grids import TimeGrid
+
+from .chain_steps import LastStep, Sampler, plan, reverse, visited
+from .denoising import (
+    EpsNetwork,
+    check_network,
+    checked_data,
+    eager,
+    fixed_key,
+    mean_square_error,
+    mean_square_error_of_batch,
+    predicted_noise,
+    time_grid,
+    zeros_beside,
+)
+
+__all__ = ["DDPM"]
+
+
+Schedule = Literal["linear", "cosine"]
+
+
+class DDPM(nn.Module):
+    r"""A denoising diffusion model in discrete time, with noise prediction.
+
+    Arguments:
+        eps_net: The network :math:`\varepsilon(t, x)`, an nn.Module or any callable, called with
+            t of shape () or (B,) in (0, 1] and x of shape (B, *event).
+        schedule: "linear", "cosine", or a chain of one's own. "linear" spaces :math:`\beta_i`
+            evenly from 0.1/T to 20/T (at most 0.999), which is the published schedule for
+            T = 1000; shorter chains destroy the data as much, but for T < 3.
+        num_timesteps: The length T of the chain. Default: 1000, or that of `schedule`.
+
+    Raises:
+        TypeError: If `eps_net` is not callable.
+        ValueError: If `schedule` is unknown, or of another length than `num_timesteps`.
+
+    References:
+        | Denoising Diffusion Probabilistic Models (Ho et al., 2020)
+        | https://arxiv.org/abs/2006.11239
+
+    Example:
+        >>> from diffflow_ext.nets import FourierMLP
+        >>> model = DDPM(FourierMLP(2), "cosine")
+        >>> model.mean_loss(torch.randn(64, 2)).backward()
+        >>> model.sample((10, 2), 20, sampler="ddim").shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(
+        self,
+        eps_net: EpsNetwork,
+        schedule: Schedule | DiscreteVP = "linear",
+        num_timesteps: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_network("DDPM", eps_net)
+        self.eps_net: Any = eps_net
+        self.process = _chain(schedule, num_timesteps)
+
+    @property
+    def num_timesteps(self) -> int:
+        """The length T of the chain."""
+        return self.process.num_timesteps
+
+    # --- training --------------------------------------------------------------------------------
+
+    def forward(self, x0: Tensor, key: Key | None = None, **options: Any) -> Tensor:
+        """Returns :meth:`mean_loss`, so that wrappers which call the module train it."""
+        return self.mean_loss(x0, key, **options)
+
+    def loss(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        sample_offset: int = 0,
+        engine: Engine = "auto",
+    ) -> Tensor:
+        r"""Returns the simplified loss of each sample at one random time.
+
+        .. math:: L = \tfrac1d \| \varepsilon - \varepsilon(t_i, x_i) \|^2, \quad
+                  i \sim U\{1 \dots T\}
+
+        Time and noise of a sample are functions of the key and its global index alone.
+
+        Arguments:
+            x0: The data, shape (B, *event), float32 or float64.
+            key: Seed and stream of the noise. Default: drawn from torch's generator.
+            sample_offset: The global index of the first sample.
+            engine: "auto", "fused" (one call of compiled code, for perceptrons on the CPU) or
+                "autograd", which has second derivatives.
+
+        Returns:
+            The losses, shape (B,), dimensionless. Differentiable in the network's parameters.
+
+        Raises:
+            ValueError: If an argument is out of its range, or data are not finite.
+            TypeError: If an argument has the wrong type.
+
+        References:
+            | Denoising Diffusion Probabilistic Models (Ho et al., 2020), equation 14
+            | https://arxiv.org/abs/2006.11239
+        """
+        op = "DDPM.loss"
+        t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
+        return mean_square_error(op, self.eps_net, t, x_t, eps, engine)
+
+    def _perturbed(
+        self, op: str, x0: Tensor, key: Key | None, sample_offset: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns a random time of each sample, its state then, and the noise in it."""
+        x0 = checked_data(op, x0)
+        key = fixed_key(op, key, x0.device)
+        u = sample_uniforms(x0, key, 1, sample_offset)[:, 0]
+        t = ((u * self.num_timesteps).floor() + 1) / self.num_timesteps
+        x_t, eps = perturb(
+            x0,
+            alpha_t=self.process.alpha(t),
+            sigma_t=self.process.sigma(t),
+            key=key,
+            sample_offset=sample_offset,
+        )
+        return t, x_t, eps
+
+    def mean_loss(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        weight: Tensor | None = None,
+        sample_offset: int = 0,
+        engine: Engine = "auto",
+    ) -> Tensor:
+        """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape ().
+
+        Arguments:
+            x0: The data, shape (B, *event).
+            key: Seed and stream of the noise.
+            weight: Weights of the samples, shape (B,); default 1/B.
+            sample_offset: The global index of the first sample.
+            engine: As in :meth:`loss`.
+        """
+        op = "DDPM.mean_loss"
+        t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
+        return mean_square_error_of_batch(op, self.eps_net, t, x_t, eps, weight, engine)
+
+    # --- likelihood ------------------------------------------------------------------------------
+
+    def elbo(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        decoder: Decoder = "gaussian",
+        variance: Variance = "large",
+        timesteps: int | None = None,
+        clip: bool = False,
+        sample_offset: int = 0,
+    ) -> Tensor:
+        r"""Returns a lower bound of log p(x0), p the density of ancestral samples.
+
+        .. math:: \log p(x_0) \ge -L_T - \sum_{i=2}^T L_{i-1} - L_0
+
+        with one draw of the noise for each term. All T of them, or an unbiased estimate from
+        `timesteps` network evaluations: L_0 always, and one term of each of `timesteps` - 1 equal
+        strata of the others, drawn for each sample.
+
+        Arguments:
+            x0: The data, shape (B, *event).
+            key: Seed and stream of the noise.
+            decoder: "gaussian" for continuous or dequantised data: the bound of a log-density.
+                "discretised" for 8-bit images scaled to :math:`2 k / 255 - 1`: the bound of a
+                log-probability, so that bits/dim = -elbo / (d ln 2).
+            variance: Of the reverse steps: "large", :math:`\beta_i`, which is nearly the best
+                choice for smooth densities, or "small", :math:`\tilde\beta_i`, for point masses.
+            timesteps: How many of the T terms to evaluate, at least 2. Default: all.
+            clip: Whether the model clips its predictions of x_0 to [-1, 1].
+            sample_offset: The global index of the first sample.
+
+        Returns:
+            Estimates of the bound, shape (B,), in nats. Differentiable; all graphs are kept, so
+            evaluate under torch.no_grad().
+
+        Raises:
+            ValueError: If an argument is out of its range, or data are not finite.
+            TypeError: If an argument has the wrong type.
+
+        References:
+            | Denoising Diffusion Probabilistic Models (Ho et al., 2020), equations 5 and 13
+            | https://arxiv.org/abs/2006.11239
+        """
+        op = "DDPM.elbo"
+        x0 = checked_data(op, x0)
+        checked_flag(op, "clip", clip)
+        check_choice(op, "decoder", decoder, Decoder)
+        check_choice(op, "variance", variance, Variance)
+        if decoder == "discretised":
+            check_images(op, x0)
+        key = fixed_key(op, key, x0.device)
+        scale, constant = (w.to(x0.device) for w in kl_weights(self.process, variance))
+        cost, dimensions = prior_kl(self.process, x0), math.prod(x0.shape[1:])
+        for step, (i, factor) in enumerate(self._terms(op, x0, timesteps, key, sample_offset)):
+            error = self._error(op, x0, i, key, step, clip, sample_offset)
+            if step == 0:
+                cost = cost + decoder_cost(self.process, decoder, x0, error)
+            else:
+                square = event_sum(error.square(), torch.float64)
+                cost = cost + factor * (scale[i] * square + dimensions * constant[i])
+        return -cost.to(x0.dtype)
+
+    def _terms(
+        self, op: str, x0: Tensor, timesteps: int | None, key: Key, offset: int
+    ) -> list[tuple[int | Tensor, float]]:
+        """Returns which i to evaluate, one or one for each sample, and how much each counts."""
+        T = self.num_timesteps
+        if timesteps is None:
+            return [(i, 1.0) for i in range(1, T + 1)]
+        strata = checked_count(op, "timesteps", timesteps, min(2, T), T + 1) - 1
+        width = (T - 1) / max(strata, 1)
+        u = sample_uniforms(x0, key, strata, offset)
+        place = (u + torch.arange(strata, device=x0.device)) * width
+        i = 2 + place.long().clamp(max=T - 2)
+        return [(1, 1.0), *((column, width) for column in i.unbind(1))]
+
+    def _error(
+        self, op: str, x0: Tensor, i: int | Tensor, key: Key, step: int, clip: bool, offset: int
+    ) -> Tensor:
+        """Returns the noise at time i minus its prediction, or minus that of a clipped x_0."""
+        t = torch.as_tensor(i, dtype=torch.float64, device=x0.device) / self.num_timesteps
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        x_t, eps = perturb(
+            x0, alpha_t=alpha, sigma_t=sigma, key=key, step=step, sample_offset=offset
+        )
+        error = eps - predicted_noise(op, self.eps_net, t, x_t).to(x0.dtype)
+        if not clip:
+            return error
+        ratio = (sigma / alpha).to(x0.dtype).reshape(-1, *(1,) * (x0.dim() - 1))
+        return ((x0 + ratio * error).clamp(-1, 1) - x0) / ratio
+
+    @eager
+    def log_prob(
+        self,
+        x: Tensor,
+        grid: TimeGrid | int = 100,
+        key: Key | None = None,
+        *,
+        solver: Solver = "heun",
+        divergence: Divergence = "auto",
+        sample_offset: int = 0,
+        **options: Any,
+    ) -> Tensor:
+        r"""Returns the log-density of the probability-flow ODE of the chain's process.
+
+        .. math:: \frac{dx}{dt} = -\tfrac12 \beta(t)
+                  \Bigl( x - \frac{\varepsilon(t, x)}{\sigma(t)} \Bigr)
+
+        It starts at the first time that the network knows, :math:`t_1 = 1/T`, whose noise of
+        standard deviation :math:`\sigma_1` (0.01) counts as part of the data.
+
+        Arguments:
+            x: The data, shape (B, *event), float32 or float64.
+            grid: The times, or a number of steps from 1/T to 1, small at the data.
+            key: Seed and stream of Hutchinson's probes.
+            solver: "euler", "heun", "rk4" or "dopri5".
+            divergence: "exact", "hutchinson", or "auto": exact in few dimensions.
+            sample_offset: The global index of the first sample.
+            options: Other options of :func:`diffflow_ext.engines.integrate`.
+
+        Returns:
+            The log-densities, shape (B,), in nats, without gradients.
+
+        Raises:
+            ValueError: If an argument is out of its range, or data are not finite.
+            TypeError: If an argument has the wrong type.
+
+        References:
+            | Score-Based Generative Modeling through SDEs (Song et al., 2021), section 4.3
+            | https://arxiv.org/abs/2011.13456
+        """
+        op = "DDPM.log_prob"
+        x = checked_data(op, x, "x")
+        first, power = 1 / self.num_timesteps, self.process.ode_power
+        times = time_grid(op, grid, first, self.process.t_end, power)
+        flow = ProbabilityFlow((self.eps_net,), self.process.flow_coefficients)
+        return flow_log_prob(
+            flow, x, times, StandardNormal(),
+            solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
+        )  # fmt: skip
+
+    # --- samples ---------------------------------------------------------------------------------
+
+    @eager
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: tuple[int, ...],
+        num_steps: int | None = None,
+        key: Key | None = None,
+        *,
+        sampler: Sampler = "ancestral",
+        eta: float = 0.0,
+        variance: Variance = "small",
+        clip: bool = False,
+        last_step: LastStep = "mean",
+        sample_offset: int = 0,
+    ) -> Tensor:
+        r"""Returns samples of the model, from noise to data in any number of steps.
+
+        From time i to any earlier k, with the predicted data
+        :math:`\hat x_0 = (x_i - \sigma_i \varepsilon) / \alpha_i` and
+        :math:`s^2 = \eta^2 (1 - \alpha_i^2 / \alpha_k^2) \sigma_k^2 / \sigma_i^2`:
+
+        .. math:: x_k = \alpha_k \hat x_0
+                        + \sqrt{\sigma_k^2 - s^2} \, \frac{x_i - \alpha_i \hat x_0}{\sigma_i} + s z
+
+        Ancestral sampling is the case :math:`\eta = 1`, whose noise `variance` may enlarge.
+
+        Arguments:
+            shape: The shape (B, *event).
+            num_steps: The number of steps and of network evaluations, at times spread evenly over
+                1 ... T, both included (one step starts at T). Default: all T.
+            key: Seed and stream of the noise.
+            sampler: "ancestral" or "ddim".
+            eta: The noise of "ddim", between 0 (none) and 1 (as much as "ancestral").
+            variance: The noise of "ancestral": "small", that of the posterior given x_0, or
+                "large", that of the forward step.
+            clip: Whether to clip predictions of x_0 to [-1, 1]: for images.
+            last_step: "mean" returns the prediction of x_0; "noisy" adds the noise of the
+                Gaussian decoder of :meth:`elbo` ("ancestral" only).
+            sample_offset: The global index of the first sample.
+
+        Returns:
+            The samples, shape (B, *event), dtype and device of the network's parameters.
+
+        Raises:
+            ValueError: If an argument is out of its range.
+            TypeError: If an argument has the wrong type.
+
+        References:
+            | Denoising Diffusion Probabilistic Models (Ho et al., 2020), Algorithm 2
+            | https://arxiv.org/abs/2006.11239
+            | Denoising Diffusion Implicit Models (Song et al., 2021), equations 12 and 16
+            | https://arxiv.org/abs/2010.02502
+        """
+        op = "DDPM.sample"
+        checked_flag(op, "clip", clip)
+        shape = checked_shape(op, "shape", shape)
+        indices = visited(op, self.num_timesteps, num_steps)
+        steps = plan(
+            op, self.process, indices,
+            sampler=sampler, eta=eta, variance=variance, last_step=last_step,
+        )  # fmt: skip
+        like = zeros_beside(shape, self.parameters())
+        key = fixed_key(op, key, like.device)
+        x = StandardNormal().sample(
+            shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
+        )
+        for step in steps:
+            eps = predicted_noise(op, self.eps_net, step.i / self.num_timesteps, x)
+            x = reverse(x, eps, step, key, clip, sample_offset)
+        return x
+
+
+def _chain(schedule: Schedule | DiscreteVP, num_timesteps: int | None) -> DiscreteVP:
+    if isinstance(schedule, DiscreteVP):
+        T = schedule.num_timesteps
+        if num_timesteps not in (None, T):
+            raise ValueError(
+                f"DDPM: expected num_timesteps to be that of the schedule ({T}), "
+                f"got {num_timesteps}; leave it out"
+            )
+        return schedule
+    check_choice("DDPM", "schedule", schedule, Schedule)
+    T = 1000 if num_timesteps is None else num_timesteps
+    T = checked_count("DDPM", "num_timesteps", T, 1, 2**24)
+    if schedule == "cosine":
+        return DiscreteVP.cosine(T)
+    return DiscreteVP(torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64).clamp(max=0.999))

@@ -1,0 +1,124 @@
+"""What models share, above all those of noise: keyed times, the network's call, batch means.
+
+A network is called as ``eps_net(t, x)`` and predicts the noise in x; its score is -eps / sigma(t).
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from diffflow_ext.engines.choice import Engine
+from diffflow_ext.engines.fused import regression
+from diffflow_ext.engines.network import call_network
+from diffflow_ext.functional.checks import check_finite, checked_state, checked_weights, in_words
+from diffflow_ext.functional.noise import Key, NoiseKey, checked_key
+from diffflow_ext.functional.sums import event_sum, weighted_sum
+from diffflow_ext.processes.grids import TimeGrid
+
+__all__ = ["EpsNetwork"]
+
+
+#: Predicts noise from the time, shape () or (B,), and the state, shape (B, *event).
+EpsNetwork = Callable[[Tensor, Tensor], Tensor]
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def eager(method: _Method) -> _Method:
+    """Keeps a method out of graphs that torch.compile records."""
+    return torch.compiler.disable(method)  # pyright: ignore
+
+
+def check_network(op: str, net: object) -> None:
+    """Refuses what cannot be called."""
+    if not callable(net):
+        raise TypeError(
+            f"{op}: expected eps_net to be callable as eps_net(t, x), got {in_words(net)}"
+        )
+
+
+def checked_data(op: str, x0: object, name: str = "x0") -> Tensor:
+    """Returns data of shape (B, *event), float32 or float64 and finite."""
+    x = checked_state(op, name, x0)
+    check_finite(op, name, x)
+    return x
+
+
+def fixed_key(op: str, key: Key | None, device: torch.device) -> Key:
+    """Returns the key, drawn from torch's generator where there is none."""
+    return NoiseKey.from_torch() if key is None else checked_key(op, key, device)
+
+
+def predicted_noise(op: str, net: EpsNetwork, t: float | Tensor, x: Tensor) -> Tensor:
+    """Returns eps_net(t, x), checked; its dtype may be lower than that of x."""
+    if not isinstance(t, Tensor):
+        t = torch.tensor(t, dtype=x.dtype, device=x.device)
+    return call_network(op, "eps_net(t, x)", net, t.to(x.dtype), x)
+
+
+def mean_square_error(
+    op: str, net: EpsNetwork, t: Tensor, x_t: Tensor, eps: Tensor, engine: Engine
+) -> Tensor:
+    """Returns |eps - eps_net(t, x_t)|^2 / d for each sample, t of shape (B,)."""
+    call = regression.prepare(op, engine, net, t, x_t)
+    if call is not None:
+        return regression.square_error(call, x_t, eps)
+    error = predicted_noise(op, net, t, x_t).to(eps.dtype) - eps
+    return event_sum(error.square()) / max(math.prod(eps.shape[1:]), 1)
+
+
+def mean_square_error_of_batch(
+    op: str,
+    net: EpsNetwork,
+    t: Tensor,
+    x_t: Tensor,
+    eps: Tensor,
+    weight: Tensor | None,
+    engine: Engine,
+) -> Tensor:
+    """Returns :func:`batch_mean` of :func:`mean_square_error`, in one pass where that is fused."""
+    call = regression.prepare(op, engine, net, t, x_t)
+    if call is None:
+        return batch_mean(op, mean_square_error(op, net, t, x_t, eps, "autograd"), weight)
+    each = checked_weights(op, weight, x_t)
+    if each is None:
+        each = torch.full((len(x_t),), 1.0 / len(x_t), device="cpu")
+    return regression.weighted_square_error(call, x_t, eps, each)
+
+
+def batch_mean(op: str, loss: Tensor, weight: Tensor | None) -> Tensor:
+    """Returns the mean, or the weighted sum, over a batch, in float64 inside."""
+    each = checked_weights(op, weight, loss)
+    factor = 1.0 / max(loss.shape[0], 1) if each is None else each
+    return weighted_sum(loss, factor)
+
+
+def zeros_beside(shape: tuple[int, ...], parameters: Iterable[Tensor]) -> Tensor:
+    """Returns zeros where the parameters are; float64 parameters make a float64 state."""
+    like = next(iter(parameters), torch.empty(0))
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.zeros(shape, dtype=dtype, device=like.device)
+
+
+def time_grid(
+    op: str, grid: TimeGrid | int, t_start: float, t_end: float, power: float
+) -> TimeGrid:
+    """Returns a grid that ends at `t_end`, from one or from a number of steps."""
+    if not isinstance(grid, TimeGrid):
+        if isinstance(grid, bool) or not isinstance(grid, numbers.Integral):
+            raise TypeError(
+                f"{op}: expected a TimeGrid or a number of steps, got {in_words(grid)}"
+            )
+        return TimeGrid.power(int(grid), t_end, t_start, power)
+    if not (grid.t_start > 0 and math.isclose(grid.t_end, t_end, rel_tol=1e-9)):
+        raise ValueError(
+            f"{op}: expected a grid from a time > 0 (t_min is {t_start}) to {t_end}, got {grid}"
+        )
+    return grid

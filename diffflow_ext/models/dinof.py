@@ -1,0 +1,448 @@
+r"""DiNof: a linear diffusion of short time, and a normalizing flow for what it leaves.
+
+.. math::
+    x_t = \alpha(t) \, x_0 + \sigma(t) \, \varepsilon, \quad t \in (0, T_m], \qquad
+    x_{T_m} \sim p_{flow}
+
+A network predicts :math:`\varepsilon` up to the cutoff :math:`T_m`; beyond it a flow takes the
+place of the diffusion. With :math:`T_m = T` and a Gaussian for the flow this is plain diffusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffflow_ext.engines.choice import Engine
+from diffflow_ext.engines.ode.solver import Divergence, Solver, integrate
+from diffflow_ext.engines.ode.velocity import ProbabilityFlow
+from diffflow_ext.flows.prior import Prior, StandardNormal, as_prior
+from diffflow_ext.functional.affine import affine_step
+from diffflow_ext.functional.checks import (
+    check_choice,
+    check_device,
+    checked_finite,
+    checked_shape,
+    checked_state,
+    checked_tensor,
+    in_words,
+)
+from diffflow_ext.functional.noise import Key, sample_uniforms
+from diffflow_ext.functional.perturb import perturb
+from diffflow_ext.likelihood.ode import flow_log_prob
+from diffflow_ext.processes.grids import TimeGrid
+from diffflow_ext.processes.linear import VE, LinearProcess, process_by_name
+
+from . import predictors
+from .denoising import (
+    EpsNetwork,
+    batch_mean,
+    check_network,
+    checked_data,
+    eager,
+    fixed_key,
+    mean_square_error,
+    predicted_noise,
+    time_grid,
+    zeros_beside,
+)
+from .predictors import Sampler
+from .reverse import LastStep
+
+__all__ = ["DiNof"]
+
+
+ProcessName = Literal["vp", "subvp", "ve"]
+
+
+LossWeight = Literal["variance", "likelihood"]
+
+
+#: The flow's noise is this draw of purpose "dsm", the score's is draw 0.
+_FLOW_DRAW = 1
+
+
+#: Steps of a sampler over the whole time of a process.
+_DEFAULT_STEPS = 1000
+
+
+#: Moves grow with its square, which must be a number.
+MAX_SNR = 1e100
+
+
+class DiNof(nn.Module):
+    r"""A diffusion up to a cutoff, with a normalizing flow as its prior there.
+
+    The two parts have separate losses, and no gradient couples them: the flow models data of the
+    diffusion, which has no parameters. Train them together or one after the other, and clip their
+    gradients separately (:meth:`score_parameters`, :meth:`flow_parameters`): the flow's are larger
+    by orders of magnitude.
+
+    Arguments:
+        eps_net: The network :math:`\varepsilon(t, x)`, an nn.Module or any callable, called with
+            t of shape () or (B,) in (0, t_cutoff] and x of shape (B, *event). The score is
+            :math:`-\varepsilon(t, x) / \sigma(t)`.
+        flow: The flow: of zuko or normflows, or anything that :func:`diffflow_ext.flows.as_prior`
+            takes. Default: :math:`\mathcal N(0, s^2 I)` with the process's `prior_scale`, or the
+            noise at the cutoff, :math:`s = \sigma(T_m)`, where the process explodes ("ve"). It is
+            a good prior only where the noise has covered the data.
+        process: "vp", "subvp", "ve", or a :class:`diffflow_ext.processes.LinearProcess`.
+        t_cutoff: The cutoff :math:`T_m`, at most the process's `t_end`.
+        t_min: The earliest time, where sampling and the ODE end. Default: the process's: 1e-3, for
+            "ve" 1e-5.
+        loss_weight: The weight :math:`\lambda(t)` of :meth:`score_loss`: "variance",
+            :math:`\sigma^2`, for samples, or "likelihood", :math:`g^2`.
+
+    Raises:
+        TypeError: If `eps_net`, `flow` or `process` is of the wrong kind.
+        ValueError: If a time or a name is out of range.
+
+    References:
+        | Diffusion with normalizing flows (Zand et al., 2023), https://arxiv.org/abs/2309.01274
+        | Score-Based Generative Modeling through SDEs (Song et al., 2021)
+        | https://arxiv.org/abs/2011.13456
+
+    Example:
+        >>> from diffflow_ext.nets import FourierMLP
+        >>> model = DiNof(FourierMLP(2), None, "ve", t_cutoff=0.8)
+        >>> model.mean_loss(torch.randn(64, 2)).backward()
+        >>> model.sample((10, 2), 50).shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(
+        self,
+        eps_net: EpsNetwork,
+        flow: Any = None,
+        process: ProcessName | LinearProcess = "vp",
+        t_cutoff: float = 0.6,
+        t_min: float | None = None,
+        *,
+        loss_weight: LossWeight = "variance",
+    ) -> None:
+        super().__init__()
+        check_network("DiNof", eps_net)
+        check_choice("DiNof", "loss_weight", loss_weight, LossWeight)
+        self.process = _process(process)
+        self.t_cutoff = checked_finite("DiNof", "t_cutoff", t_cutoff)
+        self.t_min = (
+            self.process.t_min if t_min is None else checked_finite("DiNof", "t_min", t_min)
+        )
+        if not 0 < self.t_min < self.t_cutoff <= self.process.t_end:
+            raise ValueError(
+                f"DiNof: expected 0 < t_min < t_cutoff <= {self.process.t_end}, the end of the "
+                f"process, got t_min={self.t_min}, t_cutoff={self.t_cutoff}"
+            )
+        self.eps_net: Any = eps_net
+        self.loss_weight = loss_weight
+        self.prior: Prior = (
+            _gaussian_end(self.process, self.t_cutoff) if flow is None else as_prior(flow)
+        )
+
+    def score_parameters(self) -> Iterator[nn.Parameter]:
+        """Returns the parameters that :meth:`score_loss` trains."""
+        return self.eps_net.parameters() if isinstance(self.eps_net, nn.Module) else iter(())
+
+    def flow_parameters(self) -> Iterator[nn.Parameter]:
+        """Returns the parameters that :meth:`flow_loss` trains."""
+        return self.prior.parameters() if isinstance(self.prior, nn.Module) else iter(())
+
+    def score(self, t: float | Tensor, x: Tensor) -> Tensor:
+        r"""Returns the score :math:`-\varepsilon(t, x) / \sigma(t)`, t > 0 of shape () or (B,)."""
+        x = checked_state("DiNof.score", "x", x)
+        if isinstance(t, Tensor):
+            t = checked_tensor("DiNof.score", "t", t)
+            check_device("DiNof.score", "t", t)
+            t = t.to(x)
+        else:
+            t = x.new_tensor(checked_finite("DiNof.score", "t", t))
+        if t.dim() and tuple(t.shape) != x.shape[:1]:
+            raise ValueError(
+                f"DiNof.score: expected t of shape () or ({x.shape[0]},), got {tuple(t.shape)}"
+            )
+        if not t.is_cuda and not bool((t > 0).all()):
+            raise ValueError(f"DiNof.score: expected t > 0, where noise is, got {t.tolist()}")
+        eps = predicted_noise("DiNof.score", self.eps_net, t, x).to(x.dtype)
+        return -eps / self.process.sigma(t).reshape(t.shape + (1,) * (x.dim() - 1) * t.dim())
+
+    # --- training --------------------------------------------------------------------------------
+
+    def forward(self, x0: Tensor, key: Key | None = None, **options: Any) -> Tensor:
+        """Returns :meth:`mean_loss`, so that wrappers which call the module train it."""
+        return self.mean_loss(x0, key, **options)
+
+    def score_loss(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        sample_offset: int = 0,
+        engine: Engine = "auto",
+    ) -> Tensor:
+        r"""Returns the denoising score matching loss of each sample at one random time.
+
+        .. math:: L = \frac{\lambda(t)}{d \, \sigma(t)^2}
+                      \| \varepsilon - \varepsilon(t, x_t) \|^2, \quad t \sim U(t_{min}, T_m)
+
+        Time and noise of a sample are functions of the key and its global index alone.
+
+        Arguments:
+            x0: The data, shape (B, *event), float32 or float64.
+            key: Seed and stream of the noise. Default: drawn from torch's generator.
+            sample_offset: The global index of the first sample.
+            engine: "auto", "fused" (one call of compiled code, for perceptrons on the CPU) or
+                "autograd", which has second derivatives.
+
+        Returns:
+            The losses, shape (B,). Differentiable in the network's parameters.
+
+        Raises:
+            ValueError: If an argument is out of its range, or data are not finite.
+            TypeError: If an argument has the wrong type.
+
+        References:
+            | Score-Based Generative Modeling through SDEs (Song et al., 2021), equation 7
+            | https://arxiv.org/abs/2011.13456
+        """
+        op = "DiNof.score_loss"
+        x0 = checked_data(op, x0)
+        key = fixed_key(op, key, x0.device)
+        u = sample_uniforms(x0, key, 1, sample_offset)[:, 0]
+        t = self.t_min + u * (self.t_cutoff - self.t_min)
+        sigma = self.process.sigma(t)
+        x_t, eps = perturb(
+            x0, alpha_t=self.process.alpha(t), sigma_t=sigma, key=key, sample_offset=sample_offset
+        )
+        loss = mean_square_error(op, self.eps_net, t, x_t, eps, engine)
+        if self.loss_weight == "variance":
+            return loss
+        return loss * (self.process.diffusion(t) / sigma).square().to(loss.dtype)
+
+    def flow_loss(self, x0: Tensor, key: Key | None = None, *, sample_offset: int = 0) -> Tensor:
+        r"""Returns the negative log-likelihood of the flow for each sample at the cutoff.
+
+        .. math:: L = -\log p_{flow}(\alpha(T_m) \, x_0 + \sigma(T_m) \, \varepsilon)
+
+        The noise is independent of that of :meth:`score_loss` with the same key.
+
+        Arguments:
+            x0: The data, shape (B, *event), float32 or float64.
+            key: Seed and stream of the noise. Default: drawn from torch's generator.
+            sample_offset: The global index of the first sample.
+
+        Returns:
+            The losses, shape (B,), in nats. Differentiable in the flow's parameters.
+
+        Raises:
+            ValueError: If an argument is out of its range, or data are not finite.
+            TypeError: If an argument has the wrong type.
+        """
+        op = "DiNof.flow_loss"
+        x0 = checked_data(op, x0)
+        key = fixed_key(op, key, x0.device)
+        at = torch.tensor(self.t_cutoff, dtype=torch.float64)
+        x_last, _ = perturb(
+            x0,
+            alpha_t=float(self.process.alpha(at)),
+            sigma_t=float(self.process.sigma(at)),
+            key=key,
+            step=_FLOW_DRAW,
+            sample_offset=sample_offset,
+        )
+        return -self.prior.log_prob(x_last)
+
+    def mean_loss(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        weight: Tensor | None = None,
+        sample_offset: int = 0,
+        engine: Engine = "auto",
+    ) -> Tensor:
+        """Returns the mean (or weighted sum) of both losses over the batch, shape ().
+
+        Its gradients are those of the two losses: no parameter has part in both.
+
+        Arguments:
+            x0: The data, shape (B, *event).
+            key: Seed and stream of the noise.
+            weight: Weights of the samples, shape (B,); default 1/B.
+            sample_offset: The global index of the first sample.
+            engine: As in :meth:`score_loss`.
+        """
+        op = "DiNof.mean_loss"
+        key = fixed_key(op, key, checked_data(op, x0).device)
+        score = self.score_loss(x0, key, sample_offset=sample_offset, engine=engine)
+        both = score + self.flow_loss(x0, key, sample_offset=sample_offset)
+        return batch_mean(op, both, weight)
+
+    # --- likelihood ------------------------------------------------------------------------------
+
+    def probability_flow(self) -> ProbabilityFlow:
+        """Returns the ODE that has the diffusion's marginals."""
+        return ProbabilityFlow((self.eps_net,), self.process.flow_coefficients)
+
+    @eager
+    def log_prob(
+        self,
+        x: Tensor,
+        grid: TimeGrid | int = 100,
+        key: Key | None = None,
+        *,
+        solver: Solver = "heun",
+        divergence: Divergence = "auto",
+        sample_offset: int = 0,
+        **options: Any,
+    ) -> Tensor:
+        r"""Returns the log-density of the model: of samples drawn by the "ode" sampler.
+
+        .. math::
+            \log p(x) = \log p_{flow}(x_{T_m}) + \int_{t_{min}}^{T_m} \nabla \cdot v(t, x_t) \, dt,
+            \qquad v = r(t) \, x + \frac{g(t)^2}{2 \sigma(t)} \, \varepsilon(t, x)
+
+        The noise of standard deviation :math:`\sigma(t_{min})` counts as part of the data: 0.01
+        for "vp" and "ve", 1e-4 for "subvp".
+
+        Arguments:
+            x: The data, shape (B, *event), float32 or float64.
+            grid: The times from `t_min` to `t_cutoff`, or a number of steps.
+            key: Seed and stream of Hutchinson's probes.
+            solver: "euler", "heun", "rk4" or "dopri5".
+            divergence: "exact", "hutchinson", or "auto": exact in few dimensions.
+            sample_offset: The global index of the first sample.
+            options: Other options of :func:`diffflow_ext.engines.integrate`.
+
+        Returns:
+            The log-densities, shape (B,), in nats, without gradients.
+
+        Raises:
+            ValueError: If an argument is out of its range, or data are not finite.
+            TypeError: If an argument has the wrong type.
+
+        References:
+            | Score-Based Generative Modeling through SDEs (Song et al., 2021), section 4.3
+            | https://arxiv.org/abs/2011.13456
+        """
+        op = "DiNof.log_prob"
+        x = checked_data(op, x, "x")
+        times = time_grid(op, grid, self.t_min, self.t_cutoff, self.process.ode_power)
+        return flow_log_prob(
+            self.probability_flow(), x, times, self.prior,
+            solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
+        )  # fmt: skip
+
+    # --- samples ---------------------------------------------------------------------------------
+
+    @eager
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: tuple[int, ...],
+        num_steps: int | TimeGrid | None = None,
+        key: Key | None = None,
+        *,
+        sampler: Sampler = "auto",
+        corrector_steps: int | None = None,
+        snr: float = 0.16,
+        last_step: LastStep = "mean",
+        solver: Solver = "heun",
+        sample_offset: int = 0,
+    ) -> Tensor:
+        r"""Returns samples of the model: the flow's, then the diffusion back to the data.
+
+        With :math:`\Delta = t_{i+1} - t_i`, everything at :math:`t_{i+1}`, and the transition
+        :math:`a, v` from :math:`t_i` to :math:`t_{i+1}`:
+
+        .. math::
+            \text{em} \quad x_i &= x_{i+1} - [r \, x_{i+1} - g^2 s] \Delta + g \sqrt\Delta \, z \\
+            \text{reverse diffusion} \quad x_i &= (2 - a) \, x_{i+1} + v \, s + \sqrt v \, z \\
+            \text{corrector} \quad x_{i+1} &\leftarrow x_{i+1} + \delta s + \sqrt{2 \delta} \, z,
+            \qquad \delta = 2 (\text{snr} \cdot \sigma)^2
+
+        The corrector runs before each predictor. Its step takes norms by their expectations:
+        :math:`\| z \| / \| s \|` is :math:`\sigma`. Norms of the batch would make a sample depend
+        on its neighbours, norms of the sample would make steps unbounded where the score vanishes.
+
+        Arguments:
+            shape: The shape (B, *event).
+            num_steps: The number of steps, even in time, or a grid from about `t_min` to
+                `t_cutoff`. Default: 1000 for the whole time of the process, so 600 for a cutoff
+                of 0.6. The "ode" sampler's steps are small at the data, as in :meth:`log_prob`.
+            key: Seed and stream of the noise.
+            sampler: "em", "reverse_diffusion", "ode" (the probability flow), or "auto":
+                "reverse_diffusion" for "ve", "em" for others.
+            corrector_steps: Langevin steps before each predictor. Default: 1 for "ve" unless the
+                sampler is "ode", 0 for others.
+            snr: The signal-to-noise ratio of the corrector, > 0.
+            last_step: "mean" leaves the noise of the last step out; "noisy" keeps it; "tweedie"
+                keeps it and then denoises at t_min, for one more evaluation. "ode" has no noise,
+                so that the first two are the same.
+            solver: The solver of "ode"; others do not use it.
+            sample_offset: The global index of the first sample.
+
+        Returns:
+            The samples, shape (B, *event), dtype and device of the network's parameters.
+
+        Raises:
+            ValueError: If an argument is out of its range.
+            TypeError: If an argument has the wrong type.
+
+        References:
+            | Score-Based Generative Modeling through SDEs (Song et al., 2021), appendices E and G
+            | https://arxiv.org/abs/2011.13456
+        """
+        op = "DiNof.sample"
+        shape = checked_shape(op, "shape", shape)
+        check_choice(op, "last_step", last_step, LastStep)
+        check_choice(op, "solver", solver, Solver)
+        kind, repeats = predictors.choose(op, self.process, sampler, corrector_steps)
+        ratio = checked_finite(op, "snr", snr)
+        if not ratio > 0:
+            raise ValueError(f"{op}: expected snr > 0, got {ratio}")
+        if ratio > MAX_SNR:
+            raise ValueError(f"{op}: expected snr <= {MAX_SNR:g}, got {ratio}")
+        grid = self._sampling_grid(op, num_steps, kind)
+        like = zeros_beside(shape, self.parameters())
+        key = fixed_key(op, key, like.device)
+        x = self.prior.sample(
+            shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
+        )
+        if kind == "ode":
+            x, _ = integrate(self.probability_flow(), x, grid, reverse=True, solver=solver)
+        else:
+            steps = predictors.plan(self.process, grid, kind, repeats, ratio, last_step)
+            x = predictors.run(op, self.eps_net, x, steps, key, sample_offset)
+        return self._denoised(x, grid.t_start) if last_step == "tweedie" else x
+
+    def _sampling_grid(self, op: str, num_steps: int | TimeGrid | None, kind: str) -> TimeGrid:
+        if num_steps is None:
+            num_steps = max(round(_DEFAULT_STEPS * self.t_cutoff / self.process.t_end), 1)
+        power = self.process.ode_power if kind == "ode" else 1.0
+        return time_grid(op, num_steps, self.t_min, self.t_cutoff, power)
+
+    def _denoised(self, x: Tensor, t: float) -> Tensor:
+        """Returns the expected data given x at time t, (x - sigma eps) / alpha."""
+        at = torch.tensor(t, dtype=torch.float64)
+        alpha, sigma = float(self.process.alpha(at)), float(self.process.sigma(at))
+        eps = predicted_noise("DiNof.sample", self.eps_net, t, x)
+        return affine_step(x, eps, c_x=1 / alpha, c_a=-sigma / alpha)
+
+
+def _process(process: object) -> LinearProcess:
+    if isinstance(process, LinearProcess):
+        return process
+    if not isinstance(process, str):
+        raise TypeError(
+            f"DiNof: expected process as a name or a LinearProcess, got {in_words(process)}"
+        )
+    return process_by_name(process)
+
+
+def _gaussian_end(process: LinearProcess, t_cutoff: float) -> StandardNormal:
+    if isinstance(process, VE) and t_cutoff < process.t_end:
+        return StandardNormal(float(process.sigma(torch.tensor(t_cutoff, dtype=torch.float64))))
+    return StandardNormal(process.prior_scale)

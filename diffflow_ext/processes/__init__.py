@@ -1,0 +1,20 @@
+"""How time and noise run: grids of times, diffusion coefficients, closed-form diffusions."""
+
+from .chain import DiscreteVP
+from .diffusion import ConstantDiffusion, Diffusion, GeometricDiffusion
+from .grids import ProgressiveGrid, TimeGrid
+from .linear import VE, VP, LinearProcess, SubVP, process_by_name
+
+__all__ = [
+    "ConstantDiffusion",
+    "Diffusion",
+    "DiscreteVP",
+    "GeometricDiffusion",
+    "LinearProcess",
+    "ProgressiveGrid",
+    "SubVP",
+    "TimeGrid",
+    "VE",
+    "VP",
+    "process_by_name",
+]

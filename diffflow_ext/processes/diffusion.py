@@ -1,0 +1,144 @@
+"""Diffusion coefficients g(t) > 0 of the two SDEs, common to both and scalar.
+
+Anything that maps a tensor of times to a tensor of the same shape serves: a float, a function, or
+a module with parameters. The bound's boundary term d log(g_N / g_0) is always taken care of.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from diffflow_ext.functional.checks import checked_flag, checked_positive_number, in_words
+
+__all__ = ["ConstantDiffusion", "Diffusion", "GeometricDiffusion", "diffusion_values"]
+
+
+Diffusion = float | Callable[[Tensor], Tensor]
+
+
+class ConstantDiffusion(nn.Module):
+    r"""The same coefficient at all times, :math:`g(t) = g`.
+
+    Arguments:
+        g: The coefficient, > 0, in data units per square root of time.
+        learnable: Whether :math:`\log g` is a parameter.
+
+    Raises:
+        ValueError: If `g` is not positive.
+    """
+
+    log_g: Tensor
+
+    def __init__(self, g: float = 1.0, *, learnable: bool = False) -> None:
+        super().__init__()
+        value = torch.tensor(math.log(checked_positive_number("ConstantDiffusion", "g", g)))
+        _own(self, "ConstantDiffusion", value, learnable)
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Returns g at `times`, same shape."""
+        return self.log_g.to(times.dtype).exp().expand(times.shape)
+
+
+class GeometricDiffusion(nn.Module):
+    r"""A coefficient that grows geometrically from the data to the noise.
+
+    .. math:: g(t) = g_{start}^{1 - t/T} \, g_{end}^{t/T}
+
+    A small start lets the model draw sharp data: the last reverse step adds noise of standard
+    deviation :math:`g_1 \sqrt{\Delta t_0}`.
+
+    Arguments:
+        g_start: The coefficient at t = 0, > 0.
+        g_end: The coefficient at t = `t_end`, > 0.
+        t_end: The time :math:`T` > 0.
+        learnable: Whether the logarithms of both ends are parameters.
+
+    Raises:
+        ValueError: If an argument is not positive.
+    """
+
+    log_g: Tensor
+
+    def __init__(
+        self, g_start: float, g_end: float, t_end: float = 1.0, *, learnable: bool = False
+    ) -> None:
+        super().__init__()
+        op = "GeometricDiffusion"
+        ends = [
+            math.log(checked_positive_number(op, "g_start", g_start)),
+            math.log(checked_positive_number(op, "g_end", g_end)),
+        ]
+        self.t_end = checked_positive_number(op, "t_end", t_end)
+        _own(self, op, torch.tensor(ends), learnable)
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Returns g at `times`, same shape."""
+        log_g = self.log_g.to(times.dtype)
+        return torch.lerp(log_g[0], log_g[1], times / self.t_end).exp()
+
+
+def _own(module: nn.Module, op: str, log_g: Tensor, learnable: bool) -> None:
+    if checked_flag(op, "learnable", learnable):
+        module.register_parameter("log_g", nn.Parameter(log_g))
+    else:
+        module.register_buffer("log_g", log_g)
+
+
+def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
+    """Returns g at all times of a grid.
+
+    Arguments:
+        diffusion: A float, a function of time, or a module.
+        times: The times, shape (N+1,).
+
+    Returns:
+        The values, shape (N+1,), dtype and device of `times`, differentiable in the parameters of
+        `diffusion`.
+
+    Raises:
+        TypeError: If `diffusion` is neither a number nor callable, or returns no tensor.
+        ValueError: If a value is not positive and finite, or the shape is wrong.
+    """
+    if isinstance(diffusion, numbers.Real) and not isinstance(diffusion, bool):
+        value, info = (
+            checked_positive_number("diffusion", "g", diffusion),
+            torch.finfo(times.dtype),
+        )
+        if not info.tiny <= value <= info.max:
+            raise ValueError(f"diffusion: expected a g that {times.dtype} can hold, got g={value}")
+        return torch.full_like(times, value)
+    if not callable(diffusion):
+        raise TypeError(
+            f"diffusion: expected a number or a function of t, got {in_words(diffusion)}"
+        )
+    g = diffusion(times)
+    if not isinstance(g, Tensor):
+        raise TypeError(f"diffusion: expected a tensor from g(t), got {type(g).__name__}")
+    if g.dim() == 0 or g.shape != times.shape:
+        if g.numel() != 1:
+            raise ValueError(
+                f"diffusion: expected g(t) to have the shape of t {tuple(times.shape)}, "
+                f"got {tuple(g.shape)}"
+            )
+        g = g.reshape(()).expand(times.shape)
+    g = g.to(times.dtype)
+    if not torch.compiler.is_compiling():
+        check_positive(g, times)
+    return g
+
+
+def check_positive(g: Tensor, times: Tensor) -> None:
+    """Refuses coefficients that are not positive; skipped while a CUDA graph is captured."""
+    if g.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    bad = (~(torch.isfinite(g) & (g > 0))).nonzero()
+    if bad.numel():
+        i = int(bad[0])
+        raise ValueError(
+            f"diffusion: expected g(t) > 0, got g({float(times[i])}) = {float(g.detach()[i])}"
+        )

@@ -1,0 +1,1 @@
+"""One configuration: its fields, their rules and defaults."""

@@ -1,0 +1,173 @@
+r"""How good a trained model is, each figure beside what it's to be read against.
+
+Likelihoods are :math:`-\log p` of the held-out test data, or bounds of it, beside the likelihood
+of a Gaussian with the full covariance of the training data. Measures of samples against test data
+stand beside a floor: the mean over as many real training data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffflow_ext.data.sets.toy import TOY_SETS, toy_entropy
+from diffflow_ext.functional.core import build_info
+from diffflow_ext.metrics.features.extractor import Extractor
+from diffflow_ext.metrics.features.files import load_extractor
+
+from ..parallel.distributed import World, joined
+from ..recipes.base import EvaluationSettings
+from ..store.dataset import open_data
+from ..store.directory import RunDirectory, replace_text
+from .likelihoods import likelihoods
+from .loaded_run import LoadedRun, load_run
+from .pictures import draw_pictures
+from .quality import common_count, image_quality, vector_quality
+from .sampling import check_options, draw_samples
+
+__all__ = ["evaluate"]
+
+
+DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
+
+
+#: Samples that are drawn for the pictures where data are too few for distances.
+FEW_SAMPLES = 64
+
+
+ODE_VECTORS, ODE_IMAGES = 2000, 64
+
+
+def evaluate(
+    run: str | Path,
+    n: int | None = None,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    figures: bool = True,
+    num_steps: int | None = None,
+    num_paths: int = 1,
+    ode_n: int | None = None,
+    extractor: str | Path | None = None,
+    **sampler: Any,
+) -> dict[str, Any]:
+    """Evaluates a run on its held-out data, and writes RUN/evaluation.json and RUN/figures/.
+
+    Arguments:
+        run: The run directory.
+        n: Samples to draw and data to compare them with, and test data that get a likelihood;
+            fewer where the data have fewer. By default 10,000, of images 1000.
+        seed: Seed of all noise; the same seed gives the same numbers.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+        figures: Draw pictures; this needs matplotlib.
+        num_steps: Steps of the model; None for its own number.
+        num_paths: Paths of the importance-weighted bound, for models that have it; 1 leaves it
+            out.
+        ode_n: Test data that get the density of the probability flow, for models that have it; 0
+            leaves it out. By default 2000, of images 64.
+        extractor: A file of `features.save_extractor`, for measures of images.
+        sampler: Options of the model's sampler.
+
+    Returns:
+        The numbers, as in RUN/evaluation.json. Of several processes all but the first return
+        likelihoods alone.
+
+    Raises:
+        ValueError: If no run is there, its data have changed, or an option doesn't suit the
+            model.
+        CheckpointError: If it has no whole checkpoint.
+    """
+    with joined(device) as world:
+        return _evaluate(
+            run, n, world, seed=seed, device=device, figures=figures, num_steps=num_steps,
+            num_paths=num_paths, ode_n=ode_n, extractor=extractor, **sampler,
+        )  # fmt: skip
+
+
+def _evaluate(
+    run: str | Path,
+    n: int | None,
+    world: World,
+    *,
+    seed: int,
+    device: str,
+    figures: bool,
+    num_steps: int | None,
+    num_paths: int,
+    ode_n: int | None,
+    extractor: str | Path | None,
+    **sampler: Any,
+) -> dict[str, Any]:
+    loaded = load_run(run, device)
+    is_image = loaded.record.is_image
+    most = n if n is not None else DEFAULT_IMAGES if is_image else DEFAULT_VECTORS
+    ode_n = ode_n if ode_n is not None else ODE_IMAGES if is_image else ODE_VECTORS
+    settings = EvaluationSettings(num_steps, num_paths, ode_n)
+    check_options(loaded, num_steps, sampler)
+    features = _extractor(loaded, extractor)
+    dataset = open_data(loaded.config)
+    loaded.record.require(dataset)
+    count = common_count(most, dataset)
+    samples = draw_samples(
+        loaded, count or FEW_SAMPLES, seed=seed, num_steps=num_steps, world=world, **sampler
+    )
+    found = likelihoods(loaded, dataset, most, settings, seed, world)
+    if not world.writes:
+        return found
+    quality: dict[str, Any] = {}
+    if count and is_image:
+        quality = image_quality(samples, dataset, features)
+    elif count:
+        quality = vector_quality(samples, dataset)
+    result = {
+        **_head(loaded, seed, count, num_steps, sampler),
+        **found,
+        "entropy": _entropy(loaded),
+        **quality,
+    }
+    directory = RunDirectory(run)
+    replace_text(directory.evaluation, spell(result))
+    if figures:
+        try:
+            draw_pictures(directory, loaded, dataset, samples, seed)
+        except ImportError as error:
+            warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=2)
+    return result
+
+
+def _extractor(run: LoadedRun, path: str | Path | None) -> Extractor | None:
+    if path is not None and not run.record.is_image:
+        raise ValueError(f"evaluate: extractor={str(path)!r}: the data are not images")
+    return None if path is None else load_extractor(path)
+
+
+def _head(
+    run: LoadedRun, seed: int, n: int, num_steps: int | None, sampler: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "package": build_info()["version"],
+        "data": run.record.name,
+        "model": run.config.model,
+        "step": run.step,
+        "seed": seed,
+        "n": n,
+        "num_steps": run.recipe.num_steps(num_steps),
+        "sampler": dict(sampler),
+    }
+
+
+def _entropy(run: LoadedRun) -> float | None:
+    return toy_entropy(run.record.name) if run.record.name in TOY_SETS else None
+
+
+def spell(result: Mapping[str, Any]) -> str:
+    """Returns the numbers as JSON, which has no word for those that aren't finite."""
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in result.items()
+    }
+    return json.dumps(plain, indent=1, allow_nan=False) + "\n"

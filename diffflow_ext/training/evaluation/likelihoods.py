@@ -1,0 +1,106 @@
+r"""Likelihoods of held-out data, each estimator by its name.
+
+Means of :math:`-\log p(x)` in nats with their standard errors; of vectors also in the units of the
+data, of 8-bit images in bits per dimension.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffflow_ext.data import Dataset
+from diffflow_ext.functional.noise import NoiseKey
+from diffflow_ext.likelihood.images import bits_per_dim, dequantise
+from diffflow_ext.metrics.distances import gaussian_nll
+
+from ..parallel.distributed import World
+from ..recipes.base import Estimator, EvaluationSettings
+from .loaded_run import LoadedRun
+from .sampling import EVALUATION_STREAM, chunk_size
+
+__all__ = ["likelihoods"]
+
+
+#: Rows on which half the steps of a solver are tried.
+STEP_ERROR_ROWS = 16
+
+
+def likelihoods(
+    run: LoadedRun,
+    dataset: Dataset,
+    n: int,
+    settings: EvaluationSettings,
+    seed: int,
+    world: World | None = None,
+) -> dict[str, Any]:
+    """Returns what each estimator of the model says of the first n test data.
+
+    Of the estimator called NAME there are NAME (nats), NAME_error, NAME_n, of those that solve an
+    equation NAME_step_error (what half as many steps change, on a few rows), of vectors
+    NAME_data_units and NAME_minus_gaussian, of images NAME_bits and NAME_bits_error. `estimators`
+    has the names and titles.
+    """
+    estimators, world = run.recipe.estimators(settings), world or World()
+    result: dict[str, Any] = {"estimators": {one.name: one.title for one in estimators}}
+    if not run.record.is_image:
+        result["gaussian_nll"] = _gaussian(dataset, n)
+    for one in estimators:
+        rows = dataset.test[: min(n, one.limit or n)]
+        nats = _nats(run, one, rows, seed, world)
+        result |= {
+            one.name: float(nats.mean()),
+            f"{one.name}_error": float(nats.std()) / math.sqrt(len(nats)),
+            f"{one.name}_n": len(nats),
+        }
+        if one.halved is not None:
+            few = slice(0, STEP_ERROR_ROWS)
+            halved = _nats(run, replace(one, log_prob=one.halved), rows[few], seed, world)
+            result[f"{one.name}_step_error"] = float((halved - nats[few]).mean())
+        result |= _read(one.name, result, run, dataset)
+    return result
+
+
+def _gaussian(dataset: Dataset, n: int) -> float | None:
+    """Returns -log p of the Gaussian of the training data, None where that has no density."""
+    try:
+        return gaussian_nll(dataset.train, dataset.test[:n])[0]
+    except ValueError as error:
+        warnings.warn(f"evaluate: no Gaussian to compare with: {error}", stacklevel=2)
+        return None
+
+
+def _read(
+    name: str, result: dict[str, Any], run: LoadedRun, dataset: Dataset
+) -> dict[str, float | None]:
+    nats, dim = result[name], run.record.dim
+    if run.record.is_image:
+        error = result[f"{name}_error"] / (dim * math.log(2))
+        return {f"{name}_bits": bits_per_dim(nats, dim), f"{name}_bits_error": error}
+    gaussian = result["gaussian_nll"]
+    return {
+        f"{name}_data_units": nats + dataset.log_abs_scale,
+        f"{name}_minus_gaussian": None if gaussian is None else nats - gaussian,
+    }
+
+
+def _nats(run: LoadedRun, estimator: Estimator, rows: Tensor, seed: int, world: World) -> Tensor:
+    """Returns -log p of each row, float64; the noise of a row depends on its index alone."""
+    device = next(run.model.parameters()).device
+    key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(run)
+    parts = list[Tensor | tuple[int, ...]]()
+    for index, part in enumerate(rows.split(size)):
+        parts.append((len(part),))
+        if not world.owns(index):
+            continue
+        start, x = index * size, part.to(device)
+        if run.record.is_image:
+            x = dequantise(x, key, sample_offset=start)
+        with torch.no_grad():
+            parts[-1] = -estimator.log_prob(x, key, start).double()
+    return world.gathered(parts, torch.float64)

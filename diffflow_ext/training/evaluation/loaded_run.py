@@ -1,0 +1,71 @@
+"""Runs that are there, ready to sample and to be scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..config.defaults import resolve
+from ..config.fields import TrainConfig
+from ..parallel.device import pick_device
+from ..parallel.distributed import local_rank
+from ..recipes import build_recipe
+from ..recipes.base import Recipe
+from ..store.checkpoint import CheckpointError, load_latest
+from ..store.dataset import DatasetRecord
+from ..store.directory import RunDirectory
+
+__all__ = ["LoadedRun", "load_run"]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run, ready to sample and to be scored.
+
+    Arguments:
+        recipe: The model with its averaged weights, and how it samples and is scored.
+        config: The configuration with which it was trained.
+        record: What it knows of its data.
+        step: Completed training steps.
+    """
+
+    recipe: Recipe[Any]
+    config: TrainConfig
+    record: DatasetRecord
+    step: int
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself: a DiffFlowSDE, DiNof, DDPM or flow."""
+        return self.recipe.module
+
+
+def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
+    """Returns the model of a run with its averaged weights, ready to sample.
+
+    Arguments:
+        path: The run directory.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+
+    Raises:
+        ValueError: If no run is there.
+        CheckpointError: If it has no whole checkpoint.
+        ImportError: If the model needs a package that is missing.
+    """
+    run = RunDirectory(path)
+    if not run.holds_run():
+        raise ValueError(f"{path}: no run there; diffflow train DATA --out {path} makes one")
+    checkpoint = load_latest(run.checkpoints)
+    try:
+        record = DatasetRecord.from_meta(checkpoint.meta["data"])
+        config = TrainConfig.from_dict(checkpoint.meta["config"])
+        config = resolve(config, is_image=record.is_image)
+        recipe = build_recipe(config, record.event_shape)
+        recipe.module.load_state_dict(dict(checkpoint.ema))
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its checkpoint doesn't fit: {error}") from error
+    recipe.module.to(pick_device(device, local_rank())).eval()
+    return LoadedRun(recipe, config, record, checkpoint.step)

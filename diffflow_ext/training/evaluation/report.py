@@ -1,0 +1,98 @@
+"""The numbers of an evaluation as a table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["format_table"]
+
+
+#: Measures of samples in the order of the table, with their titles.
+MEASURES = {
+    "energy_distance": "energy distance",
+    "sliced_wasserstein": "sliced Wasserstein",
+    "c2st": "told apart from data",
+    "fd": "Fréchet distance",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+
+
+READINGS = {
+    "c2st": "by a classifier; 0.5 is chance, the best",
+    "precision": "samples among data",
+    "recall": "data among samples",
+    "density": "samples in a ball of data over their mean",
+    "coverage": "data with a sample near",
+}
+
+
+Row = tuple[str, str, str, str]
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """Returns the numbers of `evaluate` as a table for a terminal."""
+    rows: list[Row] = [("-log p, lower is better", "model", "reference", "reading")]
+    for name, title in result["estimators"].items():
+        rows += _likelihood(result, name, title)
+    rows += [_measure(result, name, title) for name, title in MEASURES.items() if name in result]
+    return "\n".join([_head(result), *_aligned(rows)])
+
+
+def _head(r: Mapping[str, Any]) -> str:
+    steps = "" if r["num_steps"] is None else f", N = {r['num_steps']}"
+    options = "".join(f", {name} {value}" for name, value in r["sampler"].items())
+    return (
+        f"{r['data']}, {r['model']}, step {r['step']}{steps}{options}, n = {r['n']},"
+        f" seed {r['seed']}"
+    )
+
+
+def _likelihood(r: Mapping[str, Any], name: str, title: str) -> list[Row]:
+    nats = f"{r[name]:.4f} ± {r[f'{name}_error']:.4f}"
+    label, few = f"{title}, nats", f"n = {r[f'{name}_n']}"
+    halved: list[Row] = []
+    if f"{name}_step_error" in r:
+        halved = [("  with half the steps", f"{r[f'{name}_step_error']:+.4f}", "", "")]
+    if f"{name}_bits" in r:
+        bits = f"{r[f'{name}_bits']:.4f} ± {r[f'{name}_bits_error']:.4f}"
+        return [(label, nats, "", few), ("  bits/dim", bits, "", ""), *halved]
+    excess = few
+    if r["gaussian_nll"] is not None:
+        excess = f"{r[f'{name}_minus_gaussian']:+.4f} against a Gaussian, {few}"
+    return [
+        (label, nats, _number(r["gaussian_nll"]), excess),
+        ("  in data units", f"{r[f'{name}_data_units']:.4f}", *_against_entropy(r, name)),
+        *halved,
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _against_entropy(r: Mapping[str, Any], name: str) -> tuple[str, str]:
+    if r["entropy"] is None:
+        return "", ""
+    excess = r[f"{name}_data_units"] - r["entropy"]
+    return f"{r['entropy']:.4f}", f"{excess:+.4f} against the entropy, the least there is"
+
+
+def _measure(r: Mapping[str, Any], name: str, title: str) -> Row:
+    title, value, floor = r.get(f"{name}_label", title), r[name], r[f"{name}_floor"]
+    ratio = r.get(f"{name}_ratio")
+    reading = READINGS.get(name, "")
+    if ratio is not None:
+        reading = f"{ratio:.2f} times that of real data"
+    return title, f"{value:.5f}", f"{floor:.5f}", reading
+
+
+def _aligned(rows: Sequence[Row]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

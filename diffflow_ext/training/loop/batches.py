@@ -1,0 +1,76 @@
+"""What each training step sees: rows, and for images mirrors and noise between the levels.
+
+Every batch is a pure function of (seed, step), so that nothing is to be saved to resume.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffflow_ext.data import batch_indices
+from diffflow_ext.functional.noise import NoiseKey, normal
+from diffflow_ext.likelihood.images import dequantise
+
+from ..config.fields import TrainConfig
+
+__all__ = ["Batches"]
+
+
+# Larger data stay in host memory and only batches travel.
+MAX_RESIDENT_BYTES = 2 * 2**30
+
+
+class Batches:
+    """The training data in memory, and the batch of each step.
+
+    Arguments:
+        config: The configuration, resolved for these data.
+        data: Rows of vectors, float32, or images, uint8.
+        device: Where the batches are wanted.
+        part: The indices that are wanted of each batch; all by default.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Tensor,
+        device: torch.device,
+        part: range | None = None,
+    ) -> None:
+        resident = data.numel() * data.element_size() <= MAX_RESIDENT_BYTES
+        self.config, self.device = config, device
+        self.part = range(config.batch_size) if part is None else part
+        self.data = data.to(device) if resident else data
+
+    def __call__(self, step: int) -> Tensor:
+        """Returns the batch of a step or the part that is wanted, float32, shape (B, *event)."""
+        config, part = self.config, self.part
+        batch = self.data[self.rows(step).to(self.data.device)].to(self.device)
+        if batch.dtype != torch.uint8:
+            return batch
+        key = NoiseKey(config.seed, stream=step)
+        if config.flip == "on":
+            batch = mirrored(batch, key, sample_offset=part.start)
+        return dequantise(batch, key, sample_offset=part.start)
+
+    def rows(self, step: int) -> Tensor:
+        """Returns the rows of the data that a batch, or the part of it, is made of."""
+        config = self.config
+        rows = batch_indices(len(self.data), config.batch_size, config.seed, step)
+        return rows[self.part.start : self.part.stop]
+
+
+def mirrored(images: Tensor, key: NoiseKey, *, sample_offset: int = 0) -> Tensor:
+    """Returns images of which each is mirrored left to right with probability 1/2.
+
+    Arguments:
+        images: Shape (B, C, H, W).
+        key: Seed and stream of the choice.
+        sample_offset: The index of the first image in its batch.
+    """
+    draws = normal(
+        (len(images), 1, 1, 1), key, purpose="data", sample_offset=sample_offset,
+        device=images.device,
+    )  # fmt: skip
+    return torch.where(draws > 0, images.flip(-1), images)

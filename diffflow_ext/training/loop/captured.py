@@ -1,0 +1,65 @@
+"""Training steps of DiffFlow as CUDA graphs.
+
+A step depends on the step's number alone, as in the plain loop: data, grid, stream of the noise,
+learning rate and decay are written into the device's memory before each replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffflow_ext.engines.cuda_graph import CapturedStep
+from diffflow_ext.processes.grids import TimeGrid
+
+from ..config.fields import TrainConfig
+from ..config.schedules import training_grid
+from ..recipes.base import Recipe
+from ..recipes.diffflow import DiffFlowRecipe
+from .state import TrainState
+
+__all__ = ["CapturedTraining"]
+
+
+class CapturedTraining:
+    """Takes training steps by replaying graphs; on the CPU the same code runs without any.
+
+    Made after a checkpoint was restored: graphs remember where tensors lie.
+
+    Arguments:
+        config: The configuration.
+        recipe: How DiffFlow trains.
+        state: What changes while it trains.
+    """
+
+    def __init__(self, config: TrainConfig, recipe: Recipe[Any], state: TrainState) -> None:
+        assert isinstance(recipe, DiffFlowRecipe), recipe
+        self.config, self.recipe, self.state = config, recipe, state
+        (self.part,) = recipe.parts
+        self.step = CapturedStep(
+            self._loss,
+            state.module,
+            state.optimiser,
+            recipe.key(state.step),
+            ema=state.ema,
+            clip=self.part.clip_norm,
+        )
+
+    def __call__(self, x0: Tensor, step: int, rates: Sequence[float]) -> list[float]:
+        """Takes a step; returns the loss and the length of the gradient.
+
+        The weights have changed by then, whether or not both are finite.
+        """
+        grid = training_grid(self.config, step)
+        self.recipe.note(x0, grid, step)
+        self.step.set_learning_rates(rates)
+        found = self.step.step(x0, grid, stream=step, decay=self.state.decay)
+        return torch.stack(found).tolist()
+
+    def _loss(self, x0: Tensor, grid: TimeGrid, key: Tensor) -> Tensor:
+        lower = self.config.autocast == "bf16" and self.part.autocast
+        with torch.autocast(x0.device.type, torch.bfloat16, enabled=lower):
+            return self.recipe.path_loss(x0, grid, key)

@@ -1,0 +1,168 @@
+"""Everything that changes while a run trains, and its way into a checkpoint and back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..config.fields import TrainConfig
+from ..parallel.sharding import in_full, like, shard
+from ..recipes.base import Part
+from ..store.checkpoint import Checkpoint, CheckpointError
+
+__all__ = ["TrainState"]
+
+
+class TrainState:
+    """The model, its averaged twin, the optimiser and the counters.
+
+    Arguments:
+        config: The configuration.
+        module: The untrained model, on its device.
+        parts: What is trained with which learning rate; Adam treats them independently.
+    """
+
+    def __init__(self, config: TrainConfig, module: nn.Module, parts: Sequence[Part]) -> None:
+        self.config = config
+        self.module = module
+        self.parts = parts
+        self.ema = AveragedModel(module)
+        self.optimiser = _adam(parts)
+        self.step = 0
+        self.skipped = self.skipped_in_a_row = 0
+        self.elapsed = 0.0
+
+    @property
+    def decay(self) -> float:
+        """The decay of the averaged weights in the next step.
+
+        (1 + n) / (10 + n) at first: a constant one would keep the random initial weights in the
+        average for about 1 / (1 - decay) steps.
+        """
+        return min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+
+    def update(self, learning_rates: Sequence[float]) -> None:
+        """Takes one step of Adam along the present gradients, and averages the weights.
+
+        Arguments:
+            learning_rates: One for each part.
+        """
+        for group, rate in zip(self.optimiser.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
+        self.optimiser.step()
+        self.ema.multi_avg_fn = get_ema_multi_avg_fn(self.decay)
+        self.ema.update_parameters(self.module)
+        self.step += 1
+        self.skipped_in_a_row = 0
+
+    def shard(self, split: Callable[[], Sequence[Part]], device: torch.device) -> None:
+        """Leaves this process its share of weights, averages and moments.
+
+        Arguments:
+            split: Leaves it its share of the module, and returns the parts with what is left.
+            device: Where the share lies.
+        """
+        moments = self._optimiser_tensors()
+        self.parts = split()
+        shard(self.ema.module, device)
+        self.optimiser = _adam(self.parts)
+        self._restore_optimiser(moments)
+
+    def skip(self) -> None:
+        """Counts a step that changes nothing else."""
+        self.step += 1
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+
+    def fingerprint(self) -> int:
+        """Returns a number below 2^62 that tells step and weights from others."""
+        digest = hashlib.sha256(str(self.step).encode())
+        for value in self.module.state_dict().values():
+            data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(data.numpy().tobytes())
+        return int.from_bytes(digest.digest()[:8], "big") >> 2
+
+    def to_checkpoint(self, meta: Mapping[str, Any], *, keep: bool = True) -> Checkpoint:
+        """Returns the state as tensors and plain data, with more of these beside it.
+
+        All processes must ask, where each has a share; one that does not `keep` it gets no
+        tensors.
+        """
+        counters = {
+            "elapsed": self.elapsed,
+            "ema_updates": int(self.ema.n_averaged),
+            "skipped": [self.skipped, self.skipped_in_a_row],
+        }
+        return Checkpoint(
+            step=self.step,
+            model=_in_full(self.module.state_dict(), keep),
+            ema=_in_full(self.ema.module.state_dict(), keep),
+            optim=_in_full(self._optimiser_tensors(), keep),
+            meta={**meta, "counters": counters},
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes over the state of a checkpoint.
+
+        Raises:
+            CheckpointError: If it belongs to another model.
+        """
+        try:
+            self.module.load_state_dict(dict(checkpoint.model))
+            self.ema.module.load_state_dict(dict(checkpoint.ema))
+            self._restore_optimiser(checkpoint.optim)
+            counters = checkpoint.meta["counters"]
+            self.ema.n_averaged.fill_(counters["ema_updates"])
+            self.elapsed = float(counters["elapsed"])
+            # Checkpoints of earlier versions don't count them.
+            self.skipped, self.skipped_in_a_row = counters.get("skipped", (0, 0))
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint of step {checkpoint.step}: doesn't fit the configuration: {error}"
+            ) from error
+        self.step = checkpoint.step
+
+    def _names(self) -> list[str]:
+        """Returns the names of the parameters in the order in which Adam numbers them."""
+        names = {id(value): name for name, value in self.module.named_parameters()}
+        return [names[id(value)] for part in self.parts for value in part.parameters]
+
+    def _optimiser_tensors(self) -> dict[str, Tensor]:
+        """Returns the state of Adam by "PARAMETER.exp_avg", "PARAMETER.step" and so on."""
+        names, state = self._names(), self.optimiser.state_dict()["state"]
+        return {
+            f"{names[index]}.{key}": torch.as_tensor(value)
+            for index, values in state.items()
+            for key, value in values.items()
+        }
+
+    def _restore_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
+        index = {name: position for position, name in enumerate(self._names())}
+        values = [p for part in self.parts for p in part.parameters]
+        state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+        for flat, tensor in tensors.items():
+            name, key = flat.rsplit(".", 1)
+            state[index[name]][key] = like(tensor, values[index[name]])
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": dict(state), "param_groups": groups})
+
+
+def _adam(parts: Sequence[Part]) -> torch.optim.Adam:
+    return torch.optim.Adam([{"params": list(part.parameters)} for part in parts])
+
+
+def _in_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Returns tensors that may be in shares, gathered one by one; none if they aren't kept."""
+    found = {}
+    # All processes must gather in one order; files are read in another by each.
+    for name in sorted(tensors):
+        full = in_full(tensors[name])
+        if keep:
+            found[name] = full if full is tensors[name] else full.cpu()
+    return found

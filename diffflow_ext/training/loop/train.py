@@ -1,0 +1,86 @@
+"""`train`: from a configuration to a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..config.fields import TrainConfig
+from ..parallel.distributed import World, joined
+from ..store.checkpoint import step_directories, sweep
+from ..store.directory import RunDirectory, replace_text
+from .session import threads
+from .starting import check_directory, doubts
+from .trainer import TrainResult, _Trainer
+
+__all__ = ["train"]
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | None = None,
+) -> TrainResult:
+    """Trains a model and leaves a run directory.
+
+    Arguments:
+        config: What to train.
+        out: The run directory; it's made where missing.
+        resume: Go on with the run in `out` if there is one. The result equals that of an
+            uninterrupted run.
+        overwrite: Remove the run in `out` first.
+        progress: Show a bar on stderr; by default only on a terminal.
+
+    Raises:
+        ValueError: If `out` holds a run and neither `resume` nor `overwrite` is given, the run
+            there has another configuration or other data, or another process trains there.
+        OSError: If `out` can't be written to, or the data can't be read.
+        CheckpointError: If a checkpoint can't be written, or none of those there is whole.
+        TrainingError: If the loss or its gradient isn't finite. The step isn't taken.
+        Interrupted: After SIGINT or SIGTERM, when the state is saved.
+    """
+    run = RunDirectory(out)
+    with joined(config.device) as world, _opened(run, world), threads(config.threads):
+        for text in doubts(config, world) if world.writes else ():
+            warnings.warn(text, stacklevel=2)
+        world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
+        return _session(config, run, world, overwrite=overwrite, progress=progress)
+
+
+def _session(
+    config: TrainConfig,
+    run: RunDirectory,
+    world: World,
+    *,
+    overwrite: bool,
+    progress: bool | None,
+) -> TrainResult:
+    trainer = _Trainer(config, run, world)
+    world.on_first(lambda: _make_ready(run, trainer.config, overwrite=overwrite))
+    if step_directories(run.checkpoints):
+        trainer.restore()
+    trainer.start_flows()
+    if world.size > 1:
+        world.require_same(trainer.state.fingerprint(), "what a process starts from")
+    trainer.share_out()
+    return trainer.run_to_end(progress)
+
+
+def _make_ready(run: RunDirectory, config: TrainConfig, *, overwrite: bool) -> None:
+    if overwrite:
+        run.clear()
+    sweep(run.checkpoints)
+    replace_text(run.config, config.to_toml())
+
+
+@contextlib.contextmanager
+def _opened(run: RunDirectory, world: World) -> Iterator[None]:
+    """Holds the directory, by process 0 for all."""
+    with contextlib.ExitStack() as stack:
+        world.on_first(lambda: stack.enter_context(run.opened()))
+        yield

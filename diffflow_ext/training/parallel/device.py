@@ -1,0 +1,33 @@
+"""Where a run computes."""
+
+from __future__ import annotations
+
+import torch
+
+from diffflow_ext.functional.core import build_info
+
+__all__ = ["pick_device"]
+
+
+def pick_device(name: str, index: int = 0) -> torch.device:
+    """Returns the device that "auto", "cpu", "cuda" or "cuda:1" stands for.
+
+    Arguments:
+        name: The name.
+        index: Which GPU "auto" and "cuda" mean.
+
+    Raises:
+        ValueError: If a GPU is asked for and there is none, or the build has no kernels for it.
+    """
+    usable = torch.cuda.is_available() and bool(build_info()["cuda"])
+    if name in ("auto", "cuda") and usable:
+        name = f"cuda:{index}" if index else "cuda"
+    if name == "auto":
+        return torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not usable:
+        missing = "no CUDA kernels in this build" if torch.cuda.is_available() else "no GPU here"
+        raise ValueError(f"device={name!r}: {missing} (see diffflow doctor); use auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name!r}: there are {torch.cuda.device_count()} GPUs")
+    return device

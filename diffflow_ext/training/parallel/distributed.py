@@ -1,0 +1,216 @@
+"""Several processes on one run, as `torchrun` starts them.
+
+The samples of a step have global indices 0 to B - 1 and each process takes a neighbouring part of
+them. Noise, data order and dequantisation are functions of (seed, step, global index), so what a
+sample sees does not depend on how many processes there are; gradients are averaged by torch's
+DistributedDataParallel. Process 0 alone writes files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..recipes.base import Part
+from .device import pick_device
+
+__all__ = [
+    "Loss",
+    "ProcessError",
+    "World",
+    "is_first",
+    "joined",
+    "local_rank",
+    "restarts",
+    "restarts_share_store",
+]
+
+
+Loss = Callable[[Tensor, int, int], Tensor]
+
+
+class ProcessError(RuntimeError):
+    """Another process of the run has failed."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them.
+
+    Arguments:
+        rank: The number of this process.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files and talks to people."""
+        return self.rank == 0
+
+    def share(self, total: int) -> range:
+        """Returns the indices of 0 to total - 1 that belong to this process."""
+        return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+
+    def reduced(self, part: Part) -> Loss:
+        """Returns the loss of a part, whose backward pass leaves gradients averaged over all."""
+        if self.size == 1:
+            return part.loss
+        return DistributedDataParallel(_OfPart(part))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Returns the mean over all processes."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total / self.size
+
+    def everyones(self, text: str) -> list[str]:
+        """Returns the texts of all processes."""
+        texts = [text] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(texts, text)
+        return texts
+
+    def require_same(self, number: int, what: str) -> None:
+        """Makes sure that all processes have the same number below 2^62.
+
+        Raises:
+            ProcessError: In all of them, if they don't.
+        """
+        ends = torch.tensor([number, -number], device=_device_of_group(self.size))
+        if self.size > 1:
+            distributed.all_reduce(ends, distributed.ReduceOp.MAX)
+        if int(ends[0]) != -int(ends[1]):
+            raise ProcessError(
+                f"process {self.rank}: {what} is not the same in all {self.size} processes; the"
+                " run's folder must be on a disk that all see"
+            )
+
+    def on_first(self, work: Callable[[], object]) -> None:
+        """Lets process 0 work while the others wait.
+
+        Raises:
+            ProcessError: In the others, if it failed; process 0 raises what went wrong.
+        """
+        error: BaseException | None = None
+        if self.writes:
+            try:
+                work()
+            except BaseException as found:
+                error = found
+        if self.size > 1:
+            failed = torch.tensor(float(error is not None), device=_device_of_group(self.size))
+            distributed.broadcast(failed, 0)
+            if error is None and failed:
+                raise ProcessError(f"process {self.rank}: process 0 failed; its message says why")
+        if error is not None:
+            raise error
+
+    def owns(self, number: int) -> bool:
+        """Whether a numbered piece of work is that of this process."""
+        return number % self.size == self.rank
+
+    def gathered(self, parts: Sequence[Tensor | tuple[int, ...]], dtype: torch.dtype) -> Tensor:
+        """Returns the pieces of all processes one below the other.
+
+        Every process needs them, because what follows may ask all of them again.
+
+        Arguments:
+            parts: The pieces that this process owns, and the shapes of the others.
+            dtype: That of all pieces.
+        """
+        device, found = _device_of_group(self.size), list[Tensor]()
+        for number, part in enumerate(parts):
+            if isinstance(part, Tensor):
+                piece = part.to(device).contiguous()
+            else:
+                piece = torch.empty(part, dtype=dtype, device=device)
+            if self.size > 1:
+                distributed.broadcast(piece, number % self.size)
+            found.append(piece.cpu())
+        return torch.cat(found)
+
+
+class _OfPart(nn.Module):
+    """What DistributedDataParallel wants: a module with the part's parameters and a forward."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.values = nn.ParameterList(part.parameters)
+        self.loss = part.loss
+
+    def forward(self, x0: Tensor, step: int, offset: int) -> Tensor:
+        return self.loss(x0, step, offset)
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[World]:
+    """Joins the processes that torchrun has started, if it has; leaves them at the end.
+
+    A group that is there already is used and stays.
+
+    Arguments:
+        device: That of the run; GPUs talk through NCCL, CPUs through gloo.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        yield World(distributed.get_rank(), distributed.get_world_size())
+        return
+    if not _launched():
+        yield World()
+        return
+    if device.startswith("cuda:"):
+        raise ValueError(
+            f"device={device!r}: of several processes each takes the GPU of its own number; use"
+            " auto or cuda"
+        )
+    chosen = pick_device(device, local_rank())
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    # An error leaves the group to the end of the process: its traceback holds objects that use it.
+    yield World(distributed.get_rank(), distributed.get_world_size())
+    # Freed after the group, a DistributedDataParallel can wait for ever for a thread of it.
+    gc.collect()
+    distributed.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Returns whether this process is the one that talks to people."""
+    return not _launched() or os.environ["RANK"] == "0"
+
+
+def _launched() -> bool:
+    """Returns whether torchrun has started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def restarts() -> int:
+    """Returns how many times torchrun may start this command anew, where it started it."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+
+
+def restarts_share_store() -> bool:
+    """Returns whether all starts by torchrun find one another in one store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def local_rank() -> int:
+    """Returns the number of this process on its machine, which is that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _device_of_group(size: int) -> torch.device:
+    if size > 1 and distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

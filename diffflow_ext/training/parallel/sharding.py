@@ -1,0 +1,104 @@
+"""Weights in shares, one for each process: torch's FSDP2 around the losses of a recipe.
+
+The weights are gathered for a loss and its backward pass and shared out again after it, gradients
+are averaged as they are shared out, and what Adam and the averages remember never is in one place.
+A path evaluates a network at every step, so gathering layer by layer would move the weights N
+times; here they move once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, distributed, nn
+
+from ..recipes.base import Recipe
+from .distributed import Loss
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["ShardedLosses", "can_shard", "in_full", "like"]
+
+
+class ShardedLosses(nn.Module):
+    """The losses of a recipe, whose module keeps a share of each weight from here on.
+
+    Arguments:
+        recipe: How the model trains; its parts are made anew.
+        device: Where each process keeps its share.
+    """
+
+    def __init__(self, recipe: Recipe[Any], device: torch.device) -> None:
+        super().__init__()
+        self.module, self.recipe = recipe.module, recipe
+        shard(self, device)
+        recipe.parts = recipe.split()
+
+    def forward(self, part: int, x0: Tensor, step: int, offset: int) -> Tensor:
+        """Returns the loss of a part; a method, because FSDP2 gathers weights around it."""
+        return self.recipe.parts[part].loss(x0, step, offset)
+
+    def each(self) -> list[Loss]:
+        """Returns the loss of each part."""
+        return [partial(self, part) for part in range(len(self.recipe.parts))]
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Gathers the weights in all processes, for what is no loss."""
+        self.unshard()  # pyright: ignore[reportCallIssue]: fully_shard gives it to the module
+        try:
+            yield
+        finally:
+            self.reshard()  # pyright: ignore[reportCallIssue]
+
+
+def shard(module: nn.Module, device: torch.device) -> None:
+    """Leaves this process its share of a module's parameters."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(module, mesh=init_device_mesh(device.type, (distributed.get_world_size(),)))
+
+
+def can_shard() -> bool:
+    """Returns whether this torch has FSDP2, as it has from 2.6 on."""
+    return importlib.util.find_spec("torch.distributed.fsdp._fully_shard") is not None
+
+
+def in_full(tensor: Tensor) -> Tensor:
+    """Returns a tensor of which each process may have a share; all of them must ask."""
+    return tensor.full_tensor() if _is_shared(tensor) else tensor
+
+
+def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Returns what an optimiser knows of a parameter, in shares where the parameter is.
+
+    All processes have it in full. What has another shape than the parameter is a counter.
+    """
+    if not _is_shared(parameter) or tensor.shape != parameter.shape:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    # Each takes its part of what it has: nothing needs to be sent. A view would keep all of it.
+    mesh = parameter.device_mesh
+    parts = [*tensor.chunk(mesh.size()), *[tensor[:0]] * mesh.size()]
+    mine = parts[mesh.get_local_rank()].clone().to(parameter.device)
+    return DTensor.from_local(
+        mine,
+        mesh,
+        parameter.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=parameter.stride(),
+    )
+
+
+def _is_shared(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Returns whether it is a DTensor, without an import that takes long."""
+    return hasattr(tensor, "full_tensor")

@@ -1,0 +1,365 @@
+"""Checkpoints that are whole or absent: written aside, synced, renamed, and verified when read.
+
+    DIRECTORY/step-00000500/{model,ema,optim}.safetensors  manifest.json
+    DIRECTORY/latest                                       the name of the newest, for other tools
+
+A checkpoint is written into a hidden directory beside, whose files and entry are synced before it
+is renamed into place; only then the pointer is replaced and old checkpoints go. At every moment
+the directory therefore holds the old checkpoint, the new one or both. The manifest lists dtype,
+shape and SHA-256 of each tensor and carries a checksum of itself, and it has one legal spelling,
+so that no changed bit passes. Nothing here can run code: there is no pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "FORMAT_VERSION",
+    "GROUPS",
+    "load_checkpoint",
+    "load_latest",
+    "save_checkpoint",
+    "step_directories",
+    "sweep",
+]
+
+
+FORMAT_VERSION = 1
+
+
+GROUPS = ("model", "ema", "optim")
+
+
+KIND = "diffflow_ext checkpoint"
+
+
+TEMPORARY = ".tmp-"
+
+
+# Far above any manifest of ours; a larger file isn't one, and isn't read into memory.
+MAX_MANIFEST_BYTES = 64 * 2**20
+
+
+# What reading a file that holds anything at all can raise.
+_BROKEN = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    SafetensorError,
+)
+
+
+Tensors = Mapping[str, Tensor]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be written, isn't there, is damaged, or is of a newer format."""
+
+
+class _NewerFormatError(CheckpointError):
+    """A whole checkpoint of a newer format: older ones mustn't silently take its place."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint in memory.
+
+    Arguments:
+        step: Completed training steps.
+        model: Weights by name.
+        ema: Averaged weights by name.
+        optim: State of the optimiser by flat name.
+        meta: Plain data that the writer handed over.
+    """
+
+    step: int
+    model: Tensors
+    ema: Tensors
+    optim: Tensors
+    meta: dict[str, Any]
+
+
+def save_checkpoint(directory: str | Path, checkpoint: Checkpoint, keep: int = 3) -> Path:
+    """Writes a checkpoint durably, then removes older ones but for the newest `keep`.
+
+    The new one always stays. A damaged directory in its place is replaced, a whole one never.
+
+    Arguments:
+        directory: Where checkpoints live; it's made where missing.
+        checkpoint: What to write; `meta` must be JSON data with finite numbers.
+        keep: How many checkpoints stay, the new one among them; at least 1.
+
+    Returns:
+        The directory of the new checkpoint.
+
+    Raises:
+        ValueError: If `keep` is less than 1, or a whole checkpoint of this step is there.
+        CheckpointError: If writing fails; what was there before is still there.
+    """
+    if keep < 1:
+        raise ValueError(f"save_checkpoint: keep={keep}: expected at least 1")
+    directory = Path(directory)
+    target = directory / f"step-{checkpoint.step:08d}"
+    files = _encode(checkpoint)
+    _refuse_whole(target)
+    with _explained(directory, sum(map(len, files.values()))):
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_aside_and_rename(target, files)
+        _replace_pointer(directory, target.name)
+        _prune(directory, checkpoint.step, keep)
+    return target
+
+
+def load_checkpoint(directory: str | Path) -> Checkpoint:
+    """Returns the checkpoint in one `step-…` directory after verifying all of it.
+
+    Raises:
+        CheckpointError: If anything is missing, damaged, foreign, or of a newer format.
+    """
+    directory = Path(directory)
+    try:
+        return _read(directory)
+    except _BROKEN as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{directory}: not a whole checkpoint: {reason}") from error
+
+
+def load_latest(directory: str | Path) -> Checkpoint:
+    """Returns the newest whole checkpoint, with a warning for each newer damaged one.
+
+    Raises:
+        CheckpointError: If there is none, or the newest is of a newer format.
+    """
+    damaged: list[str] = []
+    for candidate in step_directories(directory):
+        try:
+            checkpoint = load_checkpoint(candidate)
+        except _NewerFormatError:
+            raise
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        for message in damaged:
+            warnings.warn(f"{message}; falling back to {candidate.name}", stacklevel=2)
+        return checkpoint
+    raise CheckpointError("; ".join(damaged) or f"{directory}: no checkpoint there")
+
+
+def step_directories(directory: str | Path) -> list[Path]:
+    """Returns the `step-…` entries of a directory, newest first; none if it's missing."""
+    try:
+        entries = list(Path(directory).iterdir())
+    except FileNotFoundError:
+        return []
+    found = [entry for entry in entries if re.fullmatch(r"step-\d{8,}", entry.name, re.ASCII)]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def sweep(directory: str | Path) -> None:
+    """Removes what an interrupted save left behind; nobody may be saving there meanwhile."""
+    path = Path(directory)
+    if not path.is_dir():
+        return
+    for entry in path.iterdir():
+        if entry.name.startswith(TEMPORARY):
+            _remove(entry)
+
+
+def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Returns the bytes of each file by name."""
+    groups = {name: _plain(getattr(checkpoint, name)) for name in GROUPS}
+    files = {f"{name}.safetensors": safetensors.torch.save(groups[name]) for name in GROUPS}
+    described = {
+        f"{name}.safetensors": {
+            "bytes": len(files[f"{name}.safetensors"]),
+            "sha256": _digest(files[f"{name}.safetensors"]),
+            "tensors": {key: _describe(value) for key, value in groups[name].items()},
+        }
+        for name in GROUPS
+    }
+    body = {
+        "kind": KIND,
+        "format": FORMAT_VERSION,
+        "step": checkpoint.step,
+        "meta": checkpoint.meta,
+        "files": described,
+    }
+    files["manifest.json"] = _spell(body | {"checksum": _digest(_spell(body))})
+    return files
+
+
+def _plain(tensors: Tensors) -> dict[str, Tensor]:
+    """Returns copies on the CPU that share no memory, in the order of their names."""
+    copies = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    return {name: tensor.clone() for name, tensor in copies.items()}
+
+
+def _describe(tensor: Tensor) -> dict[str, Any]:
+    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return {"dtype": str(tensor.dtype), "shape": list(tensor.shape), "sha256": _digest(data)}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _spell(values: Mapping[str, Any]) -> bytes:
+    """Returns the one legal spelling of a manifest."""
+    return (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _refuse_whole(target: Path) -> None:
+    if not target.exists():
+        return
+    try:
+        load_checkpoint(target)
+    except _NewerFormatError:
+        raise
+    except CheckpointError:
+        return
+    raise ValueError(f"save_checkpoint: {target} is there already and whole")
+
+
+@contextlib.contextmanager
+def _explained(directory: Path, needed: int) -> Iterator[None]:
+    """Turns a failed write into one clear error after tidying up."""
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            sweep(directory)
+        reason = error.strerror or str(error)
+        raise CheckpointError(
+            f"{error.filename or directory}: cannot write the checkpoint, which needs"
+            f" {needed} bytes: {reason}; earlier checkpoints are untouched"
+        ) from error
+
+
+def _write_aside_and_rename(target: Path, files: Mapping[str, bytes]) -> None:
+    aside = target.with_name(f"{TEMPORARY}{target.name}")
+    _remove(aside)
+    aside.mkdir()
+    for name, data in files.items():
+        _write_synced(aside / name, data)
+    _sync_directory(aside)
+    if target.exists():
+        _drop(target)
+    os.rename(aside, target)
+    _sync_directory(target.parent)
+
+
+def _replace_pointer(directory: Path, name: str) -> None:
+    aside = directory / f"{TEMPORARY}latest"
+    _write_synced(aside, f"{name}\n".encode())
+    os.replace(aside, directory / "latest")
+    _sync_directory(directory)
+
+
+def _prune(directory: Path, step: int, keep: int) -> None:
+    """Removes older checkpoints only: newer ones are damaged, and the new one must stay."""
+    older = [entry for entry in step_directories(directory) if _step_of(entry) < step]
+    for entry in older[keep - 1 :]:
+        _drop(entry)
+
+
+def _drop(entry: Path) -> None:
+    """Renames first, so that a half-removed directory never looks like a checkpoint."""
+    doomed = entry.with_name(f"{TEMPORARY}drop-{entry.name}")
+    _remove(doomed)
+    os.rename(entry, doomed)
+    _remove(doomed)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb", buffering=0) as file:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+
+
+def _sync_directory(directory: Path) -> None:
+    if os.name == "nt":  # Windows can't open a directory, and syncs its entries itself.
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _step_of(entry: Path) -> int:
+    return int(entry.name.removeprefix("step-"))
+
+
+def _read(directory: Path) -> Checkpoint:
+    manifest = _read_manifest(directory / "manifest.json")
+    step = manifest["step"]
+    if directory.name != f"step-{step:08d}":
+        raise CheckpointError(f"{directory}: its manifest belongs to step {step}")
+    groups = {name: _read_group(directory, name, manifest["files"]) for name in GROUPS}
+    return Checkpoint(step=step, meta=manifest["meta"], **groups)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise CheckpointError(f"{path}: larger than any manifest")
+    data = path.read_bytes()
+    manifest = json.loads(data)
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise CheckpointError(f"{path}: not the manifest of a {KIND}")
+    body = {key: value for key, value in manifest.items() if key != "checksum"}
+    if data != _spell(manifest) or manifest["checksum"] != _digest(_spell(body)):
+        raise CheckpointError(f"{path}: its checksum doesn't match: the file is damaged")
+    if manifest["format"] != FORMAT_VERSION:
+        raise _NewerFormatError(
+            f"{path}: checkpoint format {manifest['format']}, but this version of diffflow_ext"
+            f" reads format {FORMAT_VERSION}; update diffflow_ext"
+        )
+    return manifest
+
+
+def _read_group(directory: Path, group: str, files: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = directory / f"{group}.safetensors"
+    expected = files[path.name]
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise CheckpointError(f"{path}: expected {expected['bytes']} bytes, got {size}")
+    data = path.read_bytes()
+    tensors = safetensors.torch.load(data)
+    if tensors.keys() != expected["tensors"].keys():
+        raise CheckpointError(f"{path}: its tensors aren't those of the manifest")
+    for name, tensor in tensors.items():
+        if _describe(tensor) != expected["tensors"][name]:
+            raise CheckpointError(f"{path}: tensor {name!r} is damaged")
+    if _digest(data) != expected["sha256"]:
+        raise CheckpointError(f"{path}: its checksum doesn't match: the file is damaged")
+    return tensors

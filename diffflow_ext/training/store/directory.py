@@ -1,0 +1,167 @@
+"""The directory of a run: who may write to it, and its log.
+
+    RUN/config.toml  RUN/metrics.jsonl  RUN/checkpoints/  RUN/evaluation.json  RUN/figures/
+
+The log is cut back to the step of the checkpoint from which a run goes on, so that a continued
+log equals that of an uninterrupted run, apart from the fields that measure time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+__all__ = ["MetricsLog", "NoLog", "RunDirectory", "read_metrics", "replace_text"]
+
+
+if sys.platform != "win32":
+    import fcntl
+
+
+class RunDirectory:
+    """The paths of a run.
+
+    Arguments:
+        root: The directory RUN.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.config = self.root / "config.toml"
+        self.metrics = self.root / "metrics.jsonl"
+        self.checkpoints = self.root / "checkpoints"
+        self.evaluation = self.root / "evaluation.json"
+        self.figures = self.root / "figures"
+
+    def holds_run(self) -> bool:
+        """Returns whether a run was started here."""
+        return any(path.exists() for path in (self.config, self.metrics, self.checkpoints))
+
+    def clear(self) -> None:
+        """Removes the files of a run, and nothing else."""
+        for path in (self.config, self.metrics, self.evaluation):
+            path.unlink(missing_ok=True)
+        for path in (self.checkpoints, self.figures):
+            if path.exists():
+                shutil.rmtree(path)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Holds the directory for one writer; makes it, and removes it if it stays empty.
+
+        Raises:
+            OSError: If it can't be written to.
+            ValueError: If another process writes to it.
+        """
+        existed = self.root.exists()
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            tempfile.TemporaryFile(dir=self.root).close()
+            with _held(self.root):
+                yield
+        finally:
+            if not existed and not any(self.root.iterdir()):
+                self.root.rmdir()
+
+
+@contextlib.contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Locks a directory itself: the system lets go of it even if this process is killed."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        _lock(descriptor, directory)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"{directory}: another process is training there") from error
+
+
+class MetricsLog:
+    """An open metrics.jsonl, one line for each call of `write`.
+
+    Arguments:
+        path: The file.
+        step: Lines after this step are cut off; 0 empties the file.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Appends one line; other programs see it at once."""
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Returns when all lines are on the disk."""
+        os.fsync(self._file.fileno())
+
+
+class NoLog(MetricsLog):
+    """The log of a process that leaves writing to another."""
+
+    def __init__(self) -> None:
+        self._file = io.StringIO()
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def sync(self) -> None:
+        """Does nothing."""
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a metrics.jsonl up to the first damaged one; none if it's missing."""
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            break
+        lines.append(line)
+    return lines
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file so that readers find the old one or the new one, never a part."""
+    aside = path.with_name(f".tmp-{path.name}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

@@ -1,0 +1,314 @@
+"""The comparisons run, go on where they were cut off, and make the page; measures hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.common import runs
+from benchmarks.pages import quality_page as results_page
+from benchmarks.pages import tables as pages
+from benchmarks.quality import compare_2d, compare_images, compare_tables, dinof_sweep
+from benchmarks.quality.measures import Counter, drawn, energy_floor, energy_ratios, mean_error
+from diffflow_ext.data import Dataset, data_home, open_dataset
+from diffflow_ext.metrics import energy_distance
+from diffflow_ext.nets import FourierMLP
+from diffflow_ext.training import TrainConfig, load_run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+needs_mnist = pytest.mark.skipif(
+    not (data_home() / "mnist").is_dir(), reason="needs MNIST: diffflow data fetch mnist"
+)
+
+
+def tiny_config(**changes) -> TrainConfig:
+    values = {"data": "8-gaussians", "steps": 3, "batch_size": 8, "width": 4, "model": "ddpm"}
+    return TrainConfig(**{**values, **runs.QUIET, **changes})
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Every comparison of vectors with tiny numbers."""
+    pytest.importorskip("zuko")
+    pytest.importorskip("sklearn")
+    root = tmp_path_factory.mktemp("comparisons")
+    table = root / "rings.csv"
+    rows = open_dataset("four-rings").train[:1000].numpy()
+    np.savetxt(table, rows, delimiter=",", header="a,b", comments="")
+
+    def run(module, *words):
+        where = ["--out", str(root / module.__name__), "--results", str(root / "results")]
+        module.main(["--smoke", *where, *words])
+
+    steps = ["--steps", "3", "--minutes", "0.005"]
+    run(compare_2d, "--sets", "checkerboard", "--models", "diffflow", "ddpm_time", *steps)
+    models = ["gaussian", "gmm", "spline", "diffflow"]
+    run(compare_tables, "--sets", str(table), "--models", *models, "--minutes", "0.005")
+    run(dinof_sweep, "--sets", "2-spirals", "--cutoffs", "0.2", "--minutes", "0.005")
+    return root, run, steps
+
+
+def read(root, name):
+    return json.loads((root / "results" / f"{name}.json").read_text())
+
+
+# --- reports -------------------------------------------------------------------------------------
+
+
+def test_report_of_2d_says_what_was_done(reports):
+    root, *_ = reports
+    report = read(root, "compare_2d_checkerboard")
+    assert list(report["models"]) == ["diffflow", "ddpm_time"]
+    one = report["models"]["diffflow"]
+    assert one["config"]["seed"] == 0
+    assert one["config"]["width"] == 4
+    assert one["steps"] == 3
+    assert one["train_cpu_seconds"] > 0
+    assert set(one["likelihood"]) == {"bound", "importance_weighted", "ode"}
+    assert [way["evaluations"] for way in one["sampling"]] == [2.0, 2.0]
+    assert report["machine"]["threads"] == 1
+    assert report["entropy"] == pytest.approx(math.log(6))
+    samples = runs.read_samples(root / "results" / report["samples"])
+    assert set(samples) == {"data", "diffflow", "ddpm_time"}
+    assert samples["diffflow"].shape == (compare_2d.SMOKE.shown, 2)
+
+
+def test_equal_time_is_that_of_diffflow(reports):
+    root, *_ = reports
+    report = read(root, "compare_2d_checkerboard")
+    pilot = json.loads((root / "compare_2d/checkerboard/ddpm_time/pilot.json").read_text())
+    spent = report["models"]["diffflow"]["train_cpu_seconds"]
+    asked = report["models"]["ddpm_time"]["steps_asked_for"]
+    assert asked == max(1, round(spent / pilot["seconds_per_step"]))
+
+
+def test_finished_parts_are_not_done_again(reports, monkeypatch):
+    root, run, steps = reports
+    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(compare_2d, "likelihood", lambda *_, **__: pytest.fail("measured again"))
+    before = read(root, "compare_2d_checkerboard")["models"]
+    run(compare_2d, "--sets", "checkerboard", "--models", "diffflow", "ddpm_time", *steps)
+    assert read(root, "compare_2d_checkerboard")["models"] == before
+
+
+def test_lost_measures_are_made_anew_from_the_same_run(reports, monkeypatch):
+    root, run, steps = reports
+    monkeypatch.setattr(runs, "train", lambda *_, **__: pytest.fail("trained again"))
+    folder = root / "compare_2d/checkerboard/diffflow"
+    before = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    run(compare_2d, "--sets", "checkerboard", "--models", "diffflow", *steps)
+    again = json.loads((folder / "result.json").read_text())
+    assert again["likelihood"] == before["likelihood"]
+    ratios = [[way["ratios"] for way in one["sampling"]] for one in (again, before)]
+    assert ratios[0] == ratios[1]
+
+
+def test_gaussian_of_the_table_is_that_of_numpy(reports):
+    root, *_ = reports
+    found = read(root, "compare_tables_rings")["models"]["gaussian"]["likelihood"]["exact"]
+    data = open_dataset(str(root / "rings.csv"))
+    train, test = data.train.double().numpy(), data.test[: found["n"]].double().numpy()
+    covariance, centred = np.cov(train.T, bias=True), test - train.mean(0)
+    square = np.einsum("ni,ij,nj->n", centred, np.linalg.inv(covariance), centred)
+    nll = 0.5 * (square + np.linalg.slogdet(covariance)[1] + 2 * math.log(2 * math.pi))
+    assert found["nats"] == pytest.approx(nll.mean(), abs=1e-5)
+    assert found["error"] == pytest.approx(nll.std(ddof=1) / math.sqrt(len(nll)), abs=1e-5)
+
+
+def test_sweep_has_both_ends(reports):
+    root, *_ = reports
+    parts = read(root, "dinof_sweep_2-spirals")["parts"]
+    assert list(parts) == ["flow", "0.2", "diffusion"]
+    assert [one["t_cutoff"] for one in parts.values()] == [None, 0.2, 1.0]
+    # The sampler takes 1000 steps for the whole time, and a flow alone none.
+    assert [one["sampling"]["evaluations"] for one in parts.values()] == [0.0, 200.0, 1000.0]
+
+
+@pytest.mark.slow
+@needs_mnist
+def test_images_run(tmp_path):
+    where = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    extractor = ["--extractor", str(runs.RESULTS / "extractor_mnist16.safetensors")]
+    words = ["--smoke", *where, *extractor, "--models", "diffflow", "ddpm", "--minutes", "0.005"]
+    compare_images.main(words)
+    report = json.loads((tmp_path / "results/compare_images_mnist16.json").read_text())
+    assert re.fullmatch(r"FD\(classifier-16x16@[0-9a-f]{12}, n=80\)", report["label"])
+    assert set(report["models"]["diffflow"]["bound_by_steps"]) == {"1", "2"}
+    page = "<!-- begin steps-images -->\n<!-- end steps-images -->\n"
+    text = results_page.filled(page, pages.read_results(tmp_path / "results"))
+    assert text.count("DDPM, DDIM, N =") == 2
+    drawn_paths = results_page.draw_pictures(
+        pages.read_results(tmp_path / "results"), tmp_path / "results", tmp_path
+    )
+    assert all(path.stat().st_size > 1000 for path in drawn_paths)
+
+
+# --- page ----------------------------------------------------------------------------------------
+
+
+def test_page_is_made_from_the_reports_alone(reports, tmp_path):
+    root, *_ = reports
+    page = tmp_path / "results.md"
+    names = results_page.BLOCKS
+    slots = [f"<!-- begin {n} -->\nstale words\n<!-- end {n} -->\nprose\n" for n in names]
+    page.write_text("".join(slots))
+    words = ["--results", str(root / "results"), "--page", str(page)]
+    results_page.main([*words, "--pictures", str(tmp_path)])
+    text = page.read_text()
+    assert text.count("prose\n") == len(names)
+    assert "stale words" not in text
+    report = read(root, "compare_2d_checkerboard")
+    bound = report["models"]["diffflow"]["likelihood"]["bound"]
+    assert f"| DiffFlow, bound | **{bound['nats']:.2f} ± {bound['error']:.2f}** |" in text or (
+        f"| DiffFlow, bound | {bound['nats']:.2f} ± {bound['error']:.2f} |" in text
+    )
+    assert results_page.filled(text, pages.read_results(root / "results")) == text
+    names = {path.name for path in tmp_path.glob("*.png")}
+    assert names == {"compare_2d.png", "compare_2d_steps.png", "dinof_sweep_2-spirals.png"}
+
+
+def test_committed_page_fits_the_committed_reports():
+    text = results_page.PAGE.read_text()
+    found = set(re.findall(r"<!-- begin ([\w-]+)", text))
+    assert found == set(results_page.BLOCKS)
+    assert results_page.filled(text, pages.read_results(runs.RESULTS)) == text
+
+
+def test_conditions_name_every_report_of_the_page_and_no_other():
+    machine = {"cpu": "X", "threads": 1, "commit": "0123456789", "dirty": False}
+    report = {"command": "python x.py", "machine": machine}
+    results = {
+        "compare_2d_moons": {"benchmark": "compare_2d", **report},
+        "steps_2d_1": {"benchmark": "steps", **report},
+        "demo": {"updates": 3},
+    }
+    on = {page: pages.conditions(results, page) for page in ("results", "benchmarks")}
+    assert "compare_2d_moons.json" in on["results"]
+    assert "steps_2d_1.json" in on["benchmarks"]
+    assert [text.count("\n") for text in on.values()] == [3, 3]
+
+
+def test_least_value_of_a_column_is_bold():
+    rows = [("a", [2.0, None], ["2", "x"]), ("b", [1.0, 3.0], ["1", "3"])]
+    assert pages.best_marked(rows) == [["a", "2", "x"], ["b", "**1**", "**3**"]]
+
+
+# --- training within a time ----------------------------------------------------------------------
+
+
+def test_training_stops_when_its_time_is_up(tmp_path):
+    config = tiny_config(steps=10**6)
+    start = time.process_time()
+    done = runs.trained(config, tmp_path, cap_minutes=1.5 / 60)
+    assert 0 < done.steps < config.steps
+    assert done.head()["cut_off"]
+    assert 1.0 < done.cpu_seconds < time.process_time() - start + 0.1 < 6.0
+    assert runs.trained(config, tmp_path, cap_minutes=1.5 / 60) == done
+
+
+def test_killed_training_begins_anew_and_stopped_one_goes_on(tmp_path, monkeypatch):
+    config = tiny_config(steps=4, save_every=2)
+    whole = runs.trained(config, tmp_path / "whole").load().model.state_dict()
+    half = tmp_path / "half"
+    real = runs.train
+
+    def stopped(config, run, **options):
+        real(TrainConfig(**{**config.__dict__, "steps": 2}), run, **options)
+        raise runs.Interrupted(2, run)
+
+    monkeypatch.setattr(runs, "train", stopped)
+    with pytest.raises(KeyboardInterrupt, match="goes on"):
+        runs.trained(config, half)
+    asked = []
+    monkeypatch.setattr(runs, "train", lambda *a, **k: asked.append(k["resume"]) or real(*a, **k))
+    killed = tmp_path / "killed"
+    shutil.copytree(half, killed)
+    (killed / "training.json").unlink()
+    for folder in (half, killed):
+        done = runs.trained(config, folder)
+        assert done.steps == 4
+        assert len(json.loads((folder / "training.json").read_text())) == 2 - (folder == killed)
+    assert asked == [True, False]
+    del whole
+
+
+def test_written_reports_are_no_changes_of_what_is_measured(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path,
+                       check=True, capture_output=True)  # fmt: skip
+
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "code.py").write_text("1")
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "benchmarks" / "runs.py"))
+    (tmp_path / "benchmarks" / "results" / "x.json").write_text("{}")
+    assert runs.machine()["dirty"] is False
+    (tmp_path / "code.py").write_text("2")
+    assert runs.machine()["dirty"] is True
+
+
+def test_steps_fit_into_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_cost", lambda config, steps, scratch: 0.7 + 0.05 * steps)
+    assert runs.steps_in(tiny_config(), 2.0, tmp_path, 10) == 2400
+    assert runs.steps_in(tiny_config(), 2.0, tmp_path, 10, growth=2.0) == 1200
+
+
+# --- measures ------------------------------------------------------------------------------------
+
+
+def test_floor_of_energy_distance_is_that_of_normals():
+    """E|X - X'| of standard normals in one dimension is 2 / sqrt(pi)."""
+    data = torch.randn(8000, 1, generator=torch.Generator().manual_seed(0))
+    assert energy_floor(data, 50) == pytest.approx(2 * 2 / math.sqrt(math.pi) / 50, rel=0.02)
+
+
+def test_floor_is_the_mean_distance_of_real_data():
+    data = open_dataset("moons").train
+    pairs = [
+        energy_distance(data[i : i + 100], data[i + 100 : i + 200]) for i in range(0, 40000, 200)
+    ]
+    assert energy_floor(data[:4000], 100) == pytest.approx(np.mean(pairs), rel=0.1)
+
+
+def test_mean_error_is_that_of_numpy():
+    values = [1.0, 2.0, 4.0]
+    found = mean_error(values)
+    assert found["mean"] == pytest.approx(7 / 3)
+    assert found["error"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
+    assert mean_error([2.0]) == {"mean": 2.0, "error": None}
+
+
+def test_counter_weighs_networks_by_size():
+    model = nn.ModuleList([FourierMLP(2, width=4), FourierMLP(2, width=8)])
+    counter = Counter(model)
+    with counter.watching():
+        model[0](torch.tensor(0.5), torch.zeros(10, 2))
+        model[0](torch.tensor(0.5), torch.zeros(10, 2))
+    model[1](torch.tensor(0.5), torch.zeros(10, 2))
+    sizes = [sum(p.numel() for p in net.parameters()) for net in model]
+    assert counter.per_sample(10) == pytest.approx(2 * sizes[0] / sum(sizes))
+
+
+def test_draws_are_counted_and_independent(tmp_path):
+    loaded = runs.trained(tiny_config(), tmp_path).load()
+    assert load_run(tmp_path / "run").step == 3
+    _, cost = drawn(loaded, 20, 0, 7, sampler="ddim")
+    assert cost["evaluations"] == 7.0
+    data: Dataset = open_dataset("8-gaussians")
+    parts = [data.test[:50], data.test[50:100]]
+    first, found = energy_ratios(loaded, parts, 3, 4)
+    assert len(set(found["ratios"])) == 3
+    floor = energy_floor(torch.cat(parts), 50)
+    assert found["ratios"][0] == pytest.approx(energy_distance(first, parts[0]) / floor)

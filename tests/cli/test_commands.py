@@ -1,0 +1,399 @@
+"""The program: end to end as a process, its help as committed, and bad input in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffflow_ext.cli import commands, doctor
+from diffflow_ext.data import fetching
+from diffflow_ext.training import TrainConfig
+from diffflow_ext.training.evaluation.sample_file import write_samples
+from diffflow_ext.training.loop import trainer
+from diffflow_ext.training.store.checkpoint import load_latest
+
+HELP = Path(__file__).parents[2] / "docs" / "help"
+COMMANDS = ("train", "sample", "evaluate", "data", "extractor", "doctor")
+FAST = ("--steps=6 --num-steps=3 --width=8 --depth=1 --batch-size=16 --threads=1 --device=cpu "
+        "--save-every=3 --log-every=2").split()  # fmt: skip
+
+
+def program(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "diffflow_ext", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "points.csv"
+    write_points(path, "a,b")
+    return path
+
+
+def write_points(path: Path, head: str) -> None:
+    rows = torch.randn(600, 2, generator=torch.Generator().manual_seed(0)).tolist()
+    path.write_text(f"{head}\n" + "".join(f"{x},{1000 + x + y}\n" for x, y in rows))
+
+
+@pytest.fixture
+def run(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    out = tmp_path / "run"
+    assert commands.main(["train", str(data), "--out", str(out), *FAST]) == 0
+    capsys.readouterr()
+    return out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Returns the one line with which the program refuses."""
+    code = commands.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("diffflow: ")
+    return lines[0]
+
+
+def test_train_and_evaluate_as_processes(tmp_path: Path, data: Path) -> None:
+    trained = program("train", "points.csv", "--out", "a run", *FAST, cwd=tmp_path)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert "step 6" in trained.stdout
+    # From another folder the relative path of the data still holds.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    evaluated = program("evaluate", tmp_path / "a run", "--n", "60", cwd=elsewhere)
+    assert (evaluated.returncode, evaluated.stderr) == (0, "")
+    assert "energy distance" in evaluated.stdout
+    assert json.loads((tmp_path / "a run" / "evaluation.json").read_text())["n"] == 60
+
+
+def test_missing_folder_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "sample", run, "--out", "missing/x.npy")
+    assert line == "diffflow: missing/x.npy: the directory missing is missing"
+
+
+def test_sigterm_saves_and_exits_with_its_code(tmp_path: Path, data: Path) -> None:
+    flags = [*FAST, "--steps=1000000", "--save-every=1000000", "--log-every=1"]
+    command = [sys.executable, "-m", "diffflow_ext", "train", str(data), "--out", "run", *flags]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 30
+        while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert error.startswith("diffflow: stopped by SIGTERM; saved run/checkpoints/step-")
+    assert load_latest(tmp_path / "run" / "checkpoints").step > 0
+
+
+def test_samples_have_the_units_and_columns_of_the_data(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--n", "40", "--seed", "2", "--device", "cpu"]
+    for name in ("x.npy", "x.csv"):
+        assert commands.main(["sample", str(run), "--out", str(tmp_path / name), *flags]) == 0
+    values = np.load(tmp_path / "x.npy", allow_pickle=False)
+    assert values.shape == (40, 2)
+    assert abs(values[:, 0].mean()) < 5
+    assert abs(values[:, 1].mean() - 1000) < 5
+    assert (tmp_path / "x.csv").read_text().splitlines()[0] == "a,b"
+    table = np.loadtxt(tmp_path / "x.csv", delimiter=",", skiprows=1)
+    assert np.array_equal(table, values)
+    assert f"{tmp_path / 'x.csv'}: 40 samples of a, b" in capsys.readouterr().out
+
+
+def test_sampling_options_reach_the_model(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def draw(*flags: str) -> np.ndarray:
+        out = tmp_path / "x.npy"
+        assert (
+            commands.main(["sample", str(run), "--out", str(out), "--n=8", "--overwrite", *flags])
+            == 0
+        )
+        return np.load(out)
+
+    base = draw()
+    assert np.array_equal(base, draw("--seed=0", "--stochasticity=1.0", "--num-steps=3"))
+    for other in ("--seed=1", "--stochasticity=0.5", "--num-steps=7", "--last-step=mean"):
+        assert not np.array_equal(base, draw(other)), other
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_option_of_another_sampler_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    more = ["--out", tmp_path / "x.npy"] if command == "sample" else []
+    line = refusal(capsys, command, run, *more, "--eta=0.5")
+    assert line == (
+        "diffflow: sample: eta=0.5: the sampler of diffflow has num_steps, stochasticity,"
+        " last_step, solver, corrector_steps, corrector_scale; leave eta out"
+    )
+
+
+def test_samples_are_drawn_as_a_picture(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out, picture = tmp_path / "x.npy", tmp_path / "x.png"
+    flags = ["--out", str(out), "--figure", str(picture), "--n=60"]
+    assert commands.main(["sample", str(run), *flags]) == 0
+    assert picture.stat().st_size > 1000
+
+
+def test_existing_files_are_not_replaced(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, picture = tmp_path / "x.npy", tmp_path / "x.png"
+    out.write_bytes(b"mine")
+    assert "give --overwrite" in refusal(capsys, "sample", run, "--out", out)
+    assert out.read_bytes() == b"mine"
+    picture.write_bytes(b"mine")
+    flags = ("--out", tmp_path / "y.npy", "--figure", picture)
+    assert "x.png: is there already" in refusal(capsys, "sample", run, *flags)
+
+
+def test_wrong_number_of_columns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected samples of shape \(n, 2\), got \(4, 3\)"):
+        write_samples(tmp_path / "x.csv", torch.zeros(4, 3), ("a", "b"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_set_and_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "train", "mons", "--out", tmp_path / "run")
+    assert "did you mean 'moons'" in line
+    assert not (tmp_path / "run").exists()
+    line = refusal(capsys, "train", tmp_path / "no.csv", "--out", tmp_path / "run")
+    assert "no.csv" in line
+
+
+def test_train_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected DATA" in refusal(capsys, "train", "--out", tmp_path / "run")
+    assert "no.toml" in refusal(
+        capsys, "train", "--out", tmp_path, "--config", tmp_path / "no.toml"
+    )
+
+
+def test_existing_run_is_refused_and_can_be_overwritten(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(capsys, "train", data, "--out", run, *FAST)
+    assert line.endswith("holds a run already; give --resume or --overwrite")
+    assert commands.main(["train", str(data), "--out", str(run), "--overwrite", *FAST]) == 0
+
+
+def test_unwritable_output(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert "file" in refusal(capsys, "train", data, "--out", tmp_path / "file" / "run", *FAST)
+    assert "file" in refusal(capsys, "train", data, "--out", tmp_path / "file", *FAST)
+
+
+def test_corrupt_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (run / "checkpoints").glob("step-*/ema.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    for command in (("sample", run, "--out", tmp_path / "x.npy"), ("evaluate", run)):
+        assert "ema.safetensors: expected" in refusal(capsys, *command)
+    assert not (tmp_path / "x.npy").exists()
+
+
+def test_fall_back_is_one_warning(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "checkpoints" / "step-00000006" / "ema.safetensors").unlink()
+    assert commands.main(["sample", str(run), "--out", str(tmp_path / "x.npy"), "--n=3"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("diffflow: warning: ")
+    assert lines[0].endswith("falling back to step-00000003")
+
+
+def test_wrong_columns(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_points(data, "a,c")
+    line = refusal(capsys, "evaluate", run)
+    assert "expected the columns a, b of the run, got a, c" in line
+    line = refusal(capsys, "train", "--out", run, "--resume", "--steps=9")
+    assert "expected the columns a, b of the run, got a, c" in line
+
+
+def test_run_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no run there" in refusal(capsys, "evaluate", tmp_path / "nothing")
+    line = refusal(capsys, "sample", tmp_path, "--out", tmp_path / "x.npy")
+    assert "no run there" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--steps=0"], "steps=0: expected a whole number from 1"),
+        (["--model=gan"], "model='gan': expected one of diffflow, dinof"),
+        (["--t-start=3"], "expected more than t_start=3.0"),
+        (["--timesteps=9"], "timesteps=9: only for ddpm, and this run is diffflow"),
+        (["--limit=9999"], "expected a limit from 1 to the 480 training rows"),
+        (["--image-size=8"], "expected image_size for images alone"),
+        (["--flip=on"], "flip='on': expected off: these data are not images"),
+        (["--resume", "--overwrite"], "got both"),
+    ],
+)
+def test_bad_flags(
+    tmp_path: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    expected: str,
+) -> None:
+    assert expected in refusal(capsys, "train", data, "--out", tmp_path / "run", *flags)
+
+
+def test_flags_that_are_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["train", "moons"], ["train", "moons", "--out=x", "--step=a"], ["dance"]):
+        with pytest.raises(SystemExit) as caught:
+            commands.main(arguments)
+        assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["evaluate", str(tmp_path), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_training_that_fails_has_its_own_code(
+    tmp_path: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object) -> None:
+        raise trainer.TrainingError("train: the loss is nan at step 2")
+
+    monkeypatch.setattr(trainer._Trainer, "run_to_end", fail)
+    assert commands.main(["train", str(data), "--out", str(tmp_path / "run"), *FAST]) == 1
+    assert capsys.readouterr().err == "diffflow: train: the loss is nan at step 2\n"
+
+
+def test_each_field_is_a_flag_and_flags_override_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = TrainConfig(
+        data="circles", seed=9, steps=77, learn_diffusion=True, progressive="0:3", t_end=0.125
+    )
+    file = tmp_path / "c.toml"
+    file.write_text(changed.to_toml())
+    arguments = ["train", "--out", str(tmp_path / "run"), "--dry-run"]
+    assert commands.main([*arguments, "--config", str(file), "--steps", "5"]) == 0
+    expected = changed.to_toml().replace("steps = 77", "steps = 5", 1)
+    assert capsys.readouterr().out == expected
+    flags = []
+    for item in fields(TrainConfig):
+        value, name = getattr(changed, item.name), "--" + item.name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(name if value else name.replace("--", "--no-", 1))
+        elif item.name != "data":
+            flags.append(f"{name}={value}")
+    assert commands.main([*arguments, "circles", *flags]) == 0
+    assert capsys.readouterr().out == changed.to_toml()
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_takes_the_configuration_of_the_run(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands.main(["train", "--out", str(run), "--resume", "--steps=8"]) == 0
+    said = capsys.readouterr()
+    assert "step 8" in said.out
+    assert "all steps" not in said.out
+    assert "train: steps=8 where the run had 6" in said.err
+    assert commands.main(["train", str(data), "--out", str(run), "--resume"]) == 0
+    said = capsys.readouterr()
+    assert "all steps had been taken before" in said.out
+    assert "where the run had" not in said.err
+    line = refusal(capsys, "train", "moons", "--out", run, "--resume")
+    assert "data='moons': the run to resume has" in line
+    line = refusal(capsys, "train", "--out", run, "--resume", "--config", run / "config.toml")
+    assert "the run to resume has its own" in line
+
+
+def test_data_fetch_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "fetch", lambda name, to: f"{name} in {to}")
+    assert commands.main(["data", "fetch", "mnist", "--to", "here"]) == 0
+    assert capsys.readouterr().out == "mnist in here\n"
+    assert "expected `diffflow data list`" in refusal(capsys, "data", "fetch")
+    assert "expected `diffflow data list`" in refusal(capsys, "data", "list", "mnist")
+
+
+def test_data_that_cannot_be_fetched(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "expected one of mnist" in refusal(capsys, "data", "fetch", "moons")
+
+
+def test_data_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["data", "list"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"moons", "checkerboard", "magic"} <= set(names)
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert commands.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert f"torch: {torch.__version__}" in text
+    assert "build compiler: " in text
+    assert "noise: 3 of 3 known answers of Philox4x32-10 hold" in text
+    wrong = (doctor.KNOWN_ANSWERS[0][0], doctor.KNOWN_ANSWERS[0][1], (1, 2, 3, 4))
+    monkeypatch.setattr(doctor, "KNOWN_ANSWERS", (wrong, *doctor.KNOWN_ANSWERS[1:]))
+    assert commands.main(["doctor"]) == 1
+    assert "noise: WRONG, only 2 of 3" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        commands.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("diffflow 0.")
+
+
+# Later versions of argparse lay the same text out in another way.
+@pytest.mark.skipif(not (3, 10) <= sys.version_info[:2] <= (3, 12), reason="argparse's wording")
+@pytest.mark.parametrize("command", ["diffflow", *COMMANDS])
+def test_help_is_as_committed(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "99")
+    with pytest.raises(SystemExit):
+        commands.main(["--help"] if command == "diffflow" else [command, "--help"])
+    printed = capsys.readouterr().out
+    path = HELP / f"{command}.txt"
+    if os.environ.get("DIFFFLOW_WRITE_HELP"):
+        path.write_text(printed)
+    assert printed == path.read_text(), f"DIFFFLOW_WRITE_HELP=1 pytest {__file__} writes {path}"
+
+
+def test_a_file_of_values_need_not_name_the_data(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "values.toml"
+    path.write_text("steps = 3\nwidth = 5\n")
+    words = ["train", str(data), "--config", str(path), "--out", str(tmp_path / "r"), "--dry-run"]
+    assert commands.main(words) == 0
+    assert "width = 5\n" in capsys.readouterr().out
+    path.write_text('steps = "x"\n')
+    assert commands.main(words) == 2
+    assert "values.toml: TrainConfig: steps=" in capsys.readouterr().err
+    assert commands.main(["train", "--config", str(path), "--out", str(tmp_path / "r")]) == 2
+
+
+def test_more_threads_than_the_machine_has(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(data), "--out", str(tmp_path / "r"), *FAST, "--threads", "100000"]
+    assert commands.main(words) == 2
+    assert "expected threads <=" in capsys.readouterr().err

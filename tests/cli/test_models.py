@@ -1,0 +1,164 @@
+"""The program with each model and with images, from data to numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_runs import write_images, write_table
+
+from diffflow_ext.cli import commands
+from diffflow_ext.training import TrainConfig
+
+for library in ("zuko", "normflows", "torchdiffeq", "matplotlib"):
+    pytest.importorskip(library)
+
+FAST = "--steps=4 --batch-size=8 --threads=1 --device=cpu --warmup=1".split()
+NET = "--width=8 --depth=1".split()
+SPLINE = "--flow-transforms=1 --flow-hidden=8".split()
+UNET = "--unet-base=4 --unet-mults=1 --unet-blocks=1 --unet-attention=off".split()
+GLOW = "--glow-levels=1 --glow-blocks=1 --glow-hidden=4".split()
+
+VECTORS = {
+    "diffflow": [*NET, "--num-steps=3"],
+    "dinof": [*NET, *SPLINE, "--process=subvp", "--t-cutoff=0.02"],
+    "ddpm": [*NET, "--timesteps=10"],
+    "ffjord": [*NET, "--rtol=0.1", "--atol=0.1"],
+    "flow": SPLINE,
+}
+IMAGES = {
+    "diffflow": [*UNET, "--num-steps=2", "--score-multiplier=2"],
+    "dinof": [*UNET, *GLOW, "--t-cutoff=0.02"],
+    "ddpm": [*UNET, "--timesteps=10", "--noise-schedule=cosine"],
+    "flow": GLOW,
+}
+# An option that the sampler of a model alone has.
+SAMPLER = {"diffflow": "--stochasticity=0", "dinof": "--sampler=ode", "ddpm": "--sampler=ddim"}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_table(tmp_path_factory.mktemp("table") / "points.csv", rows=600)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), 14)
+
+
+def call(*arguments: object) -> None:
+    assert commands.main([str(argument) for argument in arguments]) == 0
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Returns the one line with which the program refuses."""
+    capsys.readouterr()
+    assert commands.main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("model", VECTORS)
+def test_model_of_a_table(
+    model: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "x.npy"
+    call("train", table, "--out", run, "--model", model, *FAST, *VECTORS[model])
+    config = TrainConfig.load(run / "config.toml")
+    assert (config.model, config.steps) == (model, 4)
+    call("sample", run, "--n=20", "--out", out)
+    usual = np.load(out, allow_pickle=False)
+    assert usual.shape == (20, 2)
+    if model in SAMPLER:
+        call("sample", run, "--n=20", "--out", out, "--overwrite", SAMPLER[model])
+        assert not np.array_equal(np.load(out), usual)
+    capsys.readouterr()
+    call("evaluate", run, "--n=60", "--ode-n=10", "--no-figures")
+    result = json.loads((run / "evaluation.json").read_text())
+    table_of_it = capsys.readouterr().out
+    for name, title in result["estimators"].items():
+        assert title in table_of_it
+        assert f"{result[name]:.4f}" in table_of_it
+    call("train", "--out", run, "--resume", "--steps=5")
+    assert "step 5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", IMAGES)
+def test_model_of_images(
+    model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "x.npz"
+    call("train", images, "--out", run, "--model", model, *FAST, *IMAGES[model])
+    call("sample", run, "--n=9", "--out", out, "--figure", tmp_path / "x.png")
+    with np.load(out, allow_pickle=False) as archive:
+        assert archive.files == ["arr_0"]
+        values = archive["arr_0"]
+    assert (values.shape, values.dtype) == ((9, 14, 14, 1), np.dtype("uint8"))
+    call("sample", run, "--n=9", "--out", tmp_path / "x.npy")
+    assert np.array_equal(np.load(tmp_path / "x.npy", allow_pickle=False), values)
+    assert (tmp_path / "x.png").stat().st_size > 1000
+    assert "9 samples of 1 x 14 x 14" in capsys.readouterr().out
+    line = refusal(capsys, "sample", run, "--out", tmp_path / "x.csv")
+    assert line.endswith("x.csv: expected a file name that ends in .npz or .npy")
+
+
+def test_features_of_images(
+    images: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = tmp_path / "run", tmp_path / "features.safetensors"
+    call("extractor", images, "--out", file, "--epochs=4")
+    said = capsys.readouterr().out
+    name = said.split()[1].rstrip(",")
+    assert name.startswith("classifier-14x14@")
+    assert float(said.split()[2]) > 90
+    call("train", images, "--out", run, "--model=flow", *FAST, *GLOW)
+    capsys.readouterr()
+    call("evaluate", run, "--n=70", "--extractor", file, "--no-figures")
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["fd_label"] == f"FD({name}, n=70)"
+    # Noise against pictures: far away, and nothing like them.
+    assert result["fd"] > 3 * result["fd_floor"]
+    for measure in ("precision", "recall", "density", "coverage"):
+        assert result[measure] < result[f"{measure}_floor"]
+    assert f"FD({name}, n=70)" in capsys.readouterr().out
+    assert "is there already" in refusal(capsys, "extractor", images, "--out", file)
+    more = tmp_path / "more.safetensors"
+    assert "expected images with labels" in refusal(capsys, "extractor", table, "--out", more)
+    line = refusal(capsys, "evaluate", run, "--extractor", images / "train-labels-idx1-ubyte")
+    assert "train-labels-idx1-ubyte" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--model=ffjord"], "model='ffjord': expected vectors"),
+        (["--image-size=20"], "expected image_size from 1 to 14"),
+        (["--unet-mults=1,x"], "unet_mults='1,x': expected whole numbers such as 1,2,2"),
+        (["--model=flow", "--glow-levels=2"], "expected H and W divisible by 2^2, got 14 x 14"),
+        (["--unet-base=3"], "expected base * channel_multiplier to be an even number"),
+        (["--width=8"], "width=8: only for mlp, and this run is diffflow, unet"),
+    ],
+)
+def test_flags_that_do_not_suit_images(
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    expected: str,
+) -> None:
+    line = refusal(capsys, "train", images, "--out", tmp_path / "run", *flags)
+    assert expected in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_of_images_is_found_from_elsewhere(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images.parent)
+    run = tmp_path / "run"
+    call("train", images.name, "--out", run, "--model=flow", *FAST, *GLOW)
+    assert TrainConfig.load(run / "config.toml").data == str(images.resolve())

@@ -1,0 +1,203 @@
+"""Folders and zip archives of images, and archives that mean harm."""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffflow_ext.data import open_dataset, resize_images
+from diffflow_ext.data.formats import images, reading
+
+RNG = np.random.default_rng(4)
+
+
+def _png(pixels: np.ndarray, mode: str | None = None, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels, mode).save(stream, kind)
+    return stream.getvalue()
+
+
+COLOUR = RNG.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
+
+
+def _tree(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for i, pixels in enumerate(COLOUR):
+        place = folder / f"class{i % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{i:02}.{'png' if i % 3 else 'PNG'}").write_bytes(_png(pixels))
+    (folder / "dataset.json").write_text("{}")
+    (folder / ".hidden.png").write_bytes(b"no image")
+    return folder
+
+
+def _zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def _every(data: object) -> list[list[int]]:
+    parts = [getattr(data, part) for part in ("train", "valid", "test")]
+    return sorted(torch.cat(parts).flatten(1).tolist())
+
+
+def test_a_folder_and_its_zip_hold_the_same_images(tmp_path: Path) -> None:
+    folder = _tree(tmp_path)
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    archive = _zip(tmp_path / "i.zip", {str(f.relative_to(folder)): f.read_bytes() for f in files})
+    first, second = open_dataset(folder), open_dataset(archive)
+    assert first.event_shape == (3, 6, 5)
+    assert _every(first) == sorted(COLOUR.transpose(0, 3, 1, 2).reshape(12, -1).tolist())
+    assert first.fingerprint == second.fingerprint
+    assert {file.name for file in tmp_path.iterdir()} == {"images", "i.zip"}
+
+
+def test_grey_images_have_one_channel_unless_one_has_colour(tmp_path: Path) -> None:
+    members = {f"{i}.png": _png(pixels[:, :, 0]) for i, pixels in enumerate(COLOUR)}
+    data = open_dataset(_zip(tmp_path / "grey.zip", members))
+    assert data.event_shape == (1, 6, 5)
+    assert _every(data) == sorted(COLOUR[..., 0].reshape(12, -1).tolist())
+    members["9.png"] = _png(COLOUR[9])
+    assert open_dataset(_zip(tmp_path / "mixed.zip", members)).event_shape == (3, 6, 5)
+
+
+def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2, :, 3] = 255
+    data = open_dataset(_zip(tmp_path / "a.zip", {f"{i}.png": _png(pixels) for i in range(10)}))
+    assert data.event_shape == (3, 4, 4)
+    assert data.train[0, 0].tolist() == [[0] * 4] * 2 + [[255] * 4] * 2
+
+
+def test_jpeg(tmp_path: Path) -> None:
+    smooth = np.broadcast_to(np.arange(0, 160, 10, dtype=np.uint8)[:, None], (16, 16))
+    members = {f"{i}.jpeg": _png(smooth, kind="JPEG") for i in range(10)}
+    data = open_dataset(_zip(tmp_path / "a.zip", members))
+    assert data.event_shape == (1, 16, 16)
+    assert int((data.train[0, 0].int() - torch.from_numpy(smooth.astype(int))).abs().max()) < 8
+
+
+def test_images_of_several_sizes_need_a_common_one(tmp_path: Path) -> None:
+    members = {f"{i}.png": _png(COLOUR[i]) for i in range(11)}
+    members["z.png"] = _png(RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    path = _zip(tmp_path / "a.zip", members)
+    with pytest.raises(ValueError, match=r"z.png\]' has \(9, 12\) .* first \(6, 5\); give image_"):
+        open_dataset(path)
+    data = open_dataset(path, image_size=3)
+    assert data.event_shape == (3, 3, 3)
+    expected = resize_images(torch.from_numpy(COLOUR[0].transpose(2, 0, 1)[None].copy()), 3)
+    assert expected.flatten().tolist() in _every(data)
+
+
+def test_bad_folders_and_zips(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"read_images: expected PNG.*found none"):
+        open_dataset(_zip(tmp_path / "none.zip", {"a.txt": b"1"}))
+    (tmp_path / "no.zip").write_bytes(b"PK no zip")
+    with pytest.raises(ValueError, match=r"expected a zip archive.*BadZipFile"):
+        open_dataset(tmp_path / "no.zip")
+    (tmp_path / "empty.zip").touch()
+    with pytest.raises(ValueError, match=r"expected a zip archive.*BadZipFile"):
+        open_dataset(tmp_path / "empty.zip")
+    good = _png(COLOUR[0])
+    for name, data in {
+        "cut": good[:-30],
+        "text": b"text",
+        "gif": _png(COLOUR[0], kind="GIF"),
+    }.items():
+        with pytest.raises(ValueError, match=rf"expected a PNG or JPEG image, .*{name}.png\]'"):
+            open_dataset(_zip(tmp_path / "a.zip", {f"{name}.png": data}))
+
+
+TRICKS = ("../a.png", "/etc/a.png", "a/../../b.png", "..\\a.png", "c:\\a.png", "a\0b.png")
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    members = {f"{i:08}.png": _png(COLOUR[i]) for i in range(11)}
+    member = zipfile.ZipInfo("x" * len(name))
+    path = _zip(tmp_path / "a.zip", members)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(member, _png(COLOUR[0]))
+    open_dataset(path)
+    # The module itself mends such names when it writes: put it in by hand.
+    path.write_bytes(path.read_bytes().replace(b"x" * len(name), name.encode()))
+    with pytest.raises(ValueError, match="leaves the folder or is a link"):
+        open_dataset(path)
+
+
+def test_links_encryption_and_rare_packing_are_refused(tmp_path: Path) -> None:
+    def archive_with(member: zipfile.ZipInfo, data: bytes = b"/etc/passwd") -> Path:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr(member, data)
+        return tmp_path / "a.zip"
+
+    link = zipfile.ZipInfo("a.png")
+    link.external_attr = 0o120777 << 16
+    with pytest.raises(ValueError, match="leaves the folder or is a link"):
+        open_dataset(archive_with(link))
+    rare = zipfile.ZipInfo("a.png")
+    rare.compress_type = zipfile.ZIP_LZMA
+    with pytest.raises(ValueError, match="packed in a rare way"):
+        open_dataset(archive_with(rare))
+    path = archive_with(zipfile.ZipInfo("a.png"))
+    data = bytearray(path.read_bytes())
+    for header, at in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        data[data.index(header) + at] |= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="encrypted"):
+        open_dataset(path)
+
+
+def test_two_members_with_one_name(tmp_path: Path) -> None:
+    path = _zip(tmp_path / "a.zip", {"a.png": b"1", "b.png": b"2"})
+    path.write_bytes(path.read_bytes().replace(b"b.png", b"a.png"))
+    with pytest.raises(ValueError, match="two members with one name"):
+        open_dataset(tmp_path / "a.zip")
+
+
+def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "SMALL_BYTES", 1 << 20)
+    path = _zip(tmp_path / "a.zip", {"a.png": bytes(4 << 20)})
+    with pytest.raises(ValueError, match=r"at most 1,048,576 bytes, .*a.png\]' has 4,194,304"):
+        open_dataset(path)
+    lie = bytearray(path.read_bytes())
+    at = lie.index(b"PK\1\2") + 24  # The size that the directory states.
+    lie[at : at + 4] = (1000).to_bytes(4, "little")
+    path.write_bytes(bytes(lie))
+    with pytest.raises(ValueError, match=r"expected a zip archive.*BadZipFile"):
+        open_dataset(path)
+    many = {f"{i}.png": bytes(600_000) for i in range(2)}
+    monkeypatch.setattr(images, "_decode", lambda *_: np.zeros((1, 1, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"1.png\]' has 600,000"):
+        open_dataset(_zip(tmp_path / "many.zip", many))
+
+
+def test_images_that_grow_too_much_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = _png(np.zeros((200, 200, 3), np.uint8))
+    path = _zip(tmp_path / "a.zip", {f"{i}.png": flat for i in range(12)})
+    assert len(open_dataset(path).train) == 10
+    monkeypatch.setattr(images, "MAX_SMALL", 1_000_000)
+    with pytest.raises(ValueError, match=r"6.png\]' exceeds that; give image_size"):
+        open_dataset(path)
+    assert open_dataset(path, image_size=10).event_shape == (3, 10, 10)
+    monkeypatch.setattr(images, "MAX_PIXELS", 39_999)
+    with pytest.raises(ValueError, match=r"at most 39,999 pixels, .* has 200 x 200; make it smal"):
+        open_dataset(path)
+
+
+def test_missing_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _tree(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"pip install 'diffflow_ext\[data\]'"):
+        open_dataset(folder)

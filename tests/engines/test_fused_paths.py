@@ -1,0 +1,502 @@
+"""The fused engine against the adjoint in float64, and against the documented noise."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from helpers import ENGINES, needs_bf16
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid
+from diffflow_ext.engines.fused import paths, workspace
+from diffflow_ext.flows import StandardNormal
+from diffflow_ext.functional import normal
+from diffflow_ext.nets import FourierMLP
+from diffflow_ext.nets.mlp import Perceptron
+
+pytestmark = pytest.mark.usefixtures("same_threads")
+
+KEY = NoiseKey(11, 3)
+
+
+def model(
+    dim: int = 2,
+    width: int = 32,
+    depth: int = 2,
+    activation: str = "gelu",
+    *,
+    learnable: bool = False,
+    seed: int = 0,
+) -> DiffFlowSDE:
+    torch.manual_seed(seed)
+    nets = [FourierMLP(dim, width, depth, activation, time_scale=0.1) for _ in range(2)]
+    return DiffFlowSDE(*nets, GeometricDiffusion(0.4, 1.0, learnable=learnable))
+
+
+def batch(samples: int, dim: int = 2) -> Tensor:
+    return torch.randn(samples, dim, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(
+    sde: DiffFlowSDE, x0: Tensor, grid: TimeGrid, engine: Any, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The weighted loss, and its gradients of data and parameters in one vector."""
+    sde, x0 = copy.deepcopy(sde), x0.clone().requires_grad_()
+    weight = None if weight is None else weight.to(x0.dtype)
+    loss = sde.mean_loss(x0, grid, KEY, weight=weight, engine=engine)
+    leaves = [x0, *(p for p in sde.parameters() if p.requires_grad)]
+    grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
+    return loss.detach(), torch.cat([grad.flatten() for grad in grads])
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+# --- values and gradients ------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("learnable", [False, True], ids=["g", "learned g"])
+@pytest.mark.parametrize("activation", ["gelu", "silu", "tanh"])
+@pytest.mark.parametrize(
+    ("dim", "width", "depth", "samples", "num_steps"),
+    [(1, 1, 0, 1, 1), (2, 33, 3, 97, 6), (9, 32, 1, 40, 3), (70, 100, 2, 25, 2)],
+)
+def test_loss_and_gradient_are_those_of_the_adjoint_in_float64(
+    dim: int,
+    width: int,
+    depth: int,
+    samples: int,
+    num_steps: int,
+    activation: str,
+    learnable: bool,
+) -> None:
+    sde = model(dim, width, depth, activation, learnable=learnable)
+    x0, grid = batch(samples, dim), TimeGrid.power(num_steps, 1.0)
+    weight = torch.rand(samples, generator=torch.Generator().manual_seed(2)) - 0.2
+    exact = gradients(sde.double(), x0.double(), grid, "autograd", weight)
+    found = gradients(sde.float(), x0, grid, "fused", weight)
+    assert apart(found[0], exact[0]) < 2e-6
+    assert apart(found[1], exact[1]) < 1e-5
+
+
+def test_long_paths_of_the_papers_networks() -> None:
+    sde, x0, grid = model(2, 128, 3), batch(50), TimeGrid.power(200, 1.0)
+    exact = gradients(copy.deepcopy(sde).double(), x0.double(), grid, "autograd")
+    found = gradients(sde, x0, grid, "fused")
+    assert apart(found[0], exact[0]) < 1e-5
+    assert apart(found[1], exact[1]) < 1e-5
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    dim=st.integers(1, 20),
+    widths=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    depths=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    samples=st.integers(1, 130),
+    num_steps=st.integers(1, 5),
+    engine=st.sampled_from(ENGINES),
+)
+def test_any_sizes(
+    dim: int,
+    widths: tuple[int, int],
+    depths: tuple[int, int],
+    samples: int,
+    num_steps: int,
+    engine: str,
+) -> None:
+    """The two networks need not be alike."""
+    torch.manual_seed(0)
+    nets = [
+        FourierMLP(dim, width, depth, activation)
+        for width, depth, activation in zip(widths, depths, ("silu", "gelu"), strict=True)
+    ]
+    sde, x0, grid = DiffFlowSDE(*nets, 0.7), batch(samples, dim), TimeGrid.power(num_steps, 1.0)
+    exact = gradients(copy.deepcopy(sde).double(), x0.double(), grid, "autograd")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workspace, "engine_name", lambda: engine)
+        found = gradients(sde, x0, grid, "fused")
+    assert apart(found[0], exact[0]) < 2e-6
+    assert apart(found[1], exact[1]) < 1e-5
+
+
+@pytest.mark.usefixtures("instructions")
+def test_losses_of_samples_and_their_gradient() -> None:
+    sde, x0, grid = model(learnable=True), batch(61), TimeGrid.power(5, 1.0)
+    cotangent = torch.linspace(-1, 2, 61)
+    results = []
+    for engine, dtype in (("fused", torch.float32), ("autograd", torch.float64)):
+        one = copy.deepcopy(sde).to(dtype)
+        loss = one.loss(x0.to(dtype), grid, KEY, engine=engine)  # pyright: ignore
+        loss.backward(cotangent.to(dtype))
+        grads = [p.grad.flatten() for p in one.parameters() if p.grad is not None]
+        results.append((loss.detach(), torch.cat(grads)))
+    (found, found_grad), (exact, exact_grad) = results
+    assert apart(found, exact) < 2e-6
+    assert apart(found_grad, exact_grad) < 1e-5
+
+
+def test_shared_and_frozen_networks() -> None:
+    net = FourierMLP(2, 32, 1, time_scale=0.1)
+    sde, x0, grid = DiffFlowSDE(net, net), batch(9), TimeGrid.power(4, 1.0)
+    net.hidden[0].weight.requires_grad_(False)  # pyright: ignore
+    found, expected = (gradients(sde, x0, grid, engine) for engine in ("fused", "autograd"))
+    assert apart(found[1], expected[1]) < 1e-5
+    for parameter in sde.parameters():
+        parameter.requires_grad_(False)
+    assert not sde.mean_loss(x0, grid, KEY, engine="fused").requires_grad
+
+
+def test_the_bound_is_that_of_the_adjoint() -> None:
+    sde, x0, grid = model(), batch(50), TimeGrid.power(5, 1.0)
+    with torch.no_grad():
+        found = sde.elbo(x0, grid, KEY, num_paths=3)
+        expected = sde.double().elbo(x0.double(), grid, KEY, num_paths=3)
+    assert apart(found, expected) < 2e-6
+
+
+def test_what_diverges_is_not_finite() -> None:
+    sde, grid = model(), TimeGrid.power(3, 1.0)
+    with torch.no_grad():
+        sde.drift.output.weight.mul_(1e30)
+    assert not torch.isfinite(sde.mean_loss(batch(5), grid, KEY, engine="fused"))
+
+
+# --- bfloat16 ------------------------------------------------------------------------------------
+
+
+def rounded(sde: DiffFlowSDE, x0: Tensor, grid: TimeGrid) -> tuple[Tensor, Tensor]:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sde.engine_for(x0, grid).name == "fused"
+        return gradients(sde, x0, grid, "fused")
+
+
+@needs_bf16
+@pytest.mark.parametrize("activation", ["gelu", "silu", "tanh"])
+@pytest.mark.parametrize(("dim", "width", "depth", "samples"), [(2, 128, 3, 200), (9, 40, 1, 33)])
+def test_bfloat16_is_far_more_exact_than_the_noise(
+    activation: str, dim: int, width: int, depth: int, samples: int
+) -> None:
+    sde, x0, grid = model(dim, width, depth, activation), batch(samples, dim), TimeGrid.power(9, 1)
+    exact = gradients(copy.deepcopy(sde).double(), x0.double(), grid, "autograd")
+    found = rounded(sde, x0, grid)
+    other = gradients(sde, x0.roll(1, 0), grid, "fused")  # Samples change places: other noise.
+    assert apart(found[0], exact[0]) < 1e-3
+    parameters = slice(x0.numel(), None)
+    error, spread = (apart(g[1][parameters], exact[1][parameters]) for g in (found, other))
+    assert 1e-5 < error < 0.01
+    assert error < spread / 10
+
+
+@needs_bf16
+def test_bfloat16_makes_paths_and_samples_too() -> None:
+    sde, grid = model(), TimeGrid.power(6, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sde.sample((45, 2), grid, KEY), sde.encode(batch(45), grid, KEY)
+    expected = sde.sample((45, 2), grid, KEY), sde.encode(batch(45), grid, KEY)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert 1e-6 < apart(a, b) < 0.02
+
+
+@needs_bf16
+def test_weights_are_float32_leaves_under_autocast() -> None:
+    """Autocast would round the time embedding, and its cache would hide it from gradients."""
+    sde, grid = model(), TimeGrid.power(3, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        sde.mean_loss(batch(9), grid, KEY).backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in sde.parameters())
+
+
+# --- noise, paths and samples --------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 7])
+def test_noise_is_the_documented_noise_to_the_bit(dim: int) -> None:
+    """Networks of zeros leave nothing but noise."""
+    sde, grid = model(dim), TimeGrid.power(4, 1.0)
+    with torch.no_grad():
+        for parameter in sde.parameters():
+            parameter.zero_()
+    x0, g = batch(53, dim), GeometricDiffusion(0.4, 1.0)(grid.times.float()).tolist()
+    path, x = sde.path(x0, grid, KEY, sample_offset=17), x0
+    for k, dt in enumerate(grid.steps()):
+        eps = normal((53, dim), KEY, purpose="forward", step=k, sample_offset=17)
+        length = torch.tensor(dt, dtype=torch.float32)
+        x = x + torch.tensor(g[k]) * length.sqrt() * eps
+        assert torch.equal(path[k + 1], x)
+    assert torch.equal(sde.encode(x0, grid, KEY, sample_offset=17), path[-1])
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("stochasticity", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("last_step", ["noisy", "mean", "tweedie"])
+def test_samples_are_those_of_single_steps(stochasticity: float, last_step: Any) -> None:
+    sde, grid = model(3), TimeGrid.power(6, 1.0)
+    options = {"stochasticity": stochasticity, "last_step": last_step}
+    found = sde.sample_path((45, 3), grid, KEY, **options, sample_offset=5)
+    expected = sde.double().sample_path((45, 3), grid, KEY, **options, sample_offset=5)
+    assert found.dtype == torch.float32
+    assert apart(found, expected) < 2e-6
+    assert torch.equal(
+        sde.float().sample((45, 3), grid, KEY, **options, sample_offset=5), found[0]
+    )
+
+
+# --- what results depend on ----------------------------------------------------------------------
+
+
+class Steady(FourierMLP):
+    """With an embedding whose bits do not depend on torch's threads, as those of products do."""
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def perceptron_at(self, t: Tensor) -> Perceptron:
+        return replace(super().perceptron_at(t), embedding=t[:, None].sin() * self.frequencies)
+
+
+@pytest.mark.parametrize("samples", [8, 120, 333])
+def test_results_do_not_depend_on_the_number_of_threads(samples: int) -> None:
+    torch.manual_seed(0)
+    diffusion = GeometricDiffusion(0.4, 1.0, learnable=True)
+    sde = DiffFlowSDE(Steady(2, 32, 2), Steady(2, 32, 2), diffusion)
+    x0, grid, results = batch(samples), TimeGrid.power(4, 1.0), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(gradients(sde, x0, grid, "fused"))
+    for other in results[1:]:
+        assert torch.equal(other[0], results[0][0])
+        assert torch.equal(other[1], results[0][1])
+
+
+def test_samples_do_not_depend_on_their_neighbours() -> None:
+    sde, x0, grid = model(), batch(101), TimeGrid.power(4, 1.0)
+    whole = sde.loss(x0, grid, KEY, engine="fused")
+    parts = [
+        sde.loss(part, grid, KEY, engine="fused", sample_offset=first)
+        for first, part in zip((0, 37, 74), x0.split(37), strict=True)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_evaluating_the_drift_again_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    sde, x0, grid = model(learnable=True), batch(50), TimeGrid.power(5, 1.0)
+    kept = gradients(sde, x0, grid, "fused")
+    monkeypatch.setattr(paths, "KEPT_BYTES", 0)
+    again = gradients(sde, x0, grid, "fused")
+    assert torch.equal(kept[0], again[0])
+    assert torch.equal(kept[1], again[1])
+
+
+def test_memory_does_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(
+        workspace,
+        "scratch_memory",
+        lambda n: sizes.append(n) or torch.empty(n, dtype=torch.uint8),
+    )
+    torch.set_num_threads(2)
+    sde, grid = model(2, 128, 3), TimeGrid.power(30, 1.0)
+    for samples in (80, 800):
+        sde.mean_loss(batch(samples), grid, KEY, engine="fused")
+    assert sizes[0] == sizes[1] < 20 * 2**20
+
+
+def test_rows_behind_the_last_sample_poison_nothing() -> None:
+    """A tile is filled up; what fills it must not overflow where the samples do not."""
+    torch.manual_seed(0)
+    net, grid = FourierMLP(2, 8, 0), TimeGrid.power(3, 1.0)
+    with torch.no_grad():  # The drift is nearly 0 at the data, and 1e30 at 0.
+        for parameter in net.parameters():
+            parameter.zero_()
+        net.input.weight.fill_(1.0)
+        net.input.bias.fill_(1.0)
+        net.output.weight[:, 0] = 1e30
+    sde, x0 = DiffFlowSDE(net, FourierMLP(2, 8, 0), 1e-8), torch.full((9, 2), -1000.0)
+    assert not torch.isfinite(sde.loss(0 * x0, grid, KEY)).any()
+    for engine in ("autograd", "fused"):
+        assert torch.isfinite(gradients(sde, x0, grid, engine)[1]).all()
+
+
+def test_data_in_another_layout() -> None:
+    sde, x0, grid = model(), batch(40), TimeGrid.power(3, 1.0)
+    expected = gradients(sde, x0, grid, "fused")
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t, lambda t: t.t().contiguous().t() if t.dim() == 2 else t
+    ):
+        loss = sde.loss(x0.clone().requires_grad_(), grid, KEY, engine="fused").mean()
+        grads = torch.autograd.grad(loss, list(sde.parameters()), materialize_grads=True)
+    found = torch.cat([grad.flatten() for grad in grads])
+    assert apart(found, expected[1][x0.numel() :]) < 1e-6
+
+
+def test_nothing_depends_on_the_default_device() -> None:
+    sde, x0, grid = model(), batch(5), TimeGrid.power(3, 1.0)
+    expected = sde.mean_loss(x0, grid, KEY)
+    with torch.device("meta"):
+        assert torch.equal(sde.mean_loss(x0, grid, KEY), expected)
+        assert torch.equal(sde.loss(x0, grid, KEY).mean(), expected)
+
+
+def test_no_gradients_are_computed_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(paths, "_run_loss", lambda call, weight, x0, *rest: (
+        asked.append(weight) or x0.new_zeros(len(x0)), []))  # fmt: skip
+    sde, x0, grid = model(), batch(5), TimeGrid.power(3, 1.0)
+    with torch.no_grad():
+        sde.mean_loss(x0, grid, KEY, engine="fused")
+    with torch.inference_mode():
+        sde.mean_loss(x0, grid, KEY, engine="fused")
+    assert asked == [None, None]
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("scale", [1e-1, 1e-4, 1e-7])
+def test_tanh_keeps_its_digits_near_zero(scale: float) -> None:
+    sde, x0, grid = model(2, 16, 1, "tanh"), batch(20), TimeGrid.power(2, 1.0)
+    with torch.no_grad():
+        for net in (sde.drift, sde.score):
+            net.time_out.weight.zero_(), net.time_out.bias.zero_()
+            net.input.weight.mul_(scale), net.input.bias.zero_()
+            net.hidden[0].bias.zero_(), net.output.bias.zero_()
+    grad = [
+        gradients(copy.deepcopy(sde).to(dtype), x0.to(dtype), grid, engine)[1][40:]
+        for dtype, engine in ((torch.float32, "fused"), (torch.float64, "autograd"))
+    ]
+    assert apart(*grad) < 1e-5
+
+
+# --- where it does not apply ---------------------------------------------------------------------
+
+
+class Doubled(FourierMLP):
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return 2 * super().forward(t, x)
+
+
+class Trunk(FourierMLP):
+    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return 2 * super().trunk(x, embedding)
+
+
+class Called(FourierMLP):
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        return 2 * super().__call__(t, x)
+
+
+def changed(change: Callable[[Any], Any]) -> FourierMLP:
+    net = FourierMLP(2, 8, 2)
+    change(net)
+    return net
+
+
+def of_other_widths(net: FourierMLP) -> None:
+    net.hidden[0], net.hidden[1] = nn.Linear(8, 4), nn.Linear(4, 8)
+
+
+def without_bias(net: FourierMLP) -> None:
+    net.output = nn.Linear(8, 2, bias=False)
+
+
+def with_dropout(net: FourierMLP) -> None:
+    net.hidden[0] = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+
+
+def replaced(net: Any) -> None:
+    forward = net.output.forward
+    net.output.forward = lambda x: 2 * forward(x)
+
+
+@pytest.mark.parametrize(
+    ("drift", "reason"),
+    [
+        (lambda t, x: x, "drift: no network with perceptron_at"),
+        (Doubled(2, 8, 1), "drift: no network with perceptron_at"),
+        (Trunk(2, 8, 1), "drift: no network with perceptron_at"),
+        (Called(2, 8, 1), "drift: no network with perceptron_at"),
+        (FourierMLP(2, 8, 1, "relu"), "activation 'relu'"),
+        (FourierMLP(3, 8, 1), "no perceptron of 2 components"),
+        (FourierMLP(2, 8, 17), "deeper than 16"),
+        (FourierMLP(2, 8, 1).double(), "no plain float32"),
+        (changed(with_dropout), "part of type Sequential"),
+        (changed(of_other_widths), "layers of one width"),
+        (changed(without_bias), "no plain float32 tensors"),
+        (changed(replaced), "a method of its Linear was replaced"),
+        (changed(lambda n: n.hidden[0].register_forward_hook(id)), "hooks on its Linear"),
+        (changed(lambda n: n.output.register_forward_pre_hook(id)), "hooks on its Linear"),
+        (changed(lambda n: n.register_full_backward_hook(id)), "hooks on its FourierMLP"),
+        (changed(lambda n: n.register_full_backward_pre_hook(id)), "hooks on its FourierMLP"),
+    ],
+)
+def test_networks_that_it_does_not_know(drift: Any, reason: str) -> None:
+    sde, grid = DiffFlowSDE(drift, FourierMLP(2, 8, 1)), TimeGrid.power(2, 1.0)
+    choice = sde.engine_for(batch(3), grid)
+    assert choice.name == "autograd"
+    assert reason in choice.reason
+    with pytest.raises(ValueError, match=r"engine='fused' is not possible here"):
+        sde.mean_loss(batch(3), grid, KEY, engine="fused")
+
+
+def test_global_hooks_are_called() -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert "global hooks" in model().engine_for(batch(3), TimeGrid.power(2, 1.0)).reason
+    finally:
+        handle.remove()
+
+
+class Wide(StandardNormal):
+    def log_prob(self, x: Tensor) -> Tensor:
+        return super().log_prob(x / 2)
+
+
+def test_priors_that_it_does_not_know() -> None:
+    sde, x0, grid = model(), batch(3), TimeGrid.power(2, 1.0)
+    for prior, name in ((StandardNormal(), "fused"), (StandardNormal(2.0), "autograd"),
+                        (Wide(), "autograd")):  # fmt: skip
+        other = DiffFlowSDE(sde.drift, sde.score, prior=prior)
+        assert other.engine_for(x0, grid).name == name
+
+
+def test_more_memory_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "MAX_SCRATCH", 2**16)
+    assert "MiB of memory" in model().engine_for(batch(3), TimeGrid.power(2, 1.0)).reason
+
+
+def test_calls_that_it_does_not_take() -> None:
+    sde, grid, x0 = model(), TimeGrid.power(2, 1.0), batch(3)
+    assert sde.engine_for(x0, grid) == ("fused", "")
+    assert "graph of every step" in sde.engine_for(x0, grid, checkpoint_every=0).reason
+    assert "float32 vectors" in sde.engine_for(batch(6, 2).view(3, 2, 2), grid).reason
+    assert "at least one sample" in sde.engine_for(x0[:0], grid).reason
+    with torch.autocast("cpu", torch.float16):
+        assert "autocast" in sde.engine_for(x0, grid).reason
+    with pytest.raises(ValueError, match="expected engine to be one of"):
+        sde.loss(x0, grid, KEY, engine="fast")  # pyright: ignore[reportArgumentType]
+
+
+def test_second_derivatives_are_refused() -> None:
+    sde = model()
+    for loss in (sde.mean_loss, sde.loss):
+        value = loss(batch(3), TimeGrid.power(2, 1.0), KEY, engine="fused").sum()
+        with pytest.raises(RuntimeError, match="second derivatives"):
+            torch.autograd.grad(value, list(sde.parameters()), create_graph=True)
+
+
+def test_weights_changed_before_the_backward_pass_are_noticed() -> None:
+    sde, x0 = model(), batch(3)
+    loss = sde.loss(x0, TimeGrid.power(2, 1.0), KEY, engine="fused").sum()
+    with torch.no_grad():
+        sde.drift.output.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -1,0 +1,218 @@
+"""Pictures: they are written, show what they were given in its colours, and refuse bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs the plot extra")
+
+from matplotlib import image
+
+from diffflow_ext import figures
+from diffflow_ext.figures import (
+    loss_curve,
+    panels,
+    particle_paths,
+    samples_beside_data,
+    trajectories,
+)
+
+RNG = np.random.default_rng(0)
+CLOUD = RNG.normal(size=(800, 2))
+TIMES = np.linspace(0.001, 0.05, 9)
+WALK = np.cumsum(RNG.normal(size=(9, 50, 2)), axis=0)
+
+
+def _rgb(path: Path) -> np.ndarray:
+    return np.asarray(image.imread(path))[:, :, :3]
+
+
+def _near(picture: np.ndarray, colour: str, within: float = 0.08) -> np.ndarray:
+    target = np.array([int(colour[i : i + 2], 16) / 255.0 for i in (1, 3, 5)])
+    return np.abs(picture - target).max(axis=2) < within
+
+
+def test_two_dimensions_side_by_side(tmp_path: Path) -> None:
+    path = samples_beside_data(tmp_path / "a.png", CLOUD, CLOUD + 0.0, "title")
+    assert path == tmp_path / "a.png"
+    picture = _rgb(path)
+    assert picture.shape[:2] == (780, 1350)
+    data, samples = _near(picture, panels.BLUE), _near(picture, panels.ORANGE)
+    middle = picture.shape[1] // 2
+    assert data[:, :middle].sum() > 500
+    assert not data[:, middle:].any()
+    assert samples[:, middle:].sum() > 500
+    assert not samples[:, :middle].any()
+    # The same points on the same axes make the same pattern, moved sideways.
+    left, right = (np.flatnonzero(mask.any(axis=0)) for mask in (data, samples))
+    assert abs((left[-1] - left[0]) - (right[-1] - right[0])) <= 2
+    up, down = (np.flatnonzero(mask.any(axis=1)) for mask in (data, samples))
+    assert abs(up[0] - down[0]) <= 1
+    assert abs(up[-1] - down[-1]) <= 1
+
+
+def test_rings_stay_round(tmp_path: Path) -> None:
+    angle = np.linspace(0.0, 2.0 * np.pi, 3_000)
+    ring = np.column_stack([np.cos(angle), np.sin(angle)])
+    wide = np.concatenate([ring, ring + np.array([4.0, 0.0])])
+    picture = _rgb(samples_beside_data(tmp_path / "a.png", wide, wide, "rings"))
+    mask = _near(picture, panels.BLUE)
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    assert (columns[-1] - columns[0]) / (rows[-1] - rows[0]) == pytest.approx(3.0, rel=0.05)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 7])
+def test_other_dimensions_make_a_corner(tmp_path: Path, dim: int) -> None:
+    data, samples = RNG.normal(size=(900, dim)), RNG.normal(0.5, 1.0, size=(700, dim))
+    names = [f"column {i}" for i in range(dim)]
+    picture = _rgb(samples_beside_data(tmp_path / "a.png", data, samples, "t", columns=names))
+    assert picture.shape[1] == pytest.approx(150 * (1.9 * min(max(dim, 2), 5) + 0.5), abs=1.0)
+    assert _near(picture, panels.ORANGE).sum() > 200
+    if dim > 1:
+        height, width = picture.shape[:2]
+        corner = picture[int(0.42 * height) : int(0.6 * height), int(0.82 * width) :]
+        assert np.all(corner > 0.99), "above the diagonal the paper is white"
+
+
+def test_nearly_constant_and_outlying_columns(tmp_path: Path) -> None:
+    data = np.column_stack([np.full(50, 3.0), RNG.normal(size=50), RNG.normal(size=50)])
+    samples = data * 1.0
+    samples[0] = [1e9, -1e9, 1e9]
+    assert samples_beside_data(tmp_path / "a.png", data, samples, "odd").exists()
+    assert samples_beside_data(tmp_path / "b.png", data[:, :2], samples[:, :2], "odd").exists()
+
+
+def test_trajectories(tmp_path: Path) -> None:
+    path = trajectories(tmp_path / "t.png", WALK, WALK[:, :20], TIMES, "rows", num_columns=4)
+    picture = _rgb(path)
+    assert picture.shape[:2] == (int(150 * 4.25), int(150 * 7.5))
+    inked = (picture.max(axis=2) - picture.min(axis=2)) > 0.3
+    height, width = inked.shape
+    for row in range(2):
+        for column in range(4):
+            part = inked[
+                height * row // 2 : height * (row + 1) // 2,
+                width * column // 4 : width * (column + 1) // 4,
+            ]
+            assert part.sum() > 30, (row, column)
+
+
+def test_more_columns_than_times(tmp_path: Path) -> None:
+    path = trajectories(tmp_path / "t.png", WALK[:2], WALK[:2], TIMES[:2], "two", num_columns=9)
+    assert _rgb(path).shape[1] == int(150 * (1.75 * 2 + 0.5))
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_particle_paths_and_file_kinds(tmp_path: Path, suffix: str) -> None:
+    first = particle_paths(tmp_path / f"a.{suffix}", WALK, "paths", background=CLOUD)
+    second = particle_paths(tmp_path / f"b.{suffix}", WALK, "paths", background=CLOUD)
+    assert first.stat().st_size > 10_000
+    start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix]
+    assert first.read_bytes().startswith(start)
+    if suffix != "svg":  # SVG names its parts by random identifiers
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_loss_curve(tmp_path: Path) -> None:
+    steps = np.arange(500)
+    losses = 2.0 + np.exp(-steps / 50) + 0.1 * RNG.normal(size=500)
+    losses[0], losses[250] = 1e6, np.nan
+    picture = _rgb(
+        loss_curve(
+            tmp_path / "l.png",
+            steps,
+            losses,
+            valid=(steps[::100], 2.1 + 0 * steps[::100]),
+            reference=("entropy", 1.5),
+        )
+    )
+    smooth = _near(picture, panels.BLUE)
+    # The spike does not press the rest of the curve flat: it ends at mid-height.
+    rows = np.flatnonzero(smooth[:, -300:-120].any(axis=1)) / len(picture)
+    assert 0.4 < rows.mean() < 0.8
+    assert _near(picture, panels.ORANGE).sum() > 100
+    assert loss_curve(tmp_path / "one.png", [7], [3.0]).exists()
+
+
+def test_moving_average_by_hand() -> None:
+    values = np.array([8.0, 4.0, 2.0, np.nan, 1.0, 1.0, 4.0])
+    expected = [8.0, 14.0 / 3.0, 15.0 / 4.0, 2.0, 2.0, 2.0, 2.0]
+    assert np.allclose(panels.moving_average(values, 5), expected)
+    assert np.allclose(panels.moving_average(values, 1), values, equal_nan=True)
+    assert np.isnan(panels.moving_average(np.array([1.0, np.nan, np.nan, np.nan]), 2)[2])
+
+
+def test_mass_levels_of_a_gaussian() -> None:
+    """In two dimensions the set that holds the mass m is where p > (1 - m) p(0)."""
+    axis = np.linspace(-6.0, 6.0, 401)
+    density = np.exp(-0.5 * (axis[:, None] ** 2 + axis**2))
+    assert np.allclose(panels._mass_levels(density, (0.9, 0.5)), [0.1, 0.5], atol=0.003)
+
+
+def test_turns_and_square() -> None:
+    cross = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 1e-9], [0.0, -1.0]])
+    assert np.allclose(panels.turns(cross + 5.0), [0.5, 0.75, 1.0, 0.25], atol=1e-6)
+    (left, right), (low, high) = panels.square(cross * [10.0, 1.0] + [3.0, 7.0], 1.0)
+    assert right - left == pytest.approx(high - low)
+    assert right - left > 20.0
+    assert (left + right) / 2.0 == pytest.approx(3.0)
+    assert (low + high) / 2.0 == pytest.approx(7.0)
+
+
+def test_no_window_and_no_global_state(tmp_path: Path) -> None:
+    code = (
+        "import sys, matplotlib\n"
+        # Through dict, or reading the backend would itself import pyplot.
+        "before = dict(dict.items(matplotlib.rcParams))\n"
+        "from diffflow_ext.figures import loss_curve\n"
+        f"loss_curve({str(tmp_path / 'a.png')!r}, [1, 2], [3.0, 2.0])\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert dict(dict.items(matplotlib.rcParams)) == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_matplotlib_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'diffflow_ext\[plot\]'"):
+        loss_curve(tmp_path / "a.png", [1, 2], [3.0, 2.0])
+
+
+def test_bad_targets(tmp_path: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"loss_curve: expected the folder .*make it first"
+    ):
+        loss_curve(tmp_path / "no" / "a.png", [1], [1.0])
+    with pytest.raises(ValueError, match=r"loss_curve: expected a path ending in \.png"):
+        loss_curve(tmp_path / "a.jpeg", [1], [1.0])
+
+
+def test_bad_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with pytest.raises(ValueError, match=r"as many columns, got shapes \(800, 2\) and \(800, 1\)"):
+        samples_beside_data(path, CLOUD, CLOUD[:, :1], "t")
+    bad = CLOUD.copy()
+    bad[3, 1] = np.nan
+    with pytest.raises(ValueError, match="samples_beside_data: expected finite samples, 1 of"):
+        samples_beside_data(path, CLOUD, bad, "t")
+    with pytest.raises(ValueError, match="expected 2 column names, got 1"):
+        samples_beside_data(path, CLOUD, CLOUD, "t", columns=["a"])
+    with pytest.raises(ValueError, match="data with 2 axes"):
+        samples_beside_data(path, CLOUD[0], CLOUD, "t")
+    with pytest.raises(ValueError, match=r"got 8 times for \[9, 9\] states"):
+        trajectories(path, WALK, WALK, TIMES[:8], "t")
+    with pytest.raises(ValueError, match="increasing times"):
+        trajectories(path, WALK, WALK, TIMES[::-1], "t")
+    with pytest.raises(ValueError, match=r"\(N \+ 1, B, 2\) with N >= 1, got \(1, 50, 2\)"):
+        particle_paths(path, WALK[:1], "t")
+    with pytest.raises(ValueError, match=r"losses of shape \(2,\)"):
+        loss_curve(path, [1, 2], [1.0])
+    with pytest.raises(ValueError, match="0 finite"):
+        loss_curve(path, [1, 2], [np.nan, np.inf])
+    assert not path.exists()
+    assert figures.SUFFIXES[0] == ".png"

@@ -1,0 +1,356 @@
+"""The affine step: which terms take part, what its solvers come to, and what it refuses.
+
+Values, gradients, layouts and compilation against the reference are in test_functional.py, the
+CUDA kernel in test_kernels_host.py and test_gpu.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_close, same_bits
+from torch import Tensor
+
+from diffflow_ext import NoiseKey, functional
+from diffflow_ext.functional import PURPOSES
+from diffflow_ext.functional.affine import launch_affine_step
+
+KEY = NoiseKey(seed=2026, stream=3)
+STEP, OFFSET = 11, 5
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+TYPES = [(F32, F32), (F32, BF16), (F32, F16), (F64, F64)]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def rows(shape: tuple[int, ...], state: torch.dtype, net: torch.dtype) -> tuple[Tensor, ...]:
+    return torch.randn(shape, dtype=state), *(torch.randn(shape).to(net) for _ in range(2))
+
+
+def draws(shape: tuple[int, ...], dtype: torch.dtype, **options: Any) -> Tensor:
+    return functional.normal(shape, KEY, dtype=dtype, **options)
+
+
+# --- which terms take part -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("types", TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 2), (33, 7), (3, 40)], ids=str)
+def test_factors_in_memory_are_the_numbers(
+    shape: tuple[int, int], types: tuple[torch.dtype, torch.dtype]
+) -> None:
+    x, a, b = rows(shape, *types)
+    values = {"c_x": 0.9, "c_a": -0.4, "c_b": 0.3, "noise_scale": 0.6}
+    options = {"key": KEY, "step": STEP, "sample_offset": OFFSET}
+    expected = functional.affine_step(x, a, b, **values, **options)
+    for size, dtype in itertools.product([(), (1,), (1, 1)], [F32, F64]):
+        # A float32 holds none of these numbers, so that both sides are given what it holds.
+        held = {name: torch.full(size, value, dtype=dtype) for name, value in values.items()}
+        plain = {name: value.item() for name, value in held.items()}
+        expected = functional.affine_step(x, a, b, **plain, **options)
+        assert same_bits(functional.affine_step(x, a, b, **held, **options), expected)
+        tensor_key = {**options, "key": KEY.to_tensor()}
+        assert same_bits(functional.affine_step(x, a, b, **held, **tensor_key), expected)
+
+
+@pytest.mark.parametrize("types", TYPES, ids=str)
+def test_an_absent_term_is_a_term_of_zeros(types: tuple[torch.dtype, torch.dtype]) -> None:
+    x, a, b = rows((9, 5), *types)
+    alone = functional.affine_step(x, a, c_x=0.9, c_a=-0.4)
+    with_zeros = functional.affine_step(x, a, torch.zeros_like(b), c_x=0.9, c_a=-0.4, c_b=0.7)
+    assert torch.equal(alone, with_zeros)
+    silent = functional.affine_step(
+        x, a, c_x=0.9, c_a=-0.4, noise_scale=torch.zeros((), dtype=types[0]), key=KEY
+    )
+    assert torch.equal(alone, silent)
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_the_noise_is_that_of_normal(purpose: str) -> None:
+    zeros = torch.zeros(6, 5)
+    options = {"purpose": purpose, "step": STEP, "sample_offset": OFFSET}
+    found = functional.affine_step(zeros, zeros, c_a=1.0, noise_scale=1.0, key=KEY, **options)
+    assert torch.equal(found, draws((6, 5), F32, **options))
+
+
+#: Calls the core with an address that nobody can read, for a key or for b. Each call is made in a
+#: child of its own, which may die of it; prints its sum, or the signal.
+CALLS = """
+import os, sys, torch
+from diffflow_ext.functional import core
+
+def total(key, scale, b):
+    x, y = torch.ones(3, 5), torch.empty(3, 5)
+    target, rows = _backend.target(x), (x.data_ptr(), x.data_ptr(), b or 0, y.data_ptr())
+    numbers = ((1.0, 0), (2.0, 0), (4.0, 0), scale)
+    _backend.core.affine_step(target, (0, 0, 0, 0, key), *numbers, *rows)
+    return int(y.sum())
+
+stored = torch.zeros(1)
+for case in (
+    (0, (0.0, 0), 0),
+    (16, (0.0, 0), 0),
+    (16, (0.5, 0), 0),
+    (16, (0.0, stored.data_ptr()), 0),
+    (0, (0.0, 0), 16),
+):
+    child = os.fork()
+    if child == 0:
+        os._exit(total(*case))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_what_is_absent_is_never_read() -> None:
+    """No b, and no key without noise; a scale in memory may have changed and always draws."""
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS], capture_output=True, text=True, check=True
+    )
+    died = -signal.SIGSEGV
+    assert list(map(int, done.stdout.split())) == [45, 45, died, died, died]
+
+
+def test_a_silent_step_needs_no_key() -> None:
+    x = torch.randn(4, 3)
+    expected = functional.affine_step(x, x, c_a=0.5)
+    assert same_bits(functional.affine_step(x, x, c_a=0.5, noise_scale=0, key=KEY), expected)
+    assert same_bits(launch_affine_step(x, x, None, 1.0, 0.5, 0.0, 0.0, None, 1, 0, 0), expected)
+
+
+def test_converted_factors_live_until_the_kernel_has_read_them() -> None:
+    """float64 factors of a float32 state exist for the length of one call."""
+    x = torch.ones(1, 1)
+    for _ in range(200):
+        c_x, c_a, c_b = (torch.tensor(value, dtype=F64) for value in (1.0, 2.0, 4.0))
+        y = launch_affine_step(x, x, x, c_x, c_a, c_b, 0.0, None, 1, 0, 0)
+        assert y.item() == 7.0
+
+
+def test_one_tensor_may_stand_in_all_places() -> None:
+    x = torch.randn(5, 7, requires_grad=True)
+    y = functional.affine_step(x, x, x, c_x=0.5, c_a=0.25, c_b=0.25)
+    assert torch.equal(y, x)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(grad, torch.ones(5, 7))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+@pytest.mark.parametrize("width", [1, 3, 4, 1030])
+def test_a_batch_may_be_split_anywhere(width: int, scale: float) -> None:
+    """Without noise rows run into one another in memory, with noise each starts a counter."""
+    x, a, b = rows((7, width), F32, BF16)
+    options = {"c_x": 0.9, "c_a": -0.4, "c_b": 0.3, "noise_scale": scale, "key": KEY}
+    whole = functional.affine_step(x, a, b, sample_offset=OFFSET, **options)
+    for at in range(8):
+        parts = [
+            functional.affine_step(x[s], a[s], b[s], sample_offset=OFFSET + s.start, **options)
+            for s in (slice(0, at), slice(at, 7))
+        ]
+        assert same_bits(torch.cat(parts), whole)
+
+
+# --- solvers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("types", TYPES, ids=str)
+def test_an_euler_maruyama_step_has_the_same_bits(types: tuple[torch.dtype, torch.dtype]) -> None:
+    x, f, _ = rows((6, 9), *types)
+    dt, g = (torch.tensor(value, dtype=types[0]) for value in (0.05, 0.7))
+    expected = functional.em_step(x, f, dt=dt, g=g, key=KEY, step=STEP)
+    # torch's own root of a float32 is not always the nearest.
+    scale = g * torch.tensor(np.sqrt(dt.numpy()))
+    found = functional.affine_step(
+        x, f, c_a=dt, noise_scale=scale, key=KEY, purpose="forward", step=STEP
+    )
+    assert same_bits(found, expected)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_a_step_of_the_reverse_family(strength: float) -> None:
+    x, f, s = rows((6, 9), F64, F64)
+    dt, g = 0.05, 0.7
+    found = functional.affine_step(
+        x, f, s, c_a=-dt, c_b=(1 + strength**2) / 2 * g**2 * dt,
+        noise_scale=strength * g * dt**0.5, key=KEY, step=STEP,
+    )  # fmt: skip
+    expected = functional.reverse_step(
+        x, f, s, dt=dt, g_next=g, key=KEY, step=STEP, stochasticity=strength
+    )
+    assert_close(found, expected, "float64")
+
+
+def test_a_heun_step_is_exact_for_a_drift_linear_in_time() -> None:
+    """dx/dt = 2 t - 1 from 0.5 to 0.75: the trapezoid of a straight line is its integral."""
+    x = torch.randn(4, 3, dtype=F64)
+    ends = [torch.full_like(x, 2 * t - 1) for t in (0.5, 0.75)]
+    y = functional.affine_step(x, *ends, c_a=0.125, c_b=0.125)
+    assert_close(y, x + (0.75**2 - 0.5**2) - 0.25, "float64")
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_an_implicit_step_keeps_the_marginals(eta: float) -> None:
+    """From x_t = alpha_t x_0 + sigma_t e, with e known, to alpha_s x_0 + sigma_s e' (DDIM)."""
+    x0, e = torch.randn(20_000, 2, dtype=F64), torch.randn(20_000, 2, dtype=F64)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (0.6, 0.8), (0.8, 0.6)
+    noise = eta * sigma_s / sigma_t * (1 - (alpha_t / alpha_s) ** 2) ** 0.5
+    c_x = alpha_s / alpha_t
+    c_e = (sigma_s**2 - noise**2) ** 0.5 - c_x * sigma_t
+    x_t = alpha_t * x0 + sigma_t * e
+    x_s = functional.affine_step(x_t, e, c_x=c_x, c_a=c_e, noise_scale=noise, key=KEY)
+    rest = (x_s - alpha_s * x0) / sigma_s
+    # 40,000 standard normals: mean and variance within four standard errors.
+    assert abs(rest.mean().item()) < 4 / 200
+    assert abs(rest.var().item() - 1) < 4 * 2**0.5 / 200
+    if eta == 0:
+        assert_close(rest, e, "float64")
+
+
+# --- gradients -----------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_a_scale_that_is_zero_is_there() -> None:
+    x = torch.randn(9, 6, dtype=F64)
+    scale = torch.zeros(1, dtype=F64, requires_grad=True)
+    y = functional.affine_step(x, x, c_a=0.5, noise_scale=scale, key=KEY, purpose="langevin")
+    (grad,) = torch.autograd.grad(y.sum(), scale)
+    expected = draws((9, 6), F64, purpose="langevin").sum()
+    assert grad.shape == (1,)
+    assert_close(grad[0], expected, "float64", scale=10.0)
+
+
+def test_gradients_are_made_only_where_they_are_asked_for() -> None:
+    x, a, b = (torch.randn(3, 2, dtype=F64, requires_grad=need) for need in (False, True, False))
+    factor = torch.tensor(0.3, dtype=F64, requires_grad=True)
+    y = functional.affine_step(x, a, b, c_a=0.5, c_b=factor)
+    of_a, of_factor = torch.autograd.grad(y.sum(), (a, factor))
+    assert torch.equal(of_a, torch.full((3, 2), 0.5, dtype=F64))
+    assert_close(of_factor, b.sum(), "float64", scale=10.0)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, F16])
+def test_factors_of_any_dtype_leave_gradients_in_theirs(dtype: torch.dtype) -> None:
+    x, a, _ = (t.requires_grad_() for t in rows((3, 2), F32, BF16))
+    factor = torch.full((1,), 0.5, dtype=dtype, requires_grad=True)
+    y = functional.affine_step(x, a, c_x=factor, c_a=factor)
+    of_x, of_a, of_factor = torch.autograd.grad(y.sum(), (x, a, factor))
+    assert (y.dtype, of_x.dtype, of_a.dtype, of_factor.dtype) == (F32, F32, BF16, dtype)
+    assert of_factor.shape == (1,)
+    assert torch.equal(of_x, torch.full((3, 2), 0.5))
+
+
+# --- torch.compile -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted() -> Any:
+    """Compiles without graph breaks; also returns the counter of compilations."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+
+    def build(op: Callable[..., Tensor]) -> tuple[Any, Any]:
+        counter = CompileCounterWithBackend("aot_eager")
+        return torch.compile(op, fullgraph=True, backend=counter), counter
+
+    yield build
+    torch._dynamo.reset()
+
+
+def test_numbers_may_change_between_compiled_calls(counted: Any) -> None:
+    """Each compiles again; a scale of 0 makes a graph without noise and leaves it again."""
+
+    def step(x: Tensor, a: Tensor, c: float, scale: float) -> Tensor:
+        return functional.affine_step(x, a, c_a=c, noise_scale=scale, key=KEY, step=STEP)
+
+    op, _ = counted(step)
+    x, a, _ = rows((5, 3), F32, F32)
+    for c, scale in ((0.1, 0.0), (0.1, 0.5), (0.2, 0.6), (0.2, 0.0)):
+        assert same_bits(op(x, a, c, scale), step(x, a, c, scale))
+
+
+def test_tensors_that_change_compile_once(counted: Any) -> None:
+    def step(x: Tensor, a: Tensor, c: Tensor, key: Tensor) -> Tensor:
+        return functional.affine_step(x, a, a, c_a=c, c_b=c, noise_scale=c, key=key)
+
+    op, counter = counted(step)
+    for stream in range(3):
+        x, a, _ = rows((5, 3), F32, F32)
+        c, key = torch.rand(()), KEY.at(stream).to_tensor()
+        assert same_bits(op(x, a, c, key), step(x, a, c, key))
+    assert counter.frame_count == 1
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+X = torch.zeros(2, 3)
+NAN = float("nan")
+
+
+def call(**changes: Any) -> Tensor:
+    return functional.affine_step(**{"x": X, "a": X, "c_a": 0.5, **changes})
+
+
+#: What comes after "affine_step: expected".
+VALUE_ERRORS = [
+    ({"a": X[:1]}, "a to have the shape of x, got (1, 3) and (2, 3)"),
+    ({"b": X.T, "c_b": 1.0}, "b to have the shape of x, got (3, 2) and (2, 3)"),
+    ({"x": torch.tensor(1.0)}, "x of shape (B, *event), got shape ()"),
+    ({"c_x": torch.ones(2)}, "c_x to be a number or a tensor of one element, got shape (2,)"),
+    ({"c_a": torch.tensor(1)}, "a tensor c_a to be floating and on cpu, got int64 on cpu"),
+    ({"c_b": 0.5}, "b, because c_b is not 0; give both or neither"),
+    ({"c_b": torch.zeros(())}, "b, because c_b is not 0; give both or neither"),
+    ({"noise_scale": 0.5}, "a key, because noise_scale is not 0; pass key=NoiseKey(seed, stream)"),
+    ({"noise_scale": torch.zeros(())}, "a key, because noise_scale is not 0"),
+    ({"noise_scale": -0.5, "key": KEY}, "noise_scale >= 0, got noise_scale=-0.5"),
+    ({"noise_scale": torch.tensor(-0.5), "key": KEY}, "noise_scale >= 0, got noise_scale=-0.5"),
+    ({"noise_scale": torch.tensor(NAN), "key": KEY}, "noise_scale >= 0, got noise_scale=nan"),
+    ({"c_a": NAN}, "c_a to be finite, got c_a=nan"),
+    ({"c_x": float("inf")}, "c_x to be finite, got c_x=inf"),
+    ({"c_a": -1e39}, "|c_a| <= 3.4e+38, the range of float32, got c_a=-1e+39; rescale"),
+    ({"c_a": torch.tensor(1e39, dtype=F64)}, "|c_a| <= 3.4e+38, the range of float32"),
+    ({"c_x": torch.tensor(NAN)}, "|c_x| <= 3.4e+38, the range of float32, got c_x=nan"),
+    ({"purpose": "colour"}, "purpose to be one of"),
+    ({"step": 2**24}, "0 <= step < 16777216"),
+    ({"sample_offset": 2**32 - 1}, "sample_offset + batch <= 2^32"),
+    ({"x": torch.zeros(1, 1).expand(2, 2**34 + 4)}, "at most 2^34 elements a sample"),
+]
+TYPE_ERRORS = [
+    ({"x": X.bfloat16()}, "x to be float32 or float64, got bfloat16"),
+    ({"a": X.long()}, "a to be float32, float64, bfloat16 or float16, got int64"),
+    ({"b": X.bool()}, "b to be float32, float64, bfloat16 or float16, got bool"),
+    ({"c_x": None}, "c_x to be a number, got None"),
+    ({"c_a": True}, "c_a to be a number, got True"),
+    ({"noise_scale": "1"}, "noise_scale to be a number, got '1'"),
+    ({"noise_scale": 1.0, "key": 5}, "key to be a NoiseKey or the tensor of NoiseKey.to_tensor"),
+    ({"step": 1.0}, "step to be an integer, got 1.0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "changes", "text"),
+    [
+        *((ValueError, *row) for row in VALUE_ERRORS),
+        *((TypeError, *row) for row in TYPE_ERRORS),
+    ],
+)
+def test_bad_arguments_are_refused(
+    error: type[Exception], changes: dict[str, Any], text: str
+) -> None:
+    call()
+    with pytest.raises(error) as caught:
+        call(**changes)
+    assert str(caught.value).startswith(f"affine_step: expected {text}")
+
+
+def test_large_factors_of_float64_pass() -> None:
+    x = torch.ones(1, 1, dtype=F64)
+    assert functional.affine_step(x, x, c_a=1e300).item() == 1e300
+    assert functional.affine_step(x, x, c_x=-1.0, c_a=1e-300).item() == -1.0

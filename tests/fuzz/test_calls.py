@@ -1,0 +1,254 @@
+"""Bad arguments and damaged files at every public door: only our own errors, and never a crash."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import fuzz_calls
+import fuzz_targets
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffflow_ext import NoiseKey, TimeGrid, functional
+from diffflow_ext.functional.steps import __all__
+from diffflow_ext.training import Checkpoint, CheckpointError, TrainConfig
+from diffflow_ext.training.store import checkpoint
+from diffflow_ext.training.store.checkpoint import load_checkpoint, save_checkpoint
+
+SCRIPT = Path(fuzz_calls.__file__)
+
+
+def run_cases(progress: Path, first: int, count: int) -> dict[str, int]:
+    """Runs cases in a process of their own; a finding or the end of the process is a failure."""
+    progress.write_bytes(bytes(8))
+    command = [sys.executable, str(SCRIPT), str(progress), str(first), str(count)]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=500, check=False
+    )
+    if done.returncode:
+        number = int.from_bytes(progress.read_bytes(), "little")
+        words = fuzz_calls.described(number)
+        pytest.fail(f"exit code {done.returncode} at {words}\n{done.stderr[-3000:]}")
+    *findings, counts = done.stdout.splitlines()
+    assert not findings, "\n".join(findings)
+    return json.loads(counts)
+
+
+needs_linux = pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="the limit of memory is read from /proc"
+)
+
+
+@needs_linux
+def test_thousands_of_bad_calls(tmp_path: Path) -> None:
+    seen = run_cases(tmp_path / "progress", 0, 4000)
+    assert sum(seen.values()) == 4000
+    assert seen["refused"] > 2000
+    assert seen["done"] > 100
+
+
+@needs_linux
+@pytest.mark.slow
+def test_a_hundred_thousand_bad_calls(tmp_path: Path) -> None:
+    seen = run_cases(tmp_path / "progress", 10_000, 100_000)
+    assert seen["refused"] > 50_000
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("ctypes.string_at(0)", "exit code -11 at case 0: "),
+        ("time.sleep(60)", "exit code 1 at case 0: "),
+        ("raise LookupError('odd')", "LookupError: odd"),
+    ],
+    ids=["crash", "hang", "class"],
+)
+def test_findings_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str
+) -> None:
+    """The same script with one target that does what none may do."""
+    script = tmp_path / "planted.py"
+    script.write_text(
+        f"import ctypes, sys, time\nsys.path.insert(0, {str(SCRIPT.parent)!r})\n"
+        "import fuzz_calls\nfrom fuzz_targets import TARGETS, Target\n"
+        f"def bad(value):\n    {body}\n"
+        "TARGETS.clear()\nTARGETS['bad'] = Target(bad, lambda: {'value': 1})\n"
+        "fuzz_calls.SECONDS = 2\nfuzz_calls.main(*sys.argv[1:])\n"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPT", script)
+    with pytest.raises((pytest.fail.Exception, AssertionError)) as caught:
+        run_cases(tmp_path / "progress", 0, 3)
+    assert words in str(caught.value)
+
+
+def test_every_good_call_is_good() -> None:
+    for target in fuzz_targets.TARGETS.values():
+        assert target.call(**target.good()) is not None
+
+
+def test_the_public_functions_are_all_targets() -> None:
+    named = set(fuzz_targets.TARGETS)
+    assert set(__all__) <= named
+    methods = {"loss", "mean_loss", "engine_for", "elbo", "encode", "path", "log_prob", "sample"}
+    assert methods <= named
+
+
+# --- hypothesis ----------------------------------------------------------------------------------
+
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
+    st.binary(max_size=5), st.complex_numbers(), st.decimals(), st.fractions(),
+    st.lists(st.one_of(st.integers(), st.floats(), st.none()), max_size=4),
+)  # fmt: skip
+
+
+def refused_or_done(call: Callable[..., Any], *arguments: Any) -> None:
+    message = "ours: "
+    try:
+        call(*arguments)
+    except (ValueError, TypeError) as error:
+        message = str(error)
+    assert fuzz_calls.OURS.match(message), message
+
+
+@given(st.lists(ANYTHING, min_size=4, max_size=4))
+def test_any_arguments_of_grids_and_keys(values: list[Any]) -> None:
+    steps = values[0]
+    if not (isinstance(steps, int) and steps > 10**6):  # It would be right, and take memory.
+        refused_or_done(TimeGrid.power, *values)
+        refused_or_done(TimeGrid.stratified, *values)
+    refused_or_done(TimeGrid.from_times, values)
+    refused_or_done(TimeGrid, values[0])
+    refused_or_done(NoiseKey, *values[:2])
+
+
+@given(st.lists(st.floats(), max_size=6))
+def test_a_grid_is_increasing_or_refused(times: list[float]) -> None:
+    good = len(times) > 1 and all(map(math.isfinite, times))
+    if good and all(b > a for a, b in pairwise(times)):
+        assert TimeGrid.from_times(times).times.tolist() == times
+        return
+    with pytest.raises(ValueError, match=fuzz_calls.OURS):
+        TimeGrid.from_times(times)
+
+
+@given(ANYTHING, ANYTHING)
+def test_any_scalars_of_a_step(dt: Any, g: Any) -> None:
+    x = torch.ones(2, 3)
+    refused_or_done(lambda: functional.em_step(x, x, dt=dt, g=g, key=NoiseKey(0), step=0), *())
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def mutated(text: str, rng: random.Random) -> bytes:
+    """Changes, repeats, removes or replaces pieces of a text."""
+    data = bytearray(text.encode())
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(data) + 1)
+        few = rng.randint(1, 12)
+        pieces = [
+            b"", b"=", b'"', b"[", b"]]", b"\n", b"\x00", b"\xff", b"nan", b"-inf", b"1e400",
+            b"99999999999999999999", b"1979-05-27", b"{a=1}", b"true", b"'''", b"\\ud800", b"0:0",
+            bytes([rng.randrange(256)]), bytes(data[at : at + few]) * 2,
+        ]  # fmt: skip
+        digits = [i for i, byte in enumerate(data) if chr(byte).isdigit()]
+        if digits and rng.random() < 0.8:
+            data[rng.choice(digits)] = rng.choice(b"0123456789-.e")
+        else:
+            data[at : at + rng.choice((0, 0, 1, few))] = rng.choice(pieces)
+    return bytes(data)
+
+
+def load_damaged(folder: Path, text: str, seed: int, count: int) -> dict[str, int]:
+    rng, seen, path = random.Random(seed), {"read": 0, "refused": 0}, folder / "config.toml"
+    for _ in range(count):
+        data = mutated(text, rng)
+        path.write_bytes(data)
+        try:
+            TrainConfig.load(path)
+        except ValueError:
+            seen["refused"] += 1
+        except Exception as error:
+            raise AssertionError(f"config.toml with the bytes {data!r}") from error
+        else:
+            seen["read"] += 1
+    return seen
+
+
+CONFIG = TrainConfig(data="moons", progressive="0:2,100:5", learn_diffusion=True).to_toml()
+
+
+def test_damaged_configurations(tmp_path: Path) -> None:
+    seen = load_damaged(tmp_path, CONFIG, seed=0, count=400)
+    assert min(seen.values()) > 40
+
+
+@pytest.mark.slow
+def test_many_damaged_configurations(tmp_path: Path) -> None:
+    seen = load_damaged(tmp_path, CONFIG, seed=1, count=10_000)
+    assert min(seen.values()) > 1_000
+
+
+def spoiled(value: Any, rng: random.Random) -> Any:
+    """A manifest with one of its values replaced, at any depth."""
+    odd: list[Any] = [None, -1, 2**70, 1.5, "", "x", [], {}, True, [[]], {"a": 1}, "../../x"]
+    if not isinstance(value, (dict, list)) or not value or rng.random() < 0.15:
+        return rng.choice(odd)
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    key = rng.choice(list(keys))
+    changed = value.copy()
+    if isinstance(value, dict) and rng.random() < 0.2:
+        changed[rng.choice(("x", "../x", ""))] = changed.pop(key)
+    else:
+        changed[key] = spoiled(value[key], rng)
+    return changed
+
+
+def load_forged(folder: Path, seed: int, count: int) -> int:
+    """Manifests of any content whose checksum fits; returns how many are refused."""
+    tensors = {"w": torch.arange(3.0)}
+    whole = save_checkpoint(folder, Checkpoint(5, tensors, {}, {}, {"seed": 3, "list": [1, 2]}))
+    path, rng, refused = whole / "manifest.json", random.Random(seed), 0
+    good = json.loads(path.read_bytes())
+    del good["checksum"]
+    for _ in range(count):
+        body = spoiled(good, rng)
+        if isinstance(body, dict):
+            digest = checkpoint._digest(checkpoint._spell(body))
+            path.write_bytes(checkpoint._spell({**body, "checksum": digest}))
+        else:
+            path.write_text(json.dumps(body))
+        try:
+            loaded = load_checkpoint(whole)
+        except CheckpointError:
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"manifest {body!r}") from error
+        else:
+            assert torch.equal(loaded.model["w"], tensors["w"]), body
+    return refused
+
+
+def test_forged_manifests(tmp_path: Path) -> None:
+    assert load_forged(tmp_path, seed=0, count=400) > 200
+
+
+@pytest.mark.slow
+def test_many_forged_manifests(tmp_path: Path) -> None:
+    assert load_forged(tmp_path, seed=1, count=10_000) > 5_000

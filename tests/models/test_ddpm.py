@@ -1,0 +1,612 @@
+"""DDPM against closed forms of Gaussian data, textbook loops and quadrature."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from typing import Any
+
+import pytest
+import torch
+from denoisers import GaussianMixture, WavyNet, standard_error
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from diffflow_ext import DDPM, NoiseKey, TimeGrid
+from diffflow_ext.functional import normal
+from diffflow_ext.likelihood.variational import discretised_log_prob
+from diffflow_ext.processes import DiscreteVP
+
+KEY = NoiseKey(5, 2)
+SIGMAS = 4.5  # standard errors: one in 150,000 fails by chance, and the noise is fixed
+F64 = torch.float64
+
+
+def exact_model(deviation: float, schedule: Any = "linear", T: int | None = None, dim: int = 1):
+    """A model of N(0, deviation^2 I) that predicts the noise exactly."""
+    model = DDPM(lambda t, x: x, schedule, T)
+    data = GaussianMixture.single(model.process, deviation, dim)
+    model.eps_net = data.eps
+    return model, data
+
+
+class Recorder:
+    """A network that remembers the times it was asked about."""
+
+    def __init__(self, net: Any = None) -> None:
+        self.times: list[Tensor] = []
+        self.net = net or (lambda t, x: 0.3 * x)
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        self.times.append(t)
+        return self.net(t, x)
+
+
+class Textbook:
+    """The quantities of Ho et al., i = 1 ... T, from the betas alone."""
+
+    def __init__(self, betas: Tensor) -> None:
+        one = torch.ones(1, dtype=F64)
+        self.beta = torch.cat([0 * one, betas])
+        self.alpha = 1 - self.beta
+        self.bar = self.alpha.cumprod(0)
+
+    def posterior(self, i: int, k: int) -> tuple[float, float, float]:
+        """Factors of x_0 and x_i in the mean of q(x_k | x_i, x_0), and its variance."""
+        bar_i, bar_k = float(self.bar[i]), float(self.bar[k])
+        step = bar_i / bar_k
+        of_x0 = math.sqrt(bar_k) * (1 - step) / (1 - bar_i)
+        of_x = math.sqrt(step) * (1 - bar_k) / (1 - bar_i)
+        return of_x0, of_x, (1 - step) * (1 - bar_k) / (1 - bar_i)
+
+
+# --- loss ----------------------------------------------------------------------------------------
+
+
+def test_loss_is_the_documented_function_of_the_noise() -> None:
+    T, model = 40, DDPM(WavyNet().double(), "linear", 40)
+    x0 = torch.randn(300, 3, dtype=F64)
+    # Offsets into one stream; the network's rounding of t in float64 aside, all is exact.
+    u = torch.special.ndtr(
+        normal((300, 1), KEY, purpose="grid", step=1, sample_offset=7, dtype=F64)
+    )
+    i = (u * T).floor() + 1
+    bar = Textbook(model.process.betas).bar[i.long()]
+    eps = normal((300, 3), KEY, purpose="dsm", sample_offset=7, dtype=F64)
+    with torch.no_grad():
+        guess = model.eps_net((i / T)[:, 0], bar.sqrt() * x0 + (1 - bar).sqrt() * eps)
+        loss = model.loss(x0, KEY, sample_offset=7)
+    assert torch.allclose(loss, (eps - guess).square().mean(1), rtol=1e-12)
+
+
+def test_times_are_uniform_over_the_chain_and_given_to_the_network() -> None:
+    net, T, n = Recorder(), 8, 40_000
+    DDPM(net, "cosine", T).loss(torch.zeros(n, 1), KEY)
+    (t,) = net.times
+    assert t.shape == (n,)
+    assert t.dtype == torch.float32
+    i = (t * T).round().long()
+    assert torch.equal(i.float() / T, t)
+    counts = torch.bincount(i, minlength=T + 1)
+    assert counts[0] == 0
+    spread = math.sqrt(n / T * (1 - 1 / T))
+    assert float((counts[1:] - n / T).abs().max()) < SIGMAS * spread
+    # Neighbours are independent: the correlation of consecutive times vanishes.
+    centred = (t - t.mean()) / t.std()
+    assert abs(float((centred[1:] * centred[:-1]).mean())) < SIGMAS / math.sqrt(n)
+
+
+def test_the_exact_prediction_has_the_least_loss() -> None:
+    model, _ = exact_model(0.6, T=100)
+    x0 = 0.6 * normal((60_000, 1), NoiseKey(1), dtype=F64)
+    loss = model.loss(x0, KEY)
+    t = torch.arange(1, 101, dtype=F64) / 100
+    signal = (0.6 * model.process.alpha(t)).square()
+    least = float((signal / (signal + model.process.sigma(t).square())).mean())
+    assert abs(float(loss.mean()) - least) < SIGMAS * standard_error(loss)
+    for factor in (0.9, 1.1):
+        worse = DDPM(lambda t, x, c=factor: c * model.eps_net(t, x), model.process)
+        gap = worse.loss(x0, KEY) - loss
+        assert float(gap.mean()) > SIGMAS * standard_error(gap)
+
+
+def test_gradients_are_those_of_the_sum() -> None:
+    x0 = torch.randn(5, 2, dtype=F64)
+
+    def value(weight: Tensor, x: Tensor) -> Tensor:
+        def net(t: Tensor, z: Tensor) -> Tensor:
+            return torch.sin(weight[0] * z + weight[1] * t[:, None]) + weight[2]
+
+        return DDPM(net, "cosine", 30).loss(x, KEY)
+
+    weight = torch.tensor([0.4, -1.0, 0.2], dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(value, (weight, x0.requires_grad_()))
+
+
+def test_mean_loss_and_weights() -> None:
+    model = DDPM(WavyNet())
+    x0, weight = torch.randn(6, 2), torch.rand(6)
+    loss = model.loss(x0, KEY)
+    assert torch.allclose(model.mean_loss(x0, KEY), loss.mean())
+    assert torch.equal(model(x0, KEY), model.mean_loss(x0, KEY))
+    weighted = model.mean_loss(x0, KEY, weight=weight)
+    assert torch.allclose(weighted, (weight * loss).sum())
+
+
+# --- bound ---------------------------------------------------------------------------------------
+
+
+def expected_elbo(model: DDPM, deviation: float, x0: Tensor, variance: str) -> Tensor:
+    """The bound's expectation for Gaussian data and the exact network, in one dimension.
+
+    Every Kullback-Leibler divergence is written out for Gaussians from the textbook's posterior.
+    """
+    book, T = Textbook(model.process.betas), model.num_timesteps
+    total = 0.5 * (book.bar[T] * x0**2 - book.bar[T] - torch.log(1 - book.bar[T]))
+    for i in range(1, T + 1):
+        bar = float(book.bar[i])
+        marginal = bar * deviation**2 + 1 - bar
+        of_x0, of_x, spread = book.posterior(i, i - 1)
+        # The network's mean is a x_i, the posterior's of_x x_i + of_x0 x_0.
+        data = math.sqrt(bar) * deviation**2 / marginal
+        a = of_x + of_x0 * data
+        if i == 1:
+            decoder = (1 - bar) / bar
+            miss = (1 - a * math.sqrt(bar)) ** 2 * x0**2 + a**2 * (1 - bar)
+            total = total + 0.5 * (math.log(2 * math.pi * decoder) + miss / decoder)
+            continue
+        # Mean difference: (of_x - a) (sqrt(bar) x_0 + sqrt(1 - bar) eps) + of_x0 x_0.
+        shift = (of_x - a) * math.sqrt(bar) + of_x0
+        miss = shift**2 * x0**2 + (of_x - a) ** 2 * (1 - bar)
+        v = spread if variance == "small" else float(book.beta[i])
+        total = total + 0.5 * (spread / v - 1 - math.log(spread / v) + miss / v)
+    return -total
+
+
+@pytest.mark.parametrize("timesteps", [None, 9, 2])
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_elbo_has_the_closed_form_expectation(variance: Any, timesteps: int | None) -> None:
+    model, _ = exact_model(0.7, "cosine", 40)
+    x0 = torch.linspace(-2, 2, 5, dtype=F64).repeat_interleave(6000)
+    elbo = model.elbo(x0[:, None], KEY, variance=variance, timesteps=timesteps)
+    expected = expected_elbo(model, 0.7, x0, variance)
+    for part, truth in zip(elbo.split(6000), expected.split(6000), strict=True):
+        assert abs(float(part.mean() - truth[0])) < SIGMAS * standard_error(part)
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_bound_lies_below_the_density_of_ancestral_samples(variance: Any) -> None:
+    """With Gaussian data and a linear network the samples are Gaussian: both sides are known."""
+    T = 40
+    model, _ = exact_model(0.7, "cosine", T)
+    book, spread = Textbook(model.process.betas), 1.0
+    for i in range(T, 0, -1):
+        bar = float(book.bar[i])
+        of_x0, of_x, small = book.posterior(i, i - 1)
+        a = of_x + of_x0 * math.sqrt(bar) * 0.49 / (bar * 0.49 + 1 - bar)
+        noise = small if variance == "small" else float(book.beta[i])
+        spread = a * a * spread + ((1 - bar) / bar if i == 1 else noise)
+    x = model.sample((60_000, 1), None, KEY, variance=variance, last_step="noisy").double()
+    assert abs(float(x.var()) - spread) < SIGMAS * spread * math.sqrt(2 / 60_000)
+    x0 = torch.linspace(-2, 2, 9, dtype=F64)
+    density = Normal(0.0, math.sqrt(spread)).log_prob(x0)
+    gap = density - expected_elbo(model, 0.7, x0, variance)
+    assert float(gap.min()) > 0
+    elbo = model.elbo(x0.repeat_interleave(4000)[:, None], KEY, variance=variance)
+    for part, truth in zip(elbo.split(4000), density, strict=True):
+        assert float(part.mean()) < float(truth) + SIGMAS * standard_error(part)
+
+
+def test_bound_approaches_the_entropy_of_the_data() -> None:
+    x0 = 0.7 * normal((2000, 2), NoiseKey(1), dtype=F64)
+    for T, most in ((10, 0.3), (500, 0.004)):
+        model, data = exact_model(0.7, T=T, dim=2)
+        elbo = model.elbo(x0, KEY)
+        gap = data.log_prob(x0) - elbo
+        assert -SIGMAS * standard_error(gap) < float(gap.mean())
+        assert float(gap.mean()) < most + SIGMAS * standard_error(gap)
+
+
+def test_all_strata_are_all_terms() -> None:
+    model = DDPM(WavyNet().double(), "linear", 25)
+    x0 = torch.randn(6, 2, dtype=F64)
+    whole = model.elbo(x0, KEY)
+    assert torch.allclose(model.elbo(x0, KEY, timesteps=25), whole, rtol=1e-12)
+    assert not torch.allclose(model.elbo(x0, KEY, timesteps=24), whole, rtol=1e-6)
+
+
+def test_every_term_has_noise_of_its_own() -> None:
+    """On data 0 the state is sigma eps: draw s of purpose "dsm" for the s-th evaluation."""
+    states = []
+    model = DDPM(lambda t, x: states.append(x) or x, "linear", 5)
+    model.elbo(torch.zeros(6, 2, dtype=F64), KEY)
+    for step, x in enumerate(states):
+        sigma = model.process.sigma(torch.tensor((step + 1) / 5, dtype=F64))
+        eps = normal((6, 2), KEY, purpose="dsm", step=step, dtype=F64)
+        assert torch.allclose(x, sigma * eps, rtol=1e-12)
+
+
+def test_a_chain_of_one_step_is_a_latent_gaussian_model() -> None:
+    """T = 1: elbo = E log p(x_0 | x_1) - KL(q(x_1 | x_0) | N(0, 1)), no other term."""
+    model = DDPM(lambda t, x: 0 * x, DiscreteVP(torch.tensor([0.36])))
+    x0 = torch.full((20_000, 1), 0.5, dtype=F64)
+    # The mean is x_1 / 0.8 = x_0 + 0.75 eps, the variance 0.75^2.
+    likelihood = -0.5 * (math.log(2 * math.pi * 0.5625) + 1.0)
+    kl = 0.5 * (0.36 - 1 - math.log(0.36) + 0.64 * 0.25)
+    for timesteps in (None, 1):
+        elbo = model.elbo(x0, KEY, timesteps=timesteps)
+        assert abs(float(elbo.mean()) - likelihood + kl) < SIGMAS * standard_error(elbo)
+
+
+def test_elbo_is_differentiable() -> None:
+    x0 = torch.randn(3, 2, dtype=F64)
+
+    def value(weight: Tensor) -> Tensor:
+        model = DDPM(lambda t, x: weight * x, "linear", 12)
+        return model.elbo(x0, KEY, timesteps=5, clip=True)
+
+    weight = torch.tensor(0.4, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(value, (weight,))
+
+
+def test_clipped_predictions_bound_only_what_leaves_the_range() -> None:
+    inside, T = DDPM(lambda t, x: x, "cosine", 20), 20
+    data = GaussianMixture.single(inside.process, 1e-4)
+    inside.eps_net = data.eps  # predicts x_0 = 0 nearly
+    x0 = 1e-4 * torch.randn(6, 1, dtype=F64)
+    assert torch.allclose(inside.elbo(x0, KEY), inside.elbo(x0, KEY, clip=True), rtol=1e-9)
+    wild = DDPM(lambda t, x: -1e3 * torch.ones_like(x), "cosine", T)
+    clipped, free = wild.elbo(x0, KEY, clip=True), wild.elbo(x0, KEY)
+    assert bool((clipped > free).all())
+    # Every prediction is then x_0 = 1: the bound is that of a network which says so.
+    ones = DDPM(lambda t, x: x, wild.process)
+
+    def to_one(t: Tensor, x: Tensor) -> Tensor:
+        return (x - ones.process.alpha(t)) / ones.process.sigma(t)
+
+    ones.eps_net = to_one
+    assert torch.allclose(clipped, ones.elbo(x0, KEY), rtol=1e-9)
+
+
+# --- discretised decoder -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deviation", [1e-3, 0.007, 0.3, 2.0])
+@pytest.mark.parametrize("mean", [-1.3, -1.0, -0.4321, 0.0, 0.9999, 2.5])
+def test_masses_of_all_levels_sum_to_one(mean: float, deviation: float) -> None:
+    levels = torch.arange(256, dtype=F64)
+    log_mass = discretised_log_prob(levels, torch.full((256,), mean, dtype=F64), deviation)
+    assert log_mass.isfinite().all()
+    assert float(log_mass.exp().sum()) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_masses_are_right_far_in_the_tails() -> None:
+    import mpmath
+
+    levels = [0, 1, 77, 128, 254, 255]
+    mean, deviation = 0.11, 0.006
+    actual = discretised_log_prob(
+        torch.tensor(levels, dtype=F64), torch.full((6,), mean, dtype=F64), deviation
+    )
+    with mpmath.workdps(60):
+        # erfc keeps the digits that a difference of distribution functions near 1 would lose.
+        for k, value in zip(levels, actual.tolist(), strict=True):
+            ends = [(mpmath.mpf(2 * k + e) / 255 - 1 - mpmath.mpf(mean)) for e in (-1, 1)]
+            low, high = (z / mpmath.mpf(deviation) / mpmath.sqrt(2) for z in ends)
+            sign = 1 if low > 0 else -1
+            near, far = (low, high) if low > 0 else (high, low)
+            outermost = (k == 255 and low > 0) or (k == 0 and low < 0)
+            tail = 0 if outermost else mpmath.erfc(sign * far)
+            mass = (mpmath.erfc(sign * near) - tail) / 2
+            assert value == pytest.approx(float(mpmath.log(mass)), rel=1e-9)
+
+
+def test_gradients_of_masses_are_finite_everywhere() -> None:
+    levels = torch.arange(256, dtype=F64).repeat(5)
+    mean = torch.tensor([-1.5, -1.0, 0.0, 1.0, 3.0], dtype=F64).repeat_interleave(256)
+    mean.requires_grad_()
+    discretised_log_prob(levels, mean, 0.01).sum().backward()
+    assert mean.grad is not None
+    assert mean.grad.isfinite().all()
+    inner = torch.tensor([3.0, 100.0, 255.0, 0.0], dtype=F64)
+    start = torch.tensor([-0.9, -0.2, 0.95, -0.99], dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda m: discretised_log_prob(inner, m, 0.05), (start,))
+
+
+def test_bits_of_uniform_levels() -> None:
+    """256 equally likely levels need 8 bits; the exact network's bound is little above."""
+    model = DDPM(lambda t, x: x, "cosine", 300)
+    levels = torch.arange(256, dtype=F64)
+    atoms = (2 * levels / 255 - 1)[:, None]
+    data = GaussianMixture(
+        model.process, atoms, torch.zeros(256, dtype=F64), torch.full((256,), 1 / 256, dtype=F64)
+    )
+    model.eps_net = data.eps
+    bits = -model.elbo(atoms.float(), KEY, decoder="discretised").double() / math.log(2)
+    error = standard_error(bits)
+    assert error < 0.2
+    # 0.3 bits are what 300 steps lose where the levels begin to show.
+    assert 8 - SIGMAS * error < float(bits.mean()) < 8.35 + SIGMAS * error
+
+
+def test_discretised_decoder_has_the_published_mean_and_variance() -> None:
+    """Both decoders share all other terms, so the difference of bounds is that of the decoders."""
+    model = DDPM(WavyNet().double(), DiscreteVP(torch.tensor([0.05, 0.3])))
+    x0 = torch.tensor([3.0, 100.0, 200.0], dtype=F64)[:, None] * 2 / 255 - 1
+    with torch.no_grad():
+        eps = normal((3, 1), KEY, purpose="dsm", dtype=F64)
+        x1 = math.sqrt(0.95) * x0 + math.sqrt(0.05) * eps
+        guess = model.eps_net(torch.tensor(0.5, dtype=F64), x1)
+        mean = (x1 - math.sqrt(0.05) * guess) / math.sqrt(0.95)
+        actual = model.elbo(x0, KEY, decoder="discretised") - model.elbo(x0, KEY)
+    published = Normal(mean, math.sqrt(0.3 * 0.05 / (1 - 0.95 * 0.7)))
+    mass = published.cdf(x0 + 1 / 255) - published.cdf(x0 - 1 / 255)
+    gaussian = Normal(mean, math.sqrt(0.05 / 0.95)).log_prob(x0)
+    assert torch.allclose(actual, (mass.log() - gaussian)[:, 0], rtol=1e-9)
+
+
+def test_discretised_decoder_takes_images_only() -> None:
+    model = DDPM(WavyNet(), "linear", 4)
+    image = 2 * torch.randint(0, 256, (3, 1, 4, 4)) / 255 - 1
+    assert model.elbo(image, KEY, decoder="discretised").shape == (3,)
+    for bad in (image + 1e-3, image * 1.1, 2 * (torch.rand(3, 1, 4, 4) - 0.5)):
+        with pytest.raises(ValueError, match=r"expected x0 = 2 k / 255 - 1 .* got .* at index"):
+            model.elbo(bad, KEY, decoder="discretised")
+
+
+# --- samples -------------------------------------------------------------------------------------
+
+
+def textbook_samples(model: DDPM, shape: tuple[int, ...], variance: str) -> Tensor:
+    """Algorithm 2 of Ho et al., as printed."""
+    book, T = Textbook(model.process.betas), model.num_timesteps
+    x = normal(shape, KEY, purpose="prior", dtype=F64)
+    for i in range(T, 0, -1):
+        beta, alpha, bar = (float(v[i]) for v in (book.beta, book.alpha, book.bar))
+        eps = model.eps_net(torch.tensor(i / T, dtype=F64), x)
+        x = (x - beta / math.sqrt(1 - bar) * eps) / math.sqrt(alpha)
+        if i > 1:
+            z = normal(shape, KEY, purpose="reverse", step=i - 1, dtype=F64)
+            small = beta * (1 - float(book.bar[i - 1])) / (1 - bar)
+            x = x + math.sqrt(beta if variance == "large" else small) * z
+    return x
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@torch.no_grad()
+def test_all_steps_are_the_published_algorithm(variance: Any) -> None:
+    model = DDPM(WavyNet().double(), "linear", 30)
+    expected = textbook_samples(model, (8, 3), variance)
+    actual = model.sample((8, 3), None, KEY, variance=variance)
+    assert torch.allclose(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 7, 30])
+@torch.no_grad()
+def test_implicit_steps_are_the_published_ones(n: int, eta: float) -> None:
+    """Equation 12 of Song et al. with sigma of equation 16, on the documented times."""
+    model, T = DDPM(WavyNet().double(), "cosine", 30), 30
+    book = Textbook(model.process.betas)
+    times = [30] if n == 1 else [round(30 - j * 29 / (n - 1)) for j in range(n)]
+    x = normal((8, 3), KEY, purpose="prior", dtype=F64)
+    for i, k in zip(times, [*times[1:], 0], strict=True):
+        bar, bar_k = float(book.bar[i]), float(book.bar[k])
+        eps = model.eps_net(torch.tensor(i / T, dtype=F64), x)
+        x0 = (x - math.sqrt(1 - bar) * eps) / math.sqrt(bar)
+        s = eta * math.sqrt((1 - bar_k) / (1 - bar)) * math.sqrt(1 - bar / bar_k)
+        z = normal((8, 3), KEY, purpose="reverse", step=k, dtype=F64)
+        x = math.sqrt(bar_k) * x0 + math.sqrt(1 - bar_k - s * s) * eps + s * z
+    actual = model.sample((8, 3), n, KEY, sampler="ddim", eta=eta)
+    assert torch.allclose(actual, x, rtol=1e-9, atol=1e-11)
+
+
+def test_full_noise_ddim_is_ancestral() -> None:
+    model = DDPM(WavyNet(), "linear", 30)
+    for n in (None, 7):
+        ancestral = model.sample((8, 3), n, KEY)
+        assert torch.equal(model.sample((8, 3), n, KEY, sampler="ddim", eta=1.0), ancestral)
+        assert not torch.allclose(model.sample((8, 3), n, KEY, sampler="ddim"), ancestral)
+
+
+@pytest.mark.parametrize("options", [{}, {"variance": "large"}, {"sampler": "ddim"}])
+def test_samples_of_gaussian_data_have_its_variance(options: dict[str, Any]) -> None:
+    """To the discretisation's error, which 1000 steps leave at about a percent."""
+    model, _ = exact_model(0.7)
+    x = model.sample((4000, 1), None, KEY, **options)
+    assert abs(float(x.mean())) < SIGMAS * 0.7 / math.sqrt(4000)
+    assert float(x.std()) == pytest.approx(0.7, rel=SIGMAS / math.sqrt(8000) + 0.012)
+
+
+def test_networks_see_the_documented_times() -> None:
+    for n, expected in ((1, [10]), (2, [10, 1]), (4, [10, 7, 4, 1]), (None, [*range(10, 0, -1)])):
+        net = Recorder()
+        DDPM(net, "cosine", 10).sample((3, 2), n, KEY)
+        assert all(t.shape == () and t.dtype == torch.float32 for t in net.times)
+        assert [round(10 * float(t), 5) for t in net.times] == expected
+
+
+def test_clipping_keeps_samples_in_range() -> None:
+    wild = DDPM(lambda t, x: -3 * x, "linear", 20)
+    for options in ({}, {"sampler": "ddim"}, {"variance": "large"}):
+        x = wild.sample((50, 2), 6, KEY, clip=True, **options)
+        assert float(x.abs().max()) <= 1
+        assert float(wild.sample((50, 2), 6, KEY, **options).abs().max()) > 1
+    # Predictions inside of the range are left alone.
+    model, _ = exact_model(0.05, "cosine", 20)
+    free = model.sample((50, 1), None, KEY)
+    assert float(free.abs().max()) < 0.4
+    assert torch.allclose(model.sample((50, 1), None, KEY, clip=True), free, atol=2e-6)
+
+
+# --- ODE -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_log_prob_of_gaussian_data(schedule: Any) -> None:
+    model, data = exact_model(0.7, schedule, dim=2)
+    x = 0.7 * torch.randn(20, 2, dtype=F64)
+    truth = data.log_prob(x, 1 / 1000)
+    errors = [float((model.log_prob(x, n) - truth).abs().max()) for n in (10, 100)]
+    # What is left: steps of the chain's rates inside of the solver's, and alpha(1) > 0.
+    assert errors[1] < 1.5e-3
+    assert errors[1] < errors[0]
+    even = TimeGrid.power(100, 1.0, 1e-3, 1.0)
+    assert torch.allclose(model.log_prob(x, even, solver="rk4"), truth, atol=5e-3)
+
+
+def test_any_network_has_a_density() -> None:
+    model = DDPM(lambda t, x: 0.9 * x + 0.2 * torch.sin(2 * x + t) - 0.1, "linear", 50)
+    points = torch.linspace(-12, 12, 1201, dtype=F64)[:, None]
+    density = model.log_prob(points, 100, solver="rk4").exp()
+    assert float(density[[0, -1]].max()) < 1e-9
+    assert float(density.sum()) * 0.02 == pytest.approx(1.0, abs=1e-4)
+
+
+# --- what all calls have in common ---------------------------------------------------------------
+
+CALLS: dict[str, Any] = {
+    "loss": lambda m, x, **at: m.loss(x, KEY, **at),
+    "elbo": lambda m, x, **at: m.elbo(x, KEY, **at),
+    "strata": lambda m, x, **at: m.elbo(x, KEY, timesteps=3, clip=True, **at),
+    "log_prob": lambda m, x, **at: m.log_prob(x, 5, KEY, divergence="hutchinson", **at),
+    "ancestral": lambda m, x, **at: m.sample(tuple(x.shape), 4, KEY, **at),
+    "ddim": lambda m, x, **at: m.sample(
+        tuple(x.shape), 4, KEY, sampler="ddim", eta=0.5, clip=True, **at
+    ),
+}
+each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@each_call
+@torch.no_grad()
+def test_results_do_not_depend_on_how_a_batch_is_split(call: Any) -> None:
+    model, x = DDPM(WavyNet(), "linear", 12), torch.randn(50, 4)
+    whole = call(model, x)
+    parts = [call(model, x[a:b], sample_offset=a) for a, b in ((0, 1), (1, 30), (30, 50))]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@each_call
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("event", [(), (3,), (2, 4, 4)])
+@torch.no_grad()
+def test_shapes_and_dtypes(call: Any, event: tuple[int, ...], dtype: torch.dtype) -> None:
+    model = DDPM(WavyNet().to(dtype), "cosine", 6)
+    for batch in (5, 0):
+        value = call(model, torch.randn(batch, *event).to(dtype))
+        sampled = value.shape == (batch, *event)
+        assert sampled or value.shape == (batch,)
+        assert value.dtype == dtype
+        assert value.isfinite().all()
+
+
+@each_call
+def test_networks_in_bfloat16(call: Any) -> None:
+    model = DDPM(WavyNet(), "linear", 12)
+    reduced = DDPM(lambda t, x: model.eps_net(t, x).bfloat16(), model.process)
+    x = torch.randn(20, 4)
+    value, exact = call(reduced, x).detach(), call(model, x).detach()
+    assert value.dtype == torch.float32
+    # Predictions of size 1 are right to 2^-9; few steps add up, the bound divides by sigma.
+    assert torch.allclose(value, exact, rtol=0.05, atol=0.05)
+    assert not torch.equal(value, exact)
+
+
+def test_default_keys_come_from_torch() -> None:
+    model, x = DDPM(WavyNet(), "linear", 6), torch.randn(5, 2)
+    for call in (model.loss, model.elbo, lambda x: model.sample(tuple(x.shape))):
+        torch.manual_seed(3)
+        first, second = call(x), call(x)
+        torch.manual_seed(3)
+        assert torch.equal(call(x), first)
+        assert not torch.equal(first, second)
+
+
+@torch.no_grad()
+def test_a_key_may_be_a_tensor() -> None:
+    model, x = DDPM(WavyNet(), "linear", 6), torch.randn(5, 2)
+    assert torch.equal(model.loss(x, KEY.to_tensor()), model.loss(x, KEY))
+    assert torch.equal(model.elbo(x, KEY.to_tensor()), model.elbo(x, KEY))
+    assert torch.equal(model.sample((5, 2), 3, KEY.to_tensor()), model.sample((5, 2), 3, KEY))
+
+
+def test_module_behaviour() -> None:
+    model = DDPM(WavyNet(), "cosine", 20)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = DDPM(WavyNet(1.0), "cosine", 20)
+    other.load_state_dict(torch.load(file))
+    x0 = torch.randn(4, 2)
+    assert torch.equal(other.loss(x0, KEY), model.loss(x0, KEY))
+    clone = copy.deepcopy(model).double()
+    assert clone.sample((3, 2), 2).dtype == F64
+    assert model.sample((3, 2), 2).dtype == torch.float32
+    assert [name for name, _ in model.named_parameters()] == ["eps_net.weight"]
+
+
+def test_compiled_loss_has_no_graph_break() -> None:
+    model, x0 = DDPM(WavyNet(), "linear", 50), torch.randn(6, 2)
+    compiled = torch.compile(model.mean_loss, fullgraph=True, backend="aot_eager")
+    for key in (KEY.to_tensor(), KEY.at(9).to_tensor()):
+        value, expected = compiled(x0, key), model.mean_loss(x0, key)
+        assert torch.allclose(value, expected, rtol=1e-6)
+        grads = [torch.autograd.grad(v, model.eps_net.weight)[0] for v in (value, expected)]
+        assert torch.allclose(*grads, rtol=1e-5, atol=1e-7)
+
+
+def test_schedules() -> None:
+    assert torch.equal(DDPM(nn.Identity()).process.betas, DiscreteVP.linear().betas)
+    assert torch.equal(DDPM(nn.Identity(), "cosine", 7).process.betas, DiscreteVP.cosine(7).betas)
+    ends = [float(DDPM(nn.Identity(), "linear", T).process.log_alphas[-1]) for T in (50, 1000)]
+    # The published schedule destroys the data as much at any length.
+    assert ends[0] == pytest.approx(ends[1], rel=0.2)
+    chain = DiscreteVP.linear(5, 0.1, 0.2)
+    assert DDPM(nn.Identity(), chain).num_timesteps == 5
+    assert DDPM(nn.Identity(), chain, 5).process is chain
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m, x: DDPM(3), TypeError, r"DDPM: expected eps_net to be callable .* got 3"),
+        (lambda m, x: DDPM(m.eps_net, "sine"), ValueError, "expected schedule to be one of"),
+        (lambda m, x: DDPM(m.eps_net, "linear", 0), ValueError, "expected 1 <= num_timesteps"),
+        (lambda m, x: DDPM(m.eps_net, m.process, 7), ValueError, r"that of the schedule \(12\)"),
+        (lambda m, x: m.loss(x.half()), TypeError, "DDPM.loss: expected x0 to be float32"),
+        (lambda m, x: m.loss(x / 0), ValueError, "DDPM.loss: expected finite x0, got"),
+        (lambda m, x: m.loss(x, 3), TypeError, "expected key to be a NoiseKey"),
+        (lambda m, x: m.loss(x, KEY, sample_offset=-1), ValueError, "sample_offset"),
+        (lambda m, x: m.mean_loss(x, weight=x), ValueError, r"expected weight of shape \(3,\)"),
+        (lambda m, x: m.elbo(x, decoder="exact"), ValueError, "expected decoder to be one of"),
+        (lambda m, x: m.elbo(x, variance="medium"), ValueError, "expected variance to be one of"),
+        (lambda m, x: m.elbo(x, timesteps=1), ValueError, "expected 2 <= timesteps < 13, got"),
+        (lambda m, x: m.elbo(x, timesteps=13), ValueError, "expected 2 <= timesteps < 13, got"),
+        (lambda m, x: m.log_prob(x, 2.5), TypeError, "expected a TimeGrid or a number of steps"),
+        (lambda m, x: m.log_prob(x, TimeGrid.power(5, 1.0)), ValueError, "from a time > 0"),
+        (lambda m, x: m.log_prob(x, TimeGrid.power(5, 0.9, 0.1)), ValueError, r"to 1\.0, got"),
+        (lambda m, x: m.log_prob(x, 5, solver="midpoint"), ValueError, "expected solver to be"),
+        (lambda m, x: m.sample((3, 2), 13), ValueError, "expected 1 <= num_steps < 13, got"),
+        (lambda m, x: m.sample((3, 2), 0), ValueError, "expected 1 <= num_steps < 13, got"),
+        (lambda m, x: m.sample(3), TypeError, "expected shape to be a shape"),
+        (lambda m, x: m.sample((3, 2), sampler="heun"), ValueError, "expected sampler to be one"),
+        (lambda m, x: m.sample((3, 2), eta=0.5), ValueError, "expected eta only with"),
+        (lambda m, x: m.sample((3, 2), sampler="ddim", eta=1.5), ValueError, "0 <= eta <= 1"),
+        (
+            lambda m, x: m.sample((3, 2), sampler="ddim", variance="large"),
+            ValueError,
+            "variance and last_step only with sampler='ancestral'",
+        ),
+        (lambda m, x: m.sample((3, 2), last_step="tweedie"), ValueError, "expected last_step"),
+        (
+            lambda m, x: DDPM(lambda t, x: x[:, :1]).loss(x),
+            ValueError,
+            r"expected eps_net\(t, x\) to have the shape of x",
+        ),
+    ],
+)
+def test_bad_arguments(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(DDPM(WavyNet(), "linear", 12), torch.ones(3, 2))

@@ -1,0 +1,327 @@
+"""The kernels that carry whole paths on a GPU, executed on the host.
+
+csrc/fused/gpu/paths.cu is compiled against csrc/cuda_host.h; values and gradients are held
+against the adjoint in float64, which tests/engines/test_adjoint.py holds against autograd.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import CSRC, TESTS, compile_cpp, replace_everywhere, same_bits
+from host_device import OPTIONS, HostDevice, poisoned_memory
+from torch import Tensor
+
+from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
+from diffflow_ext.engines.fused import embedding, paths, paths_cuda, perceptrons, workspace
+from diffflow_ext.engines.fused.workspace import Rounding
+from diffflow_ext.engines.paths import call_or_reason
+from diffflow_ext.flows import StandardNormal
+from diffflow_ext.functional.core import build_info
+from diffflow_ext.nets import FourierMLP
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+KEY = NoiseKey(2**40 + 5, 2)
+#: Errors of gradients against float64, relative to their norm. TF32 has 10 bits, bfloat16 8.
+ERRORS: dict[Rounding, float] = {"float32": 5e-6, "tf32": 2e-3, "bfloat16": 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def _embeddings_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: time embeddings of the fused engine are those of the CPU."""
+    monkeypatch.setattr(embedding, "embedding_or_none", lambda *_: None)
+
+
+@dataclass(frozen=True)
+class Case:
+    dim: int
+    widths: tuple[int, int]
+    depths: tuple[int, int]
+    batch: int
+    num_steps: int
+    activations: tuple[str, str] = ("gelu", "silu")
+    rounding: Rounding = "float32"
+    learned_g: bool = False
+
+    def sde(self) -> DiffFlowSDE:
+        torch.manual_seed(1)
+        nets = [
+            FourierMLP(self.dim, *sizes)
+            for sizes in zip(self.widths, self.depths, self.activations, strict=True)
+        ]
+        sde = DiffFlowSDE(nets[0], nets[1], Slope() if self.learned_g else 0.8)
+        with torch.no_grad():
+            for p in sde.parameters():
+                p.mul_(1.5)  # so that no activation stays in its linear part
+        return sde
+
+    def data(self) -> Tensor:
+        return torch.randn(self.batch, self.dim, generator=torch.Generator().manual_seed(2))
+
+    def grid(self) -> TimeGrid:
+        return TimeGrid.power(self.num_steps, 1.0)
+
+
+class Slope(torch.nn.Module):
+    """A learned diffusion coefficient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = torch.nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return 0.6 + (self.rate * t).exp() * 0.3
+
+
+#: Each net narrower than a warp's units, of several, not a whole number of them; no hidden layer,
+#: one, three; whole tiles and not; one step and several.
+CASES = [
+    Case(2, (16, 16), (1, 1), 5, 2),
+    Case(2, (128, 128), (3, 3), 20, 2),
+    Case(1, (7, 33), (2, 1), 17, 4, ("tanh", "gelu"), learned_g=True),
+    Case(6, (48, 32), (0, 2), 33, 1, ("silu", "tanh")),
+    Case(9, (20, 64), (3, 0), 16, 3, ("gelu", "tanh"), learned_g=True),
+]
+
+
+def call_on(
+    sde: DiffFlowSDE, x0: Tensor, grid: TimeGrid, rounding: Rounding, key: Any = KEY
+) -> Any:
+    """A call for the kernels, on the problem that DiffFlowSDE makes; also g."""
+    p, x0, g = sde._problem("test", x0, grid, key)
+    drift, score = (
+        perceptrons.parts_or_reason(net, p.times, x0) for net in (sde.drift, sde.score)
+    )
+    assert isinstance(drift, workspace.Parts)
+    assert isinstance(score, workspace.Parts)
+    return paths.FusedCall(p, drift, score, "host", rounding), x0, g
+
+
+def truth(case: Case, weight: Tensor) -> tuple[Tensor, Tensor, DiffFlowSDE]:
+    """Losses, the gradient of x0, and a model with those of its parameters, in float64."""
+    sde, x0 = case.sde().double(), case.data().double().requires_grad_()
+    loss = sde.loss(x0, case.grid(), KEY, engine="autograd")
+    (loss * weight.double()).sum().backward()
+    assert x0.grad is not None
+    return loss.detach(), x0.grad, sde
+
+
+def distance(found: Tensor | None, expected: Tensor | None) -> float:
+    assert found is not None
+    assert expected is not None
+    return float((found.double() - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("rounding", ERRORS)
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients(host: HostDevice, case: Case, rounding: Rounding) -> None:
+    weight = torch.rand(case.batch) / case.batch
+    loss, x0_grad, expected = truth(case, weight)
+    sde, x0 = case.sde(), case.data().requires_grad_()
+    call, x0_, g = call_on(sde, x0, case.grid(), rounding)
+    with poisoned_memory(), host.running(0):
+        mean = paths.fused_mean_loss(call, x0_, g, weight)
+        mean.backward()
+    bound = ERRORS[rounding]
+    assert mean.item() == pytest.approx(float((loss * weight).sum()), rel=bound)
+    assert distance(x0.grad, x0_grad) < bound
+    for (name, p), q in zip(sde.named_parameters(), expected.parameters(), strict=True):
+        assert distance(p.grad, q.grad) < bound, name
+
+
+def test_losses_of_samples(host: HostDevice) -> None:
+    """Not their mean: the backward pass learns the weights later, and walks again."""
+    case, weight = CASES[2], torch.tensor([0.0, 2.0] + [-0.5] * 15)
+    loss, x0_grad, expected = truth(case, weight)
+    sde, x0 = case.sde(), case.data().requires_grad_()
+    call, x0_, g = call_on(sde, x0, case.grid(), "float32")
+    with poisoned_memory(), host.running(0):
+        found = paths.fused_loss(call, x0_, g)
+        (found * weight).sum().backward()
+    torch.testing.assert_close(found.double(), loss, rtol=1e-6, atol=1e-6)
+    assert distance(x0.grad, x0_grad) < 5e-6
+    for p, q in zip(sde.parameters(), expected.parameters(), strict=True):
+        assert distance(p.grad, q.grad) < 5e-6
+
+
+def run_of(case: Case, key: Any = KEY) -> tuple[paths_cuda.GpuRun, Tensor]:
+    call, x0, g = call_on(case.sde(), case.data(), case.grid(), case.rounding, key)
+    nets = call.with_tensors(call.tensors())
+    return paths_cuda.GpuRun(call.p, *nets, case.rounding, g.detach().contiguous()), x0
+
+
+def results(
+    host: HostDevice, run: paths_cuda.GpuRun, x0: Tensor, schedule: int = 0
+) -> list[Tensor]:
+    with poisoned_memory(), host.running(0, schedule):
+        cost, grads = run.loss(torch.full((len(x0),), 0.25), x0)
+        return [run.path(x0), cost, *grads]
+
+
+@pytest.mark.parametrize("rounding", ERRORS)
+def test_all_schedules_agree(host: HostDevice, rounding: Rounding) -> None:
+    run, x0 = run_of(replace(CASES[2], rounding=rounding))
+    expected = results(host, run, x0)
+    for schedule in range(1, 8):
+        found = results(host, run, x0, schedule)
+        assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True)), schedule
+
+
+def test_noise_has_the_bits_of_the_generic_path(host: HostDevice) -> None:
+    """Without drift the states are data and noise, in the same operations."""
+    case = replace(CASES[0], batch=21)
+    sde = case.sde()
+    with torch.no_grad():
+        sde.drift.output.weight.zero_()
+        sde.drift.output.bias.zero_()
+    expected = sde.path(case.data(), case.grid(), KEY)
+    for key in (KEY, KEY.to_tensor()):
+        call, x0, g = call_on(sde, case.data(), case.grid(), "float32", key)
+        nets = call.with_tensors(call.tensors())
+        # A key in memory would have been read on the way in; kernels read it themselves.
+        run = paths_cuda.GpuRun(replace(call.p, key=key), *nets, "float32", g)
+        with poisoned_memory(), host.running(0):
+            assert same_bits(run.path(x0), expected)
+
+
+def test_batches_in_parts(host: HostDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples have the same bits; the sums of gradients have other brackets."""
+    run, x0 = run_of(replace(CASES[4], batch=70))
+    expected = results(host, run, x0)
+    monkeypatch.setattr(paths_cuda, "KEPT_BYTES", 1)
+    assert run._part_size(x0) == 16
+    found = results(host, run, x0)
+    for a, b in zip(found[:3], expected[:3], strict=True):
+        assert same_bits(a, b)
+    for a, b in zip(found[3:], expected[3:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_that_do_not_fit_are_refused(
+    host: HostDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": True})
+
+    def reason(width: int, depth: int, rounding: Rounding = "float32") -> str:
+        net = FourierMLP(2, width, depth)
+        x, times = torch.zeros(1, 2), torch.zeros(3)
+        parts = perceptrons.parts_or_reason(net, times, x)
+        assert isinstance(parts, workspace.Parts)
+        small = perceptrons.parts_or_reason(FourierMLP(2, 16, 1), times, x)
+        assert isinstance(small, workspace.Parts)
+        with host.running(0):
+            return paths_cuda.obstacle(small, parts, 2, rounding, 0)
+
+    assert reason(128, 3) == ""
+    assert reason(128, 4).startswith("score: in float32 it takes")
+    assert reason(128, 6, "bfloat16") == ""
+    assert "wider than 256" in reason(257, 1)
+    assert "more than 8 hidden layers" in reason(16, 9)
+
+
+def test_a_build_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": False})
+    parts = perceptrons.parts_or_reason(FourierMLP(2, 16, 1), torch.zeros(3), torch.zeros(1, 2))
+    assert isinstance(parts, workspace.Parts)
+    assert "no CUDA kernels" in paths_cuda.obstacle(parts, parts, 2, "float32", 0)
+
+
+def test_rounding_follows_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert workspace.rounding_name() == "float32"
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert workspace.rounding_name() == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    # Without a device torch switches its autocast off.
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, None)):
+        monkeypatch.setattr(torch, "get_autocast_dtype", lambda device, dtype=dtype: dtype)
+        assert workspace.rounding_name() == name
+
+
+def test_the_prior_has_its_own_obstacle() -> None:
+    sde = CASES[0].sde()
+    sde.prior = StandardNormal(scale=2.0)
+    p, x0, _ = sde._problem("test", CASES[0].data(), CASES[0].grid(), KEY)
+    assert "another prior" in str(call_or_reason(p, x0))
+
+
+# --- planted bugs and sanitizers -----------------------------------------------------------------
+
+#: What breaks the kernels: a file, words in it, and what they become.
+BUGS = {
+    "no barrier between layers": (
+        "layers.cuh",
+        "at.tile(l + 1), trace, l + 1);\n    __syncthreads();",
+        "at.tile(l + 1), trace, l + 1);",
+    ),
+    "no barrier behind the noise": (
+        "paths.cu",
+        "noise.value[j], step);\n      }\n    });\n    __syncthreads();",
+        "noise.value[j], step);\n      }\n    });",
+    ),
+    "rows behind the last are stored": (
+        "layers.cuh",
+        "trace.values == nullptr || p.row >= trace.rows",
+        "trace.values == nullptr",
+    ),
+}  # fmt: skip
+SANITIZED = ("-g", "-fsanitize=address,alignment", "-fno-sanitize-recover=all")
+
+
+def build_probe(folder: Path, bug: str | None) -> Path:
+    csrc = folder / "csrc"
+    shutil.copytree(CSRC, csrc)
+    if bug is not None:
+        file, old, new = BUGS[bug]
+        path = csrc / "trajectory" / file
+        assert path.read_text().count(old) == 1, bug
+        path.write_text(path.read_text().replace(old, new))
+    includes = (f"-I{csrc}", f"-I{TESTS / 'native'}")
+    return compile_cpp(
+        [TESTS / "native" / "paths_probe.cpp"],
+        folder / "probe",
+        ["-O1", *OPTIONS, *includes, *SANITIZED],
+    )
+
+
+def answers(probe: Path, rounding: int, learned: int) -> set[str]:
+    """What the probe says in all schedules, or what a sanitizer says in its place."""
+    found = set[str]()
+    for schedule in range(8):
+        done = subprocess.run(
+            [str(probe), str(schedule), str(rounding), str(learned)],
+            capture_output=True, text=True, check=False, timeout=120,
+            env={"ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        found.add(done.stdout if done.returncode == 0 else done.stderr)
+    return found
+
+
+@pytest.fixture(scope="module")
+def right_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_probe(tmp_path_factory.mktemp("paths"), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rounding", range(3))
+@pytest.mark.parametrize("learned", range(2))
+def test_sanitizers_find_nothing(right_probe: Path, rounding: int, learned: int) -> None:
+    (only,) = answers(right_probe, rounding, learned)
+    assert "nan" not in only
+    assert "rror" not in only
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_caught(right_probe: Path, tmp_path: Path, bug: str) -> None:
+    assert answers(build_probe(tmp_path, bug), 0, 1) != answers(right_probe, 0, 1)

@@ -1,0 +1,242 @@
+"""Installing: with and without isolation, offline, editable, from the sdist, with a broken nvcc.
+
+Every install runs in a copy of the checkout and goes into a virtual environment of its own, which
+has no torch: the compiled core must neither be built with it nor need it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The module alone, without the package around it, which would import torch.
+BUILD_INFO = """
+import importlib.util, json, sys, sysconfig
+from pathlib import Path
+folder = Path(sys.argv[1] if len(sys.argv) > 1 else sysconfig.get_path("platlib")) / "diffflow_ext"
+path, = folder.glob("_core.*.so")
+spec = importlib.util.spec_from_file_location("diffflow_ext._core", path)
+core = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(core)
+assert "torch" not in sys.modules
+print(json.dumps(dict(core.build_info())))
+"""
+
+
+def run(
+    *command: str | Path, cwd: Path, fails: bool = False, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command without the settings of builds that the caller's environment may hold."""
+    hidden = ("DIFFFLOW_", "CUDACXX", "PYTHONPATH", "PIP_CONSTRAINT", "MAX_JOBS")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    # Unoptimised objects are made in half the time.
+    env |= {"CMAKE_BUILD_TYPE": "Debug", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **settings}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stdout[-6000:]
+    return done
+
+
+@dataclass
+class Environment:
+    """A virtual environment, and pip from outside at work on it."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    def pip(
+        self, *arguments: str | Path, cwd: Path, fails: bool = False, **settings: str
+    ) -> subprocess.CompletedProcess[str]:
+        pip = (sys.executable, "-m", "pip", "--python", self.python)
+        return run(*pip, *arguments, cwd=cwd, fails=fails, **settings)
+
+    def build_info(self, folder: Path | None = None) -> dict[str, Any]:
+        where = [] if folder is None else [folder]
+        done = run(self.python, "-c", BUILD_INFO, *where, cwd=self.folder)
+        return json.loads(done.stdout)
+
+    def inherit(self) -> None:
+        """Lets it see, after its own, the packages of the interpreter that runs the tests."""
+        own = run(
+            self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))",
+            cwd=self.folder,
+        )  # fmt: skip
+        Path(own.stdout.strip(), "parent.pth").write_text(sysconfig.get_path("purelib"))
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
+    return Environment(tmp_path / "venv")
+
+
+def copy_checkout(folder: Path) -> Path:
+    """Copies the files that a clone would have, and those not committed yet."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode != 0:
+        pytest.skip("needs a git checkout, to know which files belong to it")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return copy_checkout(tmp_path / "checkout")
+
+
+@pytest.fixture
+def broken_nvcc(tmp_path: Path) -> str:
+    """A PATH on which the first nvcc is one that always fails."""
+    nvcc = tmp_path / "broken" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+    nvcc.chmod(0o755)
+    return f"{nvcc.parent}:{os.environ['PATH']}"
+
+
+def test_no_build_requirement_is_torch(checkout: Path) -> None:
+    script = (
+        "from setuptools import build_meta as b; "
+        "print(b.get_requires_for_build_wheel() + b.get_requires_for_build_editable())"
+    )
+    found = run(sys.executable, "-c", script, cwd=checkout).stdout.splitlines()[-1]
+    declared = (checkout / "pyproject.toml").read_text().split("[project]")[0].split("requires")[1]
+    assert "torch" not in found
+    assert "torch" not in declared
+
+
+def test_install_with_isolation_and_again(
+    checkout: Path, environment: Environment, broken_nvcc: str
+) -> None:
+    # The machine's first nvcc does not work: a build for the CPU, which says why.
+    first = environment.pip("install", "-v", "--no-deps", ".", cwd=checkout, PATH=broken_nvcc)
+    assert "WITHOUT CUDA kernels" in first.stdout
+    info = environment.build_info()
+    assert info["cuda"] is False
+    assert "no working CUDA compiler was found" in info["cuda_note"]
+    assert run(environment.python, "-c", "import torch", cwd=checkout, fails=True)
+
+    # Again from the same checkout: the first build's ninja is gone, and nvcc works now.
+    environment.pip("install", "--no-deps", "--force-reinstall", ".", cwd=checkout)
+    info = environment.build_info()
+    assert info["cuda"] is (shutil.which("nvcc") is not None)
+    assert bool(info["cuda_note"]) is not info["cuda"]
+
+    # The package around it, with torch.
+    environment.inherit()
+    script = "import diffflow_ext; print(diffflow_ext.__file__, diffflow_ext.__version__)"
+    done = run(environment.python, "-c", script, cwd=environment.folder)
+    assert str(environment.folder) in done.stdout
+    assert info["version"] in done.stdout
+    assert (environment.folder / "bin" / "diffflow").exists()
+
+
+def test_cuda_on_needs_a_compiler(
+    checkout: Path, environment: Environment, broken_nvcc: str
+) -> None:
+    environment.inherit()
+    install = ("install", "--no-deps", "--no-build-isolation", ".")
+    failed = environment.pip(
+        *install, cwd=checkout, fails=True, PATH=broken_nvcc, DIFFFLOW_CUDA="ON"
+    )
+    assert "DIFFFLOW_CUDA=ON, but no working CUDA compiler was found" in failed.stdout
+    assert "DIFFFLOW_CUDA=OFF builds for the CPU only" in failed.stdout
+
+
+def test_offline_wheel_then_editable(checkout: Path, environment: Environment) -> None:
+    environment.inherit()
+    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    settings = {"PIP_NO_INDEX": "1", "DIFFFLOW_CUDA": "OFF", "PATH": tools}
+    options = ("--no-deps", "--no-build-isolation")
+
+    gone = checkout / "diffflow_ext" / "removed_later.py"
+    gone.touch()
+    environment.pip("wheel", *options, "-w", "first", ".", cwd=checkout, **settings)
+    gone.unlink()
+    environment.pip("wheel", *options, "-w", "second", ".", cwd=checkout, **settings)
+    assert "diffflow_ext/removed_later.py" in names_in_wheel(checkout / "first")
+    check_wheel(names_in_wheel(checkout / "second"))
+
+    environment.pip("install", *options, "--editable", ".", cwd=checkout, **settings)
+    info = environment.build_info(checkout)
+    assert info["cuda"] is False
+    assert info["cuda_note"] == "switched off by DIFFFLOW_CUDA=OFF"
+    script = "import importlib.util as u; print(u.find_spec('diffflow_ext').origin)"
+    done = run(environment.python, "-c", script, cwd=environment.folder)
+    assert done.stdout.strip() == str(checkout / "diffflow_ext" / "__init__.py")
+
+
+def names_in_wheel(folder: Path) -> list[str]:
+    (wheel,) = folder.glob("*.whl")
+    return zipfile.ZipFile(wheel).namelist()
+
+
+def check_wheel(names: list[str]) -> None:
+    """A wheel holds the package, its licence and nothing else."""
+    package = [name for name in names if name.startswith("diffflow_ext/")]
+    rest = {name.split("/")[0] for name in names} - {"diffflow_ext"}
+    assert len(rest) == 1, rest
+    assert next(iter(rest)).endswith(".dist-info")
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {Path(name).suffix for name in package} <= {".py", ".typed", ".so"}
+    assert sum(name.startswith("diffflow_ext/_core.") for name in package) == 1
+    wanted = {str(p.relative_to(ROOT)) for p in (ROOT / "diffflow_ext").rglob("*.py")}
+    assert {name for name in package if name.endswith(".py")} == wanted
+
+
+def test_sdist_holds_all_that_builds_a_wheel(checkout: Path, environment: Environment) -> None:
+    script = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    run(sys.executable, "-c", script, cwd=checkout)
+    (archive,) = (checkout / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    for folder in ("csrc", "tests", "benchmarks", "docs"):
+        assert {n for n in names if n.startswith(f"{folder}/")} >= files_of(checkout, folder)
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile"} <= names
+
+    environment.inherit()
+    environment.pip(
+        "wheel", "--no-deps", "--no-build-isolation", "-w", "wheels", archive,
+        cwd=checkout, PIP_NO_INDEX="1", DIFFFLOW_CUDA="OFF",
+    )  # fmt: skip
+    check_wheel(names_in_wheel(checkout / "wheels"))
+
+
+def files_of(checkout: Path, folder: str) -> set[str]:
+    return {
+        str(path.relative_to(checkout))
+        for path in (checkout / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }

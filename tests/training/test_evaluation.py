@@ -1,0 +1,285 @@
+"""Evaluation: each number against its definition, and the same numbers for the same seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diffflow_ext import NoiseKey
+from diffflow_ext.data import open_dataset, toy_entropy
+from diffflow_ext.metrics import c2st, energy_distance, gaussian_nll, sliced_wasserstein
+from diffflow_ext.training import (
+    TrainConfig,
+    draw_samples,
+    evaluate,
+    format_table,
+    load_run,
+    train,
+)
+from diffflow_ext.training.config.schedules import sampling_grid
+from diffflow_ext.training.evaluation import pictures, sampling
+from diffflow_ext.training.evaluation.evaluate import spell
+
+pytest.importorskip("matplotlib")
+
+N = 120
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on 2000 rows of three columns, of which 200 are held out."""
+    root = tmp_path_factory.mktemp("evaluated")
+    data = root / "points.csv"
+    rows = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1))
+    rows = 5.0 * rows.cumsum(1) + 100.0
+    data.write_text("a,b,c\n" + "".join(f"{x},{y},{z}\n" for x, y, z in rows.tolist()))
+    config = TrainConfig(data=str(data), steps=60, num_steps=5, width=16, depth=1, threads=1)
+    train(config, root / "run")
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def result(run: Path) -> dict[str, Any]:
+    return evaluate(run, N, seed=3, device="cpu")
+
+
+def test_result_is_written_and_repeats(run: Path, result: dict[str, Any]) -> None:
+    text = (run / "evaluation.json").read_text()
+    assert json.loads(text) == result
+    evaluate(run, N, seed=3, device="cpu", figures=False)
+    assert (run / "evaluation.json").read_text() == text
+    other = evaluate(run, N, seed=4, device="cpu", figures=False)
+    assert other["energy_distance"] != result["energy_distance"]
+    assert other["energy_distance_floor"] == result["energy_distance_floor"]
+    assert (result["n"], result["step"], result["seed"]) == (N, 60, 3)
+
+
+def test_pictures_are_drawn(run: Path, result: dict[str, Any]) -> None:
+    names = {path.name for path in (run / "figures").iterdir() if path.stat().st_size > 0}
+    assert names == {"samples.png", "trajectories.png", "loss.png"}
+
+
+def test_bound_is_the_mean_on_test_data(run: Path, result: dict[str, Any]) -> None:
+    loaded = load_run(run)
+    dataset = open_dataset(loaded.config.data)
+    test = dataset.test[:N]
+    key = NoiseKey(3, stream=sampling.EVALUATION_STREAM)
+    with torch.no_grad():
+        nats = -loaded.model.elbo(test, sampling_grid(loaded.config), key).double()
+    assert result["bound_n"] == N
+    assert result["bound"] == pytest.approx(float(nats.mean()), rel=1e-12)
+    assert result["bound_error"] == pytest.approx(float(nats.std()) / math.sqrt(N), rel=1e-12)
+    gaussian, _ = gaussian_nll(dataset.train, test)
+    assert result["gaussian_nll"] == pytest.approx(gaussian, rel=1e-12)
+    assert result["bound_minus_gaussian"] == pytest.approx(result["bound"] - gaussian, abs=1e-12)
+
+
+def test_bound_in_data_units_undoes_the_standardising(run: Path, result: dict[str, Any]) -> None:
+    loaded = load_run(run)
+    shift = sum(math.log(value) for value in loaded.record.std)
+    assert result["bound_data_units"] - result["bound"] == pytest.approx(shift, abs=1e-9)
+    rows = Path(loaded.config.data).read_text().split()[1:]
+    raw = torch.tensor([[float(v) for v in line.split(",")] for line in rows])
+    assert shift == pytest.approx(float(raw.std(0).log().sum()), abs=0.1)
+
+
+def test_distances_stand_beside_their_floor(run: Path, result: dict[str, Any]) -> None:
+    loaded = load_run(run)
+    dataset = open_dataset(loaded.config.data)
+    samples = draw_samples(loaded, N, seed=3)
+    for measure in (energy_distance, sliced_wasserstein):
+        name = measure.__name__
+        assert result[name] == pytest.approx(measure(samples, dataset.test[:N]), rel=1e-12)
+        # Four disjoint parts of the training data, in an order that is none of our business.
+        order = torch.randperm(4 * N, generator=torch.Generator().manual_seed(0))
+        parts = dataset.train[: 4 * N][order].split(N)
+        floors = [measure(part, dataset.test[:N]) for part in parts]
+        assert result[f"{name}_floor"] == pytest.approx(sum(floors) / 4, rel=1e-12)
+        assert result[f"{name}_ratio"] == result[name] / result[f"{name}_floor"]
+    accuracy = c2st(samples, dataset.test[:N]).accuracy
+    assert result["c2st"] == pytest.approx(accuracy)
+    assert abs(result["c2st_floor"] - 0.5) < 0.15
+
+
+def test_n_is_cut_to_what_the_data_have(run: Path) -> None:
+    assert evaluate(run, 10_000, device="cpu", figures=False)["n"] == 200
+
+
+def test_too_few_samples_leave_the_likelihoods(run: Path) -> None:
+    with pytest.warns(UserWarning, match="at least 50 samples and as many data, got n=49, 1600"):
+        result = evaluate(run, 49, device="cpu")
+    assert result["n"] == 0
+    assert result["bound_n"] == 49
+    assert math.isfinite(result["bound"])
+    assert "energy_distance" not in result
+    assert "energy distance" not in format_table(result)
+    assert list((run / "figures").iterdir())
+
+
+def test_pictures_that_cannot_be_drawn_lose_no_numbers(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*args: object) -> None:
+        raise ImportError("expected matplotlib")
+
+    monkeypatch.setattr(pictures, "draw_pictures", missing)
+    with pytest.warns(UserWarning, match="pictures are left out: expected matplotlib"):
+        assert evaluate(run, 60, device="cpu")["n"] == 60
+
+
+def test_columns_that_repeat_leave_out_the_gaussian(tmp_path: Path) -> None:
+    values = torch.randn(600, 1, generator=torch.Generator().manual_seed(0)).expand(600, 2)
+    np.save(tmp_path / "twice.npy", values.numpy())
+    config = TrainConfig(str(tmp_path / "twice.npy"), steps=3, batch_size=8, width=4, model="ddpm")
+    train(config, tmp_path / "run", progress=False)
+    with pytest.warns(UserWarning, match="no Gaussian to compare with"):
+        result = evaluate(tmp_path / "run", device="cpu", figures=False)
+    assert result["gaussian_nll"] is None
+    assert "against a Gaussian" not in format_table(result)
+
+
+def test_changed_data_are_refused(run: Path, result: dict[str, Any]) -> None:
+    data = Path(load_run(run).config.data)
+    text = data.read_text()
+    head, rest = text.split("\n", 1)
+    try:
+        data.write_text("a,b,other\n" + rest)
+        with pytest.raises(ValueError, match="expected the columns a, b, c of the run"):
+            evaluate(run, N, device="cpu")
+        data.write_text(head + "\n" + rest.replace("1", "2"))
+        with pytest.raises(ValueError, match="values have changed"):
+            evaluate(run, N, device="cpu")
+    finally:
+        data.write_text(text)
+
+
+def test_table_shows_the_numbers(result: dict[str, Any]) -> None:
+    table = format_table(result)
+    for name in ("bound", "ode", "gaussian_nll", "bound_data_units", "ode_data_units"):
+        assert f"{result[name]:.4f}" in table
+    for name in ("energy_distance", "sliced_wasserstein"):
+        assert f"{result[name]:.5f}" in table
+        assert f"{result[f'{name}_floor']:.5f}" in table
+        assert f"{result[f'{name}_ratio']:.2f} times that of real data" in table
+    assert f"{result['c2st']:.5f}" in table
+    assert all(len(line) <= 99 for line in table.splitlines())
+
+
+def test_estimators_are_those_of_the_model(run: Path, result: dict[str, Any]) -> None:
+    assert list(result["estimators"]) == ["bound", "ode"]
+    assert result["ode_n"] == N
+    loaded = load_run(run)
+    test = open_dataset(loaded.config.data).test
+    sde: Any = loaded.model
+    ode = -sde.log_prob(test[:40], sampling_grid(loaded.config, 50)).double()
+    more = evaluate(run, N, seed=3, device="cpu", figures=False, num_paths=4, ode_n=40)
+    assert list(more["estimators"]) == ["bound", "importance_weighted", "ode"]
+    assert more["bound"] == result["bound"]
+    assert more["importance_weighted"] <= more["bound"] + 3 * more["bound_error"]
+    assert more["ode_n"] == 40
+    assert more["ode"] == pytest.approx(float(ode.mean()), rel=1e-6)
+    without = evaluate(run, N, seed=3, device="cpu", figures=False, ode_n=0)
+    assert list(without["estimators"]) == ["bound"]
+
+
+def test_another_number_of_steps(run: Path, result: dict[str, Any]) -> None:
+    loaded = load_run(run)
+    again = evaluate(run, N, seed=3, device="cpu", figures=False, num_steps=9, ode_n=0)
+    assert (result["num_steps"], again["num_steps"]) == (5, 9)
+    samples = draw_samples(loaded, N, seed=3, num_steps=9)
+    test = open_dataset(loaded.config.data).test[:N]
+    assert again["energy_distance"] == pytest.approx(energy_distance(samples, test), rel=1e-12)
+    assert again["bound"] != result["bound"]
+
+
+def test_sampler_options_are_recorded(run: Path, result: dict[str, Any]) -> None:
+    options = {"figures": False, "ode_n": 0, "stochasticity": 0.0, "solver": "heun"}
+    again = evaluate(run, N, seed=3, device="cpu", **options)
+    assert again["sampler"] == {"stochasticity": 0.0, "solver": "heun"}
+    assert again["energy_distance"] != result["energy_distance"]
+    assert again["bound"] == result["bound"]
+    assert "stochasticity 0.0, solver heun" in format_table(again)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eta": 0.5}, "eta=0.5: the sampler of diffflow has num_steps, stochasticity"),
+        ({"num_paths": 0}, "num_paths=0: expected at least 1"),
+        ({"ode_n": -1}, "ode_n=-1: expected at least 0"),
+        ({"extractor": "x.safetensors"}, "the data are not images"),
+    ],
+)
+def test_options_that_do_not_suit(run: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, N, device="cpu", figures=False, **options)
+
+
+def test_table_of_a_set_with_known_entropy(result: dict[str, Any]) -> None:
+    entropy = toy_entropy("checkerboard")
+    assert entropy is not None
+    table = format_table({**result, "entropy": entropy})
+    assert f"{result['bound_data_units'] - entropy:+.4f} against the entropy" in table
+    assert "entropy" not in format_table(result)
+
+
+def test_numbers_that_are_not_finite_are_null(result: dict[str, Any]) -> None:
+    text = spell({**result, "bound": math.inf, "bound_error": math.nan})
+    assert json.loads(text)["bound"] is None
+    assert json.loads(text)["bound_error"] is None
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_run(run)
+    whole = draw_samples(loaded, 20, seed=1)
+    monkeypatch.setattr(sampling, "VECTORS_AT_A_TIME", 7)
+    # Chunks may take another path through the matrix product: equal up to its rounding.
+    torch.testing.assert_close(draw_samples(loaded, 17, seed=1), whole[:17])
+    assert not torch.allclose(draw_samples(loaded, 20, seed=2), whole)
+
+
+def test_samples_in_data_units(run: Path) -> None:
+    loaded = load_run(run)
+    record = loaded.record
+    samples = draw_samples(loaded, 500, seed=0)
+    original = record.in_data_units(samples)
+    assert original.dtype == torch.float64
+    back = (original - torch.tensor(record.mean)) / torch.tensor(record.std)
+    torch.testing.assert_close(back, samples.double(), rtol=1e-5, atol=1e-5)
+    # The data are near 100 in each column.
+    assert original.mean(0).sub(100).abs().max() < 30
+
+
+def test_numbers_do_not_depend_on_the_chunks(
+    run: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "VECTORS_AT_A_TIME", 50)
+    again = evaluate(run, N, seed=3, device="cpu", figures=False)
+    for name in ("bound", "bound_error", "ode", "energy_distance", "sliced_wasserstein"):
+        assert again[name] == pytest.approx(result[name], rel=1e-4), name
+
+
+def test_no_samples_are_refused(run: Path) -> None:
+    with pytest.raises(ValueError, match="n=0: expected at least 1"):
+        draw_samples(load_run(run), 0, seed=0)
+
+
+def test_what_half_the_steps_of_the_equation_change(run: Path) -> None:
+    result = evaluate(run, 60, seed=3, device="cpu", figures=False, ode_n=20)
+    loaded = load_run(run)
+    test, sde = open_dataset(loaded.config.data).test[:16], loaded.model
+    fine, coarse = (
+        -sde.log_prob(test, sampling_grid(loaded.config, n)).double()
+        for n in (50, 25)  # pyright: ignore
+    )
+    assert result["ode_step_error"] == pytest.approx(float((coarse - fine).mean()), rel=1e-4)
+    line = next(x for x in format_table(result).splitlines() if "with half the steps" in x)
+    assert f"{result['ode_step_error']:+.4f}" in line

@@ -1,0 +1,140 @@
+"""A run killed anywhere and continued ends with the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import Kill, before_update, kill, outcome, write_table
+
+from diffflow_ext.training import TrainConfig, train
+from diffflow_ext.training.loop.state import TrainState
+
+STEPS = 24
+
+
+def digest(out: Path) -> str:
+    """SHA-256 of weights, averaged weights and optimiser, and of the log but for times."""
+    files, lines = outcome(out)
+    assert sorted(files) == ["ema.safetensors", "model.safetensors", "optim.safetensors"]
+    digests = [hashlib.sha256(data).hexdigest() for data in files.values()]
+    return hashlib.sha256(json.dumps([digests, lines]).encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So few rows that an epoch is some steps, and ends within a batch."""
+    return write_table(tmp_path_factory.mktemp("data") / "points.csv", rows=200)
+
+
+def small(table: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "seed": 5, "steps": STEPS, "batch_size": 30, "warmup": 3, "save_every": 4,
+        "log_every": 2, "threads": 1, **changes,
+    }  # fmt: skip
+    if values.get("model", "diffflow") == "diffflow":
+        values = {"progressive": "off", "num_steps": 3, **values}
+    if values.get("model") != "flow":
+        values = {"width": 8, "depth": 1, **values}
+    return TrainConfig(data=str(table), **values)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "mid_epoch": {"batch_size": 50, "save_every": 3},
+    "progressive": {"progressive": "0:2,7:3,15:5"},
+    "progressive_auto": {"progressive": "auto"},
+    "slow_average": {"ema_decay": 0.9999},
+    "fast_average": {"ema_decay": 0.5},
+    "cosine": {"schedule": "cosine", "warmup": 9},
+    "constant": {"schedule": "constant", "warmup": 0},
+    "bfloat16": {"autocast": "bf16"},
+    "each_step_saved": {"save_every": 1, "keep_checkpoints": 1},
+    "saved_once": {"save_every": STEPS},
+    "learned_diffusion": {"learn_diffusion": True, "checkpoint_every": 2},
+    "power_grid": {"grid": "power"},
+    "saved_beside_the_training": {"async_save": True, "save_every": 2},
+    "kept_activations": {"activation_memory": "auto"},
+    "ddpm": {"model": "ddpm"},
+    "dinof": {"model": "dinof", "t_cutoff": 0.5},
+    "ffjord": {"model": "ffjord"},
+    "flow": {"model": "flow"},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_two_kills_change_no_bit(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config = small(table, **KINDS[name])
+    train(config, tmp_path / "whole")
+    rng = random.Random(name)
+    first, second = sorted(rng.sample(range(1, STEPS), 2))
+    for step in (first, second):
+        with monkeypatch.context() as patch:
+            before_update(patch, step, kill)
+            with pytest.raises(Kill):
+                train(config, tmp_path / "run", resume=True)
+    assert train(config, tmp_path / "run", resume=True).step == STEPS
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+
+
+def test_the_digest_sees_one_step_that_differs(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison is worth something: a learning rate off by 1e-6 in one step shows."""
+    config = small(table)
+    train(config, tmp_path / "whole")
+    real = TrainState.update
+
+    def update(state: TrainState, rates: Any) -> None:
+        real(state, [rate * (1 + 1e-6 * (state.step == 10)) for rate in rates])
+
+    monkeypatch.setattr(TrainState, "update", update)
+    train(config, tmp_path / "other")
+    assert digest(tmp_path / "other") != digest(tmp_path / "whole")
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import pytest
+from training_runs import before_update
+from diffflow_ext.training import TrainConfig, train
+
+before_update(pytest.MonkeyPatch(), int(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL))
+train(TrainConfig.load(sys.argv[3]), sys.argv[4], resume=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("seed", range(3))
+def test_processes_killed_by_the_system(table: Path, tmp_path: Path, seed: int) -> None:
+    """Everything at once, and each part of the run in a process of its own."""
+    config = small(
+        table, progressive="0:2,7:3,15:5", schedule="cosine", autocast="bf16", batch_size=50,
+        learn_diffusion=True, ema_decay=0.99, save_every=3 + seed,
+    )  # fmt: skip
+    train(config, tmp_path / "whole")
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }  # fmt: skip
+    for step in sorted(random.Random(seed).sample(range(1, STEPS), 3)):
+        arguments = (Path(__file__).parent, step, tmp_path / "config.toml", tmp_path / "run")
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, *map(str, arguments)],
+            capture_output=True, text=True, env=environment, check=False,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert train(config, tmp_path / "run", resume=True).step == STEPS
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
