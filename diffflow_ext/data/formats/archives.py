@@ -94,28 +94,24 @@ def _is_trick(info: zipfile.ZipInfo) -> bool:
 
 
 @contextmanager
-def open_zip(op: str, file: Path | bytes, source: str | None = None) -> Iterator[ZipReader]:
+def open_zip(op: str, file: Path) -> Iterator[ZipReader]:
     """Opens a zip archive for reading.
 
     Arguments:
         op: The function that asks, for messages.
-        file: The archive, or its bytes.
-        source: Its name for messages; the path if None.
+        file: The archive.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no zip archive, is damaged, encrypted or packed with another method
             than deflate, or holds links or names that leave its folder.
     """
-    name = str(file) if source is None and isinstance(file, Path) else str(source)
-    if isinstance(file, Path):
-        check_file(op, file)
-    size = len(file) if isinstance(file, bytes) else file.stat().st_size
-    with _damage(op, name, "a zip archive"):
-        archive = zipfile.ZipFile(io.BytesIO(file) if isinstance(file, bytes) else file)
+    check_file(op, file)
+    with _damage(op, str(file), "a zip archive"):
+        archive = zipfile.ZipFile(file)
     with archive:
-        with _damage(op, name, "a zip archive"):
-            reader = ZipReader(op, archive, name, size)
+        with _damage(op, str(file), "a zip archive"):
+            reader = ZipReader(op, archive, str(file), file.stat().st_size)
         yield reader
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .archives import ZipReader, open_zip
-from .arrays import parse_npy, parse_npz
+from .arrays import load_array
 from .reading import MAX_BYTES, Refused, read_file
 from .resizing import resize_images
 
@@ -197,19 +197,14 @@ def read_image_array(path: Path) -> Tensor | None:
         TypeError: If an array of four axes holds other numbers than bytes.
         ValueError: If the file cannot be read, or has no axis for one or three channels.
     """
-    data = read_file("read_images", path)
-    if path.suffix.lower() == ".npz":
-        raw = parse_npz("read_images", data, str(path), _first_key)
-    else:
-        raw = parse_npy("read_images", data, str(path))
-    if len(raw.shape) != 4:
+    array = load_array("read_images", path, _first_key)
+    if array.ndim != 4:
         return None
-    if raw.dtype != np.uint8:
+    if array.dtype != np.uint8:
         raise TypeError(
-            f"read_images: expected bytes (uint8) in an array of images, {raw.source!r} holds "
-            f"{raw.dtype}; save it as array.astype(numpy.uint8), with values from 0 to 255"
+            f"read_images: expected bytes (uint8) in an array of images, {str(path)!r} holds "
+            f"{array.dtype}; save it as array.astype(numpy.uint8), with values from 0 to 255"
         )
-    array = raw.values()
     if array.shape[3] in CHANNELS:
         array = array.transpose(0, 3, 1, 2)
     if array.shape[1] not in CHANNELS or 0 in array.shape:

@@ -53,14 +53,8 @@ def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
         ValueError: If it is no file, cannot be read, is empty or too large.
     """
     check_file(op, file)
-    try:
-        check_size(op, str(file), file.stat().st_size, MAX_BYTES if limit is None else limit)
-        data = file.read_bytes()
-    except OSError as error:
-        raise Refused(
-            f"{op}: expected a readable file, {str(file)!r} gave {error.strerror!r}; "
-            "check its permissions and its name"
-        ) from error
+    check_size(op, str(file), file.stat().st_size, limit)
+    data = file.read_bytes()
     if not data:
         raise Refused(
             f"{op}: expected data, {str(file)!r} is empty; check how it was written or downloaded"
@@ -69,7 +63,7 @@ def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
 
 
 def check_file(op: str, file: Path) -> None:
-    """Raises FileNotFoundError or ValueError unless `file` is a regular file."""
+    """Raises FileNotFoundError or ValueError unless `file` is a regular file that may be read."""
     if not os.path.exists(file):
         raise FileNotFoundError(
             f"{op}: expected a file, found nothing at {str(file)!r}; check the path "
@@ -80,10 +74,15 @@ def check_file(op: str, file: Path) -> None:
         raise Refused(
             f"{op}: expected a file, got {kind} {str(file)!r}; name a file with the data"
         )
+    if not os.access(file, os.R_OK):
+        raise Refused(
+            f"{op}: expected a readable file, {str(file)!r} is none; check its permissions"
+        )
 
 
-def check_size(op: str, source: str, size: int, limit: int) -> None:
-    """Raises ValueError where `size` bytes are more than `limit`."""
+def check_size(op: str, source: str, size: int, limit: int | None = None) -> None:
+    """Raises ValueError where `size` bytes are more than `limit`, by default `MAX_BYTES`."""
+    limit = MAX_BYTES if limit is None else limit
     if size > limit:
         raise Refused(
             f"{op}: expected at most {limit:,} bytes, {source!r} has {size:,}; save a part of it"
@@ -122,6 +121,10 @@ def gunzip(op: str, data: bytes, source: str) -> bytes:
         ) from error
 
 
-def sha256(data: bytes) -> str:
-    """Returns the SHA-256 of bytes in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def sha256(file: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

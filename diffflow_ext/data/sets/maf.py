@@ -8,7 +8,6 @@ returns the training, validation and test rows together with what was subtracted
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset import Dataset, table_dataset
-from ..formats.arrays import parse_npy
-from ..formats.reading import Refused, check_file, check_size, read_file, unpacked_limit
+from ..formats.arrays import load_npy
+from ..formats.reading import Refused, check_file, check_size, unpacked_limit
 from .home import data_home
 
 __all__ = [
@@ -258,7 +257,7 @@ def read_values(file: Path, width: int | None = None) -> Values:
         TypeError: If it holds other things than real numbers.
         ValueError: If it cannot be read, or has another shape.
     """
-    array = parse_npy("open_maf", read_file("open_maf", file), str(file))
+    array = load_npy("open_maf", file)
     if array.dtype.kind not in "fiu":
         raise TypeError(
             f"open_maf: expected an array of real numbers, {str(file)!r} holds {array.dtype}; it "
@@ -271,7 +270,7 @@ def read_values(file: Path, width: int | None = None) -> Values:
             f"{array.shape}; it is not the published file (a table of your own needs a folder of "
             "another name)"
         )
-    return np.array(array.values(), np.float64, order="C")
+    return np.array(array, np.float64, order="C")
 
 
 def read_gas(file: Path) -> Values:
@@ -330,22 +329,21 @@ def _signal(file: Path, leave_out: int) -> Values:
 def _read_csv(file: Path, leave_out: int = 0) -> Values:
     """Values of a CSV file with a header, without its last `leave_out` columns.
 
-    As when pandas reads with `index_col=False`, cells beyond the header don't count.
+    Gaps are NaN, and cells beyond the header don't count.
     """
+    import pandas
+
     check_file("open_maf", file)
+    # The fast conversion of pandas would not round to the nearest number.
+    options: Any = {"dtype": np.float64, "float_precision": "round_trip", "index_col": False}
     try:
-        with file.open(encoding="utf-8") as stream, warnings.catch_warnings():
-            warnings.simplefilter("error")
-            names = stream.readline(1 << 16).rstrip("\r\n").split(",")
-            columns = range(max(len(names) - leave_out, 1))
-            values = np.loadtxt(stream, delimiter=",", comments=None, usecols=columns, ndmin=2)
-    # A short line is an IndexError or a ValueError, an empty file a UserWarning.
-    except (ValueError, IndexError, OSError, UserWarning) as error:
+        values = pandas.read_csv(file, engine="c", **options).to_numpy()
+    except (ValueError, OSError) as error:
         raise Refused(
             f"open_maf: expected a CSV file of numbers with a header, {str(file)!r} is none "
             f"({error}); get the file again"
         ) from error
-    return values
+    return np.ascontiguousarray(values[:, : values.shape[1] - leave_out])
 
 
 def read_bsds300(file: Path) -> tuple[Values, Values, Values]:
