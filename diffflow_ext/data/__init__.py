@@ -11,10 +11,10 @@ from .sets.toy import TOY_SETS, sample_toy, toy_entropy, toy_log_density, toy_na
 from .sources import describe_sets, open_dataset
 
 __all__ = [
-    "Dataset",
     "FETCHABLE",
-    "FetchError",
     "TOY_SETS",
+    "Dataset",
+    "FetchError",
     "Table",
     "batch_indices",
     "data_home",

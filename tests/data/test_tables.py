@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
 import io
 import os
 import sys
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diffflow_ext.data import Table, magic_telescope, read_table
-from diffflow_ext.data.formats import reading
+from diffflow_ext.data import magic_telescope, read_table
+from diffflow_ext.data.formats import reading, text
 from diffflow_ext.data.sets.magic import MAGIC_SHA256
 
 ROWS = np.random.default_rng(0).normal(size=(12, 3))
@@ -98,6 +100,71 @@ def test_keel(tmp_path: Path) -> None:
     assert bare.columns == ["x1", "x2"]
     with pytest.raises(ValueError, match="expected 3 columns as in the header, line 9"):
         read_table(_write(tmp_path / "u.dat", KEEL + _csv(ROWS[:, :2])), drop_label=True)
+
+
+def test_gzipped_text_and_columns_between_spaces(tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "t.txt", ROWS)
+    assert np.array_equal(read_table(tmp_path / "t.txt").values, ROWS)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(("a,b,c\n" + _csv(ROWS)).encode()))
+    table = read_table(tmp_path / "t.csv.gz")
+    assert np.array_equal(table.values, ROWS)
+    assert table.columns == ["a", "b", "c"]
+    (tmp_path / "t.csv.gz").write_bytes((tmp_path / "t.csv.gz").read_bytes()[:-9])
+    with pytest.raises(ValueError, match="expected gzip data"):
+        read_table(tmp_path / "t.csv.gz")
+
+
+def test_numbers_are_those_that_python_reads(tmp_path: Path) -> None:
+    """To the last bit, where they are hard to round, and wherever a file ends a line."""
+    rng = np.random.default_rng(4)
+    floats = rng.integers(0, 1 << 63, 60).view(np.float64)
+    cells = [repr(x) for x in floats.tolist() if np.isfinite(x)]
+    cells += ["9007199254740993", "0.1e-400", "1.7976931348623157e308", "5e-324", "-0", ".5", "5."]
+    cells += ["8.5", "123456789012345678901234567890", " 7", "7 ", '"7"', "18446744073709551615"]
+    cells += [f"{x:.25f}" for x in rng.normal(size=30)]
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "t.csv").write_bytes(end.join(cells).encode())
+        values = read_table(tmp_path / "t.csv").values[:, 0]
+        expected = np.array([float(cell.strip('" ')) for cell in cells])
+        assert np.array_equal(values.view(np.int64), expected.view(np.int64))
+
+
+def test_long_files_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "CELLS", 12)
+    rows = np.round(ROWS, 3)
+    rows[:6] = np.round(9.0 * rows[:6])  # Whole numbers in the first part alone.
+    table = read_table(_write(tmp_path / "t.csv", _csv(rows).replace(".0,", ",")))
+    assert np.array_equal(table.values, rows)
+    with pytest.raises(ValueError, match=r"line 13 of .* has 2"):
+        read_table(_write(tmp_path / "t.csv", _csv(rows) + "1,2\n"))
+    with pytest.raises(ValueError, match=r"line 13, column 3 \('x3'\).*'True'"):
+        read_table(_write(tmp_path / "t.csv", _csv(rows) + "1,2,True\n"))
+
+
+TOKENS = (*"0123456789.,,,;\t\n\n\n\"'-+eE_ x#", "\r\n", "\r", "\0", "nan", "inf", "NA", "True")
+
+
+def test_pandas_takes_nothing_that_python_would_refuse(tmp_path: Path) -> None:
+    """Of a thousand random texts those that pandas reads have the values that Python reads."""
+    rng, path, read = np.random.default_rng(6), tmp_path / "t.csv", 0
+    for _ in range(1000):
+        lines = [list("1.5,2\n") for _ in range(4)]
+        for _ in range(int(rng.integers(0, 3))):
+            line = lines[rng.integers(4)]
+            line[rng.integers(len(line))] = TOKENS[rng.integers(len(TOKENS))]
+        path.write_bytes("".join(chain(*lines)).encode())
+        try:
+            with path.open("rb") as stream:
+                layout = text._layout(stream, path, False)
+        except ValueError:
+            continue
+        with path.open("rb") as stream:
+            fast = text._by_pandas(stream, layout)
+        if fast is not None:
+            with path.open("rb") as stream:
+                assert np.array_equal(fast, text._by_line(stream, layout)), path.read_bytes()
+            read += 1
+    assert read > 300
 
 
 def test_one_column_is_a_table(tmp_path: Path) -> None:
