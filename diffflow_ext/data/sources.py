@@ -26,13 +26,8 @@ from .sets.toy import TOY_SETS, toy_name
 
 __all__ = ["describe_sets", "open_dataset"]
 
-
 Images = Mapping[str, Tensor]
-
-
 Opener = Callable[[str, Path, int | None], Dataset]
-
-
 MAF_ARCHIVE = "https://zenodo.org/records/1161203"
 
 

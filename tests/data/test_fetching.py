@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import hashlib
 import os
@@ -71,8 +70,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path / "home"))
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
-    source = dataclasses.replace(fetching._SOURCES["mnist"], url=server.url, files=digests)
+    lines = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in FILES.items())
+    source = fetching._Source(server.url, "".join(lines))
     monkeypatch.setitem(fetching._SOURCES, "mnist", source)
     yield server
     server.stop()
@@ -159,4 +158,4 @@ def test_hints_lead_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_sources_are_whole() -> None:
     for source in fetching._SOURCES.values():
         assert source.url.startswith("http")
-        assert all(len(bytes.fromhex(digest)) == 32 for digest in source.files.values())
+        assert all(len(bytes.fromhex(digest)) == 32 for digest in source.digests.values())

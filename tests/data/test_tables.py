@@ -145,9 +145,9 @@ TOKENS = (*"0123456789.,,,;\t\n\n\n\"'-+eE_ x#", "\r\n", "\r", "\0", "nan", "inf
 
 
 def test_pandas_takes_nothing_that_python_would_refuse(tmp_path: Path) -> None:
-    """Of a thousand random texts those that pandas reads have the values that Python reads."""
+    """Of random texts those that pandas reads have the values that Python reads."""
     rng, path, read = np.random.default_rng(6), tmp_path / "t.csv", 0
-    for _ in range(1000):
+    for _ in range(500):
         lines = [list("1.5,2\n") for _ in range(4)]
         for _ in range(int(rng.integers(0, 3))):
             line = lines[rng.integers(4)]
@@ -164,7 +164,7 @@ def test_pandas_takes_nothing_that_python_would_refuse(tmp_path: Path) -> None:
             with path.open("rb") as stream:
                 assert np.array_equal(fast, text._by_line(stream, layout)), path.read_bytes()
             read += 1
-    assert read > 300
+    assert read > 150
 
 
 def test_one_column_is_a_table(tmp_path: Path) -> None:

@@ -27,31 +27,14 @@ from .reading import Refused, read_file
 
 __all__ = ["find_cifar", "is_tar", "read_batch_pickle", "read_cifar"]
 
-
 Bytes = NDArray[np.uint8]
-
-
 SHAPE = (3, 32, 32)
-
-
 PIXELS = 3072
-
-
 CLASSES = 10
-
-
 MAX_BATCH = 1 << 30
-
-
 TEST = "test_batch"
-
-
 STEMS = (*(f"data_batch_{i}" for i in range(1, 6)), TEST)
-
-
 FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
-
-
 TARS = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
 
 
@@ -177,20 +160,12 @@ _TEXTS = {
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
 
-
 # What a pickle may refer to twice. Tuples are not among them: of tuples within tuples, each of
 # them twice, a few make a key of a dictionary that takes for ever to hash.
 _SHARED = _TEXTS | {"GLOBAL", "STACK_GLOBAL", "REDUCE"}
-
-
 _TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
-
-
 _STORES = {"BINPUT", "LONG_BINPUT", "MEMOIZE"}
-
-
 _LOADS = {"BINGET", "LONG_BINGET"}
-
 
 _INSTRUCTIONS = {
     *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BUILD"),
@@ -199,9 +174,7 @@ _INSTRUCTIONS = {
     *(_SHARED | _TUPLES | _STORES | _LOADS),
 }
 
-
 MAX_STEPS = 1_000_000  # a batch of 10,000 images takes about 60,000
-
 
 # Deep ones overflow the stack of the C code that hashes them, and each may copy all the text.
 MAX_TUPLES = 100

@@ -22,28 +22,13 @@ from .resizing import resize_images
 
 __all__ = ["read_image_array", "read_image_folder", "read_image_zip"]
 
-
 Bytes = NDArray[np.uint8]
-
-
 SUFFIXES = (".png", ".jpg", ".jpeg")
-
-
 FORMATS = ("PNG", "JPEG")
-
-
 MAX_PIXELS = 1 << 26  # of one image
-
-
 MAX_SMALL = 1 << 30  # bytes of decoded images that no compression ratio makes suspicious
-
-
 MAX_RATIO = 100
-
-
 CHANNELS = (1, 3)
-
-
 _EXTRA = "pip install 'diffflow_ext[data]'"
 
 
@@ -90,8 +75,8 @@ def read_image_zip(file: Path, image_size: int | None = None) -> Tensor:
     Nothing is written to disk. Arguments, results and errors are those of `read_image_folder`.
 
     Raises:
-        ValueError: Also if the archive is damaged, holds links or names that leave its folder, or
-            unpacks to far more than its size.
+        ValueError: Also if the archive is damaged, encrypted, packed with another method than
+            deflate, or unpacks to far more than its size.
     """
     with open_zip("read_images", file) as archive:
         names = sorted(name for name in archive.names if _is_image(name))

@@ -22,14 +22,10 @@ __all__ = [
     "unpacked_limit",
 ]
 
-
 MAX_BYTES = 8 << 30
-
 
 # Data compress ten times, bombs a thousand times; what is small may be either.
 MAX_RATIO = 100
-
-
 SMALL_BYTES = 64 << 20
 
 

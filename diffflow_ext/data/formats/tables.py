@@ -22,10 +22,7 @@ from .text import TEXT_SUFFIXES, read_text
 
 __all__ = ["Table", "read_table"]
 
-
 Values = NDArray[np.float64]
-
-
 MIN_ROWS = 10
 
 

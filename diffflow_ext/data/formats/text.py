@@ -23,20 +23,11 @@ from .reading import check_size, gunzip
 
 __all__ = ["TEXT_SUFFIXES", "read_text"]
 
-
 Values = NDArray[np.float64]
-
-
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
-
-
 _BOM = b"\xef\xbb\xbf"
-
-
 CELLS = 1 << 20  # that pandas holds at a time
-
-
-_ATTRIBUTE = re.compile(r"\s*@attribute\s+('[^']*'|\"[^\"]*\"|[^\s{\[]+)", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"^\s*@attribute\s+('[^']*'|\"[^\"]*\"|[^\s{\[]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -161,7 +152,8 @@ def _is_blank(line: str, keel: bool) -> bool:
 
 
 def _delimiter(line: str) -> str:
-    otherwise = " " if all(map(_is_number, line.split())) else ","
+    cells = line.split()
+    otherwise = " " if len(cells) > 1 and all(map(_is_number, cells)) else ","
     return next((mark for mark in "\t;," if mark in line), otherwise)
 
 

@@ -33,13 +33,8 @@ __all__ = [
     "read_values",
 ]
 
-
 Values = NDArray[np.float64]
-
-
 CORRELATED = 0.98
-
-
 REPEATED = 5
 
 
@@ -130,7 +125,6 @@ def _clean_bsds300(file: Path) -> _Cleaned:
 
 _POWER = "global_active_power voltage sub_metering_1 sub_metering_2 sub_metering_3 time"
 
-
 _SETS: dict[str, _MafSet] = {
     "power": _MafSet(
         "electric power of one household", 6, ("data.npy",), _clean_power, tuple(_POWER.split())
@@ -147,7 +141,6 @@ _SETS: dict[str, _MafSet] = {
         "patches of photographs", 63, ("BSDS300.hdf5", "bsds300.hdf5"), _clean_bsds300
     ),
 }
-
 
 MAF_SETS: Mapping[str, str] = MappingProxyType(
     {name: f"{entry.description}, {entry.dim} columns" for name, entry in _SETS.items()}
@@ -233,20 +226,14 @@ def _check(cleaned: _Cleaned, dim: int, source: str) -> None:
 
 
 SENSORS = 16
-
-
 NO_SENSORS = ("Time", "Meth", "Eth")  # The first three columns: time and what was let in.
-
 
 CONVERT = (
     'import numpy, pandas; numpy.save("ethylene_CO.npy", '
     'pandas.read_pickle("ethylene_CO.pickle").to_numpy())'
 )
 
-
 PARTS = ("train", "validation", "test")
-
-
 _EXTRA = "pip install 'diffflow_ext[data]'"
 
 
