@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 
+from .formats.reading import optional_package
 from .sets.home import data_home
 
 __all__ = ["FETCHABLE", "FetchError", "fetch"]
@@ -86,7 +87,8 @@ def fetch(name: str, dest: str | os.PathLike[str] | None = None) -> Path:
             f"fetch: expected one of {', '.join(_SOURCES)}, got {name!r}; other sets must be "
             "brought by hand (diffflow data list)"
         )
-    pooch, source = _pooch(), _SOURCES[name]
+    pooch = optional_package("fetch", "pooch", "downloads")
+    source = _SOURCES[name]
     folder = data_home() / name if dest is None else Path(dest)
     for file, digest in source.digests.items():
         try:
@@ -100,14 +102,3 @@ def fetch(name: str, dest: str | os.PathLike[str] | None = None) -> Path:
                 f"folder (DIFFFLOW_DATA), or bring the files of {name} there by hand"
             ) from error
     return folder
-
-
-def _pooch() -> ModuleType:
-    try:
-        import pooch
-    except ImportError as error:
-        raise ImportError(
-            "fetch: expected the package pooch, which downloads, and it is not installed; run: "
-            "pip install 'diffflow_ext[data]'"
-        ) from error
-    return pooch

@@ -264,6 +264,7 @@ BATCHES = {
     "two values": (b"\x80\x02NN.", "holds NoneType"),
     "forgotten": (b"\x80\x02h\x07.", "taken twice, number 7"),
     "tuple twice": (b"\x80\x02)q\x00h\x00.", "taken twice, number 0"),
+    "tuple over a text": (b"\x80\x04U\x01aq\x01U\x01aq\x01)\x94h\x01.", "taken twice, number 1"),
     "tuple twice, disguised": (b"\x80\x02U\x01aq\x000.", "the instruction POP"),
     "deep": (b"\x80\x02}N" + b"\x85" * 101 + b"Ns.", "101|100 tuples"),
     "tuple as a key": (b"\x80\x02}N\x85Ns.", "a key that is no text"),

@@ -182,6 +182,6 @@ def test_images_that_grow_too_much_are_refused(
 
 def test_missing_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = _tree(tmp_path)
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ImportError, match=r"pip install 'diffflow_ext\[data\]'"):
         open_dataset(folder)

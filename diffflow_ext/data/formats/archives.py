@@ -6,7 +6,7 @@ import io
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -21,7 +21,7 @@ from .reading import (
     unpacked_limit,
 )
 
-__all__ = ["ZipReader", "open_zip", "read_tar"]
+__all__ = ["read_tar", "read_zip"]
 
 # What damaged archives raise: zipfile and tarfile let the errors of their decoders through.
 _DAMAGE = (
@@ -30,57 +30,6 @@ _DAMAGE = (
 )
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without a bound
-
-
-class ZipReader:
-    """The files of an open zip archive, and how many bytes may still be unpacked from it.
-
-    Attributes:
-        names: The names of the files, folders left out, in the order of the archive.
-    """
-
-    def __init__(self, op: str, archive: zipfile.ZipFile, source: str, size: int) -> None:
-        self._op, self._archive, self._source = op, archive, source
-        self._left = unpacked_limit(size)
-        self.names = [info.filename for info in archive.infolist() if not info.is_dir()]
-
-    def read(self, name: str) -> bytes:
-        """Returns the bytes of a file, which count against the limit of the whole archive."""
-        source = f"{self._source}[{name[:80]}]"
-        with _damage(self._op, self._source, "a zip archive"):
-            member = self._archive.getinfo(name)
-            if member.compress_type not in _METHODS:
-                raise Refused(
-                    f"{self._op}: expected deflated or stored files, {source!r} is packed in a "
-                    "rare way; pack the files anew"
-                )
-            check_size(self._op, source, member.file_size, self._left)
-            with self._archive.open(member) as stream:
-                # The size that was stated may be a lie.
-                data = read_bounded(self._op, cast(BinaryIO, stream), source, self._left)
-        self._left -= len(data)
-        return data
-
-
-@contextmanager
-def open_zip(op: str, file: Path) -> Iterator[ZipReader]:
-    """Opens a zip archive for reading.
-
-    Arguments:
-        op: The function that asks, for messages.
-        file: The archive.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no zip archive or is damaged.
-    """
-    check_file(op, file)
-    with _damage(op, str(file), "a zip archive"):
-        archive = zipfile.ZipFile(file)
-    with archive:
-        with _damage(op, str(file), "a zip archive"):
-            reader = ZipReader(op, archive, str(file), file.stat().st_size)
-        yield reader
 
 
 @contextmanager
@@ -94,6 +43,38 @@ def _damage(op: str, source: str, kind: str) -> Iterator[None]:
             f"{op}: expected {kind}, {source!r} cannot be read ({type(error).__name__}: "
             f"{error}); the file is cut or damaged, get it again"
         ) from error
+
+
+def read_zip(op: str, file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yields names and bytes of files of a zip archive, in the order of their names.
+
+    Arguments:
+        op: The function that asks, for messages.
+        file: The archive.
+        wanted: Which names to read.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no zip archive, is damaged, encrypted or packed with another method
+            than deflate, or unpacks to far more than its size.
+    """
+    check_file(op, file)
+    left = unpacked_limit(file.stat().st_size)
+    with _damage(op, str(file), "a zip archive"), zipfile.ZipFile(file) as archive:
+        members = (info for info in archive.infolist() if wanted(info.filename))
+        for member in sorted(members, key=lambda info: info.filename):
+            source = f"{file}[{member.filename[:80]}]"
+            if member.compress_type not in _METHODS:
+                raise Refused(
+                    f"{op}: expected deflated or stored files, {source!r} is packed in a rare "
+                    "way; pack the files anew"
+                )
+            check_size(op, source, member.file_size, left)
+            with archive.open(member) as stream:
+                # The size that was stated may be a lie.
+                data = read_bounded(op, cast(BinaryIO, stream), source, left)
+            left -= len(data)
+            yield member.filename, data
 
 
 def read_tar(op: str, file: Path, names: Collection[str]) -> dict[str, bytes]:

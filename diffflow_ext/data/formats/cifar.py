@@ -216,8 +216,8 @@ class _Forbidden(Exception):
 
 def _check_instructions(data: bytes) -> None:
     """Refuses instructions that do more than build plain values, and takes no memory for them."""
-    shared: set[int] = set()
-    before, stores, tuples = "", 0, 0
+    memo: dict[int | None, bool] = {}  # whether what is stored there may be taken again
+    before, tuples = "", 0
     for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         name = opcode.name
         if name not in _INSTRUCTIONS:
@@ -227,12 +227,11 @@ def _check_instructions(data: bytes) -> None:
             raise ValueError(f"more than {MAX_STEPS:,} instructions or {MAX_TUPLES:,} tuples")
         if name in _STORES:
             # The C code takes memory up to the largest number under which something is stored.
-            index = stores if argument is None else argument
+            index = len(memo) if argument is None else argument
             if index > step:
                 raise ValueError(f"a value stored under {index:,}")
-            (shared.add if before in _SHARED else shared.discard)(index)
-            stores += 1
-        elif name in _LOADS and argument not in shared:
+            memo[index] = before in _SHARED
+        elif name in _LOADS and not memo.get(argument):
             raise ValueError(f"a value taken twice, number {argument}, that is no text")
         before = name
 

@@ -1,14 +1,15 @@
-"""Bytes from files that nobody vouches for: checked, and bounded before memory is taken."""
+"""What all formats share: optional packages, and bytes that are checked and bounded."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib
 import io
 import os
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 __all__ = [
     "MAX_BYTES",
@@ -16,6 +17,7 @@ __all__ = [
     "check_file",
     "check_size",
     "gunzip",
+    "optional_package",
     "read_bounded",
     "read_file",
     "sha256",
@@ -31,6 +33,21 @@ SMALL_BYTES = 64 << 20
 
 class Refused(ValueError):
     """A message of ours, to be told from the libraries' errors."""
+
+
+def optional_package(op: str, name: str, purpose: str) -> Any:
+    """Imports a module of a package that only some sets need.
+
+    Raises:
+        ImportError: If the package is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{op}: expected the package {name.partition('.')[0]}, which {purpose}, and it is not "
+            "installed; run: pip install 'diffflow_ext[data]'"
+        ) from error
 
 
 def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
