@@ -5,18 +5,16 @@ from .fetching import FETCHABLE, FetchError, fetch
 from .formats.idx import read_idx
 from .formats.resizing import resize_images
 from .formats.tables import Table, read_table
-from .sets.hipparcos import HIPPARCOS_COLUMNS, read_hipparcos
 from .sets.home import data_home
 from .sets.magic import magic_telescope
 from .sets.toy import TOY_SETS, sample_toy, toy_entropy, toy_log_density, toy_name
 from .sources import describe_sets, open_dataset
 
 __all__ = [
-    "Dataset",
     "FETCHABLE",
-    "FetchError",
-    "HIPPARCOS_COLUMNS",
     "TOY_SETS",
+    "Dataset",
+    "FetchError",
     "Table",
     "batch_indices",
     "data_home",
@@ -24,7 +22,6 @@ __all__ = [
     "fetch",
     "magic_telescope",
     "open_dataset",
-    "read_hipparcos",
     "read_idx",
     "read_table",
     "resize_images",

@@ -39,28 +39,13 @@ __all__ = [
     "table_dataset",
 ]
 
-
 NUM_POINTS = 200_000
-
-
 NUM_VALID = 10_000
-
-
 NUM_TEST = 20_000
-
-
 NUM_VALID_IMAGES = 5_000
-
-
 MIN_IMAGES = 10
-
-
 SPLIT_KEY = 2110_07579  # of the permutation that splits every table
-
-
 MAX_DEVIATIONS = 1e12  # of any sound value; float32 and the fingerprint hold it
-
-
 _FINGERPRINT_GRID = 4096.0
 
 

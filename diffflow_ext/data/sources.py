@@ -6,37 +6,28 @@ import difflib
 import operator
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from .dataset import NUM_POINTS, Dataset, draw_dataset, limit_training, split_images, split_table
-from .fetching import fetched_path
+from .fetching import FETCHABLE
 from .formats.cifar import find_cifar, is_tar, read_cifar
 from .formats.idx import find_idx, is_idx, read_idx, read_idx_folder
 from .formats.images import read_image_array, read_image_folder, read_image_zip
 from .formats.reading import Refused
 from .formats.resizing import resize_images
 from .formats.tables import read_table
-from .sets.hipparcos import read_hipparcos
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
-from .sets.magic import magic_telescope
+from .sets.magic import MAGIC_INSTALL, magic_file, magic_telescope
 from .sets.toy import TOY_SETS, toy_name
 
 __all__ = ["describe_sets", "open_dataset"]
 
-
 Images = Mapping[str, Tensor]
-
-
 Opener = Callable[[str, Path, int | None], Dataset]
-
-
-CATALOGUE = "stars.dat"
-
-
 MAF_ARCHIVE = "https://zenodo.org/records/1161203"
 
 
@@ -143,8 +134,6 @@ def _open_path(name: str, path: Path, image_size: int | None) -> Dataset:
     known = maf_name(path)
     if known is not None:
         return open_maf(known, path)
-    if path.name == CATALOGUE:
-        return split_table(read_hipparcos(path), name=name)
     return split_table(read_table(path, drop_label=name.lower().endswith(".dat")), name=name)
 
 
@@ -218,33 +207,27 @@ def _find_cifar10() -> Path | None:
     return next((path for path in found if path is not None), None)
 
 
-def _fetched(name: str, description: str, opened: Opener = _open_path) -> _Named:
-    mend = f"run: diffflow data fetch {name}"
-    return _Named(description, lambda: fetched_path(name), opened, mend)
-
-
 def _from_maf(name: str) -> _Named:
     mend = f"unpack the archive of the five sets into {{home}} ({MAF_ARCHIVE})"
     return _Named(MAF_SETS[name], lambda: find_maf(name), _open_known_maf, mend)
 
 
+def _fetched(description: str, name: str, find: Callable[[], Path | None]) -> _Named:
+    mend = f"run: diffflow data fetch {name} (from {FETCHABLE[name]})"
+    return _Named(description, find, _open_path, mend)
+
+
 _NAMED: dict[str, _Named] = {
-    "magic": _fetched("magic", "19,020 gamma-ray showers, 10 columns", _open_magic),
-    "hipparcos": _fetched("hipparcos", "124,608 stars of the Hipparcos catalogue, 7 columns"),
-    "mnist": replace(
-        _fetched("mnist", "70,000 handwritten digits, 1 x 28 x 28"), find=_find_idx_set("mnist")
+    "magic": _Named(
+        "19,020 gamma-ray showers, 10 columns", magic_file, _open_magic, f"run: {MAGIC_INSTALL}"
     ),
-    "fashion-mnist": replace(
-        _fetched("fashion-mnist", "70,000 pieces of clothing, 1 x 28 x 28"),
-        find=_find_idx_set("fashion-mnist", "/usr/share/datasets/fashion-mnist"),
+    "mnist": _fetched("70,000 handwritten digits, 1 x 28 x 28", "mnist", _find_idx_set("mnist")),
+    "fashion-mnist": _fetched(
+        "70,000 pieces of clothing, 1 x 28 x 28",
+        "fashion-mnist",
+        _find_idx_set("fashion-mnist", "/usr/share/datasets/fashion-mnist"),
     ),
-    "cifar10": _Named(
-        "60,000 photographs of ten kinds, 3 x 32 x 32",
-        _find_cifar10,
-        _open_path,
-        "put cifar-10-binary.tar.gz or cifar-10-batches-bin into {home} "
-        "(https://www.cs.toronto.edu/~kriz/cifar.html)",
-    ),
+    "cifar10": _fetched("60,000 photographs of ten kinds, 3 x 32 x 32", "cifar10", _find_cifar10),
     **{name: _from_maf(name) for name in MAF_SETS},
 }
 

@@ -71,8 +71,6 @@ def corpus() -> dict[str, bytes]:
     rows = RNG.normal(size=(12, 2))
     images = RNG.integers(0, 256, (12, 3, 3, 3), dtype=np.uint8)
     members = {f"{i}.png": _png(image, "PNG") for i, image in enumerate(images[:11])}
-    star = "{:02}4508.92 -164258.{} -000546.0-001223.100379.2 -1.4400.01A0 1\n"
-    stars = "".join(star.format(i, i % 10) for i in range(12))
     return {
         "x-idx3-ubyte": idx,
         "x-idx3-ubyte.gz": gzip.compress(idx, mtime=0),
@@ -84,7 +82,6 @@ def corpus() -> dict[str, bytes]:
         "images.npz": _saved(np.savez, images),
         "a.csv": ("a,b\n" + "".join(f"{x:.3f},{y:.3f}\n" for x, y in rows)).encode(),
         "a.dat": ("@relation a\n" + "".join(f"{x:.3f},{y:.3f},g\n" for x, y in rows)).encode(),
-        "stars.dat": f"# stars\n{stars}".encode(),
         "a.zip": _zip({**members, "11.jpg": _png(images[11], "JPEG")}),
         "a.tar": _tar({f"c/{stem}.bin": 2 * record for stem in STEMS}),
         "a.tar.gz": gzip.compress(_tar({f"c/{stem}.bin": 2 * record for stem in STEMS}), mtime=0),
@@ -180,24 +177,23 @@ def test_a_hundred_thousand_damaged_files(scratch: Path, name: str) -> None:
     assert seen["refused"] > 1_000
 
 
+# Formats whose last rows or padding may be missing without a trace.
+LAST_ROWS = ("a.csv", "a.dat", "a.tar", "a.tar.gz")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cut(scratch: Path, name: str) -> None:
     """A file that ends too early is refused, however early that is."""
     data, path = corpus()[name], scratch / name
     read = opener(name, scratch)
-    last = {"a.csv": 80, "a.dat": 80, "stars.dat": 80}.get(name, 1)
+    last = 80 if name in ("a.csv", "a.dat") else 1
     for size in sorted(
         {*range(64), *range(0, len(data), 1 + len(data) // 100), *range(len(data) - 64, len(data))}
     ):
         if size > len(data) - last:
             continue
         path.write_bytes(data[:size])
-        assert outcome(read, path) == "refused" or name in last_rows(name), size
-
-
-def last_rows(name: str) -> tuple[str, ...]:
-    """Formats whose last rows or padding may be missing without a trace."""
-    return tuple({"a.csv", "a.dat", "stars.dat", "a.tar", "a.tar.gz"} & {name})
+        assert outcome(read, path) == "refused" or name in LAST_ROWS, size
 
 
 # --- code in files -------------------------------------------------------------------------------
@@ -246,7 +242,7 @@ def hostile(folder: Path, canary: Path) -> list[Path]:
 
 SCRIPT = """
 import json, os, pickle, sys
-import numpy, PIL.Image, PIL.PngImagePlugin, PIL.JpegImagePlugin
+import numpy, pandas, PIL.Image, PIL.PngImagePlugin, PIL.JpegImagePlugin
 from diffflow_ext.data import open_dataset
 PIL.Image.preinit()
 
@@ -299,6 +295,8 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     outcomes, seen, made, with_control, made_then = json.loads(done.stdout.splitlines()[-1])
     assert seen == []
     assert not made
+    # Names in an archive that lead out of it are nothing but names.
+    assert outcomes.pop(str(tmp_path / "files" / "slip.zip")) == "read"
     for path, text in outcomes.items():
         assert re.match(r"(ValueError|TypeError|Refused): [a-z_]+: expected ", text), (path, text)
     # The watch is worth something: an ordinary load of one of the files shows, and leaves a mark.

@@ -10,7 +10,7 @@ import diffflow_ext.data as data_package
 from diffflow_ext.data import TOY_SETS, data_home, describe_sets, open_dataset
 
 NAMED = {
-    *("magic", "hipparcos", "mnist", "fashion-mnist", "cifar10"),
+    *("magic", "mnist", "fashion-mnist", "cifar10"),
     *("power", "gas", "hepmass", "miniboone", "bsds300"),
 }
 
@@ -46,7 +46,7 @@ def test_a_set_that_is_not_here(
 
 
 def test_near_misses_are_named() -> None:
-    for wrong, right in {"mnsit": "mnist", "hiparcos": "hipparcos", "cifar-10": "cifar10"}.items():
+    for wrong, right in {"mnsit": "mnist", "cifar-10": "cifar10"}.items():
         with pytest.raises(ValueError, match=f"did you mean '{right}'"):
             open_dataset(wrong)
 

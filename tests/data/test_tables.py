@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
 import io
 import os
 import sys
-import warnings
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from diffflow_ext.data import Table, magic_telescope, read_table
-from diffflow_ext.data.formats import reading
+from diffflow_ext.data import magic_telescope, read_table
+from diffflow_ext.data.formats import reading, text
 from diffflow_ext.data.sets.magic import MAGIC_SHA256
 
 ROWS = np.random.default_rng(0).normal(size=(12, 3))
@@ -101,6 +102,71 @@ def test_keel(tmp_path: Path) -> None:
         read_table(_write(tmp_path / "u.dat", KEEL + _csv(ROWS[:, :2])), drop_label=True)
 
 
+def test_gzipped_text_and_columns_between_spaces(tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "t.txt", ROWS)
+    assert np.array_equal(read_table(tmp_path / "t.txt").values, ROWS)
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(("a,b,c\n" + _csv(ROWS)).encode()))
+    table = read_table(tmp_path / "t.csv.gz")
+    assert np.array_equal(table.values, ROWS)
+    assert table.columns == ["a", "b", "c"]
+    (tmp_path / "t.csv.gz").write_bytes((tmp_path / "t.csv.gz").read_bytes()[:-9])
+    with pytest.raises(ValueError, match="expected gzip data"):
+        read_table(tmp_path / "t.csv.gz")
+
+
+def test_numbers_are_those_that_python_reads(tmp_path: Path) -> None:
+    """To the last bit, where they are hard to round, and wherever a file ends a line."""
+    rng = np.random.default_rng(4)
+    floats = rng.integers(0, 1 << 63, 60).view(np.float64)
+    cells = [repr(x) for x in floats.tolist() if np.isfinite(x)]
+    cells += ["9007199254740993", "0.1e-400", "1.7976931348623157e308", "5e-324", "-0", ".5", "5."]
+    cells += ["8.5", "123456789012345678901234567890", " 7", "7 ", '"7"', "18446744073709551615"]
+    cells += [f"{x:.25f}" for x in rng.normal(size=30)]
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "t.csv").write_bytes(end.join(cells).encode())
+        values = read_table(tmp_path / "t.csv").values[:, 0]
+        expected = np.array([float(cell.strip('" ')) for cell in cells])
+        assert np.array_equal(values.view(np.int64), expected.view(np.int64))
+
+
+def test_long_files_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "CELLS", 12)
+    rows = np.round(ROWS, 3)
+    rows[:6] = np.round(9.0 * rows[:6])  # Whole numbers in the first part alone.
+    table = read_table(_write(tmp_path / "t.csv", _csv(rows).replace(".0,", ",")))
+    assert np.array_equal(table.values, rows)
+    with pytest.raises(ValueError, match=r"line 13 of .* has 2"):
+        read_table(_write(tmp_path / "t.csv", _csv(rows) + "1,2\n"))
+    with pytest.raises(ValueError, match=r"line 13, column 3 \('x3'\).*'True'"):
+        read_table(_write(tmp_path / "t.csv", _csv(rows) + "1,2,True\n"))
+
+
+TOKENS = (*"0123456789.,,,;\t\n\n\n\"'-+eE_ x#", "\r\n", "\r", "\0", "nan", "inf", "NA", "True")
+
+
+def test_pandas_takes_nothing_that_python_would_refuse(tmp_path: Path) -> None:
+    """Of random texts those that pandas reads have the values that Python reads."""
+    rng, path, read = np.random.default_rng(6), tmp_path / "t.csv", 0
+    for _ in range(500):
+        lines = [list("1.5,2\n") for _ in range(4)]
+        for _ in range(int(rng.integers(0, 3))):
+            line = lines[rng.integers(4)]
+            line[rng.integers(len(line))] = TOKENS[rng.integers(len(TOKENS))]
+        path.write_bytes("".join(chain(*lines)).encode())
+        try:
+            with path.open("rb") as stream:
+                layout = text._layout(stream, path, False)
+        except ValueError:
+            continue
+        with path.open("rb") as stream:
+            fast = text._by_pandas(stream, layout)
+        if fast is not None:
+            with path.open("rb") as stream:
+                assert np.array_equal(fast, text._by_line(stream, layout)), path.read_bytes()
+            read += 1
+    assert read > 150
+
+
 def test_one_column_is_a_table(tmp_path: Path) -> None:
     assert read_table(_write(tmp_path / "c.csv", _csv(ROWS[:, :1]))).values.shape == (12, 1)
 
@@ -152,7 +218,7 @@ BAD_ARRAYS = {
     "three axes": (np.ones((12, 2, 2)), ValueError, r"shape \(12, 2, 2\); flatten"),
     "no columns": (np.ones((12, 0)), ValueError, r"shape \(12, 0\)"),
     "no rows": (np.ones((0, 2)), ValueError, "at least 10 rows.*has 0"),
-    "objects": (np.array([[None, 1]] * 12, object), TypeError, "Python objects"),
+    "objects": (np.array([[None, 1]] * 12, object), ValueError, "Python objects"),
     "complex": (ROWS + 1j, TypeError, "complex numbers"),
     "text": (ROWS.astype(str), TypeError, "text, dates or bytes"),
     "truth": (ROWS > 0, TypeError, "truth values"),
@@ -184,7 +250,7 @@ def test_a_header_that_claims_the_moon_takes_no_memory(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("a.npy", stream.getvalue() + b"\0" * 80)
     for name in ("a.npy", "a.npz"):
-        with pytest.raises(ValueError, match=r"8,000,000,000,000,000 bytes.*holds 80"):
+        with pytest.raises(ValueError, match=r"expected a NumPy array of numbers, .*; it is cut"):
             read_table(tmp_path / name)
 
 
@@ -208,7 +274,7 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
     bomb = np.empty((12, 2), object)
     bomb[:] = Bomb()
     (tmp_path / "a.npy").write_bytes(_npy(bomb))
-    with pytest.raises(TypeError, match="Python objects"):
+    with pytest.raises(ValueError, match="Python objects"):
         read_table(tmp_path / "a.npy")
     assert not (tmp_path / "boom").exists()
 
@@ -232,73 +298,10 @@ def test_bad_paths(tmp_path: Path) -> None:
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Path) -> bytes:
-        raise PermissionError(13, "Permission denied")
-
     path = _write(tmp_path / "a.csv", _csv(ROWS))
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(ValueError, match=r"readable file.*'Permission denied'; check its perm"):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match=r"readable file.*a.csv' is none; check its permissions"):
         read_table(path)
-
-
-def _seeds_of_mutation(tmp_path: Path) -> dict[str, list[bytes]]:
-    np.savez_compressed(tmp_path / "z.npz", rows=ROWS)
-    np.savez(tmp_path / "s.npz", rows=ROWS)
-    keel = KEEL + "".join(f"{a:.3f},{b:.3f},g\n" for a, b, _ in ROWS)
-    return {
-        ".npy": [_npy(ROWS), _npy(np.asfortranarray(ROWS.astype("f4")))],
-        ".npz": [(tmp_path / "z.npz").read_bytes(), (tmp_path / "s.npz").read_bytes()],
-        ".csv": [_csv(np.round(ROWS, 3)).encode(), ("a;b;c\n" + _csv(ROWS, ";")).encode()],
-        ".dat": [keel.encode()],
-    }
-
-
-def _mutate(rng: np.random.Generator, data: bytes) -> bytes:
-    """Overwrites, deletes, inserts or cuts a few bytes, mostly near the start or the end."""
-    out = bytearray(data)
-    for _ in range(int(rng.integers(1, 6))):
-        edge = min(len(out), 200)
-        at = [rng.integers(len(out)), rng.integers(edge), len(out) - 1 - rng.integers(edge)]
-        place = int(at[rng.integers(3)])
-        byte = int(rng.choice([rng.integers(256), 0, 255, 0x22, 0x27, 0x28, 0x2C, 0x0A, 0x40]))
-        action = rng.integers(8)
-        if action < 5:
-            out[place] = byte
-        elif action == 5:
-            out.insert(place, byte)
-        elif action == 6 and len(out) > 1:
-            del out[place : place + int(rng.integers(1, 9))]
-        elif len(out) > 40:
-            del out[place + 1 :]
-        if not out:
-            return b"\0"
-    return bytes(out)
-
-
-def _read_or_message(path: Path) -> tuple[Table | None, str]:
-    try:
-        return read_table(path, drop_label=path.suffix == ".dat"), ""
-    except (ValueError, TypeError) as error:
-        return None, str(error)
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".csv", ".dat"])
-def test_damaged_files_raise_only_our_errors(tmp_path: Path, suffix: str) -> None:
-    """Seven hundred damaged files of each kind: a sound table or one of the promised errors."""
-    rng, path = np.random.default_rng(7), tmp_path / f"f{suffix}"
-    originals, refused = _seeds_of_mutation(tmp_path)[suffix], 0
-    for i in range(700):
-        path.write_bytes(_mutate(rng, originals[i % len(originals)]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            table, message = _read_or_message(path)
-        if table is None:
-            assert message.startswith("read_table: expected"), message
-            refused += 1
-        else:
-            assert np.isfinite(table.values).all()
-            assert table.values.shape == (len(table.values), len(table.columns))
-    assert refused > 100
 
 
 def test_magic_telescope() -> None:

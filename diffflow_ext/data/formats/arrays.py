@@ -1,113 +1,90 @@
-"""NumPy's array files, read without pickle and with sizes checked before memory is taken."""
+"""NumPy's array files, read by NumPy without pickle and in bounded memory."""
 
 from __future__ import annotations
 
-import io
-import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from .archives import open_zip
-from .reading import Refused
+from .reading import Refused, check_file, check_size, unpacked_limit
 
-__all__ = ["RawArray", "parse_npy", "parse_npz"]
-
-
-@dataclass(frozen=True, eq=False)
-class RawArray:
-    """An array whose header is read and whose values are still bytes.
-
-    Attributes:
-        op: The function that asks, for messages.
-        source: Where the array came from, for messages.
-        shape: The shape that the header states, no size negative.
-        dtype: The type that the header states, which may be any.
-        fortran: Whether the first axis varies fastest.
-        body: What follows the header.
-    """
-
-    op: str
-    source: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran: bool
-    body: memoryview
-
-    def values(self) -> NDArray:
-        """Returns the array; the caller has made sure that its type is one of numbers.
-
-        Raises:
-            ValueError: If the bytes are more or fewer than the header states.
-        """
-        expected = math.prod(self.shape) * self.dtype.itemsize
-        if len(self.body) != expected:
-            raise Refused(
-                f"{self.op}: expected {expected:,} bytes of data for shape {self.shape} and "
-                f"{self.dtype}, {self.source!r} holds {len(self.body):,}; the file is cut or "
-                "damaged, write it again"
-            )
-        order = "F" if self.fortran else "C"
-        return np.frombuffer(self.body, self.dtype).reshape(self.shape, order=order)
+__all__ = ["load_array", "load_npy"]
 
 
-def parse_npy(op: str, data: bytes, source: str) -> RawArray:
-    """Reads the header of an `.npy` file.
+def load_array(op: str, file: Path, choose: Callable[[list[str]], str]) -> NDArray[Any]:
+    """Reads a `.npy` file, or one array of an `.npz` file; see `load_npy`.
 
     Arguments:
         op: The function that asks, for messages.
-        data: The file's bytes.
-        source: Its name, for messages.
+        file: The file; its ending says which of the two it is.
+        choose: Picks one of the names of the arrays in an `.npz` file.
 
     Raises:
-        ValueError: If the header cannot be read.
+        ValueError: Also if an archive unpacks to far more than its size.
     """
-    stream = io.BytesIO(data)
+    if file.suffix.lower() != ".npz":
+        return load_npy(op, file)
+    check_file(op, file)
+    with _numpy_errors(op, str(file)), np.load(file, allow_pickle=False) as archive:
+        members = {info.filename: info.file_size for info in archive.zip.infolist()}
+        key = choose([name[:-4] for name in members if name.endswith(".npy")])
+        # NumPy reads no more than the size that the archive states.
+        limit = unpacked_limit(file.stat().st_size)
+        check_size(op, f"{file}[{key}.npy]", members[f"{key}.npy"], limit)
+        return _checked(archive[key])
+
+
+def load_npy(op: str, file: Path) -> NDArray[Any]:
+    """Maps a `.npy` file into memory, for reading.
+
+    Arguments:
+        op: The function that asks, for messages.
+        file: The file.
+
+    Returns:
+        The array, of any shape and type but Python objects.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no array file, holds objects, or is shorter or longer than its header
+            states.
+    """
+    check_file(op, file)
+    size = file.stat().st_size
+    check_size(op, str(file), size)
+    with _numpy_errors(op, str(file)):
+        array = _checked(np.load(file, mmap_mode="r", allow_pickle=False))
+        if isinstance(array, np.memmap) and array.offset + array.nbytes != size:
+            raise ValueError(f"{size - array.offset - array.nbytes:,} bytes too many")
+        return array
+
+
+def _checked(array: object) -> NDArray[Any]:
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"holds {type(array).__name__} in place of an array")
+    return array
+
+
+@contextmanager
+def _numpy_errors(op: str, source: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            shape, fortran, dtype = _header(stream)
+            yield
+    except Refused:
+        raise
     # NumPy parses the header as a Python literal: a damaged one raises nearly any exception.
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        # NumPy takes whatever it doesn't know for a pickle, and would advise to load it.
+        if "pickle" in reason or "Python objects" in reason:
+            reason = "it holds Python objects or no array at all"
         raise Refused(
-            f"{op}: expected a NumPy array file, {source!r} has a header that cannot be "
-            f"read ({type(error).__name__}); save it again with numpy.save"
+            f"{op}: expected a NumPy array of numbers, {source!r} cannot be read ({reason}); it "
+            "is cut, damaged or of another kind: save the numbers again with numpy.save"
         ) from error
-    return RawArray(op, source, shape, dtype, fortran, memoryview(data)[stream.tell() :])
-
-
-def _header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = npy_format.read_magic(stream)
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"unknown version {version}")
-    if version == (1, 0):
-        shape, fortran, dtype = npy_format.read_array_header_1_0(stream)
-    else:
-        shape, fortran, dtype = npy_format.read_array_header_2_0(stream)
-    if any(size < 0 for size in shape):
-        raise ValueError(f"shape {shape}")
-    return shape, fortran, dtype
-
-
-def parse_npz(op: str, data: bytes, source: str, choose: Callable[[list[str]], str]) -> RawArray:
-    """Unpacks one array of an `.npz` file and reads its header.
-
-    Arguments:
-        op: The function that asks, for messages.
-        data: The file's bytes.
-        source: Its name, for messages.
-        choose: Picks one of the arrays' names.
-
-    Raises:
-        ValueError: If the archive is damaged, unpacks to far more than its size, or the array's
-            header cannot be read.
-    """
-    with open_zip(op, data, source) as archive:
-        keys = [name[:-4] for name in archive.names if name.endswith(".npy")]
-        chosen = choose(keys)
-        body = archive.read(f"{chosen}.npy")
-    return parse_npy(op, body, f"{source}[{chosen}]")

@@ -1,16 +1,17 @@
 """CIFAR-10 as its authors give it: binary batches, Python batches, or the archive of either.
 
-Python batches are read without unpickling. A pickle is a program. This reads the few instructions that build a dictionary of lists, numbers,
-strings and one array of bytes, and makes of the four names that such a file refers to plain
-records: nothing is imported, called or constructed, whatever the file says.
+A Python batch is a pickle, which is a program. Before it runs, its instructions are checked: only
+those that build numbers, text, lists, dictionaries and tuples are let through, and the few names
+that an array needs. These names stand for records of our own, so that nothing is imported and
+nothing but these records is made, whatever the file says.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import pickle
 import pickletools
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,31 +27,14 @@ from .reading import Refused, read_file
 
 __all__ = ["find_cifar", "is_tar", "read_batch_pickle", "read_cifar"]
 
-
 Bytes = NDArray[np.uint8]
-
-
 SHAPE = (3, 32, 32)
-
-
 PIXELS = 3072
-
-
 CLASSES = 10
-
-
 MAX_BATCH = 1 << 30
-
-
 TEST = "test_batch"
-
-
 STEMS = (*(f"data_batch_{i}" for i in range(1, 6)), TEST)
-
-
 FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
-
-
 TARS = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
 
 
@@ -171,68 +155,29 @@ def _check_batch(batch: Mapping[str, object], source: str) -> None:
         )
 
 
-_RECONSTRUCT = "array"
-
-
-_NDARRAY = "ndarray"
-
-
-_DTYPE = "dtype"
-
-
-_ENCODE = "encode"
-
-
-# All the names that a batch may refer to: numpy's modules were renamed once.
-_NAMES: Mapping[str, str] = {
-    "numpy.core.multiarray _reconstruct": _RECONSTRUCT,
-    "numpy._core.multiarray _reconstruct": _RECONSTRUCT,
-    "numpy ndarray": _NDARRAY,
-    "numpy dtype": _DTYPE,
-    "_codecs encode": _ENCODE,
+_TEXTS = {
+    *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
 
+# What a pickle may refer to twice. Tuples are not among them: of tuples within tuples, each of
+# them twice, a few make a key of a dictionary that takes for ever to hash.
+_SHARED = _TEXTS | {"GLOBAL", "STACK_GLOBAL", "REDUCE"}
+_TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
+_STORES = {"BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_LOADS = {"BINGET", "LONG_BINGET"}
 
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-
-
-_VALUES = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+_INSTRUCTIONS = {
+    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BUILD"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "EMPTY_DICT", "EMPTY_LIST"),
+    *("SETITEM", "SETITEMS", "APPEND", "APPENDS"),
+    *(_SHARED | _TUPLES | _STORES | _LOADS),
 }
-
-
-_STRINGS = {"BINSTRING", "SHORT_BINSTRING"}  # Python 2's: bytes that may be text
-
-
-_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-_BYTE = "u1"
-
 
 MAX_STEPS = 1_000_000  # a batch of 10,000 images takes about 60,000
 
-
-class _Mark:
-    pass
-
-
-@dataclass(eq=False)
-class _Name:
-    """One of the four names; stands for nothing but itself."""
-
-    meaning: str
-
-
-@dataclass(eq=False)
-class _Dtype:
-    code: object
-
-
-@dataclass(eq=False)
-class _Array:
-    state: object = None
+# Deep ones overflow the stack of the C code that hashes them, and each may copy all the text.
+MAX_TUPLES = 100
 
 
 def read_batch_pickle(data: bytes, source: str) -> dict[str, Any]:
@@ -246,20 +191,112 @@ def read_batch_pickle(data: bytes, source: str) -> dict[str, Any]:
         The dictionary, keys as text, arrays as uint8 with at most two axes.
 
     Raises:
-        ValueError: If the pickle refers to other names than the four of a batch, or is damaged.
+        ValueError: If the pickle asks for anything else than a batch needs, or is damaged.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of instructions that are refused anyway.
-            value = _Machine(source).run(data)
-    except Refused:
-        raise
-    # A damaged program may underflow its stack, or hold numbers and text that can't be read.
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        _check_instructions(data)
+        value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+    except _Forbidden as error:
+        raise Refused(
+            f"read_cifar: expected a pickle that only builds arrays, lists and text, {source!r} "
+            f"asks for {error}; nothing of it was executed; use the binary version, "
+            "cifar-10-batches-bin"
+        ) from None
+    # A damaged pickle raises nearly any exception.
+    except Exception as error:
         raise _damaged(source, f"{type(error).__name__}: {error}") from error
-    if not isinstance(value, dict):
+    if type(value) is not dict:
         raise _damaged(source, f"holds {type(value).__name__} in place of a dictionary")
-    return {_text(key): _plain(item, source) for key, item in value.items()}
+    return {_text(key, source): _plain(item, source) for key, item in value.items()}
+
+
+class _Forbidden(Exception):
+    """What a pickle asks for and no batch needs."""
+
+
+def _check_instructions(data: bytes) -> None:
+    """Refuses instructions that do more than build plain values, and takes no memory for them."""
+    memo: dict[int | None, bool] = {}  # whether what is stored there may be taken again
+    before, tuples = "", 0
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        name = opcode.name
+        if name not in _INSTRUCTIONS:
+            raise _Forbidden(f"the instruction {name}")
+        tuples += name in _TUPLES
+        if step >= MAX_STEPS or tuples > MAX_TUPLES:
+            raise ValueError(f"more than {MAX_STEPS:,} instructions or {MAX_TUPLES:,} tuples")
+        if name in _STORES:
+            # The C code takes memory up to the largest number under which something is stored.
+            index = len(memo) if argument is None else argument
+            if index > step:
+                raise ValueError(f"a value stored under {index:,}")
+            memo[index] = before in _SHARED
+        elif name in _LOADS and not memo.get(argument):
+            raise ValueError(f"a value taken twice, number {argument}, that is no text")
+        before = name
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles plain values and the records of arrays."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        """Returns what stands for one of the names, and knows no other."""
+        if (module, name) not in _NAMES:
+            raise _Forbidden(f"the name {f'{module} {name}'[:80]!r}")
+        return _NAMES[module, name]
+
+
+@dataclass(frozen=True)
+class _Name:
+    """One of the names that an array needs; it can be called and nothing else."""
+
+    make: Callable[..., object]
+
+    def __call__(self, *arguments: object) -> object:
+        return self.make(*arguments)
+
+    def __setstate__(self, state: object) -> None:
+        raise ValueError("attributes for a function")
+
+
+class _Array:
+    __slots__ = ("state",)
+
+    def __init__(self, *_: object) -> None:
+        self.state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _Dtype:
+    __slots__ = ("code",)
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        """Ignores byte order and alignment: one byte has neither."""
+
+
+def _latin1(text: str, codec: str) -> bytes:
+    if codec not in ("latin1", "latin-1", b"latin1"):
+        raise _Forbidden(f"the codec {codec!r:.80}")
+    return text.encode("latin-1")
+
+
+def _no_array(*_: object) -> None:
+    raise _Forbidden("a call of numpy ndarray")
+
+
+# All the names that a batch may refer to: numpy's modules were renamed once.
+_NAMES: Mapping[tuple[str, str], _Name] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Name(_Array),
+    ("numpy._core.multiarray", "_reconstruct"): _Name(_Array),
+    ("numpy", "ndarray"): _Name(_no_array),
+    ("numpy", "dtype"): _Name(_Dtype),
+    ("_codecs", "encode"): _Name(_latin1),
+}
 
 
 def _damaged(source: str, what: str) -> Refused:
@@ -269,7 +306,9 @@ def _damaged(source: str, what: str) -> Refused:
     )
 
 
-def _text(key: str | bytes) -> str:
+def _text(key: object, source: str) -> str:
+    if not isinstance(key, (str, bytes)):
+        raise _damaged(source, "a key that is no text")
     return key if isinstance(key, str) else key.decode("latin-1")
 
 
@@ -279,149 +318,14 @@ def _plain(value: object, source: str) -> object:
 
 def _bytes_of(array: _Array, source: str) -> NDArray[np.uint8]:
     state = array.state
-    if not isinstance(state, tuple) or len(state) != 5:
+    if type(state) is not tuple or len(state) != 5:
         raise _damaged(source, "an array without state")
     _, shape, dtype, fortran, raw = state
-    sizes = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+    sizes = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
     if not sizes or not 1 <= len(shape) <= 2 or fortran not in (False, 0):
         raise _damaged(source, "an array that is not stored row by row")
-    if not isinstance(dtype, _Dtype) or dtype.code not in (_BYTE, _BYTE.encode()):
+    if type(dtype) is not _Dtype or dtype.code not in ("u1", b"u1"):
         raise _damaged(source, "an array of other values than bytes")
-    if not isinstance(raw, bytes) or len(raw) != math.prod(shape):
+    if type(raw) is not bytes or len(raw) != math.prod(shape):
         raise _damaged(source, f"an array whose bytes are not those of shape {shape}")
     return np.frombuffer(raw, np.uint8).reshape(shape)
-
-
-class _Machine:
-    """The stack on which a pickle builds its value."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, data: bytes) -> object:
-        """Follows the instructions to the end, and returns the one value that is left."""
-        steps = enumerate(pickletools.genops(io.BytesIO(data)))
-        for step, (opcode, argument, _) in steps:
-            if opcode.name == "STOP":
-                break
-            if step >= MAX_STEPS:
-                raise ValueError(f"more than {MAX_STEPS:,} instructions")
-            self._step(opcode.name, argument)
-        if len(self.stack) != 1:
-            raise ValueError(f"{len(self.stack)} values are left at its end")
-        return self.stack[0]
-
-    def _step(self, name: str, argument: Any) -> None:
-        if name in _VALUES:
-            self.stack.append(argument)
-        elif name in _STRINGS:
-            self.stack.append(argument.encode("latin-1"))
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in _TUPLES:
-            self.stack.append(tuple(self._pop(_TUPLES[name])))
-        elif name in _RULES:
-            _RULES[name](self, argument)
-        elif name not in ("PROTO", "FRAME"):
-            raise self._refused(f"the instruction {name}")
-
-    def _refused(self, what: str) -> Refused:
-        return Refused(
-            f"read_cifar: expected a pickle that only builds arrays, lists and text, "
-            f"{self.source!r} asks for {what}; nothing of it was executed; use the binary "
-            "version, cifar-10-batches-bin"
-        )
-
-    def _pop(self, count: int) -> list[Any]:
-        if count > len(self.stack):
-            raise ValueError("its stack runs empty")
-        taken = self.stack[len(self.stack) - count :]
-        del self.stack[len(self.stack) - count :]
-        if any(isinstance(item, _Mark) for item in taken):
-            raise ValueError("a mark in place of a value")
-        return taken
-
-    def _pop_mark(self) -> list[Any]:
-        for count, item in enumerate(reversed(self.stack)):
-            if isinstance(item, _Mark):
-                taken = self._pop(count)
-                self.stack.pop()
-                return taken
-        raise ValueError("a mark is missing")
-
-    def _top(self, kind: type) -> Any:
-        if not self.stack or type(self.stack[-1]) is not kind:
-            raise ValueError(f"expected {kind.__name__} on its stack")
-        return self.stack[-1]
-
-    def set_items(self, items: list[Any]) -> None:
-        """Puts keys and values into the dictionary on top."""
-        keys, values = items[::2], items[1::2]
-        # Hashing a deep tuple overflows the C stack; text is all that a batch needs.
-        if not all(isinstance(key, (str, bytes)) for key in keys):
-            raise ValueError("a key that is no text")
-        self._top(dict).update(zip(keys, values, strict=True))
-
-    def append(self, items: list[Any]) -> None:
-        """Puts values at the end of the list on top."""
-        self._top(list).extend(items)
-
-    def memoise(self, index: int | None) -> None:
-        """Remembers the value on top."""
-        if not self.stack or isinstance(self.stack[-1], _Mark):
-            raise ValueError("nothing to remember")
-        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
-
-    def name(self, text: str | None) -> None:
-        """Puts a record of one of the four names onto the stack."""
-        if text is None:
-            text = " ".join(self._pop(2))
-        if text not in _NAMES:
-            raise self._refused(f"the name {text[:80]!r}")
-        self.stack.append(_Name(_NAMES[text]))
-
-    def reduce(self) -> None:
-        """Makes the record that a call of one of the names stands for."""
-        name, arguments = self._pop(2)
-        if not isinstance(name, _Name) or not isinstance(arguments, tuple):
-            raise ValueError("a call of something that is no name")
-        if name.meaning == _RECONSTRUCT:
-            self.stack.append(_Array())
-        elif name.meaning == _DTYPE and arguments:
-            self.stack.append(_Dtype(arguments[0]))
-        elif name.meaning == _ENCODE and arguments[1:] in (("latin1",), ("latin-1",)):
-            self.stack.append(arguments[0].encode("latin-1"))
-        else:
-            raise self._refused(f"a call of {name.meaning}")
-
-    def build(self) -> None:
-        """Gives the record below the top its state."""
-        record, state = self._pop(2)
-        if isinstance(record, _Array):
-            record.state = state
-        elif not isinstance(record, _Dtype):
-            raise ValueError("a state for something that is no array")
-        self.stack.append(record)
-
-
-_RULES: Mapping[str, Callable[[_Machine, Any], None]] = {
-    "MARK": lambda machine, _: machine.stack.append(_Mark()),
-    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
-    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine._pop_mark())),
-    "SETITEM": lambda machine, _: machine.set_items(machine._pop(2)),
-    "SETITEMS": lambda machine, _: machine.set_items(machine._pop_mark()),
-    "APPEND": lambda machine, _: machine.append(machine._pop(1)),
-    "APPENDS": lambda machine, _: machine.append(machine._pop_mark()),
-    "BINPUT": lambda machine, index: machine.memoise(index),
-    "LONG_BINPUT": lambda machine, index: machine.memoise(index),
-    "MEMOIZE": lambda machine, _: machine.memoise(None),
-    "BINGET": lambda machine, index: machine.stack.append(machine.memo[index]),
-    "LONG_BINGET": lambda machine, index: machine.stack.append(machine.memo[index]),
-    "GLOBAL": lambda machine, text: machine.name(text),
-    "STACK_GLOBAL": lambda machine, _: machine.name(None),
-    "REDUCE": lambda machine, _: machine.reduce(),
-    "BUILD": lambda machine, _: machine.build(),
-}

@@ -16,12 +16,8 @@ from .reading import Refused, gunzip, read_file
 
 __all__ = ["find_idx", "is_idx", "read_idx", "read_idx_folder"]
 
-
 UINT8 = 0x08
-
-
 MAX_AXES = 3
-
 
 # Under what names and in which folders people have the four files.
 STEMS: Mapping[str, tuple[str, ...]] = {
@@ -30,7 +26,6 @@ STEMS: Mapping[str, tuple[str, ...]] = {
     "train_labels": ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
     "test_labels": ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
 }
-
 
 FOLDERS = ("", "raw", "MNIST/raw", "FashionMNIST/raw")
 

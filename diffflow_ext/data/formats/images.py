@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,36 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .archives import ZipReader, open_zip
-from .arrays import parse_npy, parse_npz
-from .reading import MAX_BYTES, Refused, read_file
+from .archives import read_zip
+from .arrays import load_array
+from .reading import MAX_BYTES, Refused, optional_package, read_file
 from .resizing import resize_images
 
 __all__ = ["read_image_array", "read_image_folder", "read_image_zip"]
 
-
 Bytes = NDArray[np.uint8]
-
-
 SUFFIXES = (".png", ".jpg", ".jpeg")
-
-
 FORMATS = ("PNG", "JPEG")
-
-
 MAX_PIXELS = 1 << 26  # of one image
-
-
 MAX_SMALL = 1 << 30  # bytes of decoded images that no compression ratio makes suspicious
-
-
 MAX_RATIO = 100
-
-
 CHANNELS = (1, 3)
-
-
-_EXTRA = "pip install 'diffflow_ext[data]'"
 
 
 def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
@@ -63,13 +46,8 @@ def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
         ValueError: If there is no image, one can't be read, or they differ in size.
     """
     files = sorted(_walk(folder))
-    if not files:
-        raise Refused(
-            f"read_images: expected PNG or JPEG images, idx files or CIFAR-10 batches in the "
-            f"folder {str(folder)!r}, found none; name another folder, or a file"
-        )
-    named = ((str(file), lambda file=file: read_file("read_images", file)) for file in files)
-    return _stack(named, image_size)
+    images = ((str(file), read_file("read_images", file)) for file in files)
+    return _stack(images, f"the folder {str(folder)!r}", image_size)
 
 
 def _walk(folder: Path) -> Iterable[Path]:
@@ -90,29 +68,18 @@ def read_image_zip(file: Path, image_size: int | None = None) -> Tensor:
     Nothing is written to disk. Arguments, results and errors are those of `read_image_folder`.
 
     Raises:
-        ValueError: Also if the archive is damaged, holds links or names that leave its folder, or
-            unpacks to far more than its size.
+        ValueError: Also if the archive is damaged, encrypted, packed with another method than
+            deflate, or unpacks to far more than its size.
     """
-    with open_zip("read_images", file) as archive:
-        names = sorted(name for name in archive.names if _is_image(name))
-        if not names:
-            raise Refused(
-                f"read_images: expected PNG or JPEG images in {str(file)!r}, found none; name "
-                "another archive"
-            )
-        return _stack(_members(archive, names, file), image_size)
+    members = read_zip("read_images", file, _is_image)
+    images = ((f"{file}[{name}]", data) for name, data in members)
+    return _stack(images, f"the archive {str(file)!r}", image_size)
 
 
-def _members(
-    archive: ZipReader, names: list[str], file: Path
-) -> Iterable[tuple[str, Callable[[], bytes]]]:
-    return ((f"{file}[{name}]", lambda name=name: archive.read(name)) for name in names)
-
-
-def _stack(images: Iterable[tuple[str, Callable[[], bytes]]], image_size: int | None) -> Tensor:
-    pillow, parts, packed, decoded = _pillow(), [], 0, 0
-    for source, read in images:
-        data = read()
+def _stack(images: Iterable[tuple[str, bytes]], where: str, image_size: int | None) -> Tensor:
+    pillow = optional_package("read_images", "PIL.Image", "reads PNG and JPEG (pillow)")
+    parts, packed, decoded = [], 0, 0
+    for source, data in images:
         pixels = _shrunk(_decode(pillow, data, source), image_size)
         packed, decoded = packed + len(data), decoded + pixels.size
         if decoded > min(MAX_BYTES, max(MAX_SMALL, MAX_RATIO * packed)):
@@ -126,24 +93,18 @@ def _stack(images: Iterable[tuple[str, Callable[[], bytes]]], image_size: int | 
                 f"pixels and the first {parts[0].shape[:2]}; give image_size"
             )
         parts.append(pixels)
+    if not parts:
+        raise Refused(
+            f"read_images: expected PNG or JPEG images, idx files or CIFAR-10 batches in {where}, "
+            "found none; name another folder, archive or file"
+        )
     grey = all(part.shape[2] == 1 for part in parts)
     channels = 1 if grey else 3
     array = np.stack([np.broadcast_to(part, (*part.shape[:2], channels)) for part in parts])
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
 
 
-def _pillow() -> ModuleType:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "read_images: expected the package pillow, which reads PNG and JPEG, and it is not "
-            f"installed; run: {_EXTRA}"
-        ) from error
-    return Image
-
-
-def _decode(pillow: ModuleType, data: bytes, source: str) -> Bytes:
+def _decode(pillow: Any, data: bytes, source: str) -> Bytes:
     """Pixels with shape (H, W, 1) of grey images, else (H, W, 3)."""
     try:
         with warnings.catch_warnings():
@@ -166,7 +127,7 @@ def _decode(pillow: ModuleType, data: bytes, source: str) -> Bytes:
         ) from error
 
 
-def _pixels(pillow: ModuleType, image: Any) -> Bytes:
+def _pixels(pillow: Any, image: Any) -> Bytes:
     if image.mode in ("L", "1"):
         return np.asarray(image.convert("L"))[:, :, None]
     if image.has_transparency_data:
@@ -197,19 +158,14 @@ def read_image_array(path: Path) -> Tensor | None:
         TypeError: If an array of four axes holds other numbers than bytes.
         ValueError: If the file cannot be read, or has no axis for one or three channels.
     """
-    data = read_file("read_images", path)
-    if path.suffix.lower() == ".npz":
-        raw = parse_npz("read_images", data, str(path), _first_key)
-    else:
-        raw = parse_npy("read_images", data, str(path))
-    if len(raw.shape) != 4:
+    array = load_array("read_images", path, _first_key)
+    if array.ndim != 4:
         return None
-    if raw.dtype != np.uint8:
+    if array.dtype != np.uint8:
         raise TypeError(
-            f"read_images: expected bytes (uint8) in an array of images, {raw.source!r} holds "
-            f"{raw.dtype}; save it as array.astype(numpy.uint8), with values from 0 to 255"
+            f"read_images: expected bytes (uint8) in an array of images, {str(path)!r} holds "
+            f"{array.dtype}; save it as array.astype(numpy.uint8), with values from 0 to 255"
         )
-    array = raw.values()
     if array.shape[3] in CHANNELS:
         array = array.transpose(0, 3, 1, 2)
     if array.shape[1] not in CHANNELS or 0 in array.shape:

@@ -1,14 +1,15 @@
-"""Bytes from files that nobody vouches for: checked, and bounded before memory is taken."""
+"""What all formats share: optional packages, and bytes that are checked and bounded."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib
 import io
 import os
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 __all__ = [
     "MAX_BYTES",
@@ -16,25 +17,37 @@ __all__ = [
     "check_file",
     "check_size",
     "gunzip",
+    "optional_package",
     "read_bounded",
     "read_file",
     "sha256",
     "unpacked_limit",
 ]
 
-
 MAX_BYTES = 8 << 30
-
 
 # Data compress ten times, bombs a thousand times; what is small may be either.
 MAX_RATIO = 100
-
-
 SMALL_BYTES = 64 << 20
 
 
 class Refused(ValueError):
     """A message of ours, to be told from the libraries' errors."""
+
+
+def optional_package(op: str, name: str, purpose: str) -> Any:
+    """Imports a module of a package that only some sets need.
+
+    Raises:
+        ImportError: If the package is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{op}: expected the package {name.partition('.')[0]}, which {purpose}, and it is not "
+            "installed; run: pip install 'diffflow_ext[data]'"
+        ) from error
 
 
 def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
@@ -53,14 +66,8 @@ def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
         ValueError: If it is no file, cannot be read, is empty or too large.
     """
     check_file(op, file)
-    try:
-        check_size(op, str(file), file.stat().st_size, MAX_BYTES if limit is None else limit)
-        data = file.read_bytes()
-    except OSError as error:
-        raise Refused(
-            f"{op}: expected a readable file, {str(file)!r} gave {error.strerror!r}; "
-            "check its permissions and its name"
-        ) from error
+    check_size(op, str(file), file.stat().st_size, limit)
+    data = file.read_bytes()
     if not data:
         raise Refused(
             f"{op}: expected data, {str(file)!r} is empty; check how it was written or downloaded"
@@ -69,7 +76,7 @@ def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
 
 
 def check_file(op: str, file: Path) -> None:
-    """Raises FileNotFoundError or ValueError unless `file` is a regular file."""
+    """Raises FileNotFoundError or ValueError unless `file` is a regular file that may be read."""
     if not os.path.exists(file):
         raise FileNotFoundError(
             f"{op}: expected a file, found nothing at {str(file)!r}; check the path "
@@ -80,10 +87,15 @@ def check_file(op: str, file: Path) -> None:
         raise Refused(
             f"{op}: expected a file, got {kind} {str(file)!r}; name a file with the data"
         )
+    if not os.access(file, os.R_OK):
+        raise Refused(
+            f"{op}: expected a readable file, {str(file)!r} is none; check its permissions"
+        )
 
 
-def check_size(op: str, source: str, size: int, limit: int) -> None:
-    """Raises ValueError where `size` bytes are more than `limit`."""
+def check_size(op: str, source: str, size: int, limit: int | None = None) -> None:
+    """Raises ValueError where `size` bytes are more than `limit`, by default `MAX_BYTES`."""
+    limit = MAX_BYTES if limit is None else limit
     if size > limit:
         raise Refused(
             f"{op}: expected at most {limit:,} bytes, {source!r} has {size:,}; save a part of it"
@@ -122,6 +134,10 @@ def gunzip(op: str, data: bytes, source: str) -> bytes:
         ) from error
 
 
-def sha256(data: bytes) -> str:
-    """Returns the SHA-256 of bytes in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def sha256(file: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

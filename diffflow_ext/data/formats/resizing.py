@@ -12,7 +12,6 @@ from torch.nn.functional import pad
 
 __all__ = ["resize_images"]
 
-
 CHUNK = 2048
 
 

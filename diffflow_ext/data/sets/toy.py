@@ -25,25 +25,12 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["TOY_SETS", "sample_toy", "toy_entropy", "toy_log_density", "toy_name"]
 
-
 Points = NDArray[np.float64]
-
-
 Draw = Callable[[np.random.Generator, int], Points]
-
-
 THINNESS = 0.01  # radial standard deviation of a ring, as a fraction of its radius
-
-
 CARPET_DEPTH = 5
-
-
 GAUSSIAN_RADIUS = 4.0
-
-
 GAUSSIAN_STD = 0.5
-
-
 CALIBRATION_DRAWS = 1 << 19
 
 
@@ -209,10 +196,7 @@ def _smile() -> list[Points]:
 
 
 _OLYMPIC = [(-2.2, 0.5), (0.0, 0.5), (2.2, 0.5), (-1.1, -0.5), (1.1, -0.5)]
-
-
 _FOUR = [(-0.8, -0.8), (-0.8, 0.8), (0.8, -0.8), (0.8, 0.8)]
-
 
 _SETS: dict[str, _Toy] = {
     "swiss-roll": _Toy("a thin spiral of one and a half turns", _swiss_roll),
@@ -232,7 +216,6 @@ _SETS: dict[str, _Toy] = {
     "text": _Toy("the word DiffFlow, written with a round pen", _pen(_text, 0.09)),
     "smile": _Toy("a smiling face, drawn with a round pen", _pen(_smile, 0.045)),
 }
-
 
 TOY_SETS: Mapping[str, str] = MappingProxyType({k: v.description for k, v in _SETS.items()})
 
