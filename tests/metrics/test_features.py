@@ -22,6 +22,8 @@ from diffflow_ext.metrics.features import (
     train_extractor,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NOISE = torch.randint(0, 256, (40, 1, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
 LABELS = torch.arange(40) % 3
 
@@ -40,7 +42,13 @@ def digits() -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module")
 def trained(digits: tuple[Tensor, Tensor]) -> DigitExtractor:
     images, labels = digits
-    return train_extractor(images[:1400], labels[:1400], epochs=12, batch_size=64)
+    threads = torch.get_num_threads()
+    # Threads wait for one another at every small batch: on a busy machine most of the time.
+    torch.set_num_threads(1)
+    try:
+        return train_extractor(images[:1400], labels[:1400], epochs=12, batch_size=64)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
