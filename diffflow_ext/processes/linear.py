@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diffflow_ext.functional.checks import checked_finite, in_words
 
-__all__ = ["LinearProcess", "SubVP", "VE", "VP", "process_by_name"]
+__all__ = ["VE", "VP", "LinearProcess", "SubVP", "process_by_name"]
 
 
 class LinearProcess(ABC):
