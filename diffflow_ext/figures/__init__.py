@@ -1,4 +1,4 @@
-"""Pictures of data, samples, trajectories and training.
+"""Pictures of data, samples, paths and training.
 
 Every function takes NumPy arrays and a path ending in .png, .pdf or .svg, writes the picture and
 returns the path. Matplotlib is imported when the first picture is drawn, and only its

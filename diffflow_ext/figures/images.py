@@ -1,7 +1,4 @@
-"""Pictures of images, and of measures against what was varied.
-
-Called through `figures`, whose conventions hold here too.
-"""
+"""Pictures of images, and of measures against what was varied."""
 
 from __future__ import annotations
 
@@ -14,7 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .panels import BLUE, DPI, FAINT, INK, ORANGE, finite_array, new_figure, save, style, target
+from .panels import (
+    BLUE,
+    DPI,
+    INK,
+    ORANGE,
+    checked_path,
+    finite_array,
+    grid_lines,
+    new_figure,
+    save,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +82,7 @@ def image_grid(
         ValueError: If shapes don't fit or values are not finite.
     """
     op = "image_grid"
-    file, levels = target(op, path), _levels(op, "images", images)
+    file, levels = checked_path(op, path), _levels(op, "images", images)
     width = columns if columns is not None else math.ceil(math.sqrt(len(levels)))
     if width < 1:
         raise ValueError(f"{op}: expected columns >= 1, got {width}; leave it out for a square")
@@ -101,7 +109,7 @@ def image_rows(path: str | os.PathLike[str], rows: Mapping[str, ArrayLike], titl
         ValueError: If shapes don't fit or values are not finite.
     """
     op = "image_rows"
-    file = target(op, path)
+    file = checked_path(op, path)
     levels = {name: _levels(op, f"row {name!r}", images) for name, images in rows.items()}
     sizes = {one.shape[1:] for one in levels.values()}
     if len(sizes) != 1:
@@ -151,7 +159,7 @@ def metric_curves(
             logarithmic axis gets numbers that aren't positive.
     """
     op = "metric_curves"
-    file = target(op, path)
+    file = checked_path(op, path)
     if not 1 <= len(curves) <= len(CURVES):
         raise ValueError(
             f"{op}: expected 1 to {len(CURVES)} curves, got {len(curves)}; draw several pictures"
@@ -253,16 +261,13 @@ def _require_positive(
         )
 
 
-def _curve_axes(axes: Axes, at: NDArray[np.float64], log_x: bool, log_y: bool) -> None:
+def _curve_axes(axes: Axes, ticks: NDArray[np.float64], log_x: bool, log_y: bool) -> None:
     style(axes)  # Before the scales: it asks for a number of ticks, which logarithmic ones refuse.
     if log_x:
         axes.set_xscale("log")
     if log_y:
         axes.set_yscale("log")
-    if log_x and len(at) <= 8:
-        axes.set_xticks(at, [f"{x:g}" for x in at])
+    if log_x and len(ticks) <= 8:
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axes.minorticks_off()
-    axes.grid(True, color=FAINT, linewidth=0.5, alpha=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    grid_lines(axes)

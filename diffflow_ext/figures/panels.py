@@ -1,4 +1,4 @@
-"""What the pictures are put together from: palette, checks, clouds, densities, frames.
+"""Parts of the pictures: palette, checks, clouds, densities, frames.
 
 Only here matplotlib is imported, when the first picture is drawn.
 """
@@ -48,7 +48,8 @@ BINS = 56
 SUFFIXES = (".png", ".pdf", ".svg")
 
 
-def target(op: str, path: str | os.PathLike[str]) -> Path:
+def checked_path(op: str, path: str | os.PathLike[str]) -> Path:
+    """Returns the path of a picture; its ending is known and its folder exists."""
     file = Path(path)
     if file.suffix.lower() not in SUFFIXES:
         raise ValueError(
@@ -63,21 +64,23 @@ def target(op: str, path: str | os.PathLike[str]) -> Path:
 
 
 def finite_array(op: str, name: str, values: ArrayLike, ndim: int) -> Array:
-    found = np.asarray(values, np.float64)
-    if found.ndim != ndim or found.size == 0:
+    """Returns values as a float64 array of so many axes, all finite."""
+    array = np.asarray(values, np.float64)
+    if array.ndim != ndim or array.size == 0:
         raise ValueError(
             f"{op}: expected {name} with {ndim} axes and at least one value, got shape "
-            f"{found.shape}; reshape it"
+            f"{array.shape}; reshape it"
         )
-    if not np.isfinite(found).all():
+    if not np.isfinite(array).all():
         raise ValueError(
-            f"{op}: expected finite {name}, {int((~np.isfinite(found)).sum())} of {found.size} "
+            f"{op}: expected finite {name}, {int((~np.isfinite(array)).sum())} of {array.size} "
             "values are NaN or infinite; leave those rows out"
         )
-    return found
+    return array
 
 
 def new_figure(width: float, height: float) -> Figure:
+    """Returns an empty figure of a size in inches, without a window."""
     try:
         figures = importlib.import_module("matplotlib.figure")
         agg = importlib.import_module("matplotlib.backends.backend_agg")
@@ -92,8 +95,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, file: Path, title: str, inches_above: float | None = None) -> Path:
-    place = {} if inches_above is None else {"y": 1.0 - inches_above / figure.get_figheight()}
-    figure.suptitle(title, fontsize=13, color=INK, **place)
+    """Writes a figure under a title, which may stand a fixed distance below the upper edge."""
+    height = {} if inches_above is None else {"y": 1.0 - inches_above / figure.get_figheight()}
+    figure.suptitle(title, fontsize=13, color=INK, **height)
     # Without a date two pictures of the same numbers are the same bytes.
     date = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix.lower())
     figure.savefig(file, dpi=DPI, metadata={date: None} if date else {})
@@ -101,11 +105,20 @@ def save(figure: Figure, file: Path, title: str, inches_above: float | None = No
 
 
 def style(panel: Axes) -> None:
+    """Gives a panel the ticks and faint spines of all pictures."""
     panel.set_facecolor("white")
     panel.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK, length=3)
     panel.locator_params(nbins=5)
     for spine in panel.spines.values():
         spine.set_color(FAINT)
+
+
+def grid_lines(panel: Axes) -> None:
+    """Draws a faint grid behind the curves and leaves the panel open above and to the right."""
+    panel.grid(True, color=FAINT, linewidth=0.5, alpha=0.6)
+    panel.set_axisbelow(True)
+    for side in ("top", "right"):
+        panel.spines[side].set_visible(False)
 
 
 def frame(panel: Axes, limits: Box) -> None:
@@ -117,6 +130,7 @@ def frame(panel: Axes, limits: Box) -> None:
 
 
 def span(values: Array, spread: float = 0.998) -> Limits:
+    """Returns limits around the middle part of the values, with a margin."""
     low, high = np.quantile(values, [0.5 - spread / 2.0, 0.5 + spread / 2.0])
     pad = 0.06 * (high - low) or 1.0
     return float(low - pad), float(high + pad)
@@ -137,11 +151,13 @@ def turns(points: Array) -> Array:
 
 
 def wheel_map() -> Colormap:
+    """Returns the colours of `turns`, the same at 0 and 1."""
     colors = importlib.import_module("matplotlib.colors")
     return colors.LinearSegmentedColormap.from_list("wheel", list(WHEEL))
 
 
 def cloud(panel: Axes, points: Array, colours: Array | str, limits: Box, size: float) -> None:
+    """Draws points as dots, in one colour or each by its turn."""
     wheel = {} if isinstance(colours, str) else {"cmap": wheel_map(), "vmin": 0.0, "vmax": 1.0}
     panel.scatter(
         points[:, 0], points[:, 1], s=size, c=colours, linewidths=0, rasterized=True, **wheel
@@ -177,6 +193,7 @@ def _mass_levels(density: Array, masses: tuple[float, ...]) -> list[float]:
 
 
 def marginal(panel: Axes, data: Array, samples: Array, limits: Limits) -> None:
+    """Draws the histograms of one column: data filled, samples as a line."""
     edges = np.linspace(*limits, 61)
     for values, colour, filled in ((data, BLUE, True), (samples, ORANGE, False)):
         height, _ = np.histogram(values, edges)
@@ -228,10 +245,10 @@ def moving_average(values: Array, window: int) -> Array:
 
     At the start, where losses fall fast, the window stays symmetric so that the mean doesn't lag.
     """
-    n, finite, at = len(values), np.isfinite(values), np.arange(len(values))
-    half = np.minimum(max(1, window) // 2, at)
-    low, high = at - half, np.minimum(at + half + 1, n)
-    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    count = np.concatenate([[0], np.cumsum(finite)])
-    found = count[high] - count[low]
-    return np.where(found > 0, (total[high] - total[low]) / np.maximum(found, 1), np.nan)
+    n, finite, index = len(values), np.isfinite(values), np.arange(len(values))
+    half = np.minimum(max(1, window) // 2, index)
+    low, high = index - half, np.minimum(index + half + 1, n)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    total, count = sums[high] - sums[low], counts[high] - counts[low]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,10 +1,4 @@
-"""Pictures of data, samples, trajectories and training.
-
-Every function takes NumPy arrays and a path ending in .png, .pdf or .svg, writes the picture and
-returns the path. Matplotlib is imported when the first picture is drawn, and only its
-object-oriented interface is used: no window, no global figure, no change to the caller's style.
-Data are blue and samples orange throughout; points that are followed in time keep one colour.
-"""
+"""Pictures of points: samples beside data, paths of SDEs, and the loss of a training."""
 
 from __future__ import annotations
 
@@ -23,9 +17,11 @@ from .panels import (
     INK,
     ORANGE,
     Array,
+    checked_path,
     cloud,
     finite_array,
     frame,
+    grid_lines,
     legend,
     marginal,
     moving_average,
@@ -35,7 +31,6 @@ from .panels import (
     span,
     square,
     style,
-    target,
     turns,
     wheel_map,
 )
@@ -83,7 +78,7 @@ def samples_beside_data(
         ValueError: If shapes don't fit or values are not finite.
     """
     op = "samples_beside_data"
-    file = target(op, path)
+    file = checked_path(op, path)
     x, y = finite_array(op, "data", data, 2), finite_array(op, "samples", samples, 2)
     if x.shape[1] != y.shape[1]:
         raise ValueError(
@@ -133,7 +128,7 @@ def trajectories(
         ValueError: If shapes don't fit or values are not finite.
     """
     op = "trajectories"
-    file = target(op, path)
+    file = checked_path(op, path)
     rows = [_states(op, "forward", forward), _states(op, "reverse", reverse)]
     grid = _times(op, times, [len(states) for states in rows])
     rows = [states[:, :max_particles] for states in rows]
@@ -165,7 +160,7 @@ def particle_paths(
     max_particles: int = 100,
     background: ArrayLike | None = None,
 ) -> Path:
-    """Draws the ways of single particles through the plane, from data (dots) to noise (rings).
+    """Draws the paths of single particles in the plane, from data (dots) to noise (rings).
 
     Arguments:
         path: Where to write; the folder must exist.
@@ -183,7 +178,7 @@ def particle_paths(
         ValueError: If shapes don't fit or values are not finite.
     """
     op = "particle_paths"
-    file = target(op, path)
+    file = checked_path(op, path)
     states = _states(op, "paths", paths)[:, :max_particles]
     behind = (
         np.empty((0, 2)) if background is None else finite_array(op, "background", background, 2)
@@ -192,7 +187,7 @@ def particle_paths(
     axes = figure.subplots()
     lines = importlib.import_module("matplotlib.collections").LineCollection
     colours = wheel_map()(turns(states[0]))
-    axes.scatter(*behind[:20_000].T, s=1.5, c=FAINT, linewidths=0, rasterized=True)
+    axes.scatter(*behind[:MAX_DOTS].T, s=1.5, c=FAINT, linewidths=0, rasterized=True)
     axes.add_collection(
         lines(list(states.transpose(1, 0, 2)), colors=colours, linewidths=0.8, alpha=0.7)
     )
@@ -241,18 +236,18 @@ def loss_curve(
         ValueError: If lengths differ or no loss is finite.
     """
     op = "loss_curve"
-    file = target(op, path)
-    at, raw = _curve(op, "losses", steps, losses)
+    file = checked_path(op, path)
+    step, raw = _curve(op, "losses", steps, losses)
     smooth = moving_average(raw, window if window is not None else max(1, len(raw) // 40))
     figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
-    axes.plot(at, raw, color=BLUE, alpha=0.28, linewidth=0.8, label="each step")
-    axes.plot(at, smooth, color=BLUE, linewidth=1.8, label="smoothed")
+    axes.plot(step, raw, color=BLUE, alpha=0.28, linewidth=0.8, label="each step")
+    axes.plot(step, smooth, color=BLUE, linewidth=1.8, label="smoothed")
     shown = [raw[np.isfinite(raw)]]
     if valid is not None:
-        at_valid, on_valid = _curve(op, "valid", *valid)
-        axes.plot(at_valid, on_valid, "o-", color=ORANGE, markersize=4, label="validation")
-        shown.append(on_valid[np.isfinite(on_valid)])
+        step_valid, loss_valid = _curve(op, "valid", *valid)
+        axes.plot(step_valid, loss_valid, "o-", color=ORANGE, markersize=4, label="validation")
+        shown.append(loss_valid[np.isfinite(loss_valid)])
     if reference is not None:
         name, level = reference
         axes.axhline(level, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label=name)
@@ -322,10 +317,7 @@ def _loss_limits(axes: Axes, shown: list[Array]) -> None:
     pad = 0.06 * (high - low) or 1.0
     axes.set_ylim(low - pad, high + pad)
     style(axes)
-    axes.grid(True, color=FAINT, linewidth=0.5, alpha=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    grid_lines(axes)
 
 
 def _states(op: str, name: str, values: ArrayLike) -> Array:
@@ -349,10 +341,10 @@ def _times(op: str, values: ArrayLike, lengths: list[int]) -> Array:
 
 
 def _curve(op: str, name: str, steps: ArrayLike, losses: ArrayLike) -> tuple[Array, Array]:
-    at, raw = finite_array(op, "steps", steps, 1), np.asarray(losses, np.float64)
-    if raw.shape != at.shape or not np.isfinite(raw).any():
+    step, raw = finite_array(op, "steps", steps, 1), np.asarray(losses, np.float64)
+    if raw.shape != step.shape or not np.isfinite(raw).any():
         raise ValueError(
-            f"{op}: expected {name} of shape {at.shape}, as steps, with a finite value, got "
+            f"{op}: expected {name} of shape {step.shape}, as steps, with a finite value, got "
             f"{raw.shape} and {int(np.isfinite(raw).sum())} finite; give one loss for each step"
         )
-    return at, raw
+    return step, raw

@@ -1,7 +1,7 @@
-"""The prior at the noise end of a model: a Gaussian, or a normalizing flow.
+"""Priors, the densities of a model's last state: a Gaussian, or a normalizing flow.
 
-`as_prior` gives each flow the same `log_prob(x)` and `sample(shape, key)`. Libraries of flows are the
-extra ``pip install 'diffflow_ext[flows]'``, imported when a flow is made.
+`as_prior` gives every flow the same `log_prob(x)` and `sample(shape, key)`. Libraries of flows are
+the extra ``pip install 'diffflow_ext[flows]'``, imported when a flow is made.
 """
 
 from .ffjord import FFJORD
@@ -10,8 +10,8 @@ from .prior import FlowPrior, Prior, StandardNormal, as_prior
 from .spline import spline_flow
 
 __all__ = [
-    "ActNorm",
     "FFJORD",
+    "ActNorm",
     "FlowPrior",
     "Prior",
     "StandardNormal",

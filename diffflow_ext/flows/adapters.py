@@ -1,27 +1,18 @@
-"""Flows of other libraries: how to ask them for densities, and for samples from given normals.
+"""Flows of other libraries: how to ask them for densities and samples.
 
-No library is imported to recognise its objects: one can be here only if somebody else imported it.
-`library` imports one for a flow that is made.
+No library is imported to recognise its objects: whoever made one has imported it. `library`
+imports one for a flow that is made here.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import (
-    Distribution,
-    Independent,
-    MultivariateNormal,
-    Normal,
-    TransformedDistribution,
-)
+from torch.distributions import Distribution
 
 from diffflow_ext.functional.checks import in_words
 from diffflow_ext.functional.noise import PURPOSES, Key, NoiseKey, normal, philox_words
@@ -47,11 +38,6 @@ def library(op: str, name: str) -> Any:
         ) from error
 
 
-def _library(name: str) -> Any:
-    """Returns a library if somebody imported it: only then can one of its objects be here."""
-    return sys.modules.get(name)
-
-
 def check_flow(flow: Any) -> None:
     """Raises a TypeError where an object cannot be a prior."""
     if _is_normflows(flow, "ClassCondFlow", "ConditionalNormalizingFlow") or (
@@ -70,7 +56,7 @@ def check_flow(flow: Any) -> None:
 
 
 def _is_normflows(flow: Any, *names: str) -> bool:
-    core = getattr(_library("normflows"), "core", None)
+    core = getattr(sys.modules.get("normflows"), "core", None)
     return any(isinstance(flow, getattr(core, name, ())) for name in names)
 
 
@@ -117,120 +103,15 @@ def log_prob(flow: Any, x: Tensor) -> Any:
     return _resolved(flow).log_prob(x)
 
 
-def sample(op: str, flow: Any, shape: tuple[int, ...], key: Key, offset: int) -> Any:
-    """Returns samples, unchecked: from Philox normals where the flow takes them."""
-    like, decoder = tensor_of(flow), _decoder(flow)
-    if decoder is None:
+def sample(flow: Any, shape: tuple[int, ...], key: Key, offset: int) -> Any:
+    """Returns samples, unchecked: from keyed normals where the flow maps them to samples."""
+    like = tensor_of(flow)
+    if not callable(getattr(flow, "sample_from", None)):
         return _forked_sample(flow, shape[0], key, offset, like.device)
-    return decoder.decode(_latent(op, shape, decoder, key, offset, like))
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    """How samples come from standard normals: z of shape (B, *event), None for any shape."""
-
-    event: tuple[int, ...] | None
-    decode: Callable[[Tensor], Tensor]
-
-
-def _decoder(flow: Any) -> _Decoder | None:
-    """Returns how the flow's samples are made from z, None where they cannot be."""
-    if callable(getattr(flow, "sample_from", None)):
-        return _Decoder(None, flow.sample_from)
-    if _is_normflows(flow, "NormalizingFlow"):
-        base = _normflows_gaussian(flow.q0)
-        return None if base is None else _Decoder(base.event, lambda z: flow(base.decode(z)))
-    if _is_normflows(flow, "MultiscaleFlow"):
-        return _multiscale_decoder(flow)
-    distribution = _resolved(flow)
-    return _torch_decoder(distribution) if isinstance(distribution, Distribution) else None
-
-
-def _torch_decoder(d: Distribution) -> _Decoder | None:
-    if isinstance(d, TransformedDistribution):
-        base, parts = _torch_decoder(d.base_dist), list(d.transforms)
-        return None if base is None else _Decoder(base.event, lambda z: _chain(parts, z, base))
-    if isinstance(d, Independent):
-        return _torch_decoder(d.base_dist)
-    if isinstance(d, Normal):
-        event = tuple(d.batch_shape + d.event_shape)
-        return _Decoder(event, lambda z: d.loc + d.scale * z)
-    if isinstance(d, MultivariateNormal) and not d.batch_shape:
-        # Not a matrix product, whose rounding depends on the number of rows.
-        return _Decoder(
-            tuple(d.event_shape), lambda z: d.loc + (d.scale_tril * z.unsqueeze(-2)).sum(-1)
-        )
-    # zuko's distribution: transform(x) = z.
-    transform, base = getattr(d, "transform", None), getattr(d, "base", None)
-    if not hasattr(transform, "inv") or not isinstance(base, Distribution):
-        return None
-    first = _torch_decoder(base)
-    return None if first is None else _Decoder(first.event, _after(first, transform))
-
-
-def _after(first: _Decoder, transform: Any) -> Callable[[Tensor], Tensor]:
-    return lambda z: transform.inv(first.decode(z))
-
-
-def _chain(parts: list[Any], z: Tensor, base: _Decoder) -> Tensor:
-    x = base.decode(z)
-    for part in parts:
-        x = part(x)
-    return x
-
-
-def _normflows_gaussian(base: Any) -> _Decoder | None:
-    """Returns the decoder of a diagonal Gaussian base of normflows, None for other bases."""
-    kinds = _library("normflows").distributions.base
-    if isinstance(base, kinds.DiagGaussian):
-        loc, log_scale = base.loc, base.log_scale
-    elif isinstance(base, kinds.GlowBase) and not base.class_cond:
-        factor = base.logscale_factor
-        loc = base.loc * torch.exp(base.loc_logs * factor)
-        log_scale = base.log_scale * torch.exp(base.log_scale_logs * factor)
-    else:
-        return None
-    if base.temperature is not None:
-        log_scale = log_scale + math.log(base.temperature)
-    return _Decoder(tuple(base.shape), lambda z: loc + log_scale.exp() * z)
-
-
-def _multiscale_decoder(flow: Any) -> _Decoder | None:
-    """Latents of the levels are consecutive parts of one z, so that no two share noise."""
-    levels = [_normflows_gaussian(base) for base in flow.q0]
-    known = [level for level in levels if level is not None and level.event is not None]
-    if len(known) < len(levels):
-        return None
-    events = [level.event for level in known if level.event is not None]
-    sizes = [math.prod(event) for event in events]
-
-    def decode(z: Tensor) -> Tensor:
-        parts = [
-            level.decode(part.reshape(-1, *event))
-            for level, part, event in zip(known, z.split(sizes, dim=1), events, strict=True)
-        ]
-        return flow.forward_and_log_det(parts)[0]
-
-    return _Decoder((sum(sizes),), decode)
-
-
-def _latent(
-    op: str, shape: tuple[int, ...], decoder: _Decoder, key: Key, offset: int, like: Tensor
-) -> Tensor:
-    event = shape[1:] if decoder.event is None else decoder.event
-    if math.prod(event) != math.prod(shape[1:]):
-        raise ValueError(
-            f"{op}: expected samples of {math.prod(event)} components, as the flow has, "
-            f"got shape {shape}"
-        )
-    return normal(
-        (shape[0], *event),
-        key,
-        purpose="prior",
-        sample_offset=offset,
-        dtype=like.dtype,
-        device=like.device,
+    z = normal(
+        shape, key, purpose="prior", sample_offset=offset, dtype=like.dtype, device=like.device
     )
+    return flow.sample_from(z)
 
 
 def _forked_sample(flow: Any, n: int, key: Key, offset: int, device: torch.device) -> Any:
@@ -242,18 +123,17 @@ def _forked_sample(flow: Any, n: int, key: Key, offset: int, device: torch.devic
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        x = _own_sample(_resolved(flow), n)
+        x = _drawn(_resolved(flow), n)
     return x[0] if isinstance(x, tuple) else x
 
 
-def _own_sample(flow: Any, n: int) -> Any:
+def _drawn(flow: Any, n: int) -> Any:
+    """Returns what the flow draws; sample(n) and sample((n,)) can only be told apart by a try."""
     if isinstance(flow, Distribution):
         return flow.sample(torch.Size((n,)))
-    if _is_normflows(flow, "NormalizingFlow", "MultiscaleFlow"):
-        return flow.sample(n)
     try:
         return flow.sample(n)
-    except TypeError:  # Neither form can be told from the other without a try.
+    except TypeError:
         return flow.sample((n,))
 
 

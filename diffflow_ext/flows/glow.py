@@ -11,6 +11,8 @@ dequantising or logit: the states of a diffusion are noisy and continuous.
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +49,8 @@ def glow(
         hidden: Channels inside of the networks of the couplings, >= 1.
 
     Returns:
-        A `normflows.MultiscaleFlow` without classes: ``log_prob(x, None)``, ``sample(n)``.
+        A `normflows.MultiscaleFlow` without classes: ``log_prob(x, None)``, ``sample(n)``, and
+        ``sample_from(z)``, which maps standard normals (B, C, H, W) to samples.
 
     Raises:
         ImportError: If normflows is not installed.
@@ -84,7 +87,22 @@ def glow(
             + [normflows.flows.Squeeze()]
         )
     merges = [normflows.flows.Merge() for _ in range(levels - 1)]
-    return normflows.MultiscaleFlow(bases, flows, merges, class_cond=False)
+    flow = normflows.MultiscaleFlow(bases, flows, merges, class_cond=False)
+    # Unlike a closure, a partial is copied and pickled together with its flow.
+    flow.sample_from = functools.partial(_sample_from, flow, (channels, height, width))
+    return flow
+
+
+def _sample_from(flow: Any, shape: tuple[int, ...], z: Tensor) -> Tensor:
+    """Samples from standard normals; the latents of the levels are consecutive parts of z."""
+    if z.shape[1:] != shape:
+        raise ValueError(f"glow: expected z of shape (B, *{shape}), got {tuple(z.shape)}")
+    parts = z.flatten(1).split([math.prod(base.shape) for base in flow.q0], dim=1)
+    latents = [
+        base.loc + base.log_scale.exp() * part.reshape(-1, *base.shape)
+        for base, part in zip(flow.q0, parts, strict=True)
+    ]
+    return flow.forward_and_log_det(latents)[0]
 
 
 def _block(normflows: Any, channels: int, hidden: int) -> nn.Module:

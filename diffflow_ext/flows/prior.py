@@ -1,4 +1,4 @@
-r"""What stands at the noise end of a model: a distribution with a density and samples.
+r"""Priors: densities of a model's last state x_N, with samples.
 
 Either a Gaussian or a normalizing flow,
 
@@ -6,9 +6,7 @@ Either a Gaussian or a normalizing flow,
           \qquad x = h(z), \quad z \sim \mathcal N(0, I)
 
 A flow may come from zuko, normflows, torch.distributions or be any module with `log_prob` and
-`sample`; none of these libraries is imported here. Samples follow the noise contract: where the
-latent z can be handed to the flow it is drawn by Philox, so that sample i depends on the key and
-on its global index alone.
+`sample`; none of these libraries is imported here.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ __all__ = ["FlowPrior", "Prior", "StandardNormal", "as_prior"]
 
 
 class Prior(Protocol):
-    """What models ask of the distribution at their noise end."""
+    """A density of the last state and samples of it, as models ask for them."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Returns log-densities in nats, shape (B,), differentiable in x and in parameters."""
@@ -65,6 +63,7 @@ class StandardNormal(nn.Module):
         ValueError: If `scale` is not positive and finite.
 
     Example:
+        >>> from diffflow_ext import NoiseKey
         >>> StandardNormal().sample((10, 2), NoiseKey(0)).shape
         torch.Size([10, 2])
     """
@@ -139,12 +138,11 @@ class FlowPrior(nn.Module):
     - any module with `log_prob(x)` and `sample(n)` or `sample((n,))`, which may return samples or
       (samples, log-densities).
 
-    Noise. Flows of zuko and normflows over a diagonal Gaussian, Gaussians and transformed
-    Gaussians of torch, and modules with a method `sample_from(z)`, which maps standard normals
-    (B, *event) to samples, get z from Philox: sample i depends on the key and its global index
-    alone, as far as the flow itself treats samples independently. Everything else draws from
-    torch's generator, which is forked and seeded by (seed, stream, sample_offset): repeatable,
-    but dependent on how a batch is split and on the device.
+    Flows with a method ``sample_from(z)``, which maps standard normals z of the shape of the
+    samples to them, such as those of this package, get keyed normals: sample i depends on the key
+    and its global index alone, as far as the flow treats samples independently. All others draw
+    from torch's generator, forked and seeded by (seed, stream, sample_offset): their samples
+    repeat, but depend on how a batch is split and on the device.
 
     The flow computes in its own precision, outside of autocast: log-determinants of many
     dimensions do not fit 8 bits. A ``flow`` that is a module is registered under that name.
@@ -226,7 +224,7 @@ class FlowPrior(nn.Module):
         key = checked_key(op, key, like.device)
         offset = checked_sample_offset(op, sample_offset, shape[0])
         with torch.autocast(like.device.type, enabled=False):
-            x = sample(op, self.flow, shape, key, offset)
+            x = sample(self.flow, shape, key, offset)
         return _checked_samples(op, x, shape).to(dtype=dtype, device=device)
 
     def _check_place(self, op: str, x: Tensor) -> None:
@@ -255,7 +253,8 @@ class FlowPrior(nn.Module):
 def as_prior(flow: Any = None) -> Prior:
     """Returns a prior: N(0, I) for None, priors as they are, flows in a :class:`FlowPrior`.
 
-    A prior is known by a `sample` that takes a `key`.
+    A prior is known by a `sample` that takes a `key`. Samples of a flow without `sample_from(z)`
+    depend on how a batch is split (see :class:`FlowPrior`).
 
     Raises:
         TypeError: If `flow` is neither.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from .adapters import library
 
@@ -27,7 +30,8 @@ def spline_flow(
         bins: Pieces of each spline, >= 2.
 
     Returns:
-        A `zuko.flows.NSF`: ``flow()`` is a distribution over vectors (dim,).
+        A `zuko.flows.NSF`: ``flow()`` is a distribution over vectors (dim,), and
+        ``flow.sample_from(z)`` maps standard normals (B, dim) to samples.
 
     Raises:
         ImportError: If zuko is not installed.
@@ -47,6 +51,15 @@ def spline_flow(
             raise ValueError(f"spline_flow: expected {name} >= {least}, got {value}")
     if not hidden or min(hidden) < 1:
         raise ValueError(f"spline_flow: expected hidden widths >= 1, got {tuple(hidden)}")
-    return library("spline_flow", "zuko").flows.NSF(
+    flow = library("spline_flow", "zuko").flows.NSF(
         dim, transforms=transforms, hidden_features=tuple(hidden), bins=bins
     )
+    # Unlike a closure, a partial is copied and pickled together with its flow.
+    flow.sample_from = functools.partial(_sample_from, flow, dim)
+    return flow
+
+
+def _sample_from(flow: Any, dim: int, z: Tensor) -> Tensor:
+    if z.ndim != 2 or z.shape[1] != dim:
+        raise ValueError(f"spline_flow: expected z of shape (B, {dim}), got {tuple(z.shape)}")
+    return flow().transform.inv(z)

@@ -1,8 +1,9 @@
-"""How good samples are: can they be told from data, are they likely, are all kinds there.
+"""How good samples are: whether they differ from data, in quality and in variety.
 
 Every measure takes two samples, :math:`x` from the model and :math:`y` from the data, as rows:
-table columns, or features of images (see `diffflow_ext.metrics.features`). All depend on how many rows
-there are, so compare equal numbers, shuffled, and read each beside its floor (`with_floor`).
+table columns, or features of images (see `diffflow_ext.metrics.features`); `fid` alone takes
+images. All depend on how many rows there are, so compare equal numbers, shuffled, and read each
+beside its floor (`with_floor`).
 
 | measure | sees | blind to |
 | --- | --- | --- |
@@ -14,13 +15,7 @@ there are, so compare equal numbers, shuffled, and read each beside its floor (`
 
 from .distances import energy_distance, gaussian_nll, kernel_distance, sliced_wasserstein
 from .floor import WithFloor, with_floor
-from .frechet import (
-    Statistics,
-    feature_statistics,
-    frechet_distance,
-    load_statistics,
-    save_statistics,
-)
+from .frechet import Statistics, feature_statistics, fid, frechet_distance
 from .manifolds import PrecisionRecall, precision_recall
 from .two_sample import TwoSampleTest, c2st
 
@@ -32,12 +27,11 @@ __all__ = [
     "c2st",
     "energy_distance",
     "feature_statistics",
+    "fid",
     "frechet_distance",
     "gaussian_nll",
     "kernel_distance",
-    "load_statistics",
     "precision_recall",
-    "save_statistics",
     "sliced_wasserstein",
     "with_floor",
 ]

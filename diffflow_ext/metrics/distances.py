@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from .points import Points, chunks, distances, pair
 __all__ = ["energy_distance", "gaussian_nll", "kernel_distance", "sliced_wasserstein"]
 
 
-CHUNK_ELEMENTS = 1 << 22  # distances held at a time: 32 MiB
+DEGREE = 3  # of the kernel
 
 
 def energy_distance(x: Points, y: Points, *, unbiased: bool = False) -> float:
@@ -53,20 +52,16 @@ def energy_distance(x: Points, y: Points, *, unbiased: bool = False) -> float:
     least = 2 if unbiased else 1
     a, b = pair("energy_distance", x, y, least)
     n, m = len(a), len(b)
-    cross = sum(float(distances(rows, b).sum()) for _, rows in _chunks(a, m)) / (n * m)
-    within_a = _sum_within(a) / (n * (n - 1 if unbiased else n))
-    within_b = _sum_within(b) / (m * (m - 1 if unbiased else m))
+    cross = sum(float(distances(rows, b).sum()) for _, rows in chunks(a, m)) / (n * m)
+    within_a = _distances_within(a) / (n * (n - 1 if unbiased else n))
+    within_b = _distances_within(b) / (m * (m - 1 if unbiased else m))
     return 2.0 * cross - within_a - within_b
 
 
-def _chunks(x: Tensor, width: int) -> Iterator[tuple[int, Tensor]]:
-    return chunks(x, width, CHUNK_ELEMENTS)
-
-
-def _sum_within(x: Tensor) -> float:
+def _distances_within(x: Tensor) -> float:
     """Sum over ordered pairs: each chunk against itself once, against all later rows twice."""
     total = 0.0
-    for start, rows in _chunks(x, len(x)):
+    for start, rows in chunks(x, len(x)):
         total += float(distances(rows, rows).sum())
         total += 2.0 * float(distances(rows, x[start + len(rows) :]).sum())
     return total
@@ -110,7 +105,7 @@ def sliced_wasserstein(
         )
     width, index_a, index_b = (part.to(a.device) for part in _quantile_cells(len(a), len(b)))
     total = 0.0
-    for _, theta in _chunks(_directions(count, a.shape[1], seed).to(a.device), len(a) + len(b)):
+    for _, theta in chunks(_directions(count, a.shape[1], seed).to(a.device), len(a) + len(b)):
         quantiles_a = (theta @ a.T).sort(dim=1).values[:, index_a]
         quantiles_b = (theta @ b.T).sort(dim=1).values[:, index_b]
         total += float(((quantiles_a - quantiles_b).abs().pow(p) @ width).sum())
@@ -129,48 +124,6 @@ def _quantile_cells(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
     width = np.diff(ends, prepend=0) / (n * m)
     parts = (width, (ends - 1) // m, (ends - 1) // n)
     return torch.from_numpy(parts[0]), torch.from_numpy(parts[1]), torch.from_numpy(parts[2])
-
-
-def gaussian_nll(train: Points, test: Points) -> tuple[float, float]:
-    r"""Returns the test NLL of the Gaussian with the training data's mean and covariance.
-
-    .. math:: \tfrac12 (y - m)^T C^{-1} (y - m) + \tfrac12 \log\det C + \tfrac d2 \log 2\pi
-
-    The least that a model has to beat. :math:`m` and :math:`C` are those of maximum likelihood.
-
-    Arguments:
-        train: The rows to fit, with shape :math:`(n, d)`.
-        test: The rows to score, with shape :math:`(m, d)`, m >= 2.
-
-    Returns:
-        The mean over the test rows and its standard error, both in nats.
-
-    Raises:
-        TypeError: If an argument is neither a tensor nor an array of real numbers.
-        ValueError: If shapes don't fit, values aren't finite, or the covariance is singular.
-    """
-    fit, rows = pair("gaussian_nll", train, test, 2, names=("train", "test"))
-    mean = fit.mean(dim=0)
-    covariance = (fit - mean).T @ (fit - mean) / len(fit)
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    pivots = factor.diagonal()
-    # A column that repeats others leaves a pivot of rounding error, not always an exact zero.
-    if int(failed) or bool((pivots <= 1e-7 * covariance.diagonal().sqrt()).any()):
-        raise ValueError(
-            f"gaussian_nll: expected a covariance of full rank, {len(fit)} rows of dimension "
-            f"{fit.shape[1]} give a singular one; add rows, or leave out columns that are "
-            "constant or repeat others"
-        )
-    white = torch.linalg.solve_triangular(factor, (rows - mean).T, upper=False)
-    constant = float(pivots.log().sum()) + 0.5 * fit.shape[1] * math.log(2.0 * math.pi)
-    nll = 0.5 * white.square().sum(dim=0) + constant
-    return float(nll.mean()), float(nll.std(correction=1)) / math.sqrt(len(nll))
-
-
-CHUNK_ELEMENTS = 1 << 22  # kernel values held at a time: 32 MiB
-
-
-DEGREE = 3
 
 
 def kernel_distance(x: Points, y: Points) -> float:
@@ -208,15 +161,51 @@ def kernel_distance(x: Points, y: Points) -> float:
     scale = scale.where(scale > 1e-12 * mean.abs(), scale.new_ones(()))
     a, b = (a - mean) / scale, (b - mean) / scale
     n, m = len(a), len(b)
-    within_a = (_sum(a, a) - _sum_of_equals(a)) / (n * (n - 1))
-    within_b = (_sum(b, b) - _sum_of_equals(b)) / (m * (m - 1))
-    return within_a + within_b - 2.0 * _sum(a, b) / (n * m)
+    within_a = (_kernel_sum(a, a) - _kernel_trace(a)) / (n * (n - 1))
+    within_b = (_kernel_sum(b, b) - _kernel_trace(b)) / (m * (m - 1))
+    return within_a + within_b - 2.0 * _kernel_sum(a, b) / (n * m)
 
 
-def _sum(a: Tensor, b: Tensor) -> float:
-    parts = (rows @ b.T for _, rows in chunks(a, len(b), CHUNK_ELEMENTS))
+def _kernel_sum(a: Tensor, b: Tensor) -> float:
+    parts = (rows @ b.T for _, rows in chunks(a, len(b)))
     return sum(float((part / a.shape[1] + 1.0).pow(DEGREE).sum()) for part in parts)
 
 
-def _sum_of_equals(a: Tensor) -> float:
+def _kernel_trace(a: Tensor) -> float:
     return float((a.square().mean(dim=1) + 1.0).pow(DEGREE).sum())
+
+
+def gaussian_nll(train: Points, test: Points) -> tuple[float, float]:
+    r"""Returns the test NLL of the Gaussian with the training data's mean and covariance.
+
+    .. math:: \tfrac12 (y - m)^T C^{-1} (y - m) + \tfrac12 \log\det C + \tfrac d2 \log 2\pi
+
+    The least that a model has to beat. :math:`m` and :math:`C` are those of maximum likelihood.
+
+    Arguments:
+        train: The rows to fit, with shape :math:`(n, d)`.
+        test: The rows to score, with shape :math:`(m, d)`, m >= 2.
+
+    Returns:
+        The mean over the test rows and its standard error, both in nats.
+
+    Raises:
+        TypeError: If an argument is neither a tensor nor an array of real numbers.
+        ValueError: If shapes don't fit, values aren't finite, or the covariance is singular.
+    """
+    fit, rows = pair("gaussian_nll", train, test, 2, names=("train", "test"))
+    mean = fit.mean(dim=0)
+    covariance = (fit - mean).T @ (fit - mean) / len(fit)
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    pivots = factor.diagonal()
+    # A column that repeats others leaves a pivot of rounding error, not always an exact zero.
+    if int(failed) or bool((pivots <= 1e-7 * covariance.diagonal().sqrt()).any()):
+        raise ValueError(
+            f"gaussian_nll: expected a covariance of full rank, {len(fit)} rows of dimension "
+            f"{fit.shape[1]} give a singular one; add rows, or leave out columns that are "
+            "constant or repeat others"
+        )
+    white = torch.linalg.solve_triangular(factor, (rows - mean).T, upper=False)
+    constant = float(pivots.log().sum()) + 0.5 * fit.shape[1] * math.log(2.0 * math.pi)
+    nll = 0.5 * white.square().sum(dim=0) + constant
+    return float(nll.mean()), float(nll.std(correction=1)) / math.sqrt(len(nll))

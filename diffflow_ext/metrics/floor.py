@@ -1,4 +1,4 @@
-"""A measure beside its floor: what real data themselves reach."""
+"""A measure of samples beside its floor: its value for real data in their place."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def with_floor(
 ) -> WithFloor:
     """Evaluates a measure on samples, and on real data in their place.
 
-    `measure(samples, reference)` stands beside `measure(draw, reference)`, where draws are
-    disjoint, random subsets of `real`, as many rows each as there are samples. For the floor of
-    training against training data, split the training data into `reference` and `real`.
+    The value is `measure(samples, reference)`, its floor the mean of `measure(draw, reference)`
+    over disjoint, random subsets of `real` with as many rows as there are samples. For the floor
+    of training against training data, split the training data into `reference` and `real`.
 
     Arguments:
         measure: Takes two samples; returns a number, or a named tuple of numbers. Bind further
@@ -73,8 +73,8 @@ def with_floor(
 
     Example:
         >>> data = torch.randn(3000, 2)
-        >>> found = with_floor(precision_recall, data[:1000] + 9.0, data[1000:2000], data[2000:])
-        >>> found.value["recall"]
+        >>> shifted = data[:1000] + 9.0
+        >>> with_floor(precision_recall, shifted, data[1000:2000], data[2000:]).value["recall"]
         0.0
     """
     op = "with_floor"

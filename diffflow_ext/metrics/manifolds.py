@@ -13,9 +13,6 @@ from .points import Points, chunks, distances, pair
 __all__ = ["PrecisionRecall", "precision_recall"]
 
 
-CHUNK_ELEMENTS = 1 << 22  # distances held at a time: 32 MiB
-
-
 class PrecisionRecall(NamedTuple):
     """The outcome of `precision_recall`.
 
@@ -76,7 +73,7 @@ def precision_recall(x: Points, y: Points, k: int = 5) -> PrecisionRecall:
     among_data, pairs = 0, 0
     recalled = torch.zeros(len(b), dtype=torch.bool, device=a.device)
     covered = torch.zeros_like(recalled)
-    for start, rows in chunks(a, len(b), CHUNK_ELEMENTS):
+    for start, rows in chunks(a, len(b)):
         d = distances(rows, b)
         inside = d <= radii_b
         among_data += int(inside.any(dim=1).sum())
@@ -94,7 +91,7 @@ def precision_recall(x: Points, y: Points, k: int = 5) -> PrecisionRecall:
 def _radii(x: Tensor, k: int) -> Tensor:
     """The distance of each row to its k-th nearest other row."""
     radii = []
-    for start, rows in chunks(x, len(x), CHUNK_ELEMENTS):
+    for start, rows in chunks(x, len(x)):
         d = distances(rows, x)
         d.diagonal(start).fill_(torch.inf)
         radii.append(d.topk(k, dim=1, largest=False).values[:, -1])

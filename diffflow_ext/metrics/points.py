@@ -1,4 +1,4 @@
-"""Samples as the metrics take them: rows of finite numbers, checked and turned into float64."""
+"""Samples as the metrics take them: rows of finite numbers in float64, or images as bytes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Points = Tensor | NDArray[np.floating]
+
+
+Images = Tensor | NDArray[np.uint8]
+
+
+CHUNK_ELEMENTS = 1 << 22  # pairs of rows evaluated at a time: 32 MiB of float64
 
 
 def pair(
@@ -57,10 +63,29 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def chunks(x: Tensor, width: int, elements: int) -> Iterator[tuple[int, Tensor]]:
-    """Consecutive rows of x, and the index of the first: as many as have `elements` pairs with
-    `width` others, at least one.
+def chunks(x: Tensor, width: int) -> Iterator[tuple[int, Tensor]]:
+    """Consecutive rows of x, each part with the index of its first row.
+
+    A part has as many rows as make CHUNK_ELEMENTS pairs with `width` others, at least one.
     """
-    size = max(1, elements // width)
+    size = max(1, CHUNK_ELEMENTS // width)
     for start in range(0, len(x), size):
         yield start, x[start : start + size]
+
+
+def byte_images(op: str, images: Images) -> Tensor:
+    """Images (n, C, H, W) of bytes as a tensor, checked."""
+    dtype = getattr(images, "dtype", type(images).__name__)
+    if str(dtype) not in ("uint8", "torch.uint8"):
+        raise TypeError(
+            f"{op}: expected images as uint8, got {dtype}; likelihood.quantise makes bytes of "
+            "floats from -1 to 1"
+        )
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"{op}: expected images of shape (n, C, H, W) with n >= 1, got "
+            f"{tuple(images.shape)}; grey images have C = 1: images[:, None]"
+        )
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(images))
+    return images.detach()

@@ -14,9 +14,6 @@ from .points import Points, chunks, distances, pair
 __all__ = ["TwoSampleTest", "c2st"]
 
 
-CHUNK_ELEMENTS = 1 << 22  # distances held at a time: 32 MiB
-
-
 class TwoSampleTest(NamedTuple):
     """The outcome of `c2st`.
 
@@ -44,8 +41,10 @@ def c2st(x: Points, y: Points, *, seed: int = 0, neighbours: int = 15) -> TwoSam
 
     Distances are Euclidean: give columns of like scale. Rows at exactly the distance of the last
     neighbour share its vote, and a drawn vote counts one half, so that neither repeated rows nor
-    the order of the rows favours a sample. Samples of one size are halved by one permutation, so
-    that row i of one, made from row i of the other, falls into the same half.
+    the order of the rows favours a sample. Without such ties it is the score of scikit-learn's
+    KNeighborsClassifier, which decides ties by the order of the rows. Samples of one size are
+    halved by one permutation, so that row i of one, made from row i of the other, falls into the
+    same half.
 
     Arguments:
         x: The first sample, with shape :math:`(n, d)`.
@@ -95,7 +94,7 @@ def _votes(rows: Tensor, own: Tensor, other: Tensor, k: int) -> Tensor:
     train = torch.cat([own, other])
     votes = [
         _own_sample_wins(distances(part, train), len(own), k)
-        for _, part in chunks(rows, len(train), CHUNK_ELEMENTS)
+        for _, part in chunks(rows, len(train))
     ]
     return torch.cat(votes)
 

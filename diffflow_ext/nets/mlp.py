@@ -29,7 +29,7 @@ MIN_FREQUENCY, MAX_FREQUENCY = 0.1, 100.0
 
 @dataclass(frozen=True)
 class Perceptron:
-    r"""What a network is at given times.
+    r"""A network at given times: a perceptron, without its time embedding.
 
     .. math:: h_0 = \sigma(e_k + W x), \quad h_l = \sigma(U_l h_{l-1} + c_l), \quad
               \text{net}(t_k, x) = V h_{\text{depth}} + v
@@ -53,7 +53,7 @@ class Perceptron:
 
 @dataclass(frozen=True)
 class TimeEmbedding:
-    r"""What a time embedding is made of.
+    r"""The tensors of a time embedding.
 
     .. math:: e(t) = W_2 \, \sigma(W_1 [\sin a, \cos a] + b_1) + c, \qquad
               a = s \, t \, \omega + \varphi
@@ -181,7 +181,7 @@ class FourierMLP(nn.Module):
         return self.time_out(sigma(self.time_in(features)))
 
     def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
-        r"""Evaluates the network from a time embedding that is already there.
+        r"""Evaluates the network from a given time embedding.
 
         Arguments:
             x: The vectors :math:`x`, with shape :math:`(B, D)`.
@@ -206,7 +206,7 @@ class FourierMLP(nn.Module):
         return self.perceptron_with(_sum(self.embed(t), self.input.bias))
 
     def perceptron_with(self, embedding: Tensor) -> Perceptron:
-        r"""Returns the same for embeddings from elsewhere.
+        r"""Returns the perceptron that the network is with given embeddings, for fused engines.
 
         Arguments:
             embedding: All that the first layer adds to W x, shape (times, width).
@@ -221,7 +221,7 @@ class FourierMLP(nn.Module):
         )
 
     def time_embedding(self) -> TimeEmbedding:
-        """Returns what makes all that the first layer adds to W x, for fused engines."""
+        """Returns the tensors from which `Perceptron.embedding` is made, for fused engines."""
         return TimeEmbedding(
             self.activation,
             self.time_scale,

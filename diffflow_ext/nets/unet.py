@@ -1,8 +1,8 @@
 r"""The U-Net of denoising diffusion models, for drift, score or noise of small images.
 
-Residual blocks of two 3 x 3 convolutions at several resolutions, each told the time; on the way
-back up every block also sees its counterpart of the way down. Self-attention stands at chosen
-resolutions and in the middle.
+Residual blocks of two 3 x 3 convolutions at several resolutions, each given the time; on the way
+back up every block also takes the state of its counterpart on the way down. Self-attention follows
+the blocks of chosen resolutions and the first of the middle.
 
 Time enters as sinusoids made for indices 0 ... 1000, so `time_scale` must bring the times of a
 model to that range: ``time_scale = 1000 / t_end``. With raw times in [0, 0.05] the sinusoids of
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,23 +93,23 @@ class UNet(nn.Module):
         attending = _attending_levels(self.sides, attention)
         width = _width(base, channel_multiplier)
         widths = [width * mult for mult in mults]
-        # What all blocks share: the width of the time embedding, dropout, the kind of coupling.
-        kind = (4 * width, dropout, scale_shift)
+        options = _Options(4 * width, dropout, scale_shift)
 
         rates = torch.linspace(0.0, math.log(SLOWEST), width // 2).exp()
         self.register_buffer("frequencies", rates)
-        self.time_in, self.time_out = nn.Linear(width, kind[0]), nn.Linear(kind[0], kind[0])
+        self.time_in = nn.Linear(width, options.embedding)
+        self.time_out = nn.Linear(options.embedding, options.embedding)
         self.input = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(
-            _DownLevel(before, after, blocks, level in attending, level < len(mults) - 1, kind)
+            _DownLevel(before, after, blocks, level in attending, level < len(mults) - 1, options)
             for level, (before, after) in enumerate(pairwise([width, *widths]))
         )
         self.middle = nn.ModuleList(
-            _Stage(widths[-1], widths[-1], attend, kind) for attend in (bool(attention), False)
+            _Stage(widths[-1], widths[-1], attend, options) for attend in (bool(attention), False)
         )
         chain = [width, *widths, widths[-1]]
         self.up = nn.ModuleList(
-            _UpLevel(chain[level : level + 3], blocks, level in attending, side, kind)
+            _UpLevel(chain[level : level + 3], blocks, level in attending, side, options)
             for level, side in reversed(list(enumerate([None, *self.sides[:-1]])))
         )
         self.norm = _norm(width * mults[0])
@@ -134,8 +135,8 @@ class UNet(nn.Module):
         h = self.input(x)
         skips: list[list[Tensor]] = []
         for level in self.down:
-            h, kept = level(h, embedding)
-            skips.append(kept)
+            h, states = level(h, embedding)
+            skips.append(states)
         for stage in self.middle:
             h = stage(h, embedding)
         for level in self.up:
@@ -191,53 +192,57 @@ class UNet(nn.Module):
         return f"channels={self.channels}, size={self.size}, time_scale={self.time_scale}"
 
 
-#: Width of the time embedding, probability of dropout, whether time scales and shifts.
-_Kind = tuple[int, float, bool]
+class _Options(NamedTuple):
+    """What all blocks of a net share."""
+
+    embedding: int  # width of the time embedding
+    dropout: float  # probability
+    scale_shift: bool  # whether time scales and shifts, or is added
 
 
 class _DownLevel(nn.Module):
     """Blocks at one resolution on the way down, then a step to the next resolution."""
 
     def __init__(
-        self, before: int, after: int, blocks: int, attend: bool, halve: bool, kind: _Kind
+        self, before: int, after: int, blocks: int, attend: bool, halve: bool, options: _Options
     ) -> None:
         super().__init__()
         inputs = [before] + [after] * (blocks - 1)
-        self.stages = nn.ModuleList(_Stage(width, after, attend, kind) for width in inputs)
+        self.stages = nn.ModuleList(_Stage(width, after, attend, options) for width in inputs)
         self.halve = nn.Conv2d(after, after, 3, stride=2, padding=1) if halve else None
 
     def forward(self, h: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        kept = [h]
+        states = [h]
         for stage in self.stages:
             h = stage(h, embedding)
-            kept.append(h)
-        return (h if self.halve is None else self.halve(h)), kept
+            states.append(h)
+        return (h if self.halve is None else self.halve(h)), states
 
 
 class _UpLevel(nn.Module):
-    """Blocks at one resolution on the way up, each with what the way down kept.
+    """Blocks at one resolution on the way up, each with a state of the way down.
 
     `widths` are the channels of the level before (on the way down), of this one, and of what
     comes in; `side` is that of the next images, None at the top.
     """
 
     def __init__(
-        self, widths: Sequence[int], blocks: int, attend: bool, side: int | None, kind: _Kind
+        self, widths: Sequence[int], blocks: int, attend: bool, side: int | None, options: _Options
     ) -> None:
         super().__init__()
         before, own, incoming = widths
         skips = [own] * blocks + [before]
         inputs = [incoming] + [own] * blocks
         self.stages = nn.ModuleList(
-            _Stage(width + skip, own, attend, kind)
+            _Stage(width + skip, own, attend, options)
             for width, skip in zip(inputs, skips, strict=True)
         )
         self.side = side
         self.smooth = None if side is None else nn.Conv2d(own, own, 3, padding=1)
 
-    def forward(self, h: Tensor, embedding: Tensor, kept: list[Tensor]) -> Tensor:
+    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
         for stage in self.stages:
-            h = stage(torch.cat([h, kept.pop()], dim=1), embedding)
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
         if self.smooth is None or self.side is None:
             return h
         return self.smooth(functional.interpolate(h, size=(self.side, self.side)))
@@ -246,9 +251,9 @@ class _UpLevel(nn.Module):
 class _Stage(nn.Module):
     """A residual block, and attention after it where the level attends."""
 
-    def __init__(self, before: int, after: int, attend: bool, kind: _Kind) -> None:
+    def __init__(self, before: int, after: int, attend: bool, options: _Options) -> None:
         super().__init__()
-        self.block = _ResidualBlock(before, after, *kind)
+        self.block = _ResidualBlock(before, after, options)
         self.attention = _SelfAttention(after) if attend else None
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
@@ -265,14 +270,12 @@ class _ResidualBlock(nn.Module):
     with :math:`\sigma` SiLU and :math:`S` the identity or a 1 x 1 convolution.
     """
 
-    def __init__(
-        self, before: int, after: int, embedding: int, dropout: float, scale_shift: bool
-    ) -> None:
+    def __init__(self, before: int, after: int, options: _Options) -> None:
         super().__init__()
-        self.scale_shift = scale_shift
+        self.scale_shift = options.scale_shift
         self.norm_in, self.conv_in = _norm(before), nn.Conv2d(before, after, 3, padding=1)
-        self.time = nn.Linear(embedding, 2 * after if scale_shift else after)
-        self.norm_out, self.dropout = _norm(after), nn.Dropout(dropout)
+        self.time = nn.Linear(options.embedding, 2 * after if self.scale_shift else after)
+        self.norm_out, self.dropout = _norm(after), nn.Dropout(options.dropout)
         self.conv_out = nn.Conv2d(after, after, 3, padding=1)
         self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
 

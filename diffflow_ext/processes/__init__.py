@@ -6,6 +6,8 @@ from .grids import ProgressiveGrid, TimeGrid
 from .linear import VE, VP, LinearProcess, SubVP, process_by_name
 
 __all__ = [
+    "VE",
+    "VP",
     "ConstantDiffusion",
     "Diffusion",
     "DiscreteVP",
@@ -14,7 +16,5 @@ __all__ = [
     "ProgressiveGrid",
     "SubVP",
     "TimeGrid",
-    "VE",
-    "VP",
     "process_by_name",
 ]

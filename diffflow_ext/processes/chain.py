@@ -69,6 +69,11 @@ class DiscreteVP(LinearProcess):
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteVP:
         r"""Returns the chain with evenly spaced :math:`\beta_i` (Ho et al., 2020, section 4).
 
+        Arguments:
+            T: The number of steps, >= 1.
+            beta_start: The first variance, in (0, 1).
+            beta_end: The last variance, in (0, 1).
+
         Raises:
             ValueError: If an argument is out of its range.
         """
@@ -83,6 +88,11 @@ class DiscreteVP(LinearProcess):
 
         .. math:: \beta_i = \min\Bigl(1 - \frac{c(i/T)}{c((i-1)/T)}, \beta_{max}\Bigr), \qquad
                   c(u) = \cos^2\Bigl(\frac{u + s}{1 + s} \frac\pi2\Bigr)
+
+        Arguments:
+            T: The number of steps, >= 1.
+            s: The offset, >= 0, that keeps the first variances from vanishing.
+            max_beta: The largest variance, in (0, 1).
 
         Raises:
             ValueError: If an argument is out of its range.
@@ -110,14 +120,15 @@ class DiscreteVP(LinearProcess):
         r"""The values :math:`\log \alpha(i/T)`, i = 0 ... T, shape (T+1,), float64 on the CPU."""
         return self._tables[self.betas.device][1]
 
-    def _on(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        if t.device not in self._tables:
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Returns the rates and log alpha(i/T) on a device."""
+        if device not in self._tables:
             rates, log_alphas = self._tables[self.betas.device]
-            self._tables[t.device] = rates.to(t.device), log_alphas.to(t.device)
-        return self._tables[t.device]
+            self._tables[device] = rates.to(device), log_alphas.to(device)
+        return self._tables[device]
 
     def _interval(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the number i - 1 of the step that holds t, and t in steps, float64."""
+        """Returns the index i - 1 of the step that t lies in, and t in units of steps, float64."""
         T = self.num_timesteps
         position = t.double() * T
         step = torch.ceil(position - _ROUNDING * T).long() - 1
@@ -125,7 +136,7 @@ class DiscreteVP(LinearProcess):
 
     def log_alpha(self, t: Tensor) -> Tensor:
         r"""Returns :math:`\log \alpha(t)`, float64: linear in each step."""
-        (step, position), (rates, log_alphas) = self._interval(t), self._on(t)
+        (step, position), (rates, log_alphas) = self._interval(t), self._tables_on(t.device)
         return log_alphas[step] - 0.5 * rates[step] * (position - step) / self.num_timesteps
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -138,8 +149,8 @@ class DiscreteVP(LinearProcess):
 
     def drift_rate(self, t: Tensor) -> Tensor:
         r"""Returns :math:`r(t) = -\tfrac12 \beta(t)`, left-continuous at i/T."""
-        return -0.5 * self._on(t)[0][self._interval(t)[0]].to(t.dtype)
+        return -0.5 * self._tables_on(t.device)[0][self._interval(t)[0]].to(t.dtype)
 
     def diffusion(self, t: Tensor) -> Tensor:
         r"""Returns :math:`g(t) = \sqrt{\beta(t)}`, left-continuous at i/T."""
-        return self._on(t)[0][self._interval(t)[0]].sqrt().to(t.dtype)
+        return self._tables_on(t.device)[0][self._interval(t)[0]].sqrt().to(t.dtype)

@@ -1,7 +1,7 @@
 """Diffusion coefficients g(t) > 0 of the two SDEs, common to both and scalar.
 
-Anything that maps a tensor of times to a tensor of the same shape serves: a float, a function, or
-a module with parameters. The bound's boundary term d log(g_N / g_0) is always taken care of.
+A coefficient is a float, a function from a tensor of times to a tensor of the same shape, or such
+a module with parameters. Bounds contain its boundary term d log(g_N / g_0), whatever g is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ConstantDiffusion(nn.Module):
     def __init__(self, g: float = 1.0, *, learnable: bool = False) -> None:
         super().__init__()
         value = torch.tensor(math.log(checked_positive_number("ConstantDiffusion", "g", g)))
-        _own(self, "ConstantDiffusion", value, learnable)
+        _store_log_g(self, "ConstantDiffusion", value, learnable)
 
     def forward(self, times: Tensor) -> Tensor:
         """Returns g at `times`, same shape."""
@@ -74,7 +74,7 @@ class GeometricDiffusion(nn.Module):
             math.log(checked_positive_number(op, "g_end", g_end)),
         ]
         self.t_end = checked_positive_number(op, "t_end", t_end)
-        _own(self, op, torch.tensor(ends), learnable)
+        _store_log_g(self, op, torch.tensor(ends), learnable)
 
     def forward(self, times: Tensor) -> Tensor:
         """Returns g at `times`, same shape."""
@@ -82,7 +82,8 @@ class GeometricDiffusion(nn.Module):
         return torch.lerp(log_g[0], log_g[1], times / self.t_end).exp()
 
 
-def _own(module: nn.Module, op: str, log_g: Tensor, learnable: bool) -> None:
+def _store_log_g(module: nn.Module, op: str, log_g: Tensor, learnable: bool) -> None:
+    """Keeps log g as a parameter or as a buffer."""
     if checked_flag(op, "learnable", learnable):
         module.register_parameter("log_g", nn.Parameter(log_g))
     else:
@@ -105,11 +106,11 @@ def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
         ValueError: If a value is not positive and finite, or the shape is wrong.
     """
     if isinstance(diffusion, numbers.Real) and not isinstance(diffusion, bool):
-        value, info = (
+        value, limits = (
             checked_positive_number("diffusion", "g", diffusion),
             torch.finfo(times.dtype),
         )
-        if not info.tiny <= value <= info.max:
+        if not limits.tiny <= value <= limits.max:
             raise ValueError(f"diffusion: expected a g that {times.dtype} can hold, got g={value}")
         return torch.full_like(times, value)
     if not callable(diffusion):
@@ -128,11 +129,11 @@ def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
         g = g.reshape(()).expand(times.shape)
     g = g.to(times.dtype)
     if not torch.compiler.is_compiling():
-        check_positive(g, times)
+        _check_positive(g, times)
     return g
 
 
-def check_positive(g: Tensor, times: Tensor) -> None:
+def _check_positive(g: Tensor, times: Tensor) -> None:
     """Refuses coefficients that are not positive; skipped while a CUDA graph is captured."""
     if g.is_cuda and torch.cuda.is_current_stream_capturing():
         return

@@ -59,9 +59,9 @@ class TimeGrid:
             raise ValueError(
                 f"TimeGrid: expected finite times, got times[{int(bad[0])}]={float(times[bad[0]])}"
             )
-        still = (times.diff() <= 0).nonzero()
-        if still.numel():
-            i = int(still[0])
+        not_rising = (times.diff() <= 0).nonzero()
+        if not_rising.numel():
+            i = int(not_rising[0])
             raise ValueError(
                 "TimeGrid: expected increasing times (t_0 at the data), got "
                 f"times[{i}]={float(times[i])} and times[{i + 1}]={float(times[i + 1])}; "
@@ -229,6 +229,7 @@ def _check_power_grid(op: str, num_steps: int, t_end: float, t_start: float, pow
 
 
 def _spread(op: str, fractions: Tensor, t_end: float, t_start: float, power: float) -> Tensor:
+    """Returns the times that divide [t_start, t_end] in these fractions of t^power."""
     t_start, t_end, power = float(t_start), float(t_end), float(power)
     try:
         low, high = t_start**power, t_end**power
@@ -241,30 +242,6 @@ def _spread(op: str, fractions: Tensor, t_end: float, t_start: float, power: flo
     # The ends are given numbers; rounding in the powers must not move them.
     times[0], times[-1] = t_start, t_end
     return times
-
-
-def _listed(stages: object) -> list[object]:
-    if isinstance(stages, (str, bytes, Tensor)) or not isinstance(stages, Iterable):
-        raise TypeError(
-            "ProgressiveGrid: expected stages as pairs (first iteration, number of steps), got "
-            f"{in_words(stages)}"
-        )
-    return list(stages)
-
-
-def _stage(stage: object) -> tuple[int, int]:
-    if not isinstance(stage, Sequence) or len(stage) != 2:
-        raise TypeError(
-            "ProgressiveGrid: expected each stage to be a pair (first iteration, number of "
-            f"steps), got {in_words(stage)}"
-        )
-    first, steps = stage
-    count = checked_count
-    op = "ProgressiveGrid"
-    return (
-        count(op, "first iteration", first, -(2**63), 2**63),
-        count(op, "number of steps", steps, -(2**63), MAX_STEP + 1),
-    )
 
 
 @dataclass(frozen=True)
@@ -287,10 +264,10 @@ class ProgressiveGrid:
     stages: Sequence[tuple[int, int]]
 
     def __post_init__(self) -> None:
-        stages = tuple(_stage(stage) for stage in _listed(self.stages))
+        stages = _checked_stages(self.stages)
         if not stages or stages[0][0] != 0:
             raise ValueError(
-                f"ProgressiveGrid: expected a first stage at iteration 0, got {list(self.stages)}"
+                f"ProgressiveGrid: expected a first stage at iteration 0, got {list(stages)}"
             )
         for (before, _), (first, _) in pairwise(stages):
             if first <= before:
@@ -309,3 +286,24 @@ class ProgressiveGrid:
         if checked_count("ProgressiveGrid", "iteration", iteration, -(2**63), 2**63) < 0:
             raise ValueError(f"ProgressiveGrid: expected iteration >= 0, got {iteration}")
         return [steps for first, steps in self.stages if first <= iteration][-1]
+
+
+def _checked_stages(stages: object) -> tuple[tuple[int, int], ...]:
+    """Returns the pairs of a ProgressiveGrid as whole numbers, not yet in any order."""
+    op = "ProgressiveGrid"
+    if isinstance(stages, (str, bytes, Tensor)) or not isinstance(stages, Iterable):
+        raise TypeError(
+            f"{op}: expected stages as pairs (first iteration, number of steps), got "
+            f"{in_words(stages)}"
+        )
+    pairs = []
+    for stage in stages:
+        if not isinstance(stage, Sequence) or len(stage) != 2:
+            raise TypeError(
+                f"{op}: expected each stage to be a pair (first iteration, number of steps), got "
+                f"{in_words(stage)}"
+            )
+        first = checked_count(op, "first iteration", stage[0], -(2**63), 2**63)
+        steps = checked_count(op, "number of steps", stage[1], -(2**63), MAX_STEP + 1)
+        pairs.append((first, steps))
+    return tuple(pairs)

@@ -4,7 +4,7 @@ r"""Linear diffusions whose marginals are known in closed form.
     dx = r(t) \, x \, dt + g(t) \, dw, \qquad
     x_t = \alpha(t) \, x_0 + \sigma(t) \, \varepsilon, \quad \varepsilon \sim \mathcal N(0, I)
 
-A process is a value: four functions of time that belong together by
+A process is a value: four functions of time, related by
 
 .. math:: \dot\alpha = r \alpha, \qquad \frac{d \sigma^2}{dt} = 2 r \sigma^2 + g^2
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diffflow_ext.functional.checks import checked_finite, in_words
 
-__all__ = ["LinearProcess", "SubVP", "VE", "VP", "process_by_name"]
+__all__ = ["VE", "VP", "LinearProcess", "SubVP", "process_by_name"]
 
 
 class LinearProcess(ABC):
@@ -40,7 +40,7 @@ class LinearProcess(ABC):
     t_min: float = 1e-3
     #: Default grids of the ODE are even in t to this power: about even in log sigma at the data.
     ode_power: float = 0.5
-    #: The standard deviation of the Gaussian that stands for x(t_end), in data units.
+    #: The standard deviation of the Gaussian that x(t_end) is taken to have, in data units.
     prior_scale: float = 1.0
 
     @abstractmethod
@@ -60,9 +60,9 @@ class LinearProcess(ABC):
         """Returns g(t), in data units per square root of time."""
 
     def coefficients(self, t: float) -> tuple[float, float]:
-        """Returns r(t) and g(t) as numbers."""
-        at = torch.tensor(t, dtype=torch.float64)
-        return float(self.drift_rate(at)), float(self.diffusion(at))
+        """Returns r(t) and g(t) as numbers, in the units of `drift_rate` and `diffusion`."""
+        time = torch.tensor(t, dtype=torch.float64)
+        return float(self.drift_rate(time)), float(self.diffusion(time))
 
     def flow_coefficients(self, t: float) -> tuple[float, float]:
         r"""Returns the coefficients of x and of the predicted noise in the probability-flow ODE.

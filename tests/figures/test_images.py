@@ -15,7 +15,6 @@ from matplotlib import image
 
 from diffflow_ext.figures import image_grid, image_rows, metric_curves, panels
 from diffflow_ext.figures import images as figures_images
-from diffflow_ext.figures.points import __all__
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 200, size=(12, 1, 8, 6)).astype(np.uint8)
@@ -207,4 +206,3 @@ def test_bad_curves(tmp_path: Path) -> None:
     fails("expected positive numbers.*leave out log_y", CURVES, log_y=True, floor=floor)
     fails("expected finite floor", CURVES, floor=("data", np.nan))
     assert not (tmp_path / "a.png").exists()
-    assert set(figures_images.__all__) <= set(__all__)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from diffflow_ext import DiNof, NoiseKey, TimeGrid
-from diffflow_ext.flows import StandardNormal
+from diffflow_ext.flows import StandardNormal, spline_flow
 from diffflow_ext.functional import affine_step, normal, reverse_step
 from diffflow_ext.processes import VE, VP, DiscreteVP, LinearProcess, SubVP
 
@@ -453,7 +453,7 @@ def test_results_do_not_depend_on_how_a_batch_is_split(call: Any, name: Any) -> 
 
 @torch.no_grad()
 def test_samples_through_a_spline_flow_follow_their_index() -> None:
-    model = DiNof(WavyNet(), zuko.flows.NSF(3, transforms=1, hidden_features=(8,)), "ve")
+    model = DiNof(WavyNet(), spline_flow(3, transforms=1, hidden=(8,)), "ve")
     whole = model.sample((9, 3), 4, KEY)
     parts = [model.sample((b - a, 3), 4, KEY, sample_offset=a) for a, b in ((0, 4), (4, 9))]
     # The flow's matrix products may round by the size of a batch.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
 from diffflow_ext.engines import integrate
+from diffflow_ext.flows import StandardNormal
 from diffflow_ext.functional import normal
 from diffflow_ext.models.reverse import ReverseSampler
 from diffflow_ext.nets import FourierMLP
@@ -24,9 +25,7 @@ def variance(t: Tensor) -> Tensor:
 
 
 def ou(t_end: float = 1.0) -> DiffFlowSDE:
-    end = variance(torch.tensor(t_end, dtype=torch.float64)).sqrt().expand(2)
-    normal_end = torch.distributions.Normal(torch.zeros_like(end), end)
-    prior = torch.distributions.Independent(normal_end, 1)
+    prior = StandardNormal(math.sqrt(variance(torch.tensor(t_end, dtype=torch.float64))))
     parameter = torch.zeros((), dtype=torch.float64, requires_grad=True)
     return DiffFlowSDE(
         lambda t, x: -0.5 * x, lambda t, x: -x / variance(t), 1.0, params=[parameter], prior=prior

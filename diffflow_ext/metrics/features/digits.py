@@ -7,15 +7,20 @@ import operator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .extractor import Extractor, Images, quantise
+from ..points import Images, byte_images
+from .extractor import Extractor
 
 __all__ = ["DigitClassifier", "DigitExtractor", "train_extractor"]
 
 
-WIDTH = 64
+Labels = Tensor | NDArray[np.integer]
+
+
+WIDTH = 64  # number of features
 
 
 MIN_SIZE, MAX_SIZE = 14, 32
@@ -24,7 +29,7 @@ MIN_SIZE, MAX_SIZE = 14, 32
 MAX_CLASSES = 1000
 
 
-RATE = 2e-3
+RATE = 2e-3  # of learning
 
 
 class DigitClassifier(nn.Module):
@@ -87,7 +92,7 @@ class DigitExtractor(Extractor):
         logits = self.classifier.head(self.features(images).relu())
         return logits.argmax(dim=1)
 
-    def accuracy(self, images: Images, labels: Images) -> float:
+    def accuracy(self, images: Images, labels: Labels) -> float:
         """Returns the part of the images that get their label."""
         truth = _labels("accuracy", labels, len(images))
         return float((self.classify(images) == truth).double().mean())
@@ -103,7 +108,7 @@ class DigitExtractor(Extractor):
 
 def train_extractor(
     images: Images,
-    labels: Images,
+    labels: Labels,
     *,
     seed: int = 0,
     epochs: int = 3,
@@ -171,19 +176,17 @@ def _fit(
 
 
 def _training_images(op: str, images: Images) -> Tensor:
-    levels = quantise(images).cpu()
-    if getattr(images, "dtype", None) not in (torch.uint8, np.dtype(np.uint8)):
-        raise TypeError(f"{op}: expected images as uint8, got {images.dtype}; quantise them first")
-    n, channels, height, width = levels.shape
-    if n < 1 or channels != 1 or height != width or not MIN_SIZE <= width <= MAX_SIZE:
+    levels = byte_images(op, images).cpu()
+    _, channels, height, width = levels.shape
+    if channels != 1 or height != width or not MIN_SIZE <= width <= MAX_SIZE:
         raise ValueError(
-            f"{op}: expected images of shape (n, 1, S, S) with n >= 1 and S from {MIN_SIZE} to "
-            f"{MAX_SIZE}, got {tuple(levels.shape)}; resize them, or take pca_extractor"
+            f"{op}: expected images of shape (n, 1, S, S) with S from {MIN_SIZE} to {MAX_SIZE}, "
+            f"got {tuple(levels.shape)}; resize them, or average their channels"
         )
     return levels
 
 
-def _labels(op: str, labels: Images, n: int) -> Tensor:
+def _labels(op: str, labels: Labels, n: int) -> Tensor:
     """Labels as int64 on the CPU, one for each of n images."""
     whole = torch.as_tensor(labels)
     if whole.is_floating_point() or whole.is_complex():

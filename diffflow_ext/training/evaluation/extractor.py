@@ -1,4 +1,4 @@
-"""Features of images, trained on a labelled set, in a file."""
+"""Trains features of images on a labelled set and writes them to a file."""
 
 from __future__ import annotations
 

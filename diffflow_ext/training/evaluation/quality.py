@@ -1,13 +1,13 @@
 """How far samples are from held-out data, each number beside its floor.
 
-The floor is what as many training data reach in place of the samples, in the mean of up to four
-draws, since one may be several times the mean.
+The floor is the same number for as many training data in place of the samples: the mean of up to
+four draws, since a single one may be several times the mean.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from diffflow_ext.data import Dataset
 from diffflow_ext.likelihood.images import quantise
 from diffflow_ext.metrics.distances import energy_distance, sliced_wasserstein
 from diffflow_ext.metrics.features.extractor import Extractor
-from diffflow_ext.metrics.floor import with_floor
+from diffflow_ext.metrics.floor import Measure, with_floor
 from diffflow_ext.metrics.frechet import frechet_distance
 from diffflow_ext.metrics.manifolds import precision_recall
 from diffflow_ext.metrics.two_sample import c2st
@@ -28,9 +28,6 @@ MIN_SAMPLES = 50
 
 
 FLOOR_DRAWS = 4
-
-
-Measure = Callable[[Tensor, Tensor], Any]
 
 
 def common_count(n: int, dataset: Dataset) -> int:
@@ -56,67 +53,60 @@ def vector_quality(samples: Tensor, dataset: Dataset) -> dict[str, float | None]
         samples: In the units of training, no more than there are training or test data.
         dataset: The data.
     """
-    measures: dict[str, Measure] = {
-        "energy_distance": energy_distance,
-        "sliced_wasserstein": sliced_wasserstein,
-        "c2st": _told_apart,
+    parts = (samples, *_test_and_training(dataset, len(samples)))
+    return {
+        **_beside_floor("energy_distance", energy_distance, parts, ratio=True),
+        **_beside_floor("sliced_wasserstein", sliced_wasserstein, parts, ratio=True),
+        **_beside_floor("c2st", lambda x, y: c2st(x, y).accuracy, parts),
     }
-    rows = _Rows(samples, *_real(dataset, len(samples)))
-    return rows.measured(measures, ("energy_distance", "sliced_wasserstein"))
 
 
 def image_quality(
     samples: Tensor, dataset: Dataset, extractor: Extractor | None
 ) -> dict[str, Any]:
-    """Returns the distance of pixels and, with an extractor, what its features say.
+    """Returns the distance of pixels and, with an extractor, distances of its features.
 
     Arguments:
         samples: In the units of training, no more than there are training or test data.
         dataset: The data.
         extractor: The features.
     """
-    images = (quantise(samples), *_real(dataset, len(samples)))
-    pixels = _Rows(*(part.flatten(1).float() / 127.5 - 1.0 for part in images))
-    name = "sliced_wasserstein"
-    result: dict[str, Any] = pixels.measured({name: sliced_wasserstein}, (name,))
+    images = (quantise(samples), *_test_and_training(dataset, len(samples)))
+    pixels = [part.flatten(1).float() / 127.5 - 1.0 for part in images]
+    result: dict[str, Any] = _beside_floor(
+        "sliced_wasserstein", sliced_wasserstein, pixels, ratio=True
+    )
     if extractor is None:
         return result
-    features = _Rows(*map(extractor.features, images))
-    measures: dict[str, Measure] = {
-        "fd": frechet_distance,
-        "": precision_recall,
-    }
+    features = [extractor.features(part) for part in images]
     return {
         **result,
         "fd_label": extractor.label(len(samples)),
-        **features.measured(measures, ("fd",)),
+        **_beside_floor("fd", frechet_distance, features, ratio=True),
+        **_beside_floor("", precision_recall, features),
     }
 
 
-class _Rows:
-    """Samples, held-out data, and further data for the floor, as rows."""
-
-    def __init__(self, samples: Tensor, reference: Tensor, real: Tensor) -> None:
-        self.parts = samples, reference, real
-
-    def measured(
-        self, measures: dict[str, Measure], distances: tuple[str, ...]
-    ) -> dict[str, float | None]:
-        """Returns NAME and NAME_floor of each number, and NAME_ratio of distances."""
-        result: dict[str, float | None] = {}
-        for name, measure in measures.items():
-            found = with_floor(measure, *self.parts, draws=FLOOR_DRAWS)
-            for key, value in found.value.items():
-                label, floor = name or key, found.floor[key]
-                result |= {label: value, f"{label}_floor": floor}
-                if label in distances:
-                    result[f"{label}_ratio"] = value / floor if floor > 0 else None
-        return result
-
-
-def _real(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
+def _test_and_training(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
     return dataset.test[:count], dataset.train[: FLOOR_DRAWS * count]
 
 
-def _told_apart(x: Tensor, y: Tensor) -> float:
-    return c2st(x, y).accuracy
+def _beside_floor(
+    name: str, measure: Measure, parts: Sequence[Tensor], *, ratio: bool = False
+) -> dict[str, float | None]:
+    """Returns NAME, NAME_floor and perhaps NAME_ratio of each number of a measure.
+
+    Arguments:
+        name: The name; "" takes those that the measure gives its numbers.
+        measure: Compares two sets of rows.
+        parts: Samples, held-out data, and further data for the floor.
+        ratio: Whether to divide by the floor.
+    """
+    measured = with_floor(measure, *parts, draws=FLOOR_DRAWS)
+    result: dict[str, float | None] = {}
+    for number, value in measured.value.items():
+        label, floor = name or number, measured.floor[number]
+        result |= {label: value, f"{label}_floor": floor}
+        if ratio:
+            result[f"{label}_ratio"] = value / floor if floor > 0 else None
+    return result

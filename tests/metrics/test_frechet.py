@@ -1,0 +1,220 @@
+"""The Fréchet distance against torchmetrics, the matrix root and closed forms."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import linalg, stats
+
+from diffflow_ext.metrics import Statistics, feature_statistics, fid, frechet_distance
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(57, 3)), RNG.normal(0.3, 1.4, size=(49, 3))
+
+
+def _stats(mean: np.ndarray, covariance: np.ndarray) -> Statistics:
+    return Statistics(torch.as_tensor(mean).double(), torch.as_tensor(covariance).double())
+
+
+class Crop(torch.nn.Module):
+    """Eight of the pixels, as features."""
+
+    num_features = 8
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :8].double()
+
+
+def images(n: int, high: int, channels: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, high, (n, channels, 4, 4), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fid_is_the_distance_in_the_features_of_the_network(
+    channels: int, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchmetrics with some pixels in the place of the Inception network's features."""
+    module = pytest.importorskip("torchmetrics.image.fid", reason="needs torchmetrics")
+
+    class StandIn(module.FrechetInceptionDistance):
+        def __init__(self, **options: object) -> None:
+            assert options == {
+                "feature": 2048, "feature_extractor_weights_path": str(weights), "antialias": False
+            }  # fmt: skip
+            super().__init__(feature=Crop(), input_img_size=(3, 4, 4))
+            self.set_dtype(torch.float64)
+
+    monkeypatch.setattr(module, "FrechetInceptionDistance", StandIn)
+    samples, data = images(60, 200, channels), images(90, 256, channels)
+    expected = frechet_distance(*(x.flatten(1)[:, :8] for x in (samples, data)))
+    assert fid(samples, data.numpy(), weights, batch_size=17) == pytest.approx(expected, rel=1e-7)
+
+
+def test_fid_says_what_is_missing(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(
+        ImportError, match=r"fid: .*torch-fidelity .*pip install 'diffflow_ext\[fid"
+    ):
+        fid(images(3, 9), images(3, 9), weights)
+    with pytest.raises(FileNotFoundError, match=r"no\.pth"):
+        fid(images(3, 9), images(3, 9), "no.pth")
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return (Path.touch, (Path("canary"),))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Detected pickle")
+def test_fid_executes_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": _Bomb()}, "code.pth")
+    Path("pickle.pth").write_bytes(pickle.dumps(_Bomb()))
+    Path("noise.pth").write_bytes(bytes(range(256)))
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save("script.pt")
+    for path in sorted(Path().iterdir()):
+        with pytest.raises(ValueError, match=f"fid: expected {path} to hold tensors alone"):
+            fid(images(3, 9), images(3, 9), path)
+    assert not Path("canary").exists()
+
+
+def test_fid_refuses_images(weights: Path) -> None:
+    good = images(3, 9)
+    for wrong in (good.float(), good.int().numpy(), good.tolist()):
+        with pytest.raises(TypeError, match="fid: expected images as uint8, got"):
+            fid(wrong, good, weights)
+    for wrong in (good[0], good[:0], good[:, :, :0]):
+        with pytest.raises(ValueError, match=r"fid: expected images of shape \(n, C, H, W\)"):
+            fid(good, wrong, weights)
+    for wrong in (good[:1], good[:, :2]):
+        with pytest.raises(
+            ValueError, match=r"fid: expected data of shape .*n >= 2 and C = 1 or 3"
+        ):
+            fid(good, wrong, weights)
+
+
+def test_frechet_distance_against_the_matrix_root() -> None:
+    rng = np.random.default_rng(14)
+    x, y = rng.normal(size=(80, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(70, 6))
+    a, b = np.cov(x.T), np.cov(y.T)
+    root = linalg.sqrtm(a @ b)
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2.0 * np.real(root))
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(y, feature_statistics(x)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_distance_in_closed_form() -> None:
+    """For covariances with common axes, squared differences of the deviations."""
+    turn = stats.ortho_group.rvs(4, random_state=1)
+    s, t = np.array([3.0, 1.0, 0.1, 0.0]), np.array([1.0, 2.0, 0.0, 0.0])
+    mean = np.array([1.0, -2.0, 0.0, 2.0])
+    x = _stats(mean, turn @ np.diag(s**2) @ turn.T)
+    y = _stats(0.0 * mean, turn @ np.diag(t**2) @ turn.T)
+    expected = 9.0 + ((s - t) ** 2).sum()
+    # The root of rounding error, 1e-8, stands where a deviation is zero.
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-7)
+
+
+def test_frechet_distance_of_singular_covariances() -> None:
+    """For covariances u u^T and v v^T the trace of the root is |u . v|."""
+    rng = np.random.default_rng(15)
+    u, v = rng.normal(size=(2, 50))
+    x, y = _stats(0.0 * u, np.outer(u, u)), _stats(0.0 * u, np.outer(v, v))
+    expected = u @ u + v @ v - 2.0 * abs(u @ v)
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-12)
+    # Rounding error in the 49 empty directions mustn't enter: its roots are 1e-8 each.
+    unit = _stats(0.0 * u, np.eye(50))
+    expected = u @ u + 50.0 - 2.0 * math.sqrt(u @ u)
+    assert frechet_distance(x, unit) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(x, x) == pytest.approx(0.0, abs=1e-12 * (u @ u))
+    constant = np.c_[X, np.full(57, 3.0)]
+    assert frechet_distance(constant, np.c_[Y, np.full(49, 3.0)]) == pytest.approx(
+        frechet_distance(X, Y), rel=1e-9
+    )
+    assert frechet_distance(np.ones((9, 2)), np.zeros((9, 2))) == pytest.approx(2.0)
+
+
+def test_frechet_distance_of_normals_converges_from_above() -> None:
+    """The bias falls like 1/n."""
+    rng = np.random.default_rng(6)
+    means = [
+        np.mean([frechet_distance(*rng.normal(size=(2, n, 4))) for _ in range(40)])
+        for n in (100, 400)
+    ]
+    assert means[0] / means[1] == pytest.approx(4.0, rel=0.3)
+
+
+def test_frechet_distance_refuses_few_rows() -> None:
+    with pytest.raises(
+        ValueError, match=r"more rows than the 3 features, got 3 rows of x.*singul"
+    ):
+        frechet_distance(X[:3], Y)
+    with pytest.raises(ValueError, match=r"got 3 rows of y"):
+        frechet_distance(X, feature_statistics(Y[:3]))
+    a, b = np.cov(X[:3].T), np.cov(Y.T)
+    root = np.trace(np.real(linalg.sqrtm(a @ b + 0j)))
+    expected = ((X[:3].mean(0) - Y.mean(0)) ** 2).sum() + np.trace(a + b) - 2.0 * root
+    found = frechet_distance(X[:3], Y, allow_singular=True)
+    assert found == pytest.approx(expected, rel=1e-6)  # of SciPy's root, which is less exact
+
+
+@given(
+    arrays.arrays(np.float64, (9, 3), elements=st.floats(-5.0, 5.0, width=16)),
+    arrays.arrays(np.float64, (7, 3), elements=st.floats(-5.0, 5.0, width=16)),
+    st.integers(0, 100),
+)
+def test_frechet_distance_of_any_samples(x: np.ndarray, y: np.ndarray, turn: int) -> None:
+    found, scale = frechet_distance(x, y), 1.0 + np.square(x).sum() + np.square(y).sum()
+    rotation = stats.ortho_group.rvs(3, random_state=turn)
+    assert found >= 0.0
+    assert found == pytest.approx(frechet_distance(y, x), abs=1e-7 * scale)
+    assert found == pytest.approx(frechet_distance(x @ rotation, y @ rotation), abs=1e-7 * scale)
+    assert frechet_distance(x, x[::-1].copy()) == pytest.approx(0.0, abs=1e-9 * scale)
+    moved = frechet_distance(x, x + np.array([3.0, 0.0, 4.0]))
+    assert moved == pytest.approx(25.0, abs=1e-9 * scale)
+
+
+def test_statistics_are_means_and_covariances() -> None:
+    found = feature_statistics(torch.as_tensor(X).float() + 1000.0, extractor="a@1")
+    assert (found.count, found.extractor, found.mean.dtype) == (57, "a@1", torch.float64)
+    exact = (X.astype(np.float32) + np.float32(1000.0)).astype(np.float64)
+    assert np.allclose(found.mean, exact.mean(0), rtol=1e-14)
+    assert np.allclose(found.covariance, np.cov(exact.T), rtol=1e-9)
+
+
+def test_statistics_are_refused() -> None:
+    eye, zero = torch.eye(2).double(), torch.zeros(2).double()
+    for mean, covariance in ((eye, eye), (zero, zero), (zero[:1], eye), (zero[:0], eye[:0, :0])):
+        with pytest.raises(ValueError, match=r"Statistics: expected a mean of shape \(d,\)"):
+            Statistics(mean, covariance)
+    with pytest.raises(ValueError, match=r"Statistics: expected float64, got torch\.float32"):
+        Statistics(zero.float(), eye)
+    with pytest.raises(ValueError, match="Statistics: expected finite"):
+        Statistics(zero, eye / zero)
+    with pytest.raises(ValueError, match="symmetric covariance"):
+        Statistics(zero, torch.tensor([[1.0, 0.5], [0.4, 1.0]]).double())
+    with pytest.raises(ValueError, match="without negative eigenvalues, that of y has -1"):
+        frechet_distance(Statistics(zero, eye), Statistics(zero, -eye))
+    with pytest.raises(ValueError, match="as many features, got 3 and 2"):
+        frechet_distance(X, Statistics(zero, eye))
+    one, other = (feature_statistics(X, extractor=name) for name in ("a@1", "a@2"))
+    with pytest.raises(ValueError, match=r"one extractor, got 'a@1' and 'a@2'"):
+        frechet_distance(one, other)
+    assert frechet_distance(one, feature_statistics(X)) == pytest.approx(0.0, abs=1e-12)

@@ -1,0 +1,115 @@
+"""Precision, recall, density and coverage against scikit-learn and brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from diffflow_ext.metrics import points, precision_recall
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(57, 3)), RNG.normal(0.3, 1.4, size=(49, 3))
+# Few distinct points, most of them repeated: distances tie.
+GRID_X, GRID_Y = RNG.integers(0, 4, size=(40, 2)), RNG.integers(1, 5, size=(40, 2))
+
+small = arrays.arrays(
+    np.int64, st.tuples(st.integers(8, 14), st.just(2)), elements=st.integers(-3, 3)
+)
+
+
+def _brute_precision_recall(x: np.ndarray, y: np.ndarray, k: int) -> list[float]:
+    """From the definitions, one ball at a time; squared distances of whole numbers are exact."""
+
+    def radii(a: np.ndarray) -> list[float]:
+        return [sorted(((a - p) ** 2).sum(1))[k] for p in a]
+
+    r_x, r_y = radii(x), radii(y)
+    inside_y = [[((p - q) ** 2).sum() <= r for q, r in zip(y, r_y, strict=True)] for p in x]
+    inside_x = [[((p - q) ** 2).sum() <= r for p, r in zip(x, r_x, strict=True)] for q in y]
+    return [
+        np.mean([any(row) for row in inside_y]),
+        np.mean([any(row) for row in inside_x]),
+        sum(map(sum, inside_y)) / (k * len(x)),
+        np.mean([any(column) for column in zip(*inside_y, strict=True)]),
+    ]
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("chunk", [1, 300, 1 << 22])
+def test_precision_recall_by_brute_force(
+    k: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "CHUNK_ELEMENTS", chunk)
+    for x, y in ((X, Y), (Y[:20], X), (GRID_X, GRID_Y)):
+        expected = _brute_precision_recall(x, y, k)
+        assert list(precision_recall(x, y, k)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_precision_recall_against_scikit_learn() -> None:
+    rng = np.random.default_rng(12)
+    neighbors = pytest.importorskip("sklearn.neighbors", reason="needs scikit-learn")
+    x, y, k = rng.normal(size=(300, 8)), rng.normal(0.2, 1.1, size=(250, 8)), 5
+    trees = {name: neighbors.NearestNeighbors().fit(rows) for name, rows in (("x", x), ("y", y))}
+    # Without rows given, a row isn't its own neighbour.
+    radii = {name: tree.kneighbors(None, k)[0][:, -1] for name, tree in trees.items()}
+    d = np.linalg.norm(x[:, None] - y, axis=2)
+    nearest_sample = trees["x"].kneighbors(y, 1)[0][:, 0]
+    expected = [
+        (d <= radii["y"]).any(1).mean(),
+        (d <= radii["x"][:, None]).any(0).mean(),
+        (d <= radii["y"]).sum() / (k * 300),
+        (nearest_sample <= radii["y"]).mean(),
+    ]
+    found = precision_recall(torch.as_tensor(x), y)
+    assert list(found) == pytest.approx(expected, abs=1e-12)
+    assert 0.1 < found.recall < 1.0
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_expected_density_and_coverage_of_one_distribution(k: int) -> None:
+    """Naeem et al.: E density = 1; E coverage is known for any n, m and k, near 1 - 2^-k."""
+    rng, n = np.random.default_rng(2), 400
+    found = [
+        precision_recall(rng.normal(size=(n, 4)), rng.normal(size=(n, 4)), k) for _ in range(20)
+    ]
+    missed = math.prod((n - i) / (2 * n - i) for i in range(1, k + 1))
+    assert np.mean([f.coverage for f in found]) == pytest.approx(1.0 - missed, abs=0.015)
+    assert np.mean([f.coverage for f in found]) == pytest.approx(1.0 - 2.0**-k, abs=0.015)
+    assert np.mean([f.density for f in found]) == pytest.approx(1.0, abs=0.03)
+
+
+def test_precision_recall_of_typical_failures() -> None:
+    rng = np.random.default_rng(13)
+    data, other = rng.normal(size=(2, 500, 2))
+    assert precision_recall(data + 50.0, data) == (0.0, 0.0, 0.0, 0.0)
+    memorised = precision_recall(np.repeat(other[:25], 20, axis=0), data)
+    assert memorised.precision > 0.9
+    assert memorised.recall < 0.05
+    assert memorised.coverage < 0.4
+    noisy = precision_recall(other + 5.0 * rng.normal(size=(500, 2)), data)
+    assert noisy.precision < 0.4
+    assert noisy.recall > 0.9
+
+
+@given(small, small, st.integers(1, 4))
+def test_precision_recall_of_any_samples(x: np.ndarray, y: np.ndarray, k: int) -> None:
+    found, swapped = precision_recall(x, y, k), precision_recall(y, x, k)
+    assert (found.precision, found.recall) == (swapped.recall, swapped.precision)
+    assert all(0.0 <= value <= 1.0 for value in (found.precision, found.recall, found.coverage))
+    assert found == precision_recall(4.0 * x + 8.0, 4.0 * y + 8.0, k)
+    assert (found.density > 0.0) == (found.precision > 0.0) == (found.coverage > 0.0)
+    same = precision_recall(x, x, k)
+    assert (same.precision, same.recall, same.coverage) == (1.0, 1.0, 1.0)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="precision_recall: expected k >= 1, got 0"):
+        precision_recall(X, Y, 0)
+    with pytest.raises(ValueError, match=r"n >= 6.*\(5, 3\)"):
+        precision_recall(X, Y[:5])
