@@ -21,7 +21,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffflow_ext import NoiseKey, TimeGrid, functional
-from diffflow_ext.functional.steps import __all__
 from diffflow_ext.training import Checkpoint, CheckpointError, TrainConfig
 from diffflow_ext.training.store import checkpoint
 from diffflow_ext.training.store.checkpoint import load_checkpoint, save_checkpoint
@@ -54,10 +53,10 @@ needs_linux = pytest.mark.skipif(
 
 @needs_linux
 def test_thousands_of_bad_calls(tmp_path: Path) -> None:
-    seen = run_cases(tmp_path / "progress", 0, 4000)
-    assert sum(seen.values()) == 4000
-    assert seen["refused"] > 2000
-    assert seen["done"] > 100
+    seen = run_cases(tmp_path / "progress", 0, 2000)
+    assert sum(seen.values()) == 2000
+    assert seen["refused"] > 1000
+    assert seen["done"] > 50
 
 
 @needs_linux
@@ -102,7 +101,8 @@ def test_every_good_call_is_good() -> None:
 
 def test_the_public_functions_are_all_targets() -> None:
     named = set(fuzz_targets.TARGETS)
-    assert set(__all__) <= named
+    ops = {name for name in functional.__all__ if callable(getattr(functional, name))}
+    assert ops <= named
     methods = {"loss", "mean_loss", "engine_for", "elbo", "encode", "path", "log_prob", "sample"}
     assert methods <= named
 
