@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from helpers import ROOT
 
 import diffflow_ext
 from diffflow_ext import metrics
-from diffflow_ext.training import TrainConfig
-from diffflow_ext.training.config.rules import field_rule
+from diffflow_ext.cli import commands
+from diffflow_ext.cli.flags import parse
+from diffflow_ext.training.config.fields import MAY_CHANGE
 
 PACKAGE = ROOT / "diffflow_ext"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,8 +61,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_fields_that_may_change_on_resuming_are_listed() -> None:
     text = (ROOT / "docs" / "training.md").read_text()
     (sentence,) = re.findall(r"any other is refused: (.*?)\.\n", text, re.S)
-    allowed = [item.name for item in fields(TrainConfig) if field_rule(item).on_resume]
-    assert re.findall(r"`(\w+)`", sentence) == allowed
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(MAY_CHANGE)
 
 
 def test_named_tests_exist() -> None:
@@ -89,8 +88,12 @@ def test_named_files_exist(page: Path) -> None:
 
 
 def test_commands_of_the_readme_exist() -> None:
-    from diffflow_ext.cli.commands import build_parser
-
     text = (ROOT / "README.md").read_text()
-    for line in re.findall(r"^diffflow (.*?)\s*(?:#.*)?$", text, re.M):
-        build_parser().parse_args(line.split())
+    lines = re.findall(r"^diffflow (\w+) ?(.*?)\s*(?:#.*)?$", text, re.M)
+    assert {command for command, _ in lines} == set(commands.COMMANDS) | {"train"}
+    for command, words in lines:
+        if command == "train":
+            assert commands.run(command, [*words.split(), "--dry-run"]) == 0
+        else:
+            _, unknown = parse(commands.COMMANDS[command], words.split(), command)
+            assert not unknown

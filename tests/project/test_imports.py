@@ -42,35 +42,36 @@ ORDER: dict[str, str] = {
     "nets": "mlp unet",
     "engines": """
         network choice problem
-        adjoint.replay adjoint.memory adjoint.forward adjoint.backward adjoint.losses
-        fused.workspace fused.embedding fused.perceptrons fused.paths_cuda fused.paths
+        adjoint.replay adjoint.forward adjoint.backward adjoint.losses adjoint.paths
+        fused.workspace fused.embedding fused.perceptrons fused.losses fused.paths_cuda fused.paths
         ode.velocity fused.ode fused.regression ode.divergence ode.solver
         paths cuda_graph
     """,
     "likelihood": "images bounds variational ode",
     "models": "denoising reverse predictors chain_steps diffflow dinof ddpm",
     "data": """
-        formats.reading formats.archives formats.arrays formats.tables formats.idx
+        formats.reading formats.archives formats.arrays formats.text formats.tables formats.idx
         formats.cifar formats.resizing formats.images sets.home sets.toy dataset
-        sets.magic sets.hipparcos sets.maf fetching sources
+        sets.magic sets.maf fetching sources
     """,
     "metrics": """
-        npy points distances frechet two_sample manifolds floor
+        points distances frechet two_sample manifolds floor
         features.extractor features.digits features.files
     """,
     "figures": "panels points images",
     "training": """
-        config.rules config.fields config.defaults config.schedules
+        config.rules config.sections config.fields config.files config.defaults config.schedules
         store.directory store.checkpoint store.saver store.dataset
         recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm recipes.flows
+        recipes.build
         parallel.device parallel.distributed parallel.sharding
         loop.batches loop.session loop.state loop.diagnosis loop.captured
-        loop.starting loop.trainer loop.train
+        loop.step loop.starting loop.trainer loop.train
         evaluation.loaded_run evaluation.sampling evaluation.likelihoods evaluation.quality
         evaluation.pictures evaluation.report evaluation.sample_file evaluation.extractor
         evaluation.evaluate
     """,
-    "cli": "flags doctor commands",
+    "cli": "flags doctor commands program",
 }
 #: What folders of `training` may import besides themselves; those not named here, all before them.
 FOLDERS_OF_TRAINING = {
@@ -297,6 +298,14 @@ def test_functions_import_optional_libraries_alone() -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
+def test_only_the_doors_import_by_name() -> None:
+    """By names in text, when they are first used: `diffflow --help` needs no torch."""
+    by_name = re.compile(r"import_module\(\s*f?[\"'](diffflow_ext|\{__name__\})")
+    files = modules("diffflow_ext").items()
+    doors = {name for name, file in files if by_name.search(file.read_text())}
+    assert doors == {"diffflow_ext", "diffflow_ext.cli.program"}
+
+
 def test_the_oracle_stands_apart() -> None:
     assert not [str(one) for one in imports_of("diffflow_ext") if one.target == ORACLE]
     used = {one.target for one in imports_of("diffflow_ext") if one.module == ORACLE}
@@ -325,8 +334,8 @@ def test_models_need_torch_alone() -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
-def test_importing_the_package_loads_no_leaf() -> None:
-    code = "import sys, diffflow_ext; print(*sys.modules)"
+def test_importing_all_that_is_public_loads_no_leaf() -> None:
+    code = "import sys; from diffflow_ext import *; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
