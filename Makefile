@@ -18,11 +18,15 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 CPP_FILES = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 INSTALL = pip install --quiet --quiet --constraint $(VENV)/constraints.txt
 
-.PHONY: help demo test lint bench check-gpu clean
+# Two workers of one thread each; tests that measure what other work would change run by themselves.
+PYTEST_WORKERS = OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
+
+.PHONY: help demo test test-slow lint bench check-gpu clean
 
 help:
 	@echo "make demo       install, train on a 2-D set and a table, sample, evaluate: demo/ (4 minutes)"
-	@echo "make test       install, check the style, run every test (25 minutes on two cores)"
+	@echo "make test       install, check the style, run the tests of every change (8 minutes on two cores)"
+	@echo "make test-slow  run the long tests, which the first leaves out (12 minutes)"
 	@echo "make lint       ruff, clang-format and pyright alone"
 	@echo "make bench      install, measure the CPU part of docs/benchmarks.md, redraw it (up to 20 minutes; run it alone)"
 	@echo "make check-gpu  build, check and measure the kernels on the GPU of this machine"
@@ -55,7 +59,12 @@ demo: $(VENV)/demo
 # --- tests -----------------------------------------------------------------------------------------
 
 test: lint
-	pytest
+	@$(PYTEST_WORKERS) -m "not slow and not alone"
+	pytest -m "not slow and alone"
+
+test-slow: $(VENV)/test
+	@$(PYTEST_WORKERS) -m "slow and not alone"
+	pytest -m "slow and alone"
 
 lint: $(VENV)/test
 	@ruff check .

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-import torch
-from hypothesis import settings
-
-# Test files are imported by path, so that their neighbours are not found by themselves.
-TESTS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS / folder) for folder in ("support", "native", "fuzz")]
-# At the end, for `benchmarks`: an installed diffflow_ext comes before the sources.
-sys.path.append(str(TESTS.parent))
-
 import helpers
 import host_device
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import settings
 
 from diffflow_ext.engines.fused import workspace
+
+# At the end, for `benchmarks`: an installed diffflow_ext comes before the sources.
+sys.path.append(str(helpers.ROOT))
 
 # The same examples in every run: a failure is a defect of the change, never of the day.
 settings.register_profile(
@@ -67,16 +65,29 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return request.param
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """A folder for what is built once a session, whatever the number of workers."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session")
 def core_probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Single functions of csrc/, callable from Python (see csrc/core_probe.cpp)."""
-    library = tmp_path_factory.mktemp("core_probe") / "core_probe.so"
-    source = helpers.TESTS / "native" / "core_probe.cpp"
-    helpers.compile_cpp([source], library, ["-O2", "-shared", "-fPIC"])
+    """Single functions of csrc/, callable from Python (see core_probe.cpp)."""
+    library = shared_folder(tmp_path_factory) / "core_probe.so"
+    with FileLock(library.with_suffix(".lock")):
+        if not library.exists():
+            source = helpers.TESTS / "native" / "core_probe.cpp"
+            helpers.compile_cpp([source], library, ["-O2", "-shared", "-fPIC"])
     return ctypes.CDLL(str(library))
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> host_device.HostDevice:
-    """A build of the core whose device 0 is the emulation of csrc/cuda_host.h."""
-    return host_device.build_host_device(tmp_path_factory.mktemp("host_module"))
+    """A build of the core whose device 0 is the emulation of cuda_host.h."""
+    folder = shared_folder(tmp_path_factory) / "host_module"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "_core.so").exists():
+            host_device.compile_module(folder)
+    return host_device.load(folder / "_core.so")

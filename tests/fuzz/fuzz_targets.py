@@ -24,7 +24,7 @@ from diffflow_ext import (
     functional,
 )
 from diffflow_ext.nets import FourierMLP
-from diffflow_ext.training import TrainConfig
+from diffflow_ext.training import configure
 
 KEY = NoiseKey(3, 1)
 
@@ -80,8 +80,7 @@ def bare(call: Callable[..., Any]) -> Target:
         call,
         lambda: {
             "drift": linear, "score": linear, **path_arguments(), "diffusion": 0.5, "params": (),
-            "prior": None, "checkpoint_every": 1, "score_memory": None,
-            "activation_memory": "auto",
+            "prior": None, "checkpoint_every": 1, "scores_per_call": 1, "kept_graphs": 0,
         },
     )  # fmt: skip
 
@@ -153,47 +152,47 @@ TARGETS: dict[str, Target] = {
         constructed(DiffFlowSDE, lambda sde: sde.loss(x(2, 3), grid(), KEY)),
         lambda: {
             "drift": linear, "score": linear, "diffusion": 0.5, "params": (), "prior": None,
-            "score_memory": None,
+            "scores_per_call": 1,
         },
     ),
-    "loss": Target(
-        method(small, "loss"), with_path(checkpoint_every=1, engine="auto", activation_memory=1000)
+    "DiffFlowSDE.loss": Target(
+        method(small, "loss"), with_path(checkpoint_every=1, engine="auto", kept_graphs=1)
     ),
-    "mean_loss": Target(
+    "DiffFlowSDE.mean_loss": Target(
         method(small, "mean_loss"),
         with_path(checkpoint_every=1, engine="auto", weight=torch.ones(2)),
     ),
-    "engine_for": Target(
+    "DiffFlowSDE.engine_for": Target(
         method(small, "engine_for"), lambda: {"x0": x(2, 3), "grid": grid(), "checkpoint_every": 1}
     ),
-    "elbo": Target(method(small, "elbo"), with_path(num_paths=2, checkpoint_every=1)),
-    "bound_minus_loss": Target(method(small, "bound_minus_loss"), with_path()),
-    "encode": Target(method(small, "encode"), with_path()),
-    "path": Target(method(small, "path"), with_path()),
-    "log_prob": Target(
+    "DiffFlowSDE.elbo": Target(method(small, "elbo"), with_path(num_paths=2, checkpoint_every=1)),
+    "DiffFlowSDE.bound_minus_loss": Target(method(small, "bound_minus_loss"), with_path()),
+    "DiffFlowSDE.encode": Target(method(small, "encode"), with_path()),
+    "DiffFlowSDE.path": Target(method(small, "path"), with_path()),
+    "DiffFlowSDE.log_prob": Target(
         method(small, "log_prob"),
         lambda: {
             "x": x(2, 3), "grid": grid(), "key": KEY, "solver": "heun", "divergence": "exact",
             "num_probes": 1, "rtol": 1e-3, "atol": 1e-3, "sample_offset": 1,
         },
     ),
-    "sample": Target(
+    "DiffFlowSDE.sample": Target(
         method(small, "sample"),
         lambda: {
             **SAMPLE, "grid": grid(), "stochasticity": 1.0, "last_step": "noisy",
             "solver": "euler", "corrector_steps": 1, "corrector_scale": 0.5,
         },
     ),
-    "sample_path": Target(
+    "DiffFlowSDE.sample_path": Target(
         method(small, "sample_path"),
         lambda: {**SAMPLE, "grid": grid(), "stochasticity": 1.0, "last_step": "mean"},
     ),
     "TimeGrid": Target(TimeGrid, lambda: {"times": torch.tensor([0.0, 0.5, 1.0])}),
-    "from_times": Target(TimeGrid.from_times, lambda: {"times": [0.0, 0.5, 1.0]}),
-    "power": Target(
+    "TimeGrid.from_times": Target(TimeGrid.from_times, lambda: {"times": [0.0, 0.5, 1.0]}),
+    "TimeGrid.power": Target(
         TimeGrid.power, lambda: {"num_steps": 4, "t_end": 1.0, "t_start": 0.0, "power": 0.9}
     ),
-    "stratified": Target(
+    "TimeGrid.stratified": Target(
         TimeGrid.stratified,
         lambda: {"num_steps": 4, "t_end": 1.0, "t_start": 0.0, "power": 0.9, "key": KEY},
     ),
@@ -264,15 +263,12 @@ TARGETS: dict[str, Target] = {
         method(dinof, "log_prob"),
         lambda: {"x": x(2, 3), "grid": 2, "key": KEY, "solver": "heun", "divergence": "exact"},
     ),
-    "TrainConfig": Target(
-        TrainConfig,
+    "configure": Target(
+        configure,
         lambda: {
             "data": "moons", "steps": 5, "learning_rate": 1e-3,
             "progressive": "0:2,5:3", "grid": "power",
             "learn_diffusion": True, "t_end": 1.0, "device": "cpu", "threads": 1,
         },
-    ),
-    "from_dict": Target(
-        TrainConfig.from_dict, lambda: {"values": {"data": "moons", "learning_rate": 1e-3}}
     ),
 }  # fmt: skip

@@ -20,9 +20,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import diffflow_ext
 from diffflow_ext import NoiseKey, TimeGrid, functional
-from diffflow_ext.functional.steps import __all__
-from diffflow_ext.training import Checkpoint, CheckpointError, TrainConfig
+from diffflow_ext.training import Checkpoint, CheckpointError, configure, load_config
+from diffflow_ext.training.config.files import to_toml
 from diffflow_ext.training.store import checkpoint
 from diffflow_ext.training.store.checkpoint import load_checkpoint, save_checkpoint
 
@@ -54,10 +55,10 @@ needs_linux = pytest.mark.skipif(
 
 @needs_linux
 def test_thousands_of_bad_calls(tmp_path: Path) -> None:
-    seen = run_cases(tmp_path / "progress", 0, 4000)
-    assert sum(seen.values()) == 4000
-    assert seen["refused"] > 2000
-    assert seen["done"] > 100
+    seen = run_cases(tmp_path / "progress", 0, 2000)
+    assert sum(seen.values()) == 2000
+    assert seen["refused"] > 1000
+    assert seen["done"] > 50
 
 
 @needs_linux
@@ -102,9 +103,10 @@ def test_every_good_call_is_good() -> None:
 
 def test_the_public_functions_are_all_targets() -> None:
     named = set(fuzz_targets.TARGETS)
-    assert set(__all__) <= named
+    ops = {name for name in functional.__all__ if callable(getattr(functional, name))}
+    assert ops | set(diffflow_ext.__all__) - {"functional", "build_info"} <= named
     methods = {"loss", "mean_loss", "engine_for", "elbo", "encode", "path", "log_prob", "sample"}
-    assert methods <= named
+    assert {f"DiffFlowSDE.{name}" for name in methods} <= named
 
 
 # --- hypothesis ----------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def load_damaged(folder: Path, text: str, seed: int, count: int) -> dict[str, in
         data = mutated(text, rng)
         path.write_bytes(data)
         try:
-            TrainConfig.load(path)
+            load_config(path)
         except ValueError:
             seen["refused"] += 1
         except Exception as error:
@@ -191,7 +193,7 @@ def load_damaged(folder: Path, text: str, seed: int, count: int) -> dict[str, in
     return seen
 
 
-CONFIG = TrainConfig(data="moons", progressive="0:2,100:5", learn_diffusion=True).to_toml()
+CONFIG = to_toml(configure(data="moons", progressive="0:2,100:5", learn_diffusion=True))
 
 
 def test_damaged_configurations(tmp_path: Path) -> None:

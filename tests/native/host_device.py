@@ -50,7 +50,7 @@ class HostDevice:
             yield
 
 
-def build_host_device(folder: Path) -> HostDevice:
+def compile_module(folder: Path) -> Path:
     """Builds the bindings and every .cu file with g++."""
     pybind11 = pytest.importorskip("pybind11")
     headers = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
@@ -64,7 +64,11 @@ def build_host_device(folder: Path) -> HostDevice:
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         objects = list(pool.map(build, sources))
-    path = compile_cpp(objects, folder / "_core.so", ["-shared", "-fopenmp"])
+    return compile_cpp(objects, folder / "_core.so", ["-shared", "-fopenmp"])
+
+
+def load(path: Path) -> HostDevice:
+    """Loads what `compile_module` has built."""
     spec = importlib.util.spec_from_file_location("_core", path)
     assert spec is not None
     assert spec.loader is not None

@@ -467,7 +467,6 @@ def test_more_planted_bugs_are_caught(tmp_path: Path, name: str) -> None:
     assert any(caught(verdict) for verdict in found), found
 
 
-@pytest.mark.slow
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     probe = build_probe(tmp_path, None, "-O1", *SANITIZED)
     assert verdicts(probe) == ["equal"] * len(SCHEDULES)

@@ -312,7 +312,6 @@ def right_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_probe(tmp_path_factory.mktemp("paths"), None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rounding", range(3))
 @pytest.mark.parametrize("learned", range(2))
 def test_sanitizers_find_nothing(right_probe: Path, rounding: int, learned: int) -> None:

@@ -1,25 +1,26 @@
-"""What the documents say is so: the README's example runs, its links and figures exist."""
+"""What the documents say is so: examples run, links lead somewhere, named tests are there."""
 
 from __future__ import annotations
 
 import doctest
+import importlib
 import re
-from dataclasses import fields
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import ROOT
 
-import diffflow_ext.engines.cuda_graph
-import diffflow_ext.flows.prior
-import diffflow_ext.models.ddpm
-import diffflow_ext.models.diffflow
-import diffflow_ext.models.dinof
-from diffflow_ext.training import TrainConfig
-from diffflow_ext.training.config.rules import field_rule
+import diffflow_ext
+from diffflow_ext import metrics
+from diffflow_ext.cli import commands
+from diffflow_ext.cli.flags import parse
+from diffflow_ext.training.config.fields import MAY_CHANGE
 
+PACKAGE = ROOT / "diffflow_ext"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text()]
 
 
 def test_readme_examples_run() -> None:
@@ -39,25 +40,20 @@ def test_readme_examples_run() -> None:
     assert names["bits"].isfinite().all()
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        diffflow_ext.models.ddpm,
-        diffflow_ext.models.dinof,
-        diffflow_ext.engines.cuda_graph,
-        diffflow_ext.flows.prior,
-        diffflow_ext.models.diffflow,
-    ],
-    ids=lambda module: module.__name__,
-)
-def test_doctests(module: ModuleType) -> None:
-    result = doctest.testmod(module)
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_examples_of_docstrings_run(file: Path) -> None:
+    name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    public = {
+        name: getattr(face, name) for face in (diffflow_ext, metrics) for name in face.__all__
+    }
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, extraglobs={"torch": torch, **public})
     assert result.attempted > 0
     assert result.failed == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Any) -> None:
+def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([\w./-]+\.(?:md|png|json|sh))\)", page.read_text()):
         assert (page.parent / target).exists(), target
 
@@ -65,8 +61,7 @@ def test_links_lead_somewhere(page: Any) -> None:
 def test_fields_that_may_change_on_resuming_are_listed() -> None:
     text = (ROOT / "docs" / "training.md").read_text()
     (sentence,) = re.findall(r"any other is refused: (.*?)\.\n", text, re.S)
-    allowed = [item.name for item in fields(TrainConfig) if field_rule(item).on_resume]
-    assert re.findall(r"`(\w+)`", sentence) == allowed
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(MAY_CHANGE)
 
 
 def test_named_tests_exist() -> None:
@@ -74,7 +69,7 @@ def test_named_tests_exist() -> None:
     named = {
         (file, name)
         for page in PAGES
-        for file, name in re.findall(r"(tests/\w+\.py)::(\w+)", page.read_text())
+        for file, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text())
     }
     assert len(named) > 40
     for file, name in sorted(named):
@@ -82,9 +77,23 @@ def test_named_tests_exist() -> None:
         assert re.search(rf"^def {name}\(", source, re.M), f"{file}::{name}"
 
 
-def test_commands_of_the_readme_exist() -> None:
-    from diffflow_ext.cli.commands import build_parser
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_exist(page: Path) -> None:
+    """Paths in the text, as `csrc/ops/steps.h`, and modules, as `diffflow_ext.flows`."""
+    text = page.read_text()
+    named = re.findall(r"`((?:csrc|diffflow_ext|tests|benchmarks|docs)/[\w./-]*)", text)
+    modules = re.findall(r"`python -m (benchmarks[\w.]*)", text)
+    named += [f"{module.replace('.', '/')}.py" for module in modules]
+    assert not [name for name in named if not list(ROOT.glob(f"{name}*"))]
 
+
+def test_commands_of_the_readme_exist() -> None:
     text = (ROOT / "README.md").read_text()
-    for line in re.findall(r"^diffflow (.*?)\s*(?:#.*)?$", text, re.M):
-        build_parser().parse_args(line.split())
+    lines = re.findall(r"^diffflow (\w+) ?(.*?)\s*(?:#.*)?$", text, re.M)
+    assert {command for command, _ in lines} == set(commands.COMMANDS) | {"train"}
+    for command, words in lines:
+        if command == "train":
+            assert commands.run(command, [*words.split(), "--dry-run"]) == 0
+        else:
+            _, unknown = parse(commands.COMMANDS[command], words.split(), command)
+            assert not unknown

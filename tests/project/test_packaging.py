@@ -20,8 +20,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
 ROOT = Path(__file__).resolve().parents[2]
 
 # The module alone, without the package around it, which would import torch.
@@ -137,6 +135,7 @@ def test_no_build_requirement_is_torch(checkout: Path) -> None:
     assert "torch" not in declared
 
 
+@pytest.mark.slow
 def test_install_with_isolation_and_again(
     checkout: Path, environment: Environment, broken_nvcc: str
 ) -> None:
@@ -175,6 +174,7 @@ def test_cuda_on_needs_a_compiler(
     assert "DIFFFLOW_CUDA=OFF builds for the CPU only" in failed.stdout
 
 
+@pytest.mark.slow
 def test_offline_wheel_then_editable(checkout: Path, environment: Environment) -> None:
     environment.inherit()
     tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

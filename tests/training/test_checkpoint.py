@@ -445,6 +445,7 @@ def _latest_quietly(directory: Path) -> int:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.alone
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_by_the_system_at_any_moment(tmp_path: Path, kills: int) -> None:
     started = time.monotonic()
