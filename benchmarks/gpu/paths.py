@@ -1,7 +1,7 @@
 """What the kernels that carry whole paths on a GPU take, as a step and launch by launch.
 
-The two-dimensional problem of benchmarks/speed/steps.py: two perceptrons of width 128, batch 2000,
-30 steps. Part of gpu_check.
+The two-dimensional problem of benchmarks.speed.steps: two perceptrons of width 128, batch 2000,
+30 steps. Part of check.py.
 """
 
 from __future__ import annotations

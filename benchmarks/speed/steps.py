@@ -3,7 +3,7 @@
     python -m benchmarks.speed.steps                       # 2-D, with the memory of each variant
     python -m benchmarks.speed.steps --problem table-63    # 63 columns
     python -m benchmarks.speed.steps --threads 2 --no-memory
-    python -m benchmarks.speed.steps --compile loop        # torch.compile of all steps at once, too
+    python -m benchmarks.speed.steps --compile loop        # torch.compile of all steps at once
     python -m benchmarks.speed.steps --compile no          # neither torch.compile nor jax
 
 Times are ratios to a DDPM update on the same network, timed right before: of as many samples, and
@@ -21,7 +21,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
