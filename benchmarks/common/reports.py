@@ -1,4 +1,4 @@
-"""Reports: the arguments of the programs that write them, their files, and processes that help."""
+"""Reports: arguments of the programs that write them, their files, and processes that help."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .machine import ROOT, machine
 
@@ -71,6 +73,28 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_name(f".{os.getpid()}-{path.name}")
     aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
     os.replace(aside, path)
+
+
+def write_samples(path: Path, samples: Mapping[str, Any]) -> None:
+    """Writes samples for pictures: bytes stay, floats are cut to 16 bits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.asarray(rows) for name, rows in samples.items()}
+    small: dict[str, Any] = {
+        name: rows if rows.dtype == np.uint8 else rows.astype(np.float16)
+        for name, rows in arrays.items()
+    }
+    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    with aside.open("wb") as file:
+        np.savez_compressed(file, **small)
+    os.replace(aside, path)
+
+
+def read_samples(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a file by name; of a missing one none."""
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def run_python(

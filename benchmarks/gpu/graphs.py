@@ -1,9 +1,9 @@
 """What is a training step worth as one CUDA graph, and with graphs of states kept?
 
 DiffFlow on points with perceptrons and on images with U-Nets in bfloat16, each step with Adam and
-a clipped gradient: launched one by one, replayed as a graph, with the autograd graphs of some states
-kept, and in the way of computing of the authors' release; DDPM on the same network
-beside them.
+a clipped gradient: launched one by one, replayed as a CUDA graph, with the autograd graphs of a
+third of the states kept, and in the way of computing of the authors' release; DDPM on the same
+network beside them.
 """
 
 from __future__ import annotations
