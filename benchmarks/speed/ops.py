@@ -98,10 +98,11 @@ def measure(op: str, size: str, ways: Sequence[str], seconds: float) -> dict[str
         middle = spread(found)
         times[way] = {part: middle[part] for part in ("median", "quartiles")}
         times[way]["rounds"] = len(found)
-    base = times.get("fused")
-    others = {w: one["median"] / base["median"] for w, one in times.items() if base is not one}
-    return {"op": op, "size": size, "shape": SIZES[size], "seconds": times,
-            "over_fused": others if base else {}}  # fmt: skip
+    over = {}
+    if "fused" in times:
+        base = times["fused"]["median"]
+        over = {way: one["median"] / base for way, one in times.items() if way != "fused"}
+    return {"op": op, "size": size, "shape": SIZES[size], "seconds": times, "over_fused": over}
 
 
 def main(words: Sequence[str] | None = None) -> None:
