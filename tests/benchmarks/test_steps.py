@@ -158,7 +158,7 @@ def test_every_variant_changes_the_weights(
 # --- report --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run with tiny numbers, and what memory a child is said to have taken."""
     folder, before = tmp_path_factory.mktemp("steps"), torch.get_num_threads()
