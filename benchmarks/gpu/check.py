@@ -31,11 +31,14 @@ import diffflow_ext
 
 from ..common.machine import ROOT, machine
 from ..common.reports import RESULTS, WORK, run_python, write_json
-from .graphs import FULL as FULL_GRAPHS
-from .graphs import SMALL as SMALL_GRAPHS
-from .graphs import lines as graph_lines
-from .graphs import measure as measure_graphs
-from .speed import FULL, LEAST_SHARE, SMALL, Plan
+from ..pages.speed import gpu_report
+from .graphs import FULL as FULL_STEPS
+from .graphs import SMALL as SMALL_STEPS
+from .graphs import measure as measure_steps
+from .paths import FULL as FULL_PATHS
+from .paths import SMALL as SMALL_PATHS
+from .paths import measure as measure_paths
+from .speed import FULL, LEAST_SHARE, SMALL
 from .speed import measure as measure_kernels
 
 LAUNCH_ALL = ("-m", "benchmarks.gpu.launch_all")
@@ -147,26 +150,26 @@ def launch_all(device: str) -> Check:
 # --- the report ----------------------------------------------------------------------------------
 
 
-def measure(device: str, plan: Plan) -> tuple[dict[str, Any] | None, Check]:
+def measure(device: str) -> tuple[dict[str, Any] | None, Check]:
     """Takes the measurements; kernels that only move memory must come near the copy."""
     name = f"memory-bound kernels run at {LEAST_SHARE} of the copy's speed or more"
-    start = time.perf_counter()
+    start, small = time.perf_counter(), device == "cpu"
     try:
-        speed = measure_kernels(device, plan)
-        problems = SMALL_GRAPHS if device == "cpu" else FULL_GRAPHS
-        speed["steps_in_graphs"] = measure_graphs(device, problems)
+        speed = measure_kernels(device, SMALL if small else FULL)
+        speed["steps"] = measure_steps(device, SMALL_STEPS if small else FULL_STEPS)
+        speed["paths"] = measure_paths(device, SMALL_PATHS if small else FULL_PATHS)
     except Exception:  # The report must be written whatever happens.
         return None, check(name, "failed", why=traceback.format_exc()[-2000:])
     seconds, missing = time.perf_counter() - start, speed["shortfalls"]
-    if device == "cpu":
+    if small:
         return speed, check(name, "skipped", seconds, why="a dry run on the CPU")
     return speed, check(name, "failed" if missing else "passed", seconds, why=missing)
 
 
-def table(report: dict[str, Any]) -> str:
-    """Returns what a person reads."""
+def summary(report: dict[str, Any]) -> str:
+    """Returns what a person reads: the tables of the page, and what failed or did not run."""
     checks: list[Check] = report["checks"]
-    lines = [] if report["speed"] is None else speed_table(report["speed"])
+    lines = [] if report["speed"] is None else [gpu_report(report)]
     for one in checks:
         if one["status"] == "failed":
             lines.append(f"failed: {one['name']}: {str(one.get('why', ''))[:300]}")
@@ -175,29 +178,6 @@ def table(report: dict[str, Any]) -> str:
     count = Counter(one["status"] for one in checks)
     totals = ", ".join(f"{count[status]} {status}" for status in ("passed", "failed", "skipped"))
     return "\n".join([*lines, f"{totals}, {report['seconds']:.0f} s"])
-
-
-def speed_table(speed: dict[str, Any]) -> list[str]:
-    """Returns time, speed, its share of the copy's, and the time of eager torch over it."""
-    columns = (("ms", 9), ("GB/s", 8), ("copy", 7), ("eager", 7))
-    head = "".join(f"{name:>{width}}" for name, width in columns)
-    lines = [f"{'kernel':<28}{'state/net':<20}{'rows':<16}{head}"]
-    for r in speed["kernels"]:
-        ratio = f"{r['eager_over_kernel']:.1f}x" if "eager_over_kernel" in r else ""
-        lines.append(
-            f"{r['kernel']:<28}{r['state'] + '/' + r['net']:<20}"
-            f"{'x'.join(map(str, r['rows'])):<16}{r['milliseconds']:>9.3f}"
-            f"{r['bytes_per_second'] / 1e9:>8.0f}{r['share_of_copy']:>7.0%}{ratio:>7}"
-        )
-    step = speed["step_in_two_dimensions"]
-    return [
-        *lines,
-        f"copy: {speed['copy_bytes_per_second'] / 1e9:.0f} GB/s read and written",
-        f"training step, 2-D, batch {step['batch']}, N = {step['num_steps']}: DDPM "
-        f"{step['ddpm_ms']:.2f} ms, DiffFlow {step['diffflow_over_ddpm']:.1f} times that, "
-        f"with batched scores {step['diffflow_batched_scores_over_ddpm']:.1f} times",
-        *graph_lines(speed["steps_in_graphs"]),
-    ]
 
 
 def arguments() -> argparse.Namespace:
@@ -221,24 +201,24 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Runs all checks and measurements; returns the exit code."""
     args = arguments()
-    device, plan = ("cpu", SMALL) if args.dry_run_on_cpu else ("cuda", FULL)
+    device = "cpu" if args.dry_run_on_cpu else "cuda"
     if device == "cuda" and not (torch.cuda.is_available() and diffflow_ext.build_info()["cuda"]):
         print("check: needs a CUDA device and a build with CUDA kernels; `diffflow doctor`")
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        report = run_everything(device, plan, Path(folder), args.commit)
+        report = run_everything(device, Path(folder), args.commit)
         failed = [c for c in report["checks"] if c["status"] == "failed"]
         if failed:
             logs = args.out / f"{report['name']}-logs"
             shutil.copytree(folder, logs, dirs_exist_ok=True)
     target = args.out / f"{report['name']}.json"
     write_json(target, report)
-    print(table(report))
+    print(summary(report))
     print(f"report: {target}")
     return 1 if failed else 0
 
 
-def run_everything(device: str, plan: Plan, work: Path, commit: str | None) -> dict[str, Any]:
+def run_everything(device: str, work: Path, commit: str | None) -> dict[str, Any]:
     """Returns the report."""
     start = time.perf_counter()
     about = circumstances(commit, device)
@@ -250,7 +230,7 @@ def run_everything(device: str, plan: Plan, work: Path, commit: str | None) -> d
     if device == "cuda":
         checks += [sanitize(tool, work) for tool in TOOLS]
     print("check: measurements", flush=True)
-    speed, verdict = measure(device, plan)
+    speed, verdict = measure(device)
     checks.append(verdict)
     return {
         "name": f"gpu-check-{model}-{about['machine']['time'][:10]}",

@@ -1,9 +1,9 @@
-"""What is a training step worth as one CUDA graph, and with graphs of states kept?
+"""What is a training step worth as one CUDA graph, with graphs of states kept, or scores batched?
 
 DiffFlow on points with perceptrons and on images with U-Nets in bfloat16, each step with Adam and
 a clipped gradient: launched one by one, replayed as a CUDA graph, with the autograd graphs of a
-third of the states kept, and in the way of computing of the authors' release; DDPM on the same
-network beside them.
+third of the states kept, with half of the scores in one call, and in the way of computing of the
+authors' release; DDPM on the same network beside them.
 """
 
 from __future__ import annotations
@@ -100,25 +100,26 @@ def measure_problem(device: str, problem: Problem) -> dict[str, Any]:
 def losses(device: str, problem: Problem) -> dict[str, tuple[nn.Module, Loss]]:
     """Returns each model with its loss."""
     torch.manual_seed(0)
-    net = problem.net(device)
-    sde = DiffFlowSDE(problem.net(device), problem.net(device), diffusion=G)
-
-    def noise_matching(x0: Tensor, grid: object, key: Tensor) -> Tensor:
-        shape, place = (len(x0), *[1] * (x0.dim() - 1)), {"dtype": x0.dtype, "device": x0.device}
-        t = torch.special.ndtr(functional.normal(shape, key, purpose="data", **place)).flatten()
-        alpha, sigma = torch.cos(1.5 * t), torch.sin(1.5 * t)
-        x_t, eps = functional.perturb(x0, alpha_t=alpha, sigma_t=sigma, key=key)
-        return (net(t, x_t) - eps).square().mean()
-
-    def path(**options: Any) -> Loss:
-        return lambda x0, grid, key: sde.mean_loss(x0, grid, key, **options)
-
-    every = {
-        "ddpm": (net, noise_matching),
-        "diffflow": (sde, path()),
-        "diffflow_kept": (sde, path(kept_graphs=max(1, problem.num_steps // 3))),
+    net, *nets = (problem.net(device) for _ in range(3))
+    half, third = (max(1, problem.num_steps // part) for part in (2, 3))
+    sde = DiffFlowSDE(*nets, diffusion=G)
+    batched = DiffFlowSDE(*nets, diffusion=G, scores_per_call=half)
+    every: dict[str, tuple[nn.Module, Loss]] = {
+        "ddpm": (net, partial(noise_matching, net)),
+        "diffflow": (sde, sde.mean_loss),
+        "diffflow_kept": (sde, partial(sde.mean_loss, kept_graphs=third)),
+        "diffflow_batched": (batched, batched.mean_loss),
     }
     return {name: (model, lowered(loss, problem, device)) for name, (model, loss) in every.items()}
+
+
+def noise_matching(net: nn.Module, x0: Tensor, grid: object, key: Tensor) -> Tensor:
+    """The loss of DDPM's kind, at one time for each sample."""
+    shape, like = (len(x0), *[1] * (x0.dim() - 1)), {"dtype": x0.dtype, "device": x0.device}
+    t = torch.special.ndtr(functional.normal(shape, key, purpose="data", **like)).flatten()
+    alpha, sigma = torch.cos(1.5 * t), torch.sin(1.5 * t)
+    x_t, eps = functional.perturb(x0, alpha_t=alpha, sigma_t=sigma, key=key)
+    return (net(t, x_t) - eps).square().mean()
 
 
 def lowered(loss: Loss, problem: Problem, device: str) -> Loss:
@@ -185,19 +186,3 @@ def release(problem: Problem, device: str) -> Callable[[], Any]:
         adam.step()
 
     return step
-
-
-# --- for a person --------------------------------------------------------------------------------
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """Returns a line for each problem."""
-    return [
-        f"training step, {name}, batch {one['batch']}, N = {one['num_steps']}: "
-        + ", ".join(f"{key} {_words(one[key])}" for key in one if isinstance(one[key], dict))
-        for name, one in found.items()
-    ]
-
-
-def _words(row: dict[str, Any]) -> str:
-    return f"{row['milliseconds']:.2f} ms" if "milliseconds" in row else f"not ({row['why']})"

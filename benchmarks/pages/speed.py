@@ -225,21 +225,18 @@ def _microseconds(one: Numbers) -> str:
 def gpu(results: Results) -> str:
     """What benchmarks.gpu.check has written on machines with a GPU."""
     reports = [r for name, r in results.items() if name.startswith("gpu-check-")]
-    parts = [_gpu_report(r) for r in reports if r["device"] != "cpu" and r["speed"]]
+    parts = [gpu_report(r) for r in reports if r["device"] != "cpu" and r["speed"]]
     return "\n".join(parts) or NO_GPU
 
 
-def _gpu_report(report: Report) -> str:
+def gpu_report(report: Report) -> str:
+    """Kernels against a copy of memory, and training steps."""
     speed, name = report["speed"], report["name"]
     states = [check["status"] for check in report["checks"]]
-    step = speed["step_in_two_dimensions"]
     text = (
-        f"{report['gpu']['name']}, commit {(report['commit'] or 'unknown')[:7]}: "
+        f"{report['gpu'].get('name', 'CPU')}, commit {(report['commit'] or 'unknown')[:7]}: "
         f"{states.count('passed')} checks passed, {states.count('failed')} failed; "
-        f"[{name}.json](../benchmarks/results/{name}.json). A training step in two dimensions, "
-        f"B = {step['batch']:,}, N = {step['num_steps']}: DDPM {number(step['ddpm_ms'])} ms, "
-        f"DiffFlow {number(step['diffflow_over_ddpm'])} times that, with batched scores "
-        f"{number(step['diffflow_batched_scores_over_ddpm'])} times.\n\n"
+        f"[{name}.json](../benchmarks/results/{name}.json).\n\n"
     )
     rows = [
         [f"{k['kernel']}, {k['state']}/{k['net']}", " x ".join(f"{n:,}" for n in k["rows"]),
@@ -248,7 +245,14 @@ def _gpu_report(report: Report) -> str:
         for k in speed["kernels"]
     ]  # fmt: skip
     head = ["kernel, state/network", "rows", "ms", "GB/s", "of a copy's speed", "eager / kernel"]
-    return text + table(head, rows)
+    return text + table(head, rows) + "\n" + _gpu_steps(speed["steps"])
+
+
+def _gpu_steps(problems: Mapping[str, Any]) -> str:
+    names = {n: None for one in problems.values() for n in one if isinstance(one[n], dict)}
+    rows = [[n, *(number(at(one, n, "milliseconds")) for one in problems.values())] for n in names]
+    titles = [f"{n}, B = {p['batch']:,}, N = {p['num_steps']}" for n, p in problems.items()]
+    return table(["training step, ms", *titles], rows)
 
 
 BLOCKS: dict[str, Block] = {

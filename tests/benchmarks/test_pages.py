@@ -160,15 +160,16 @@ def test_reports_of_a_gpu_are_shown_and_those_of_a_dry_run_are_not() -> None:
     kernel = {"kernel": "em_step", "state": "float32", "net": "float32", "rows": [64, 256],
               "milliseconds": 0.5, "bytes_per_second": 2e12, "share_of_copy": 0.9,
               "eager_over_kernel": 4.5}  # fmt: skip
-    step = {"batch": 512, "num_steps": 30, "ddpm_ms": 1.5, "diffflow_over_ddpm": 40.0,
-            "diffflow_batched_scores_over_ddpm": 20.0}  # fmt: skip
+    steps = {"points": {"batch": 512, "num_steps": 30, "ddpm": {"milliseconds": 1.5},
+                        "release": {"why": "no"}}}  # fmt: skip
     report = {"name": "gpu-check-x", "device": "cuda", "gpu": {"name": "X"}, "commit": "abcdefghi",
               "checks": [{"status": "passed"}],
-              "speed": {"kernels": [kernel], "step_in_two_dimensions": step}}  # fmt: skip
+              "speed": {"kernels": [kernel], "steps": steps}}  # fmt: skip
     assert block("gpu", {"gpu-check-x": {**report, "device": "cpu"}}) == (speed.NO_GPU)
     text = block("gpu", {"gpu-check-x": report})
     assert "1 checks passed, 0 failed" in text
-    assert "DiffFlow 40.0 times that" in text
+    assert row(text, "ddpm") == ["1.50"]
+    assert row(text, "release") == ["\N{EN DASH}"]
     assert row(text, "em_step, float32/float32") == ["64 x 256", "0.50", "2,000", "90%", "4.50"]
 
 
