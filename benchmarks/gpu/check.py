@@ -1,8 +1,8 @@
 """Does the package do on this GPU what it promises, and how fast? One command, one JSON.
 
-    benchmarks/gpu/check.sh                           builds, then runs this
-    python benchmarks/gpu/check.py [--out FOLDER]     with the package installed
-    python benchmarks/gpu/check.py --dry-run-on-cpu   the same steps on the CPU, to test this file
+    benchmarks/gpu/check.sh                              builds, then runs this
+    python -m benchmarks.gpu.check [--out FOLDER]        with the package installed
+    python -m benchmarks.gpu.check --dry-run-on-cpu      the same steps on the CPU, to test this
 
 Runs the tests marked `gpu` (every op against the CPU, gradients, streams, graphs, memory) and the
 four tools of compute-sanitizer over a program that launches every kernel, and measures each kernel
@@ -13,9 +13,7 @@ machine is named as skipped.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,8 +21,6 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -33,12 +29,19 @@ import torch
 
 import diffflow_ext
 
-from . import graphs as gpu_graphs
-from . import speed as gpu_speed
+from ..common.machine import ROOT, machine
+from ..common.reports import RESULTS, WORK, run_python, write_json
+from ..pages.speed import gpu_report
+from .graphs import FULL as FULL_STEPS
+from .graphs import SMALL as SMALL_STEPS
+from .graphs import measure as measure_steps
+from .paths import FULL as FULL_PATHS
+from .paths import SMALL as SMALL_PATHS
+from .paths import measure as measure_paths
+from .speed import FULL, LEAST_SHARE, SMALL
+from .speed import measure as measure_kernels
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-PACKAGES = ("torch", "numpy", "scipy", "safetensors", "triton", "pybind11", "ninja", "pytest")
+LAUNCH_ALL = ("-m", "benchmarks.gpu.launch_all")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 #: Words of compute-sanitizer where it cannot watch this machine's device.
 CANNOT_ATTACH = ("Device not supported", "not supported on this", "Unable to", "unable to attach")
@@ -51,34 +54,9 @@ def check(name: str, status: str, seconds: float = 0.0, **numbers: Any) -> Check
     return {"name": name, "status": status, "seconds": round(seconds, 3), **numbers}
 
 
-# --- what ran ------------------------------------------------------------------------------------
-
-
-def output_of(*command: str) -> str | None:
-    """Returns what a command prints, or None where it fails."""
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def versions() -> dict[str, str | None]:
-    """Returns the versions of the packages that count."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
 def circumstances(commit: str | None, device: str) -> dict[str, Any]:
     """Returns machine, versions and commit."""
-    columns = "--query-gpu=name,driver_version,memory.total"
-    changed = output_of("git", "status", "--porcelain", "--untracked-files=no")
-    gpu: dict[str, Any] = {}
+    about, gpu = machine(), {}
     if device == "cuda":
         of = torch.cuda.get_device_properties(0)
         gpu = {
@@ -87,18 +65,17 @@ def circumstances(commit: str | None, device: str) -> dict[str, Any]:
             "multiprocessors": of.multi_processor_count,
             "memory": of.total_memory,
         }
+    driver = shutil.which("nvidia-smi") and subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
+        capture_output=True, text=True, check=False,
+    ).stdout.strip()  # fmt: skip
     return {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit or output_of("git", "rev-parse", "HEAD"),
-        "uncommitted": None if changed is None else bool(changed),
+        "machine": about,
+        "commit": commit or about["commit"],
         "device": device,
         "gpu": gpu,
-        "nvidia_smi": output_of("nvidia-smi", columns, "--format=csv,noheader"),
+        "nvidia_smi": driver,
         "cuda_of_torch": torch.version.cuda,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "packages": versions(),
-        "build": diffflow_ext.build_info(),
     }
 
 
@@ -107,15 +84,12 @@ def circumstances(commit: str | None, device: str) -> dict[str, Any]:
 
 def run_tests(work: Path) -> list[Check]:
     """Runs the tests marked gpu; every one is a check."""
-    report = work / "tests.xml"
-    command = [
-        *(sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"),
-        *("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")),
-        f"--junitxml={report}",
-        *(str(ROOT / "tests" / f"{name}.py") for name in ("test_gpu", "test_gpu_graphs")),
-    ]
-    # Not in ROOT: its package folder has no compiled module and would come first.
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    report, tests = work / "tests.xml", sorted((ROOT / "tests").rglob("test_*.py"))
+    done = run_python(
+        *("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"),
+        *("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), f"--junitxml={report}"),
+        *(str(path) for path in tests if "pytest.mark.gpu" in path.read_text()),
+    )
     (work / "tests.log").write_text(done.stdout + done.stderr)
     if not report.exists():
         return [check("tests", "failed", why=(done.stdout + done.stderr)[-2000:])]
@@ -144,16 +118,14 @@ def sanitize(tool: str, work: Path) -> Check:
     program = shutil.which("compute-sanitizer")
     if program is None:
         return check(name, "skipped", why="compute-sanitizer is not on PATH")
-    start = time.perf_counter()
-    # Without torch's pool of memory, each tensor has bounds of its own.
-    env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    command = [
-        *(program, "--tool", tool, "--error-exitcode", "99", "--print-limit", "20"),
-        *(sys.executable, str(HERE / "gpu_launch_all.py")),
-    ]
+    start, words = time.perf_counter(), ("--error-exitcode", "99", "--print-limit", "20")
     try:
-        done = subprocess.run(
-            command, env=env, capture_output=True, text=True, check=False, timeout=150
+        done = run_python(
+            *LAUNCH_ALL,
+            tool=(program, "--tool", tool, *words),
+            # Without torch's pool of memory, each tensor has bounds of its own.
+            env={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            timeout=150,
         )
     except subprocess.TimeoutExpired:
         return check(name, "failed", 150.0, why="took more than 150 s")
@@ -170,10 +142,7 @@ def sanitize(tool: str, work: Path) -> Check:
 
 def launch_all(device: str) -> Check:
     """Runs that program by itself."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "gpu_launch_all.py"), device],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_python(*LAUNCH_ALL, device)
     status = "passed" if done.returncode == 0 else "failed"
     return check("launch every kernel", status, what=(done.stdout + done.stderr)[-500:].strip())
 
@@ -181,26 +150,26 @@ def launch_all(device: str) -> Check:
 # --- the report ----------------------------------------------------------------------------------
 
 
-def measure(device: str, plan: gpu_speed.Plan) -> tuple[dict[str, Any] | None, Check]:
+def measure(device: str) -> tuple[dict[str, Any] | None, Check]:
     """Takes the measurements; kernels that only move memory must come near the copy."""
-    name = f"memory-bound kernels run at {gpu_speed.LEAST_SHARE} of the copy's speed or more"
-    start = time.perf_counter()
+    name = f"memory-bound kernels run at {LEAST_SHARE} of the copy's speed or more"
+    start, small = time.perf_counter(), device == "cpu"
     try:
-        speed = gpu_speed.measure(device, plan)
-        problems = gpu_graphs.SMALL if device == "cpu" else gpu_graphs.FULL
-        speed["steps_in_graphs"] = gpu_graphs.measure(device, problems)
+        speed = measure_kernels(device, SMALL if small else FULL)
+        speed["steps"] = measure_steps(device, SMALL_STEPS if small else FULL_STEPS)
+        speed["paths"] = measure_paths(device, SMALL_PATHS if small else FULL_PATHS)
     except Exception:  # The report must be written whatever happens.
         return None, check(name, "failed", why=traceback.format_exc()[-2000:])
     seconds, missing = time.perf_counter() - start, speed["shortfalls"]
-    if device == "cpu":
+    if small:
         return speed, check(name, "skipped", seconds, why="a dry run on the CPU")
     return speed, check(name, "failed" if missing else "passed", seconds, why=missing)
 
 
-def table(report: dict[str, Any]) -> str:
-    """Returns what a person reads."""
+def summary(report: dict[str, Any]) -> str:
+    """Returns what a person reads: the tables of the page, and what failed or did not run."""
     checks: list[Check] = report["checks"]
-    lines = [] if report["speed"] is None else speed_table(report["speed"])
+    lines = [] if report["speed"] is None else [gpu_report(report)]
     for one in checks:
         if one["status"] == "failed":
             lines.append(f"failed: {one['name']}: {str(one.get('why', ''))[:300]}")
@@ -211,84 +180,60 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{totals}, {report['seconds']:.0f} s"])
 
 
-def speed_table(speed: dict[str, Any]) -> list[str]:
-    """Returns time, speed, its share of the copy's, and the time of eager torch over it."""
-    columns = (("ms", 9), ("GB/s", 8), ("copy", 7), ("eager", 7))
-    head = "".join(f"{name:>{width}}" for name, width in columns)
-    lines = [f"{'kernel':<28}{'state/net':<20}{'rows':<16}{head}"]
-    for r in speed["kernels"]:
-        ratio = f"{r['eager_over_kernel']:.1f}x" if "eager_over_kernel" in r else ""
-        lines.append(
-            f"{r['kernel']:<28}{r['state'] + '/' + r['net']:<20}"
-            f"{'x'.join(map(str, r['rows'])):<16}{r['milliseconds']:>9.3f}"
-            f"{r['bytes_per_second'] / 1e9:>8.0f}{r['share_of_copy']:>7.0%}{ratio:>7}"
-        )
-    step = speed["step_in_two_dimensions"]
-    return [
-        *lines,
-        f"copy: {speed['copy_bytes_per_second'] / 1e9:.0f} GB/s read and written",
-        f"training step, 2-D, batch {step['batch']}, N = {step['num_steps']}: DDPM "
-        f"{step['ddpm_ms']:.2f} ms, DiffFlow {step['diffflow_over_ddpm']:.1f} times that, "
-        f"with batched scores {step['diffflow_batched_scores_over_ddpm']:.1f} times",
-        *gpu_graphs.lines(speed["steps_in_graphs"]),
-    ]
-
-
 def arguments() -> argparse.Namespace:
     """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path(os.environ.get("OUT") or HERE / "results"),
-        help="Folder of the JSON and the logs. Default: $OUT, or benchmarks/results.",
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--commit", help="What was built, where git cannot say.")
-    parser.add_argument("--dry-run-on-cpu", action="store_true", help="The steps, on the CPU.")
-    return parser.parse_args()
+    made.add_argument(
+        "--out", type=Path,
+        help="folder of the JSON and the logs; default: $OUT, else benchmarks/results, which the "
+        "page shows, or runs/results for a dry run",
+    )  # fmt: skip
+    made.add_argument("--commit", help="what was built, where git cannot say")
+    made.add_argument("--dry-run-on-cpu", action="store_true", help="the steps, on the CPU")
+    args = made.parse_args()
+    usual = WORK / "results" if args.dry_run_on_cpu else RESULTS
+    args.out = args.out or Path(os.environ.get("OUT") or usual)
+    return args
 
 
 def main() -> int:
     """Runs all checks and measurements; returns the exit code."""
     args = arguments()
-    device, plan = "cuda", gpu_speed.FULL
-    if args.dry_run_on_cpu:
-        device, plan = "cpu", gpu_speed.SMALL
-    elif not (torch.cuda.is_available() and diffflow_ext.build_info()["cuda"]):
-        print("gpu_check: needs a CUDA device and a build with CUDA kernels; `diffflow doctor`")
+    device = "cpu" if args.dry_run_on_cpu else "cuda"
+    if device == "cuda" and not (torch.cuda.is_available() and diffflow_ext.build_info()["cuda"]):
+        print("check: needs a CUDA device and a build with CUDA kernels; `diffflow doctor`")
         return 2
-    args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        report = run_everything(device, plan, Path(folder), args)
-        logs = args.out / f"{report['name']}-logs"
+        report = run_everything(device, Path(folder), args.commit)
         failed = [c for c in report["checks"] if c["status"] == "failed"]
         if failed:
+            logs = args.out / f"{report['name']}-logs"
             shutil.copytree(folder, logs, dirs_exist_ok=True)
     target = args.out / f"{report['name']}.json"
-    target.write_text(json.dumps(report, indent=1, default=str) + "\n")
-    print(table(report))
+    write_json(target, report)
+    print(summary(report))
     print(f"report: {target}")
     return 1 if failed else 0
 
 
-def run_everything(
-    device: str, plan: gpu_speed.Plan, work: Path, args: argparse.Namespace
-) -> dict[str, Any]:
+def run_everything(device: str, work: Path, commit: str | None) -> dict[str, Any]:
     """Returns the report."""
     start = time.perf_counter()
-    about = circumstances(args.commit, device)
+    about = circumstances(commit, device)
     model = str(about["gpu"].get("name", "cpu dry run")).lower().replace(" ", "-")
     checks = [launch_all(device)]
-    print("gpu_check: tests", flush=True)
+    print("check: tests", flush=True)
     checks += run_tests(work)
-    print("gpu_check: compute-sanitizer", flush=True)
+    print("check: compute-sanitizer", flush=True)
     if device == "cuda":
         checks += [sanitize(tool, work) for tool in TOOLS]
-    print("gpu_check: measurements", flush=True)
-    speed, verdict = measure(device, plan)
+    print("check: measurements", flush=True)
+    speed, verdict = measure(device)
     checks.append(verdict)
     return {
-        "name": f"gpu-check-{model}-{about['time'][:10]}",
+        "name": f"gpu-check-{model}-{about['machine']['time'][:10]}",
         **about,
         "checks": checks,
         "speed": speed,

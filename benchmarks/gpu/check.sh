@@ -7,7 +7,7 @@
 #
 # The report goes to FOLDER, else to $OUT, else to benchmarks/results.
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 python="${PYTHON:-python3}"
 site="$(mktemp -d)"
 trap 'rm -rf "$site"' EXIT
@@ -18,7 +18,7 @@ done
 PATH="$PATH:$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')"
 export PATH
 
-echo "gpu_check: building" >&2
+echo "check: building" >&2
 cuda=ON
 case " $* " in *" --dry-run-on-cpu "*) cuda="${DIFFFLOW_CUDA:-AUTO}" ;; esac
 if ! DIFFFLOW_CUDA="$cuda" "$python" -m pip install --quiet --no-build-isolation --no-deps --no-index \
@@ -26,4 +26,10 @@ if ! DIFFFLOW_CUDA="$cuda" "$python" -m pip install --quiet --no-build-isolation
   cat "$site/build.log" >&2
   exit 3
 fi
-PYTHONPATH="$site" "$python" "$root/benchmarks/gpu_check.py" "$@"
+# What was installed comes before the checkout, whose package has no compiled module. `python -m`
+# would put the current folder before both, and that may be the checkout.
+PYTHONPATH="$site:$root" "$python" -c '
+import runpy, sys
+del sys.path[0]
+runpy.run_module("benchmarks.gpu.check", run_name="__main__", alter_sys=True)
+' "$@"

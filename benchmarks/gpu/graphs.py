@@ -1,15 +1,15 @@
-"""What is a training step worth as one CUDA graph, and with its activations kept?
+"""What is a training step worth as one CUDA graph, with graphs of states kept, or scores batched?
 
 DiffFlow on points with perceptrons and on images with U-Nets in bfloat16, each step with Adam and
-a clipped gradient: launched one by one, replayed as a graph, with kept activations, and in the way
-of computing of the authors' release; DDPM on the same network beside them.
+a clipped gradient: launched one by one, replayed as a CUDA graph, with the autograd graphs of a
+third of the states kept, with half of the scores in one call, and in the way of computing of the
+authors' release; DDPM on the same network beside them.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid, functional
 from diffflow_ext.engines import CapturedStep
 from diffflow_ext.nets import FourierMLP, UNet
 
+from ..speed.torch_steps import release_gradients
 from .speed import milliseconds
 
 G, T_END = 0.5, 1.0
@@ -35,7 +36,6 @@ class Problem:
         batch: Samples.
         num_steps: Steps N of the paths.
         repeats: Steps that are timed.
-        kept: Bytes for kept activations.
         base: Channels of the U-Nets at full size.
     """
 
@@ -43,7 +43,6 @@ class Problem:
     batch: int
     num_steps: int
     repeats: int
-    kept: int
     base: int = 64
 
     @property
@@ -69,12 +68,12 @@ class Problem:
 
 #: The size of MNIST, and of the paper's sets of points.
 FULL = {
-    "points": Problem((2,), 512, 30, repeats=30, kept=2**30),
-    "images": Problem((1, 28, 28), 64, 30, repeats=5, kept=2**35),
+    "points": Problem((2,), 512, 30, repeats=30),
+    "images": Problem((1, 28, 28), 64, 30, repeats=5),
 }
 SMALL = {
-    "points": Problem((2,), 16, 3, repeats=2, kept=2**24),
-    "images": Problem((1, 16, 16), 2, 2, repeats=2, kept=2**26, base=8),
+    "points": Problem((2,), 16, 3, repeats=2),
+    "images": Problem((1, 16, 16), 2, 2, repeats=2, base=8),
 }
 
 Loss = Callable[[Tensor, TimeGrid, Tensor], Tensor]
@@ -101,25 +100,26 @@ def measure_problem(device: str, problem: Problem) -> dict[str, Any]:
 def losses(device: str, problem: Problem) -> dict[str, tuple[nn.Module, Loss]]:
     """Returns each model with its loss."""
     torch.manual_seed(0)
-    net = problem.net(device)
-    sde = DiffFlowSDE(problem.net(device), problem.net(device), diffusion=G)
-
-    def noise_matching(x0: Tensor, grid: object, key: Tensor) -> Tensor:
-        shape, place = (len(x0), *[1] * (x0.dim() - 1)), {"dtype": x0.dtype, "device": x0.device}
-        t = torch.special.ndtr(functional.normal(shape, key, purpose="data", **place)).flatten()
-        alpha, sigma = torch.cos(1.5 * t), torch.sin(1.5 * t)
-        x_t, eps = functional.perturb(x0, alpha_t=alpha, sigma_t=sigma, key=key)
-        return (net(t, x_t) - eps).square().mean()
-
-    def path(**options: Any) -> Loss:
-        return lambda x0, grid, key: sde.mean_loss(x0, grid, key, **options)
-
-    every = {
-        "ddpm": (net, noise_matching),
-        "diffflow": (sde, path()),
-        "diffflow_kept": (sde, path(activation_memory=problem.kept)),
+    net, *nets = (problem.net(device) for _ in range(3))
+    half, third = (max(1, problem.num_steps // part) for part in (2, 3))
+    sde = DiffFlowSDE(*nets, diffusion=G)
+    batched = DiffFlowSDE(*nets, diffusion=G, scores_per_call=half)
+    every: dict[str, tuple[nn.Module, Loss]] = {
+        "ddpm": (net, partial(noise_matching, net)),
+        "diffflow": (sde, sde.mean_loss),
+        "diffflow_kept": (sde, partial(sde.mean_loss, kept_graphs=third)),
+        "diffflow_batched": (batched, batched.mean_loss),
     }
     return {name: (model, lowered(loss, problem, device)) for name, (model, loss) in every.items()}
+
+
+def noise_matching(net: nn.Module, x0: Tensor, grid: object, key: Tensor) -> Tensor:
+    """The loss of DDPM's kind, at one time for each sample."""
+    shape, like = (len(x0), *[1] * (x0.dim() - 1)), {"dtype": x0.dtype, "device": x0.device}
+    t = torch.special.ndtr(functional.normal(shape, key, purpose="data", **like)).flatten()
+    alpha, sigma = torch.cos(1.5 * t), torch.sin(1.5 * t)
+    x_t, eps = functional.perturb(x0, alpha_t=alpha, sigma_t=sigma, key=key)
+    return (net(t, x_t) - eps).square().mean()
 
 
 def lowered(loss: Loss, problem: Problem, device: str) -> Loss:
@@ -172,88 +172,17 @@ def captured(model: nn.Module, loss: Loss, problem: Problem, device: str) -> Cal
     return lambda: whole.step(x0, grid)
 
 
-# --- the release's way of computing --------------------------------------------------------------
-
-
 def release(problem: Problem, device: str) -> Callable[[], Any]:
-    """A step by :func:`release_gradients`."""
+    """A step in the way of computing of the authors' release."""
     torch.manual_seed(0)
     nets = problem.net(device), problem.net(device)
     params = [p for net in nets for p in net.parameters()]
     adam, x0, grid = torch.optim.Adam(params), problem.data(device), problem.grid()
 
     def step() -> None:
-        noise = [torch.randn_like(x0) for _ in range(grid.num_steps)]
         with torch.autocast(device, torch.bfloat16, enabled=problem.is_image):
-            total = release_gradients(nets, params, x0, grid, noise)
-        parts = total.split([p.numel() for p in params])
-        for p, part in zip(params, parts, strict=True):
-            p.grad = part.view_as(p)
+            release_gradients(nets, x0, grid, G, lambda _: torch.randn_like(x0))
         nn.utils.clip_grad_norm_(params, 1.0)
         adam.step()
 
     return step
-
-
-def release_gradients(
-    nets: Sequence[nn.Module],
-    params: Sequence[Tensor],
-    x0: Tensor,
-    grid: TimeGrid,
-    noise: Sequence[Tensor],
-) -> Tensor:
-    """Returns the gradient of the mean loss, in 12 N forward-equivalents.
-
-    Going forward each step evaluates drift, drift and score, without a graph; going back it does
-    so again with one, and takes the vector-Jacobian products of residual and step apart.
-    """
-    drift, times = nets[0], grid.times.to(x0.device, x0.dtype)
-    states = [x0]
-    with torch.no_grad():
-        for i, dt in enumerate(grid.steps()):
-            x = states[-1]
-            x_next = x + drift(times[i], x) * dt + G * math.sqrt(dt) * noise[i]
-            _residual(nets, times[i + 1], x, x_next, dt).flatten(1).square().sum(1)
-            states.append(x_next)
-    total, slope = x0.new_zeros(sum(p.numel() for p in params)), states[-1] / len(x0)
-    for i, dt in reversed(list(enumerate(grid.steps()))):
-        x, x_next = (state.detach().requires_grad_() for state in states[i : i + 2])
-        cost = 0.5 * _residual(nets, times[i + 1], x, x_next, dt).flatten(1).square().sum(1)
-        by_cost = _grads(cost, [x, x_next, *params], torch.full_like(cost, 1 / len(x0)))
-        moved = x + drift(times[i], x) * dt
-        by_step = _grads(moved, [x, *params], slope + by_cost[1])
-        slope = by_cost[0] + by_step[0]
-        for grads in (by_cost[2:], by_step[1:]):
-            total += torch.cat([grad.flatten() for grad in grads])
-    return total
-
-
-def _residual(
-    nets: Sequence[nn.Module], t: Tensor, x: Tensor, x_next: Tensor, dt: float
-) -> Tensor:
-    f, s = (net(t, x_next) for net in nets)
-    return (x - x_next + (f - G**2 * s) * dt) / (G * math.sqrt(dt))
-
-
-def _grads(value: Tensor, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor]:
-    found = torch.autograd.grad(value, inputs, cotangent, allow_unused=True)
-    return [
-        torch.zeros_like(x) if grad is None else grad
-        for grad, x in zip(found, inputs, strict=True)
-    ]
-
-
-# --- for a person --------------------------------------------------------------------------------
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """Returns a line for each problem."""
-    return [
-        f"training step, {name}, batch {one['batch']}, N = {one['num_steps']}: "
-        + ", ".join(f"{key} {_words(one[key])}" for key in one if isinstance(one[key], dict))
-        for name, one in found.items()
-    ]
-
-
-def _words(row: dict[str, Any]) -> str:
-    return f"{row['milliseconds']:.2f} ms" if "milliseconds" in row else f"not ({row['why']})"

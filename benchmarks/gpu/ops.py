@@ -1,7 +1,7 @@
 """Every kernel of the build as a case: its inputs, its call, and the same in eager torch.
 
 Shared by the checks against the CPU (tests/gpu/test_ops.py), by the program that compute-sanitizer
-watches (gpu_launch_all.py) and by the measurements (gpu_speed.py).
+watches (launch_all.py) and by the measurements (speed.py).
 """
 
 from __future__ import annotations

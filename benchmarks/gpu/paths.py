@@ -1,25 +1,28 @@
 """What the kernels that carry whole paths on a GPU take, as a step and launch by launch.
 
-The two-dimensional problem of benchmarks/speed/steps.py: two perceptrons of width 128, batch 2000,
-30 steps. Part of gpu_check.
+The two-dimensional problem of benchmarks.speed.steps: two perceptrons of width 128, batch 2000,
+30 steps. Part of check.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
-from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
+from diffflow_ext import DiffFlowSDE, NoiseKey
 from diffflow_ext.engines.fused import paths, paths_cuda, workspace
 from diffflow_ext.engines.paths import call_or_reason
-from diffflow_ext.nets import FourierMLP
 
-Times = Callable[[Callable[[int], Any]], list[float]]
+from .graphs import G, Problem, captured, eager, measured
+from .speed import milliseconds
 
+FULL = Problem((2,), 2000, 30, repeats=30)
+SMALL = Problem((2,), 40, 30, repeats=3)
 PHASES = ("forward", "residuals", "score", "backward")
 
 
@@ -35,70 +38,31 @@ def rounding(name: workspace.Rounding, device: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def measure_paths(device: str, times: Times, batch: int, num_steps: int = 30) -> dict[str, Any]:
+def measure(device: str, problem: Problem) -> dict[str, Any]:
     """Returns milliseconds of a step by engine and rounding, and of each launch."""
-    out: dict[str, Any] = {"batch": batch, "num_steps": num_steps}
+    out: dict[str, Any] = {"batch": problem.batch, "num_steps": problem.num_steps}
     for name in ("float32", "tf32", "bfloat16"):
         with rounding(name, device):
-            out[name] = {
-                "autograd_ms": step_time("autograd", device, times, batch, num_steps),
-                "fused_ms": step_time("fused", device, times, batch, num_steps),
-            }
+            sde, part = path_model(device, problem), {}
+            for engine, way in (("autograd", eager), ("fused", eager), ("fused", captured)):
+                loss = partial(sde.mean_loss, engine=engine)
+                build = partial(way, sde, loss, problem, device)
+                title = f"{engine}_graph" if way is captured else engine
+                part[title] = measured(device, problem, build)
             if device == "cuda":
-                out[name]["graph"] = graph_time(device, times, batch, num_steps)
-                out[name]["launches_ms"] = launch_times(device, times, batch, num_steps, name)
+                part["launches_ms"] = launch_times(device, problem, name)
+            out[name] = part
     return out
 
 
-def problem(device: str, batch: int, num_steps: int) -> tuple[DiffFlowSDE, torch.Tensor, TimeGrid]:
+def path_model(device: str, problem: Problem) -> DiffFlowSDE:
     torch.manual_seed(0)
-    sde = DiffFlowSDE(FourierMLP(2), FourierMLP(2)).to(device)
-    return sde, torch.randn(batch, 2, device=device), TimeGrid.power(num_steps, t_end=1.0)
+    return DiffFlowSDE(problem.net(device), problem.net(device), diffusion=G)
 
 
-def step_time(engine: Any, device: str, times: Times, batch: int, num_steps: int) -> float:
-    """An update: loss, gradient, Adam."""
-    sde, x0, grid = problem(device, batch, num_steps)
-    adam = torch.optim.Adam(sde.parameters())
-
-    def step(i: int) -> None:
-        adam.zero_grad(set_to_none=True)
-        sde.mean_loss(x0, grid, NoiseKey(0, i), engine=engine).backward()
-        adam.step()
-
-    return statistics.median(times(step))
-
-
-def graph_time(device: str, times: Times, batch: int, num_steps: int) -> dict[str, Any]:
-    """The same captured in one graph, with the noise's key in device memory."""
-    sde, x0, grid = problem(device, batch, num_steps)
-    adam = torch.optim.Adam(sde.parameters(), capturable=True)
-    key = NoiseKey(0).to_tensor(device)
-
-    def step() -> None:
-        adam.zero_grad(set_to_none=True)
-        sde.mean_loss(x0, grid, key, engine="fused").backward()
-        adam.step()
-
-    try:
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-    except (RuntimeError, ValueError) as error:
-        return {"captured": False, "why": str(error).splitlines()[0]}
-    return {"captured": True, "replay_ms": statistics.median(times(lambda _: graph.replay()))}
-
-
-def launch_times(
-    device: str, times: Times, batch: int, num_steps: int, name: workspace.Rounding
-) -> dict[str, float]:
+def launch_times(device: str, problem: Problem, name: workspace.Rounding) -> dict[str, float]:
     """Each launch by itself, repeated, and the products behind the last one."""
-    sde, x0, grid = problem(device, batch, num_steps)
+    sde, x0, grid = path_model(device, problem), problem.data(device), problem.grid()
     p, x0, g = sde._problem("gpu_paths", x0, grid, NoiseKey(0))
     call = call_or_reason(p, x0, by_name=True)
     assert isinstance(call, paths.FusedCall), call
@@ -106,9 +70,10 @@ def launch_times(
     run = paths_cuda.GpuRun(p, *nets, name, g.detach().contiguous())
     with torch.autocast(device, enabled=False):
         part = paths_cuda.Part(run, x0, 0, keep=True)
-        part.gradients(torch.full((batch,), 1 / batch, device=device))
-        out = {
-            phase: statistics.median(times(lambda _, number=number: part.launch(number)))
-            for number, phase in enumerate(PHASES)
+        part.gradients(torch.full((len(x0),), 1 / len(x0), device=device))
+        calls = {phase: partial(part.launch, number) for number, phase in enumerate(PHASES)}
+        calls["products"] = part.sums
+        return {
+            title: statistics.median(milliseconds(lambda _, c=c: c(), device, problem.repeats))
+            for title, c in calls.items()
         }
-        return out | {"products": statistics.median(times(lambda _: part.sums()))}

@@ -15,11 +15,7 @@ from typing import Any
 
 import torch
 
-from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid, functional
-from diffflow_ext.nets import FourierMLP
-
 from .ops import CASES, DTYPES, Case, Inputs, Outputs, bytes_moved
-from .paths import measure_paths
 
 #: A kernel that only moves memory should come near the copy; this much is demanded.
 LEAST_SHARE = 0.6
@@ -33,20 +29,16 @@ class Plan:
         rows: Layouts (B, d) of a state, all of about the same number of elements.
         repeats: Launches that are timed.
         buffers: Sets of inputs that rotate.
-        batch: Samples in the training step.
-        paths: Samples in the step of the kernels for whole paths.
     """
 
     rows: tuple[tuple[int, int], ...]
     repeats: int
     buffers: int
-    batch: int
-    paths: int
 
 
 #: 2^26 elements: 256 MiB a tensor in float32, five times the cache of an H100.
-FULL = Plan(((2**14, 2**12), (2**25, 2)), repeats=30, buffers=2, batch=512, paths=2000)
-SMALL = Plan(((64, 256), (512, 2)), repeats=3, buffers=2, batch=32, paths=40)
+FULL = Plan(((2**14, 2**12), (2**25, 2)), repeats=30, buffers=2)
+SMALL = Plan(((64, 256), (512, 2)), repeats=3, buffers=2)
 
 
 def milliseconds(run: Callable[[int], Any], device: str, repeats: int) -> list[float]:
@@ -141,61 +133,8 @@ def shortfalls(results: list[dict[str, Any]], plan: Plan) -> list[str]:
     ]
 
 
-# --- a training step in two dimensions -----------------------------------------------------------
-
-
-def step_times(device: str, plan: Plan, num_steps: int = 30) -> dict[str, Any]:
-    """Times a training step of DiffFlow, with and without batched scores, against DDPM's."""
-    torch.manual_seed(0)
-    x0 = torch.randn(plan.batch, 2, device=device)
-    result: dict[str, Any] = {"batch": plan.batch, "num_steps": num_steps}
-    result["ddpm_ms"] = _train(_ddpm(x0, device), device, plan)
-    for name, memory in (("diffflow_ms", None), ("diffflow_batched_scores_ms", 2**30)):
-        result[name] = _train(_diffflow(x0, device, num_steps, memory), device, plan)
-        result[name.replace("_ms", "_over_ddpm")] = result[name] / result["ddpm_ms"]
-    return result
-
-
-Problem = tuple[list[torch.nn.Parameter], Callable[[int], torch.Tensor]]
-
-
-def _train(problem: Problem, device: str, plan: Plan) -> float:
-    params, loss = problem
-    optimizer = torch.optim.Adam(params)
-
-    def step(i: int) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss(i).backward()
-        optimizer.step()
-
-    return statistics.median(milliseconds(step, device, plan.repeats))
-
-
-def _ddpm(x0: torch.Tensor, device: str) -> Problem:
-    net = FourierMLP(2).to(device)
-    key = NoiseKey(0)
-
-    def loss(i: int) -> torch.Tensor:
-        t = torch.rand(x0.shape[0], device=device)
-        alpha, sigma = torch.cos(1.5 * t), torch.sin(1.5 * t)
-        x_t, eps = functional.perturb(x0, alpha_t=alpha, sigma_t=sigma, key=key.at(i))
-        return (net(t, x_t) - eps).square().mean()
-
-    return list(net.parameters()), loss
-
-
-def _sde(device: str, score_memory: int | None = None) -> DiffFlowSDE:
-    nets = (FourierMLP(2), FourierMLP(2))
-    return DiffFlowSDE(*nets, diffusion=0.2, score_memory=score_memory).to(device)
-
-
-def _diffflow(x0: torch.Tensor, device: str, num_steps: int, score_memory: int | None) -> Problem:
-    sde, grid = _sde(device, score_memory), TimeGrid.power(num_steps, t_end=0.05)
-    return list(sde.parameters()), lambda i: sde.mean_loss(x0, grid, NoiseKey(0, i))
-
-
 def measure(device: str, plan: Plan) -> dict[str, Any]:
-    """Takes all measurements."""
+    """Measures the copy and all kernels."""
     copy = copy_speed(device, plan)
     kernels = measure_kernels(device, plan, copy)
     return {
@@ -203,8 +142,4 @@ def measure(device: str, plan: Plan) -> dict[str, Any]:
         "copy_bytes_per_second": copy,
         "kernels": kernels,
         "shortfalls": shortfalls(kernels, plan),
-        "step_in_two_dimensions": step_times(device, plan),
-        "paths": measure_paths(
-            device, lambda run: milliseconds(run, device, plan.repeats), plan.paths
-        ),
     }

@@ -2,21 +2,20 @@
 
 DiffFlow takes a fixed number of updates; the others get the time that these took.
 
-    python benchmarks/quality/compare_images.py                        # three models in turn
-    python benchmarks/quality/compare_images.py --models diffflow      # beside another process
-    python benchmarks/quality/compare_images.py --make-extractor       # trains the features anew
+    python -m benchmarks.quality.compare_images                        # three models in turn
+    python -m benchmarks.quality.compare_images --models diffflow      # beside another process
+    python -m benchmarks.quality.compare_images --make-extractor       # trains the features anew
 
 Digits of 28 x 28 are padded to 32 and halved. Everything is measured on the 10,000 test images,
-shuffled. Results are benchmarks/results/compare_images_mnist16.json and .npz; trainings stay in
-runs/compare_images.
+shuffled. Writes compare_images_mnist16.json and .npz; trainings stay in runs/compare_images.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,29 +23,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffflow_ext.data import Dataset, open_dataset
+from diffflow_ext.data import open_dataset
 from diffflow_ext.likelihood import quantise
 from diffflow_ext.metrics import frechet_distance, precision_recall, with_floor
 from diffflow_ext.metrics.features import DigitExtractor, load_extractor
-from diffflow_ext.training import LoadedRun, TrainConfig
+from diffflow_ext.training import LoadedRun
 from diffflow_ext.training.evaluation.extractor import make_extractor
 
-from ..common.runs import (
-    QUIET,
-    RESULTS,
-    WORK,
-    command,
-    machine,
-    once,
-    read_samples,
-    steps_in,
-    trained,
-    write_json,
-    write_samples,
-)
+from ..common.reports import RESULTS, parse, read_samples, write_samples
+from .comparison import Comparison, Sizes, comparison_parser
 from .measures import FIRST_SEED, drawn, likelihood
+from .trainings import Training, once, trained
 
-SET, SIZE, NAME = "mnist", 16, "compare_images_mnist16"
+SET, SIZE = "mnist", 16
 # What DiffFlow's updates take on one core of an AMD EPYC.
 MINUTES = 65.0
 EXTRACTOR = RESULTS / "extractor_mnist16.safetensors"
@@ -56,59 +45,52 @@ TITLES: Mapping[str, str] = MappingProxyType(
 COMMON: Mapping[str, Any] = MappingProxyType(
     {
         "data": SET, "image_size": SIZE, "net": "unet", "unet_mults": "1,2", "unet_blocks": 1,
-        "unet_attention": "off", "autocast": "bf16", **QUIET,
+        "unet_attention": "off", "autocast": "bf16",
     }
 )  # fmt: skip
 # 2 x 159,697 parameters, 300,763, and 159,697 of the score with 152,704 of the flow.
 CHOICES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "diffflow": {
-            "unet_base": 16,
-            "batch_size": 32,
-            "learning_rate": 2e-3,
-            "warmup": 100,
-            "steps": 3800,
-            "progressive": "0:3,1800:6,3000:12,3650:30",
-        },
+        "diffflow": {"unet_base": 16, "batch_size": 32, "learning_rate": 2e-3, "warmup": 100,
+                     "steps": 3800, "progressive": "0:3,1800:6,3000:12,3650:30"},
         "ddpm": {"unet_base": 22, "batch_size": 64, "learning_rate": 1e-3},
-        "dinof": {
-            "unet_base": 16,
-            "batch_size": 64,
-            "learning_rate": 1e-3,
-            "t_cutoff": 0.4,
-            "glow_levels": 2,
-        },
+        "dinof": {"unet_base": 16, "batch_size": 64, "learning_rate": 1e-3, "t_cutoff": 0.4,
+                  "glow_levels": 2},
+    }
+)  # fmt: skip
+#: What differs from that in a trial.
+TINY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "diffflow": {"steps": 3, "progressive": "0:1,1:2"},
+        "ddpm": {},
+        "dinof": {"glow_blocks": 1, "glow_hidden": 4},
     }
 )
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured: as committed, or just enough to see that it runs."""
+@dataclass(frozen=True, kw_only=True)
+class SizesOfImages(Sizes):
+    """The steps N of samplers: of DiffFlow, DDPM and DDIM; of DDPM too; of DiNof."""
 
-    n: int = 2000
-    rows: int = 500
-    ode_rows: int = 64
-    shown: int = 16
-    pilot: int = 20
-    steps: tuple[int, ...] = (5, 10, 20, 30, 50)
-    many: int = 200
-    dinof_steps: tuple[int, ...] = (20, 50, 400)
-    tiny: bool = False
+    ode_rows: int
+    steps: tuple[int, ...]
+    many: int
+    dinof_steps: tuple[int, ...]
 
 
-SMOKE = Sizes(
-    n=80, rows=8, ode_rows=2, shown=2, pilot=1, steps=(1, 2), many=3, dinof_steps=(2,), tiny=True
-)
+FULL = SizesOfImages(
+    n=2000, rows=500, shown=16, pilot=20, ode_rows=64,
+    steps=(5, 10, 20, 30, 50), many=200, dinof_steps=(20, 50, 400),
+)  # fmt: skip
+SMOKE = SizesOfImages(
+    n=80, rows=8, shown=2, pilot=1, tiny=True, ode_rows=2,
+    steps=(1, 2), many=3, dinof_steps=(2,),
+)  # fmt: skip
 
 
-def config_of(model: str, tiny: bool) -> TrainConfig:
-    small: dict[str, Any] = {}
-    if tiny:
-        small = {"unet_base": 4, "unet_mults": "1", "limit": 200}
-        small |= {"glow_blocks": 1, "glow_hidden": 4} if model == "dinof" else {}
-        small |= {"steps": 3, "progressive": "0:1,1:2"} if model == "diffflow" else {}
-    return TrainConfig(**{**COMMON, "model": model, **CHOICES[model], **small})
+def training_of(model: str, sizes: Sizes) -> Training:
+    small = {"unet_base": 4, "unet_mults": "1", "limit": 200, **TINY[model]}
+    return Training(model, {**COMMON, **CHOICES[model], **(small if sizes.tiny else {})})
 
 
 def shuffled(rows: Tensor) -> Tensor:
@@ -116,59 +98,46 @@ def shuffled(rows: Tensor) -> Tensor:
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
 
 
-class Comparison:
+class ComparisonOfImages(Comparison):
     """All models on one set of images."""
 
+    program = "compare_images"
+
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.folder = args, args.out
-        self.sizes: Sizes = SMOKE if args.smoke else Sizes()
-        data = open_dataset(SET, image_size=SIZE)
-        self.dataset: Dataset = replace(data, test=shuffled(data.test), labels=None)
+        self.ways, data = SMOKE if args.smoke else FULL, open_dataset(SET, image_size=SIZE)
+        data = replace(data, test=shuffled(data.test), labels=None)
+        super().__init__(f"{SET}{SIZE}", args, self.ways, data, list(TITLES))
         self.extractor: DigitExtractor = load_extractor(args.extractor)
         n = self.sizes.n
         self.reference = self.extractor.features(self.dataset.test[:n])
         # For the floor: other training images, and for that of training itself.
         self.real = self.extractor.features(self.dataset.train[: 5 * n])
 
-    def run(self) -> None:
-        for model in self.args.models:
-            print(TITLES[model], flush=True)
-            once(self.folder / model / "result.json", lambda model=model: self._model(model))
-            self.report()
-
-    def _model(self, model: str) -> dict[str, Any]:
-        folder = self.folder / model
-        config, cap = config_of(model, self.sizes.tiny), None
-        if model != "diffflow":
-            minutes = self._minutes()
-            config = replace(config, steps=steps_in(config, minutes, folder, self.sizes.pilot))
-            cap = 1.3 * minutes
-        done = trained(config, folder, cap)
-        loaded, sizes = done.load(), self.sizes
+    def measure(self, part: str) -> dict[str, Any]:
+        folder, training, sizes = self.folder / part, training_of(part, self.sizes), self.ways
+        if part == "diffflow":
+            done = trained(training, folder)
+        else:
+            asked = self.args.minutes
+            done = self.trained_for(part, training, asked or self.minutes_of("diffflow", MINUTES))
+        loaded = done.load()
         bounds = likelihood(loaded, self.dataset, sizes.rows, ode_n=sizes.ode_rows)
-        ways = [self._way(folder, loaded, way) for way in self._ways(model)]
+        ways = [self._way(part, loaded, way) for way in self.samplers(part)]
         shown = {
             name: rows for way in ways for name, rows in read_samples(folder / way["file"]).items()
         }
         write_samples(folder / "samples.npz", shown)
         return {
-            "title": TITLES[model],
+            "title": TITLES[part],
             **done.head(),
             "likelihood": bounds,
-            "bound_by_steps": self._bounds(folder, loaded) if model == "diffflow" else {},
+            "bound_by_steps": self._bounds(folder, loaded) if part == "diffflow" else {},
             "sampling": ways,
         }
 
-    def _minutes(self) -> float:
-        """The time that DiffFlow took, if it was trained and no other is asked for."""
-        result = self.folder / "diffflow" / "result.json"
-        if self.args.minutes is not None or not result.exists():
-            return self.args.minutes or MINUTES
-        return once(result, dict)["train_cpu_seconds"] / 60
-
-    def _ways(self, model: str) -> list[dict[str, Any]]:
-        """The ways to sample that are measured, the best last."""
-        sizes = self.sizes
+    def samplers(self, model: str) -> list[dict[str, Any]]:
+        """The ways to sample that are measured."""
+        sizes = self.ways
         if model == "diffflow":
             return [{"num_steps": n, "last_step": "mean"} for n in sizes.steps]
         if model == "dinof":
@@ -176,27 +145,25 @@ class Comparison:
         ddim = [{"num_steps": n, "sampler": "ddim"} for n in sizes.steps]
         return ddim + [{"num_steps": n} for n in (*sizes.steps, sizes.many)]
 
-    def _way(self, folder: Path, loaded: LoadedRun, way: dict[str, Any]) -> dict[str, Any]:
+    def _way(self, part: str, loaded: LoadedRun, way: dict[str, Any]) -> dict[str, Any]:
         """Features of samples against those of held-out images, measured once."""
         label = "-".join(str(value) for value in way.values())
-        images = folder / f"way-{label}.npz"
+        images = self.folder / part / f"way-{label}.npz"
 
         def measure() -> dict[str, Any]:
             samples, cost = drawn(loaded, self.sizes.n, FIRST_SEED, **way)
             levels = quantise(samples)
-            write_samples(images, {f"{loaded.config.model}-{label}": levels[: self.sizes.shown]})
+            write_samples(images, {f"{part}-{label}": levels[: self.sizes.shown]})
             features = self.extractor.features(levels)
             options = {name: value for name, value in way.items() if name != "num_steps"}
             return {
                 "num_steps": way["num_steps"], "options": options, **cost, "file": images.name,
-                "key": f"{loaded.config.model}-{label}", **self._quality(features),
+                "key": f"{part}-{label}",
+                "fd": frechet_distance(features, self.reference),
+                **precision_recall(features, self.reference)._asdict(),
             }  # fmt: skip
 
-        return once(folder / f"way-{label}.json", measure)
-
-    def _quality(self, features: Tensor) -> dict[str, float]:
-        found = precision_recall(features, self.reference)
-        return {"fd": frechet_distance(features, self.reference), **found._asdict()}
+        return once(images.with_suffix(".json"), measure)
 
     def _bounds(self, folder: Path, loaded: LoadedRun) -> dict[str, Any]:
         """DiffFlow's bound with other numbers of steps than it was trained with."""
@@ -205,12 +172,8 @@ class Comparison:
             rows = self.sizes.rows
             return likelihood(loaded, self.dataset, rows, ode_n=0, num_steps=n)["bound"]
 
-        return {
-            str(n): once(folder / f"bound-{n}.json", lambda n=n: measure(n))
-            for n in self.sizes.steps
-        }
-
-    # --- report ----------------------------------------------------------------------------------
+        steps = self.ways.steps
+        return {str(n): once(folder / f"bound-{n}.json", partial(measure, n)) for n in steps}
 
     def _floors(self) -> dict[str, Any]:
         """What real images reach: training ones against test ones, and against one another."""
@@ -225,58 +188,31 @@ class Comparison:
                             "draws": distance.draws, **balls.floor}  # fmt: skip
         return report
 
-    def report(self) -> None:
-        """Writes what is finished, of this process and of others."""
-        results: dict[str, Any] = {}
-        samples: dict[str, Any] = {"data": self.dataset.test[: self.sizes.shown].numpy()}
-        for model in TITLES:
-            path = self.folder / model / "result.json"
-            if path.exists():
-                results[model] = once(path, dict)
-                samples |= read_samples(path.with_name("samples.npz"))
-        report = {
-            "benchmark": "compare_images",
-            "command": command("compare_images.py", self.args.words),
-            "machine": machine(),
+    def about(self) -> dict[str, Any]:
+        return {
             "data": SET,
             "size": SIZE,
-            "fingerprint": self.dataset.fingerprint,
             "label": self.extractor.label(self.sizes.n),
             "n": self.sizes.n,
             "floors": once(self.folder / "floors.json", self._floors),
-            "models": results,
-            "samples": f"{NAME}.npz",
         }
-        write_samples(self.args.results / f"{NAME}.npz", samples)
-        write_json(self.args.results / f"{NAME}.json", report)
-
-
-def parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", nargs="+", default=list(TITLES), choices=list(TITLES))
-    parser.add_argument("--out", type=Path, default=WORK / "compare_images")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--minutes", type=float, help="of the trainings but DiffFlow's; else what that took"
-    )
-    parser.add_argument("--extractor", type=Path, default=EXTRACTOR, help="file of the features")
-    parser.add_argument("--make-extractor", action="store_true", help="train it, then end")
-    parser.add_argument("--smoke", action="store_true", help="tiny numbers, to see that it runs")
-    args = parser.parse_args(words)
-    args.words = list(words)
-    return args
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    args = parse(sys.argv[1:] if words is None else words)
+    made = comparison_parser(__doc__, "compare_images")
+    made.add_argument("--models", nargs="+", default=list(TITLES), choices=list(TITLES))
+    made.add_argument(
+        "--minutes", type=float, help="of the trainings but DiffFlow's; else what that took"
+    )
+    made.add_argument("--extractor", type=Path, default=EXTRACTOR, help="file of the features")
+    made.add_argument("--make-extractor", action="store_true", help="train it, then end")
+    args = parse(made, words)
     torch.set_num_threads(1)
     if args.make_extractor:
         args.extractor.parent.mkdir(parents=True, exist_ok=True)
         print(make_extractor(SET, args.extractor, image_size=SIZE, epochs=5))
         return
-    Comparison(args).run()
+    ComparisonOfImages(args).run(args.models)
 
 
 if __name__ == "__main__":

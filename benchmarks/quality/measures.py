@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffflow_ext.training.evaluation.likelihoods.likelihoods import likelihoods
 from torch import Tensor, nn
 
 from diffflow_ext.data import Dataset
@@ -16,9 +15,10 @@ from diffflow_ext.flows import FFJORD
 from diffflow_ext.metrics import c2st, energy_distance, sliced_wasserstein, with_floor
 from diffflow_ext.nets import FourierMLP, UNet
 from diffflow_ext.training import LoadedRun, draw_samples
+from diffflow_ext.training.evaluation.likelihoods import likelihoods
 from diffflow_ext.training.recipes.base import EvaluationSettings
 
-from ..common.runs import cpu_seconds
+from ..common.machine import cpu_seconds
 
 FIRST_SEED = 100
 TIGHT = 1e-5

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Everything on docs/benchmarks.md that a CPU can measure, one after the other: two runs beside each
-# other would time each other. Up to 20 minutes on two cores with nothing else to do.
+# other would time each other. Replaces the reports in benchmarks/results. Up to 20 minutes on two
+# cores with nothing else to do.
 #
 #   benchmarks/speed/all.sh [--compile loop]
 #
 # --compile loop also compiles the whole loop of the 2-D step, and measures the memory of what compiles,
 # for some minutes more.
 set -euo pipefail
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python="${PYTHON:-python3}"
 # The time to compile is that of a first use: nothing of an earlier run may be found.
 TORCHINDUCTOR_CACHE_DIR="$(mktemp -d)"
@@ -16,7 +17,7 @@ trap 'rm -rf "$TORCHINDUCTOR_CACHE_DIR"' EXIT
 
 measure() {
   echo "bench: $*"
-  "$python" "$here/$1.py" "${@:2}"
+  "$python" -m "benchmarks.speed.$1" --results benchmarks/results "${@:2}"
 }
 
 measure steps --problem 2d --rounds 6 "$@"
@@ -32,4 +33,4 @@ measure memory
 measure scaling --rounds 1
 measure equal_compute --seconds 15
 measure ops --seconds 0.3
-measure benchmarks_page
+"$python" -m benchmarks.pages.write

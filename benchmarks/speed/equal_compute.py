@@ -1,25 +1,22 @@
 """The bound that a second of training buys, by the number of trajectories in an update.
 
-    python benchmarks/speed/equal_compute.py                 # some minutes on one thread
-    python benchmarks/speed/equal_compute.py --seconds 120
+    python -m benchmarks.speed.equal_compute                 # some minutes on one thread
+    python -m benchmarks.speed.equal_compute --seconds 120
 
 DiffFlow on checkerboard with 40 to 2000 trajectories an update, once with fewer steps N in the
 beginning, and DDPM: each trains for as many seconds of the processor, with a learning rate of its
 own that rises for a twentieth of the time and then falls as a cosine to 0 at the end of it. Bounds
 are of held-out data on the same noise each time, with N = 30, or with an unbiased draw of 250 of
 DDPM's 1000 terms; their evaluation is not counted. One thread. Writes
-benchmarks/results/equal_compute_1.json.
+equal_compute_1.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +26,7 @@ from diffflow_ext import DDPM, DiffFlowSDE, NoiseKey, TimeGrid
 from diffflow_ext.data import open_dataset, toy_entropy
 from diffflow_ext.nets import FourierMLP
 
-from ..common.runs import RESULTS, command, machine, write_json
+from ..common.reports import parse, parser, write_report
 
 DATA, T_END, G, TIME_SCALE, NUM_STEPS = "checkerboard", 0.05, 0.2, 0.4, 30
 WIDTH, DEPTH = 128, 3
@@ -141,39 +138,30 @@ def trained(run: Run, seconds: float, data: Tensor, held_out: Tensor, seed: int)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    words = sys.argv[1:] if words is None else words
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each training")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="points of a bound")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args(words)
+    made = parser(__doc__)
+    made.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
+    made.add_argument("--seconds", type=float, default=30.0, help="of each training")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--held-out", type=int, default=HELD_OUT, help="points of a bound")
+    args = parse(made, words)
     torch.set_num_threads(1)
     data = open_dataset(DATA)
     held_out = data.test[: args.held_out]
-    found = {
+    runs = {
         name: trained(RUNS[name], args.seconds, data.train, held_out, args.seed)
         for name in args.runs
     }
-    write_json(
-        args.results / "equal_compute_1.json",
-        {
-            "benchmark": "equal_compute",
-            "command": command("equal_compute.py", words),
-            "machine": machine(),
-            "data": DATA,
-            "entropy": toy_entropy(DATA),
-            "seconds": args.seconds,
-            "seed": args.seed,
-            "num_steps": NUM_STEPS,
-            "held_out": len(held_out),
-            "timesteps_of_ddpm": TIMESTEPS,
-            "runs": found,
-        },
-    )
+    write_report(
+        args, "speed.equal_compute", "equal_compute_1",
+        data=DATA,
+        entropy=toy_entropy(DATA),
+        seconds=args.seconds,
+        seed=args.seed,
+        num_steps=NUM_STEPS,
+        held_out=len(held_out),
+        timesteps_of_ddpm=TIMESTEPS,
+        runs=runs,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import lineax
 import optax
 import torch
 
-from .step_variants import Pair, Problem, Step, residual
+from .problem import Pair, Problem, Step, residual
 
 Array = Any
 Networks = tuple[dict[str, Array], dict[str, Array]]

@@ -1,28 +1,27 @@
 """What a step's memory is made of: the states, which the paper counts, and everything else.
 
-    python benchmarks/speed/memory.py
+    python -m benchmarks.speed.memory
 
 For the autograd graph of the loop: the bytes that autograd saves, and the share of the states in
 them. For the graph, the adjoint of any networks and the fused engine: the peak of a process that
-takes two steps over that of one that takes none. Writes benchmarks/results/memory_THREADS.json.
+takes two steps over that of one that takes none. Writes memory_THREADS.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..common.runs import RESULTS, command, machine, write_json
+from ..common.reports import parse, parser, write_report
 from .peaks import peak_mebibytes
-from .step_variants import VARIANTS, VECTORS_ONLY, Pair, Problem, loop_loss
+from .problem import Pair, Problem
 from .steps import PROBLEMS
+from .torch_steps import loop_loss
+from .variants import VARIANTS, VECTORS_ONLY
 
 VARIANTS_HERE = ("graph", "adjoint", "fused")
 #: What is measured: the problem of steps.py, and another batch where it is not the problem's.
@@ -88,29 +87,17 @@ def case(problem: Problem, threads: int, largest: float) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    words = sys.argv[1:] if words is None else words
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--largest", type=float, default=LARGEST, help="graph to measure, MiB")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args(words)
+    made = parser(__doc__)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--largest", type=float, default=LARGEST, help="graph to measure, MiB")
+    args = parse(made, words)
     torch.set_num_threads(args.threads)
     problems = {f"{name}, B = {b:,}": replace(PROBLEMS[name], batch=b) for name, b in CASES}
-    write_json(
-        args.results / f"memory_{args.threads}.json",
-        {
-            "benchmark": "memory",
-            "command": command("memory.py", words),
-            "machine": machine(),
-            "share_in_paper": SHARE_IN_PAPER,
-            "titles": {name: VARIANTS[name][1] for name in VARIANTS_HERE},
-            "cases": {
-                name: case(problem, args.threads, args.largest)
-                for name, problem in problems.items()
-            },
-        },
+    cases = {name: case(one, args.threads, args.largest) for name, one in problems.items()}
+    titles = {name: VARIANTS[name][1] for name in VARIANTS_HERE}
+    name = f"memory_{args.threads}"
+    write_report(
+        args, "speed.memory", name, share_in_paper=SHARE_IN_PAPER, titles=titles, cases=cases
     )
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-Step = Callable[[], Any]
+from .problem import Step
 
 
 def seconds(step: Step, least: float = 0.05) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 
 import torch
 
-from .step_variants import VARIANTS, Pair, Problem
+from ..common.reports import run_python
+from .problem import Pair, Problem
+from .variants import VARIANTS
 
 
 def peak_mebibytes(
@@ -21,19 +22,13 @@ def peak_mebibytes(
 
     Before, it takes a step of one sample of the variant `library`.
     """
-    code = (
-        "import json, sys; sys.path.insert(0, sys.argv[1]); import peaks;"
-        "peaks.take(json.loads(sys.argv[2]))"
-    )
     what = {
-        "problem": asdict(problem),
-        "name": name,
-        "threads": threads,
-        "steps": steps,
+        "problem": asdict(problem), "name": name, "threads": threads, "steps": steps,
         "library": library,
-    }
-    words = [sys.executable, "-c", code, str(Path(__file__).parent), json.dumps(what)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    }  # fmt: skip
+    done = run_python("-m", "benchmarks.speed.peaks", json.dumps(what))
+    if done.returncode:
+        raise RuntimeError(f"peak_mebibytes: {name} failed\n{done.stderr[-3000:]}")
     return float(done.stdout.split()[-1])
 
 
@@ -52,3 +47,7 @@ def take(what: dict[str, Any]) -> None:
     # getrusage would count what the parent had when it made this process.
     lines = Path("/proc/self/status").read_text().splitlines()
     print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
+
+
+if __name__ == "__main__":
+    take(json.loads(sys.argv[1]))

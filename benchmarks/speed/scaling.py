@@ -1,30 +1,28 @@
 """How time and memory of a step grow with its number of steps N, its batch B and its width.
 
-    python benchmarks/speed/scaling.py                  # some minutes on one thread
-    python benchmarks/speed/scaling.py --axes width     # one of them
+    python -m benchmarks.speed.scaling                  # some minutes on one thread
+    python -m benchmarks.speed.scaling --axes width     # one of them
 
 For the fused engine and for the adjoint of any networks (engine="autograd"). Each time is divided
 by that of one and the same reference step, timed right before. Exponents are slopes of the
-logarithms: 1 is growth in proportion, 0 none. Writes benchmarks/results/scaling_THREADS.json.
+logarithms: 1 is growth in proportion, 0 none. Writes scaling_THREADS.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..common.runs import RESULTS, command, machine, write_json
-from .paired import Step, seconds, spread
+from ..common.reports import parse, parser, write_report
+from .paired import seconds, spread
 from .peaks import peak_mebibytes
-from .step_variants import VARIANTS, Problem
+from .problem import Problem, Step
+from .variants import VARIANTS
 
 #: The problem that an axis changes, the field that it changes, and its values.
 Axis = tuple[Problem, str, tuple[int, ...]]
@@ -100,26 +98,17 @@ def measure(axis: Axis, threads: int, most_rounds: int) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    words = sys.argv[1:] if words is None else words
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=MOST_ROUNDS, help="at most, for a point")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args(words)
+    made = parser(__doc__)
+    made.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES))
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--rounds", type=int, default=MOST_ROUNDS, help="at most, for a point")
+    args = parse(made, words)
     torch.set_num_threads(args.threads)
-    write_json(
-        args.results / f"scaling_{args.threads}.json",
-        {
-            "benchmark": "scaling",
-            "command": command("scaling.py", words),
-            "machine": machine(),
-            "reference": asdict(REFERENCE),
-            "titles": {name: VARIANTS[name][1] for name in ENGINES},
-            "axes": {name: measure(AXES[name], args.threads, args.rounds) for name in args.axes},
-        },
+    titles = {name: VARIANTS[name][1] for name in ENGINES}
+    axes = {name: measure(AXES[name], args.threads, args.rounds) for name in args.axes}
+    name = f"scaling_{args.threads}"
+    write_report(
+        args, "speed.scaling", name, reference=asdict(REFERENCE), titles=titles, axes=axes
     )
 
 

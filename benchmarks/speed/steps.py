@@ -1,15 +1,15 @@
 """What a training step of DiffFlow costs on the CPU, by each way to compute it, beside DDPM.
 
-    python benchmarks/speed/steps.py                       # 2-D, with the memory of each variant
-    python benchmarks/speed/steps.py --problem table-63    # 63 columns
-    python benchmarks/speed/steps.py --problem 2d --threads 2 --no-memory
-    python benchmarks/speed/steps.py --compile loop        # torch.compile of all steps at once, too
-    python benchmarks/speed/steps.py --compile no          # neither torch.compile nor jax
+    python -m benchmarks.speed.steps                       # 2-D, with the memory of each variant
+    python -m benchmarks.speed.steps --problem table-63    # 63 columns
+    python -m benchmarks.speed.steps --threads 2 --no-memory
+    python -m benchmarks.speed.steps --compile loop        # torch.compile of all steps at once
+    python -m benchmarks.speed.steps --compile no          # neither torch.compile nor jax
 
 Times are ratios to a DDPM update on the same network, timed right before: of as many samples, and
 in the problem "small", of 2000 samples beside 120 trajectories. Memory is the peak of a process
 that takes two steps over that of one that takes none; of what compiles, only with --compile loop.
-Writes benchmarks/results/steps_PROBLEM_THREADS.json.
+Writes steps_PROBLEM_THREADS.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,19 +29,12 @@ from torch import Tensor
 from diffflow_ext import DiffFlowSDE, NoiseKey
 from diffflow_ext.engines.fused.workspace import engine_name
 
-from ..common.runs import RESULTS, command, machine, write_json
-from ..pages.tables import mebibytes, milliseconds, ratio, table
-from .paired import Step, paired, spread
+from ..common.reports import parse, parser, write_report
+from .paired import paired, spread
 from .peaks import peak_mebibytes
-from .step_variants import (
-    EXACT_TORCH,
-    NEEDS,
-    VARIANTS,
-    VECTORS_ONLY,
-    Pair,
-    Problem,
-    torchsde_gradient_error,
-)
+from .problem import Pair, Problem, Step
+from .torch_steps import torchsde_gradient_error
+from .variants import NEEDS, VARIANTS, VECTORS_ONLY
 
 PROBLEMS = {
     "2d": Problem(),
@@ -52,7 +44,7 @@ PROBLEMS = {
     "small": Problem(batch=120),
     "image": Problem(side=16, batch=8, num_steps=8, width=16, depth=1),
 }
-IMAGE_VARIANTS = ("ddpm", "release", "graph", "adjoint")
+IMAGE_VARIANTS = ("ddpm", "release", "graph", "adjoint", "graphs_kept", "scores_batched")
 REFERENCE = "ddpm"
 #: Of the matrices whose product is the yardstick.
 SIDE = 2048
@@ -186,7 +178,6 @@ def measure(names: Sequence[str], problems: dict[str, Problem], args: Any) -> di
         peak = over_idle(problems[name], name, args.threads) if wanted else None
         one |= {
             "title": VARIANTS[name][1],
-            "exact_torch": name in EXACT_TORCH,
             "first_call_seconds": first[name],
             "mebibytes": peak,
         }
@@ -194,48 +185,35 @@ def measure(names: Sequence[str], problems: dict[str, Problem], args: Any) -> di
 
 
 def summary(found: Mapping[str, Any]) -> str:
-    """The table of a run."""
-    rows = [[one["title"], ratio(one), milliseconds(one), mebibytes(one)]
-            for one in found.values()]  # fmt: skip
-    return table(["", "over DDPM (quartiles)", "ms (least)", "MiB over idle"], rows)
-
-
-def arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """Lines for a person: ratio and time of each variant."""
+    return "\n".join(
+        f"{one['ratio']['median']:8.2f} x DDPM {1e3 * one['seconds']['median']:10.2f} ms  "
+        f"{one['title']}"
+        for one in found.values()
     )
-    parser.add_argument("--problem", choices=list(PROBLEMS), default="2d", help="default: 2d")
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=list(VARIANTS),
+
+
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    made = parser(__doc__)
+    made.add_argument("--problem", choices=list(PROBLEMS), default="2d", help="default: 2d")
+    made.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS),
         help="by default all; DDPM, the reference, is always there",
-    )
-    parser.add_argument(
-        "--compile",
-        choices=list(COMPILING),
-        default="step",
+    )  # fmt: skip
+    made.add_argument(
+        "--compile", choices=list(COMPILING), default="step",
         help="what torch.compile gets; with no, jax is left out too",
-    )
-    parser.add_argument("--batch", type=int, help="instead of the problem's")
-    parser.add_argument("--threads", type=int, default=1, help="default: 1")
-    parser.add_argument(
-        "--rounds", type=int, default=8, help="how often each is timed; default: 8"
-    )
-    parser.add_argument(
+    )  # fmt: skip
+    made.add_argument("--batch", type=int, help="instead of the problem's")
+    made.add_argument("--threads", type=int, default=1, help="default: 1")
+    made.add_argument("--rounds", type=int, default=8, help="how often each is timed; default: 8")
+    made.add_argument(
         "--no-memory", dest="memory", action="store_false", help="leave out peaks of memory"
     )
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=RESULTS,
-        help="folder of the report; by default it replaces the one that the page shows",
-    )
-    return parser.parse_args(words)
+    return parse(made, words)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    words = sys.argv[1:] if words is None else words
     args = arguments(words)
     torch.set_num_threads(args.threads)
     problem = PROBLEMS[args.problem]
@@ -243,36 +221,34 @@ def main(words: Sequence[str] | None = None) -> None:
     names, left_out = chosen(args.variants, problem, args.compile)
     of_ddpm = replace(problem, batch=2000) if args.problem == "small" else problem
     problems = {n: of_ddpm if n.startswith("ddpm") else problem for n in names}
-    found, multiply_adds = measure(names, problems, args), work(problem)
-    path = args.results / f"steps_{args.problem}_{args.threads}.json"
-    write_json(
-        path,
-        {
-            "benchmark": "steps",
-            "command": command("steps.py", words),
-            "machine": machine(),
-            "problem": asdict(problem),
-            "instructions": engine_name(),
-            "reference": REFERENCE,
-            "rounds": args.rounds,
-            "multiply_adds": multiply_adds,
-            "product_share": (
-                product_share(VARIANTS["fused"][0](problem), multiply_adds, args.rounds)
-                if "fused" in names and multiply_adds
-                else None
-            ),
-            "gradient_errors": gradient_errors(problem),
-            "torchsde_adjoint_gradient_error": (
-                torchsde_gradient_error(replace(problem, batch=100))
-                if "torchsde_adjoint" in names
-                else None
-            ),
-            "batch_of_ddpm": of_ddpm.batch,
-            "left_out": left_out,
-            "variants": found,
-        },
-    )
+    found = measure(names, problems, args)
+    path = write_report(
+        args, "speed.steps", f"steps_{args.problem}_{args.threads}",
+        problem=asdict(problem),
+        instructions=engine_name(),
+        reference=REFERENCE,
+        rounds=args.rounds,
+        **checks(names, problem, args.rounds),
+        batch_of_ddpm=of_ddpm.batch,
+        left_out=left_out,
+        variants=found,
+    )  # fmt: skip
     print(summary(found), path, sep="\n")
+
+
+def checks(names: Sequence[str], problem: Problem, rounds: int) -> dict[str, Any]:
+    """The rate of the fused engine's arithmetic, and errors of gradients."""
+    multiply_adds, share, torchsde_error = work(problem), None, None
+    if "fused" in names and multiply_adds:
+        share = product_share(VARIANTS["fused"][0](problem), multiply_adds, rounds)
+    if "torchsde_adjoint" in names:
+        torchsde_error = torchsde_gradient_error(replace(problem, batch=100))
+    return {
+        "multiply_adds": multiply_adds,
+        "product_share": share,
+        "gradient_errors": gradient_errors(problem),
+        "torchsde_adjoint_gradient_error": torchsde_error,
+    }
 
 
 if __name__ == "__main__":

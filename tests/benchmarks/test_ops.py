@@ -8,88 +8,66 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
 from torch import Tensor
 
-from benchmarks.speed import op_variants, ops
-from benchmarks.speed.op_variants import KEY, OPS, STEP
+from benchmarks.speed import ops
 from diffflow_ext import functional
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def drawn_by(op: str) -> Any:
-    """The noise that the fused op draws, for its twin."""
-    purpose = {"reverse_step": "reverse", "perturb": "dsm"}.get(op, "forward")
-    step = 0 if op == "perturb" else STEP
-
-    def draw(x: Tensor) -> Tensor:
-        return functional.normal(tuple(x.shape), KEY, purpose=purpose, step=step)
-
-    return draw
-
-
-@pytest.mark.parametrize("op", list(OPS))
+@pytest.mark.parametrize("op", list(ops.OPS))
 def test_twin_computes_the_same(op: str) -> None:
-    given = op_variants.inputs((50, 3))
-    fused, twin = OPS[op]
-    torch.testing.assert_close(fused(given), twin(given, drawn_by(op)), rtol=2e-5, atol=2e-5)
+    def draw(x: Tensor) -> Tensor:
+        """The noise that the fused op draws."""
+        purpose: Any = {"reverse_step": "reverse", "perturb": "dsm"}.get(op, "forward")
+        step = 0 if op == "perturb" else ops.NOISE["step"]
+        return functional.normal(tuple(x.shape), ops.NOISE["key"], purpose=purpose, step=step)
+
+    given = ops.inputs((50, 3))
+    found = ops.variant(op, "fused")(given)
+    torch.testing.assert_close(found, ops.twin(op, given, draw), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("op", ["em_step", "perturb"])
 def test_twin_draws_anew(op: str) -> None:
-    given, call = op_variants.inputs((50, 3)), op_variants.variant(op, "eager")
-    first, second = (torch.as_tensor(one[0] if op == "perturb" else one)
-                     for one in (call(given), call(given)))  # fmt: skip
-    assert not torch.equal(first, second)
+    given, call = ops.inputs((50, 3)), ops.variant(op, "eager")
+    first, second = (call(given) for _ in range(2))
+    assert not torch.equal(first[0], second[0])
 
 
 @pytest.mark.slow
 def test_compiled_twin_computes_the_same() -> None:
-    given = op_variants.inputs((50, 3))
-    one = op_variants.variant("backward_residual", "compiled")(given)
-    torch.testing.assert_close(one, OPS["backward_residual"][0](given), rtol=1e-5, atol=1e-5)
+    given = ops.inputs((50, 3))
+    one, fused = (ops.variant("backward_residual", way)(given) for way in ("compiled", "fused"))
+    torch.testing.assert_close(one, fused, rtol=1e-5, atol=1e-5)
 
 
-def entry(way: str, median: float) -> dict[str, Any]:
-    stats = {"median": median, "q1": 0.9 * median, "q3": 1.1 * median, "rounds": 7}
-    return {"params": {"op": "em_step", "size": "2000x2", "way": way}, "stats": stats}
+def test_report_has_the_medians_of_the_timer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([[1.0, 2.0, 5.0], [4.0, 5.0, 9.0]])
+
+    class Timer:
+        def __init__(self, statement: str, globals: dict[str, Any]) -> None:
+            assert torch.is_tensor(eval(statement, globals))
+
+        def blocked_autorange(self, min_run_time: float) -> Any:
+            assert min_run_time == 0.25
+            return type("Measurement", (), {"times": next(seconds)})
+
+    monkeypatch.setattr(ops, "Timer", Timer)
+    words = ["--seconds", "0.25", "--ops", "em_step", "--sizes", "2000x2"]
+    ops.main([*words, "--ways", "fused", "eager", "--results", str(tmp_path)])
+    (one,) = json.loads((tmp_path / "ops_1.json").read_text())["ops"]
+    assert one["seconds"]["fused"] == {"median": 2.0, "quartiles": [1.5, 3.5], "rounds": 3}
+    assert one["over_fused"] == {"eager": 2.5}
+    assert (one["op"], one["shape"]) == ("em_step", [2000, 2])
 
 
-def test_report_is_condensed() -> None:
-    found = ops.condensed({"benchmarks": [entry("fused", 2.0), entry("eager", 5.0)]})
-    assert len(found) == 1
-    assert found[0]["over_fused"] == {"eager": 2.5}
-    assert found[0]["shape"] == (2000, 2)
-    assert found[0]["seconds"]["fused"]["quartiles"] == [1.8, 2.2]
-
-
-def test_report_is_read(tmp_path: Path) -> None:
-    source = tmp_path / "benchmark.json"
-    source.write_text(json.dumps({"benchmarks": [entry("fused", 2.0)]}))
-    ops.main(["--read", str(source), "--results", str(tmp_path)])
-    report = json.loads((tmp_path / "ops_1.json").read_text())
-    assert report["benchmark"] == "ops"
-    assert report["ops"][0]["over_fused"] == {}
-
-
-def test_pytest_benchmark_runs(tmp_path: Path) -> None:
-    pytest.importorskip("pytest_benchmark")
-    words = ["--seconds", "0.01", "--only", "2000x2 and em_step and not compiled"]
+def test_ops_are_timed(tmp_path: Path) -> None:
+    words = ["--seconds", "0.001", "--ops", "normal", "--sizes", "2000x2", "--ways", "eager"]
     ops.main([*words, "--results", str(tmp_path)])
-    report = json.loads((tmp_path / "ops_1.json").read_text())
-    assert [one["op"] for one in report["ops"]] == ["em_step"]
-    assert set(report["ops"][0]["seconds"]) == {"fused", "eager"}
-    assert 0 < report["ops"][0]["seconds"]["fused"]["median"] < 0.1
-
-
-def test_what_fails_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="expected pytest to succeed"):
-        ops.main(["--only", "no_such_op", "--results", str(tmp_path)])
-    assert not list(tmp_path.iterdir())
-
-
-def test_times_are_not_part_of_the_tests() -> None:
-    text = (ROOT / "pyproject.toml").read_text()
-    assert 'testpaths = ["tests"]' in text
-    assert (ROOT / "benchmarks" / "test_ops.py").exists()
+    (one,) = json.loads((tmp_path / "ops_1.json").read_text())["ops"]
+    assert one["seconds"]["eager"]["median"] > 0
+    assert one["over_fused"] == {}

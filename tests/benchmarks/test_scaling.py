@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.speed import scaling
-from benchmarks.speed.step_variants import Problem
+from benchmarks.speed.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Problem(batch=8, num_steps=2, width=8, depth=1)
@@ -35,12 +34,17 @@ def test_exponents_of_time_and_memory() -> None:
     assert found["memory"]["last"] == pytest.approx(0.5)
 
 
-def test_times_are_those_of_the_step_over_the_reference() -> None:
-    found = scaling.timed(lambda: time.sleep(0.06), lambda: time.sleep(0.02), most_rounds=3)
-    assert len(found["ratio"]["all"]) == 3
-    assert 2.0 < found["ratio"]["median"] < 4.0
-    assert 0.05 < found["seconds"]["median"] < 0.12
-    assert len(scaling.timed(lambda: time.sleep(1.1), lambda: None)["ratio"]["all"]) == 2
+@pytest.mark.parametrize(("cost", "rounds"), [(0.25, 3), (1.5, 2)])
+def test_times_are_those_of_the_step_over_the_reference(
+    cost: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow steps are timed twice, fast ones as often as asked for."""
+    calls: list[int] = []
+    costs = {calls.clear: cost, calls.copy: 0.125}
+    monkeypatch.setattr(scaling, "seconds", lambda step: costs[step])
+    found = scaling.timed(calls.clear, calls.copy, most_rounds=3)
+    assert found["ratio"]["all"] == [cost / 0.125] * rounds
+    assert found["seconds"]["median"] == cost
 
 
 def test_axes_are_as_wide_as_the_page_says() -> None:

@@ -1,20 +1,18 @@
-"""docs/benchmarks.md is made from reports: every number of hand-made ones is where it belongs."""
+"""The pages are made from reports: every number of hand-made ones is where it belongs."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import ROOT
 
-from benchmarks.common import runs
-from benchmarks.pages import speed_page as benchmarks_page
-from benchmarks.pages import speed_pictures as benchmarks_pictures
-from benchmarks.pages import tables as pages
-from benchmarks.pages.goals import GOALS
+from benchmarks.common.reports import RESULTS
+from benchmarks.pages import pictures, speed, tables, write
 
 MACHINE = {"cpu": "Z", "threads": 1, "commit": "0123456789ab", "dirty": False}
 HEAD = {"machine": MACHINE}
@@ -26,17 +24,16 @@ def spread(value: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def variant(ratio: float, *, exact: bool = False, peak: float | None = None) -> dict[str, Any]:
+def variant(ratio: float, peak: float) -> dict[str, Any]:
     return {
         "title": f"takes {ratio:g}", "ratio": spread(ratio), "seconds": spread(0.01 * ratio),
-        "exact_torch": exact, "first_call_seconds": 3.25, "mebibytes": peak,
+        "first_call_seconds": 3.25, "mebibytes": peak,
     }  # fmt: skip
 
 
 def steps_report(threads: int, **ratios: float) -> dict[str, Any]:
-    exact = ("graph", "release", "adjoint")
     return {
-        "benchmark": "steps", "command": "python benchmarks/speed/steps.py", **HEAD,
+        "benchmark": "steps", "command": "python -m benchmarks.speed.steps", **HEAD,
         "machine": {**MACHINE, "threads": threads}, "rounds": 4 + threads,
         "problem": {"dim": 2, "batch": 1234, "num_steps": 17, "width": 96, "depth": 5,
                     "side": None},
@@ -44,7 +41,7 @@ def steps_report(threads: int, **ratios: float) -> dict[str, Any]:
         "gradient_errors": {"float32": 1.5e-6, "bfloat16": None, "other_noise": 0.25},
         "torchsde_adjoint_gradient_error": 0.875,
         "left_out": {"diffrax": "it is not there"},
-        "variants": {n: variant(r, exact=n in exact, peak=7.5) for n, r in ratios.items()},
+        "variants": {n: variant(r, peak=7.5) for n, r in ratios.items()},
     }  # fmt: skip
 
 
@@ -97,88 +94,56 @@ def reports() -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def block(name: str, reports: dict[str, dict[str, Any]]) -> str:
+    return speed.BLOCKS[name](reports)
+
+
 def row(text: str, start: str) -> list[str]:
     """The cells of the one row that starts so."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"| {start} |")]
     return [cell.strip() for cell in line.strip("| ").split(" | ")][1:]
 
 
-# --- goals ---------------------------------------------------------------------------------------
-
-
-def test_goals_are_computed_from_the_reports(reports: dict[str, dict[str, Any]]) -> None:
-    found = [goal.reached(reports) for goal in GOALS]
-    # The whole loop was not compiled.
-    assert found == pytest.approx([6.0, 7.5, 12.0, 10.0, 2.4, 2.1, None, 4.5, 93.5, 23.5, 0.875])
-    text = benchmarks_page.goals(reports)
-    assert row(text, GOALS[0].what) == ["at least 4x", "6.00x", "yes"]
-    assert row(text, "2-D step against `torch.compile` of each step")[2] == "no"
-    assert row(text, GOALS[6].what)[1:] == ["not measured yet", "\N{EN DASH}"]
-    assert row(text, "peak memory with 20,000 trajectories") == [
-        "at most 24 MiB",
-        "23.5 MiB",
-        "yes",
-    ]
-
-
-def test_goals_that_are_missed_are_said_to_be(reports: dict[str, dict[str, Any]]) -> None:
-    reports["steps_small_1"]["variants"]["fused"]["ratio"]["median"] = 1.01
-    reports["memory_1"]["cases"]["2d, B = 20,000"]["mebibytes"]["fused"] = 24.5
-    text = benchmarks_page.goals(reports)
-    assert [row(text, goal.what)[2] for goal in GOALS[-2:]] == ["no", "no"]
-
-
-def test_without_reports_nothing_is_claimed() -> None:
-    for name, block in benchmarks_page.BLOCKS.items():
-        text = block({})
-        if name == "goals":
-            assert text.count("not measured yet") == len(GOALS)
-        else:
-            assert text == (benchmarks_page.NO_GPU if name == "gpu" else pages.MISSING), name
-
-
 # --- tables --------------------------------------------------------------------------------------
 
 
 def test_steps(reports: dict[str, dict[str, Any]]) -> None:
-    two = row(benchmarks_page.steps_2d(reports), "takes 60")
+    two = row(block("steps-2d", reports), "takes 60")
     one_thread = ["600 (150)", "60.0 (30.0\N{EN DASH}120)"]
     assert two == [*one_thread, *one_thread, "3.25", "7.50"]
     # torchsde has no row of two threads.
-    assert row(benchmarks_page.steps_2d(reports), "takes 45")[2:4] == ["\N{EN DASH}"] * 2
-    assert row(benchmarks_page.steps_tables(reports), "takes 11.5") == [
-        "11.5 (5.75\N{EN DASH}23.0)", "115 (28.8)", "7.50",
+    assert row(block("steps-2d", reports), "takes 45")[2:4] == ["\N{EN DASH}"] * 2
+    assert row(block("steps-tables", reports), "takes 11.5") == [
+        "11.5 (5.75\N{EN DASH}23.0)", "115 (28.8)",
     ]  # fmt: skip
-    for one in reports["steps_table-6_1"]["variants"].values():
-        one["mebibytes"] = None
-    assert len(row(benchmarks_page.steps_tables(reports), "takes 11.5")) == 2
-    small = benchmarks_page.steps_small(reports)
+    small = block("steps-small", reports)
     assert "1234 trajectories, DDPM of 2,345: over DDPM" in small
-    assert row(benchmarks_page.steps_image(reports), "takes 8")[0].startswith("8.00")
-    assert row(benchmarks_page.sizes(reports), "image")[0] == "1 x 14 x 14"
-    assert row(benchmarks_page.sizes(reports), "2d") == [
+    assert row(block("steps-image", reports), "takes 8")[0].startswith("8.00")
+    assert row(block("sizes", reports), "image")[0] == "1 x 14 x 14"
+    assert row(block("sizes", reports), "2d") == [
         "2", "1,234", "17", "perceptron", "96", "5",
     ]  # fmt: skip
-    assert "5 rounds or more" in benchmarks_page.rounds(reports)
+    assert "at 94% of the rate" in block("product-share", reports)
+    assert "5 rounds or more" in block("rounds", reports)
 
 
 def test_gradients_and_what_was_left_out(reports: dict[str, dict[str, Any]]) -> None:
-    found = row(benchmarks_page.gradients(reports), "2d")
+    found = row(block("gradients", reports), "2d")
     assert found == ["1.5e-06", "\N{EN DASH}", "2.5e-01", "8.8e-01"]
-    lines = benchmarks_page.left_out(reports).splitlines()
+    lines = block("left-out", reports).splitlines()
     assert len(lines) == 1
     assert lines[0].endswith("it is not there.")
     assert "steps_2d_2" in lines[0]
 
 
 def test_growth_memory_and_bounds(reports: dict[str, dict[str, Any]]) -> None:
-    assert row(benchmarks_page.scaling(reports), "steps N, fused") == [
+    assert row(block("scaling", reports), "steps N, fused") == [
         "5 to 1,000", "0.75", "1.25", "0.00", "\N{MINUS SIGN}0.50", "125 to 125", "3.50 to 3.50",
     ]  # fmt: skip
-    assert row(benchmarks_page.memory(reports), "2d, B = 20,000") == [
+    assert row(block("memory", reports), "2d, B = 20,000") == [
         "1.00", "200", "0.50%", "\N{EN DASH}", "10.0", "23.5", "10.0%",
     ]  # fmt: skip
-    text = benchmarks_page.equal_compute(reports)
+    text = block("equal-compute", reports)
     assert row(text, "DiffFlow, few, rate 0.003") == [
         "**3.250 ± 0.015**", "**2.125 ± 0.025**", "2,222",
     ]  # fmt: skip
@@ -186,7 +151,7 @@ def test_growth_memory_and_bounds(reports: dict[str, dict[str, Any]]) -> None:
 
 
 def test_ops(reports: dict[str, dict[str, Any]]) -> None:
-    assert row(benchmarks_page.ops(reports), "`em_step`, 2,000 x 2") == [
+    assert row(block("ops", reports), "`em_step`, 2,000 x 2") == [
         "4.00", "10.0", "\N{EN DASH}", "2.50", "\N{EN DASH}",
     ]  # fmt: skip
 
@@ -195,65 +160,74 @@ def test_reports_of_a_gpu_are_shown_and_those_of_a_dry_run_are_not() -> None:
     kernel = {"kernel": "em_step", "state": "float32", "net": "float32", "rows": [64, 256],
               "milliseconds": 0.5, "bytes_per_second": 2e12, "share_of_copy": 0.9,
               "eager_over_kernel": 4.5}  # fmt: skip
-    step = {"batch": 512, "num_steps": 30, "ddpm_ms": 1.5, "diffflow_over_ddpm": 40.0,
-            "diffflow_batched_scores_over_ddpm": 20.0}  # fmt: skip
+    steps = {"points": {"batch": 512, "num_steps": 30, "ddpm": {"milliseconds": 1.5},
+                        "release": {"why": "no"}}}  # fmt: skip
     report = {"name": "gpu-check-x", "device": "cuda", "gpu": {"name": "X"}, "commit": "abcdefghi",
               "checks": [{"status": "passed"}],
-              "speed": {"kernels": [kernel], "step_in_two_dimensions": step}}  # fmt: skip
-    assert benchmarks_page.gpu({"gpu-check-x": {**report, "device": "cpu"}}) == (
-        benchmarks_page.NO_GPU
-    )
-    text = benchmarks_page.gpu({"gpu-check-x": report})
+              "speed": {"kernels": [kernel], "steps": steps}}  # fmt: skip
+    assert block("gpu", {"gpu-check-x": {**report, "device": "cpu"}}) == (speed.NO_GPU)
+    text = block("gpu", {"gpu-check-x": report})
     assert "1 checks passed, 0 failed" in text
-    assert "DiffFlow 40.0 times that" in text
+    assert row(text, "ddpm") == ["1.50"]
+    assert row(text, "release") == ["\N{EN DASH}"]
     assert row(text, "em_step, float32/float32") == ["64 x 256", "0.50", "2,000", "90%", "4.50"]
 
 
-# --- page ----------------------------------------------------------------------------------------
+# --- pages ---------------------------------------------------------------------------------------
 
 
-def test_page_and_pictures_are_made_from_the_reports_alone(
+def test_without_reports_nothing_is_claimed() -> None:
+    for blocks in write.PAGES.values():
+        for name, make in blocks.items():
+            assert make({}) == (speed.NO_GPU if name == "gpu" else tables.MISSING), name
+
+
+def test_pages_and_pictures_are_made_from_the_reports_alone(
     reports: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     for name, report in reports.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
-    page = tmp_path / "benchmarks.md"
-    page.write_text(benchmarks_page.PAGE.read_text())
-    words = ["--results", str(tmp_path), "--page", str(page), "--pictures", str(tmp_path)]
-    benchmarks_page.main(words)
-    text = page.read_text()
+    for name in write.PAGES:
+        shutil.copy(ROOT / "docs" / f"{name}.md", tmp_path)
+    write.main(["--results", str(tmp_path), "--docs", str(tmp_path)])
+    text = (tmp_path / "benchmarks.md").read_text()
     linked = re.findall(r"\(pictures/([\w.]+)\)", text)
-    assert sorted(linked) == sorted(path.name for path in tmp_path.glob("*.png"))
+    assert sorted(linked) == sorted(path.name for path in tmp_path.glob("pictures/*.png"))
     assert len(linked) == 3
-    assert "6.00x" in text
-    assert benchmarks_page.filled(text, pages.read_results(tmp_path)) == text
+    assert "60.0 (30.0" in text
+    assert write.filled(text, speed.BLOCKS, write.read_results(tmp_path)) == text
+    assert (tmp_path / "results.md").read_text().count(tables.MISSING) == 10
 
 
 def test_pictures_are_those_that_have_reports(
     reports: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     only = {"steps_image_1": reports["steps_image_1"]}
-    assert [p.name for p in benchmarks_pictures.draw_pictures(only, tmp_path, tmp_path)] == [
-        benchmarks_pictures.STEPS
-    ]
-    assert benchmarks_pictures.draw_pictures({}, tmp_path, tmp_path) == []
+    drawn = pictures.draw_pictures(only, tmp_path, tmp_path)
+    assert [path.name for path in drawn] == ["benchmarks_steps.png"]
+    assert pictures.draw_pictures({}, tmp_path, tmp_path) == []
 
 
-def test_committed_page_fits_the_committed_reports() -> None:
-    text = benchmarks_page.PAGE.read_text()
-    assert set(re.findall(r"<!-- begin ([\w-]+)", text)) == set(benchmarks_page.BLOCKS)
-    assert benchmarks_page.filled(text, pages.read_results(runs.RESULTS)) == text
+@pytest.mark.parametrize("page", write.PAGES)
+def test_committed_page_fits_the_committed_reports(page: str) -> None:
+    text, blocks = (ROOT / "docs" / f"{page}.md").read_text(), write.PAGES[page]
+    assert set(re.findall(r"<!-- begin ([\w-]+)", text)) == set(blocks)
+    assert write.filled(text, blocks, write.read_results(RESULTS)) == text
 
 
-def test_every_committed_report_stands_on_a_page() -> None:
-    docs = {p.stem: p.read_text() for p in (ROOT / "docs").glob("*.md")}
-    for name, report in pages.read_results(runs.RESULTS).items():
-        page = pages.stands_on(report)
-        if page is not None:
-            assert f"results/{name}.json" in docs[page], name
+def test_every_committed_report_stands_on_one_page() -> None:
+    docs = [(ROOT / "docs" / f"{page}.md").read_text() for page in write.PAGES]
+    for name, report in write.read_results(RESULTS).items():
+        if "benchmark" in report:
+            assert sum(f"results/{name}.json" in text for text in docs) == 1, name
 
 
 def test_prose_of_the_page_has_no_measured_number() -> None:
     """Numbers with units or decimals stand in tables only, which are made anew."""
-    prose = pages.BLOCK.sub("", benchmarks_page.PAGE.read_text())
+    prose = write.BLOCK.sub("", (ROOT / "docs" / "benchmarks.md").read_text())
     assert not re.findall(r"\d+\.\d+|\d+(?:\.\d+)? ?(?:ms|s|MiB|%|x|times)\b", prose)
+
+
+def test_least_value_of_a_column_is_bold() -> None:
+    rows = [("a", [2.0, None], ["2", "x"]), ("b", [1.0, 3.0], ["1", "3"])]
+    assert tables.best_marked(rows) == [["a", "2", "x"], ["b", "**1**", "**3**"]]

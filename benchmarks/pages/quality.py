@@ -1,36 +1,28 @@
-"""Writes the tables and pictures of docs/results.md anew from benchmarks/results alone.
-
-    python benchmarks/pages/quality_page.py
-
-Tables stand in docs/results.md between lines `<!-- begin NAME ... -->` and `<!-- end NAME -->`;
-everything else there is prose and stays.
-"""
+"""The tables of docs/results.md."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from . import tables as pages
-from .quality_pictures import draw_pictures
 from .tables import (
-    DOCS,
     MINUS,
-    MISSING,
     NONE,
-    Blocks,
-    Cell,
+    Block,
     Numbers,
-    Results,
+    Report,
     at,
     best_marked,
+    conditions,
     number,
+    of,
+    of_all,
     table,
+    titles,
     with_error,
 )
 
-PAGE = DOCS / "results.md"
+BENCHMARKS = ("compare_2d", "compare_tables", "compare_images", "dinof_sweep")
 SETS_2D = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
 TABLES = ("magic", "hipparcos")
 SWEEPS = ("2-spirals", "magic")
@@ -41,6 +33,8 @@ ESTIMATORS = {
     "exact": "exact",
 }
 NATS = f"{MINUS}log p, nats"
+
+Reports = Sequence[Report]
 
 
 # --- cells ---------------------------------------------------------------------------------------
@@ -59,39 +53,31 @@ def spelt(name: str) -> str:
     return names.get(name, name.replace("-", " "))
 
 
+def likelihood(reports: Reports, *, name_exact: bool) -> list[Any]:
+    """Rows of each model and each of its estimators, the best of a column bold."""
+    return best_marked([
+        row_of(f"{title}, {way}" if name_exact or way != "exact" else title,
+               [at(r["models"], model, "likelihood", name) for r in reports], "nats", "error")
+        for model, title in titles(reports, "models").items()
+        for name, way in ESTIMATORS.items()
+        if any(at(r["models"], model, "likelihood", name) for r in reports)
+    ])  # fmt: skip
+
+
 # --- 2-D sets ------------------------------------------------------------------------------------
 
 
-def _models(reports: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Names and titles of the models that some report has, in order."""
-    return {name: one["title"] for report in reports for name, one in report["models"].items()}
-
-
-def _found(results: Results, benchmark: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    return [results[f"{benchmark}_{n}"] for n in names if f"{benchmark}_{n}" in results]
-
-
-def likelihood_2d(results: Results) -> str:
-    reports = _found(results, "compare_2d", SETS_2D)
-    if not reports:
-        return MISSING
-    rows = [
-        row_of(f"{title}, {way}", [at(r["models"], model, "likelihood", name) for r in reports],
-               "nats", "error")
-        for model, title in _models(reports).items()
-        for name, way in ESTIMATORS.items()
-        if any(at(r["models"], model, "likelihood", name) for r in reports)
-    ]  # fmt: skip
+def likelihood_2d(reports: Reports) -> str:
     last = ["entropy, the least there is", *(with_error(r["entropy"]) for r in reports)]
-    head = [NATS, *(spelt(r["data"]) for r in reports)]
-    return table(head, [*best_marked(rows), last])
+    return table([NATS, *_sets(reports)], [*likelihood(reports, name_exact=True), last])
 
 
-def quality_2d(results: Results) -> str:
-    reports = _found(results, "compare_2d", SETS_2D)
-    if not reports:
-        return MISSING
-    models = _models(reports)
+def _sets(reports: Reports) -> list[str]:
+    return [spelt(report["data"]) for report in reports]
+
+
+def quality_2d(reports: Reports) -> str:
+    models = titles(reports, "models")
     distance = [
         row_of(title, [_headline(at(r["models"], model)) for r in reports], "mean", "error", 1)
         for model, title in models.items()
@@ -100,7 +86,7 @@ def quality_2d(results: Results) -> str:
         row_of(title, [at(r["models"], model, "c2st") for r in reports], "accuracy", "error", 3)
         for model, title in models.items()
     ]
-    names = [spelt(r["data"]) for r in reports]
+    names = _sets(reports)
     return (
         table(["energy distance / real data", *names], best_marked(distance))
         + "\n"
@@ -112,32 +98,26 @@ def _headline(model: Numbers) -> Numbers:
     return None if model is None else model["sampling"][-1]
 
 
-def cost_2d(results: Results) -> str:
-    reports = _found(results, "compare_2d", SETS_2D)
-    if not reports:
-        return MISSING
+def cost_2d(reports: Reports) -> str:
     rows = [
         [title, *(_cost(at(r["models"], model)) for r in reports)]
-        for model, title in _models(reports).items()
+        for model, title in titles(reports, "models").items()
     ]
-    return table(["updates, CPU seconds of training", *(spelt(r["data"]) for r in reports)], rows)
+    return table(["updates, CPU seconds of training", *_sets(reports)], rows)
 
 
-def _cost(model: Numbers) -> Cell:
+def _cost(model: Numbers) -> str:
     if model is None:
         return NONE
     mark = " (cut off)" if model["cut_off"] else ""
     return f"{model['steps']:,}, {model['train_cpu_seconds']:,.0f} s{mark}"
 
 
-def steps_2d(results: Results) -> str:
+def steps_2d(reports: Reports) -> str:
     """Quality against network evaluations: what each way to sample reaches on each set."""
-    reports = _found(results, "compare_2d", SETS_2D)
-    if not reports:
-        return MISSING
     ways = {
         (model, _way(one)): title
-        for model, title in _models(reports).items()
+        for model, title in titles(reports, "models").items()
         for report in reports
         for one in at(report["models"], model, "sampling") or []
     }
@@ -149,7 +129,7 @@ def steps_2d(results: Results) -> str:
         seconds = [one["cpu_seconds_per_10000"] for one in found if one]
         rows.append([name, number(work), number(sum(seconds) / len(seconds)), *cells])
     head = ["energy distance / real data", "evaluations", "s per 10,000"]
-    return table([*head, *(spelt(r["data"]) for r in reports)], rows)
+    return table([*head, *_sets(reports)], rows)
 
 
 def _way(one: Mapping[str, Any]) -> str:
@@ -169,26 +149,15 @@ def _by_way(ways: Sequence[Mapping[str, Any]] | None, way: str) -> Numbers:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def likelihood_tables(results: Results) -> str:
-    reports = _found(results, "compare_tables", TABLES)
-    if not reports:
-        return MISSING
-    rows = [
-        row_of(title if way == "exact" else f"{title}, {way}",
-               [at(r["models"], model, "likelihood", name) for r in reports], "nats", "error")
-        for model, title in _models(reports).items()
-        for name, way in ESTIMATORS.items()
-        if any(at(r["models"], model, "likelihood", name) for r in reports)
-    ]  # fmt: skip
-    return table([NATS, *(spelt(r["data"]) for r in reports)], best_marked(rows))
+def likelihood_tables(reports: Reports) -> str:
+    return table([NATS, *_sets(reports)], likelihood(reports, name_exact=False))
 
 
-def quality_tables(results: Results) -> str:
-    reports = _found(results, "compare_tables", TABLES)
-    return "\n".join(map(_quality_table, reports)) or MISSING
+def quality_tables(reports: Reports) -> str:
+    return "\n".join(map(_quality_table, reports))
 
 
-def _quality_table(report: dict[str, Any]) -> str:
+def _quality_table(report: Report) -> str:
     rows = []
     for one in report["models"].values():
         distance, sliced, apart = one["energy_distance"], one["sliced_wasserstein"], one["c2st"]
@@ -215,10 +184,7 @@ def _quality_table(report: dict[str, Any]) -> str:
 # --- images --------------------------------------------------------------------------------------
 
 
-def likelihood_images(results: Results) -> str:
-    report = results.get("compare_images_mnist16")
-    if report is None:
-        return MISSING
+def likelihood_images(report: Report) -> str:
     rows = [
         [f"{one['title']}, {found['title']}", with_error(found["bits"], found["bits_error"], 3),
          f"{found['n']:,}"]
@@ -237,10 +203,7 @@ def likelihood_images(results: Results) -> str:
     )
 
 
-def steps_images(results: Results) -> str:
-    report = results.get("compare_images_mnist16")
-    if report is None:
-        return MISSING
+def steps_images(report: Report) -> str:
     rows = []
     for name, one in report["models"].items():
         for found in one["sampling"]:
@@ -266,12 +229,11 @@ def steps_images(results: Results) -> str:
 # --- sweep ---------------------------------------------------------------------------------------
 
 
-def sweep(results: Results) -> str:
-    reports = _found(results, "dinof_sweep", SWEEPS)
-    return "\n".join(map(_sweep_table, reports)) or MISSING
+def sweep(reports: Reports) -> str:
+    return "\n".join(map(_sweep_table, reports))
 
 
-def _sweep_table(report: dict[str, Any]) -> str:
+def _sweep_table(report: Report) -> str:
     rows = []
     for part, one in report["parts"].items():
         title = {"flow": "flow alone", "diffusion": "diffusion alone"}.get(part, f"T = {part}")
@@ -293,31 +255,17 @@ def _sweep_table(report: dict[str, Any]) -> str:
     return table(head, marked)
 
 
-# --- page ----------------------------------------------------------------------------------------
-
-
-BLOCKS: Blocks = {
-    "likelihood-2d": likelihood_2d,
-    "quality-2d": quality_2d,
-    "cost-2d": cost_2d,
-    "steps-2d": steps_2d,
-    "likelihood-tables": likelihood_tables,
-    "quality-tables": quality_tables,
-    "likelihood-images": likelihood_images,
-    "steps-images": steps_images,
-    "sweep": sweep,
-    "conditions": partial(pages.conditions, page="results"),
+_IN_2D = [f"compare_2d_{name}" for name in SETS_2D]
+_OF_TABLES = [f"compare_tables_{name}" for name in TABLES]
+BLOCKS: dict[str, Block] = {
+    "likelihood-2d": of_all(_IN_2D, likelihood_2d),
+    "quality-2d": of_all(_IN_2D, quality_2d),
+    "cost-2d": of_all(_IN_2D, cost_2d),
+    "steps-2d": of_all(_IN_2D, steps_2d),
+    "likelihood-tables": of_all(_OF_TABLES, likelihood_tables),
+    "quality-tables": of_all(_OF_TABLES, quality_tables),
+    "likelihood-images": of("compare_images_mnist16", likelihood_images),
+    "steps-images": of("compare_images_mnist16", steps_images),
+    "sweep": of_all([f"dinof_sweep_{name}" for name in SWEEPS], sweep),
+    "conditions": conditions(BENCHMARKS),
 }
-
-
-def filled(page: str, results: Results) -> str:
-    """Returns the page with its tables made anew."""
-    return pages.filled(page, results, BLOCKS)
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    pages.write_page(words, __doc__, PAGE, BLOCKS, draw_pictures)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,274 @@
+"""The tables of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .tables import (
+    MINUS,
+    MISSING,
+    NONE,
+    Block,
+    Numbers,
+    Report,
+    Results,
+    at,
+    best_marked,
+    conditions,
+    count,
+    milliseconds,
+    number,
+    of,
+    of_all,
+    ratio,
+    table,
+    titles,
+    with_error,
+)
+
+BENCHMARKS = ("steps", "scaling", "equal_compute", "memory", "ops")
+TABLES = ("table-6", "table-21", "table-63")
+PROBLEMS = ("2d", *TABLES, "small", "image")
+AXES = {"num_steps": "steps N", "batch": "batch B", "width": "width"}
+WAYS = {"fused": "fused", "eager": "eager torch", "compiled": "torch.compile"}
+NO_GPU = "*Nothing has been measured on a GPU yet.*\n"
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+def steps_2d(results: Results) -> str:
+    reports = [results.get(f"steps_2d_{threads}") for threads in (1, 2)]
+    if not any(reports):
+        return MISSING
+    rows = [
+        [
+            title,
+            *(cell(at(r, "variants", n)) for r in reports for cell in (milliseconds, ratio)),
+            number(at(reports[0], "variants", n, "first_call_seconds")),
+            number(at(reports[0], "variants", n, "mebibytes")),
+        ]
+        for n, title in titles([r for r in reports if r], "variants").items()
+    ]
+    head = ["", "1 thread, ms (least)", "over DDPM (quartiles)", "2 threads, ms (least)",
+            "over DDPM (quartiles)", "first call, s", "memory, MiB"]  # fmt: skip
+    return table(head, rows)
+
+
+def steps_side_by_side(reports: list[Report], what: Callable[[Report], str]) -> str:
+    """Times of variants, a pair of columns for each problem."""
+    head = [""]
+    for report in reports:
+        head += [f"{what(report)}: over DDPM (quartiles)", "ms (least)"]
+    rows = [
+        [title, *(cell(at(r, "variants", n)) for r in reports for cell in (ratio, milliseconds))]
+        for n, title in titles(reports, "variants").items()
+    ]
+    return table(head, rows)
+
+
+def steps_tables(reports: list[Report]) -> str:
+    return steps_side_by_side(reports, lambda r: f"d = {r['problem']['dim']}")
+
+
+def steps_small(report: Report) -> str:
+    title = f"{report['problem']['batch']} trajectories, DDPM of {report['batch_of_ddpm']:,}"
+    return steps_side_by_side([report], lambda r: title)
+
+
+def steps_image(report: Report) -> str:
+    title = f"{_sample(report['problem'])}, B = {report['problem']['batch']}"
+    return steps_side_by_side([report], lambda r: title)
+
+
+def _sample(problem: Mapping[str, Any]) -> str:
+    """The shape of a sample."""
+    side = problem["side"]
+    return str(problem["dim"]) if side is None else f"1 x {side} x {side}"
+
+
+def _steps(results: Results) -> dict[str, Report]:
+    """The reports of one thread by problem."""
+    return {p: results[f"steps_{p}_1"] for p in PROBLEMS if f"steps_{p}_1" in results}
+
+
+def sizes(results: Results) -> str:
+    """What the problems are."""
+    rows = [
+        [name, _sample(p), f"{p['batch']:,}", str(p["num_steps"]),
+         "perceptron" if p["side"] is None else "U-Net", str(p["width"]), str(p["depth"])]
+        for name, report in _steps(results).items() for p in [report["problem"]]
+    ]  # fmt: skip
+    head = ["problem", "sample", "batch B", "steps N", "network", "width", "depth"]
+    return table(head, rows) if rows else MISSING
+
+
+def rounds(results: Results) -> str:
+    """How often steps were timed."""
+    found = {r["rounds"] for r in results.values() if r.get("benchmark") == "steps"}
+    return f"Steps were timed in {count(min(found), 'round')} or more.\n" if found else MISSING
+
+
+def product_share(report: Report) -> str:
+    """The rate of arithmetic of the fused engine's step."""
+    share = at(report, "product_share", "median")
+    if share is None:
+        return MISSING
+    return (
+        "Over the whole 2-D step on one thread, the fused engine multiplies and adds at "
+        f"{share:.0%} of the rate of `torch.mm` on large float32 matrices.\n"
+    )
+
+
+def gradients(results: Results) -> str:
+    """How far gradients are from float64 autograd of the same loss on the same noise."""
+    rows = []
+    for name, report in _steps(results).items():
+        errors = [
+            *(report["gradient_errors"][part] for part in ("float32", "bfloat16", "other_noise")),
+            report["torchsde_adjoint_gradient_error"],
+        ]
+        rows.append([name, *(NONE if e is None else f"{e:.1e}" for e in errors)])
+    head = ["relative error", "float32", "bfloat16", "another draw of the noise, for comparison",
+            "torchsde's adjoint, drift"]  # fmt: skip
+    return table(head, rows) if rows else MISSING
+
+
+def left_out(results: Results) -> str:
+    """What was not measured, and why."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, report in results.items():
+        if report.get("benchmark") == "steps":
+            for variant, why in report["left_out"].items():
+                reasons.setdefault((variant, why), []).append(name)
+    lines = [f"- `{v}` ({', '.join(names)}): {why}.\n" for (v, why), names in reasons.items()]
+    return "".join(lines) or MISSING
+
+
+# --- growth, memory, bounds ----------------------------------------------------------------------
+
+
+def scaling(report: Report) -> str:
+    rows = []
+    for axis, found in report["axes"].items():
+        for engine, points in found["points"].items():
+            grown = found["exponents"][engine]
+            ends = points[0], points[-1]
+            rows.append([
+                f"{AXES[axis]}, {report['titles'][engine]}",
+                " to ".join(f"{point['value']:,}" for point in ends),
+                *(with_error(grown[what][part]) for what in ("time", "memory")
+                  for part in ("all", "last")),
+                " to ".join(number(1e3 * point["seconds"]["median"]) for point in ends),
+                " to ".join(number(point["mebibytes"]) for point in ends),
+            ])  # fmt: skip
+    head = ["grows with", "from, to", "time, exponent", "last three", "memory, exponent",
+            "last three", "ms", "MiB"]  # fmt: skip
+    return table(head, rows)
+
+
+def memory(report: Report) -> str:
+    rows = []
+    for name, one in report["cases"].items():
+        states, peaks = one["state_bytes"] / 2**20, one["mebibytes"]
+        rows.append([
+            name, number(states), number(one["saved_bytes"] / 2**20),
+            f"{one['saved_state_bytes'] / one['saved_bytes']:.2%}",
+            *(number(peaks.get(part)) for part in report["titles"]),
+            NONE if "adjoint" not in peaks else f"{states / peaks['adjoint']:.1%}",
+        ])  # fmt: skip
+    head = ["MiB", "all states", "saved by the graph", "states in it",
+            *(f"peak: {title}" for title in report["titles"].values()),
+            "states in the adjoint's peak"]  # fmt: skip
+    claim = f"The paper's share of the states: about {report['share_in_paper']:.0%}.\n"
+    return table(head, rows) + "\n" + claim
+
+
+def equal_compute(report: Report) -> str:
+    runs = list(report["runs"].values())
+    rows = [
+        (
+            f"{run['title']}, rate {run['rate']:g}",
+            [point["nats"] for point in run["points"]],
+            [with_error(p["nats"], p["error"], 3) for p in run["points"]],
+        )
+        for run in runs
+    ]
+    steps = [f"{run['points'][-1]['updates']:,}" for run in runs]
+    marked = [[*cells, n] for cells, n in zip(best_marked(rows), steps, strict=True)]
+    times = [f"{number(point['seconds'])} s" for point in runs[0]["points"]]
+    head = [f"bound on {MINUS}log p, nats", *times, "updates"]
+    text = f"The entropy of {report['data']}, which no model can go below, is "
+    return table(head, marked) + f"\n{text}{report['entropy']:.3f} nats.\n"
+
+
+# --- ops and GPU ---------------------------------------------------------------------------------
+
+
+def ops(report: Report) -> str:
+    rows = [
+        [
+            f"`{one['op']}`, {' x '.join(f'{n:,}' for n in one['shape'])}",
+            *(_microseconds(one["seconds"].get(way)) for way in WAYS),
+            *(number(one["over_fused"].get(way)) for way in WAYS if way != "fused"),
+        ]
+        for one in report["ops"]
+    ]
+    return table(["microseconds", *WAYS.values(), "eager / fused", "compiled / fused"], rows)
+
+
+def _microseconds(one: Numbers) -> str:
+    return NONE if one is None else number(1e6 * one["median"])
+
+
+def gpu(results: Results) -> str:
+    """What benchmarks.gpu.check has written on machines with a GPU."""
+    reports = [r for name, r in results.items() if name.startswith("gpu-check-")]
+    parts = [gpu_report(r) for r in reports if r["device"] != "cpu" and r["speed"]]
+    return "\n".join(parts) or NO_GPU
+
+
+def gpu_report(report: Report) -> str:
+    """Kernels against a copy of memory, and training steps."""
+    speed, name = report["speed"], report["name"]
+    states = [check["status"] for check in report["checks"]]
+    text = (
+        f"{report['gpu'].get('name', 'CPU')}, commit {(report['commit'] or 'unknown')[:7]}: "
+        f"{states.count('passed')} checks passed, {states.count('failed')} failed; "
+        f"[{name}.json](../benchmarks/results/{name}.json).\n\n"
+    )
+    rows = [
+        [f"{k['kernel']}, {k['state']}/{k['net']}", " x ".join(f"{n:,}" for n in k["rows"]),
+         number(k["milliseconds"]), number(k["bytes_per_second"] / 1e9),
+         f"{k['share_of_copy']:.0%}", number(k.get("eager_over_kernel"))]
+        for k in speed["kernels"]
+    ]  # fmt: skip
+    head = ["kernel, state/network", "rows", "ms", "GB/s", "of a copy's speed", "eager / kernel"]
+    return text + table(head, rows) + "\n" + _gpu_steps(speed["steps"])
+
+
+def _gpu_steps(problems: Mapping[str, Any]) -> str:
+    names = {n: None for one in problems.values() for n in one if isinstance(one[n], dict)}
+    rows = [[n, *(number(at(one, n, "milliseconds")) for one in problems.values())] for n in names]
+    titles = [f"{n}, B = {p['batch']:,}, N = {p['num_steps']}" for n, p in problems.items()]
+    return table(["training step, ms", *titles], rows)
+
+
+BLOCKS: dict[str, Block] = {
+    "rounds": rounds,
+    "sizes": sizes,
+    "steps-2d": steps_2d,
+    "product-share": of("steps_2d_1", product_share),
+    "steps-tables": of_all([f"steps_{problem}_1" for problem in TABLES], steps_tables),
+    "steps-small": of("steps_small_1", steps_small),
+    "steps-image": of("steps_image_1", steps_image),
+    "gradients": gradients,
+    "left-out": left_out,
+    "scaling": of("scaling_1", scaling),
+    "memory": of("memory_1", memory),
+    "equal-compute": of("equal_compute_1", equal_compute),
+    "ops": of("ops_1", ops),
+    "gpu": gpu,
+    "conditions": conditions(BENCHMARKS),
+}

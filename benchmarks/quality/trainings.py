@@ -1,0 +1,173 @@
+"""Trainings whose time is measured, each done once.
+
+Times are seconds of the processor, never of the clock: other work may share the machine. A part
+that is finished is found in its folder and not done again, so that a long job can be cut off and
+go on; what `Interrupted` left goes on too, and a training that was killed begins anew, because
+nobody knows what it took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffflow_ext.training import Interrupted, LoadedRun, TrainConfig, load_run, train
+
+from ..common.machine import cpu_seconds
+from ..common.reports import write_json
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained.
+
+    Arguments:
+        model: The name of a model.
+        fields: Fields of its configuration by their own names; the others keep their defaults.
+    """
+
+    model: str
+    fields: Mapping[str, Any]
+
+    def of_steps(self, steps: int) -> Training:
+        return replace(self, fields={**self.fields, "steps": steps})
+
+    def config(self) -> TrainConfig:
+        """The configuration, on one thread, of which the last state is saved."""
+        quiet = {"threads": 1, "save_every": 10**6, "keep_checkpoints": 1}
+        return TrainConfig(model=self.model, **quiet | dict(self.fields))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Arguments:
+        run: Its run directory.
+        training: What was asked for.
+        steps: The steps that were taken; fewer than asked for where the time was up.
+        cpu_seconds: What they took, with the loading of the data.
+    """
+
+    run: Path
+    training: Training
+    steps: int
+    cpu_seconds: float
+
+    def load(self) -> LoadedRun:
+        """The model, ready to be measured."""
+        return load_run(self.run)
+
+    def head(self) -> dict[str, Any]:
+        """What a report says of the training."""
+        asked = self.training.fields["steps"]
+        return {
+            "parameters": sum(p.numel() for p in self.load().model.parameters()),
+            "steps": self.steps,
+            "steps_asked_for": asked,
+            "cut_off": self.steps < asked,
+            "train_cpu_seconds": self.cpu_seconds,
+            "config": tomllib.loads((self.run / "config.toml").read_text()),
+        }
+
+
+def trained(training: Training, folder: Path, cap_minutes: float | None = None) -> Trained:
+    """Trains a model in folder/run, unless that is done, and stops it at a limit of its time."""
+    run, notes = folder / "run", folder / "training.json"
+    sessions = json.loads(notes.read_text()) if notes.exists() else []
+    if not (sessions and sessions[-1]["done"]):
+        known = bool(sessions) and sessions[-1]["step"] == _saved_step(run)
+        sessions = sessions if known else []
+        spent = sum(one["cpu_seconds"] for one in sessions)
+        left = None if cap_minutes is None else max(60 * cap_minutes - spent, 1e-3)
+        sessions.append(_session(training, run, left, resume=known))
+        write_json(notes, sessions)
+        if not sessions[-1]["done"]:
+            raise KeyboardInterrupt(f"{run}: interrupted; the same command goes on")
+    total = sum(one["cpu_seconds"] for one in sessions)
+    return Trained(run, training, sessions[-1]["step"], total)
+
+
+def _session(training: Training, run: Path, left: float | None, *, resume: bool) -> dict[str, Any]:
+    start, time_is_up = cpu_seconds(), []
+    with _alarm(left, time_is_up):
+        try:
+            done = train(
+                training.config(), run, resume=resume, overwrite=not resume, progress=False
+            )
+            step, ended = done.step, True
+        except Interrupted:
+            step, ended = load_run(run).step, bool(time_is_up)
+    return {"step": step, "done": ended, "cpu_seconds": cpu_seconds() - start}
+
+
+@contextmanager
+def _alarm(seconds: float | None, rung: list[bool]) -> Iterator[None]:
+    """Asks the training to save and stop when the processor has worked for so long."""
+
+    outside = signal.getsignal(signal.SIGINT)
+
+    def ring(number: int, frame: object) -> None:
+        if signal.getsignal(signal.SIGINT) is outside:  # Before or after the steps: wait.
+            signal.setitimer(signal.ITIMER_PROF, 0.1)
+            return
+        rung.append(True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGPROF, ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds or 0.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _saved_step(run: Path) -> int | None:
+    try:
+        return load_run(run).step
+    except ValueError:
+        return None
+
+
+def steps_in(
+    training: Training, minutes: float, folder: Path, pilot: int, growth: float = 1.0
+) -> int:
+    """How many steps of a training fit into some minutes, from a pilot; measured once.
+
+    `growth` is how much more a step costs on average than one of the pilot.
+    """
+
+    def measure() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as scratch:
+            costs = [_cost(training.of_steps(n), Path(scratch)) for n in (1, pilot + 1)]
+        return {"seconds_per_step": max(costs[1] - costs[0], 1e-6) / pilot}
+
+    rate = once(folder / "pilot.json", measure)["seconds_per_step"]
+    return max(1, round(60 * minutes / (rate * growth)))
+
+
+def _cost(training: Training, scratch: Path) -> float:
+    start = cpu_seconds()
+    train(training.config(), scratch / str(training.fields["steps"]), progress=False)
+    return cpu_seconds() - start
+
+
+def once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Returns what a file holds; if there is none, measures and writes it."""
+    if not path.exists():
+        write_json(path, measure())
+    return json.loads(path.read_text())
