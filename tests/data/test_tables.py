@@ -195,6 +195,7 @@ BAD_TEXT = {
     "constant": ("a,b,c\n" + _csv(np.c_[ROWS[:, :1], ROWS[:, :2] * 0 + 7]), r"\('b', 'c'\)"),
     "quote": (_csv(ROWS) + '1,"2,3\n4,5,6', "line 1[34]"),
     "zero byte": (_csv(ROWS) + "\0", "UTF-8 text.*at place"),
+    "bare return": (_csv(ROWS) + "1,2,3\r4,5,x\n", "UTF-8 text.*one kind of line ends"),
 }
 
 
