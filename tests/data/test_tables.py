@@ -265,6 +265,10 @@ def test_an_archive_that_unpacks_to_too_much(
     np.save(tmp_path / "a.npy", np.zeros((1000, 100)))
     with pytest.raises(ValueError, match="at most 100,000 bytes"):
         read_table(tmp_path / "a.npy")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", _npy(ROWS))
+    with pytest.raises(ValueError, match="packed in a rare way"):
+        read_table(tmp_path / "a.npz")
 
 
 def test_pickles_are_never_run(tmp_path: Path) -> None:
