@@ -195,6 +195,7 @@ BAD_TEXT = {
     "constant": ("a,b,c\n" + _csv(np.c_[ROWS[:, :1], ROWS[:, :2] * 0 + 7]), r"\('b', 'c'\)"),
     "quote": (_csv(ROWS) + '1,"2,3\n4,5,6', "line 1[34]"),
     "zero byte": (_csv(ROWS) + "\0", "UTF-8 text.*at place"),
+    "huge cell": ("1," + "1" * 200_000 + "\n", "line 1 of .* cannot be split"),
     "bare return": (_csv(ROWS) + "1,2,3\r4,5,x\n", "UTF-8 text.*one kind of line ends"),
 }
 
@@ -253,6 +254,16 @@ def test_a_header_that_claims_the_moon_takes_no_memory(tmp_path: Path) -> None:
     for name in ("a.npy", "a.npz"):
         with pytest.raises(ValueError, match=r"expected a NumPy array of numbers, .*; it is cut"):
             read_table(tmp_path / name)
+
+
+def test_archives_and_arrays_under_the_name_of_the_other(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", ROWS)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="holds NpzFile in place of an array"):
+        read_table(tmp_path / "a.npy")
+    (tmp_path / "b.npz").write_bytes(_npy(ROWS))
+    with pytest.raises(ValueError, match=r"expected a NumPy array of numbers, .*b.npz'"):
+        read_table(tmp_path / "b.npz")
 
 
 def test_an_archive_that_unpacks_to_too_much(
