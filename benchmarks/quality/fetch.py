@@ -19,7 +19,7 @@ from pathlib import Path
 
 from diffflow_ext.data import data_home
 
-from . import hipparcos
+from .hipparcos import write_hipparcos
 
 MNIST = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -44,7 +44,7 @@ def stars(scratch: Path, folder: Path) -> None:
     (package,) = scratch.glob("*.deb")
     subprocess.run(["dpkg-deb", "-x", package.name, "unpacked"], cwd=scratch, check=True)
     store(scratch / "unpacked" / "usr" / "share" / "kstars", folder, STARS)
-    hipparcos.main(str(folder / "stars.dat"), str(folder / "hipparcos.csv"))
+    write_hipparcos(str(folder / "stars.dat"), str(folder / "hipparcos.csv"))
 
 
 def store(source: Path, folder: Path, digests: dict[str, str]) -> None:

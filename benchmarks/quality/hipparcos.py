@@ -84,11 +84,11 @@ def _transformed(
     return np.column_stack([ra[kept], np.sin(np.radians(dec[kept])), *motions, mag, b_v])
 
 
-def main(stars: str, target: str) -> None:
+def write_hipparcos(stars: str, target: str) -> None:
     table = read_hipparcos(stars)
     pd.DataFrame(table.values, columns=table.columns).to_csv(target, index=False)
     print(f"{target}: {len(table.values):,} stars")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    write_hipparcos(*sys.argv[1:])

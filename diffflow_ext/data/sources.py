@@ -27,17 +27,15 @@ from .sets.toy import TOY_SETS, toy_name
 __all__ = ["describe_sets", "open_dataset"]
 
 Images = Mapping[str, Tensor]
-Opener = Callable[[str, Path, int | None], Dataset]
 MAF_ARCHIVE = "https://zenodo.org/records/1161203"
 
 
 @dataclass(frozen=True)
 class _Named:
-    """A set that is known by name: what it is, where it is, and how it is opened."""
+    """A set that is known by name: what it is, where it is, and how to bring it here."""
 
     description: str
     find: Callable[[], Path | None]
-    open: Opener
     mend: str
 
     @property
@@ -114,7 +112,10 @@ def _open_named(name: str, image_size: int | None) -> Dataset:
             f"open_dataset: expected {name} in {str(data_home() / name)!r}, which is not there; "
             f"{entry.advice}"
         )
-    return entry.open(name, path, image_size)
+    if name == "magic":
+        _no_images(name, image_size)
+        return split_table(magic_telescope(), name=name)
+    return _open_path(name, path, image_size)
 
 
 def _no_images(name: str, image_size: int | None) -> None:
@@ -184,16 +185,6 @@ def _resized(images: Images, image_size: int | None) -> Images:
     }
 
 
-def _open_magic(name: str, _: Path, image_size: int | None) -> Dataset:
-    _no_images(name, image_size)
-    return split_table(magic_telescope(), name=name)
-
-
-def _open_known_maf(name: str, path: Path, image_size: int | None) -> Dataset:
-    _no_images(name, image_size)
-    return open_maf(name, path)
-
-
 def _find_idx_set(name: str, *elsewhere: str) -> Callable[[], Path | None]:
     def find() -> Path | None:
         folders = (data_home() / name, *map(Path, elsewhere))
@@ -209,18 +200,16 @@ def _find_cifar10() -> Path | None:
 
 def _from_maf(name: str) -> _Named:
     mend = f"unpack the archive of the five sets into {{home}} ({MAF_ARCHIVE})"
-    return _Named(MAF_SETS[name], lambda: find_maf(name), _open_known_maf, mend)
+    return _Named(MAF_SETS[name], lambda: find_maf(name), mend)
 
 
 def _fetched(description: str, name: str, find: Callable[[], Path | None]) -> _Named:
     mend = f"run: diffflow data fetch {name} (from {FETCHABLE[name]})"
-    return _Named(description, find, _open_path, mend)
+    return _Named(description, find, mend)
 
 
 _NAMED: dict[str, _Named] = {
-    "magic": _Named(
-        "19,020 gamma-ray showers, 10 columns", magic_file, _open_magic, f"run: {MAGIC_INSTALL}"
-    ),
+    "magic": _Named("19,020 gamma-ray showers, 10 columns", magic_file, f"run: {MAGIC_INSTALL}"),
     "mnist": _fetched("70,000 handwritten digits, 1 x 28 x 28", "mnist", _find_idx_set("mnist")),
     "fashion-mnist": _fetched(
         "70,000 pieces of clothing, 1 x 28 x 28",

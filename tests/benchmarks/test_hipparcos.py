@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.quality.hipparcos import HIPPARCOS_COLUMNS, main, read_hipparcos
+from benchmarks.quality.hipparcos import HIPPARCOS_COLUMNS, read_hipparcos, write_hipparcos
 from diffflow_ext.data import read_table
 
 HEADER = "#  RA        DEC      pmRA     pmDEC  plx      mag  BV SpT b?\n#\n"
@@ -64,7 +64,7 @@ def test_noise_is_uniform_over_a_step_and_depends_on_the_line_alone(tmp_path: Pa
 
 def test_the_table_as_csv_has_the_same_numbers(tmp_path: Path) -> None:
     stars = catalogue(tmp_path, *STARS * 5)
-    main(str(stars), str(tmp_path / "stars.csv"))
+    write_hipparcos(str(stars), str(tmp_path / "stars.csv"))
     written = read_table(tmp_path / "stars.csv")
     assert written.columns == list(HIPPARCOS_COLUMNS)
     assert np.array_equal(written.values, read_hipparcos(stars).values)

@@ -266,6 +266,7 @@ BATCHES = {
     "tuple twice": (b"\x80\x02)q\x00h\x00.", "taken twice, number 0"),
     "tuple over a text": (b"\x80\x04U\x01aq\x01U\x01aq\x01)\x94h\x01.", "taken twice, number 1"),
     "tuple twice, disguised": (b"\x80\x02U\x01aq\x000.", "the instruction POP"),
+    "no state": (b"\x80\x02}U\x04datacnumpy\nndarray\n)Rs.", "an array without state"),
     "deep": (b"\x80\x02}N" + b"\x85" * 101 + b"Ns.", "101|100 tuples"),
     "tuple as a key": (b"\x80\x02}N\x85Ns.", "a key that is no text"),
     "long": (b"\x80\x02" + b"N" * 1_000_001 + b".", "more than 1,000,000 instructions"),

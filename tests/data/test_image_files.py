@@ -35,6 +35,8 @@ def _tree(tmp_path: Path) -> Path:
         (place / f"{i:02}.{'png' if i % 3 else 'PNG'}").write_bytes(_png(pixels))
     (folder / "dataset.json").write_text("{}")
     (folder / ".hidden.png").write_bytes(b"no image")
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "00.png").write_bytes(b"no image")
     return folder
 
 
@@ -52,7 +54,7 @@ def _every(data: object) -> list[list[int]]:
 
 def test_a_folder_and_its_zip_hold_the_same_images(tmp_path: Path) -> None:
     folder = _tree(tmp_path)
-    files = [file for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in folder.rglob("[!.]*") if file.is_file()]
     archive = _zip(tmp_path / "i.zip", {str(f.relative_to(folder)): f.read_bytes() for f in files})
     first, second = open_dataset(folder), open_dataset(archive)
     assert first.event_shape == (3, 6, 5)

@@ -260,6 +260,15 @@ def test_arrays_of_images(tmp_path: Path, channels: int, last: bool, ending: str
     assert sorted(every) == sorted(array.reshape(20, -1).tolist())
 
 
+def test_bytes_without_an_axis_for_channels_are_grey(tmp_path: Path) -> None:
+    array = RNG.integers(0, 256, (20, 5, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    data = open_dataset(tmp_path / "a.npy")
+    assert data.event_shape == (1, 5, 3)
+    every = torch.cat([data.train, data.valid, data.test]).flatten(1).tolist()
+    assert sorted(every) == sorted(array.reshape(20, -1).tolist())
+
+
 BAD_ARRAYS = {
     "floats": (np.zeros((20, 4, 4, 3)), TypeError, r"uint8.*holds float64.*astype"),
     "objects": (np.full((20, 4, 4, 3), None), ValueError, "it holds Python objects"),

@@ -195,6 +195,8 @@ BAD_TEXT = {
     "constant": ("a,b,c\n" + _csv(np.c_[ROWS[:, :1], ROWS[:, :2] * 0 + 7]), r"\('b', 'c'\)"),
     "quote": (_csv(ROWS) + '1,"2,3\n4,5,6', "line 1[34]"),
     "zero byte": (_csv(ROWS) + "\0", "UTF-8 text.*at place"),
+    "huge cell": ("1," + "1" * 200_000 + "\n", "line 1 of .* cannot be split"),
+    "bare return": (_csv(ROWS) + "1,2,3\r4,5,x\n", "UTF-8 text.*one kind of line ends"),
 }
 
 
@@ -254,6 +256,16 @@ def test_a_header_that_claims_the_moon_takes_no_memory(tmp_path: Path) -> None:
             read_table(tmp_path / name)
 
 
+def test_archives_and_arrays_under_the_name_of_the_other(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", ROWS)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match="holds NpzFile in place of an array"):
+        read_table(tmp_path / "a.npy")
+    (tmp_path / "b.npz").write_bytes(_npy(ROWS))
+    with pytest.raises(ValueError, match=r"expected a NumPy array of numbers, .*b.npz'"):
+        read_table(tmp_path / "b.npz")
+
+
 def test_an_archive_that_unpacks_to_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +276,10 @@ def test_an_archive_that_unpacks_to_too_much(
     np.save(tmp_path / "a.npy", np.zeros((1000, 100)))
     with pytest.raises(ValueError, match="at most 100,000 bytes"):
         read_table(tmp_path / "a.npy")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", _npy(ROWS))
+    with pytest.raises(ValueError, match="packed in a rare way"):
+        read_table(tmp_path / "a.npz")
 
 
 def test_pickles_are_never_run(tmp_path: Path) -> None:

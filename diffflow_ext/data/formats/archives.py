@@ -21,7 +21,7 @@ from .reading import (
     unpacked_limit,
 )
 
-__all__ = ["read_tar", "read_zip"]
+__all__ = ["METHODS", "read_tar", "read_zip"]
 
 # What damaged archives raise: zipfile and tarfile let the errors of their decoders through.
 _DAMAGE = (
@@ -29,7 +29,7 @@ _DAMAGE = (
     *(ValueError, LookupError, RuntimeError, AttributeError, TypeError),
 )
 
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without a bound
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without a bound
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def read_zip(op: str, file: Path, wanted: Callable[[str], bool]) -> Iterator[tup
         members = (info for info in archive.infolist() if wanted(info.filename))
         for member in sorted(members, key=lambda info: info.filename):
             source = f"{file}[{member.filename[:80]}]"
-            if member.compress_type not in _METHODS:
+            if member.compress_type not in METHODS:
                 raise Refused(
                     f"{op}: expected deflated or stored files, {source!r} is packed in a rare "
                     "way; pack the files anew"

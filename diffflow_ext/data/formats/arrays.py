@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .archives import METHODS
 from .reading import Refused, check_file, check_size, unpacked_limit
 
 __all__ = ["load_array", "load_npy"]
@@ -30,12 +31,18 @@ def load_array(op: str, file: Path, choose: Callable[[list[str]], str]) -> NDArr
     if file.suffix.lower() != ".npz":
         return load_npy(op, file)
     check_file(op, file)
-    with _numpy_errors(op, str(file)), np.load(file, allow_pickle=False) as archive:
-        members = {info.filename: info.file_size for info in archive.zip.infolist()}
+    with (
+        _numpy_errors(op, str(file)),
+        file.open("rb") as stream,
+        np.load(stream, allow_pickle=False) as archive,
+    ):
+        members = {info.filename: info for info in archive.zip.infolist()}
         key = choose([name[:-4] for name in members if name.endswith(".npy")])
+        member, limit = members[f"{key}.npy"], unpacked_limit(file.stat().st_size)
+        if member.compress_type not in METHODS:
+            raise ValueError("packed in a rare way")
         # NumPy reads no more than the size that the archive states.
-        limit = unpacked_limit(file.stat().st_size)
-        check_size(op, f"{file}[{key}.npy]", members[f"{key}.npy"], limit)
+        check_size(op, f"{file}[{key}.npy]", member.file_size, limit)
         return _checked(archive[key])
 
 

@@ -280,20 +280,16 @@ class _Dtype:
 
 
 def _latin1(text: str, codec: str) -> bytes:
-    if codec not in ("latin1", "latin-1", b"latin1"):
+    if codec not in ("latin1", "latin-1"):
         raise _Forbidden(f"the codec {codec!r:.80}")
     return text.encode("latin-1")
-
-
-def _no_array(*_: object) -> None:
-    raise _Forbidden("a call of numpy ndarray")
 
 
 # All the names that a batch may refer to: numpy's modules were renamed once.
 _NAMES: Mapping[tuple[str, str], _Name] = {
     ("numpy.core.multiarray", "_reconstruct"): _Name(_Array),
     ("numpy._core.multiarray", "_reconstruct"): _Name(_Array),
-    ("numpy", "ndarray"): _Name(_no_array),
+    ("numpy", "ndarray"): _Name(_Array),
     ("numpy", "dtype"): _Name(_Dtype),
     ("_codecs", "encode"): _Name(_latin1),
 }

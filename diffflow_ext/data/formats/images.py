@@ -34,7 +34,8 @@ def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
     """Reads the PNG and JPEG images in a folder and its folders, in the order of their names.
 
     Arguments:
-        folder: The folder; other files, hidden ones and links to folders are passed over.
+        folder: The folder; other files, hidden ones and folders, and links to folders are passed
+            over.
         image_size: The size to which `resize_images` brings each, None to keep them.
 
     Returns:
@@ -51,15 +52,14 @@ def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
 
 
 def _walk(folder: Path) -> Iterable[Path]:
-    for place, _, names in os.walk(folder):
-        for name in names:
-            if _is_image(name):
-                yield Path(place, name)
+    for place, folders, names in os.walk(folder):
+        folders[:] = (name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in names if _is_image(name))
 
 
 def _is_image(name: str) -> bool:
-    base = name.rsplit("/", 1)[-1]
-    return base.lower().endswith(SUFFIXES) and not base.startswith(".")
+    hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
+    return name.lower().endswith(SUFFIXES) and not hidden
 
 
 def read_image_zip(file: Path, image_size: int | None = None) -> Tensor:
@@ -151,14 +151,16 @@ def read_image_array(path: Path) -> Tensor | None:
 
     Returns:
         uint8, shape (n, C, H, W), of an array of four axes: bytes as (n, H, W, C) or (n, C, H, W)
-        with one or three channels (the last axis is asked first). None if the array has another
-        number of axes.
+        with one or three channels (the last axis is asked first); or of bytes as (n, H, W), which
+        are grey. None of other arrays.
 
     Raises:
         TypeError: If an array of four axes holds other numbers than bytes.
         ValueError: If the file cannot be read, or has no axis for one or three channels.
     """
     array = load_array("read_images", path, _first_key)
+    if array.ndim == 3 and array.dtype == np.uint8:
+        array = array[..., None]
     if array.ndim != 4:
         return None
     if array.dtype != np.uint8:

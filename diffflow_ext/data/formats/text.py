@@ -27,6 +27,7 @@ Values = NDArray[np.float64]
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
 _BOM = b"\xef\xbb\xbf"
 CELLS = 1 << 20  # that pandas holds at a time
+_STRAY = re.compile(rb"\0|\r(?!\r*\n|\r*\Z)")  # bytes that belong into no line of text
 _ATTRIBUTE = re.compile(r"^\s*@attribute\s+('[^']*'|\"[^\"]*\"|[^\s{\[]+)", re.IGNORECASE)
 
 
@@ -133,16 +134,17 @@ def _decoded(stream: BinaryIO, start: int, source: str) -> Iterator[str]:
     """Yields the lines from byte `start` on; the stream stands behind the last one."""
     stream.seek(start)
     while line := stream.readline():
-        place = line.find(b"\0")
+        stray = _STRAY.search(line)
+        place = stray.start() if stray else -1
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
             text, place = "", error.start
         if place >= 0:
             raise ValueError(
-                f"read_table: expected UTF-8 text, {source!r} is none at place "
-                f"{stream.tell() - len(line) + place}; save it as UTF-8, or give it its right "
-                "file ending"
+                f"read_table: expected lines of UTF-8 text, {source!r} is none at place "
+                f"{stream.tell() - len(line) + place}; save it as UTF-8 with one kind of line "
+                "ends, or give it its right file ending"
             )
         yield text
 
@@ -191,26 +193,25 @@ def _by_pandas(stream: BinaryIO, layout: _Layout) -> Values | None:
     if any(b"\0" in block for block in iter(lambda: stream.read(1 << 20), b"")):
         return None
     stream.seek(layout.start)
+    options: Any = {"sep": layout.delimiter, "header": None, "skipinitialspace": True}
     # The fast conversion would not round to the nearest number.
-    exact: Any = {"engine": "c", "float_precision": "round_trip", "skipinitialspace": True}
-    parts: list[Values] = []
+    options |= {"engine": "c", "float_precision": "round_trip", "low_memory": False}
+    options["chunksize"] = max(1, CELLS // layout.columns)
     try:
-        for frame in pandas.read_csv(
-            stream,
-            sep=layout.delimiter,
-            header=None,
-            chunksize=max(1, CELLS // layout.columns),
-            **exact,
-        ):
-            numbers = frame.iloc[:, : layout.width]
-            kinds = {dtype.kind for dtype in numbers.dtypes}
-            gaps = frame.shape[1] != layout.columns or bool(frame.isna().any(axis=None))
-            if gaps or not kinds <= set("fiu"):
-                return None
-            parts.append(np.ascontiguousarray(numbers, np.float64))
+        with pandas.read_csv(stream, **options) as frames:
+            parts = [_numbers(frame, layout) for frame in frames]
     except ValueError:  # Reading line by line shows what was wrong.
         return None
     return np.concatenate(parts)
+
+
+def _numbers(frame: Any, layout: _Layout) -> Values:
+    numbers = frame.iloc[:, : layout.width]
+    kinds = {dtype.kind for dtype in numbers.dtypes}
+    gaps = frame.shape[1] != layout.columns or bool(frame.isna().any(axis=None))
+    if gaps or not kinds <= set("fiu"):
+        raise ValueError("a cell is no number")
+    return np.ascontiguousarray(numbers, np.float64)
 
 
 def _by_line(stream: BinaryIO, layout: _Layout) -> Values:
