@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import subprocess
 import time
 
@@ -190,29 +189,23 @@ def test_training_stops_when_its_time_is_up(tmp_path):
     assert trainings.trained(training, tmp_path, cap_minutes=1.0 / 60) == done
 
 
-def test_killed_training_begins_anew_and_stopped_one_goes_on(tmp_path, monkeypatch):
-    training, half, killed = tiny(steps=4, save_every=2), tmp_path / "half", tmp_path / "killed"
-    real, asked = trainings.train, []
+def test_interrupted_training_begins_anew(tmp_path, monkeypatch):
+    training, real, asked = tiny(), trainings.train, []
 
     def stopped(config, run, **options):
-        real(tiny(steps=2, save_every=2).config(), run, **options)
+        real(config, run, **options)
         raise trainings.Interrupted(2, run)
 
-    def noted(config, run, *, resume, **options):
-        asked.append(resume)
-        return real(config, run, resume=resume, **options)
+    def noted(config, run, **options):
+        asked.append(run)
+        return real(config, run, **options)
 
     monkeypatch.setattr(trainings, "train", stopped)
-    with pytest.raises(KeyboardInterrupt, match="goes on"):
-        trainings.trained(training, half)
+    with pytest.raises(KeyboardInterrupt, match="begins anew"):
+        trainings.trained(training, tmp_path)
     monkeypatch.setattr(trainings, "train", noted)
-    shutil.copytree(half, killed)
-    (killed / "training.json").unlink()
-    for folder in (half, killed):
-        done = trainings.trained(training, folder)
-        assert done.steps == 4
-        assert len(json.loads((folder / "training.json").read_text())) == 2 - (folder == killed)
-    assert asked == [True, False]
+    assert trainings.trained(training, tmp_path) == trainings.trained(training, tmp_path)
+    assert asked == [tmp_path / "run"]
 
 
 def test_written_reports_are_no_changes_of_what_is_measured(tmp_path, monkeypatch):
