@@ -176,11 +176,7 @@ def measure(names: Sequence[str], problems: dict[str, Problem], args: Any) -> di
         if wanted:
             say(f"memory of {name}")
         peak = over_idle(problems[name], name, args.threads) if wanted else None
-        one |= {
-            "title": VARIANTS[name][1],
-            "first_call_seconds": first[name],
-            "mebibytes": peak,
-        }
+        one |= {"title": VARIANTS[name][1], "first_call_seconds": first[name], "mebibytes": peak}
     return found
 
 
