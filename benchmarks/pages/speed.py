@@ -16,7 +16,6 @@ from .tables import (
     at,
     best_marked,
     conditions,
-    count,
     milliseconds,
     number,
     of,
@@ -104,12 +103,6 @@ def sizes(results: Results) -> str:
     return table(head, rows) if rows else MISSING
 
 
-def rounds(results: Results) -> str:
-    """How often steps were timed."""
-    found = {r["rounds"] for r in results.values() if r.get("benchmark") == "steps"}
-    return f"Steps were timed in {count(min(found), 'round')} or more.\n" if found else MISSING
-
-
 def product_share(report: Report) -> str:
     """The rate of arithmetic of the fused engine's step."""
     share = at(report, "product_share", "median")
@@ -133,17 +126,6 @@ def gradients(results: Results) -> str:
     head = ["relative error", "float32", "bfloat16", "another draw of the noise, for comparison",
             "torchsde's adjoint, drift"]  # fmt: skip
     return table(head, rows) if rows else MISSING
-
-
-def left_out(results: Results) -> str:
-    """What was not measured, and why."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for name, report in results.items():
-        if report.get("benchmark") == "steps":
-            for variant, why in report["left_out"].items():
-                reasons.setdefault((variant, why), []).append(name)
-    lines = [f"- `{v}` ({', '.join(names)}): {why}.\n" for (v, why), names in reasons.items()]
-    return "".join(lines) or MISSING
 
 
 # --- growth, memory, bounds ----------------------------------------------------------------------
@@ -256,7 +238,6 @@ def _gpu_steps(problems: Mapping[str, Any]) -> str:
 
 
 BLOCKS: dict[str, Block] = {
-    "rounds": rounds,
     "sizes": sizes,
     "steps-2d": steps_2d,
     "product-share": of("steps_2d_1", product_share),
@@ -264,7 +245,6 @@ BLOCKS: dict[str, Block] = {
     "steps-small": of("steps_small_1", steps_small),
     "steps-image": of("steps_image_1", steps_image),
     "gradients": gradients,
-    "left-out": left_out,
     "scaling": of("scaling_1", scaling),
     "memory": of("memory_1", memory),
     "equal-compute": of("equal_compute_1", equal_compute),

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +29,7 @@ from diffflow_ext.metrics.features import DigitExtractor, load_extractor
 from diffflow_ext.training import LoadedRun
 from diffflow_ext.training.evaluation.extractor import make_extractor
 
-from ..common.reports import RESULTS, parse, read_samples, write_samples
+from ..common.reports import RESULTS, parse, write_samples
 from .comparison import Comparison, Sizes, comparison_parser
 from .measures import FIRST_SEED, drawn, likelihood
 from .trainings import Training, once, trained
@@ -122,16 +121,14 @@ class ComparisonOfImages(Comparison):
             done = self.trained_for(part, training, asked or self.minutes_of("diffflow", MINUTES))
         loaded = done.load()
         bounds = likelihood(loaded, self.dataset, sizes.rows, ode_n=sizes.ode_rows)
-        ways = [self._way(part, loaded, way) for way in self.samplers(part)]
-        shown = {
-            name: rows for way in ways for name, rows in read_samples(folder / way["file"]).items()
-        }
+        steps, shown = sizes.steps if part == "diffflow" else (), {}
+        ways = [self._way(part, loaded, way, shown) for way in self.samplers(part)]
         write_samples(folder / "samples.npz", shown)
         return {
             "title": TITLES[part],
             **done.head(),
             "likelihood": bounds,
-            "bound_by_steps": self._bounds(folder, loaded) if part == "diffflow" else {},
+            "bound_by_steps": {str(n): self._bound(loaded, n) for n in steps},
             "sampling": ways,
         }
 
@@ -145,35 +142,26 @@ class ComparisonOfImages(Comparison):
         ddim = [{"num_steps": n, "sampler": "ddim"} for n in sizes.steps]
         return ddim + [{"num_steps": n} for n in (*sizes.steps, sizes.many)]
 
-    def _way(self, part: str, loaded: LoadedRun, way: dict[str, Any]) -> dict[str, Any]:
-        """Features of samples against those of held-out images, measured once."""
-        label = "-".join(str(value) for value in way.values())
-        images = self.folder / part / f"way-{label}.npz"
+    def _way(
+        self, part: str, loaded: LoadedRun, way: dict[str, Any], shown: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """Features of samples against those of held-out images; some samples go into `shown`."""
+        key = "-".join([part, *(str(value) for value in way.values())])
+        samples, cost = drawn(loaded, self.sizes.n, FIRST_SEED, **way)
+        levels = quantise(samples)
+        shown[key] = levels[: self.sizes.shown]
+        features = self.extractor.features(levels)
+        options = {name: value for name, value in way.items() if name != "num_steps"}
+        return {
+            "num_steps": way["num_steps"], "options": options, **cost, "key": key,
+            "fd": frechet_distance(features, self.reference),
+            **precision_recall(features, self.reference)._asdict(),
+        }  # fmt: skip
 
-        def measure() -> dict[str, Any]:
-            samples, cost = drawn(loaded, self.sizes.n, FIRST_SEED, **way)
-            levels = quantise(samples)
-            write_samples(images, {f"{part}-{label}": levels[: self.sizes.shown]})
-            features = self.extractor.features(levels)
-            options = {name: value for name, value in way.items() if name != "num_steps"}
-            return {
-                "num_steps": way["num_steps"], "options": options, **cost, "file": images.name,
-                "key": f"{part}-{label}",
-                "fd": frechet_distance(features, self.reference),
-                **precision_recall(features, self.reference)._asdict(),
-            }  # fmt: skip
-
-        return once(images.with_suffix(".json"), measure)
-
-    def _bounds(self, folder: Path, loaded: LoadedRun) -> dict[str, Any]:
-        """DiffFlow's bound with other numbers of steps than it was trained with."""
-
-        def measure(n: int) -> dict[str, Any]:
-            rows = self.sizes.rows
-            return likelihood(loaded, self.dataset, rows, ode_n=0, num_steps=n)["bound"]
-
-        steps = self.ways.steps
-        return {str(n): once(folder / f"bound-{n}.json", partial(measure, n)) for n in steps}
+    def _bound(self, loaded: LoadedRun, num_steps: int) -> dict[str, Any]:
+        """DiffFlow's bound with another number of steps than it was trained with."""
+        rows = self.sizes.rows
+        return likelihood(loaded, self.dataset, rows, ode_n=0, num_steps=num_steps)["bound"]
 
     def _floors(self) -> dict[str, Any]:
         """What real images reach: training ones against test ones, and against one another."""
