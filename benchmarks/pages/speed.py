@@ -216,7 +216,7 @@ def gpu_report(report: Report) -> str:
     speed, name = report["speed"], report["name"]
     states = [check["status"] for check in report["checks"]]
     text = (
-        f"{report['gpu'].get('name', 'CPU')}, commit {(report['commit'] or 'unknown')[:7]}: "
+        f"{report['machine']['gpu'] or 'CPU'}, commit {(report['commit'] or 'unknown')[:7]}: "
         f"{states.count('passed')} checks passed, {states.count('failed')} failed; "
         f"[{name}.json](../benchmarks/results/{name}.json).\n\n"
     )

@@ -242,14 +242,6 @@ def test_floor_of_energy_distance_is_that_of_normals():
     assert energy_floor(data, 50) == pytest.approx(2 * 2 / math.sqrt(math.pi) / 50, rel=0.02)
 
 
-def test_floor_is_the_mean_distance_of_real_data():
-    data = open_dataset("moons").train
-    pairs = [
-        energy_distance(data[i : i + 100], data[i + 100 : i + 200]) for i in range(0, 40000, 200)
-    ]
-    assert energy_floor(data[:4000], 100) == pytest.approx(np.mean(pairs), rel=0.1)
-
-
 def test_mean_error_is_that_of_numpy():
     values = [1.0, 2.0, 4.0]
     found = mean_error(values)
