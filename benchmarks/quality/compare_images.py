@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -67,24 +67,12 @@ TINY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SizesOfImages(Sizes):
-    """The steps N of samplers: of DiffFlow, DDPM and DDIM; of DDPM too; of DiNof."""
-
-    ode_rows: int
-    steps: tuple[int, ...]
-    many: int
-    dinof_steps: tuple[int, ...]
-
-
-FULL = SizesOfImages(
-    n=2000, rows=500, shown=16, pilot=20, ode_rows=64,
-    steps=(5, 10, 20, 30, 50), many=200, dinof_steps=(20, 50, 400),
-)  # fmt: skip
-SMOKE = SizesOfImages(
-    n=80, rows=8, shown=2, pilot=1, tiny=True, ode_rows=2,
-    steps=(1, 2), many=3, dinof_steps=(2,),
-)  # fmt: skip
+FULL = Sizes(n=2000, rows=500, shown=16, pilot=20)
+SMOKE = Sizes(n=80, rows=8, shown=2, pilot=1, tiny=True)
+#: Rows whose density by the ODE is measured.
+ODE_ROWS = 64
+#: Steps N of samplers: of DiffFlow and DDIM, of ancestral sampling too, of DiNof.
+STEPS, MANY, DINOF_STEPS = (5, 10, 20, 30, 50), 200, (20, 50, 400)
 
 
 def training_of(model: str, sizes: Sizes) -> Training:
@@ -103,9 +91,10 @@ class ComparisonOfImages(Comparison):
     program = "compare_images"
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.ways, data = SMOKE if args.smoke else FULL, open_dataset(SET, image_size=SIZE)
+        sizes, data = SMOKE if args.smoke else FULL, open_dataset(SET, image_size=SIZE)
         data = replace(data, test=shuffled(data.test), labels=None)
-        super().__init__(f"{SET}{SIZE}", args, self.ways, data, list(TITLES))
+        super().__init__(f"{SET}{SIZE}", args, sizes, data, list(TITLES))
+        self.steps: tuple[int, ...] = (1, 2) if sizes.tiny else STEPS
         self.extractor: DigitExtractor = load_extractor(args.extractor)
         n = self.sizes.n
         self.reference = self.extractor.features(self.dataset.test[:n])
@@ -113,15 +102,16 @@ class ComparisonOfImages(Comparison):
         self.real = self.extractor.features(self.dataset.train[: 5 * n])
 
     def measure(self, part: str) -> dict[str, Any]:
-        folder, training, sizes = self.folder / part, training_of(part, self.sizes), self.ways
+        folder, training = self.folder / part, training_of(part, self.sizes)
         if part == "diffflow":
             done = trained(training, folder)
         else:
             asked = self.args.minutes
             done = self.trained_for(part, training, asked or self.minutes_of("diffflow", MINUTES))
         loaded = done.load()
-        bounds = likelihood(loaded, self.dataset, sizes.rows, ode_n=sizes.ode_rows)
-        steps, shown = sizes.steps if part == "diffflow" else (), {}
+        ode_n = 2 if self.sizes.tiny else ODE_ROWS
+        bounds = likelihood(loaded, self.dataset, self.sizes.rows, ode_n=ode_n)
+        steps, shown = self.steps if part == "diffflow" else (), {}
         ways = [self._way(part, loaded, way, shown) for way in self.samplers(part)]
         write_samples(folder / "samples.npz", shown)
         return {
@@ -134,13 +124,13 @@ class ComparisonOfImages(Comparison):
 
     def samplers(self, model: str) -> list[dict[str, Any]]:
         """The ways to sample that are measured."""
-        sizes = self.ways
+        tiny = self.sizes.tiny
         if model == "diffflow":
-            return [{"num_steps": n, "last_step": "mean"} for n in sizes.steps]
+            return [{"num_steps": n, "last_step": "mean"} for n in self.steps]
         if model == "dinof":
-            return [{"num_steps": n} for n in sizes.dinof_steps]
-        ddim = [{"num_steps": n, "sampler": "ddim"} for n in sizes.steps]
-        return ddim + [{"num_steps": n} for n in (*sizes.steps, sizes.many)]
+            return [{"num_steps": n} for n in ((2,) if tiny else DINOF_STEPS)]
+        ddim = [{"num_steps": n, "sampler": "ddim"} for n in self.steps]
+        return ddim + [{"num_steps": n} for n in (*self.steps, 3 if tiny else MANY)]
 
     def _way(
         self, part: str, loaded: LoadedRun, way: dict[str, Any], shown: dict[str, Tensor]

@@ -51,7 +51,7 @@ def reports() -> Reports:
     two = {"ddpm": 1.0, "release": 60.0, "graph": 24.0, "adjoint": 30.0, "compiled": 21.0}
     one = {**two, "fused": 10.0, "fused_bf16": 5.0, "torchsde": 45.0}
     image = steps_report(1, ddpm=1.0, graph=8.0)
-    image["problem"] |= {"side": 14}
+    image["problem"] |= {"side": 14, "batch": image["batch_of_ddpm"]}
     point = {"ratio": spread(2.0), "seconds": spread(0.125), "mebibytes": 3.5}
     grown = {"time": {"all": 0.75, "last": 1.25}, "memory": {"all": 0.0, "last": -0.5}}
     names = ("fused", "adjoint")
