@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training_runs import write_images
 
 from benchmarks.common import machine
 from benchmarks.common.reports import read_samples
@@ -19,15 +20,12 @@ from benchmarks.pages import pictures, quality, write
 from benchmarks.quality import compare_2d, compare_images, compare_tables, dinof_sweep, trainings
 from benchmarks.quality.measures import Counter, drawn, energy_floor, energy_ratios, mean_error
 from benchmarks.quality.trainings import Training
-from diffflow_ext.data import Dataset, data_home, open_dataset
+from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.metrics import energy_distance
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.training import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-needs_mnist = pytest.mark.skipif(
-    not (data_home() / "mnist").is_dir(), reason="needs MNIST: diffflow data fetch mnist"
-)
 
 
 def tiny(**changes) -> Training:
@@ -144,8 +142,9 @@ def test_sweep_has_both_ends(reports):
 
 
 @pytest.mark.slow
-@needs_mnist
-def test_images_run(tmp_path):
+def test_images_run(tmp_path, monkeypatch):
+    write_images(tmp_path / "mnist", 28, count=500, held_out=100)
+    monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path))
     where = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     words = ["--smoke", *where, "--models", "diffflow", "ddpm", "--minutes", "0.005"]
     compare_images.main(words)
