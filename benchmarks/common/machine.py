@@ -23,7 +23,7 @@ PACKAGES = (
 
 def machine() -> dict[str, Any]:
     """Processor, threads, versions of packages, build and commit."""
-    commit = _output("git", "rev-parse", "HEAD")
+    commit = output_of("git", "rev-parse", "HEAD")
     # Reports that a run before this one has written change nothing of what is measured.
     changed = ("git", "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results")
     return {
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "build": build_info(),
         "commit": commit,
-        "dirty": bool(_output(*changed)) if commit else None,
+        "dirty": bool(output_of(*changed)) if commit else None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -59,7 +59,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _output(*words: str) -> str:
+def output_of(*words: str) -> str:
     """What a command prints, "" where it fails or is not there."""
     try:
         done = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)

@@ -29,7 +29,7 @@ import torch
 
 import diffflow_ext
 
-from ..common.machine import ROOT, machine
+from ..common.machine import ROOT, machine, output_of
 from ..common.reports import RESULTS, WORK, run_python, write_json
 from ..pages.speed import gpu_report
 from .graphs import FULL as FULL_STEPS
@@ -56,25 +56,12 @@ def check(name: str, status: str, seconds: float = 0.0, **numbers: Any) -> Check
 
 def circumstances(commit: str | None, device: str) -> dict[str, Any]:
     """Returns machine, versions and commit."""
-    about, gpu = machine(), {}
-    if device == "cuda":
-        of = torch.cuda.get_device_properties(0)
-        gpu = {
-            "name": of.name,
-            "capability": f"{of.major}.{of.minor}",
-            "multiprocessors": of.multi_processor_count,
-            "memory": of.total_memory,
-        }
-    driver = shutil.which("nvidia-smi") and subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
-        capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
+    about, query = machine(), "--query-gpu=name,driver_version,memory.total,compute_cap"
     return {
         "machine": about,
         "commit": commit or about["commit"],
         "device": device,
-        "gpu": gpu,
-        "nvidia_smi": driver,
+        "nvidia_smi": output_of("nvidia-smi", query, "--format=csv,noheader"),
         "cuda_of_torch": torch.version.cuda,
     }
 
@@ -222,7 +209,7 @@ def run_everything(device: str, work: Path, commit: str | None) -> dict[str, Any
     """Returns the report."""
     start = time.perf_counter()
     about = circumstances(commit, device)
-    model = str(about["gpu"].get("name", "cpu dry run")).lower().replace(" ", "-")
+    model = str(about["machine"]["gpu"] or "cpu dry run").lower().replace(" ", "-")
     checks = [launch_all(device)]
     print("check: tests", flush=True)
     checks += run_tests(work)

@@ -9,8 +9,7 @@ authors' release; DDPM on the same network beside them.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,91 +18,58 @@ from torch import Tensor, nn
 
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid, functional
 from diffflow_ext.engines import CapturedStep
-from diffflow_ext.nets import FourierMLP, UNet
 
+from ..speed.problem import Problem
 from ..speed.torch_steps import release_gradients
 from .speed import milliseconds
 
-G, T_END = 0.5, 1.0
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A step to measure.
-
-    Arguments:
-        event: The shape of a sample: points (2,) get perceptrons, images (C, S, S) U-Nets.
-        batch: Samples.
-        num_steps: Steps N of the paths.
-        repeats: Steps that are timed.
-        base: Channels of the U-Nets at full size.
-    """
-
-    event: tuple[int, ...]
-    batch: int
-    num_steps: int
-    repeats: int
-    base: int = 64
-
-    @property
-    def is_image(self) -> bool:
-        """Whether networks are U-Nets, which compute in bfloat16."""
-        return len(self.event) == 3
-
-    def net(self, device: str) -> nn.Module:
-        """Returns a network with weights of its own."""
-        if not self.is_image:
-            return FourierMLP(2).to(device)
-        net = UNet(self.event[0], self.event[1], self.base, (1, 2, 2), 2, attention=(16,))
-        return net.to(device=device, memory_format=torch.channels_last)  # pyright: ignore
-
-    def data(self, device: str) -> Tensor:
-        """Returns a batch."""
-        return torch.randn(self.batch, *self.event, device=device)
-
-    def grid(self) -> TimeGrid:
-        """Returns the times."""
-        return TimeGrid.power(self.num_steps, T_END)
-
-
-#: The size of MNIST, and of the paper's sets of points.
+#: Problems, and how many steps are timed. The size of MNIST, and of the paper's sets of points.
 FULL = {
-    "points": Problem((2,), 512, 30, repeats=30),
-    "images": Problem((1, 28, 28), 64, 30, repeats=5),
+    "points": (Problem(batch=512), 30),
+    "images": (Problem(side=28, batch=64, width=64, depth=2), 5),
 }
 SMALL = {
-    "points": Problem((2,), 16, 3, repeats=2),
-    "images": Problem((1, 16, 16), 2, 2, repeats=2, base=8),
+    "points": (Problem(batch=16, num_steps=3), 2),
+    "images": (Problem(side=16, batch=2, num_steps=2, width=8, depth=1), 2),
 }
 
 Loss = Callable[[Tensor, TimeGrid, Tensor], Tensor]
 
 
-def measure(device: str, problems: dict[str, Problem]) -> dict[str, Any]:
-    """Measures all steps of all problems."""
-    return {name: measure_problem(device, problem) for name, problem in problems.items()}
+def measure(device: str, problems: Mapping[str, tuple[Problem, int]]) -> dict[str, Any]:
+    """Returns milliseconds a step, and how many bytes it takes at its peak, of all problems."""
+    return {name: measure_problem(device, *one) for name, one in problems.items()}
 
 
-def measure_problem(device: str, problem: Problem) -> dict[str, Any]:
-    """Returns milliseconds a step, and how many bytes it takes at its peak."""
-    found: dict[str, Any] = {
-        "batch": problem.batch, "num_steps": problem.num_steps, "event": list(problem.event),
-    }  # fmt: skip
+def measure_problem(device: str, problem: Problem, repeats: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"batch": problem.batch, "num_steps": problem.num_steps}
     for name, (model, loss) in losses(device, problem).items():
         for suffix, way in (("", eager), ("_graph", captured)):
             build = partial(way, model, loss, problem, device)
-            found[name + suffix] = measured(device, problem, build)
-    found["release"] = measured(device, problem, partial(release, problem, device))
+            found[name + suffix] = measured(device, repeats, build)
+    found["release"] = measured(device, repeats, partial(release, problem, device))
     return found
+
+
+def network(problem: Problem, device: str) -> nn.Module:
+    """Returns a network with weights of its own; U-Nets have their channels last."""
+    net = problem.network()
+    if problem.side is None:
+        return net.to(device)
+    return net.to(device=device, memory_format=torch.channels_last)  # pyright: ignore
+
+
+def data(problem: Problem, device: str) -> Tensor:
+    return torch.randn(problem.batch, *problem.event, device=device)
 
 
 def losses(device: str, problem: Problem) -> dict[str, tuple[nn.Module, Loss]]:
     """Returns each model with its loss."""
     torch.manual_seed(0)
-    net, *nets = (problem.net(device) for _ in range(3))
+    net, *nets = (network(problem, device) for _ in range(3))
     half, third = (max(1, problem.num_steps // part) for part in (2, 3))
-    sde = DiffFlowSDE(*nets, diffusion=G)
-    batched = DiffFlowSDE(*nets, diffusion=G, scores_per_call=half)
+    sde = DiffFlowSDE(*nets, diffusion=problem.g)
+    batched = DiffFlowSDE(*nets, diffusion=problem.g, scores_per_call=half)
     every: dict[str, tuple[nn.Module, Loss]] = {
         "ddpm": (net, partial(noise_matching, net)),
         "diffflow": (sde, sde.mean_loss),
@@ -126,19 +92,19 @@ def lowered(loss: Loss, problem: Problem, device: str) -> Loss:
     """Returns the loss under autocast, for images."""
 
     def cast(x0: Tensor, grid: TimeGrid, key: Tensor) -> Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=problem.is_image):
+        with torch.autocast(device, torch.bfloat16, enabled=problem.side is not None):
             return loss(x0, grid, key)
 
     return cast
 
 
-def measured(device: str, problem: Problem, build: Callable[[], Callable[[], Any]]) -> Any:
+def measured(device: str, repeats: int, build: Callable[[], Callable[[], Any]]) -> Any:
     """Returns the median of a step's milliseconds and its memory, or why it cannot be had."""
     try:
         step = build()
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()
-        times = milliseconds(lambda _: step(), device, problem.repeats)
+        times = milliseconds(lambda _: step(), device, repeats)
     except (RuntimeError, ValueError) as error:
         return {"why": str(error).splitlines()[0]}
     found = {"milliseconds": statistics.median(times)}
@@ -149,7 +115,7 @@ def measured(device: str, problem: Problem, build: Callable[[], Callable[[], Any
 
 def eager(model: nn.Module, loss: Loss, problem: Problem, device: str) -> Callable[[], Any]:
     """A step in PyTorch's usual way."""
-    adam, x0, grid = torch.optim.Adam(model.parameters()), problem.data(device), problem.grid()
+    adam, x0, grid = torch.optim.Adam(model.parameters()), data(problem, device), problem.grid()
     key = NoiseKey(0).to_tensor(device)
 
     def step() -> None:
@@ -163,7 +129,7 @@ def eager(model: nn.Module, loss: Loss, problem: Problem, device: str) -> Callab
 
 def captured(model: nn.Module, loss: Loss, problem: Problem, device: str) -> Callable[[], Any]:
     """The same as one graph; on the CPU without."""
-    adam, x0, grid = torch.optim.Adam(model.parameters()), problem.data(device), problem.grid()
+    adam, x0, grid = torch.optim.Adam(model.parameters()), data(problem, device), problem.grid()
     whole = CapturedStep(loss, model, adam, NoiseKey(0), clip=1.0, warm_up=2)
     for _ in range(3):
         whole.step(x0, grid)
@@ -175,13 +141,13 @@ def captured(model: nn.Module, loss: Loss, problem: Problem, device: str) -> Cal
 def release(problem: Problem, device: str) -> Callable[[], Any]:
     """A step in the way of computing of the authors' release."""
     torch.manual_seed(0)
-    nets = problem.net(device), problem.net(device)
+    nets = network(problem, device), network(problem, device)
     params = [p for net in nets for p in net.parameters()]
-    adam, x0, grid = torch.optim.Adam(params), problem.data(device), problem.grid()
+    adam, x0, grid = torch.optim.Adam(params), data(problem, device), problem.grid()
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=problem.is_image):
-            release_gradients(nets, x0, grid, G, lambda _: torch.randn_like(x0))
+        with torch.autocast(device, torch.bfloat16, enabled=problem.side is not None):
+            release_gradients(nets, x0, grid, problem.g, lambda _: torch.randn_like(x0))
         nn.utils.clip_grad_norm_(params, 1.0)
         adam.step()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from diffflow_ext.functional.residual import (
     residual_cost_vjp,
 )
 from diffflow_ext.functional.steps import launch_em_step, launch_reverse_step
+
+from ..speed.ops import twin
 
 Inputs = dict[str, Tensor]
 Outputs = tuple[Tensor, ...]
@@ -54,7 +57,7 @@ class Case:
     nets: tuple[str, ...]
     samples: tuple[str, ...]
     run: Callable[[Inputs], Outputs]
-    eager: Callable[[Inputs], Outputs] | None = None
+    eager: Callable[[Inputs], object] | None = None
     memory_bound: bool = True
 
     def inputs(
@@ -120,23 +123,19 @@ CASES = (
     Case(
         "normal", (), (), (),
         lambda i: (launch_normal(torch.empty_like(i["x"]), KEY, 0, STEP, OFFSET),),
-        lambda i: (torch.randn_like(i["x"]),),
+        partial(twin, "normal"),
         memory_bound=False,
     ),
     Case(
         "em_step", ("x",), ("f",), (),
         lambda i: (launch_em_step(i["x"], i["f"], DT, G, KEY, STEP, OFFSET),),
-        lambda i: (
-            reference.em_step(
-                i["x"], i["f"], dt=DT, g=G, key=KEY, step=STEP, eps=torch.randn_like(i["x"])
-            ),
-        ),
+        partial(twin, "em_step"),
         memory_bound=False,
     ),
     Case(
         "backward_residual", ("x", "x_next"), ("f", "s"), (),
         lambda i: (launch_backward_residual(*_residual(i), DT, G),),
-        lambda i: (reference.backward_residual(*_residual(i), dt=DT, g_next=G),),
+        partial(twin, "backward_residual"),
     ),
     Case(
         "backward_residual_vjp", ("x",), (), (),
@@ -145,7 +144,7 @@ CASES = (
     Case(
         "residual_cost", ("x", "x_next"), ("f", "s"), ("previous",),
         lambda i: (launch_residual_cost(*_residual(i), DT, G, i["previous"]),),
-        lambda i: (reference.residual_cost(*_residual(i), dt=DT, g_next=G) + i["previous"],),
+        lambda i: twin("residual_cost", i) + i["previous"],
     ),
     Case(
         "residual_cost_vjp", ("x", "x_next"), ("f", "s"), ("grad",),
@@ -156,12 +155,7 @@ CASES = (
         lambda i: (
             launch_reverse_step(i["x"], i["f"], i["s"], DT, G, KEY, STEP, 0.5, OFFSET),
         ),
-        lambda i: (
-            reference.reverse_step(
-                i["x"], i["f"], i["s"], dt=DT, g_next=G, key=KEY, step=STEP, stochasticity=0.5,
-                eps=torch.randn_like(i["x"]),
-            ),
-        ),
+        partial(twin, "reverse_step"),
         memory_bound=False,
     ),
     Case(
@@ -194,11 +188,9 @@ CASES = (
         lambda i: (reference.affine_step(i["x"], i["f"], c_x=FACTORS[0], c_a=FACTORS[1]),),
     ),
     Case(
-        "perturb", ("x",), (), ("alpha", "sigma"),
-        lambda i: launch_perturb(i["x"], i["alpha"], i["sigma"], KEY, STEP, OFFSET),
-        lambda i: reference.perturb(
-            i["x"], alpha_t=i["alpha"], sigma_t=i["sigma"], key=KEY, eps=torch.randn_like(i["x"])
-        ),
+        "perturb", ("x",), (), ("alpha_t", "sigma_t"),
+        lambda i: launch_perturb(i["x"], i["alpha_t"], i["sigma_t"], KEY, STEP, OFFSET),
+        partial(twin, "perturb"),
         memory_bound=False,
     ),
     Case(

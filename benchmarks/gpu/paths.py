@@ -18,11 +18,11 @@ from diffflow_ext import DiffFlowSDE, NoiseKey
 from diffflow_ext.engines.fused import paths, paths_cuda, workspace
 from diffflow_ext.engines.paths import call_or_reason
 
-from .graphs import G, Problem, captured, eager, measured
+from ..speed.problem import Problem
+from .graphs import captured, data, eager, measured, network
 from .speed import milliseconds
 
-FULL = Problem((2,), 2000, 30, repeats=30)
-SMALL = Problem((2,), 40, 30, repeats=3)
+FULL, SMALL = (Problem(), 30), (Problem(batch=40), 3)
 PHASES = ("forward", "residuals", "score", "backward")
 
 
@@ -38,8 +38,9 @@ def rounding(name: workspace.Rounding, device: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def measure(device: str, problem: Problem) -> dict[str, Any]:
+def measure(device: str, plan: tuple[Problem, int]) -> dict[str, Any]:
     """Returns milliseconds of a step by engine and rounding, and of each launch."""
+    problem, repeats = plan
     out: dict[str, Any] = {"batch": problem.batch, "num_steps": problem.num_steps}
     for name in ("float32", "tf32", "bfloat16"):
         with rounding(name, device):
@@ -48,21 +49,23 @@ def measure(device: str, problem: Problem) -> dict[str, Any]:
                 loss = partial(sde.mean_loss, engine=engine)
                 build = partial(way, sde, loss, problem, device)
                 title = f"{engine}_graph" if way is captured else engine
-                part[title] = measured(device, problem, build)
+                part[title] = measured(device, repeats, build)
             if device == "cuda":
-                part["launches_ms"] = launch_times(device, problem, name)
+                part["launches_ms"] = launch_times(device, problem, repeats, name)
             out[name] = part
     return out
 
 
 def path_model(device: str, problem: Problem) -> DiffFlowSDE:
     torch.manual_seed(0)
-    return DiffFlowSDE(problem.net(device), problem.net(device), diffusion=G)
+    return DiffFlowSDE(*(network(problem, device) for _ in range(2)), diffusion=problem.g)
 
 
-def launch_times(device: str, problem: Problem, name: workspace.Rounding) -> dict[str, float]:
+def launch_times(
+    device: str, problem: Problem, repeats: int, name: workspace.Rounding
+) -> dict[str, float]:
     """Each launch by itself, repeated, and the products behind the last one."""
-    sde, x0, grid = path_model(device, problem), problem.data(device), problem.grid()
+    sde, x0, grid = path_model(device, problem), data(problem, device), problem.grid()
     p, x0, g = sde._problem("gpu_paths", x0, grid, NoiseKey(0))
     call = call_or_reason(p, x0, by_name=True)
     assert isinstance(call, paths.FusedCall), call
@@ -74,6 +77,6 @@ def launch_times(device: str, problem: Problem, name: workspace.Rounding) -> dic
         calls = {phase: partial(part.launch, number) for number, phase in enumerate(PHASES)}
         calls["products"] = part.sums
         return {
-            title: statistics.median(milliseconds(lambda _, c=c: c(), device, problem.repeats))
+            title: statistics.median(milliseconds(lambda _, c=c: c(), device, repeats))
             for title, c in calls.items()
         }

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .ops import CASES, DTYPES, Case, Inputs, Outputs, bytes_moved
+from .ops import CASES, DTYPES, Case, Inputs, bytes_moved
 
 #: A kernel that only moves memory should come near the copy; this much is demanded.
 LEAST_SHARE = 0.6
@@ -86,7 +86,7 @@ def measure_case(
     ]
     moved = bytes_moved(case, sets[0], case.run(sets[0]))
 
-    def times(run: Callable[[Inputs], Outputs]) -> list[float]:
+    def times(run: Callable[[Inputs], object]) -> list[float]:
         return milliseconds(lambda i: run(sets[i % len(sets)]), device, plan.repeats)
 
     first, second = times(case.run), times(case.run)

@@ -26,22 +26,6 @@ MARKERS = "osD^vPX"
 DASHED = (0, (5, 3))
 #: Bars of this package, and of everything else.
 OURS, OTHERS = COLOURS[0], "#a8b1bd"
-LABELS = {
-    "ddpm": "DDPM, PyTorch",
-    "ddpm_fused": "DDPM, fused",
-    "release": "authors' adjoint",
-    "torchsde": "torchsde, sdeint",
-    "torchsde_adjoint": "torchsde, adjoint",
-    "graph": "autograd of the loop",
-    "graph_bf16": "loop in bfloat16",
-    "compiled": "torch.compile, step",
-    "compiled_loop": "torch.compile, loop",
-    "adjoint": "adjoint, any networks",
-    "graphs_kept": "adjoint, graphs kept",
-    "scores_batched": "adjoint, scores batched",
-    "fused": "fused",
-    "fused_bf16": "fused, bfloat16",
-}
 IS_OURS = ("ddpm_fused", "adjoint", "graphs_kept", "scores_batched", "fused", "fused_bf16")
 PANELS = {
     "steps_2d_1": "2-D, one thread",
@@ -147,12 +131,18 @@ def _bars(panel: Axes, variants: Mapping[str, Any]) -> None:
     for row, (median, (_, high)) in enumerate(zip(medians, quartiles, strict=True)):
         text = f"{median:.1f}" if median < 10 else f"{median:.0f}"
         panel.text(high + 0.015 * reach, row, text, va="center", fontsize=8, color=INK)
-    panel.set_yticks(range(len(names)), [LABELS.get(n, n) for n in names])
+    panel.set_yticks(range(len(names)), [_short(variants[n]["title"]) for n in names])
     panel.invert_yaxis()
     panel.set_xlim(0, 1.12 * reach)
     _plain(panel)
     panel.grid(visible=False, axis="y")
     panel.set_axisbelow(True)
+
+
+def _short(title: str) -> str:
+    """A variant's title as it fits beside a bar."""
+    title = title.replace("autograd of the loop,", "loop,").replace("`", "")
+    return title.replace('engine="autograd"', "adjoint").replace('engine="fused"', "fused")
 
 
 def _scaling(report: Report) -> Figure:

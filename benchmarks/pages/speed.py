@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .tables import (
@@ -16,7 +16,6 @@ from .tables import (
     at,
     best_marked,
     conditions,
-    count,
     milliseconds,
     number,
     of,
@@ -56,30 +55,24 @@ def steps_2d(results: Results) -> str:
     return table(head, rows)
 
 
-def steps_side_by_side(reports: list[Report], what: Callable[[Report], str]) -> str:
+def steps_side_by_side(reports: list[Report]) -> str:
     """Times of variants, a pair of columns for each problem."""
-    head = [""]
-    for report in reports:
-        head += [f"{what(report)}: over DDPM (quartiles)", "ms (least)"]
+    heads = [(f"{_column(r)}: over DDPM (quartiles)", "ms (least)") for r in reports]
     rows = [
         [title, *(cell(at(r, "variants", n)) for r in reports for cell in (ratio, milliseconds))]
         for n, title in titles(reports, "variants").items()
     ]
-    return table(head, rows)
+    return table(["", *(cell for pair in heads for cell in pair)], rows)
 
 
-def steps_tables(reports: list[Report]) -> str:
-    return steps_side_by_side(reports, lambda r: f"d = {r['problem']['dim']}")
-
-
-def steps_small(report: Report) -> str:
-    title = f"{report['problem']['batch']} trajectories, DDPM of {report['batch_of_ddpm']:,}"
-    return steps_side_by_side([report], lambda r: title)
-
-
-def steps_image(report: Report) -> str:
-    title = f"{_sample(report['problem'])}, B = {report['problem']['batch']}"
-    return steps_side_by_side([report], lambda r: title)
+def _column(report: Report) -> str:
+    """What is special about a problem."""
+    problem, of_ddpm = report["problem"], report["batch_of_ddpm"]
+    if problem["batch"] != of_ddpm:
+        return f"{problem['batch']} trajectories, DDPM of {of_ddpm:,}"
+    if problem["side"] is None:
+        return f"d = {problem['dim']}"
+    return f"{_sample(problem)}, B = {problem['batch']}"
 
 
 def _sample(problem: Mapping[str, Any]) -> str:
@@ -102,12 +95,6 @@ def sizes(results: Results) -> str:
     ]  # fmt: skip
     head = ["problem", "sample", "batch B", "steps N", "network", "width", "depth"]
     return table(head, rows) if rows else MISSING
-
-
-def rounds(results: Results) -> str:
-    """How often steps were timed."""
-    found = {r["rounds"] for r in results.values() if r.get("benchmark") == "steps"}
-    return f"Steps were timed in {count(min(found), 'round')} or more.\n" if found else MISSING
 
 
 def product_share(report: Report) -> str:
@@ -133,17 +120,6 @@ def gradients(results: Results) -> str:
     head = ["relative error", "float32", "bfloat16", "another draw of the noise, for comparison",
             "torchsde's adjoint, drift"]  # fmt: skip
     return table(head, rows) if rows else MISSING
-
-
-def left_out(results: Results) -> str:
-    """What was not measured, and why."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for name, report in results.items():
-        if report.get("benchmark") == "steps":
-            for variant, why in report["left_out"].items():
-                reasons.setdefault((variant, why), []).append(name)
-    lines = [f"- `{v}` ({', '.join(names)}): {why}.\n" for (v, why), names in reasons.items()]
-    return "".join(lines) or MISSING
 
 
 # --- growth, memory, bounds ----------------------------------------------------------------------
@@ -234,7 +210,7 @@ def gpu_report(report: Report) -> str:
     speed, name = report["speed"], report["name"]
     states = [check["status"] for check in report["checks"]]
     text = (
-        f"{report['gpu'].get('name', 'CPU')}, commit {(report['commit'] or 'unknown')[:7]}: "
+        f"{report['machine']['gpu'] or 'CPU'}, commit {(report['commit'] or 'unknown')[:7]}: "
         f"{states.count('passed')} checks passed, {states.count('failed')} failed; "
         f"[{name}.json](../benchmarks/results/{name}.json).\n\n"
     )
@@ -256,15 +232,13 @@ def _gpu_steps(problems: Mapping[str, Any]) -> str:
 
 
 BLOCKS: dict[str, Block] = {
-    "rounds": rounds,
     "sizes": sizes,
     "steps-2d": steps_2d,
     "product-share": of("steps_2d_1", product_share),
-    "steps-tables": of_all([f"steps_{problem}_1" for problem in TABLES], steps_tables),
-    "steps-small": of("steps_small_1", steps_small),
-    "steps-image": of("steps_image_1", steps_image),
+    "steps-tables": of_all([f"steps_{problem}_1" for problem in TABLES], steps_side_by_side),
+    "steps-small": of_all(["steps_small_1"], steps_side_by_side),
+    "steps-image": of_all(["steps_image_1"], steps_side_by_side),
     "gradients": gradients,
-    "left-out": left_out,
     "scaling": of("scaling_1", scaling),
     "memory": of("memory_1", memory),
     "equal-compute": of("equal_compute_1", equal_compute),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -50,23 +49,14 @@ CHOICES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes2d(Sizes):
-    """The steps N of DiffFlow's, DDIM's and ancestral sampling."""
-
-    steps: tuple[int, ...]
-    ddim_steps: tuple[int, ...]
-    ddpm_steps: tuple[int, ...]
-
-
-FULL = Sizes2d(
-    n=10_000, rows=5000, shown=4000,
-    steps=(5, 10, 30), ddim_steps=(5, 10, 30, 100), ddpm_steps=(5, 10, 30, 100, 1000),
-)  # fmt: skip
-SMOKE = Sizes2d(
-    n=60, rows=40, draws=1, paths=2, shown=30, pilot=2, tiny=True,
-    steps=(2,), ddim_steps=(2,), ddpm_steps=(2,),
-)  # fmt: skip
+FULL = Sizes(n=10_000, rows=5000, shown=4000)
+SMOKE = Sizes(n=60, rows=40, draws=1, paths=2, shown=30, pilot=2, tiny=True)
+#: Steps N of the ways to sample.
+STEPS_OF = {
+    "diffflow": (5, 10, 30),
+    "ddim": (5, 10, 30, 100),
+    "ancestral": (5, 10, 30, 100, 1000),
+}
 
 
 class Comparison2d(Comparison):
@@ -75,8 +65,8 @@ class Comparison2d(Comparison):
     program = "compare_2d"
 
     def __init__(self, data: str, args: argparse.Namespace) -> None:
-        self.data, self.ways = data, SMOKE if args.smoke else FULL
-        super().__init__(data, args, self.ways, open_dataset(data), list(TITLES))
+        self.data, sizes = data, SMOKE if args.smoke else FULL
+        super().__init__(data, args, sizes, open_dataset(data), list(TITLES))
         real = torch.cat([self.dataset.test, self.dataset.valid])
         self.real = real.split(self.sizes.n)[: self.sizes.draws]
 
@@ -105,13 +95,14 @@ class Comparison2d(Comparison):
 
     def samplers(self, model: str) -> list[dict[str, Any]]:
         """The ways to sample that are measured; the last one gives the samples for all else."""
+        steps = {kind: (2,) if self.sizes.tiny else many for kind, many in STEPS_OF.items()}
         if model == "ffjord":
             return [{}]
         if model == "diffflow":
-            ways = [{"num_steps": n} for n in self.ways.steps]
+            ways = [{"num_steps": n} for n in steps["diffflow"]]
             return [{**ways[-1], "stochasticity": 0.0}, *ways]
-        ddim = [{"num_steps": n, "sampler": "ddim"} for n in self.ways.ddim_steps]
-        return ddim + [{"num_steps": n, "sampler": "ancestral"} for n in self.ways.ddpm_steps]
+        kinds = ("ddim", "ancestral")
+        return [{"num_steps": n, "sampler": kind} for kind in kinds for n in steps[kind]]
 
     def about(self) -> dict[str, Any]:
         return {

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +29,7 @@ from diffflow_ext.metrics.features import DigitExtractor, load_extractor
 from diffflow_ext.training import LoadedRun
 from diffflow_ext.training.evaluation.extractor import make_extractor
 
-from ..common.reports import RESULTS, parse, read_samples, write_samples
+from ..common.reports import RESULTS, parse, write_samples
 from .comparison import Comparison, Sizes, comparison_parser
 from .measures import FIRST_SEED, drawn, likelihood
 from .trainings import Training, once, trained
@@ -68,24 +67,12 @@ TINY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SizesOfImages(Sizes):
-    """The steps N of samplers: of DiffFlow, DDPM and DDIM; of DDPM too; of DiNof."""
-
-    ode_rows: int
-    steps: tuple[int, ...]
-    many: int
-    dinof_steps: tuple[int, ...]
-
-
-FULL = SizesOfImages(
-    n=2000, rows=500, shown=16, pilot=20, ode_rows=64,
-    steps=(5, 10, 20, 30, 50), many=200, dinof_steps=(20, 50, 400),
-)  # fmt: skip
-SMOKE = SizesOfImages(
-    n=80, rows=8, shown=2, pilot=1, tiny=True, ode_rows=2,
-    steps=(1, 2), many=3, dinof_steps=(2,),
-)  # fmt: skip
+FULL = Sizes(n=2000, rows=500, shown=16, pilot=20)
+SMOKE = Sizes(n=80, rows=8, shown=2, pilot=1, tiny=True)
+#: Rows whose density by the ODE is measured.
+ODE_ROWS = 64
+#: Steps N of samplers: of DiffFlow and DDIM, of ancestral sampling too, of DiNof.
+STEPS, MANY, DINOF_STEPS = (5, 10, 20, 30, 50), 200, (20, 50, 400)
 
 
 def training_of(model: str, sizes: Sizes) -> Training:
@@ -104,9 +91,10 @@ class ComparisonOfImages(Comparison):
     program = "compare_images"
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.ways, data = SMOKE if args.smoke else FULL, open_dataset(SET, image_size=SIZE)
+        sizes, data = SMOKE if args.smoke else FULL, open_dataset(SET, image_size=SIZE)
         data = replace(data, test=shuffled(data.test), labels=None)
-        super().__init__(f"{SET}{SIZE}", args, self.ways, data, list(TITLES))
+        super().__init__(f"{SET}{SIZE}", args, sizes, data, list(TITLES))
+        self.steps: tuple[int, ...] = (1, 2) if sizes.tiny else STEPS
         self.extractor: DigitExtractor = load_extractor(args.extractor)
         n = self.sizes.n
         self.reference = self.extractor.features(self.dataset.test[:n])
@@ -114,66 +102,56 @@ class ComparisonOfImages(Comparison):
         self.real = self.extractor.features(self.dataset.train[: 5 * n])
 
     def measure(self, part: str) -> dict[str, Any]:
-        folder, training, sizes = self.folder / part, training_of(part, self.sizes), self.ways
+        folder, training = self.folder / part, training_of(part, self.sizes)
         if part == "diffflow":
             done = trained(training, folder)
         else:
             asked = self.args.minutes
             done = self.trained_for(part, training, asked or self.minutes_of("diffflow", MINUTES))
         loaded = done.load()
-        bounds = likelihood(loaded, self.dataset, sizes.rows, ode_n=sizes.ode_rows)
-        ways = [self._way(part, loaded, way) for way in self.samplers(part)]
-        shown = {
-            name: rows for way in ways for name, rows in read_samples(folder / way["file"]).items()
-        }
+        ode_n = 2 if self.sizes.tiny else ODE_ROWS
+        bounds = likelihood(loaded, self.dataset, self.sizes.rows, ode_n=ode_n)
+        steps, shown = self.steps if part == "diffflow" else (), {}
+        ways = [self._way(part, loaded, way, shown) for way in self.samplers(part)]
         write_samples(folder / "samples.npz", shown)
         return {
             "title": TITLES[part],
             **done.head(),
             "likelihood": bounds,
-            "bound_by_steps": self._bounds(folder, loaded) if part == "diffflow" else {},
+            "bound_by_steps": {str(n): self._bound(loaded, n) for n in steps},
             "sampling": ways,
         }
 
     def samplers(self, model: str) -> list[dict[str, Any]]:
         """The ways to sample that are measured."""
-        sizes = self.ways
+        tiny = self.sizes.tiny
         if model == "diffflow":
-            return [{"num_steps": n, "last_step": "mean"} for n in sizes.steps]
+            return [{"num_steps": n, "last_step": "mean"} for n in self.steps]
         if model == "dinof":
-            return [{"num_steps": n} for n in sizes.dinof_steps]
-        ddim = [{"num_steps": n, "sampler": "ddim"} for n in sizes.steps]
-        return ddim + [{"num_steps": n} for n in (*sizes.steps, sizes.many)]
+            return [{"num_steps": n} for n in ((2,) if tiny else DINOF_STEPS)]
+        ddim = [{"num_steps": n, "sampler": "ddim"} for n in self.steps]
+        return ddim + [{"num_steps": n} for n in (*self.steps, 3 if tiny else MANY)]
 
-    def _way(self, part: str, loaded: LoadedRun, way: dict[str, Any]) -> dict[str, Any]:
-        """Features of samples against those of held-out images, measured once."""
-        label = "-".join(str(value) for value in way.values())
-        images = self.folder / part / f"way-{label}.npz"
+    def _way(
+        self, part: str, loaded: LoadedRun, way: dict[str, Any], shown: dict[str, Tensor]
+    ) -> dict[str, Any]:
+        """Features of samples against those of held-out images; some samples go into `shown`."""
+        key = "-".join([part, *(str(value) for value in way.values())])
+        samples, cost = drawn(loaded, self.sizes.n, FIRST_SEED, **way)
+        levels = quantise(samples)
+        shown[key] = levels[: self.sizes.shown]
+        features = self.extractor.features(levels)
+        options = {name: value for name, value in way.items() if name != "num_steps"}
+        return {
+            "num_steps": way["num_steps"], "options": options, **cost, "key": key,
+            "fd": frechet_distance(features, self.reference),
+            **precision_recall(features, self.reference)._asdict(),
+        }  # fmt: skip
 
-        def measure() -> dict[str, Any]:
-            samples, cost = drawn(loaded, self.sizes.n, FIRST_SEED, **way)
-            levels = quantise(samples)
-            write_samples(images, {f"{part}-{label}": levels[: self.sizes.shown]})
-            features = self.extractor.features(levels)
-            options = {name: value for name, value in way.items() if name != "num_steps"}
-            return {
-                "num_steps": way["num_steps"], "options": options, **cost, "file": images.name,
-                "key": f"{part}-{label}",
-                "fd": frechet_distance(features, self.reference),
-                **precision_recall(features, self.reference)._asdict(),
-            }  # fmt: skip
-
-        return once(images.with_suffix(".json"), measure)
-
-    def _bounds(self, folder: Path, loaded: LoadedRun) -> dict[str, Any]:
-        """DiffFlow's bound with other numbers of steps than it was trained with."""
-
-        def measure(n: int) -> dict[str, Any]:
-            rows = self.sizes.rows
-            return likelihood(loaded, self.dataset, rows, ode_n=0, num_steps=n)["bound"]
-
-        steps = self.ways.steps
-        return {str(n): once(folder / f"bound-{n}.json", partial(measure, n)) for n in steps}
+    def _bound(self, loaded: LoadedRun, num_steps: int) -> dict[str, Any]:
+        """DiffFlow's bound with another number of steps than it was trained with."""
+        rows = self.sizes.rows
+        return likelihood(loaded, self.dataset, rows, ode_n=0, num_steps=num_steps)["bound"]
 
     def _floors(self) -> dict[str, Any]:
         """What real images reach: training ones against test ones, and against one another."""

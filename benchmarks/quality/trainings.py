@@ -1,9 +1,8 @@
 """Trainings whose time is measured, each done once.
 
-Times are seconds of the processor, never of the clock: other work may share the machine. A part
-that is finished is found in its folder and not done again, so that a long job can be cut off and
-go on; what `Interrupted` left goes on too, and a training that was killed begins anew, because
-nobody knows what it took.
+Times are seconds of the processor, never of the clock: other work may share the machine. A
+training that is finished is found in its folder and not done again, so that a comparison can be
+cut off and go on. One that was cut off begins anew, because nobody knows what it took.
 """
 
 from __future__ import annotations
@@ -86,38 +85,25 @@ class Trained:
 
 def trained(training: Training, folder: Path, cap_minutes: float | None = None) -> Trained:
     """Trains a model in folder/run, unless that is done, and stops it at a limit of its time."""
-    run, notes = folder / "run", folder / "training.json"
-    sessions = json.loads(notes.read_text()) if notes.exists() else []
-    if not (sessions and sessions[-1]["done"]):
-        known = bool(sessions) and sessions[-1]["step"] == _saved_step(run)
-        sessions = sessions if known else []
-        spent = sum(one["cpu_seconds"] for one in sessions)
-        left = None if cap_minutes is None else max(60 * cap_minutes - spent, 1e-3)
-        sessions.append(_session(training, run, left, resume=known))
-        write_json(notes, sessions)
-        if not sessions[-1]["done"]:
-            raise KeyboardInterrupt(f"{run}: interrupted; the same command goes on")
-    total = sum(one["cpu_seconds"] for one in sessions)
-    return Trained(run, training, sessions[-1]["step"], total)
+    run = folder / "run"
 
+    def train_it() -> dict[str, Any]:
+        start, time_is_up = cpu_seconds(), []
+        with _alarm(60 * cap_minutes if cap_minutes else 0.0, time_is_up):
+            try:
+                step = train(training.config(), run, overwrite=True, progress=False).step
+            except Interrupted:
+                if not time_is_up:
+                    raise KeyboardInterrupt(f"{run}: interrupted; it begins anew") from None
+                step = load_run(run).step
+        return {"steps": step, "cpu_seconds": cpu_seconds() - start}
 
-def _session(training: Training, run: Path, left: float | None, *, resume: bool) -> dict[str, Any]:
-    start, time_is_up = cpu_seconds(), []
-    with _alarm(left, time_is_up):
-        try:
-            done = train(
-                training.config(), run, resume=resume, overwrite=not resume, progress=False
-            )
-            step, ended = done.step, True
-        except Interrupted:
-            step, ended = load_run(run).step, bool(time_is_up)
-    return {"step": step, "done": ended, "cpu_seconds": cpu_seconds() - start}
+    return Trained(run, training, **once(folder / "training.json", train_it))
 
 
 @contextmanager
-def _alarm(seconds: float | None, rung: list[bool]) -> Iterator[None]:
-    """Asks the training to save and stop when the processor has worked for so long."""
-
+def _alarm(seconds: float, rung: list[bool]) -> Iterator[None]:
+    """Asks the training to save and stop when the processor has worked for so long; 0: never."""
     outside = signal.getsignal(signal.SIGINT)
 
     def ring(number: int, frame: object) -> None:
@@ -128,19 +114,12 @@ def _alarm(seconds: float | None, rung: list[bool]) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGPROF, ring)
-    signal.setitimer(signal.ITIMER_PROF, seconds or 0.0)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         signal.signal(signal.SIGPROF, before)
-
-
-def _saved_step(run: Path) -> int | None:
-    try:
-        return load_run(run).step
-    except ValueError:
-        return None
 
 
 def steps_in(

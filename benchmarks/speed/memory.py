@@ -65,15 +65,12 @@ def saved_by_autograd(problem: Problem) -> dict[str, Any]:
     }
 
 
-def scaled(found: dict[str, Any], factor: float) -> dict[str, Any]:
-    return {name: round(value * factor) for name, value in found.items()}
-
-
 def case(problem: Problem, threads: int, largest: float) -> dict[str, Any]:
     """States, what the graph saves, and peaks, of one problem."""
     # What is saved is proportional to the batch, and the graph of a large one is large.
     few = replace(problem, batch=min(problem.batch, 2000))
-    found = scaled(saved_by_autograd(few), problem.batch / few.batch)
+    factor = problem.batch / few.batch
+    found = {name: round(size * factor) for name, size in saved_by_autograd(few).items()}
     idle = peak_mebibytes(problem, None, threads)
     peaks, left_out = {}, {}
     for name in VARIANTS_HERE:

@@ -176,11 +176,7 @@ def measure(names: Sequence[str], problems: dict[str, Problem], args: Any) -> di
         if wanted:
             say(f"memory of {name}")
         peak = over_idle(problems[name], name, args.threads) if wanted else None
-        one |= {
-            "title": VARIANTS[name][1],
-            "first_call_seconds": first[name],
-            "mebibytes": peak,
-        }
+        one |= {"title": VARIANTS[name][1], "first_call_seconds": first[name], "mebibytes": peak}
     return found
 
 
@@ -204,7 +200,6 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         "--compile", choices=list(COMPILING), default="step",
         help="what torch.compile gets; with no, jax is left out too",
     )  # fmt: skip
-    made.add_argument("--batch", type=int, help="instead of the problem's")
     made.add_argument("--threads", type=int, default=1, help="default: 1")
     made.add_argument("--rounds", type=int, default=8, help="how often each is timed; default: 8")
     made.add_argument(
@@ -217,7 +212,6 @@ def main(words: Sequence[str] | None = None) -> None:
     args = arguments(words)
     torch.set_num_threads(args.threads)
     problem = PROBLEMS[args.problem]
-    problem = replace(problem, batch=args.batch) if args.batch else problem
     names, left_out = chosen(args.variants, problem, args.compile)
     of_ddpm = replace(problem, batch=2000) if args.problem == "small" else problem
     problems = {n: of_ddpm if n.startswith("ddpm") else problem for n in names}

@@ -85,8 +85,8 @@ VARIANTS: dict[str, tuple[Callable[[Problem], Step], str]] = {
     "jax": (partial(in_jax, loss="scan_loss"), "jax, the loop by `scan`, in one jit"),
     "diffrax": (partial(in_jax, loss="diffrax_loss"), "diffrax, in one jit"),
     "adjoint": (partial(ours, engine="autograd"), "`engine=\"autograd\"`"),
-    "graphs_kept": (graphs_kept, "`engine=\"autograd\"`, graphs of N/3 states kept"),
-    "scores_batched": (scores_batched, "`engine=\"autograd\"`, N/2 scores a call"),
+    "graphs_kept": (graphs_kept, "`engine=\"autograd\"`, `kept_graphs` N/3"),
+    "scores_batched": (scores_batched, "`engine=\"autograd\"`, `scores_per_call` N/2"),
     "fused": (partial(ours, engine="fused"), "`engine=\"fused\"`"),
     "fused_bf16": (lambda p: in_bfloat16(ours(p, engine="fused")), "`engine=\"fused\"`, bfloat16"),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def test_peaks_and_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "MiB" in few["left_out"]["graph"]
     image = memory.case(Problem(side=4, batch=2, num_steps=2, width=4, depth=1), 1, 1000.0)
     assert "vectors" in image["left_out"]["fused"]
-    assert memory.scaled({"saved_bytes": 10}, 2.5) == {"saved_bytes": 25}
+    large = memory.case(replace(SMALL, batch=5000), 1, 1000.0)
+    assert large["state_bytes"] == 10 * memory.case(SMALL, 1, 1000.0)["state_bytes"]
 
 
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,31 +43,12 @@ def test_compiled_twin_computes_the_same() -> None:
     torch.testing.assert_close(one, fused, rtol=1e-5, atol=1e-5)
 
 
-def test_report_has_the_medians_of_the_timer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds = iter([[1.0, 2.0, 5.0], [4.0, 5.0, 9.0]])
-
-    class Timer:
-        def __init__(self, statement: str, globals: dict[str, Any]) -> None:
-            assert torch.is_tensor(eval(statement, globals))
-
-        def blocked_autorange(self, min_run_time: float) -> Any:
-            assert min_run_time == 0.25
-            return type("Measurement", (), {"times": next(seconds)})
-
-    monkeypatch.setattr(ops, "Timer", Timer)
-    words = ["--seconds", "0.25", "--ops", "em_step", "--sizes", "2000x2"]
+def test_report_divides_medians(tmp_path: Path) -> None:
+    words = ["--seconds", "0.001", "--ops", "em_step", "--sizes", "2000x2"]
     ops.main([*words, "--ways", "fused", "eager", "--results", str(tmp_path)])
     (one,) = json.loads((tmp_path / "ops_1.json").read_text())["ops"]
-    assert one["seconds"]["fused"] == {"median": 2.0, "quartiles": [1.5, 3.5], "rounds": 3}
-    assert one["over_fused"] == {"eager": 2.5}
+    fused, eager = (one["seconds"][way]["median"] for way in ("fused", "eager"))
+    assert one["over_fused"] == {"eager": eager / fused}
     assert (one["op"], one["shape"]) == ("em_step", [2000, 2])
-
-
-def test_ops_are_timed(tmp_path: Path) -> None:
-    words = ["--seconds", "0.001", "--ops", "normal", "--sizes", "2000x2", "--ways", "eager"]
-    ops.main([*words, "--results", str(tmp_path)])
-    (one,) = json.loads((tmp_path / "ops_1.json").read_text())["ops"]
-    assert one["seconds"]["eager"]["median"] > 0
-    assert one["over_fused"] == {}
+    ops.main([*words, "--ways", "eager", "--results", str(tmp_path)])
+    assert json.loads((tmp_path / "ops_1.json").read_text())["ops"][0]["over_fused"] == {}

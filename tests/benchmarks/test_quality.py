@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import subprocess
 import time
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training_runs import write_images
 
 from benchmarks.common import machine
 from benchmarks.common.reports import read_samples
@@ -20,15 +20,12 @@ from benchmarks.pages import pictures, quality, write
 from benchmarks.quality import compare_2d, compare_images, compare_tables, dinof_sweep, trainings
 from benchmarks.quality.measures import Counter, drawn, energy_floor, energy_ratios, mean_error
 from benchmarks.quality.trainings import Training
-from diffflow_ext.data import Dataset, data_home, open_dataset
+from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.metrics import energy_distance
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.training import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-needs_mnist = pytest.mark.skipif(
-    not (data_home() / "mnist").is_dir(), reason="needs MNIST: diffflow data fetch mnist"
-)
 
 
 def tiny(**changes) -> Training:
@@ -145,8 +142,9 @@ def test_sweep_has_both_ends(reports):
 
 
 @pytest.mark.slow
-@needs_mnist
-def test_images_run(tmp_path):
+def test_images_run(tmp_path, monkeypatch):
+    write_images(tmp_path / "mnist", 28, count=500, held_out=100)
+    monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path))
     where = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     words = ["--smoke", *where, "--models", "diffflow", "ddpm", "--minutes", "0.005"]
     compare_images.main(words)
@@ -183,36 +181,30 @@ def test_page_is_made_from_the_reports_alone(reports, tmp_path):
 def test_training_stops_when_its_time_is_up(tmp_path):
     training = tiny(steps=10**6)
     start = time.process_time()
-    done = trainings.trained(training, tmp_path, cap_minutes=1.0 / 60)
+    done = trainings.trained(training, tmp_path, cap_minutes=1.5 / 60)
     assert 0 < done.steps < training.fields["steps"]
     assert done.head()["cut_off"]
-    assert 0.9 < done.cpu_seconds < time.process_time() - start + 0.1
-    assert trainings.trained(training, tmp_path, cap_minutes=1.0 / 60) == done
+    assert 1.0 < done.cpu_seconds < time.process_time() - start + 0.1
+    assert trainings.trained(training, tmp_path, cap_minutes=1.5 / 60) == done
 
 
-def test_killed_training_begins_anew_and_stopped_one_goes_on(tmp_path, monkeypatch):
-    training, half, killed = tiny(steps=4, save_every=2), tmp_path / "half", tmp_path / "killed"
-    real, asked = trainings.train, []
+def test_interrupted_training_begins_anew(tmp_path, monkeypatch):
+    training, real, asked = tiny(), trainings.train, []
 
     def stopped(config, run, **options):
-        real(tiny(steps=2, save_every=2).config(), run, **options)
+        real(config, run, **options)
         raise trainings.Interrupted(2, run)
 
-    def noted(config, run, *, resume, **options):
-        asked.append(resume)
-        return real(config, run, resume=resume, **options)
+    def noted(config, run, **options):
+        asked.append(run)
+        return real(config, run, **options)
 
     monkeypatch.setattr(trainings, "train", stopped)
-    with pytest.raises(KeyboardInterrupt, match="goes on"):
-        trainings.trained(training, half)
+    with pytest.raises(KeyboardInterrupt, match="begins anew"):
+        trainings.trained(training, tmp_path)
     monkeypatch.setattr(trainings, "train", noted)
-    shutil.copytree(half, killed)
-    (killed / "training.json").unlink()
-    for folder in (half, killed):
-        done = trainings.trained(training, folder)
-        assert done.steps == 4
-        assert len(json.loads((folder / "training.json").read_text())) == 2 - (folder == killed)
-    assert asked == [True, False]
+    assert trainings.trained(training, tmp_path) == trainings.trained(training, tmp_path)
+    assert asked == [tmp_path / "run"]
 
 
 def test_written_reports_are_no_changes_of_what_is_measured(tmp_path, monkeypatch):
@@ -247,14 +239,6 @@ def test_floor_of_energy_distance_is_that_of_normals():
     """E|X - X'| of standard normals in one dimension is 2 / sqrt(pi)."""
     data = torch.randn(8000, 1, generator=torch.Generator().manual_seed(0))
     assert energy_floor(data, 50) == pytest.approx(2 * 2 / math.sqrt(math.pi) / 50, rel=0.02)
-
-
-def test_floor_is_the_mean_distance_of_real_data():
-    data = open_dataset("moons").train
-    pairs = [
-        energy_distance(data[i : i + 100], data[i + 100 : i + 200]) for i in range(0, 40000, 200)
-    ]
-    assert energy_floor(data[:4000], 100) == pytest.approx(np.mean(pairs), rel=0.1)
 
 
 def test_mean_error_is_that_of_numpy():

@@ -47,11 +47,6 @@ def test_times_are_those_of_the_step_over_the_reference(
     assert found["seconds"]["median"] == cost
 
 
-def test_axes_are_as_wide_as_the_page_says() -> None:
-    ends = {name: (values[0], values[-1]) for name, (_, _, values) in scaling.AXES.items()}
-    assert ends == {"num_steps": (5, 1000), "batch": (40, 100_000), "width": (32, 256)}
-
-
 def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
