@@ -151,7 +151,7 @@ def _head(
     return {
         "package": build_info()["version"],
         "data": run.record.name,
-        "model": run.config.model,
+        "model": run.config.name,
         "step": run.step,
         "seed": seed,
         "n": n,
