@@ -7,6 +7,7 @@ file and an error need no other name.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -41,6 +42,7 @@ __all__ = [
     "FFJORDConfig",
     "FlowConfig",
     "configure",
+    "no_such_field",
 ]
 
 
@@ -103,7 +105,7 @@ class Config:
         changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in sections:
-                raise ValueError(f"train: {name}: {_no_such_field(self, name)}")
+                raise ValueError(f"train: {name}: {no_such_field(self, name)}")
             changes.setdefault(sections[name], {})[name] = value
         return replace(
             self, **{name: replace(getattr(self, name), **some) for name, some in changes.items()}
@@ -207,9 +209,17 @@ def _check_choices(config: Config) -> None:
                     )
 
 
-def _no_such_field(config: Config, name: str) -> str:
+def no_such_field(config: Config, name: str, others: Iterable[str] = ()) -> str:
+    """Returns in words who has a field that a model lacks, or which one is near its name.
+
+    Arguments:
+        config: A configuration of the model.
+        name: The name.
+        others: What may be meant beside fields.
+    """
     owners = [kind.name for kind in CONFIGS.values() if name in kind().values()]
     if owners:
-        return f"a field of {', '.join(owners)} alone; this run is {config.name}"
-    nearest = difflib.get_close_matches(name, config.values(), n=1, cutoff=0.0)[0]
-    return f"{config.name} has no such field; did you mean {nearest!r}?"
+        return f"only {', '.join(owners)} has it; this run is {config.name}"
+    near = difflib.get_close_matches(name, [*config.values(), *others], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{config.name} has no such field{hint}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,22 @@ ONCE_AUTOMATIC = {
 }  # fmt: skip
 
 
-def to_toml(config: Config) -> str:
-    """Returns the TOML text from which `load_config` makes an equal configuration."""
-    tables = {name: _table(asdict(getattr(config, name))) for name in SECTIONS}
-    tables["model"] = _table({"name": config.name}) + tables["model"]
-    return "\n".join(f"[{name}]\n{lines}" for name, lines in tables.items() if lines)
+def to_toml(config: Config, names: Container[str] | None = None) -> str:
+    """Returns the TOML text from which `load_config` makes an equal configuration.
+
+    Arguments:
+        config: The configuration.
+        names: The fields that are wanted; all that the run reads by default.
+    """
+    text = ""
+    for section in SECTIONS:
+        values = {"name": config.name} if section == "model" else {}
+        for name, value in asdict(getattr(config, section)).items():
+            if value is not None and (names is None or name in names):
+                values[name] = value
+        lines = "".join(f"{name} = {_spelt(value)}\n" for name, value in values.items())
+        text += f"[{section}]\n{lines}\n" if lines else ""
+    return text.removesuffix("\n")
 
 
 def load_config(path: str | Path) -> Config:
@@ -73,10 +84,11 @@ def from_record(record: Mapping[str, Any]) -> Config:
 
 
 def _from_tables(tables: dict[str, Any]) -> Config:
-    flat = [name for name, value in tables.items() if not isinstance(value, dict)]
-    if flat:
-        form = to_toml(from_record(tables)).strip()
-        raise ValueError(f"train: {flat[0]}: expected tables; this file in their form:\n\n{form}")
+    if not all(isinstance(value, dict) for value in tables.values()):
+        raise ValueError(
+            "train: expected a table for each section, got the form of earlier versions; this file"
+            f" in the new form:\n\n{to_toml(from_record(tables), tables)}"
+        )
     unknown = [name for name in tables if name not in SECTIONS]
     if unknown:
         raise ValueError(f"train: [{unknown[0]}]: expected one of {', '.join(SECTIONS)}")
@@ -89,11 +101,6 @@ def _from_tables(tables: dict[str, Any]) -> Config:
                 right = next(s for s in SECTIONS if name in asdict(getattr(plain, s)))
                 raise ValueError(f"train: {name}: expected in [{right}], got in [{section}]")
     return plain.replaced(**{name: v for values in tables.values() for name, v in values.items()})
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    present = {name: value for name, value in values.items() if value is not None}
-    return "".join(f"{name} = {_spelt(value)}\n" for name, value in present.items())
 
 
 def _spelt(value: object) -> str:

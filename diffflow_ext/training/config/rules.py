@@ -21,12 +21,15 @@ from typing import (
     get_type_hints,
 )
 
+from tyro.conf import arg
+
 from diffflow_ext.functional.checks import in_words
 
 __all__ = [
     "MAX_GRID",
     "MAX_SEED",
     "Chosen",
+    "Maybe",
     "Rule",
     "Section",
     "parse_progressive",
@@ -40,11 +43,16 @@ MAX_GRID = 2**24
 T = TypeVar("T")
 
 
-#: A value, or None until `resolve` has put one in its place: all that reads it comes after that.
+#: A value or None, whose meaning the help text tells.
+Maybe = Annotated[
+    Optional[T],  # noqa: UP045
+    arg(help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})"),
+]
+#: The same, where `resolve` puts a value in the place of None before anything reads it.
 if TYPE_CHECKING:
     Chosen = T | Any
 else:
-    Chosen = Optional[T]  # noqa: UP045
+    Chosen = Maybe
 
 
 @dataclass(frozen=True)
