@@ -17,7 +17,8 @@ import torch
 
 from diffflow_ext.cli import commands, doctor
 from diffflow_ext.data import fetching
-from diffflow_ext.training import TrainConfig
+from diffflow_ext.training import configure
+from diffflow_ext.training.config.files import to_toml
 from diffflow_ext.training.evaluation.sample_file import write_samples
 from diffflow_ext.training.loop import trainer
 from diffflow_ext.training.store.checkpoint import load_latest
@@ -283,14 +284,14 @@ def test_training_that_fails_has_its_own_code(
 def test_each_field_is_a_flag_and_flags_override_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changed = TrainConfig(
+    changed = configure(
         data="circles", seed=9, steps=77, learn_diffusion=True, progressive="0:3", t_end=0.125
     )
     file = tmp_path / "c.toml"
-    file.write_text(changed.to_toml())
+    file.write_text(to_toml(changed))
     arguments = ["train", "--out", str(tmp_path / "run"), "--dry-run"]
     assert commands.main([*arguments, "--config", str(file), "--steps", "5"]) == 0
-    expected = changed.to_toml().replace("steps = 77", "steps = 5", 1)
+    expected = to_toml(changed).replace("steps = 77", "steps = 5", 1)
     assert capsys.readouterr().out == expected
     flags = []
     for item in fields(TrainConfig):
@@ -300,7 +301,7 @@ def test_each_field_is_a_flag_and_flags_override_the_file(
         elif item.name != "data":
             flags.append(f"{name}={value}")
     assert commands.main([*arguments, "circles", *flags]) == 0
-    assert capsys.readouterr().out == changed.to_toml()
+    assert capsys.readouterr().out == to_toml(changed)
     assert not (tmp_path / "run").exists()
 
 
@@ -387,7 +388,7 @@ def test_a_file_of_values_need_not_name_the_data(
     assert "width = 5\n" in capsys.readouterr().out
     path.write_text('steps = "x"\n')
     assert commands.main(words) == 2
-    assert "values.toml: TrainConfig: steps=" in capsys.readouterr().err
+    assert "values.toml: Config: steps=" in capsys.readouterr().err
     assert commands.main(["train", "--config", str(path), "--out", str(tmp_path / "r")]) == 2
 
 

@@ -10,7 +10,7 @@ import pytest
 from training_runs import write_images, write_table
 
 from diffflow_ext.cli import commands
-from diffflow_ext.training import TrainConfig
+from diffflow_ext.training import load_config
 
 for library in ("zuko", "normflows", "torchdiffeq", "matplotlib"):
     pytest.importorskip(library)
@@ -68,8 +68,8 @@ def test_model_of_a_table(
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "x.npy"
     call("train", table, "--out", run, "--model", model, *FAST, *VECTORS[model])
-    config = TrainConfig.load(run / "config.toml")
-    assert (config.model, config.steps) == (model, 4)
+    config = load_config(run / "config.toml")
+    assert (config.model, config.optimiser.steps) == (model, 4)
     call("sample", run, "--n=20", "--out", out)
     usual = np.load(out, allow_pickle=False)
     assert usual.shape == (20, 2)
@@ -161,4 +161,4 @@ def test_folder_of_images_is_found_from_elsewhere(
     monkeypatch.chdir(images.parent)
     run = tmp_path / "run"
     call("train", images.name, "--out", run, "--model=flow", *FAST, *GLOW)
-    assert TrainConfig.load(run / "config.toml").data == str(images.resolve())
+    assert load_config(run / "config.toml").data == str(images.resolve())

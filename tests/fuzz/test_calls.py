@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from diffflow_ext import NoiseKey, TimeGrid, functional
 from diffflow_ext.functional.steps import __all__
-from diffflow_ext.training import Checkpoint, CheckpointError, TrainConfig
+from diffflow_ext.training import Checkpoint, CheckpointError, configure, load_config
 from diffflow_ext.training.store import checkpoint
 from diffflow_ext.training.store.checkpoint import load_checkpoint, save_checkpoint
 
@@ -181,7 +181,7 @@ def load_damaged(folder: Path, text: str, seed: int, count: int) -> dict[str, in
         data = mutated(text, rng)
         path.write_bytes(data)
         try:
-            TrainConfig.load(path)
+            load_config(path)
         except ValueError:
             seen["refused"] += 1
         except Exception as error:
@@ -191,7 +191,7 @@ def load_damaged(folder: Path, text: str, seed: int, count: int) -> dict[str, in
     return seen
 
 
-CONFIG = TrainConfig(data="moons", progressive="0:2,100:5", learn_diffusion=True).to_toml()
+CONFIG = configure(data="moons", progressive="0:2,100:5", learn_diffusion=True).to_toml()
 
 
 def test_damaged_configurations(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.training import TrainConfig, TrainingError, train
+from diffflow_ext.training import Config, TrainingError, configure, train
 from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.loop.batches import Batches
 from diffflow_ext.training.loop.diagnosis import diagnose
-from diffflow_ext.training.recipes import build_recipe
 from diffflow_ext.training.recipes.base import Recipe
+from diffflow_ext.training.recipes.build import build_recipe
 from diffflow_ext.training.store.checkpoint import load_latest
 from diffflow_ext.training.store.dataset import open_data
 from diffflow_ext.training.store.directory import read_metrics
@@ -31,9 +31,9 @@ def recipe_of(model: str, **changes: Any) -> tuple[Recipe[Any], Tensor, Tensor]:
     if model == "flow":
         pytest.importorskip("zuko")
         SMALLER = {k: v for k, v in SMALL.items() if k not in ("width", "depth")}
-        config = TrainConfig(data="moons", model=model, **SMALLER)
+        config = configure(data="moons", model=model, **SMALLER)
     else:
-        config = TrainConfig(data="moons", model=model, **{**SMALL, **changes})
+        config = configure(data="moons", model=model, **{**SMALL, **changes})
     dataset = open_data(config)
     config = resolve(config, is_image=False)
     batches = Batches(config, dataset.train, torch.device("cpu"))
@@ -93,7 +93,7 @@ def test_the_step_of_the_path_and_the_network_are_named(name: str) -> None:
     net = getattr(recipe.module, name)
     setattr(recipe.module, name, Broken(net, right_of=-math.inf, after=0.01))
     text = explain(recipe, x0, rows)
-    times = recipe.config.t_end
+    times = recipe.config.model.t_end
     assert "the loss of all 12 samples" in text
     assert f"the {name} at step" in text, (text, times)
 
@@ -150,8 +150,8 @@ def cut_off_at(last: int) -> Callable[[int], bool]:
     return bad
 
 
-def config(**changes: Any) -> TrainConfig:
-    return TrainConfig(
+def config(**changes: Any) -> Config:
+    return configure(
         data="moons", num_steps=3, progressive="off", save_every=3, log_every=1, **SMALL, **changes
     )
 
@@ -210,7 +210,7 @@ def test_a_flow_that_the_first_batch_spoils_is_no_step_to_skip(
     monkeypatch.setattr(ActNorm, "_start", spoiled)
     levels = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=levels)
-    small = TrainConfig(
+    small = configure(
         data=str(tmp_path / "images.npz"), model="flow", batch_size=8, steps=1, glow_blocks=1,
         glow_hidden=4, on_nonfinite=what, threads=1,
     )  # fmt: skip

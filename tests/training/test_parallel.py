@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffflow_ext.training import TrainConfig, train
+from diffflow_ext.training import configure, load_config, train
 from diffflow_ext.training.loop import starting
 from diffflow_ext.training.loop.batches import Batches
 from diffflow_ext.training.parallel import sharding
@@ -147,7 +147,7 @@ def test_a_run_in_shares_goes_on_whole_and_back(tmp_path: Path) -> None:
     for steps, size, shard in ((1, 2, True), (2, 1, True), (3, 3, True), (4, 2, False)):
         more = ("--resume", "--shard" if shard else "--no-shard", "--out", str(tmp_path / "run"))
         run(size, *words, str(steps), *more)
-        assert TrainConfig.load(tmp_path / "run" / "config.toml").shard is shard
+        assert load_config(tmp_path / "run" / "config.toml").shard is shard
     assert_like(tmp_path / "run", tmp_path / "alone")
 
 
@@ -398,7 +398,7 @@ def test_a_command_that_may_be_restarted_must_be_able_to_go_on(
 ) -> None:
     """Else the restart would be refused, or remove what was trained."""
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    config = TrainConfig(data="moons", steps=1, batch_size=4, width=4, depth=1)
+    config = configure(data="moons", steps=1, batch_size=4, width=4, depth=1)
     for overwrite in (False, True):
         with pytest.raises(ValueError, match=r"start this command again 3 times; give --resume"):
             train(config, tmp_path / "run", overwrite=overwrite)
@@ -406,14 +406,14 @@ def test_a_command_that_may_be_restarted_must_be_able_to_go_on(
 
 
 def test_shares_of_one_process_are_warned_of(tmp_path: Path) -> None:
-    config = TrainConfig(data="moons", steps=1, batch_size=4, width=4, depth=1, shard=True)
+    config = configure(data="moons", steps=1, batch_size=4, width=4, depth=1, shard=True)
     with pytest.warns(UserWarning, match="shard=True has no effect in one process"):
         train(config, tmp_path / "run")
 
 
 def test_shares_need_a_torch_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "can_shard", lambda: False)
-    config = TrainConfig(data="moons", batch_size=4, shard=True)
+    config = configure(data="moons", batch_size=4, shard=True)
     recipe = SimpleNamespace(separable=True)
     with pytest.raises(ValueError, match=r"expected torch 2\.6 or newer, got"):
         starting.check_world(World(0, 2), config, recipe)  # pyright: ignore[reportArgumentType]
@@ -427,7 +427,7 @@ def test_a_store_that_restarts_share_is_warned_of(
     """A restarted process found addresses of one that had ended in one of two trials."""
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
-    config = TrainConfig(data="moons", steps=1, batch_size=4, width=4, depth=1)
+    config = configure(data="moons", steps=1, batch_size=4, width=4, depth=1)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         train(config, tmp_path / "run", resume=True)
@@ -499,7 +499,7 @@ def test_shares_cover_everything_once(size: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_batches_in_parts_have_the_bits_of_the_whole(size: int) -> None:
-    config = TrainConfig(data="moons", batch_size=11, flip="on")
+    config = configure(data="moons", batch_size=11, flip="on")
     images = torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8)
     whole = Batches(config, images, torch.device("cpu"))(5)
     parts = [

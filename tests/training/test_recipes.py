@@ -18,8 +18,9 @@ from diffflow_ext.data import open_dataset
 from diffflow_ext.likelihood import dequantise
 from diffflow_ext.processes import VE, VP
 from diffflow_ext.training import (
-    TrainConfig,
+    Config,
     TrainingError,
+    configure,
     draw_samples,
     evaluate,
     format_table,
@@ -30,8 +31,9 @@ from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.config.schedules import sampling_grid, training_grid
 from diffflow_ext.training.evaluation.sampling import EVALUATION_STREAM
 from diffflow_ext.training.loop.state import TrainState
-from diffflow_ext.training.recipes import build_recipe, ddpm, diffflow, dinof
+from diffflow_ext.training.recipes import ddpm, diffflow, dinof
 from diffflow_ext.training.recipes.base import EvaluationSettings
+from diffflow_ext.training.recipes.build import build_recipe
 from diffflow_ext.training.store.directory import read_metrics
 
 for library in ("zuko", "normflows", "torchdiffeq"):
@@ -82,8 +84,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, table: Path, images: Path) ->
     return {name: folder / name for name in ALL}
 
 
-def config_of(name: str, table: Path, images: Path) -> TrainConfig:
-    return TrainConfig(
+def config_of(name: str, table: Path, images: Path) -> Config:
+    return configure(
         data=str(images if name in IMAGES else table),
         seed=3,
         steps=6,
@@ -263,10 +265,10 @@ def test_score_of_dinof_does_not_feel_the_flow(
     runs: dict[str, Path], table: Path, images: Path, tmp_path: Path
 ) -> None:
     config = config_of("dinof", table, images)
-    without = {name: getattr(TrainConfig(data="moons"), name) for name in SMALL_SPLINE}
+    without = {name: getattr(configure(data="moons"), name) for name in SMALL_SPLINE}
     others = (
-        replace(config, flow_learning_rate=0.5, flow_clip_norm=1e6),
-        replace(config, **{**without, "flow": "none"}),
+        config.replaced(flow_learning_rate=0.5, flow_clip_norm=1e6),
+        config.replaced(**{**without, "flow": "none"}),
     )
     expected = load_run(runs["dinof"]).model.state_dict()
     for index, other in enumerate(others):
@@ -332,15 +334,15 @@ def test_average_has_the_start_of_the_flow(runs: dict[str, Path]) -> None:
 
 
 def built(**values: Any) -> Any:
-    config = resolve(TrainConfig(data="moons", **values), is_image=False)
+    config = resolve(configure(data="moons", **values), is_image=False)
     return build_recipe(config, (2,)).module
 
 
 def test_process_of_dinof() -> None:
     assert built(model="dinof", beta_max=15.0).process == VP(0.1, 15.0)
     made = built(model="dinof", process="ve", sigma_max=9.0, t_cutoff=0.25)
-    assert made.process == VE(0.01, 9.0)
-    assert made.t_cutoff == 0.25
+    assert made.model.process == VE(0.01, 9.0)
+    assert made.model.t_cutoff == 0.25
     assert built(model="dinof", loss_weight="likelihood").loss_weight == "likelihood"
 
 
@@ -362,7 +364,7 @@ def test_diffflow_has_the_paper_s_networks() -> None:
 
 
 def test_networks_of_images() -> None:
-    config = TrainConfig(data="x", drift_multiplier=1.0, score_multiplier=0.5, net="unet",
+    config = configure(data="x", drift_multiplier=1.0, score_multiplier=0.5, net="unet",
                          unet_base=8, unet_mults="1,2")  # fmt: skip
     config = resolve(config, is_image=True)
     sde: Any = build_recipe(config, (1, 12, 12)).module
@@ -388,7 +390,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
 @pytest.mark.parametrize("learned", [False, True])
 def test_the_logged_bound_is_that_of_the_batch(table: Path, learned: bool) -> None:
     """Not the loss less the mean of its control variate, which scatters far more."""
-    config = TrainConfig(
+    config = configure(
         str(table), steps=4, batch_size=8, width=4, log_every=2,
         diffusion_start=0.3, diffusion_end=0.7, learn_diffusion=learned,
     )  # fmt: skip

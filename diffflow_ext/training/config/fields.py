@@ -177,7 +177,7 @@ CONFIGS: dict[str, type[Config]] = {
 }
 
 
-def configure(model: str, **values: Any) -> Any:
+def configure(model: str = "diffflow", **values: Any) -> Any:
     """Returns the configuration of a model, from values of fields by their names.
 
     Raises:

@@ -16,7 +16,7 @@ from ..parallel.sharding import can_shard
 from ..recipes.base import Recipe
 from ..store.directory import RunDirectory
 
-__all__ = ["check_directory", "check_world", "doubts", "warn_of_other_end"]
+__all__ = ["check_directory", "check_same_run", "check_world", "doubts", "warn_of_other_end"]
 
 
 #: Fewer are a trial of the installation, of which no learning is expected.
@@ -56,7 +56,7 @@ def check_directory(run: RunDirectory, config: Config, *, resume: bool, overwrit
     if not resume:
         raise ValueError(f"{run.root}: holds a run already; give --resume or --overwrite")
     if run.config.exists():
-        _check_same_run(load_config(run.config), config)
+        check_same_run(load_config(run.config), config)
 
 
 def warn_of_other_end(steps: int, step: int, config: Config) -> None:
@@ -100,7 +100,7 @@ def check_world(world: World, config: Config, recipe: Recipe[Any, Any]) -> None:
         )
 
 
-def _check_same_run(old: Config, new: Config) -> None:
+def check_same_run(old: Config, new: Config) -> None:
     """Refuses to go on with a run under another configuration; None is what the run had."""
     before, after = ({"model": config.name, **config.values()} for config in (old, new))
     for name, value in after.items():
