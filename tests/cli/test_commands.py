@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from diffflow_ext.cli import commands, doctor
-from diffflow_ext.data import fetching
 from diffflow_ext.training import configure
 from diffflow_ext.training.config.files import to_toml
 from diffflow_ext.training.evaluation.sample_file import write_samples
@@ -276,7 +275,7 @@ def test_training_that_fails_has_its_own_code(
     def fail(*args: object) -> None:
         raise trainer.TrainingError("train: the loss is nan at step 2")
 
-    monkeypatch.setattr(trainer._Trainer, "run_to_end", fail)
+    monkeypatch.setattr(trainer.Trainer, "run_to_end", fail)
     assert commands.main(["train", str(data), "--out", str(tmp_path / "run"), *FAST]) == 1
     assert capsys.readouterr().err == "diffflow: train: the loss is nan at step 2\n"
 
@@ -326,7 +325,7 @@ def test_resume_takes_the_configuration_of_the_run(
 def test_data_fetch_says_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "fetch", lambda name, to: f"{name} in {to}")
+    monkeypatch.setattr(commands, "fetch", lambda name, to: f"{name} in {to}")
     assert commands.main(["data", "fetch", "mnist", "--to", "here"]) == 0
     assert capsys.readouterr().out == "mnist in here\n"
     assert "expected `diffflow data list`" in refusal(capsys, "data", "fetch")

@@ -15,7 +15,6 @@ from diffflow_ext.data import batch_indices, open_dataset
 from diffflow_ext.likelihood import quantise
 from diffflow_ext.training import Config, configure
 from diffflow_ext.training.config.defaults import resolve
-from diffflow_ext.training.config.files import from_record
 from diffflow_ext.training.loop import batches
 from diffflow_ext.training.loop.batches import Batches, mirrored
 from diffflow_ext.training.store.dataset import open_data
@@ -29,7 +28,7 @@ def images() -> Tensor:
 
 
 def config(**values: object) -> Config:
-    made = from_record({"data": "x", "batch_size": 32, "seed": 4, **values})
+    made = configure(**{"data": "x", "batch_size": 32, "seed": 4, **values})
     return resolve(made, is_image=True)
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_graphs import Emulated
+from emulated_graphs import Emulated
 from torch import Tensor
 from training_runs import Kill, outcome, write_images, write_table
 
 from diffflow_ext import DiffFlowSDE
-from diffflow_ext.engines import CapturedStep, cuda_graph
+from diffflow_ext.engines import CapturedStep
 from diffflow_ext.engines.cuda_graph import StepResult
 from diffflow_ext.training import Config, TrainingError, configure, train
+from diffflow_ext.training.loop import captured
 from diffflow_ext.training.store.checkpoint import step_directories
 
 
@@ -48,7 +49,7 @@ def test_the_run_of_unets_is_that_of_the_plain_loop(config: Config, tmp_path: Pa
     images = configure(
         data=str(write_images(tmp_path / "images", size=8)), steps=2, batch_size=4, num_steps=3,
         progressive="off", unet_base=8, unet_mults="1,2", unet_blocks=1, unet_attention="off",
-        threads=1, autocast="bf16", activation_memory="1", log_every=1,
+        threads=1, autocast="bf16", log_every=1,
     )  # fmt: skip
     both(images, tmp_path)
 
@@ -64,12 +65,12 @@ def test_a_run_resumes_bit_equal(
         return real(self, *args, stream=stream, **options)
 
     train(config, tmp_path / "plain")
-    captured = config.replaced(cuda_graph=True)
+    graphed = config.replaced(cuda_graph=True)
     with monkeypatch.context() as patch:
         patch.setattr(CapturedStep, "step", step)
         with pytest.raises(Kill):
-            train(captured, tmp_path / "run")
-    train(captured, tmp_path / "run", resume=True)
+            train(graphed, tmp_path / "run")
+    train(graphed, tmp_path / "run", resume=True)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "plain")
 
 
@@ -99,15 +100,10 @@ def test_replays_see_what_changes_from_step_to_step(
         made.append(Emulated(*args, warm_up=1, **options))
         return made[0]
 
-    monkeypatch.setattr(cuda_graph, "CapturedStep", emulated)
+    monkeypatch.setattr(captured, "CapturedStep", emulated)
     both(config, tmp_path)
     assert made[0].num_captures == 3
     assert made[0].eager == 3
-
-
-def test_only_diffflow_has_it(config: Config) -> None:
-    with pytest.raises(ValueError, match="cuda_graph=True: only for diffflow"):
-        configure(data=config.data.data, model="ddpm", cuda_graph=True)
 
 
 def test_graphs_follow_the_number_of_steps(

@@ -28,7 +28,8 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
         {
             "net": "unet", "batch_size": 64, "learning_rate": 2e-4, "time_scale": 20_000.0,
             "diffusion_start": 1.0, "diffusion_end": 1.0, "flip": "off", "flow": None,
-            "width": None, "unet_base": 64, "unet_mults": "1,2,2", "unet_blocks": 2, "unet_attention": "16",
+            "width": None, "unet_base": 64, "unet_mults": "1,2,2", "unet_blocks": 2,
+            "unet_attention": "16",
             "dropout": 0.0, "drift_multiplier": 1.0, "score_multiplier": 1.0,
         },
     ),

@@ -72,13 +72,13 @@ def test_a_sample_is_named_with_its_row(model: str) -> None:
     x0[[2, 7]] = 1e30
     if model == "flow":
         x0[[2, 7]] = math.nan
-    original = recipe.each
+    original = recipe.sample_losses
 
     def each(x: Tensor, step: int, offset: int) -> Tensor:
         # DiffFlowSDE refuses data that are not finite, and float32 overflows behind them.
         return torch.where(x[:, 0].abs() < 1e20, original(x.clamp(-9, 9), step, offset), math.inf)
 
-    recipe.each = each  # pyright: ignore
+    recipe.sample_losses = each  # pyright: ignore
     recipe.where_not_finite = lambda *_: ""  # pyright: ignore
     text = explain(recipe, x0, rows, offset=100)
     assert text == (
@@ -109,7 +109,7 @@ def test_a_gradient_is_named_before_clipping_spreads_it() -> None:
     """A loss is finite where its slope is not: sqrt at 0."""
     recipe, x0, rows = recipe_of("ddpm")
     bias = recipe.module.eps_net.output.bias
-    (part,) = recipe.parts
+    (part,) = recipe.objectives
     plain = part.loss
 
     def loss(x: Tensor, step: int, offset: int) -> Tensor:
@@ -221,12 +221,12 @@ def test_a_flow_that_the_first_batch_spoils_is_no_step_to_skip(
 def test_a_search_that_fails_does_not_hide_what_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffflow_ext.training.loop import diagnosis
+    from diffflow_ext.training.loop import step as step_module
 
     def fails(*_: Any) -> str:
         raise AssertionError("underflow in dt")
 
-    monkeypatch.setattr(diagnosis, "diagnose", fails)
+    monkeypatch.setattr(step_module, "diagnose", fails)
     poison(monkeypatch, lambda step: step == 4)
     with pytest.raises(TrainingError, match=r"loss is nan at step 5.*underflow in dt"):
         train(config(), tmp_path / "run")
@@ -241,9 +241,9 @@ def test_a_run_that_skipped_nearly_everything_says_so(
 
 
 def test_endless_skipping_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffflow_ext.training.loop import trainer
+    from diffflow_ext.training.loop import step as step_module
 
-    monkeypatch.setattr(trainer, "MAX_SKIPPED", 3)
+    monkeypatch.setattr(step_module, "MAX_SKIPPED", 3)
     poison(monkeypatch, lambda step: step >= 2)
     with pytest.raises(TrainingError, match="neither was any of the 3 before"):
         train(config(on_nonfinite="skip"), tmp_path / "run")

@@ -23,7 +23,8 @@ from diffflow_ext.training import (
     train,
 )
 from diffflow_ext.training.config.schedules import sampling_grid
-from diffflow_ext.training.evaluation import pictures, sampling
+from diffflow_ext.training.evaluation import evaluate as evaluate_module
+from diffflow_ext.training.evaluation import sampling
 from diffflow_ext.training.evaluation.evaluate import spell
 
 pytest.importorskip("matplotlib")
@@ -128,7 +129,7 @@ def test_pictures_that_cannot_be_drawn_lose_no_numbers(
     def missing(*args: object) -> None:
         raise ImportError("expected matplotlib")
 
-    monkeypatch.setattr(pictures, "draw_pictures", missing)
+    monkeypatch.setattr(evaluate_module, "draw_pictures", missing)
     with pytest.warns(UserWarning, match="pictures are left out: expected matplotlib"):
         assert evaluate(run, 60, device="cpu")["n"] == 60
 

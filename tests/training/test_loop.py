@@ -34,9 +34,9 @@ from diffflow_ext.training.config.schedules import (
     training_grid,
     work_done,
 )
+from diffflow_ext.training.loop import trainer
 from diffflow_ext.training.loop.state import TrainState
 from diffflow_ext.training.recipes.base import Objective
-from diffflow_ext.training.store import dataset
 from diffflow_ext.training.store.checkpoint import load_latest, step_directories
 from diffflow_ext.training.store.directory import RunDirectory, read_metrics
 
@@ -313,7 +313,7 @@ def test_two_runs_do_not_share_a_directory(config: Config, tmp_path: Path) -> No
 def test_output_is_checked_before_any_work(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "open_data", lambda *args, **kwargs: pytest.fail("worked"))
+    monkeypatch.setattr(trainer, "open_data", lambda *args, **kwargs: pytest.fail("worked"))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         train(config, tmp_path / "file" / "run")

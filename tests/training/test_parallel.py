@@ -26,7 +26,6 @@ from torch import Tensor
 from diffflow_ext.training import configure, load_config, train
 from diffflow_ext.training.loop import starting
 from diffflow_ext.training.loop.batches import Batches
-from diffflow_ext.training.parallel import sharding
 from diffflow_ext.training.parallel.distributed import World, is_first
 from diffflow_ext.training.store.checkpoint import load_latest
 from diffflow_ext.training.store.directory import read_metrics
@@ -147,7 +146,7 @@ def test_a_run_in_shares_goes_on_whole_and_back(tmp_path: Path) -> None:
     for steps, size, shard in ((1, 2, True), (2, 1, True), (3, 3, True), (4, 2, False)):
         more = ("--resume", "--shard" if shard else "--no-shard", "--out", str(tmp_path / "run"))
         run(size, *words, str(steps), *more)
-        assert load_config(tmp_path / "run" / "config.toml").shard is shard
+        assert load_config(tmp_path / "run" / "config.toml").run.shard is shard
     assert_like(tmp_path / "run", tmp_path / "alone")
 
 
@@ -292,7 +291,7 @@ def test_gradients_accumulate_without_an_exchange(engine: str) -> None:
 #: A program in which one process has an error that the others know nothing of.
 FAILING = """
 import os, sys
-from diffflow_ext.cli import commands
+from diffflow_ext.cli import main
 from diffflow_ext.training.loop import batches
 from diffflow_ext.training.store import directory
 if os.environ["RANK"] == "1" and sys.argv[1] == "step":
@@ -305,8 +304,8 @@ if os.environ["RANK"] == "1" and sys.argv[1] == "step":
 if os.environ["RANK"] == "0" and sys.argv[1] == "log":
     def fail(self, values):
         raise OSError(28, "No space left on device")
-    runs.MetricsLog.write = fail
-sys.exit(cli.main(sys.argv[2:]))
+    directory.MetricsLog.write = fail
+sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -412,7 +411,7 @@ def test_shares_of_one_process_are_warned_of(tmp_path: Path) -> None:
 
 
 def test_shares_need_a_torch_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "can_shard", lambda: False)
+    monkeypatch.setattr(starting, "can_shard", lambda: False)
     config = configure(data="moons", batch_size=4, shard=True)
     recipe = SimpleNamespace(separable=True)
     with pytest.raises(ValueError, match=r"expected torch 2\.6 or newer, got"):
@@ -439,7 +438,7 @@ def test_a_store_that_restarts_share_is_warned_of(
 #: A program that says how many bytes of its state a process has, and spoils a loss if asked to.
 SHARES = """
 import math, os, sys
-from diffflow_ext.cli import commands
+from diffflow_ext.cli import main
 from diffflow_ext.training.recipes.diffflow import DiffFlowRecipe
 from diffflow_ext.training.loop.state import TrainState
 loss, save = DiffFlowRecipe._loss, TrainState.to_checkpoint
@@ -456,7 +455,7 @@ def told(self, meta, keep):
     assert keep or not (found.model or found.ema or found.optim)
     return found
 DiffFlowRecipe._loss, TrainState.to_checkpoint = spoiled, told
-sys.exit(cli.main(sys.argv[2:]))
+sys.exit(main(sys.argv[2:]))
 """
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diffflow_ext.training import Checkpoint, CheckpointError, configure, train
-from diffflow_ext.training.store import checkpoint as checkpoint_module
+from diffflow_ext.training.store import saver as saver_module
 from diffflow_ext.training.store.checkpoint import load_latest, save_checkpoint
 from diffflow_ext.training.store.saver import Saver
 
@@ -28,7 +28,7 @@ def test_tensors_are_those_of_the_call(tmp_path: Path, monkeypatch: pytest.Monke
         assert go.wait(30)
         return save_checkpoint(*args)
 
-    monkeypatch.setattr(checkpoint_module, "save_checkpoint", slow)
+    monkeypatch.setattr(saver_module, "save_checkpoint", slow)
     saver, checkpoint = Saver(tmp_path, 3, beside=True), make(1)
     saver.save(checkpoint)
     for group in (checkpoint.model, checkpoint.ema, checkpoint.optim):
@@ -59,7 +59,7 @@ def test_an_error_beside_is_raised_later(
 
     saver = Saver(tmp_path, 3, beside=True)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "save_checkpoint", full)
+        patch.setattr(saver_module, "save_checkpoint", full)
         saver.save(make(1))
         assert saver._thread is not None
         saver._thread.join()
