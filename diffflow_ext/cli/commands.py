@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -32,7 +33,7 @@ from diffflow_ext.training.store.directory import RunDirectory
 from .doctor import examine
 from .flags import Sampler, known_words, parse
 
-__all__ = ["exit_code", "run"]
+__all__ = ["exit_code", "parse_command", "run"]
 
 
 C = TypeVar("C", bound=Config)
@@ -50,12 +51,22 @@ SECONDS_BEHIND = 2
 
 def run(command: str, words: Sequence[str]) -> int:
     """Runs a command; returns its exit code."""
+    return parse_command(command, words)()
+
+
+def parse_command(command: str, words: Sequence[str]) -> Callable[[], int]:
+    """Returns what a command line asks for, ready to be called.
+
+    Raises:
+        ValueError, TypeError: If a word is unknown, missing or wrong.
+        OSError: If a file of values can't be read.
+    """
     if command == "train":
-        return _train(list(words))
+        return _parse_train(list(words))
     kind = COMMANDS[command]
     made, unknown = parse(kind, words, command)
     known_words(unknown, _names(kind), command)
-    return made()
+    return made
 
 
 def exit_code(error: BaseException) -> int:
@@ -237,13 +248,16 @@ COMMANDS: dict[str, Any] = {
 }
 
 
-def _train(words: list[str]) -> int:
+def _parse_train(words: list[str]) -> Callable[[], int]:
     model = words.pop(0) if words and words[0] in CONFIGS else None
     if {"-h", "--help"} & {*words}:
         kind = CONFIGS[model or "diffflow"]
         parse(TrainHelp[kind], ["--help"], f"train {kind.name}")
     options, words = parse(TrainOptions, words, "train")
-    config = _config(options, model, words)
+    return partial(_train, options, _config(options, model, words))
+
+
+def _train(options: TrainOptions, config: Config) -> int:
     if options.dry_run:
         print(to_toml(config), end="")
         return 0

@@ -87,7 +87,9 @@ def uninterrupted(config: Config, tmp_path: Path) -> tuple[dict[str, bytes], lis
     return outcome(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("step", range(STEPS))
+@pytest.mark.parametrize(
+    "step", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in range(STEPS) if n != 5)]
+)
 def test_resumes_bit_equal_after_a_kill_at_any_step(
     config: Config,
     tmp_path: Path,

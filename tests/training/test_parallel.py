@@ -23,10 +23,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffflow_ext.cli import main
 from diffflow_ext.training import configure, load_config, train
 from diffflow_ext.training.loop import starting
 from diffflow_ext.training.loop.batches import Batches
-from diffflow_ext.training.parallel.distributed import World, is_first
+from diffflow_ext.training.parallel.distributed import World, is_first, joined
+from diffflow_ext.training.recipes.build import RECIPES
 from diffflow_ext.training.store.checkpoint import load_latest
 from diffflow_ext.training.store.directory import read_metrics
 
@@ -107,11 +109,11 @@ def assert_like(folder: Path, other: Path) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run by one process."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    run(1, "train", *POINTS, "--out", str(folder))
+    assert main(["train", *POINTS, "--out", str(folder)]) == 0
     return folder
 
 
-@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def test_training_does_not_depend_on_the_number_of_processes(
     alone: Path, tmp_path: Path, size: int
 ) -> None:
@@ -124,7 +126,7 @@ def test_training_does_not_depend_on_the_number_of_processes(
 
 SHARDED = {
     "uneven": ("moons", *SMALL, "--batch-size", "7", "--steps", "3", "--threads", "1"),
-    "two parts": ("moons", *SMALL[:4], "--model", "dinof", "--batch-size", "8", "--steps", "3",
+    "two parts": ("dinof", "moons", *SMALL[:4], "--batch-size", "8", "--steps", "3",
                   "--log-every", "1"),
     "flow prior": ("moons", *SMALL, "--prior", "flow", "--batch-size", "8", "--steps", "3"),
 }  # fmt: skip
@@ -138,6 +140,7 @@ def test_weights_in_shares_train_like_whole_ones(tmp_path: Path, name: str) -> N
     assert_like(tmp_path / "2", tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_a_run_in_shares_goes_on_whole_and_back(tmp_path: Path) -> None:
     """Checkpoints hold whole tensors, whoever wrote them; 3 processes share 16 rows unevenly."""
     same = ("--schedule", "constant", "--progressive", "0:4")
@@ -150,6 +153,7 @@ def test_a_run_in_shares_goes_on_whole_and_back(tmp_path: Path) -> None:
     assert_like(tmp_path / "run", tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number(alone: Path, tmp_path: Path) -> None:
     out = ("--out", str(tmp_path / "run"))
     few = ("2" if word == "4" and before == "--steps" else word
@@ -160,9 +164,9 @@ def test_a_run_goes_on_with_another_number(alone: Path, tmp_path: Path) -> None:
 
 
 OTHERS = {
-    "dinof": ("moons", *SMALL[:4], "--model", "dinof"),
-    "ddpm": ("moons", *SMALL[:4], "--model", "ddpm", "--timesteps", "20"),
-    "flow": ("moons", "--model", "flow"),
+    "dinof": ("dinof", "moons", *SMALL[:4]),
+    "ddpm": ("ddpm", "moons", *SMALL[:4], "--timesteps", "20"),
+    "flow": ("flow", "moons"),
     "learned g": ("moons", *SMALL[:6], "--learn-diffusion"),
 }
 
@@ -177,7 +181,7 @@ def test_other_models(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--model", "flow", "--glow-blocks", "1")])
+@pytest.mark.parametrize("more", [(), ("--glow-blocks", "1")])
 @pytest.mark.parametrize("shard", [(), ("--shard",)], ids=["whole", "shares"])
 def test_images(tmp_path: Path, more: tuple[str, ...], shard: tuple[str, ...]) -> None:
     """Mirrors and noise between the levels are those of the global index.
@@ -190,12 +194,14 @@ def test_images(tmp_path: Path, more: tuple[str, ...], shard: tuple[str, ...]) -
     np.savez(tmp_path / "images.npz", images=levels)
     unet = ("--num-steps", "2", "--unet-base", "8", "--unet-mults", "1,2")
     common = ("--batch-size", "5", "--steps", "2", "--log-every", "1", "--flip", "on")
-    words = (str(tmp_path / "images.npz"), *common, *(more or unet))
+    model = "flow" if more else "diffflow"
+    words = (model, str(tmp_path / "images.npz"), *common, *(more or unet))
     run(1, "train", *words, "--out", str(tmp_path / "1"))
     run(2, "train", *words, *shard, "--out", str(tmp_path / "2"))
     assert_like(tmp_path / "2", tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_samples_and_likelihoods_are_those_of_one_process(alone: Path, tmp_path: Path) -> None:
     found: dict[int, Any] = {}
     for size in (1, 2):
@@ -207,6 +213,7 @@ def test_samples_and_likelihoods_are_those_of_one_process(alone: Path, tmp_path:
     assert found[1][1] == found[2][1]
 
 
+@pytest.mark.slow
 def test_what_one_refuses_all_refuse(alone: Path, tmp_path: Path) -> None:
     ends = finished(start(2, "train", *POINTS, "--out", str(alone)))
     assert [code for code, *_ in ends] == [2, 1]
@@ -215,23 +222,7 @@ def test_what_one_refuses_all_refuse(alone: Path, tmp_path: Path) -> None:
     assert all("Traceback" not in err for *_, err in ends)
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (("--model", "ffjord", "--batch-size", "10"), "trains in one process"),
-        (("--batch-size", "10", "--cuda-graph"), "cuda_graph=True is for one process"),
-        (("--batch-size", "1"), "at least one sample for each of the 2 processes"),
-    ],
-)
-def test_what_several_processes_cannot_share(
-    tmp_path: Path, words: tuple[str, ...], reason: str
-) -> None:
-    if "ffjord" in words:
-        pytest.importorskip("torchdiffeq")
-    ends = finished(start(2, "train", "moons", *words, "--out", str(tmp_path / "run")))
-    assert all(code == 2 and reason in err for code, _, err in ends), ends
-
-
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ("moons", *SMALL, "--batch-size", "10", "--steps", "1000000", "--threads", "1")
@@ -281,6 +272,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["autograd", "fused"])
 def test_gradients_accumulate_without_an_exchange(engine: str) -> None:
     """DistributedDataParallel.no_sync around the losses, in a loop of one's own."""
@@ -309,6 +301,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["step", "log"])
 def test_an_error_of_one_process_ends_all(tmp_path: Path, where: str) -> None:
     """Instead of leaving them to wait for one another."""
@@ -320,6 +313,7 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path, where: str) -> None:
     assert said in "".join(err for *_, err in ends)
 
 
+@pytest.mark.slow
 def test_folders_that_differ_are_refused(alone: Path, tmp_path: Path) -> None:
     """As a disk that only one machine sees: one goes on with a run, the other starts one."""
     shutil.copytree(alone, tmp_path / "0")
@@ -329,11 +323,6 @@ def test_folders_that_differ_are_refused(alone: Path, tmp_path: Path) -> None:
     ends = finished(start(2, *words, folder=tmp_path))
     assert [code for code, *_ in ends] == [1, 1], ends
     assert all("on a disk that all see" in err for *_, err in ends)
-
-
-def test_one_number_for_all_devices_is_refused(tmp_path: Path) -> None:
-    ends = finished(start(2, "train", *POINTS, "--device", "cuda:0", "--out", str(tmp_path)))
-    assert all(code == 2 and "use auto or cuda" in err for code, _, err in ends), ends
 
 
 @pytest.mark.slow
@@ -410,13 +399,35 @@ def test_shares_of_one_process_are_warned_of(tmp_path: Path) -> None:
         train(config, tmp_path / "run")
 
 
-def test_shares_need_a_torch_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("model", "fields", "reason"),
+    [
+        ("ffjord", {}, "model='ffjord' trains in one process"),
+        ("diffflow", {"cuda_graph": True}, "cuda_graph=True is for one process"),
+        ("diffflow", {"batch_size": 1}, "at least one sample for each of the 2 processes"),
+        ("diffflow", {"shard": True}, r"expected torch 2\.6 or newer, got"),
+    ],
+)
+def test_what_several_processes_cannot_share(
+    monkeypatch: pytest.MonkeyPatch, model: str, fields: dict[str, Any], reason: str
+) -> None:
     monkeypatch.setattr(starting, "can_shard", lambda: False)
-    config = configure(data="moons", batch_size=4, shard=True)
-    recipe = SimpleNamespace(separable=True)
-    with pytest.raises(ValueError, match=r"expected torch 2\.6 or newer, got"):
-        starting.check_world(World(0, 2), config, recipe)  # pyright: ignore[reportArgumentType]
-    starting.check_world(World(0, 1), config, recipe)  # pyright: ignore[reportArgumentType]
+    config = configure(model, **{"data": "moons", "batch_size": 4, **fields})
+    recipe: Any = SimpleNamespace(separable=model != "ffjord")
+    with pytest.raises(ValueError, match=reason):
+        starting.check_world(World(0, 2), config, recipe)
+    starting.check_world(World(0, 1), config, recipe)
+
+
+def test_solvers_that_look_at_the_batch_say_so() -> None:
+    assert [name for name, recipe in RECIPES.items() if not recipe.separable] == ["ffjord"]
+
+
+def test_one_number_for_all_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="use auto or cuda"), joined("cuda:0"):
+        pass
 
 
 @pytest.mark.parametrize(("shared", "count"), [("True", 1), ("False", 0)])
@@ -459,6 +470,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_each_process_keeps_its_share_alone(tmp_path: Path) -> None:
     for steps in ("4", "5"):  # Moments that Adam makes, and those that it has read.
         words = ("train", *POINTS[:-4], "--steps", steps, "--shard", "--resume", "--threads", "1")
@@ -470,6 +482,7 @@ def test_each_process_keeps_its_share_alone(tmp_path: Path) -> None:
             assert mine < 0.53 * all_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["stop", "skip"])
 def test_a_step_in_shares_that_is_not_finite(tmp_path: Path, what: str) -> None:
     """The weights are gathered to find out where, and not changed."""

@@ -98,7 +98,9 @@ def config_of(name: str, table: Path, images: Path) -> Config:
     )
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name", [*VECTORS, *(pytest.param(name, marks=pytest.mark.slow) for name in IMAGES)]
+)
 def test_resumes_bit_equal(
     name: str,
     runs: dict[str, Path],

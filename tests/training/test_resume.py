@@ -62,7 +62,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "learned_diffusion": {"learn_diffusion": True, "checkpoint_every": 2},
     "power_grid": {"grid": "power"},
     "saved_beside_the_training": {"async_save": True, "save_every": 2},
-    "kept_activations": {"activation_memory": "auto"},
     "ddpm": {"model": "ddpm"},
     "dinof": {"model": "dinof", "t_cutoff": 0.5},
     "ffjord": {"model": "ffjord"},
@@ -70,6 +69,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_two_kills_change_no_bit(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -108,7 +108,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import pytest
 from training_runs import before_update
-from diffflow_ext.training import Config, configure, load_config, train
+from diffflow_ext.training import load_config, train
 
 before_update(pytest.MonkeyPatch(), int(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL))
 train(load_config(sys.argv[3]), sys.argv[4], resume=True)
