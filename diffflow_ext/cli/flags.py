@@ -15,7 +15,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
 from diffflow_ext.training.config.rules import Maybe
 
-__all__ = ["Sampler", "known_words", "parse"]
+__all__ = ["Sampler", "known_words", "message", "parse"]
 
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def parse(
     except SystemExit as end:
         if end.code == 0:
             raise
-        raise ValueError(_message(said.getvalue(), command)) from None
+        raise ValueError(message(said.getvalue(), command)) from None
     return made, unknown
 
 
@@ -114,11 +114,12 @@ def known_words(unknown: Sequence[str], known: Iterable[str], command: str) -> N
     raise ValueError(f"{command}: unknown {word!r}{hint} (diffflow {command} --help)")
 
 
-def _message(box: str, command: str) -> str:
+def message(box: str, command: str) -> str:
     """Returns the message in a box that tyro has drawn, in one line."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", box)
-    inner = [line.strip(" │|") for line in plain.splitlines()[1:]]
-    end = next((i for i, line in enumerate(inner) if re.fullmatch(r"[^\w]+", line)), len(inner))
-    text = " ".join(inner[:end])
+    lines = [line.strip(" │") for line in plain.splitlines()[1:]]
+    # Between a title and the next rule, which is drawn in characters that the terminal has.
+    paragraphs = " ".join("\0" if re.fullmatch(r"[─╰╯-]*", line) else line for line in lines)
+    text = next(part for part in paragraphs.split("\0") if part.strip()).strip()
     text = re.sub(r"^Error parsing [\w.]*: ", "", text)
     return text if text.startswith("train: ") else f"{command}: {text}"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffflow_ext.cli import commands, doctor, main
+from diffflow_ext.cli import commands, doctor, flags, main
 from diffflow_ext.cli.program import COMMANDS, MODELS
 from diffflow_ext.training import configure
 from diffflow_ext.training.config.fields import CONFIGS
@@ -241,7 +241,7 @@ def test_run_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("flags", "expected"),
     [
         (["--steps=0"], "train: steps=0: expected a whole number from 1"),
-        (["--steps=many"], "train diffflow: invalid literal for int"),
+        (["--steps=many"], "train diffflow: Error parsing --steps: invalid literal for int"),
         (["--t-start=3"], "train: t_end=0.05: expected more than t_start=3.0"),
         (["--timesteps=9"], "train: --timesteps=9: only ddpm has it; this run is diffflow"),
         (["--step=3"], "train: --step=3: diffflow has no such field; did you mean 'steps'?"),
@@ -424,13 +424,23 @@ def test_help_is_as_committed(
     if importlib.metadata.version("tyro") != TYRO:
         pytest.skip(f"the layout is that of tyro {TYRO}")
     monkeypatch.setenv("COLUMNS", "99")
-    monkeypatch.setattr(sys.stdout, "encoding", "utf-8", raising=False)
     helped(*(() if name == "diffflow" else name.split("-")))
     printed = capsys.readouterr().out
     path = HELP / f"{name}.txt"
     if os.environ.get("DIFFFLOW_WRITE_HELP"):
         path.write_text(printed)
     assert printed == path.read_text(), f"DIFFFLOW_WRITE_HELP=1 pytest {__file__} writes {path}"
+
+
+def test_message_of_a_box_is_one_line() -> None:
+    """As tyro draws it where the output has other characters, or colours."""
+    drawn = (
+        "╭─ \x1b[1mRequired\x1b[0m ──╮\n│ Missing: │\n│     --out RUN │\n│ ────────── │\n"
+        "│ For full helptext, run x │\n╰────────╯\n"
+    )
+    plain = " Required \n ------- \n  Missing:  \n   --out RUN \n ------- \n  For more \n"
+    for box in (drawn, plain):
+        assert flags.message(box, "sample") == "sample: Missing: --out RUN"
 
 
 def test_help_names_the_models_and_commands_that_exist() -> None:

@@ -214,6 +214,7 @@ def test_run_directory_has_the_documented_files(config: Config, tmp_path: Path) 
     out = tmp_path / "a b" / "läuft"
     result = train(config, out)
     assert sorted(path.name for path in out.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.toml",
         "metrics.jsonl",
