@@ -425,7 +425,8 @@ def test_help_is_as_committed(
         pytest.skip(f"the layout is that of tyro {TYRO}")
     monkeypatch.setenv("COLUMNS", "99")
     helped(*(() if name == "diffflow" else name.split("-")))
-    printed = capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    printed = "".join(f"{line.rstrip()}\n" for line in lines)
     path = HELP / f"{name}.txt"
     if os.environ.get("DIFFFLOW_WRITE_HELP"):
         path.write_text(printed)

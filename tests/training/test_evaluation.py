@@ -137,7 +137,9 @@ def test_pictures_that_cannot_be_drawn_lose_no_numbers(
 def test_columns_that_repeat_leave_out_the_gaussian(tmp_path: Path) -> None:
     values = torch.randn(600, 1, generator=torch.Generator().manual_seed(0)).expand(600, 2)
     np.save(tmp_path / "twice.npy", values.numpy())
-    config = configure(str(tmp_path / "twice.npy"), steps=3, batch_size=8, width=4, model="ddpm")
+    config = configure(
+        data=str(tmp_path / "twice.npy"), steps=3, batch_size=8, width=4, model="ddpm"
+    )
     train(config, tmp_path / "run", progress=False)
     with pytest.warns(UserWarning, match="no Gaussian to compare with"):
         result = evaluate(tmp_path / "run", device="cpu", figures=False)

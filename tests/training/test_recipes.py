@@ -391,7 +391,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
 def test_the_logged_bound_is_that_of_the_batch(table: Path, learned: bool) -> None:
     """Not the loss less the mean of its control variate, which scatters far more."""
     config = configure(
-        str(table), steps=4, batch_size=8, width=4, log_every=2,
+        data=str(table), steps=4, batch_size=8, width=4, log_every=2,
         diffusion_start=0.3, diffusion_end=0.7, learn_diffusion=learned,
     )  # fmt: skip
     dataset = open_dataset(str(table))
