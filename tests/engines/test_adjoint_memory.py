@@ -6,6 +6,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from training_runs import write_images
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid, diffflow_loss, diffflow_mean_loss
 from diffflow_ext.engines.adjoint import memory
 from diffflow_ext.nets import FourierMLP, UNet
-from diffflow_ext.training import configure, train
+from diffflow_ext.training import TrainConfig, train
 
 KEY = NoiseKey(5, 6)
 GRID = TimeGrid.power(7, 1.3, t_start=0.1, power=0.7)
@@ -433,12 +434,12 @@ def test_a_training_run_does_not_depend_on_it(
 
     monkeypatch.setattr(DiffFlowSDE, "mean_loss", mean_loss)
     images = write_images(tmp_path / "images", size=8)
-    config = configure(
+    config = TrainConfig(
         data=str(images), steps=2, batch_size=4, num_steps=4, progressive="off", unet_base=8,
         unet_mults="1,2", unet_blocks=1, unet_attention="off", threads=1, warmup=1,
     )  # fmt: skip
     for memory in ("off", "1", "auto"):
-        train(config.replaced(activation_memory=memory), tmp_path / memory)
+        train(replace(config, activation_memory=memory), tmp_path / memory)
     assert given == [None, None, 2**20, 2**20, "auto", "auto"]
     expected = outcome_of_run(tmp_path / "off")
     assert outcome_of_run(tmp_path / "1") == outcome_of_run(tmp_path / "auto") == expected

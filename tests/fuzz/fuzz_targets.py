@@ -24,7 +24,7 @@ from diffflow_ext import (
     functional,
 )
 from diffflow_ext.nets import FourierMLP
-from diffflow_ext.training import TrainConfig
+from diffflow_ext.training import configure
 
 KEY = NoiseKey(3, 1)
 
@@ -264,15 +264,12 @@ TARGETS: dict[str, Target] = {
         method(dinof, "log_prob"),
         lambda: {"x": x(2, 3), "grid": 2, "key": KEY, "solver": "heun", "divergence": "exact"},
     ),
-    "TrainConfig": Target(
-        TrainConfig,
+    "configure": Target(
+        configure,
         lambda: {
-            "data": "moons", "steps": 5, "learning_rate": 1e-3,
+            "model": "diffflow", "data": "moons", "steps": 5, "learning_rate": 1e-3,
             "progressive": "0:2,5:3", "grid": "power",
             "learn_diffusion": True, "t_end": 1.0, "device": "cpu", "threads": 1,
         },
-    ),
-    "from_dict": Target(
-        TrainConfig.from_dict, lambda: {"values": {"data": "moons", "learning_rate": 1e-3}}
     ),
 }  # fmt: skip

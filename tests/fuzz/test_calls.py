@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from diffflow_ext import NoiseKey, TimeGrid, functional
 from diffflow_ext.functional.steps import __all__
 from diffflow_ext.training import Checkpoint, CheckpointError, configure, load_config
+from diffflow_ext.training.config.files import to_toml
 from diffflow_ext.training.store import checkpoint
 from diffflow_ext.training.store.checkpoint import load_checkpoint, save_checkpoint
 
@@ -191,7 +192,7 @@ def load_damaged(folder: Path, text: str, seed: int, count: int) -> dict[str, in
     return seen
 
 
-CONFIG = configure(data="moons", progressive="0:2,100:5", learn_diffusion=True).to_toml()
+CONFIG = to_toml(configure(data="moons", progressive="0:2,100:5", learn_diffusion=True))
 
 
 def test_damaged_configurations(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulated_graphs import Emulated
+from graph_steps import Emulated
 from torch import Tensor
 from training_runs import Kill, outcome, write_images, write_table
 

@@ -367,6 +367,21 @@ def test_each_step_has_its_own_noise_grid_and_rows(
     assert all(kwargs["checkpoint_every"] == 1 and not bf16 for _, _, _, kwargs, bf16 in fixed)
 
 
+def test_kept_graphs_reach_the_loss(
+    config: DiffFlowConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, counts = DiffFlowSDE.mean_loss, []
+
+    def mean_loss(sde: DiffFlowSDE, *args: Any, kept_graphs: int = 0, **kwargs: Any) -> Tensor:
+        counts.append(kept_graphs)
+        return real(sde, *args, **kwargs)
+
+    monkeypatch.setattr(DiffFlowSDE, "mean_loss", mean_loss)
+    for kept in (0, 3):
+        train(config.replaced(steps=1, kept_graphs=kept), tmp_path / str(kept))
+    assert counts == [0, 3]
+
+
 def test_gradient_is_clipped_and_logged_before(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,7 +124,7 @@ def test_samples(name: str, runs: dict[str, Path]) -> None:
     run = load_run(runs[name])
     shape = (1, 10, 10) if name in IMAGES else (3,)
     assert run.record.event_shape == shape
-    steps = {} if run.config.model in ("ffjord", "flow") else {"num_steps": 8}
+    steps = {} if run.config.name in ("ffjord", "flow") else {"num_steps": 8}
     samples = draw_samples(run, 4, seed=1, **steps)
     assert samples.shape == (4, *shape)
     assert samples.isfinite().all()
@@ -341,8 +341,8 @@ def built(**values: Any) -> Any:
 def test_process_of_dinof() -> None:
     assert built(model="dinof", beta_max=15.0).process == VP(0.1, 15.0)
     made = built(model="dinof", process="ve", sigma_max=9.0, t_cutoff=0.25)
-    assert made.model.process == VE(0.01, 9.0)
-    assert made.model.t_cutoff == 0.25
+    assert made.process == VE(0.01, 9.0)
+    assert made.t_cutoff == 0.25
     assert built(model="dinof", loss_weight="likelihood").loss_weight == "likelihood"
 
 

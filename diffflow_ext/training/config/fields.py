@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
+from diffflow_ext.functional.checks import in_words
+
 from .rules import Section
 from .sections import (
     Data,
@@ -184,8 +186,8 @@ def configure(model: str = "diffflow", **values: Any) -> Any:
         ValueError: If there is no such model or field, or a value isn't allowed.
         TypeError: If a value has the wrong type.
     """
-    if model not in CONFIGS:
-        raise ValueError(f"train: model={model!r}: expected one of {', '.join(CONFIGS)}")
+    if not isinstance(model, str) or model not in CONFIGS:
+        raise ValueError(f"train: model={in_words(model)}: expected one of {', '.join(CONFIGS)}")
     return CONFIGS[model]().replaced(**values)
 
 

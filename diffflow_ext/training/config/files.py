@@ -52,7 +52,6 @@ def load_config(path: str | Path) -> Config:
         OSError: If the file can't be read.
         ValueError: If it isn't TOML, or is of the form of earlier versions, without tables; if it
             has an unknown table or key, or a value that isn't allowed.
-        TypeError: If a value has the wrong type.
     """
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -61,7 +60,7 @@ def load_config(path: str | Path) -> Config:
     try:
         return _from_tables(tables)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
 
 
 def to_record(config: Config) -> dict[str, Any]:
