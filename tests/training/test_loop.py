@@ -368,7 +368,7 @@ def test_each_step_has_its_own_noise_grid_and_rows(
 
 
 def test_kept_graphs_reach_the_loss(
-    config: DiffFlowConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, counts = DiffFlowSDE.mean_loss, []
 
