@@ -6,18 +6,24 @@ Three layers, each usable without the one above:
 - `DiffFlowSDE`, `diffflow_loss`: the loss of DiffFlow (arXiv 2110.07579) with its exact adjoint;
   `DiNof` (arXiv 2309.01274) and `DDPM` on the same ops.
 - `diffflow_ext.training` and the command `diffflow`: train, sample, evaluate.
+
+What is here is imported when it is first used (PEP 562), so that `diffflow --help` needs no torch.
 """
 
 from __future__ import annotations
 
-from . import functional
-from .engines.paths import diffflow_loss, diffflow_mean_loss
-from .functional.core import build_info
-from .functional.noise import NoiseKey
-from .models import DDPM, DiffFlowSDE, DiNof
-from .processes import ConstantDiffusion, GeometricDiffusion, ProgressiveGrid, TimeGrid
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__version__: str = build_info()["version"]
+if TYPE_CHECKING:
+    from . import functional
+    from .engines.paths import diffflow_loss, diffflow_mean_loss
+    from .functional.core import build_info
+    from .functional.noise import NoiseKey
+    from .models import DDPM, DiffFlowSDE, DiNof
+    from .processes import ConstantDiffusion, GeometricDiffusion, ProgressiveGrid, TimeGrid
+
+    __version__: str
 
 __all__ = [
     "DDPM",
@@ -33,3 +39,26 @@ __all__ = [
     "diffflow_mean_loss",
     "functional",
 ]
+
+_HOMES = {
+    "engines.paths": {"diffflow_loss", "diffflow_mean_loss"},
+    "functional.core": {"build_info"},
+    "functional.noise": {"NoiseKey"},
+    "models": {"DDPM", "DiNof", "DiffFlowSDE"},
+    "processes": {"ConstantDiffusion", "GeometricDiffusion", "ProgressiveGrid", "TimeGrid"},
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "functional":
+        return importlib.import_module(f"{__name__}.functional")
+    if name == "__version__":
+        return __getattr__("build_info")()["version"]
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from diffflow_ext.cli.commands import main
+from diffflow_ext.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,5 @@
 """The command line: ``diffflow`` and ``python -m diffflow_ext``."""
 
-from .commands import main
+from .program import main
 
-__all__ = [
-    "main",
-]
+__all__ = ["main"]

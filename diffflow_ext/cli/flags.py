@@ -1,114 +1,125 @@
-"""Flags of the command line that several commands share."""
+"""Flags by tyro: a class is made from words, and what is wrong with them is said in one line."""
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import fields
-from typing import Any
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, TypeVar
 
-from diffflow_ext.training.config.fields import TrainConfig, field_types
-from diffflow_ext.training.config.rules import Rule, field_rule
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
-EXIT_CODES = """exit codes:
-  0    done
-  1    failed: training can't go on, or doctor found a fault
-  2    bad input: one line on stderr says what and how to mend it
-  130  Ctrl-C; 143 SIGTERM; train saves first, and --resume goes on from there
-"""
+from diffflow_ext.training.config.rules import Maybe
 
-
-DEVICE_HELP = "auto, cpu, cuda or cuda:INDEX. Default: auto."
+__all__ = ["Sampler", "known_words", "message", "parse"]
 
 
-METAVARS = {int: "N", float: "X", str: "TEXT"}
+T = TypeVar("T")
 
 
-# Options of samplers; which model has which is for the model to say. None is the model's own.
-SAMPLER_FLAGS: dict[str, dict[str, Any]] = {
-    "stochasticity": {
-        "type": float,
-        "metavar": "X",
-        "help": "Noise of the reverse process: 1 as trained, 0 none (diffflow).",
-    },
-    "solver": {
-        "choices": ("euler", "heun", "rk4"),
-        "help": "How a reverse process without noise is solved (diffflow, dinof).",
-    },
-    "sampler": {
-        "metavar": "NAME",
-        "help": "ancestral or ddim (ddpm); auto, em, reverse_diffusion or ode (dinof).",
-    },
-    "eta": {"type": float, "metavar": "X", "help": "Noise of ddim, from 0 to 1 (ddpm)."},
-    "variance": {
-        "choices": ("small", "large"),
-        "help": "Noise of the ancestral sampler (ddpm).",
-    },
-    "clip": {
-        "action": argparse.BooleanOptionalAction,
-        "help": "Clip predictions of the data to [-1, 1]; default for images (ddpm).",
-    },
-    "last_step": {
-        "choices": ("noisy", "mean", "tweedie"),
-        "help": "How the last step ends (diffflow, dinof; ddpm: noisy or mean).",
-    },
-    "corrector_steps": {
-        "type": int,
-        "metavar": "N",
-        "help": "Langevin moves after each step (diffflow, dinof).",
-    },
-    "corrector_scale": {
-        "type": float,
-        "metavar": "X",
-        "help": "Size of a Langevin move (diffflow).",
-    },
-    "snr": {"type": float, "metavar": "X", "help": "Size of a Langevin move (dinof)."},
-}
+@dataclass(frozen=True)
+class Sampler:
+    """Options of the sampler, of which each model has its own; None is the model's default."""
+
+    #: Steps of the model; None takes those of the run (diffflow), all (ddpm), 1000 for the whole
+    #: diffusion (dinof).
+    num_steps: Maybe[int] = None
+    #: Noise of the reverse process: 1 as trained, 0 none (diffflow).
+    stochasticity: Maybe[float] = None
+    #: How a reverse process without noise is solved (diffflow, dinof).
+    solver: Maybe[Literal["euler", "heun", "rk4"]] = None
+    #: ancestral or ddim (ddpm); auto, em, reverse_diffusion or ode (dinof).
+    sampler: Annotated[Maybe[str], arg(metavar="NAME")] = None
+    #: Noise of ddim, from 0 to 1 (ddpm).
+    eta: Maybe[float] = None
+    #: Noise of the ancestral sampler (ddpm).
+    variance: Maybe[Literal["small", "large"]] = None
+    #: Clip predictions of the data to [-1, 1], as is usual for images (ddpm).
+    clip: FlagCreatePairsOff[bool] = False
+    #: Don't clip them (ddpm).
+    no_clip: FlagCreatePairsOff[bool] = False
+    #: How the last step ends (diffflow, dinof; ddpm: noisy or mean).
+    last_step: Maybe[Literal["noisy", "mean", "tweedie"]] = None
+    #: Langevin moves after each step (diffflow, dinof).
+    corrector_steps: Maybe[int] = None
+    #: Size of a Langevin move (diffflow).
+    corrector_scale: Maybe[float] = None
+    #: Size of a Langevin move (dinof).
+    snr: Maybe[float] = None
+
+    def options(self) -> dict[str, Any]:
+        """Returns the options that were given, `num_steps` always."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        no_clip = values.pop("no_clip")
+        values["clip"] = False if no_clip else values["clip"] or None
+        kept = ("num_steps",)
+        return {n: value for n, value in values.items() if n in kept or value is not None}
 
 
-def _add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag for each field of `TrainConfig`; one that isn't given leaves no trace."""
-    types, groups = field_types(), {}
-    for item in fields(TrainConfig):
-        if item.name == "data":
-            continue
-        rule = field_rule(item)
-        title = f"for {rule.users}" if rule.needs else "for all models"
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        flag, kind = "--" + item.name.replace("_", "-"), _flag_kind(types[item.name], rule)
-        text = _flag_help(item.default, rule)
-        groups[title].add_argument(
-            flag, dest=item.name, default=argparse.SUPPRESS, help=text, **kind
-        )
+def parse(
+    kind: type[T], words: Sequence[str], command: str, default: T | None = None
+) -> tuple[T, list[str]]:
+    """Returns an object of a class made from flags, and the words that it has no use for.
+
+    Arguments:
+        kind: A dataclass; flags have the names of its fields and of those of dataclasses in it.
+        words: The command line behind the command.
+        command: The command, for help texts.
+        default: Values for the flags that aren't given.
+
+    Raises:
+        ValueError: If a flag is missing or has a wrong value.
+        SystemExit: After help was shown.
+    """
+    said = io.StringIO()
+    more: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(said):
+            made, unknown = tyro.cli(
+                kind,
+                prog=f"diffflow {command}",
+                args=words,
+                return_unknown_args=True,
+                config=(OmitArgPrefixes,),
+                **more,
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        raise ValueError(message(said.getvalue(), command)) from None
+    return made, unknown
 
 
-def _flag_kind(kind: type, rule: Rule) -> dict[str, Any]:
-    if kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    choices = "{" + ",".join(rule.choices) + "}"
-    return {"type": kind, "metavar": choices if rule.choices else METAVARS[kind]}
+def known_words(unknown: Sequence[str], known: Iterable[str], command: str) -> None:
+    """Refuses words that no flag took.
+
+    Arguments:
+        unknown: The words.
+        known: The names of the fields that there are.
+        command: The command.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if not unknown:
+        return
+    word = unknown[0].split("=")[0]
+    flags = ["--" + name.replace("_", "-") for name in known]
+    near = difflib.get_close_matches(word, flags, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{command}: unknown {word!r}{hint} (diffflow {command} --help)")
 
 
-def _flag_help(default: Any, rule: Rule) -> str:
-    words = rule.help.replace("%", "%%")  # argparse formats help texts.
-    shown = "no" if default is False else default
-    return words if rule.auto == default and rule.auto == 0 else f"{words} Default: {shown}."
-
-
-def _add_sampler_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of samplers; one that isn't given leaves no trace."""
-    group = parser.add_argument_group("sampler")
-    group.add_argument(
-        "--num-steps",
-        type=int,
-        metavar="N",
-        help="Steps of the model. Default: those of the run (diffflow), all (ddpm), 1000 for the"
-        " whole diffusion (dinof).",
-    )
-    for name, settings in SAMPLER_FLAGS.items():
-        flag = "--" + name.replace("_", "-")
-        group.add_argument(flag, dest=name, default=argparse.SUPPRESS, **settings)
-
-
-def _sampler_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in SAMPLER_FLAGS if name in args}
+def message(box: str, command: str) -> str:
+    """Returns the message in a box that tyro has drawn, in one line."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", box)
+    lines = [line.strip(" │") for line in plain.splitlines()[1:]]
+    # Between a title and the next rule, which is drawn in characters that the terminal has.
+    paragraphs = " ".join("\0" if re.fullmatch(r"[─╰╯-]*", line) else line for line in lines)
+    text = next(part for part in paragraphs.split("\0") if part.strip()).strip()
+    text = re.sub(r"^Error parsing [\w.]*: ", "", text)
+    return text if text.startswith("train: ") else f"{command}: {text}"

@@ -1,27 +1,45 @@
 """Training: one configuration in, a run directory out, and what to do with it afterwards."""
 
-from .config.fields import TrainConfig
+from .config.fields import (
+    Config,
+    DDPMConfig,
+    DiffFlowConfig,
+    DiNofConfig,
+    FFJORDConfig,
+    FlowConfig,
+    configure,
+)
+from .config.files import load_config
 from .evaluation.evaluate import evaluate
 from .evaluation.loaded_run import LoadedRun, load_run
 from .evaluation.report import format_table
 from .evaluation.sampling import draw_samples
+from .loop.session import Interrupted
+from .loop.step import TrainingError
 from .loop.train import train
-from .loop.trainer import Interrupted, TrainingError, TrainResult
+from .loop.trainer import TrainResult
 from .store.checkpoint import Checkpoint, CheckpointError
 from .store.dataset import DatasetRecord
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "Config",
+    "DDPMConfig",
     "DatasetRecord",
+    "DiNofConfig",
+    "DiffFlowConfig",
+    "FFJORDConfig",
+    "FlowConfig",
     "Interrupted",
     "LoadedRun",
-    "TrainConfig",
     "TrainResult",
     "TrainingError",
+    "configure",
     "draw_samples",
     "evaluate",
     "format_table",
+    "load_config",
     "load_run",
     "train",
 ]

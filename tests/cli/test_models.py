@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from training_runs import write_images, write_table
 
-from diffflow_ext.cli import commands
-from diffflow_ext.training import TrainConfig
+from diffflow_ext.cli import main
+from diffflow_ext.training import load_config
 
 for library in ("zuko", "normflows", "torchdiffeq", "matplotlib"):
     pytest.importorskip(library)
@@ -49,13 +49,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(*arguments: object) -> None:
-    assert commands.main([str(argument) for argument in arguments]) == 0
+    assert main([str(argument) for argument in arguments]) == 0
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Returns the one line with which the program refuses."""
     capsys.readouterr()
-    assert commands.main([str(argument) for argument in arguments]) == 2
+    assert main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
@@ -67,9 +67,9 @@ def test_model_of_a_table(
     model: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "x.npy"
-    call("train", table, "--out", run, "--model", model, *FAST, *VECTORS[model])
-    config = TrainConfig.load(run / "config.toml")
-    assert (config.model, config.steps) == (model, 4)
+    call("train", model, table, "--out", run, *FAST, *VECTORS[model])
+    config = load_config(run / "config.toml")
+    assert (config.name, config.optimiser.steps) == (model, 4)
     call("sample", run, "--n=20", "--out", out)
     usual = np.load(out, allow_pickle=False)
     assert usual.shape == (20, 2)
@@ -92,7 +92,7 @@ def test_model_of_images(
     model: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "x.npz"
-    call("train", images, "--out", run, "--model", model, *FAST, *IMAGES[model])
+    call("train", model, images, "--out", run, *FAST, *IMAGES[model])
     call("sample", run, "--n=9", "--out", out, "--figure", tmp_path / "x.png")
     with np.load(out, allow_pickle=False) as archive:
         assert archive.files == ["arr_0"]
@@ -115,7 +115,7 @@ def test_features_of_images(
     name = said.split()[1].rstrip(",")
     assert name.startswith("classifier-14x14@")
     assert float(said.split()[2]) > 90
-    call("train", images, "--out", run, "--model=flow", *FAST, *GLOW)
+    call("train", "flow", images, "--out", run, *FAST, *GLOW)
     capsys.readouterr()
     call("evaluate", run, "--n=70", "--extractor", file, "--no-figures")
     result = json.loads((run / "evaluation.json").read_text())
@@ -135,12 +135,12 @@ def test_features_of_images(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--model=ffjord"], "model='ffjord': expected vectors"),
+        (["ffjord"], "model='ffjord': expected vectors"),
         (["--image-size=20"], "expected image_size from 1 to 14"),
         (["--unet-mults=1,x"], "unet_mults='1,x': expected whole numbers such as 1,2,2"),
-        (["--model=flow", "--glow-levels=2"], "expected H and W divisible by 2^2, got 14 x 14"),
+        (["flow", "--glow-levels=2"], "expected H and W divisible by 2^2, got 14 x 14"),
         (["--unet-base=3"], "expected base * channel_multiplier to be an even number"),
-        (["--width=8"], "width=8: only for mlp, and this run is diffflow, unet"),
+        (["--width=8"], "width=8: only for net=mlp, and this run has net=unet"),
     ],
 )
 def test_flags_that_do_not_suit_images(
@@ -150,7 +150,9 @@ def test_flags_that_do_not_suit_images(
     flags: list[str],
     expected: str,
 ) -> None:
-    line = refusal(capsys, "train", images, "--out", tmp_path / "run", *flags)
+    model = [flag for flag in flags if not flag.startswith("-")]
+    flags = [flag for flag in flags if flag.startswith("-")]
+    line = refusal(capsys, "train", *model, images, "--out", tmp_path / "run", *flags)
     assert expected in line
     assert not (tmp_path / "run").exists()
 
@@ -160,5 +162,5 @@ def test_folder_of_images_is_found_from_elsewhere(
 ) -> None:
     monkeypatch.chdir(images.parent)
     run = tmp_path / "run"
-    call("train", images.name, "--out", run, "--model=flow", *FAST, *GLOW)
-    assert TrainConfig.load(run / "config.toml").data == str(images.resolve())
+    call("train", "flow", images.name, "--out", run, *FAST, *GLOW)
+    assert load_config(run / "config.toml").data.data == str(images.resolve())

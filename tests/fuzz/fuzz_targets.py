@@ -266,7 +266,7 @@ TARGETS: dict[str, Target] = {
     "configure": Target(
         configure,
         lambda: {
-            "data": "moons", "steps": 5, "learning_rate": 1e-3,
+            "model": "diffflow", "data": "moons", "steps": 5, "learning_rate": 1e-3,
             "progressive": "0:2,5:3", "grid": "power",
             "learn_diffusion": True, "t_end": 1.0, "device": "cpu", "threads": 1,
         },

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from training_runs import write_images, write_table
 from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid, functional
 from diffflow_ext.engines import CapturedStep
 from diffflow_ext.nets import FourierMLP, UNet
-from diffflow_ext.training import TrainConfig, train
+from diffflow_ext.training import configure, train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -245,23 +244,23 @@ def losses(run: Path) -> Tensor:
 def test_a_training_run_is_that_of_the_plain_loop(
     kind: str, tmp_path: Path, record_property: Record
 ) -> None:
-    config = TrainConfig(
+    config = configure(
         data=str(write_table(tmp_path / "points.csv")), steps=12, batch_size=16, num_steps=6,
         progressive="0:3,6:6", width=16, depth=1, warmup=3, save_every=5, log_every=1,
         device="cuda",
     )  # fmt: skip
     if kind == "images":
-        config = replace(
-            config, data=str(write_images(tmp_path / "images", size=8)), autocast="bf16",
+        config = config.replaced(
+            data=str(write_images(tmp_path / "images", size=8)), autocast="bf16",
             width=128, depth=3, unet_base=16, unet_mults="1,2", unet_blocks=1, unet_attention="4",
         )  # fmt: skip
     train(config, tmp_path / "plain")
-    train(replace(config, cuda_graph=True), tmp_path / "graph")
+    train(config.replaced(cuda_graph=True), tmp_path / "graph")
     # Adam computes in float32 in a graph, partly in float64 without.
     error = far(losses(tmp_path / "graph"), losses(tmp_path / "plain"))
     record_property("error", error)
     assert error < (1e-4 if kind == "points" else 1e-2)
-    train(replace(config, cuda_graph=True, steps=14), tmp_path / "graph", resume=True)
+    train(config.replaced(cuda_graph=True, steps=14), tmp_path / "graph", resume=True)
     assert len(losses(tmp_path / "graph")) == 14
 
 

@@ -15,7 +15,6 @@ from helpers import ROOT
 import diffflow_ext
 from diffflow_ext import metrics
 from diffflow_ext.cli import commands
-from diffflow_ext.cli.flags import parse
 from diffflow_ext.training.config.fields import MAY_CHANGE
 
 PACKAGE = ROOT / "diffflow_ext"
@@ -92,8 +91,4 @@ def test_commands_of_the_readme_exist() -> None:
     lines = re.findall(r"^diffflow (\w+) ?(.*?)\s*(?:#.*)?$", text, re.M)
     assert {command for command, _ in lines} == set(commands.COMMANDS) | {"train"}
     for command, words in lines:
-        if command == "train":
-            assert commands.run(command, [*words.split(), "--dry-run"]) == 0
-        else:
-            _, unknown = parse(commands.COMMANDS[command], words.split(), command)
-            assert not unknown
+        commands.parse_command(command, words.split())

@@ -13,7 +13,7 @@ from training_runs import write_images
 from diffflow_ext import NoiseKey
 from diffflow_ext.data import batch_indices, open_dataset
 from diffflow_ext.likelihood import quantise
-from diffflow_ext.training import TrainConfig
+from diffflow_ext.training import Config, configure
 from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.loop import batches
 from diffflow_ext.training.loop.batches import Batches, mirrored
@@ -27,14 +27,14 @@ def images() -> Tensor:
     return torch.randint(0, 256, (50, 1, 4, 6), generator=torch.Generator().manual_seed(0)).byte()
 
 
-def config(**values: object) -> TrainConfig:
-    made = TrainConfig.from_dict({"data": "x", "batch_size": 32, "seed": 4, **values})
+def config(**values: object) -> Config:
+    made = configure(**{"data": "x", "batch_size": 32, "seed": 4, **values})
     return resolve(made, is_image=True)
 
 
 def test_batch_of_vectors_is_rows_of_the_data() -> None:
     data = torch.randn(20, 3)
-    made = resolve(TrainConfig(data="x", batch_size=8, seed=4), is_image=False)
+    made = resolve(configure(data="x", batch_size=8, seed=4), is_image=False)
     for step in (0, 7):
         assert torch.equal(Batches(made, data, CPU)(step), data[batch_indices(20, 8, 4, step)])
 
@@ -93,10 +93,10 @@ def test_large_data_stay_where_they_are(images: Tensor, monkeypatch: pytest.Monk
 
 def test_data_of_a_configuration(tmp_path: Path) -> None:
     folder = str(write_images(tmp_path / "images", 8))
-    small = open_data(TrainConfig(data=folder, image_size=4, limit=30))
+    small = open_data(configure(data=folder, image_size=4, limit=30))
     expected = open_dataset(folder, image_size=4, limit=30)
     assert small.train.shape == (30, 1, 4, 4)
     assert torch.equal(small.train, expected.train)
     assert torch.equal(small.test, expected.test)
-    points = open_data(TrainConfig(data="moons", data_seed=3))
+    points = open_data(configure(data="moons", data_seed=3))
     assert torch.equal(points.train, open_dataset("moons", seed=3).train)

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_graphs import Emulated
+from graph_steps import Emulated
 from torch import Tensor
 from training_runs import Kill, outcome, write_images, write_table
 
 from diffflow_ext import DiffFlowSDE
-from diffflow_ext.engines import CapturedStep, cuda_graph
+from diffflow_ext.engines import CapturedStep
 from diffflow_ext.engines.cuda_graph import StepResult
-from diffflow_ext.training import TrainConfig, TrainingError, train
+from diffflow_ext.training import Config, TrainingError, configure, train
+from diffflow_ext.training.loop import captured
 from diffflow_ext.training.store.checkpoint import step_directories
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
+def config(tmp_path: Path) -> Config:
+    return configure(
         data=str(write_table(tmp_path / "points.csv")), steps=9, batch_size=16, num_steps=6,
         progressive="0:2,3:4,6:6", width=8, depth=1, warmup=3, save_every=4, log_every=2,
         threads=1, seed=5,
     )  # fmt: skip
 
 
-def both(config: TrainConfig, folder: Path) -> None:
+def both(config: Config, folder: Path) -> None:
     """Trains with and without; what they leave must be the same."""
     train(config, folder / "plain")
-    train(replace(config, cuda_graph=True), folder / "graph")
+    train(config.replaced(cuda_graph=True), folder / "graph")
     assert outcome(folder / "graph") == outcome(folder / "plain")
 
 
@@ -40,22 +40,22 @@ def both(config: TrainConfig, folder: Path) -> None:
     [{}, {"learn_diffusion": True, "grid": "power"}, {"autocast": "bf16", "clip_norm": 0.1}],
 )
 def test_the_run_is_that_of_the_plain_loop(
-    config: TrainConfig, tmp_path: Path, change: dict[str, Any]
+    config: Config, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    both(replace(config, **change), tmp_path)
+    both(config.replaced(**change), tmp_path)
 
 
-def test_the_run_of_unets_is_that_of_the_plain_loop(config: TrainConfig, tmp_path: Path) -> None:
-    images = TrainConfig(
+def test_the_run_of_unets_is_that_of_the_plain_loop(config: Config, tmp_path: Path) -> None:
+    images = configure(
         data=str(write_images(tmp_path / "images", size=8)), steps=2, batch_size=4, num_steps=3,
         progressive="off", unet_base=8, unet_mults="1,2", unet_blocks=1, unet_attention="off",
-        threads=1, autocast="bf16", activation_memory="1", log_every=1,
+        threads=1, autocast="bf16", log_every=1,
     )  # fmt: skip
     both(images, tmp_path)
 
 
 def test_a_run_resumes_bit_equal(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = CapturedStep.step
 
@@ -65,17 +65,17 @@ def test_a_run_resumes_bit_equal(
         return real(self, *args, stream=stream, **options)
 
     train(config, tmp_path / "plain")
-    captured = replace(config, cuda_graph=True)
+    graphed = config.replaced(cuda_graph=True)
     with monkeypatch.context() as patch:
         patch.setattr(CapturedStep, "step", step)
         with pytest.raises(Kill):
-            train(captured, tmp_path / "run")
-    train(captured, tmp_path / "run", resume=True)
+            train(graphed, tmp_path / "run")
+    train(graphed, tmp_path / "run", resume=True)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "plain")
 
 
 def test_a_step_that_is_not_finite_ends_the_run_and_is_not_saved(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = DiffFlowSDE.mean_loss, []
 
@@ -85,13 +85,13 @@ def test_a_step_that_is_not_finite_ends_the_run_and_is_not_saved(
 
     monkeypatch.setattr(DiffFlowSDE, "mean_loss", mean_loss)
     with pytest.raises(TrainingError, match="the loss is nan at step 6"):
-        train(replace(config, cuda_graph=True), tmp_path / "run")
+        train(config.replaced(cuda_graph=True), tmp_path / "run")
     kept = step_directories(tmp_path / "run" / "checkpoints")
     assert [path.name for path in kept] == ["step-00000004"]
 
 
 def test_replays_see_what_changes_from_step_to_step(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With replays stood in for: data, times and the rest come out of fixed memory."""
     made: list[Emulated] = []
@@ -100,19 +100,14 @@ def test_replays_see_what_changes_from_step_to_step(
         made.append(Emulated(*args, warm_up=1, **options))
         return made[0]
 
-    monkeypatch.setattr(cuda_graph, "CapturedStep", emulated)
+    monkeypatch.setattr(captured, "CapturedStep", emulated)
     both(config, tmp_path)
     assert made[0].num_captures == 3
     assert made[0].eager == 3
 
 
-def test_only_diffflow_has_it(config: TrainConfig) -> None:
-    with pytest.raises(ValueError, match="cuda_graph=True: only for diffflow"):
-        TrainConfig(data=config.data, model="ddpm", cuda_graph=True)
-
-
 def test_graphs_follow_the_number_of_steps(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is handed over, step by step."""
     real, seen = CapturedStep.step, []
@@ -123,7 +118,7 @@ def test_graphs_follow_the_number_of_steps(
         return real(self, x0, grid, **options)
 
     monkeypatch.setattr(CapturedStep, "step", step)
-    train(replace(config, cuda_graph=True, schedule="constant", learning_rate=3.0), tmp_path / "r")
+    train(config.replaced(cuda_graph=True, schedule="constant", learning_rate=3.0), tmp_path / "r")
     assert [line[0] for line in seen] == [2] * 3 + [4] * 3 + [6] * 3
     assert [line[1] for line in seen] == list(range(9))
     assert [line[2] for line in seen] == [round((1 + n) / (10 + n), 6) for n in range(9)]

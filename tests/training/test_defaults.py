@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from diffflow_ext.training import DatasetRecord, TrainConfig
-from diffflow_ext.training.config.defaults import is_resolved, resolve, same_choice
-from diffflow_ext.training.config.fields import MODELS
+from diffflow_ext.training import DatasetRecord, configure
+from diffflow_ext.training.config.defaults import resolve
+from diffflow_ext.training.config.fields import BRANCHES, CONFIGS
+from diffflow_ext.training.config.files import from_record, to_record
+from diffflow_ext.training.loop.starting import check_same_run
 
 CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
     (
@@ -17,7 +18,8 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
         False,
         {
             "net": "mlp", "batch_size": 256, "learning_rate": 3e-3, "time_scale": 0.4,
-            "diffusion_start": 0.2, "diffusion_end": 0.2, "flip": "auto", "flow": "auto",
+            "diffusion_start": 0.2, "diffusion_end": 0.2, "flip": None, "flow": None, "width": 128,
+            "depth": 3, "activation": "gelu", "unet_base": None, "glow_blocks": None,
         },
     ),
     (
@@ -25,16 +27,20 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
         True,
         {
             "net": "unet", "batch_size": 64, "learning_rate": 2e-4, "time_scale": 20_000.0,
-            "diffusion_start": 1.0, "diffusion_end": 1.0, "flip": "off", "flow": "auto",
+            "diffusion_start": 1.0, "diffusion_end": 1.0, "flip": "off", "flow": None,
+            "width": None, "unet_base": 64, "unet_mults": "1,2,2", "unet_blocks": 2,
+            "unet_attention": "16",
+            "dropout": 0.0, "drift_multiplier": 1.0, "score_multiplier": 1.0,
         },
     ),
     ({"diffusion_start": 0.7, "t_end": 0.5}, True, {"diffusion_end": 0.7, "time_scale": 2000.0}),
-    ({"model": "ddpm"}, True, {"time_scale": 1000.0, "diffusion_start": 0.0}),
+    ({"model": "ddpm"}, True, {"time_scale": 1000.0, "batch_size": 64}),
     ({"model": "ddpm"}, False, {"time_scale": 1.0, "learning_rate": 3e-3}),
     ({"model": "ddpm", "net": "mlp"}, True, {"time_scale": 1.0, "learning_rate": 3e-3}),
     ({"model": "ffjord"}, False, {"time_scale": 0.02}),
-    ({"model": "flow"}, False, {"flow": "spline", "learning_rate": 1e-3, "net": "auto"}),
-    ({"model": "dinof"}, True, {"flow": "glow", "net": "unet"}),
+    ({"model": "flow"}, False, {"flow": "spline", "learning_rate": 1e-3, "flow_bins": 8}),
+    ({"model": "dinof"}, True, {"flow": "glow", "net": "unet", "beta_min": 0.1, "beta_max": 20.0}),
+    ({"model": "dinof", "process": "ve"}, False, {"sigma_min": 0.01, "beta_min": None}),
     ({"prior": "flow"}, True, {"flow": "glow"}),
     (
         {"batch_size": 5, "learning_rate": 0.5, "time_scale": 7.0, "flip": "on"},
@@ -46,22 +52,26 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("given", "is_image", "expected"), CHOSEN)
 def test_chosen_values(given: dict[str, Any], is_image: bool, expected: dict[str, Any]) -> None:
-    made = asdict(resolve(TrainConfig(data="x", **given), is_image=is_image))
-    assert {name: made[name] for name in expected} == pytest.approx(expected)
+    made = resolve(configure(data="x", **given), is_image=is_image).values()
+    for name, value in expected.items():
+        assert made[name] == (pytest.approx(value) if isinstance(value, float) else value), name
 
 
 @pytest.mark.parametrize("is_image", [False, True])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CONFIGS)
 def test_what_is_chosen_stays(model: str, is_image: bool) -> None:
-    config = TrainConfig(data="x", model=model)
-    assert not is_resolved(config)
+    config = configure(model, data="x")
     if model == "ffjord" and is_image:
         return
     made = resolve(config, is_image=is_image, flip=True)
-    assert is_resolved(made)
-    assert made.flip == ("on" if is_image else "auto")
+    values = made.values()
+    assert values["flip"] == ("on" if is_image else None)
     assert resolve(made, is_image=is_image) == made
-    assert TrainConfig.from_dict(asdict(made)) == made
+    assert from_record(to_record(made)) == made
+    # What is still None isn't read, or means itself.
+    read = {n for c, b in BRANCHES.items() for n in b.get(str(values.get(c)), {})}
+    empty = {name for name, value in values.items() if value is None}
+    assert empty & read <= {"glow_levels"}
 
 
 @pytest.mark.parametrize(
@@ -70,34 +80,40 @@ def test_what_is_chosen_stays(model: str, is_image: bool) -> None:
         ({"model": "ffjord"}, True, "model='ffjord': expected vectors; for images take"),
         ({"model": "flow", "flow": "spline"}, True, "flow='spline': expected glow for images"),
         ({"model": "flow", "flow": "glow"}, False, "flow='glow': expected spline for vectors"),
-        ({"model": "flow", "flow": "none"}, False, "flow='none': expected a flow"),
-        ({"prior": "flow", "flow": "none"}, False, "flow='none': expected a flow"),
         ({"net": "unet"}, False, "net='unet': expected mlp for vectors"),
         ({"flip": "on"}, False, "flip='on': expected off: these data are not images"),
-        ({"width": 9}, True, "width=9: only for mlp, and this run is diffflow, unet"),
-        ({"unet_base": 8}, False, "unet_base=8: only for unet, and this run is diffflow, mlp"),
-        ({"model": "dinof", "flow_bins": 4}, True, "flow_bins=4: only for spline"),
+        ({"width": 9}, True, "width=9: only for net=mlp, and this run has net=unet"),
+        ({"unet_base": 8}, False, "unet_base=8: only for net=unet, and this run has net=mlp"),
+        ({"model": "dinof", "flow_bins": 4}, True, "flow_bins=4: only for flow=spline"),
+        (
+            {"model": "dinof", "beta_min": 30.0},
+            False,
+            "beta_max=20.0: expected more than beta_min",
+        ),
     ],
 )
 def test_configuration_that_does_not_suit(
     given: dict[str, Any], is_image: bool, message: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
-        resolve(TrainConfig(data="x", **given), is_image=is_image)
+        resolve(configure(data="x", **given), is_image=is_image)
     assert message in str(caught.value)
 
 
-def test_automatic_value_is_the_choice_that_was_made() -> None:
-    assert same_choice("learning_rate", 3e-3, 0.0)
-    assert same_choice("net", "mlp", "auto")
-    assert same_choice("steps", 5, 5)
-    assert not same_choice("learning_rate", 3e-3, 2e-3)
-    assert not same_choice("learning_rate", 0.0, 3e-3)
-    assert not same_choice("steps", 5, 0)
+def test_none_is_the_choice_that_was_made() -> None:
+    before = resolve(configure(data="x"), is_image=False)
+    check_same_run(before, configure(data="x"))
+    check_same_run(before, configure(data="x", net="mlp", learning_rate=3e-3))
+    check_same_run(before, configure(data="x", steps=7, device="cpu", threads=2))
+    for name, value in {"learning_rate": 2e-3, "width": 9, "seed": 1}.items():
+        with pytest.raises(ValueError, match=f"{name}={value}: the run to resume has"):
+            check_same_run(before, configure(data="x", **{name: value}))
+    with pytest.raises(ValueError, match="model='ddpm': the run to resume has 'diffflow'"):
+        check_same_run(before, configure("ddpm", data="x"))
 
 
-def test_runs_of_the_first_release_are_understood() -> None:
-    """What its checkpoints said of data and configuration."""
+def test_runs_of_earlier_versions_are_understood() -> None:
+    """What their checkpoints said of data and configuration."""
     record = DatasetRecord.from_meta(
         {
             "name": "moons", "columns": ["x1", "x2"], "mean": [0.0, 0.0], "std": [1.0, 1.0],
@@ -105,8 +121,13 @@ def test_runs_of_the_first_release_are_understood() -> None:
         }
     )  # fmt: skip
     assert (record.event_shape, record.is_image, record.dim) == ((2,), False, 2)
-    old = {"data": "moons", "batch_size": 256, "learning_rate": 3e-3, "time_scale": 0.4,
-           "diffusion_start": 0.2, "diffusion_end": 0.3, "width": 64}  # fmt: skip
-    made = resolve(TrainConfig.from_dict(old), is_image=record.is_image)
-    assert {name: getattr(made, name) for name in old} == old
-    assert made.net == "mlp"
+    kept = {"data": "moons", "batch_size": 256, "learning_rate": 3e-3, "time_scale": 0.4,
+            "diffusion_start": 0.2, "diffusion_end": 0.3, "width": 64}  # fmt: skip
+    automatic = {"limit": 0, "image_size": 0, "flip": "auto", "flow": "auto", "threads": 0}
+    gone = {"activation_memory": "off"}
+    made = resolve(from_record({**kept, **automatic, **gone}), is_image=record.is_image)
+    assert {name: made.values()[name] for name in kept} == kept
+    assert made.network.net == "mlp"
+    assert made.data.limit is None
+    flow = from_record({"data": "x", "model": "flow", "flow": "glow", "glow_levels": 0})
+    assert (flow.network.flow, flow.network.glow_levels) == ("glow", None)

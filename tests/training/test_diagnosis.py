@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.training import TrainConfig, TrainingError, train
+from diffflow_ext.training import Config, TrainingError, configure, train
 from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.loop.batches import Batches
 from diffflow_ext.training.loop.diagnosis import diagnose
-from diffflow_ext.training.recipes import build_recipe
 from diffflow_ext.training.recipes.base import Recipe
+from diffflow_ext.training.recipes.build import build_recipe
 from diffflow_ext.training.store.checkpoint import load_latest
 from diffflow_ext.training.store.dataset import open_data
 from diffflow_ext.training.store.directory import read_metrics
@@ -31,9 +31,9 @@ def recipe_of(model: str, **changes: Any) -> tuple[Recipe[Any], Tensor, Tensor]:
     if model == "flow":
         pytest.importorskip("zuko")
         SMALLER = {k: v for k, v in SMALL.items() if k not in ("width", "depth")}
-        config = TrainConfig(data="moons", model=model, **SMALLER)
+        config = configure(data="moons", model=model, **SMALLER)
     else:
-        config = TrainConfig(data="moons", model=model, **{**SMALL, **changes})
+        config = configure(data="moons", model=model, **{**SMALL, **changes})
     dataset = open_data(config)
     config = resolve(config, is_image=False)
     batches = Batches(config, dataset.train, torch.device("cpu"))
@@ -72,13 +72,13 @@ def test_a_sample_is_named_with_its_row(model: str) -> None:
     x0[[2, 7]] = 1e30
     if model == "flow":
         x0[[2, 7]] = math.nan
-    original = recipe.each
+    original = recipe.sample_losses
 
     def each(x: Tensor, step: int, offset: int) -> Tensor:
         # DiffFlowSDE refuses data that are not finite, and float32 overflows behind them.
         return torch.where(x[:, 0].abs() < 1e20, original(x.clamp(-9, 9), step, offset), math.inf)
 
-    recipe.each = each  # pyright: ignore
+    recipe.sample_losses = each  # pyright: ignore
     recipe.where_not_finite = lambda *_: ""  # pyright: ignore
     text = explain(recipe, x0, rows, offset=100)
     assert text == (
@@ -93,7 +93,7 @@ def test_the_step_of_the_path_and_the_network_are_named(name: str) -> None:
     net = getattr(recipe.module, name)
     setattr(recipe.module, name, Broken(net, right_of=-math.inf, after=0.01))
     text = explain(recipe, x0, rows)
-    times = recipe.config.t_end
+    times = recipe.config.model.t_end
     assert "the loss of all 12 samples" in text
     assert f"the {name} at step" in text, (text, times)
 
@@ -109,7 +109,7 @@ def test_a_gradient_is_named_before_clipping_spreads_it() -> None:
     """A loss is finite where its slope is not: sqrt at 0."""
     recipe, x0, rows = recipe_of("ddpm")
     bias = recipe.module.eps_net.output.bias
-    (part,) = recipe.parts
+    (part,) = recipe.objectives
     plain = part.loss
 
     def loss(x: Tensor, step: int, offset: int) -> Tensor:
@@ -150,8 +150,8 @@ def cut_off_at(last: int) -> Callable[[int], bool]:
     return bad
 
 
-def config(**changes: Any) -> TrainConfig:
-    return TrainConfig(
+def config(**changes: Any) -> Config:
+    return configure(
         data="moons", num_steps=3, progressive="off", save_every=3, log_every=1, **SMALL, **changes
     )
 
@@ -210,7 +210,7 @@ def test_a_flow_that_the_first_batch_spoils_is_no_step_to_skip(
     monkeypatch.setattr(ActNorm, "_start", spoiled)
     levels = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", images=levels)
-    small = TrainConfig(
+    small = configure(
         data=str(tmp_path / "images.npz"), model="flow", batch_size=8, steps=1, glow_blocks=1,
         glow_hidden=4, on_nonfinite=what, threads=1,
     )  # fmt: skip
@@ -221,12 +221,12 @@ def test_a_flow_that_the_first_batch_spoils_is_no_step_to_skip(
 def test_a_search_that_fails_does_not_hide_what_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffflow_ext.training.loop import diagnosis
+    from diffflow_ext.training.loop import step as step_module
 
     def fails(*_: Any) -> str:
         raise AssertionError("underflow in dt")
 
-    monkeypatch.setattr(diagnosis, "diagnose", fails)
+    monkeypatch.setattr(step_module, "diagnose", fails)
     poison(monkeypatch, lambda step: step == 4)
     with pytest.raises(TrainingError, match=r"loss is nan at step 5.*underflow in dt"):
         train(config(), tmp_path / "run")
@@ -241,9 +241,9 @@ def test_a_run_that_skipped_nearly_everything_says_so(
 
 
 def test_endless_skipping_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffflow_ext.training.loop import trainer
+    from diffflow_ext.training.loop import step as step_module
 
-    monkeypatch.setattr(trainer, "MAX_SKIPPED", 3)
+    monkeypatch.setattr(step_module, "MAX_SKIPPED", 3)
     poison(monkeypatch, lambda step: step >= 2)
     with pytest.raises(TrainingError, match="neither was any of the 3 before"):
         train(config(on_nonfinite="skip"), tmp_path / "run")

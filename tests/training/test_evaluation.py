@@ -15,7 +15,7 @@ from diffflow_ext import NoiseKey
 from diffflow_ext.data import open_dataset, toy_entropy
 from diffflow_ext.metrics import c2st, energy_distance, gaussian_nll, sliced_wasserstein
 from diffflow_ext.training import (
-    TrainConfig,
+    configure,
     draw_samples,
     evaluate,
     format_table,
@@ -23,7 +23,8 @@ from diffflow_ext.training import (
     train,
 )
 from diffflow_ext.training.config.schedules import sampling_grid
-from diffflow_ext.training.evaluation import pictures, sampling
+from diffflow_ext.training.evaluation import evaluate as evaluate_module
+from diffflow_ext.training.evaluation import sampling
 from diffflow_ext.training.evaluation.evaluate import spell
 
 pytest.importorskip("matplotlib")
@@ -39,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = torch.randn(2000, 3, generator=torch.Generator().manual_seed(1))
     rows = 5.0 * rows.cumsum(1) + 100.0
     data.write_text("a,b,c\n" + "".join(f"{x},{y},{z}\n" for x, y, z in rows.tolist()))
-    config = TrainConfig(data=str(data), steps=60, num_steps=5, width=16, depth=1, threads=1)
+    config = configure(data=str(data), steps=60, num_steps=5, width=16, depth=1, threads=1)
     train(config, root / "run")
     return root / "run"
 
@@ -67,7 +68,7 @@ def test_pictures_are_drawn(run: Path, result: dict[str, Any]) -> None:
 
 def test_bound_is_the_mean_on_test_data(run: Path, result: dict[str, Any]) -> None:
     loaded = load_run(run)
-    dataset = open_dataset(loaded.config.data)
+    dataset = open_dataset(loaded.config.data.data)
     test = dataset.test[:N]
     key = NoiseKey(3, stream=sampling.EVALUATION_STREAM)
     with torch.no_grad():
@@ -84,14 +85,14 @@ def test_bound_in_data_units_undoes_the_standardising(run: Path, result: dict[st
     loaded = load_run(run)
     shift = sum(math.log(value) for value in loaded.record.std)
     assert result["bound_data_units"] - result["bound"] == pytest.approx(shift, abs=1e-9)
-    rows = Path(loaded.config.data).read_text().split()[1:]
+    rows = Path(loaded.config.data.data).read_text().split()[1:]
     raw = torch.tensor([[float(v) for v in line.split(",")] for line in rows])
     assert shift == pytest.approx(float(raw.std(0).log().sum()), abs=0.1)
 
 
 def test_distances_stand_beside_their_floor(run: Path, result: dict[str, Any]) -> None:
     loaded = load_run(run)
-    dataset = open_dataset(loaded.config.data)
+    dataset = open_dataset(loaded.config.data.data)
     samples = draw_samples(loaded, N, seed=3)
     for measure in (energy_distance, sliced_wasserstein):
         name = measure.__name__
@@ -128,7 +129,7 @@ def test_pictures_that_cannot_be_drawn_lose_no_numbers(
     def missing(*args: object) -> None:
         raise ImportError("expected matplotlib")
 
-    monkeypatch.setattr(pictures, "draw_pictures", missing)
+    monkeypatch.setattr(evaluate_module, "draw_pictures", missing)
     with pytest.warns(UserWarning, match="pictures are left out: expected matplotlib"):
         assert evaluate(run, 60, device="cpu")["n"] == 60
 
@@ -136,7 +137,9 @@ def test_pictures_that_cannot_be_drawn_lose_no_numbers(
 def test_columns_that_repeat_leave_out_the_gaussian(tmp_path: Path) -> None:
     values = torch.randn(600, 1, generator=torch.Generator().manual_seed(0)).expand(600, 2)
     np.save(tmp_path / "twice.npy", values.numpy())
-    config = TrainConfig(str(tmp_path / "twice.npy"), steps=3, batch_size=8, width=4, model="ddpm")
+    config = configure(
+        data=str(tmp_path / "twice.npy"), steps=3, batch_size=8, width=4, model="ddpm"
+    )
     train(config, tmp_path / "run", progress=False)
     with pytest.warns(UserWarning, match="no Gaussian to compare with"):
         result = evaluate(tmp_path / "run", device="cpu", figures=False)
@@ -145,7 +148,7 @@ def test_columns_that_repeat_leave_out_the_gaussian(tmp_path: Path) -> None:
 
 
 def test_changed_data_are_refused(run: Path, result: dict[str, Any]) -> None:
-    data = Path(load_run(run).config.data)
+    data = Path(load_run(run).config.data.data)
     text = data.read_text()
     head, rest = text.split("\n", 1)
     try:
@@ -175,7 +178,7 @@ def test_estimators_are_those_of_the_model(run: Path, result: dict[str, Any]) ->
     assert list(result["estimators"]) == ["bound", "ode"]
     assert result["ode_n"] == N
     loaded = load_run(run)
-    test = open_dataset(loaded.config.data).test
+    test = open_dataset(loaded.config.data.data).test
     sde: Any = loaded.model
     ode = -sde.log_prob(test[:40], sampling_grid(loaded.config, 50)).double()
     more = evaluate(run, N, seed=3, device="cpu", figures=False, num_paths=4, ode_n=40)
@@ -193,7 +196,7 @@ def test_another_number_of_steps(run: Path, result: dict[str, Any]) -> None:
     again = evaluate(run, N, seed=3, device="cpu", figures=False, num_steps=9, ode_n=0)
     assert (result["num_steps"], again["num_steps"]) == (5, 9)
     samples = draw_samples(loaded, N, seed=3, num_steps=9)
-    test = open_dataset(loaded.config.data).test[:N]
+    test = open_dataset(loaded.config.data.data).test[:N]
     assert again["energy_distance"] == pytest.approx(energy_distance(samples, test), rel=1e-12)
     assert again["bound"] != result["bound"]
 
@@ -275,7 +278,7 @@ def test_no_samples_are_refused(run: Path) -> None:
 def test_what_half_the_steps_of_the_equation_change(run: Path) -> None:
     result = evaluate(run, 60, seed=3, device="cpu", figures=False, ode_n=20)
     loaded = load_run(run)
-    test, sde = open_dataset(loaded.config.data).test[:16], loaded.model
+    test, sde = open_dataset(loaded.config.data.data).test[:16], loaded.model
     fine, coarse = (
         -sde.log_prob(test, sampling_grid(loaded.config, n)).double()
         for n in (50, 25)  # pyright: ignore

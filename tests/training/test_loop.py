@@ -7,7 +7,6 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,25 @@ from training_runs import Kill, before_update, kill, outcome
 from diffflow_ext import DiffFlowSDE
 from diffflow_ext.training import (
     CheckpointError,
+    Config,
     Interrupted,
-    TrainConfig,
     TrainingError,
+    configure,
+    load_config,
     load_run,
     train,
 )
 from diffflow_ext.training.config.defaults import resolve
+from diffflow_ext.training.config.files import from_record
 from diffflow_ext.training.config.schedules import (
     learning_rate_at,
     sampling_grid,
     training_grid,
     work_done,
 )
+from diffflow_ext.training.loop import trainer
 from diffflow_ext.training.loop.state import TrainState
-from diffflow_ext.training.recipes.base import Part
-from diffflow_ext.training.store import dataset
+from diffflow_ext.training.recipes.base import Objective
 from diffflow_ext.training.store.checkpoint import load_latest, step_directories
 from diffflow_ext.training.store.directory import RunDirectory, read_metrics
 
@@ -62,8 +64,8 @@ def usual_interrupt() -> Iterator[None]:
 
 
 @pytest.fixture
-def config(csv_file: Path) -> TrainConfig:
-    return TrainConfig(
+def config(csv_file: Path) -> Config:
+    return configure(
         progressive="off",
         data=str(csv_file),
         seed=5,
@@ -80,14 +82,16 @@ def config(csv_file: Path) -> TrainConfig:
 
 
 @pytest.fixture
-def uninterrupted(config: TrainConfig, tmp_path: Path) -> tuple[dict[str, bytes], list[Any]]:
+def uninterrupted(config: Config, tmp_path: Path) -> tuple[dict[str, bytes], list[Any]]:
     train(config, tmp_path / "whole")
     return outcome(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("step", range(STEPS))
+@pytest.mark.parametrize(
+    "step", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in range(STEPS) if n != 5)]
+)
 def test_resumes_bit_equal_after_a_kill_at_any_step(
-    config: TrainConfig,
+    config: Config,
     tmp_path: Path,
     uninterrupted: tuple[Any, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -104,7 +108,7 @@ def test_resumes_bit_equal_after_a_kill_at_any_step(
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_resumes_bit_equal(
-    config: TrainConfig,
+    config: Config,
     tmp_path: Path,
     uninterrupted: tuple[Any, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -123,7 +127,7 @@ def test_signal_saves_and_resumes_bit_equal(
 
 @pytest.mark.usefixtures("usual_interrupt")
 def test_second_signal_is_not_held_back(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt_twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -137,7 +141,7 @@ def test_second_signal_is_not_held_back(
 
 
 def test_damaged_newest_checkpoint_costs_one_interval(
-    config: TrainConfig, tmp_path: Path, uninterrupted: tuple[Any, Any]
+    config: Config, tmp_path: Path, uninterrupted: tuple[Any, Any]
 ) -> None:
     train(config, tmp_path / "run")
     newest = step_directories(tmp_path / "run" / "checkpoints")[0]
@@ -147,8 +151,8 @@ def test_damaged_newest_checkpoint_costs_one_interval(
     assert outcome(tmp_path / "run") == uninterrupted
 
 
-def test_only_damaged_checkpoints_are_refused(config: TrainConfig, tmp_path: Path) -> None:
-    train(replace(config, keep_checkpoints=1), tmp_path)
+def test_only_damaged_checkpoints_are_refused(config: Config, tmp_path: Path) -> None:
+    train(config.replaced(keep_checkpoints=1), tmp_path)
     next((tmp_path / "checkpoints").glob("step-*/model.safetensors")).write_bytes(b"")
     with pytest.raises(CheckpointError, match="expected"):
         train(config, tmp_path, resume=True)
@@ -157,36 +161,36 @@ def test_only_damaged_checkpoints_are_refused(config: TrainConfig, tmp_path: Pat
 
 
 def test_same_seed_same_bits_and_another_seed_others(
-    config: TrainConfig, tmp_path: Path, uninterrupted: tuple[Any, Any]
+    config: Config, tmp_path: Path, uninterrupted: tuple[Any, Any]
 ) -> None:
     torch.manual_seed(99)
     before = torch.get_rng_state()
     train(config, tmp_path / "a")
     assert torch.equal(before, torch.get_rng_state())
-    train(replace(config, seed=6), tmp_path / "b")
+    train(config.replaced(seed=6), tmp_path / "b")
     assert outcome(tmp_path / "a") == uninterrupted
     assert outcome(tmp_path / "b")[0]["model.safetensors"] != uninterrupted[0]["model.safetensors"]
 
 
 def test_resuming_a_finished_run_changes_nothing(
-    config: TrainConfig, tmp_path: Path, uninterrupted: tuple[Any, Any]
+    config: Config, tmp_path: Path, uninterrupted: tuple[Any, Any]
 ) -> None:
     assert train(config, tmp_path / "whole", resume=True).step == STEPS
     assert outcome(tmp_path / "whole") == uninterrupted
 
 
-def test_finished_run_can_be_lengthened(config: TrainConfig, tmp_path: Path) -> None:
-    constant = replace(config, schedule="constant")
-    train(replace(constant, steps=4), tmp_path / "run")
+def test_finished_run_can_be_lengthened(config: Config, tmp_path: Path) -> None:
+    constant = config.replaced(schedule="constant")
+    train(constant.replaced(steps=4), tmp_path / "run")
     train(constant, tmp_path / "run", resume=True)
     train(constant, tmp_path / "whole")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     with pytest.raises(ValueError, match="steps=4: the run is at step 10 already"):
-        train(replace(constant, steps=4), tmp_path / "run", resume=True)
+        train(constant.replaced(steps=4), tmp_path / "run", resume=True)
 
 
-def test_log_has_one_line_for_each_interval(config: TrainConfig, tmp_path: Path) -> None:
-    train(replace(config, log_every=4), tmp_path)
+def test_log_has_one_line_for_each_interval(config: Config, tmp_path: Path) -> None:
+    train(config.replaced(log_every=4), tmp_path)
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [4, 8, 10]
     for line in lines:
@@ -198,7 +202,7 @@ def test_log_has_one_line_for_each_interval(config: TrainConfig, tmp_path: Path)
 
 
 def test_log_cut_off_in_a_line_is_mended(
-    config: TrainConfig, tmp_path: Path, uninterrupted: tuple[Any, Any]
+    config: Config, tmp_path: Path, uninterrupted: tuple[Any, Any]
 ) -> None:
     with (tmp_path / "whole" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "lo')
@@ -206,22 +210,23 @@ def test_log_cut_off_in_a_line_is_mended(
     assert outcome(tmp_path / "whole") == uninterrupted
 
 
-def test_run_directory_has_the_documented_files(config: TrainConfig, tmp_path: Path) -> None:
+def test_run_directory_has_the_documented_files(config: Config, tmp_path: Path) -> None:
     out = tmp_path / "a b" / "läuft"
     result = train(config, out)
     assert sorted(path.name for path in out.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.toml",
         "metrics.jsonl",
     ]
-    saved = TrainConfig.load(out / "config.toml")
+    saved = load_config(out / "config.toml")
     assert saved == resolve(config, is_image=False)
     assert [path.name[-2:] for path in step_directories(out / "checkpoints")] == ["10", "08", "04"]
     assert result.checkpoint == out / "checkpoints" / "step-00000010"
     meta = load_latest(out / "checkpoints").meta
     assert meta["seed"] == 5
     assert meta["data"]["columns"] == ["a", "b"]
-    assert TrainConfig.from_dict(meta["config"]) == saved
+    assert from_record(meta["config"]) == saved
 
 
 def poisoned(patch: pytest.MonkeyPatch, call: int, poison: Callable[[Tensor], Tensor]) -> None:
@@ -248,7 +253,7 @@ def poisoned(patch: pytest.MonkeyPatch, call: int, poison: Callable[[Tensor], Te
     ],
 )
 def test_stops_before_a_step_that_is_not_finite(
-    config: TrainConfig,
+    config: Config,
     tmp_path: Path,
     uninterrupted: tuple[Any, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -266,31 +271,31 @@ def test_stops_before_a_step_that_is_not_finite(
 
 
 def test_not_finite_before_the_first_checkpoint(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poisoned(monkeypatch, 1, lambda loss: loss * math.nan)
     with pytest.raises(TrainingError, match=r"at step 2; .*none saved"):
         train(config, tmp_path)
 
 
-def test_run_is_not_overwritten_by_accident(config: TrainConfig, tmp_path: Path) -> None:
+def test_run_is_not_overwritten_by_accident(config: Config, tmp_path: Path) -> None:
     train(config, tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds a run already; give --resume or --overwrite"):
         train(config, tmp_path)
     with pytest.raises(ValueError, match="got both"):
         train(config, tmp_path, resume=True, overwrite=True)
-    train(replace(config, steps=3, seed=8), tmp_path, overwrite=True)
+    train(config.replaced(steps=3, seed=8), tmp_path, overwrite=True)
     assert [path.name for path in step_directories(tmp_path / "checkpoints")] == ["step-00000003"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_bad_data_neither_removes_a_run_nor_leaves_a_directory(
-    config: TrainConfig, tmp_path: Path
+    config: Config, tmp_path: Path
 ) -> None:
     train(config, tmp_path / "run")
     before = outcome(tmp_path / "run")
-    missing = replace(config, data=str(tmp_path / "missing.csv"))
+    missing = config.replaced(data=str(tmp_path / "missing.csv"))
     with pytest.raises((ValueError, OSError), match=r"missing\.csv"):
         train(missing, tmp_path / "run", overwrite=True)
     assert outcome(tmp_path / "run") == before
@@ -299,7 +304,7 @@ def test_bad_data_neither_removes_a_run_nor_leaves_a_directory(
     assert not (tmp_path / "new").exists()
 
 
-def test_two_runs_do_not_share_a_directory(config: TrainConfig, tmp_path: Path) -> None:
+def test_two_runs_do_not_share_a_directory(config: Config, tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     with (
         RunDirectory(tmp_path / "run").opened(),
@@ -309,25 +314,25 @@ def test_two_runs_do_not_share_a_directory(config: TrainConfig, tmp_path: Path) 
 
 
 def test_output_is_checked_before_any_work(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "open_data", lambda *args, **kwargs: pytest.fail("worked"))
+    monkeypatch.setattr(trainer, "open_data", lambda *args, **kwargs: pytest.fail("worked"))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         train(config, tmp_path / "file" / "run")
 
 
-def test_resume_refuses_another_configuration(config: TrainConfig, tmp_path: Path) -> None:
+def test_resume_refuses_another_configuration(config: Config, tmp_path: Path) -> None:
     train(config, tmp_path)
     with pytest.raises(ValueError, match="width=9: the run to resume has 8"):
-        train(replace(config, width=9), tmp_path, resume=True)
-    train(replace(config, log_every=1, save_every=9), tmp_path, resume=True)
+        train(config.replaced(width=9), tmp_path, resume=True)
+    train(config.replaced(log_every=1, save_every=9), tmp_path, resume=True)
 
 
-def test_resume_refuses_other_data(config: TrainConfig, tmp_path: Path) -> None:
+def test_resume_refuses_other_data(config: Config, tmp_path: Path) -> None:
     data = tmp_path / "points.csv"
     write_points(data, seed=0)
-    own = replace(config, data=str(data))
+    own = config.replaced(data=str(data))
     train(own, tmp_path / "run")
     write_points(data, seed=1)
     with pytest.raises(ValueError, match="values have changed since the run began"):
@@ -337,12 +342,12 @@ def test_resume_refuses_other_data(config: TrainConfig, tmp_path: Path) -> None:
         train(own, tmp_path / "run", resume=True)
 
 
-def test_resume_without_a_run_starts_one(config: TrainConfig, tmp_path: Path) -> None:
+def test_resume_without_a_run_starts_one(config: Config, tmp_path: Path) -> None:
     assert train(config, tmp_path / "run", resume=True).step == STEPS
 
 
 def test_each_step_has_its_own_noise_grid_and_rows(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = DiffFlowSDE.mean_loss, []
 
@@ -351,8 +356,8 @@ def test_each_step_has_its_own_noise_grid_and_rows(
         return real(sde, x0, grid, key, **kwargs)
 
     monkeypatch.setattr(DiffFlowSDE, "mean_loss", mean_loss)
-    train(replace(config, checkpoint_every=2, autocast="bf16", steps=4), tmp_path / "a")
-    train(replace(config, grid="power", steps=4), tmp_path / "b")
+    train(config.replaced(checkpoint_every=2, autocast="bf16", steps=4), tmp_path / "a")
+    train(config.replaced(grid="power", steps=4), tmp_path / "b")
     drawn, fixed = calls[:4], calls[4:]
     assert [(key.seed, key.stream) for _, _, key, _, _ in calls] == [(5, i) for i in range(4)] * 2
     assert len({tuple(times.tolist()) for _, times, _, _, _ in drawn}) == 4
@@ -362,8 +367,23 @@ def test_each_step_has_its_own_noise_grid_and_rows(
     assert all(kwargs["checkpoint_every"] == 1 and not bf16 for _, _, _, kwargs, bf16 in fixed)
 
 
+def test_kept_graphs_reach_the_loss(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, counts = DiffFlowSDE.mean_loss, []
+
+    def mean_loss(sde: DiffFlowSDE, *args: Any, kept_graphs: int = 0, **kwargs: Any) -> Tensor:
+        counts.append(kept_graphs)
+        return real(sde, *args, **kwargs)
+
+    monkeypatch.setattr(DiffFlowSDE, "mean_loss", mean_loss)
+    for kept in (0, 3):
+        train(config.replaced(steps=1, kept_graphs=kept), tmp_path / str(kept))
+    assert counts == [0, 3]
+
+
 def test_gradient_is_clipped_and_logged_before(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms = []
 
@@ -373,28 +393,28 @@ def test_gradient_is_clipped_and_logged_before(
         state.step += 1
 
     monkeypatch.setattr(TrainState, "update", update)
-    train(replace(config, clip_norm=1e-3, log_every=1), tmp_path)
+    train(config.replaced(clip_norm=1e-3, log_every=1), tmp_path)
     assert norms == pytest.approx([1e-3] * STEPS, rel=1e-3)
     logged = [line["grad_norm"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert min(logged) > 1e-2
 
 
-def test_progressive_grid_and_learned_diffusion(config: TrainConfig, tmp_path: Path) -> None:
-    growing = replace(
-        config, progressive="0:2,4:3", learn_diffusion=True, diffusion_end=0.5, log_every=1
+def test_progressive_grid_and_learned_diffusion(config: Config, tmp_path: Path) -> None:
+    growing = config.replaced(
+        progressive="0:2,4:3", learn_diffusion=True, diffusion_end=0.5, log_every=1
     )
     train(growing, tmp_path)
     counts = [line["num_steps"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert counts == [2] * 4 + [3] * 6
     sde: Any = load_run(tmp_path).model
-    ends = sde.diffusion(torch.tensor([0.0, growing.t_end]))
+    ends = sde.diffusion(torch.tensor([0.0, growing.model.t_end]))
     assert not torch.allclose(ends.detach(), torch.tensor([1.0, 0.5], dtype=ends.dtype), rtol=1e-6)
 
 
 def test_progressive_run_resumes_bit_equal(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    growing = replace(config, progressive="0:2,6:3", learn_diffusion=True, checkpoint_every=2)
+    growing = config.replaced(progressive="0:2,6:3", learn_diffusion=True, checkpoint_every=2)
     train(growing, tmp_path / "whole")
     with monkeypatch.context() as patch:
         before_update(patch, 7, kill)
@@ -404,7 +424,7 @@ def test_progressive_run_resumes_bit_equal(
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_loaded_run_has_the_averaged_weights(config: TrainConfig, tmp_path: Path) -> None:
+def test_loaded_run_has_the_averaged_weights(config: Config, tmp_path: Path) -> None:
     train(config, tmp_path)
     run = load_run(tmp_path)
     checkpoint = load_latest(tmp_path / "checkpoints")
@@ -418,8 +438,8 @@ def test_loaded_run_has_the_averaged_weights(config: TrainConfig, tmp_path: Path
     assert all(not torch.equal(checkpoint.model[name], checkpoint.ema[name]) for name in changed)
 
 
-def test_average_forgets_the_initial_weights_early(config: TrainConfig) -> None:
-    state = _linear_state(replace(config, ema_decay=0.999))
+def test_average_forgets_the_initial_weights_early(config: Config) -> None:
+    state = _linear_state(config.replaced(ema_decay=0.999))
     weight = state.module.drift.weight
     for value in (1.0, 2.0, 3.0):
         weight.data.fill_(value)
@@ -431,7 +451,7 @@ def test_average_forgets_the_initial_weights_early(config: TrainConfig) -> None:
     assert state.ema.module.drift.weight.item() == pytest.approx(average, rel=1e-6)
 
 
-def test_update_takes_the_given_learning_rate(config: TrainConfig) -> None:
+def test_update_takes_the_given_learning_rate(config: Config) -> None:
     state = _linear_state(config)
     weight = state.module.drift.weight
     before = weight.item()
@@ -441,15 +461,15 @@ def test_update_takes_the_given_learning_rate(config: TrainConfig) -> None:
     assert weight.item() == pytest.approx(before - 0.25, abs=1e-6)
 
 
-def _linear_state(config: TrainConfig) -> Any:
+def _linear_state(config: Config) -> Any:
     drift, score = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
     module = DiffFlowSDE(drift, score)
-    part = Part("model", list(module.parameters()), lambda x0, step: x0.sum(), 1.0, 1.0)
+    part = Objective("model", list(module.parameters()), lambda x0, step: x0.sum(), 1.0, 1.0)
     return TrainState(config, module, [part])
 
 
-def test_training_lowers_the_loss(config: TrainConfig, tmp_path: Path) -> None:
-    longer = replace(config, steps=150, learning_rate=5e-3, save_every=150, batch_size=64)
+def test_training_lowers_the_loss(config: Config, tmp_path: Path) -> None:
+    longer = config.replaced(steps=150, learning_rate=5e-3, save_every=150, batch_size=64)
     train(longer, tmp_path)
     losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert sum(losses[-5:]) < sum(losses[:5]) - 1.0
@@ -460,11 +480,11 @@ def test_run_that_is_none(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
-def test_unknown_device_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+def test_unknown_device_is_refused(config: Config, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is there")
     with pytest.raises(ValueError, match="device='cuda:7': no GPU here"):
-        train(replace(config, device="cuda:7"), tmp_path / "run")
+        train(config.replaced(device="cuda:7"), tmp_path / "run")
 
 
 QUARTER = 0.5 * (1 + math.cos(math.pi / 4))
@@ -478,14 +498,14 @@ QUARTER = 0.5 * (1 + math.cos(math.pi / 4))
         ("cosine", {0: 1 / 3, 2: QUARTER, 4: 0.5, 6: 1 - QUARTER, 8: 0.0}),
     ],
 )
-def test_learning_rate(config: TrainConfig, schedule: str, expected: dict[int, float]) -> None:
-    made = replace(config, schedule=schedule, steps=8, warmup=3)
+def test_learning_rate(config: Config, schedule: str, expected: dict[int, float]) -> None:
+    made = config.replaced(schedule=schedule, steps=8, warmup=3)
     for step, factor in expected.items():
         assert learning_rate_at(made, step, 2.0) == pytest.approx(2.0 * factor, abs=1e-12)
 
 
 def test_bar_is_silent_without_a_terminal(
-    config: TrainConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -495,11 +515,11 @@ def test_bar_is_silent_without_a_terminal(
     assert "10/10" in capfd.readouterr().err
 
 
-def test_auto_progressive_takes_few_steps_first(config: TrainConfig) -> None:
-    made = replace(config, progressive="auto", steps=100, num_steps=30)
+def test_auto_progressive_takes_few_steps_first(config: Config) -> None:
+    made = config.replaced(progressive="auto", steps=100, num_steps=30)
     counts = [training_grid(made, step).num_steps for step in range(100)]
     assert counts == [5] * 46 + [10] * 35 + [30] * 19
-    assert training_grid(replace(made, num_steps=1), 0).num_steps == 1
+    assert training_grid(made.replaced(num_steps=1), 0).num_steps == 1
     assert sampling_grid(made).num_steps == 30
     total = sum(counts)
     for step in (0, 1, 46, 60, 81, 99, 100):
@@ -507,11 +527,11 @@ def test_auto_progressive_takes_few_steps_first(config: TrainConfig) -> None:
 
 
 def test_logged_bound_does_not_jump_with_the_number_of_steps(
-    config: TrainConfig, tmp_path: Path
+    config: Config, tmp_path: Path
 ) -> None:
     """A drift and a score of nearly zero make the loss N d / 2 larger, and the bound not."""
-    made = replace(
-        config, progressive="0:2,8:40", steps=16, batch_size=512, log_every=1,
+    made = config.replaced(
+        progressive="0:2,8:40", steps=16, batch_size=512, log_every=1,
         learning_rate=1e-9, t_end=1e-3, diffusion_start=0.2, diffusion_end=0.3,
     )  # fmt: skip
     train(made, tmp_path)
@@ -524,6 +544,6 @@ def test_logged_bound_does_not_jump_with_the_number_of_steps(
     assert abs(mean[1][1] - mean[1][0]) < 1.0
 
 
-def test_a_warm_up_that_does_not_end_is_said(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_warm_up_that_does_not_end_is_said(config: Config, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="warmup=30: expected at most half of steps=20"):
-        train(replace(config, steps=20, warmup=30), tmp_path / "run", progress=False)
+        train(config.replaced(steps=20, warmup=30), tmp_path / "run", progress=False)

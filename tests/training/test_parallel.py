@@ -23,11 +23,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffflow_ext.training import TrainConfig, train
+from diffflow_ext.cli import main
+from diffflow_ext.training import configure, load_config, train
 from diffflow_ext.training.loop import starting
 from diffflow_ext.training.loop.batches import Batches
-from diffflow_ext.training.parallel import sharding
-from diffflow_ext.training.parallel.distributed import World, is_first
+from diffflow_ext.training.parallel.distributed import World, is_first, joined
+from diffflow_ext.training.recipes.build import RECIPES
 from diffflow_ext.training.store.checkpoint import load_latest
 from diffflow_ext.training.store.directory import read_metrics
 
@@ -108,11 +109,11 @@ def assert_like(folder: Path, other: Path) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run by one process."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    run(1, "train", *POINTS, "--out", str(folder))
+    assert main(["train", *POINTS, "--out", str(folder)]) == 0
     return folder
 
 
-@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def test_training_does_not_depend_on_the_number_of_processes(
     alone: Path, tmp_path: Path, size: int
 ) -> None:
@@ -125,7 +126,7 @@ def test_training_does_not_depend_on_the_number_of_processes(
 
 SHARDED = {
     "uneven": ("moons", *SMALL, "--batch-size", "7", "--steps", "3", "--threads", "1"),
-    "two parts": ("moons", *SMALL[:4], "--model", "dinof", "--batch-size", "8", "--steps", "3",
+    "two parts": ("dinof", "moons", *SMALL[:4], "--batch-size", "8", "--steps", "3",
                   "--log-every", "1"),
     "flow prior": ("moons", *SMALL, "--prior", "flow", "--batch-size", "8", "--steps", "3"),
 }  # fmt: skip
@@ -139,6 +140,7 @@ def test_weights_in_shares_train_like_whole_ones(tmp_path: Path, name: str) -> N
     assert_like(tmp_path / "2", tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_a_run_in_shares_goes_on_whole_and_back(tmp_path: Path) -> None:
     """Checkpoints hold whole tensors, whoever wrote them; 3 processes share 16 rows unevenly."""
     same = ("--schedule", "constant", "--progressive", "0:4")
@@ -147,10 +149,11 @@ def test_a_run_in_shares_goes_on_whole_and_back(tmp_path: Path) -> None:
     for steps, size, shard in ((1, 2, True), (2, 1, True), (3, 3, True), (4, 2, False)):
         more = ("--resume", "--shard" if shard else "--no-shard", "--out", str(tmp_path / "run"))
         run(size, *words, str(steps), *more)
-        assert TrainConfig.load(tmp_path / "run" / "config.toml").shard is shard
+        assert load_config(tmp_path / "run" / "config.toml").run.shard is shard
     assert_like(tmp_path / "run", tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number(alone: Path, tmp_path: Path) -> None:
     out = ("--out", str(tmp_path / "run"))
     few = ("2" if word == "4" and before == "--steps" else word
@@ -161,9 +164,9 @@ def test_a_run_goes_on_with_another_number(alone: Path, tmp_path: Path) -> None:
 
 
 OTHERS = {
-    "dinof": ("moons", *SMALL[:4], "--model", "dinof"),
-    "ddpm": ("moons", *SMALL[:4], "--model", "ddpm", "--timesteps", "20"),
-    "flow": ("moons", "--model", "flow"),
+    "dinof": ("dinof", "moons", *SMALL[:4]),
+    "ddpm": ("ddpm", "moons", *SMALL[:4], "--timesteps", "20"),
+    "flow": ("flow", "moons"),
     "learned g": ("moons", *SMALL[:6], "--learn-diffusion"),
 }
 
@@ -178,7 +181,7 @@ def test_other_models(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--model", "flow", "--glow-blocks", "1")])
+@pytest.mark.parametrize("more", [(), ("--glow-blocks", "1")])
 @pytest.mark.parametrize("shard", [(), ("--shard",)], ids=["whole", "shares"])
 def test_images(tmp_path: Path, more: tuple[str, ...], shard: tuple[str, ...]) -> None:
     """Mirrors and noise between the levels are those of the global index.
@@ -191,12 +194,14 @@ def test_images(tmp_path: Path, more: tuple[str, ...], shard: tuple[str, ...]) -
     np.savez(tmp_path / "images.npz", images=levels)
     unet = ("--num-steps", "2", "--unet-base", "8", "--unet-mults", "1,2")
     common = ("--batch-size", "5", "--steps", "2", "--log-every", "1", "--flip", "on")
-    words = (str(tmp_path / "images.npz"), *common, *(more or unet))
+    model = "flow" if more else "diffflow"
+    words = (model, str(tmp_path / "images.npz"), *common, *(more or unet))
     run(1, "train", *words, "--out", str(tmp_path / "1"))
     run(2, "train", *words, *shard, "--out", str(tmp_path / "2"))
     assert_like(tmp_path / "2", tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_samples_and_likelihoods_are_those_of_one_process(alone: Path, tmp_path: Path) -> None:
     found: dict[int, Any] = {}
     for size in (1, 2):
@@ -208,6 +213,7 @@ def test_samples_and_likelihoods_are_those_of_one_process(alone: Path, tmp_path:
     assert found[1][1] == found[2][1]
 
 
+@pytest.mark.slow
 def test_what_one_refuses_all_refuse(alone: Path, tmp_path: Path) -> None:
     ends = finished(start(2, "train", *POINTS, "--out", str(alone)))
     assert [code for code, *_ in ends] == [2, 1]
@@ -216,23 +222,7 @@ def test_what_one_refuses_all_refuse(alone: Path, tmp_path: Path) -> None:
     assert all("Traceback" not in err for *_, err in ends)
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (("--model", "ffjord", "--batch-size", "10"), "trains in one process"),
-        (("--batch-size", "10", "--cuda-graph"), "cuda_graph=True is for one process"),
-        (("--batch-size", "1"), "at least one sample for each of the 2 processes"),
-    ],
-)
-def test_what_several_processes_cannot_share(
-    tmp_path: Path, words: tuple[str, ...], reason: str
-) -> None:
-    if "ffjord" in words:
-        pytest.importorskip("torchdiffeq")
-    ends = finished(start(2, "train", "moons", *words, "--out", str(tmp_path / "run")))
-    assert all(code == 2 and reason in err for code, _, err in ends), ends
-
-
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ("moons", *SMALL, "--batch-size", "10", "--steps", "1000000", "--threads", "1")
@@ -282,6 +272,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["autograd", "fused"])
 def test_gradients_accumulate_without_an_exchange(engine: str) -> None:
     """DistributedDataParallel.no_sync around the losses, in a loop of one's own."""
@@ -292,7 +283,7 @@ def test_gradients_accumulate_without_an_exchange(engine: str) -> None:
 #: A program in which one process has an error that the others know nothing of.
 FAILING = """
 import os, sys
-from diffflow_ext.cli import commands
+from diffflow_ext.cli import main
 from diffflow_ext.training.loop import batches
 from diffflow_ext.training.store import directory
 if os.environ["RANK"] == "1" and sys.argv[1] == "step":
@@ -305,11 +296,12 @@ if os.environ["RANK"] == "1" and sys.argv[1] == "step":
 if os.environ["RANK"] == "0" and sys.argv[1] == "log":
     def fail(self, values):
         raise OSError(28, "No space left on device")
-    runs.MetricsLog.write = fail
-sys.exit(cli.main(sys.argv[2:]))
+    directory.MetricsLog.write = fail
+sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["step", "log"])
 def test_an_error_of_one_process_ends_all(tmp_path: Path, where: str) -> None:
     """Instead of leaving them to wait for one another."""
@@ -321,6 +313,7 @@ def test_an_error_of_one_process_ends_all(tmp_path: Path, where: str) -> None:
     assert said in "".join(err for *_, err in ends)
 
 
+@pytest.mark.slow
 def test_folders_that_differ_are_refused(alone: Path, tmp_path: Path) -> None:
     """As a disk that only one machine sees: one goes on with a run, the other starts one."""
     shutil.copytree(alone, tmp_path / "0")
@@ -330,11 +323,6 @@ def test_folders_that_differ_are_refused(alone: Path, tmp_path: Path) -> None:
     ends = finished(start(2, *words, folder=tmp_path))
     assert [code for code, *_ in ends] == [1, 1], ends
     assert all("on a disk that all see" in err for *_, err in ends)
-
-
-def test_one_number_for_all_devices_is_refused(tmp_path: Path) -> None:
-    ends = finished(start(2, "train", *POINTS, "--device", "cuda:0", "--out", str(tmp_path)))
-    assert all(code == 2 and "use auto or cuda" in err for code, _, err in ends), ends
 
 
 @pytest.mark.slow
@@ -398,7 +386,7 @@ def test_a_command_that_may_be_restarted_must_be_able_to_go_on(
 ) -> None:
     """Else the restart would be refused, or remove what was trained."""
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    config = TrainConfig(data="moons", steps=1, batch_size=4, width=4, depth=1)
+    config = configure(data="moons", steps=1, batch_size=4, width=4, depth=1)
     for overwrite in (False, True):
         with pytest.raises(ValueError, match=r"start this command again 3 times; give --resume"):
             train(config, tmp_path / "run", overwrite=overwrite)
@@ -406,18 +394,40 @@ def test_a_command_that_may_be_restarted_must_be_able_to_go_on(
 
 
 def test_shares_of_one_process_are_warned_of(tmp_path: Path) -> None:
-    config = TrainConfig(data="moons", steps=1, batch_size=4, width=4, depth=1, shard=True)
+    config = configure(data="moons", steps=1, batch_size=4, width=4, depth=1, shard=True)
     with pytest.warns(UserWarning, match="shard=True has no effect in one process"):
         train(config, tmp_path / "run")
 
 
-def test_shares_need_a_torch_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharding, "can_shard", lambda: False)
-    config = TrainConfig(data="moons", batch_size=4, shard=True)
-    recipe = SimpleNamespace(separable=True)
-    with pytest.raises(ValueError, match=r"expected torch 2\.6 or newer, got"):
-        starting.check_world(World(0, 2), config, recipe)  # pyright: ignore[reportArgumentType]
-    starting.check_world(World(0, 1), config, recipe)  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize(
+    ("model", "fields", "reason"),
+    [
+        ("ffjord", {}, "model='ffjord' trains in one process"),
+        ("diffflow", {"cuda_graph": True}, "cuda_graph=True is for one process"),
+        ("diffflow", {"batch_size": 1}, "at least one sample for each of the 2 processes"),
+        ("diffflow", {"shard": True}, r"expected torch 2\.6 or newer, got"),
+    ],
+)
+def test_what_several_processes_cannot_share(
+    monkeypatch: pytest.MonkeyPatch, model: str, fields: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.setattr(starting, "can_shard", lambda: False)
+    config = configure(model, **{"data": "moons", "batch_size": 4, **fields})
+    recipe: Any = SimpleNamespace(separable=model != "ffjord")
+    with pytest.raises(ValueError, match=reason):
+        starting.check_world(World(0, 2), config, recipe)
+    starting.check_world(World(0, 1), config, recipe)
+
+
+def test_solvers_that_look_at_the_batch_say_so() -> None:
+    assert [name for name, recipe in RECIPES.items() if not recipe.separable] == ["ffjord"]
+
+
+def test_one_number_for_all_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="use auto or cuda"), joined("cuda:0"):
+        pass
 
 
 @pytest.mark.parametrize(("shared", "count"), [("True", 1), ("False", 0)])
@@ -427,7 +437,7 @@ def test_a_store_that_restarts_share_is_warned_of(
     """A restarted process found addresses of one that had ended in one of two trials."""
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
-    config = TrainConfig(data="moons", steps=1, batch_size=4, width=4, depth=1)
+    config = configure(data="moons", steps=1, batch_size=4, width=4, depth=1)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         train(config, tmp_path / "run", resume=True)
@@ -439,7 +449,7 @@ def test_a_store_that_restarts_share_is_warned_of(
 #: A program that says how many bytes of its state a process has, and spoils a loss if asked to.
 SHARES = """
 import math, os, sys
-from diffflow_ext.cli import commands
+from diffflow_ext.cli import main
 from diffflow_ext.training.recipes.diffflow import DiffFlowRecipe
 from diffflow_ext.training.loop.state import TrainState
 loss, save = DiffFlowRecipe._loss, TrainState.to_checkpoint
@@ -456,10 +466,11 @@ def told(self, meta, keep):
     assert keep or not (found.model or found.ema or found.optim)
     return found
 DiffFlowRecipe._loss, TrainState.to_checkpoint = spoiled, told
-sys.exit(cli.main(sys.argv[2:]))
+sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_each_process_keeps_its_share_alone(tmp_path: Path) -> None:
     for steps in ("4", "5"):  # Moments that Adam makes, and those that it has read.
         words = ("train", *POINTS[:-4], "--steps", steps, "--shard", "--resume", "--threads", "1")
@@ -471,6 +482,7 @@ def test_each_process_keeps_its_share_alone(tmp_path: Path) -> None:
             assert mine < 0.53 * all_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["stop", "skip"])
 def test_a_step_in_shares_that_is_not_finite(tmp_path: Path, what: str) -> None:
     """The weights are gathered to find out where, and not changed."""
@@ -499,7 +511,7 @@ def test_shares_cover_everything_once(size: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_batches_in_parts_have_the_bits_of_the_whole(size: int) -> None:
-    config = TrainConfig(data="moons", batch_size=11, flip="on")
+    config = configure(data="moons", batch_size=11, flip="on")
     images = torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8)
     whole = Batches(config, images, torch.device("cpu"))(5)
     parts = [

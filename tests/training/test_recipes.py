@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from diffflow_ext.data import open_dataset
 from diffflow_ext.likelihood import dequantise
 from diffflow_ext.processes import VE, VP
 from diffflow_ext.training import (
-    TrainConfig,
+    Config,
     TrainingError,
+    configure,
     draw_samples,
     evaluate,
     format_table,
@@ -30,8 +30,9 @@ from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.config.schedules import sampling_grid, training_grid
 from diffflow_ext.training.evaluation.sampling import EVALUATION_STREAM
 from diffflow_ext.training.loop.state import TrainState
-from diffflow_ext.training.recipes import build_recipe, ddpm, diffflow, dinof
+from diffflow_ext.training.recipes import ddpm, diffflow, dinof
 from diffflow_ext.training.recipes.base import EvaluationSettings
+from diffflow_ext.training.recipes.build import build_recipe
 from diffflow_ext.training.store.directory import read_metrics
 
 for library in ("zuko", "normflows", "torchdiffeq"):
@@ -82,8 +83,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, table: Path, images: Path) ->
     return {name: folder / name for name in ALL}
 
 
-def config_of(name: str, table: Path, images: Path) -> TrainConfig:
-    return TrainConfig(
+def config_of(name: str, table: Path, images: Path) -> Config:
+    return configure(
         data=str(images if name in IMAGES else table),
         seed=3,
         steps=6,
@@ -91,13 +92,15 @@ def config_of(name: str, table: Path, images: Path) -> TrainConfig:
         warmup=2,
         save_every=3,
         log_every=1,
-        flip="on" if name in IMAGES else "auto",
+        flip="on" if name in IMAGES else None,
         threads=1,
         **ALL[name],
     )
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    "name", [*VECTORS, *(pytest.param(name, marks=pytest.mark.slow) for name in IMAGES)]
+)
 def test_resumes_bit_equal(
     name: str,
     runs: dict[str, Path],
@@ -121,7 +124,7 @@ def test_samples(name: str, runs: dict[str, Path]) -> None:
     run = load_run(runs[name])
     shape = (1, 10, 10) if name in IMAGES else (3,)
     assert run.record.event_shape == shape
-    steps = {} if run.config.model in ("ffjord", "flow") else {"num_steps": 8}
+    steps = {} if run.config.name in ("ffjord", "flow") else {"num_steps": 8}
     samples = draw_samples(run, 4, seed=1, **steps)
     assert samples.shape == (4, *shape)
     assert samples.isfinite().all()
@@ -263,10 +266,10 @@ def test_score_of_dinof_does_not_feel_the_flow(
     runs: dict[str, Path], table: Path, images: Path, tmp_path: Path
 ) -> None:
     config = config_of("dinof", table, images)
-    without = {name: getattr(TrainConfig(data="moons"), name) for name in SMALL_SPLINE}
+    without = dict.fromkeys(SMALL_SPLINE)
     others = (
-        replace(config, flow_learning_rate=0.5, flow_clip_norm=1e6),
-        replace(config, **{**without, "flow": "none"}),
+        config.replaced(flow_learning_rate=0.5, flow_clip_norm=1e6),
+        config.replaced(**{**without, "flow": "none"}),
     )
     expected = load_run(runs["dinof"]).model.state_dict()
     for index, other in enumerate(others):
@@ -287,14 +290,13 @@ def test_parts_are_clipped_apart_and_logged(
     lengths: list[list[float]] = []
 
     def update(state: TrainState, learning_rates: Sequence[float]) -> None:
-        grads = [[p.grad.flatten() for p in part.parameters] for part in state.parts]
+        grads = [[p.grad.flatten() for p in one.parameters] for one in state.objectives]
         lengths.append([float(torch.cat(part).norm()) for part in grads])
         assert learning_rates[1] == pytest.approx(learning_rates[0] * 20)
         state.step += 1
 
     monkeypatch.setattr(TrainState, "update", update)
-    config = replace(
-        config_of("dinof", table, images),
+    config = config_of("dinof", table, images).replaced(
         clip_norm=1e-3,
         flow_clip_norm=1e-4,
         learning_rate=0.01,
@@ -332,7 +334,7 @@ def test_average_has_the_start_of_the_flow(runs: dict[str, Path]) -> None:
 
 
 def built(**values: Any) -> Any:
-    config = resolve(TrainConfig(data="moons", **values), is_image=False)
+    config = resolve(configure(data="moons", **values), is_image=False)
     return build_recipe(config, (2,)).module
 
 
@@ -362,7 +364,7 @@ def test_diffflow_has_the_paper_s_networks() -> None:
 
 
 def test_networks_of_images() -> None:
-    config = TrainConfig(data="x", drift_multiplier=1.0, score_multiplier=0.5, net="unet",
+    config = configure(data="x", drift_multiplier=1.0, score_multiplier=0.5, net="unet",
                          unet_base=8, unet_mults="1,2")  # fmt: skip
     config = resolve(config, is_image=True)
     sde: Any = build_recipe(config, (1, 12, 12)).module
@@ -388,15 +390,15 @@ def test_weights_depend_on_the_seed_alone() -> None:
 @pytest.mark.parametrize("learned", [False, True])
 def test_the_logged_bound_is_that_of_the_batch(table: Path, learned: bool) -> None:
     """Not the loss less the mean of its control variate, which scatters far more."""
-    config = TrainConfig(
-        str(table), steps=4, batch_size=8, width=4, log_every=2,
+    config = configure(
+        data=str(table), steps=4, batch_size=8, width=4, log_every=2,
         diffusion_start=0.3, diffusion_end=0.7, learn_diffusion=learned,
     )  # fmt: skip
     dataset = open_dataset(str(table))
     recipe = build_recipe(resolve(config, is_image=False), (dataset.dim,))
     x0 = dataset.train[:8]
     for step in (1, 3):
-        loss = float(recipe.parts[0].loss(x0, step, 0).detach())
+        loss = float(recipe.objectives[0].loss(x0, step, 0).detach())
         with torch.no_grad():
             grid = training_grid(recipe.config, step)
             expected = -recipe.module.elbo(x0, grid, recipe.key(step)).double().mean()

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from training_runs import Kill, before_update, kill, outcome, write_table
 
-from diffflow_ext.training import TrainConfig, train
+from diffflow_ext.training import Config, configure, train
+from diffflow_ext.training.config.files import to_toml
 from diffflow_ext.training.loop.state import TrainState
 
 STEPS = 24
@@ -35,7 +36,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_table(tmp_path_factory.mktemp("data") / "points.csv", rows=200)
 
 
-def small(table: Path, **changes: Any) -> TrainConfig:
+def small(table: Path, **changes: Any) -> Config:
     values: dict[str, Any] = {
         "seed": 5, "steps": STEPS, "batch_size": 30, "warmup": 3, "save_every": 4,
         "log_every": 2, "threads": 1, **changes,
@@ -44,7 +45,7 @@ def small(table: Path, **changes: Any) -> TrainConfig:
         values = {"progressive": "off", "num_steps": 3, **values}
     if values.get("model") != "flow":
         values = {"width": 8, "depth": 1, **values}
-    return TrainConfig(data=str(table), **values)
+    return configure(data=str(table), **values)
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -61,7 +62,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "learned_diffusion": {"learn_diffusion": True, "checkpoint_every": 2},
     "power_grid": {"grid": "power"},
     "saved_beside_the_training": {"async_save": True, "save_every": 2},
-    "kept_activations": {"activation_memory": "auto"},
     "ddpm": {"model": "ddpm"},
     "dinof": {"model": "dinof", "t_cutoff": 0.5},
     "ffjord": {"model": "ffjord"},
@@ -69,6 +69,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_two_kills_change_no_bit(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -107,10 +108,10 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import pytest
 from training_runs import before_update
-from diffflow_ext.training import TrainConfig, train
+from diffflow_ext.training import load_config, train
 
 before_update(pytest.MonkeyPatch(), int(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL))
-train(TrainConfig.load(sys.argv[3]), sys.argv[4], resume=True)
+train(load_config(sys.argv[3]), sys.argv[4], resume=True)
 """
 
 
@@ -124,7 +125,7 @@ def test_processes_killed_by_the_system(table: Path, tmp_path: Path, seed: int) 
         learn_diffusion=True, ema_decay=0.99, save_every=3 + seed,
     )  # fmt: skip
     train(config, tmp_path / "whole")
-    (tmp_path / "config.toml").write_text(config.to_toml())
+    (tmp_path / "config.toml").write_text(to_toml(config))
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from diffflow_ext.training import Checkpoint, CheckpointError, TrainConfig, train
-from diffflow_ext.training.store import checkpoint as checkpoint_module
+from diffflow_ext.training import Checkpoint, CheckpointError, configure, train
+from diffflow_ext.training.store import saver as saver_module
 from diffflow_ext.training.store.checkpoint import load_latest, save_checkpoint
 from diffflow_ext.training.store.saver import Saver
 
@@ -29,7 +28,7 @@ def test_tensors_are_those_of_the_call(tmp_path: Path, monkeypatch: pytest.Monke
         assert go.wait(30)
         return save_checkpoint(*args)
 
-    monkeypatch.setattr(checkpoint_module, "save_checkpoint", slow)
+    monkeypatch.setattr(saver_module, "save_checkpoint", slow)
     saver, checkpoint = Saver(tmp_path, 3, beside=True), make(1)
     saver.save(checkpoint)
     for group in (checkpoint.model, checkpoint.ema, checkpoint.optim):
@@ -60,7 +59,7 @@ def test_an_error_beside_is_raised_later(
 
     saver = Saver(tmp_path, 3, beside=True)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, "save_checkpoint", full)
+        patch.setattr(saver_module, "save_checkpoint", full)
         saver.save(make(1))
         assert saver._thread is not None
         saver._thread.join()
@@ -73,12 +72,12 @@ def test_an_error_beside_is_raised_later(
 
 
 def test_a_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    config = TrainConfig(
+    config = configure(
         data="moons", batch_size=8, width=8, depth=1, steps=7, num_steps=3, save_every=2,
         threads=1,
     )  # fmt: skip
     for name, beside in (("at once", False), ("beside", True)):
-        train(replace(config, async_save=beside), tmp_path / name)
+        train(config.replaced(async_save=beside), tmp_path / name)
     files = ["model.safetensors", "ema.safetensors", "optim.safetensors"]
     for step in ("00000004", "00000006", "00000007"):
         for file in files:

@@ -1,200 +1,133 @@
-"""What a field of the configuration is for, which values it takes, and which runs read it."""
+"""Which values the fields of a configuration take; a section checks its own when it is made."""
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Optional,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from tyro.conf import arg
 
 from diffflow_ext.functional.checks import in_words
 
 __all__ = [
     "MAX_GRID",
     "MAX_SEED",
-    "MAX_STEPS",
+    "Chosen",
+    "Maybe",
     "Rule",
-    "attention_sizes",
-    "check_typed",
-    "choice",
-    "field_rule",
-    "flag",
-    "is_device",
-    "is_memory",
-    "is_progressive",
-    "is_whole_list",
-    "memory_bytes",
-    "option",
+    "Section",
     "parse_progressive",
-    "positive",
-    "toml_value",
     "whole",
     "whole_list",
 ]
-
-
 MAX_SEED = 2**63 - 1
-
-
 # Half of the 2^32 streams of noise are for training, one for each step.
 MAX_STEPS = 2**31
-
-
 MAX_GRID = 2**24
+T = TypeVar("T")
 
 
-Needs = tuple[str, ...]
+#: A value or None, whose meaning the help text tells.
+Maybe = Annotated[
+    Optional[T],  # noqa: UP045
+    arg(help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})"),
+]
+#: The same, where `resolve` puts a value in the place of None before anything reads it.
+if TYPE_CHECKING:
+    Chosen = T | Any
+else:
+    Chosen = Maybe
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a field is for and which values it takes.
+    """Which values of the right type are allowed.
 
     Arguments:
-        help: One sentence for a person, used by the command line.
         allowed: The allowed values in words, used by error messages.
-        accepts: Whether a value of the right type is allowed.
-        on_resume: Whether a continued run may change the field: it doesn't touch the numbers
-            computed so far.
-        choices: All allowed values, where they are words.
-        needs: What a run must have to read the field: one of the words in each text, such as
-            "dinof" or "mlp|unet". Elsewhere the field must keep its default.
-        auto: What stands for a value that is chosen when the data are known; None if nothing does.
+        accepts: Whether a value is allowed.
     """
 
-    help: str
     allowed: str
     accepts: Callable[[Any], bool]
-    on_resume: bool = False
-    choices: tuple[str, ...] = ()
-    needs: Needs = ()
-    auto: Any = None
-
-    def used_by(self, traits: frozenset[str]) -> bool:
-        """Whether a run with these traits reads the field."""
-        return all(traits & set(words.split("|")) for words in self.needs)
-
-    @property
-    def users(self) -> str:
-        """The runs that read the field, in words."""
-        return " with ".join(words.replace("|", ", ") for words in self.needs)
 
 
-def field_rule(item: Field[Any]) -> Rule:
-    """Returns the rule of one field of `TrainConfig`."""
-    rule: Rule = item.metadata["rule"]
-    return rule
+@dataclass(frozen=True)
+class Section:
+    """A part of a configuration, whose fields are checked when it is made.
+
+    Raises:
+        TypeError: If a value has the wrong type.
+        ValueError: If a value isn't allowed. The message names the field, the value and what is
+            allowed.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in _type_hints(type(self)).items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
+
+    def check_order(self, low: str, high: str) -> None:
+        """Refuses two numbers, where both are known, that aren't in their order."""
+        small, large = getattr(self, low), getattr(self, high)
+        if small is not None and large is not None and large <= small:
+            raise ValueError(f"train: {high}={large!r}: expected more than {low}={small!r}")
 
 
-def option(
-    default: Any,
-    text: str,
-    allowed: str,
-    accepts: Callable[[Any], bool],
-    *,
-    on_resume: bool = False,
-    needs: Needs = (),
-) -> Any:
-    """Returns a field with a rule of its own."""
-    rule = Rule(text, allowed, accepts, on_resume, needs=needs)
-    return field(default=default, metadata={"rule": rule})
+@functools.cache
+def _type_hints(section: type[Section]) -> dict[str, Any]:
+    hints = get_type_hints(section, include_extras=True)
+    return {item.name: hints[item.name] for item in fields(section)}
 
 
-def whole(
-    default: int,
-    low: int,
-    text: str,
-    *,
-    high: int = MAX_STEPS,
-    on_resume: bool = False,
-    needs: Needs = (),
-    auto: bool = False,
-) -> Any:
-    """Returns a field for whole numbers from `low` to `high`, and 0 where it means automatic."""
-    allowed = f"a whole number from {low} to {high}" + (", or 0 to choose" if auto else "")
-
-    def accepts(value: int) -> bool:
-        return low <= value <= high or (auto and value == 0)
-
-    rule = Rule(text, allowed, accepts, on_resume, needs=needs, auto=0 if auto else None)
-    return field(default=default, metadata={"rule": rule})
-
-
-def positive(default: float, text: str, *, needs: Needs = (), auto: bool = False) -> Any:
-    """Returns a field for numbers above 0, and 0 where it means automatic."""
-    allowed = "a finite number above 0" + (", or 0 to choose" if auto else "")
-
-    def accepts(value: float) -> bool:
-        return value > 0 or (auto and value == 0)
-
-    rule = Rule(text, allowed, accepts, needs=needs, auto=0.0 if auto else None)
-    return field(default=default, metadata={"rule": rule})
-
-
-def choice(
-    default: str,
-    choices: tuple[str, ...],
-    text: str,
-    *,
-    on_resume: bool = False,
-    needs: Needs = (),
-) -> Any:
-    """Returns a field for one of several words; "auto" is chosen when the data are known."""
-    allowed = "one of " + ", ".join(choices)
-    auto = "auto" if "auto" in choices else None
-    rule = Rule(text, allowed, lambda value: value in choices, on_resume, choices, needs, auto)
-    return field(default=default, metadata={"rule": rule})
-
-
-def flag(default: bool, text: str, *, on_resume: bool = False, needs: Needs = ()) -> Any:
-    """Returns a field for true and false."""
-    allowed = "true or false"
-    return option(default, text, allowed, lambda value: True, on_resume=on_resume, needs=needs)
-
-
-def is_device(name: str) -> bool:
-    """Whether a text names a device."""
-    return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
-
-
-def is_memory(text: str) -> bool:
-    """Whether a text says how much memory to take; see `memory_bytes`."""
-    number = re.fullmatch(r"[1-9]\d{0,6}", text, re.ASCII) is not None
-    return text in ("off", "auto") or (number and int(text) <= 2**20)
-
-
-def memory_bytes(text: str) -> int | Literal["auto"] | None:
-    """Returns the bytes of a text with MiB; "auto" as it is, None for "off"."""
-    if text == "off":
+def _checked(name: str, value: object, hint: Any) -> Any:
+    """Returns a value of a field in the field's type."""
+    kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    rules = [extra for extra in extras if isinstance(extra, Rule)]
+    options = set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
+    if value is None and type(None) in options:
         return None
-    return "auto" if text == "auto" else int(text) * 2**20
+    (kind,) = options - {type(None)}
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        rules.append(Rule("one of " + ", ".join(choices), lambda text: text in choices))
+        kind = str
+    if kind is float and type(value) is int and abs(value) < 2**1000:
+        value = float(value)
+    if type(value) is not kind:
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise TypeError(f"train: {name}={in_words(value)}: expected {words[kind]}")
+    if isinstance(value, float):
+        rules.insert(0, FINITE)
+    for rule in rules:
+        if not rule.accepts(value):
+            raise ValueError(f"train: {name}={in_words(value)}: expected {rule.allowed}")
+    return value
 
 
-def is_whole_list(text: str) -> bool:
-    """Whether a text lists whole numbers from 1 to 65536, such as "1,2,2"."""
-    matches = re.fullmatch(r"[1-9]\d{0,4}(,[1-9]\d{0,4}){0,15}", text, re.ASCII)
-    return matches is not None and max(whole_list(text)) <= 65536
+def whole(low: int, high: int = MAX_STEPS) -> Rule:
+    """Returns the rule for whole numbers from `low` to `high`."""
+    return Rule(f"a whole number from {low} to {high}", lambda value: low <= value <= high)
 
 
 def whole_list(text: str) -> tuple[int, ...]:
-    """Returns the numbers of a text such as "1,2,2"."""
-    return tuple(int(part) for part in text.split(","))
-
-
-def attention_sizes(text: str) -> tuple[int, ...]:
-    """Returns the picture sizes of a text such as "16,8"; none for "off"."""
-    return () if text == "off" else whole_list(text)
-
-
-def is_progressive(text: str) -> bool:
-    """Whether a text is one for `parse_progressive`."""
-    try:
-        parse_progressive(text)
-    except ValueError:
-        return False
-    return True
+    """Returns the numbers of a text such as "1,2,2"; none of "off"."""
+    return () if text == "off" else tuple(int(part) for part in text.split(","))
 
 
 def parse_progressive(text: str) -> tuple[tuple[int, int], ...]:
@@ -220,38 +153,38 @@ def parse_progressive(text: str) -> tuple[tuple[int, int], ...]:
     return pairs
 
 
-def check_typed(item: Field[Any], value: object, kind: type) -> Any:
-    """Returns a value of a field in its type.
-
-    Raises:
-        TypeError: If it has another type.
-        ValueError: If the rule of the field doesn't allow it.
-    """
-    if kind is float and type(value) is int and abs(value) < 2**1000:
-        value = float(value)
-    if type(value) is not kind:
-        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise TypeError(f"TrainConfig: {item.name}={in_words(value)}: expected {words[kind]}")
-    rule = field_rule(item)
-    finite = not isinstance(value, float) or math.isfinite(value)
-    if not finite or not rule.accepts(value) or not _is_text(value):
-        raise ValueError(f"TrainConfig: {item.name}={in_words(value)}: expected {rule.allowed}")
-    return value
-
-
-def _is_text(value: object) -> bool:
-    if not isinstance(value, str):
-        return True
+def _is_progressive(text: str) -> bool:
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
+        parse_progressive(text)
+    except ValueError:
         return False
     return True
 
 
-def toml_value(value: object) -> str:
-    """Returns a value as TOML writes it."""
-    if isinstance(value, float):
-        return repr(value)
-    # JSON and TOML agree on these types, but TOML wants the delete character escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _is_whole_list(text: str) -> bool:
+    matches = re.fullmatch(r"[1-9]\d{0,4}(,[1-9]\d{0,4}){0,15}", text, re.ASCII)
+    return matches is not None and max(whole_list(text)) <= 65536
+
+
+def _is_utf8(text: str) -> bool:
+    return all(not 0xD800 <= ord(letter) < 0xE000 for letter in text)
+
+
+FINITE = Rule("a finite number", math.isfinite)
+POSITIVE = Rule("a finite number above 0", lambda value: value > 0 and math.isfinite(value))
+NOT_NEGATIVE = Rule("a finite number of at least 0", lambda value: value >= 0)
+BELOW_ONE = Rule("a number from 0 up to but not including 1", lambda value: 0 <= value < 1)
+UP_TO_ONE = Rule("a number above 0 up to 1", lambda value: 0 < value <= 1)
+TEXT = Rule("a name or a path", _is_utf8)
+DEVICE = Rule(
+    "auto, cpu, cuda or cuda:INDEX",
+    lambda name: re.fullmatch(r"auto|cpu|cuda(:\d+)?", name, re.ASCII) is not None,
+)
+WHOLE_LIST = Rule("whole numbers such as 1,2,2", _is_whole_list)
+SIZES = Rule(
+    "off, or whole numbers such as 16,8", lambda text: text == "off" or _is_whole_list(text)
+)
+PROGRESSIVE = Rule(
+    "auto, off, or pairs iteration:num_steps such as 0:10,2000:30, iterations rising from 0",
+    _is_progressive,
+)

@@ -7,48 +7,50 @@ import math
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.processes.grids import ProgressiveGrid, TimeGrid
 
-from .fields import TrainConfig
+from .fields import Config, DiffFlowConfig
 from .rules import parse_progressive
 
 __all__ = ["learning_rate_at", "progressive_grid", "sampling_grid", "training_grid", "work_done"]
 
 
-def training_grid(config: TrainConfig, step: int) -> TimeGrid:
+def training_grid(config: DiffFlowConfig, step: int) -> TimeGrid:
     """Returns the time grid of one training step; a random one depends on seed and step alone."""
     num_steps = progressive_grid(config)(step)
-    if config.grid == "power":
+    if config.model.grid == "power":
         return sampling_grid(config, num_steps)
-    key = NoiseKey(config.seed, stream=step)
-    return TimeGrid.stratified(num_steps, config.t_end, config.t_start, config.power, key=key)
+    key = NoiseKey(config.run.seed, stream=step)
+    return TimeGrid.stratified(
+        num_steps, config.model.t_end, config.model.t_start, config.model.power, key=key
+    )
 
 
-def sampling_grid(config: TrainConfig, num_steps: int | None = None) -> TimeGrid:
+def sampling_grid(config: DiffFlowConfig, num_steps: int | None = None) -> TimeGrid:
     """Returns the fixed time grid for samples and bounds, with the configured N or another."""
-    count = config.num_steps if num_steps is None else num_steps
-    return TimeGrid.power(count, config.t_end, config.t_start, config.power)
+    count = config.model.num_steps if num_steps is None else num_steps
+    return TimeGrid.power(count, config.model.t_end, config.model.t_start, config.model.power)
 
 
-def progressive_grid(config: TrainConfig) -> ProgressiveGrid:
+def progressive_grid(config: DiffFlowConfig) -> ProgressiveGrid:
     """Returns how many steps N the trajectories of each training step have.
 
     "auto" starts coarse, N/6 and then N/3, with the switches after 20 and 50 % of the work: at
     equal work that reached lower bounds than N throughout.
     """
-    stages = parse_progressive(config.progressive)
-    if config.progressive == "auto":
-        n = config.num_steps
-        marks = {0: max(1, n // 6), round(0.46 * config.steps): max(1, n // 3)}
-        marks[round(0.81 * config.steps)] = n
+    stages = parse_progressive(config.model.progressive)
+    if config.model.progressive == "auto":
+        n = config.model.num_steps
+        marks = {0: max(1, n // 6), round(0.46 * config.optimiser.steps): max(1, n // 3)}
+        marks[round(0.81 * config.optimiser.steps)] = n
         stages = tuple(marks.items())
-    return ProgressiveGrid(stages or ((0, config.num_steps),))
+    return ProgressiveGrid(stages or ((0, config.model.num_steps),))
 
 
-def work_done(config: TrainConfig, step: int) -> float:
+def work_done(config: Config, step: int) -> float:
     """Returns the part of a run's network evaluations that precede a training step."""
-    if config.model != "diffflow":  # Every step of the others costs the same.
-        return step / config.steps
+    if not isinstance(config, DiffFlowConfig):  # Every step of the others costs the same.
+        return step / config.optimiser.steps
     stages = progressive_grid(config).stages
-    ends = [first for first, _ in stages[1:]] + [config.steps]
+    ends = [first for first, _ in stages[1:]] + [config.optimiser.steps]
 
     def evaluations(until: int) -> int:
         return sum(
@@ -56,10 +58,10 @@ def work_done(config: TrainConfig, step: int) -> float:
             for (first, count), end in zip(stages, ends, strict=True)
         )
 
-    return evaluations(step) / max(evaluations(config.steps), 1)
+    return evaluations(step) / max(evaluations(config.optimiser.steps), 1)
 
 
-def learning_rate_at(config: TrainConfig, step: int, peak: float) -> float:
+def learning_rate_at(config: Config, step: int, peak: float) -> float:
     """Returns the learning rate of a step, counted from 0, where `peak` is the highest."""
     done = work_done(config, step)
     factors = {
@@ -67,5 +69,5 @@ def learning_rate_at(config: TrainConfig, step: int, peak: float) -> float:
         "step": 0.5 ** sum(done >= mark for mark in (1 / 2, 3 / 4, 7 / 8)),
         "constant": 1.0,
     }
-    rise = min(1.0, (step + 1) / max(config.warmup, 1))
-    return peak * factors[config.schedule] * rise
+    rise = min(1.0, (step + 1) / max(config.optimiser.warmup, 1))
+    return peak * factors[config.optimiser.schedule] * rise

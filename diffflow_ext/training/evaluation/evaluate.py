@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from diffflow_ext.data import Dataset
 from diffflow_ext.data.sets.toy import TOY_SETS, toy_entropy
 from diffflow_ext.functional.core import build_info
 from diffflow_ext.metrics.features.extractor import Extractor
 from diffflow_ext.metrics.features.files import load_extractor
 
-from ..parallel.distributed import World, joined
+from ..parallel.distributed import joined
 from ..recipes.base import EvaluationSettings
 from ..store.dataset import open_data
 from ..store.directory import RunDirectory, replace_text
@@ -82,52 +85,27 @@ def evaluate(
         CheckpointError: If it has no whole checkpoint.
     """
     with joined(device) as world:
-        return _evaluate(
-            run, n, world, seed=seed, device=device, figures=figures, num_steps=num_steps,
-            num_paths=num_paths, ode_n=ode_n, extractor=extractor, **sampler,
-        )  # fmt: skip
-
-
-def _evaluate(
-    run: str | Path,
-    n: int | None,
-    world: World,
-    *,
-    seed: int,
-    device: str,
-    figures: bool,
-    num_steps: int | None,
-    num_paths: int,
-    ode_n: int | None,
-    extractor: str | Path | None,
-    **sampler: Any,
-) -> dict[str, Any]:
-    loaded = load_run(run, device)
-    is_image = loaded.record.is_image
-    most = n if n is not None else DEFAULT_IMAGES if is_image else DEFAULT_VECTORS
-    ode_n = ode_n if ode_n is not None else ODE_IMAGES if is_image else ODE_VECTORS
-    settings = EvaluationSettings(num_steps, num_paths, ode_n)
-    check_options(loaded, num_steps, sampler)
-    features = _extractor(loaded, extractor)
-    dataset = open_data(loaded.config)
-    loaded.record.require(dataset)
-    count = common_count(most, dataset)
-    samples = draw_samples(
-        loaded, count or FEW_SAMPLES, seed=seed, num_steps=num_steps, world=world, **sampler
-    )
-    found = likelihoods(loaded, dataset, most, settings, seed, world)
-    if not world.writes:
-        return found
-    quality: dict[str, Any] = {}
-    if count and is_image:
-        quality = image_quality(samples, dataset, features)
-    elif count:
-        quality = vector_quality(samples, dataset)
+        loaded = load_run(run, device)
+        is_image = loaded.record.is_image
+        most = n if n is not None else DEFAULT_IMAGES if is_image else DEFAULT_VECTORS
+        ode_n = ode_n if ode_n is not None else ODE_IMAGES if is_image else ODE_VECTORS
+        settings = EvaluationSettings(num_steps, num_paths, ode_n)
+        check_options(loaded, num_steps, sampler)
+        features = _extractor(loaded, extractor)
+        dataset = open_data(loaded.config)
+        loaded.record.require(dataset)
+        count = common_count(most, dataset)
+        samples = draw_samples(
+            loaded, count or FEW_SAMPLES, seed=seed, num_steps=num_steps, world=world, **sampler
+        )
+        found = likelihoods(loaded, dataset, most, settings, seed, world)
+        if not world.writes:
+            return found
     result = {
         **_head(loaded, seed, count, num_steps, sampler),
         **found,
         "entropy": _entropy(loaded),
-        **quality,
+        **(_quality(samples, dataset, features) if count else {}),
     }
     directory = RunDirectory(run)
     replace_text(directory.evaluation, spell(result))
@@ -137,6 +115,12 @@ def _evaluate(
         except ImportError as error:
             warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=2)
     return result
+
+
+def _quality(samples: Tensor, dataset: Dataset, features: Extractor | None) -> dict[str, Any]:
+    if dataset.is_image:
+        return image_quality(samples, dataset, features)
+    return vector_quality(samples, dataset)
 
 
 def _extractor(run: LoadedRun, path: str | Path | None) -> Extractor | None:
@@ -151,7 +135,7 @@ def _head(
     return {
         "package": build_info()["version"],
         "data": run.record.name,
-        "model": run.config.model,
+        "model": run.config.name,
         "step": run.step,
         "seed": seed,
         "n": n,

@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from ..config.defaults import resolve
-from ..config.fields import TrainConfig
+from ..config.fields import Config
+from ..config.files import from_record
 from ..parallel.device import pick_device
 from ..parallel.distributed import local_rank
-from ..recipes import build_recipe
 from ..recipes.base import Recipe
+from ..recipes.build import build_recipe
 from ..store.checkpoint import CheckpointError, load_latest
 from ..store.dataset import DatasetRecord
 from ..store.directory import RunDirectory
@@ -32,8 +33,8 @@ class LoadedRun:
         step: Completed training steps.
     """
 
-    recipe: Recipe[Any]
-    config: TrainConfig
+    recipe: Recipe[Any, Any]
+    config: Config
     record: DatasetRecord
     step: int
 
@@ -61,7 +62,7 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
     checkpoint = load_latest(run.checkpoints)
     try:
         record = DatasetRecord.from_meta(checkpoint.meta["data"])
-        config = TrainConfig.from_dict(checkpoint.meta["config"])
+        config = from_record(checkpoint.meta["config"])
         config = resolve(config, is_image=record.is_image)
         recipe = build_recipe(config, record.event_shape)
         recipe.module.load_state_dict(dict(checkpoint.ema))

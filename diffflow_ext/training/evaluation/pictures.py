@@ -35,7 +35,6 @@ def draw_pictures(
     Raises:
         ModuleNotFoundError: If matplotlib is missing.
     """
-
     directory.figures.mkdir(exist_ok=True)
     _draw_samples(directory.figures / "samples.png", dataset, samples)
     if dataset.is_image:

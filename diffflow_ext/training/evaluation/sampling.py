@@ -77,7 +77,7 @@ def check_options(run: LoadedRun, num_steps: int | None, options: dict[str, Any]
     Raises:
         ValueError: If it doesn't; the message names the model and what its sampler has.
     """
-    model, known = run.config.model, run.recipe.sampler_options
+    model, known = run.config.name, run.recipe.sampler_options
     given = {"num_steps": num_steps, **options} if num_steps is not None else options
     if run.recipe.num_steps() is not None:
         known = ("num_steps", *known)

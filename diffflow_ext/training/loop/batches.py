@@ -12,7 +12,7 @@ from diffflow_ext.data import batch_indices
 from diffflow_ext.functional.noise import NoiseKey, normal
 from diffflow_ext.likelihood.images import dequantise
 
-from ..config.fields import TrainConfig
+from ..config.fields import Config
 
 __all__ = ["Batches"]
 
@@ -33,14 +33,14 @@ class Batches:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: Config,
         data: Tensor,
         device: torch.device,
         part: range | None = None,
     ) -> None:
         resident = data.numel() * data.element_size() <= MAX_RESIDENT_BYTES
         self.config, self.device = config, device
-        self.part = range(config.batch_size) if part is None else part
+        self.part = range(config.optimiser.batch_size) if part is None else part
         self.data = data.to(device) if resident else data
 
     def __call__(self, step: int) -> Tensor:
@@ -49,15 +49,15 @@ class Batches:
         batch = self.data[self.rows(step).to(self.data.device)].to(self.device)
         if batch.dtype != torch.uint8:
             return batch
-        key = NoiseKey(config.seed, stream=step)
-        if config.flip == "on":
+        key = NoiseKey(config.run.seed, stream=step)
+        if config.data.flip == "on":
             batch = mirrored(batch, key, sample_offset=part.start)
         return dequantise(batch, key, sample_offset=part.start)
 
     def rows(self, step: int) -> Tensor:
         """Returns the rows of the data that a batch, or the part of it, is made of."""
         config = self.config
-        rows = batch_indices(len(self.data), config.batch_size, config.seed, step)
+        rows = batch_indices(len(self.data), config.optimiser.batch_size, config.run.seed, step)
         return rows[self.part.start : self.part.stop]
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from diffflow_ext.engines.cuda_graph import CapturedStep
 from diffflow_ext.processes.grids import TimeGrid
 
-from ..config.fields import TrainConfig
 from ..config.schedules import training_grid
 from ..recipes.base import Recipe
 from ..recipes.diffflow import DiffFlowRecipe
@@ -30,22 +29,21 @@ class CapturedTraining:
     Made after a checkpoint was restored: graphs remember where tensors lie.
 
     Arguments:
-        config: The configuration.
         recipe: How DiffFlow trains.
         state: What changes while it trains.
     """
 
-    def __init__(self, config: TrainConfig, recipe: Recipe[Any], state: TrainState) -> None:
+    def __init__(self, recipe: Recipe[Any, Any], state: TrainState) -> None:
         assert isinstance(recipe, DiffFlowRecipe), recipe
-        self.config, self.recipe, self.state = config, recipe, state
-        (self.part,) = recipe.parts
+        self.recipe, self.state = recipe, state
+        (self.objective,) = recipe.objectives
         self.step = CapturedStep(
             self._loss,
             state.module,
             state.optimiser,
             recipe.key(state.step),
             ema=state.ema,
-            clip=self.part.clip_norm,
+            clip=self.objective.clip_norm,
         )
 
     def __call__(self, x0: Tensor, step: int, rates: Sequence[float]) -> list[float]:
@@ -53,13 +51,13 @@ class CapturedTraining:
 
         The weights have changed by then, whether or not both are finite.
         """
-        grid = training_grid(self.config, step)
+        grid = training_grid(self.recipe.config, step)
         self.recipe.note(x0, grid, step)
         self.step.set_learning_rates(rates)
-        found = self.step.step(x0, grid, stream=step, decay=self.state.decay)
-        return torch.stack(found).tolist()
+        values = self.step.step(x0, grid, stream=step, decay=self.state.decay)
+        return torch.stack(values).tolist()
 
     def _loss(self, x0: Tensor, grid: TimeGrid, key: Tensor) -> Tensor:
-        lower = self.config.autocast == "bf16" and self.part.autocast
+        lower = self.recipe.config.run.autocast == "bf16" and self.objective.autocast
         with torch.autocast(x0.device.type, torch.bfloat16, enabled=lower):
             return self.recipe.path_loss(x0, grid, key)

@@ -21,7 +21,7 @@ LISTED = 3
 
 
 def diagnose(
-    recipe: Recipe[Any], x0: Tensor, rows: Tensor, step: int, offset: int, seed: int = 0
+    recipe: Recipe[Any, Any], x0: Tensor, rows: Tensor, step: int, offset: int, seed: int = 0
 ) -> str:
     """Returns what is not finite, in words; "" if everything is.
 
@@ -38,7 +38,7 @@ def diagnose(
         return weights
     torch.manual_seed(seed)
     with torch.no_grad():
-        bad = torch.nonzero(~recipe.each(x0, step, offset).isfinite()).flatten().tolist()
+        bad = torch.nonzero(~recipe.sample_losses(x0, step, offset).isfinite()).flatten().tolist()
     if not bad:
         torch.manual_seed(seed)
         return _tensors("gradients", _gradients(recipe, x0, step, offset))
@@ -55,13 +55,13 @@ def _samples(bad: list[int], rows: Tensor, offset: int) -> str:
     return f"not finite is the loss of samples {_listed(named)} of the batch"
 
 
-def _gradients(recipe: Recipe[Any], x0: Tensor, step: int, offset: int) -> dict[str, Tensor]:
+def _gradients(recipe: Recipe[Any, Any], x0: Tensor, step: int, offset: int) -> dict[str, Tensor]:
     """Returns the gradients before clipping, which spreads what isn't finite, by name."""
     names = {id(p): name for name, p in recipe.module.named_parameters()}
     found = {}
     # Split anew, because a sharded module has other parameters while they are gathered.
-    for part, now in zip(recipe.parts, recipe.split(), strict=True):
-        loss = part.loss(x0, step, offset)
+    for objective, now in zip(recipe.objectives, recipe.make_objectives(), strict=True):
+        loss = objective.loss(x0, step, offset)
         grads = torch.autograd.grad(loss, list(now.parameters), allow_unused=True)
         for p, grad in zip(now.parameters, grads, strict=True):
             if grad is not None:

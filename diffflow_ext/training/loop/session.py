@@ -7,22 +7,36 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import torch
 
-__all__ = ["own_generator", "signals", "threads"]
+__all__ = ["Interrupted", "own_generator", "signals", "threads"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came; the state was saved first.
+
+    Arguments:
+        signum: Which signal.
+        saved: The checkpoint.
+    """
+
+    def __init__(self, signum: int, saved: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; saved {saved}")
+        self.signum = signum
 
 
 @contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Computes with so many threads; 0 leaves them as they are.
+def threads(count: int | None) -> Iterator[None]:
+    """Computes with so many threads; None leaves them as they are.
 
     Raises:
         ValueError: If the machine has far fewer processors.
     """
     before, most = torch.get_num_threads(), 4 * (os.cpu_count() or 1)
-    if count > most:
+    if count is not None and count > most:
         raise ValueError(f"train: expected threads <= {most} on this machine, got {count}")
     torch.set_num_threads(count or before)
     try:
@@ -49,8 +63,8 @@ def signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for each, handler in old.items():
-            signal.signal(each, handler)
+        for other, handler in old.items():
+            signal.signal(other, handler)
 
     for number in old:
         signal.signal(number, note)

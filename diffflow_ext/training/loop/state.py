@@ -5,38 +5,40 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..config.fields import TrainConfig
+from ..config.fields import Config
 from ..parallel.sharding import in_full, like, shard
-from ..recipes.base import Part
+from ..recipes.base import Objective
 from ..store.checkpoint import Checkpoint, CheckpointError
 
 __all__ = ["TrainState"]
 
 
 class TrainState:
-    """The model, its averaged twin, the optimiser and the counters.
+    """The model, its averaged twin, the optimiser, the counters and the newest checkpoint.
 
     Arguments:
         config: The configuration.
         module: The untrained model, on its device.
-        parts: What is trained with which learning rate; Adam treats them independently.
+        objectives: What is trained with which learning rate; Adam treats them independently.
     """
 
-    def __init__(self, config: TrainConfig, module: nn.Module, parts: Sequence[Part]) -> None:
+    def __init__(self, config: Config, module: nn.Module, objectives: Sequence[Objective]) -> None:
         self.config = config
         self.module = module
-        self.parts = parts
+        self.objectives = objectives
         self.ema = AveragedModel(module)
-        self.optimiser = _adam(parts)
+        self.optimiser = _adam(objectives)
         self.step = 0
         self.skipped = self.skipped_in_a_row = 0
         self.elapsed = 0.0
+        self.saved: Path | None = None
 
     @property
     def decay(self) -> float:
@@ -45,13 +47,13 @@ class TrainState:
         (1 + n) / (10 + n) at first: a constant one would keep the random initial weights in the
         average for about 1 / (1 - decay) steps.
         """
-        return min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        return min(self.config.optimiser.ema_decay, (1 + self.step) / (10 + self.step))
 
     def update(self, learning_rates: Sequence[float]) -> None:
         """Takes one step of Adam along the present gradients, and averages the weights.
 
         Arguments:
-            learning_rates: One for each part.
+            learning_rates: One for each objective.
         """
         for group, rate in zip(self.optimiser.param_groups, learning_rates, strict=True):
             group["lr"] = rate
@@ -61,17 +63,17 @@ class TrainState:
         self.step += 1
         self.skipped_in_a_row = 0
 
-    def shard(self, split: Callable[[], Sequence[Part]], device: torch.device) -> None:
+    def shard(self, split: Callable[[], Sequence[Objective]], device: torch.device) -> None:
         """Leaves this process its share of weights, averages and moments.
 
         Arguments:
-            split: Leaves it its share of the module, and returns the parts with what is left.
+            split: Leaves it its share of the module, and returns the objectives with what is left.
             device: Where the share lies.
         """
         moments = self._optimiser_tensors()
-        self.parts = split()
+        self.objectives = split()
         shard(self.ema.module, device)
-        self.optimiser = _adam(self.parts)
+        self.optimiser = _adam(self.objectives)
         self._restore_optimiser(moments)
 
     def skip(self) -> None:
@@ -131,7 +133,9 @@ class TrainState:
     def _names(self) -> list[str]:
         """Returns the names of the parameters in the order in which Adam numbers them."""
         names = {id(value): name for name, value in self.module.named_parameters()}
-        return [names[id(value)] for part in self.parts for value in part.parameters]
+        return [
+            names[id(value)] for objective in self.objectives for value in objective.parameters
+        ]
 
     def _optimiser_tensors(self) -> dict[str, Tensor]:
         """Returns the state of Adam by "PARAMETER.exp_avg", "PARAMETER.step" and so on."""
@@ -144,7 +148,7 @@ class TrainState:
 
     def _restore_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
         index = {name: position for position, name in enumerate(self._names())}
-        values = [p for part in self.parts for p in part.parameters]
+        values = [p for objective in self.objectives for p in objective.parameters]
         state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
         for flat, tensor in tensors.items():
             name, key = flat.rsplit(".", 1)
@@ -153,16 +157,16 @@ class TrainState:
         self.optimiser.load_state_dict({"state": dict(state), "param_groups": groups})
 
 
-def _adam(parts: Sequence[Part]) -> torch.optim.Adam:
-    return torch.optim.Adam([{"params": list(part.parameters)} for part in parts])
+def _adam(objectives: Sequence[Objective]) -> torch.optim.Adam:
+    return torch.optim.Adam([{"params": list(objective.parameters)} for objective in objectives])
 
 
 def _in_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Returns tensors that may be in shares, gathered one by one; none if they aren't kept."""
-    found = {}
+    gathered = {}
     # All processes must gather in one order; files are read in another by each.
     for name in sorted(tensors):
         full = in_full(tensors[name])
         if keep:
-            found[name] = full if full is tensors[name] else full.cpu()
-    return found
+            gathered[name] = full if full is tensors[name] else full.cpu()
+    return gathered

@@ -7,19 +7,20 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..config.fields import TrainConfig
+from ..config.fields import Config
+from ..config.files import to_toml
 from ..parallel.distributed import World, joined
 from ..store.checkpoint import step_directories, sweep
 from ..store.directory import RunDirectory, replace_text
 from .session import threads
 from .starting import check_directory, doubts
-from .trainer import TrainResult, _Trainer
+from .trainer import Trainer, TrainResult
 
 __all__ = ["train"]
 
 
 def train(
-    config: TrainConfig,
+    config: Config,
     out: str | Path,
     *,
     resume: bool = False,
@@ -45,7 +46,7 @@ def train(
         Interrupted: After SIGINT or SIGTERM, when the state is saved.
     """
     run = RunDirectory(out)
-    with joined(config.device) as world, _opened(run, world), threads(config.threads):
+    with joined(config.run.device) as world, _opened(run, world), threads(config.run.threads):
         for text in doubts(config, world) if world.writes else ():
             warnings.warn(text, stacklevel=2)
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
@@ -53,29 +54,29 @@ def train(
 
 
 def _session(
-    config: TrainConfig,
+    config: Config,
     run: RunDirectory,
     world: World,
     *,
     overwrite: bool,
     progress: bool | None,
 ) -> TrainResult:
-    trainer = _Trainer(config, run, world)
+    trainer = Trainer(config, run, world)
     world.on_first(lambda: _make_ready(run, trainer.config, overwrite=overwrite))
     if step_directories(run.checkpoints):
         trainer.restore()
-    trainer.start_flows()
+    trainer.step.start_flows()
     if world.size > 1:
         world.require_same(trainer.state.fingerprint(), "what a process starts from")
-    trainer.share_out()
+    trainer.step.prepare()
     return trainer.run_to_end(progress)
 
 
-def _make_ready(run: RunDirectory, config: TrainConfig, *, overwrite: bool) -> None:
+def _make_ready(run: RunDirectory, config: Config, *, overwrite: bool) -> None:
     if overwrite:
         run.clear()
     sweep(run.checkpoints)
-    replace_text(run.config, config.to_toml())
+    replace_text(run.config, to_toml(config))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..recipes.base import Part
+from ..recipes.base import Objective
 from .device import pick_device
 
 __all__ = [
@@ -61,11 +61,11 @@ class World:
         """Returns the indices of 0 to total - 1 that belong to this process."""
         return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
-    def reduced(self, part: Part) -> Loss:
-        """Returns the loss of a part, whose backward pass leaves gradients averaged over all."""
+    def reduced(self, objective: Objective) -> Loss:
+        """Returns the loss of an objective, which leaves gradients averaged over all processes."""
         if self.size == 1:
-            return part.loss
-        return DistributedDataParallel(_OfPart(part))
+            return objective.loss
+        return DistributedDataParallel(_LossModule(objective))
 
     def mean(self, values: Tensor) -> Tensor:
         """Returns the mean over all processes."""
@@ -107,8 +107,8 @@ class World:
         if self.writes:
             try:
                 work()
-            except BaseException as found:
-                error = found
+            except BaseException as failure:
+                error = failure
         if self.size > 1:
             failed = torch.tensor(float(error is not None), device=_device_of_group(self.size))
             distributed.broadcast(failed, 0)
@@ -130,7 +130,7 @@ class World:
             parts: The pieces that this process owns, and the shapes of the others.
             dtype: That of all pieces.
         """
-        device, found = _device_of_group(self.size), list[Tensor]()
+        device, pieces = _device_of_group(self.size), list[Tensor]()
         for number, part in enumerate(parts):
             if isinstance(part, Tensor):
                 piece = part.to(device).contiguous()
@@ -138,17 +138,17 @@ class World:
                 piece = torch.empty(part, dtype=dtype, device=device)
             if self.size > 1:
                 distributed.broadcast(piece, number % self.size)
-            found.append(piece.cpu())
-        return torch.cat(found)
+            pieces.append(piece.cpu())
+        return torch.cat(pieces)
 
 
-class _OfPart(nn.Module):
-    """What DistributedDataParallel wants: a module with the part's parameters and a forward."""
+class _LossModule(nn.Module):
+    """What DistributedDataParallel wants: a module with parameters whose forward is a loss."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, objective: Objective) -> None:
         super().__init__()
-        self.values = nn.ParameterList(part.parameters)
-        self.loss = part.loss
+        self.values = nn.ParameterList(objective.parameters)
+        self.loss = objective.loss
 
     def forward(self, x0: Tensor, step: int, offset: int) -> Tensor:
         return self.loss(x0, step, offset)

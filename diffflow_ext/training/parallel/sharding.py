@@ -12,16 +12,13 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
 
 from ..recipes.base import Recipe
 from .distributed import Loss
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 __all__ = ["ShardedLosses", "can_shard", "in_full", "like"]
 
@@ -30,23 +27,23 @@ class ShardedLosses(nn.Module):
     """The losses of a recipe, whose module keeps a share of each weight from here on.
 
     Arguments:
-        recipe: How the model trains; its parts are made anew.
+        recipe: How the model trains; its objectives are made anew.
         device: Where each process keeps its share.
     """
 
-    def __init__(self, recipe: Recipe[Any], device: torch.device) -> None:
+    def __init__(self, recipe: Recipe[Any, Any], device: torch.device) -> None:
         super().__init__()
         self.module, self.recipe = recipe.module, recipe
         shard(self, device)
-        recipe.parts = recipe.split()
+        recipe.objectives = recipe.make_objectives()
 
-    def forward(self, part: int, x0: Tensor, step: int, offset: int) -> Tensor:
-        """Returns the loss of a part; a method, because FSDP2 gathers weights around it."""
-        return self.recipe.parts[part].loss(x0, step, offset)
+    def forward(self, index: int, x0: Tensor, step: int, offset: int) -> Tensor:
+        """Returns the loss of an objective; a method, because FSDP2 gathers weights around it."""
+        return self.recipe.objectives[index].loss(x0, step, offset)
 
-    def each(self) -> list[Loss]:
-        """Returns the loss of each part."""
-        return [partial(self, part) for part in range(len(self.recipe.parts))]
+    def losses(self) -> list[Loss]:
+        """Returns the loss of each objective."""
+        return [partial(self, index) for index in range(len(self.recipe.objectives))]
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
@@ -99,6 +96,6 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
-def _is_shared(tensor: Tensor) -> TypeGuard[DTensor]:
+def _is_shared(tensor: Tensor) -> TypeGuard[Any]:
     """Returns whether it is a DTensor, without an import that takes long."""
     return hasattr(tensor, "full_tensor")

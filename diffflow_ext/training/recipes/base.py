@@ -12,21 +12,22 @@ from torch import Tensor, nn
 
 from diffflow_ext.functional.noise import NoiseKey
 
-from ..config.fields import TrainConfig
+from ..config.fields import Config
 
-__all__ = ["Estimator", "EvaluationSettings", "Part", "Recipe"]
+__all__ = ["Estimator", "EvaluationSettings", "Objective", "Recipe"]
 
 
 Model = TypeVar("Model", bound=nn.Module)
+Configuration = TypeVar("Configuration", bound=Config)
 
 
 @dataclass(frozen=True)
-class Part:
+class Objective:
     """What is trained with one loss, one learning rate and one clipped gradient.
 
     Arguments:
         name: What it is called in logs and errors.
-        parameters: Its tensors; those of two parts don't overlap.
+        parameters: Its tensors; those of two objectives don't overlap.
         loss: Returns the mean loss of samples x0 in a step counted from 0, shape (); the third
             argument is the global index of the first of them.
         learning_rate: The highest learning rate.
@@ -100,7 +101,7 @@ def ode_estimator(
     )
 
 
-class Recipe(ABC, Generic[Model]):
+class Recipe(ABC, Generic[Model, Configuration]):
     """How a run trains, samples and scores its model.
 
     Arguments:
@@ -109,7 +110,7 @@ class Recipe(ABC, Generic[Model]):
 
     Attributes:
         module: What is trained, averaged and saved.
-        parts: What is trained with which loss.
+        objectives: What is trained with which loss.
     """
 
     #: Options of `draw` beside the number of steps.
@@ -120,25 +121,25 @@ class Recipe(ABC, Generic[Model]):
     curve: ClassVar[tuple[str, str]] = ("loss", "loss per sample")
 
     module: Model
-    parts: Sequence[Part]
+    objectives: Sequence[Objective]
 
-    def __init__(self, config: TrainConfig, event_shape: tuple[int, ...]) -> None:
+    def __init__(self, config: Configuration, event_shape: tuple[int, ...]) -> None:
         self.config, self.event_shape = config, event_shape
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(config.run.seed)
             self.module = self.build()
-        self.parts = self.split()
+        self.objectives = self.make_objectives()
 
     @abstractmethod
     def build(self) -> Model:
         """Returns the untrained model; its weights come from torch's generator."""
 
     @abstractmethod
-    def split(self) -> Sequence[Part]:
-        """Returns the parts of the model that are trained apart."""
+    def make_objectives(self) -> Sequence[Objective]:
+        """Returns what is trained apart, on the present parameters of the module."""
 
     @abstractmethod
-    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+    def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the loss of each sample in a step, shape (B,), without a gradient."""
 
     def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
@@ -180,13 +181,13 @@ class Recipe(ABC, Generic[Model]):
 
     def key(self, step: int) -> NoiseKey:
         """Returns the key of a training step."""
-        return NoiseKey(self.config.seed, stream=step)
+        return NoiseKey(self.config.run.seed, stream=step)
 
-    def whole(
+    def one_objective(
         self, loss: Callable[[Tensor, int, int], Tensor], *, autocast: bool = True
-    ) -> list[Part]:
-        """Returns all parameters as the only part."""
+    ) -> list[Objective]:
+        """Returns all parameters as the only objective."""
         config = self.config
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        rate, norm = config.learning_rate, config.clip_norm
-        return [Part("model", parameters, loss, rate, norm, autocast)]
+        rate, norm = config.optimiser.learning_rate, config.optimiser.clip_norm
+        return [Objective("model", parameters, loss, rate, norm, autocast)]

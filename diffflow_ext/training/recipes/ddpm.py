@@ -10,7 +10,8 @@ from torch import Tensor
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.models.ddpm import DDPM
 
-from .base import Estimator, EvaluationSettings, Part, Recipe, ode_estimator
+from ..config.fields import DDPMConfig
+from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_net
 
 __all__ = ["DDPMRecipe"]
@@ -23,7 +24,7 @@ IMAGE_TERMS = 100
 ODE_STEPS = 100
 
 
-class DDPMRecipe(Recipe[DDPM]):
+class DDPMRecipe(Recipe[DDPM, DDPMConfig]):
     """Trains the network on the simplified loss."""
 
     sampler_options = ("sampler", "eta", "variance", "clip", "last_step")
@@ -32,19 +33,18 @@ class DDPMRecipe(Recipe[DDPM]):
     def build(self) -> DDPM:
         """Returns the untrained model."""
         config = self.config
-        net = build_net(config, self.event_shape)
-        schedule: Any = config.noise_schedule
-        return DDPM(net, schedule, config.timesteps)
+        net = build_net(config.network, self.event_shape)
+        return DDPM(net, config.model.noise_schedule, config.model.timesteps)
 
-    def split(self) -> Sequence[Part]:
-        """Returns one part."""
-        return self.whole(
+    def make_objectives(self) -> Sequence[Objective]:
+        """Returns one objective."""
+        return self.one_objective(
             lambda x0, step, offset: self.module.mean_loss(
                 x0, self.key(step), sample_offset=offset
             )
         )
 
-    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+    def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the square error of each sample's noise."""
         return self.module.loss(x0, self.key(step), sample_offset=offset)
 
@@ -63,7 +63,7 @@ class DDPMRecipe(Recipe[DDPM]):
 
     def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
         """Returns the variational bound of the ancestral sampler and the density of the ODE."""
-        total = self.config.timesteps
+        total = self.config.model.timesteps
         terms = min(IMAGE_TERMS, total) if self.is_image else None
 
         def bound(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
@@ -72,11 +72,11 @@ class DDPMRecipe(Recipe[DDPM]):
         def ode(x: Tensor, num_steps: int, key: NoiseKey, offset: int) -> Tensor:
             return self.module.log_prob(x, num_steps, key, sample_offset=offset)
 
-        found = [Estimator("bound", f"bound, {terms or total} of {total} terms", bound)]
+        estimators = [Estimator("bound", f"bound, {terms or total} of {total} terms", bound)]
         if settings.ode_n:
-            found.append(ode_estimator(ode, ODE_STEPS, settings.ode_n))
-        return found
+            estimators.append(ode_estimator(ode, ODE_STEPS, settings.ode_n))
+        return estimators
 
     def num_steps(self, num_steps: int | None = None) -> int:
         """Returns the steps of the sampler: by default all."""
-        return self.config.timesteps if num_steps is None else num_steps
+        return self.config.model.timesteps if num_steps is None else num_steps

@@ -14,10 +14,10 @@ from diffflow_ext.models.diffflow import DiffFlowSDE
 from diffflow_ext.processes.diffusion import ConstantDiffusion, GeometricDiffusion
 from diffflow_ext.processes.grids import TimeGrid
 
-from ..config.fields import TrainConfig
-from ..config.rules import memory_bytes
+from ..config.fields import DiffFlowConfig
 from ..config.schedules import progressive_grid, sampling_grid, training_grid
-from .base import Estimator, EvaluationSettings, Part, Recipe, ode_estimator
+from ..config.sections import DiffFlowModel
+from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_flow, build_net
 
 __all__ = ["DiffFlowRecipe"]
@@ -31,7 +31,7 @@ MIN_ODE_STEPS = 50
 IMAGE_ODE_STEPS = 400
 
 
-class DiffFlowRecipe(Recipe[DiffFlowSDE]):
+class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
     """Trains both networks, and g or a flow prior where asked for, on the path loss."""
 
     sampler_options = ("stochasticity", "last_step", "solver", "corrector_steps",
@@ -40,25 +40,25 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
 
     def build(self) -> DiffFlowSDE:
         """Returns the untrained pair of SDEs."""
-        config, shape = self.config, self.event_shape
-        drift = build_net(config, shape, config.drift_multiplier)
-        score = build_net(config, shape, config.score_multiplier)
-        prior = build_flow(config, shape) if config.prior == "flow" else None
-        return DiffFlowSDE(drift, score, diffusion=_build_diffusion(config), prior=prior)
+        model, network, shape = self.config.model, self.config.network, self.event_shape
+        drift = build_net(network, shape, network.drift_multiplier)
+        score = build_net(network, shape, network.score_multiplier)
+        prior = build_flow(network, shape) if model.prior == "flow" else None
+        return DiffFlowSDE(drift, score, diffusion=_build_diffusion(model), prior=prior)
 
     #: What turns the latest logged loss into a bound.
     _rest = math.nan
 
-    def split(self) -> Sequence[Part]:
-        """Returns one part: the path loss couples everything."""
-        return self.whole(self._loss)
+    def make_objectives(self) -> Sequence[Objective]:
+        """Returns one objective: the path loss couples everything."""
+        return self.one_objective(self._loss)
 
     def _loss(self, x0: Tensor, step: int, offset: int) -> Tensor:
         grid = training_grid(self.config, step)
         self.note(x0, grid, step)
         return self.path_loss(x0, grid, self.key(step), offset)
 
-    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+    def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the path loss of each sample."""
         grid = training_grid(self.config, step)
         return self.module.loss(x0, grid, self.key(step), sample_offset=offset)
@@ -78,9 +78,9 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
 
     def note(self, x0: Tensor, grid: TimeGrid, step: int) -> None:
         """Finds what turns the loss of a step into a bound, where the log will ask for it."""
-        if (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps:
+        if (step + 1) % self.config.run.log_every == 0 or step + 1 == self.config.optimiser.steps:
             # That of the whole batch, of which this may be a part.
-            batch = x0.new_zeros((self.config.batch_size, *x0.shape[1:]))
+            batch = x0.new_zeros((self.config.optimiser.batch_size, *x0.shape[1:]))
             rest = self.module.bound_minus_loss(batch, grid, self.key(step))
             self._rest = float(rest.double().mean())
 
@@ -88,13 +88,15 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
         self, x0: Tensor, grid: TimeGrid, key: NoiseKey | Tensor, offset: int = 0
     ) -> Tensor:
         """Returns the mean loss of samples, the first of global index `offset`, shape ()."""
+        run = self.config.run
+        options: dict[str, Any] = {"kept_graphs": run.kept_graphs} if run.kept_graphs else {}
         return self.module.mean_loss(
             x0,
             grid,
             key,
-            checkpoint_every=self.config.checkpoint_every,
+            checkpoint_every=run.checkpoint_every,
             sample_offset=offset,
-            activation_memory=memory_bytes(self.config.activation_memory),
+            **options,
         )
 
     def draw(
@@ -124,13 +126,13 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
             times = sampling_grid(self.config, num_steps)
             return self.module.log_prob(x, times, key, sample_offset=offset)
 
-        found = [Estimator("bound", "bound", bound(1))]
+        estimators = [Estimator("bound", "bound", bound(1))]
         if settings.num_paths > 1:
             title = f"bound, {settings.num_paths} paths"
-            found.append(Estimator("importance_weighted", title, bound(settings.num_paths)))
+            estimators.append(Estimator("importance_weighted", title, bound(settings.num_paths)))
         if settings.ode_n:
-            found.append(ode_estimator(ode, fine, settings.ode_n))
-        return found
+            estimators.append(ode_estimator(ode, fine, settings.ode_n))
+        return estimators
 
     def num_steps(self, num_steps: int | None = None) -> int:
         """Returns N."""
@@ -148,12 +150,8 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
         return forward, self.module.sample_path(tuple(x0.shape), grid, key), grid.times
 
 
-def _build_diffusion(config: TrainConfig) -> nn.Module:
-    if config.diffusion_start == config.diffusion_end and not config.learn_diffusion:
-        return ConstantDiffusion(config.diffusion_start)
-    return GeometricDiffusion(
-        config.diffusion_start,
-        config.diffusion_end,
-        config.t_end,
-        learnable=config.learn_diffusion,
-    )
+def _build_diffusion(model: DiffFlowModel) -> nn.Module:
+    start, end = model.diffusion_start, model.diffusion_end
+    if start == end and not model.learn_diffusion:
+        return ConstantDiffusion(start)
+    return GeometricDiffusion(start, end, model.t_end, learnable=model.learn_diffusion)

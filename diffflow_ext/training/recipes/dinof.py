@@ -11,7 +11,8 @@ from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.models.dinof import DiNof
 from diffflow_ext.processes.linear import process_by_name
 
-from .base import Estimator, EvaluationSettings, Part, Recipe, ode_estimator
+from ..config.fields import DiNofConfig
+from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_flow, build_net
 
 __all__ = ["DiNofRecipe"]
@@ -20,54 +21,53 @@ __all__ = ["DiNofRecipe"]
 ODE_STEPS = 100
 
 
-class DiNofRecipe(Recipe[DiNof]):
+class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
     """Trains score and flow side by side, each on its own loss."""
 
     sampler_options = ("sampler", "corrector_steps", "snr", "last_step", "solver")
 
     def build(self) -> DiNof:
         """Returns the untrained model."""
-        config, shape = self.config, self.event_shape
-        ends = ("sigma_min", "sigma_max") if config.process == "ve" else ("beta_min", "beta_max")
-        process = process_by_name(config.process, **{name: getattr(config, name) for name in ends})
-        net = build_net(config, shape)
-        flow = None if config.flow == "none" else build_flow(config, shape)
-        weight: Any = config.loss_weight
-        return DiNof(net, flow, process, config.t_cutoff, loss_weight=weight)
+        model, network, shape = self.config.model, self.config.network, self.event_shape
+        ends = ("sigma_min", "sigma_max") if model.process == "ve" else ("beta_min", "beta_max")
+        process = process_by_name(model.process, **{name: getattr(model, name) for name in ends})
+        net = build_net(network, shape)
+        flow = None if network.flow == "none" else build_flow(network, shape)
+        return DiNof(net, flow, process, model.t_cutoff, loss_weight=model.loss_weight)
 
-    def split(self) -> Sequence[Part]:
+    def make_objectives(self) -> Sequence[Objective]:
         """Returns the score and, but for a Gaussian, the flow."""
-        config, module = self.config, self.module
-        score = Part(
+        optimiser, module = self.config.optimiser, self.module
+        score = Objective(
             "score",
             list(module.score_parameters()),
             lambda x0, step, offset: module.score_loss(
                 x0, self.key(step), sample_offset=offset
             ).mean(),
-            config.learning_rate,
-            config.clip_norm,
+            optimiser.learning_rate,
+            optimiser.clip_norm,
         )
-        if config.flow == "none":
+        if self.config.network.flow == "none":
             return [score]
-        flow = Part(
+        flow = Objective(
             "flow",
             list(module.flow_parameters()),
             lambda x0, step, offset: module.flow_loss(
                 x0, self.key(step), sample_offset=offset
             ).mean(),
-            config.flow_learning_rate,
-            config.flow_clip_norm,
+            optimiser.flow_learning_rate,
+            optimiser.flow_clip_norm,
             autocast=False,
         )
         return [score, flow]
 
-    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+    def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the losses of score and flow together."""
-        at = (x0, self.key(step))
-        loss = self.module.score_loss(*at, sample_offset=offset)
-        if self.config.flow == "none":
+        key = self.key(step)
+        loss = self.module.score_loss(x0, key, sample_offset=offset)
+        if self.config.network.flow == "none":
             return loss
-        return loss + self.module.flow_loss(*at, sample_offset=offset)
+        return loss + self.module.flow_loss(x0, key, sample_offset=offset)
 
     def draw(
         self,
@@ -91,5 +91,5 @@ class DiNofRecipe(Recipe[DiNof]):
 
     def num_steps(self, num_steps: int | None = None) -> int:
         """Returns the steps of the sampler: by default 1000 for the whole time of the process."""
-        default = max(round(1000 * self.config.t_cutoff), 1)
+        default = max(round(1000 * self.config.model.t_cutoff), 1)
         return default if num_steps is None else num_steps

@@ -13,8 +13,9 @@ from diffflow_ext.flows import FFJORD
 from diffflow_ext.flows.prior import FlowPrior
 from diffflow_ext.functional.noise import NoiseKey, normal
 
-from .base import Estimator, EvaluationSettings, Part, Recipe
-from .networks import build_flow, build_net
+from ..config.fields import FFJORDConfig, FlowConfig
+from .base import Configuration, Estimator, EvaluationSettings, Objective, Recipe
+from .networks import build_flow, build_perceptron
 
 __all__ = ["FFJORDRecipe", "FlowRecipe"]
 
@@ -23,23 +24,19 @@ __all__ = ["FFJORDRecipe", "FlowRecipe"]
 MAX_EXACT_TRAINING = 4
 
 
-class FlowRecipe(Recipe[FlowPrior]):
-    """Trains a flow by maximum likelihood."""
+class DensityRecipe(Recipe[FlowPrior, Configuration]):
+    """Trains a density by maximum likelihood."""
 
     curve = ("nll", "-log p per sample [nats]")
     title: ClassVar[str] = "exact density"
 
-    def build(self) -> FlowPrior:
-        """Returns the untrained flow."""
-        return FlowPrior(build_flow(self.config, self.event_shape))
-
-    def split(self) -> Sequence[Part]:
-        """Returns one part; log-determinants don't fit 8 bits."""
-        return self.whole(
+    def make_objectives(self) -> Sequence[Objective]:
+        """Returns one objective; log-determinants don't fit 8 bits."""
+        return self.one_objective(
             lambda x0, step, offset: -self.module.log_prob(x0).mean(), autocast=False
         )
 
-    def each(self, x0: Tensor, step: int, offset: int) -> Tensor:
+    def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns -log p of each sample."""
         return -self.module.log_prob(x0)
 
@@ -69,7 +66,15 @@ class FlowRecipe(Recipe[FlowPrior]):
         return {"nll": loss}
 
 
-class FFJORDRecipe(FlowRecipe):
+class FlowRecipe(DensityRecipe[FlowConfig]):
+    """Trains a normalizing flow by maximum likelihood."""
+
+    def build(self) -> FlowPrior:
+        """Returns the untrained flow."""
+        return FlowPrior(build_flow(self.config.network, self.event_shape))
+
+
+class FFJORDRecipe(DensityRecipe[FFJORDConfig]):
     """Trains the velocity of a continuous flow by maximum likelihood.
 
     In more than a few dimensions training estimates the divergence, as published; the evaluation
@@ -82,12 +87,10 @@ class FFJORDRecipe(FlowRecipe):
 
     def build(self) -> FlowPrior:
         """Returns the untrained continuous flow."""
-
-        config, few = self.config, self.event_shape[0] <= MAX_EXACT_TRAINING
-        net = build_net(config, self.event_shape)
+        model, few = self.config.model, self.event_shape[0] <= MAX_EXACT_TRAINING
+        net = build_perceptron(self.config.network, self.event_shape)
         divergence = "exact" if few else "hutchinson"
-        flow = FFJORD(net, rtol=config.rtol, atol=config.atol, divergence=divergence)
-        return FlowPrior(flow)
+        return FlowPrior(FFJORD(net, rtol=model.rtol, atol=model.atol, divergence=divergence))
 
     def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
         """Returns the density, with probes that are keyed where the divergence is estimated."""

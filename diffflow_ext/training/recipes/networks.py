@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from diffflow_ext.flows import glow, spline_flow
 from diffflow_ext.nets import FourierMLP, UNet
 
-from ..config.fields import TrainConfig
-from ..config.rules import attention_sizes, whole_list
+from ..config.rules import whole_list
+from ..config.sections import FFJORDNetwork, FlowNetwork, Network
 
-__all__ = ["FlatNet", "build_flow", "build_net"]
+__all__ = ["FlatNet", "build_flow", "build_net", "build_perceptron"]
 
 
 class FlatNet(nn.Module):
@@ -33,31 +33,33 @@ class FlatNet(nn.Module):
 
 
 def build_net(
-    config: TrainConfig, event_shape: tuple[int, ...], channel_multiplier: float = 1.0
+    network: Network, event_shape: tuple[int, ...], channel_multiplier: float = 1.0
 ) -> nn.Module:
     """Returns an untrained network for ``net(t, x)``, drawn from torch's generator.
 
     Arguments:
-        config: The configuration, resolved for the data.
+        network: Its section of the configuration, resolved for the data.
         event_shape: The shape of a sample.
         channel_multiplier: Factor of a U-Net's channels.
     """
-    if config.net == "unet":
-        return _unet(config, event_shape, channel_multiplier)
+    if network.net == "unet":
+        return _unet(network, event_shape, channel_multiplier)
+    return build_perceptron(network, event_shape)
+
+
+def build_perceptron(network: Network | FFJORDNetwork, event_shape: tuple[int, ...]) -> nn.Module:
+    """Returns the same with a perceptron, which sees images as vectors."""
     net = FourierMLP(
         math.prod(event_shape),
-        width=config.width,
-        depth=config.depth,
-        activation=config.activation,
-        time_scale=config.time_scale,
+        width=network.width,
+        depth=network.depth,
+        activation=network.activation,
+        time_scale=network.time_scale,
     )
     return net if len(event_shape) == 1 else FlatNet(net)
 
 
-def _unet(
-    config: TrainConfig, event_shape: tuple[int, ...], channel_multiplier: float
-) -> nn.Module:
-
+def _unet(network: Network, event_shape: tuple[int, ...], channel_multiplier: float) -> nn.Module:
     channels, height, width = event_shape
     if height != width:
         raise ValueError(
@@ -66,26 +68,24 @@ def _unet(
     return UNet(
         channels,
         height,
-        base=config.unet_base,
-        mults=whole_list(config.unet_mults),
-        blocks=config.unet_blocks,
-        attention=attention_sizes(config.unet_attention),
-        dropout=config.dropout,
+        base=network.unet_base,
+        mults=whole_list(network.unet_mults),
+        blocks=network.unet_blocks,
+        attention=whole_list(network.unet_attention),
+        dropout=network.dropout,
         channel_multiplier=channel_multiplier,
-        time_scale=config.time_scale,
+        time_scale=network.time_scale,
     )
 
 
-def build_flow(config: TrainConfig, event_shape: tuple[int, ...]) -> Any:
+def build_flow(network: FlowNetwork, event_shape: tuple[int, ...]) -> Any:
     """Returns an untrained normalizing flow, drawn from torch's generator.
 
     Raises:
         ImportError: If the package that has it is missing.
     """
-
-    if config.flow == "glow":
-        levels = config.glow_levels or None
-        return glow(event_shape, levels, config.glow_blocks, config.glow_hidden)
-    hidden = whole_list(config.flow_hidden)
+    if network.flow == "glow":
+        return glow(event_shape, network.glow_levels, network.glow_blocks, network.glow_hidden)
     (dim,) = event_shape
-    return spline_flow(dim, config.flow_transforms, hidden, config.flow_bins)
+    hidden = whole_list(network.flow_hidden)
+    return spline_flow(dim, network.flow_transforms, hidden, network.flow_bins)

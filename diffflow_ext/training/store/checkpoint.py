@@ -30,10 +30,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 __all__ = [
-    "Checkpoint",
-    "CheckpointError",
     "FORMAT_VERSION",
     "GROUPS",
+    "Checkpoint",
+    "CheckpointError",
     "load_checkpoint",
     "load_latest",
     "save_checkpoint",

@@ -13,23 +13,23 @@ from torch import Tensor
 from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.likelihood.images import quantise
 
-from ..config.fields import TrainConfig
+from ..config.fields import Config
 
 __all__ = ["DatasetRecord", "open_data"]
 
 
-def open_data(config: TrainConfig) -> Dataset:
+def open_data(config: Config) -> Dataset:
     """Returns the data that a configuration names.
 
     Raises:
         ValueError, TypeError, OSError: If they can't be read, or `limit` or `image_size` don't
             suit them.
     """
+    data = config.data
+    if not data.data:
+        raise ValueError("train: expected DATA, a built-in set or a file (diffflow data list)")
     return open_dataset(
-        config.data,
-        seed=config.data_seed,
-        limit=config.limit or None,
-        image_size=config.image_size or None,
+        data.data, seed=data.data_seed, limit=data.limit, image_size=data.image_size
     )
 
 

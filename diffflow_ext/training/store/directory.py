@@ -13,18 +13,15 @@ import io
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
+
 __all__ = ["MetricsLog", "NoLog", "RunDirectory", "read_metrics", "replace_text"]
-
-
-if sys.platform != "win32":
-    import fcntl
 
 
 class RunDirectory:
@@ -41,6 +38,7 @@ class RunDirectory:
         self.checkpoints = self.root / "checkpoints"
         self.evaluation = self.root / "evaluation.json"
         self.figures = self.root / "figures"
+        self.lock = self.root / ".lock"
 
     def holds_run(self) -> bool:
         """Returns whether a run was started here."""
@@ -66,32 +64,22 @@ class RunDirectory:
         self.root.mkdir(parents=True, exist_ok=True)
         try:
             tempfile.TemporaryFile(dir=self.root).close()
-            with _held(self.root):
+            with _held(self.lock):
                 yield
         finally:
-            if not existed and not any(self.root.iterdir()):
+            if not existed and {*self.root.iterdir()} <= {self.lock}:
+                self.lock.unlink(missing_ok=True)
                 self.root.rmdir()
 
 
 @contextlib.contextmanager
-def _held(directory: Path) -> Iterator[None]:
-    """Locks a directory itself: the system lets go of it even if this process is killed."""
-    if sys.platform == "win32":
-        yield
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
+def _held(lock: Path) -> Iterator[None]:
+    """Holds a lock, which the system takes back even if this process is killed."""
     try:
-        _lock(descriptor, directory)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, directory: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{directory}: another process is training there") from error
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"{lock.parent}: another process is training there") from error
 
 
 class MetricsLog:

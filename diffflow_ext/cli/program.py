@@ -1,0 +1,142 @@
+"""The program `diffflow`: which command is meant, and how errors end it.
+
+Help, version and unknown commands need no torch: what the commands import, which takes seconds, is
+imported when one runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+COMMANDS = {
+    "train": "Train a model on data.",
+    "sample": "Draw samples in the units of the data.",
+    "evaluate": "Compare a model with held-out data; write RUN/evaluation.json and RUN/figures/.",
+    "data": "Say which data sets there are, or get one.",
+    "extractor": "Train a classifier on labelled images; its features compare samples with data.",
+    "doctor": "Say what this installation can do, and check it.",
+}
+
+
+MODELS = {
+    "diffflow": "DiffFlow: drift and score of two SDEs, trained on one path loss (the default)",
+    "dinof": "DiNof: a diffusion up to a time, and a normalizing flow from there on",
+    "ddpm": "DDPM: a network that predicts the noise of a fixed diffusion",
+    "ffjord": "FFJORD: a continuous normalizing flow, of vectors alone",
+    "flow": "a normalizing flow: splines, or Glow for images",
+}
+
+
+HELP = """usage: diffflow COMMAND ... [--debug]
+
+Train generative models with a learned forward process.
+
+commands (diffflow COMMAND --help):
+{commands}
+
+options:
+  -h, --help  show this help message and exit
+  --version   show the version and exit
+  --debug     with any command, show where an error came from
+
+exit codes:
+  0    done
+  1    failed: training can't go on, or doctor found a fault
+  2    bad input: one line on stderr says what and how to mend it
+  130  Ctrl-C; 143 SIGTERM; train saves first, and --resume goes on from there
+"""
+
+
+TRAIN_HELP = """usage: diffflow train [MODEL] DATA --out RUN [FLAGS]
+       diffflow train --out RUN --resume [FLAGS]
+
+Train a model on data.
+
+models (diffflow train MODEL --help lists the flags):
+{models}
+
+DATA is a built-in set (see: diffflow data list) or a file.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    Arguments:
+        arguments: The command line without the program's name; by default that of the process.
+
+    Returns:
+        The exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given if word != "--debug"]
+    text = _information(words)
+    if text is not None:
+        print(text, end="")
+        return 0
+    command, *rest = words or [""]
+    if command not in COMMANDS:
+        return _fail(_unknown_command(command), 2)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", category=UserWarning, module="diffflow_ext")
+            warnings.showwarning = _show_warning
+            code: int = importlib.import_module("diffflow_ext.cli.commands").run(command, rest)
+        return code
+    except (Exception, KeyboardInterrupt) as error:
+        code = importlib.import_module("diffflow_ext.cli.commands").exit_code(error)
+        if code == 0:
+            raise
+        if "--debug" in given:
+            traceback.print_exception(error)
+        return _fail(str(error) or type(error).__name__, code)
+
+
+def _information(words: list[str]) -> str | None:
+    """Returns what a command line asks to know that needs nothing of the rest of the package."""
+    asked = words[-1] if words else "--help"
+    if words[:1] == ["--version"]:
+        return f"diffflow {_version()}\n"
+    if asked not in ("-h", "--help"):
+        return None
+    if len(words) <= 1:
+        return HELP.format(commands=_listed(COMMANDS))
+    return TRAIN_HELP.format(models=_listed(MODELS)) if words[:-1] == ["train"] else None
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("diffflow_ext")
+    except importlib.metadata.PackageNotFoundError:  # Found, not installed.
+        return str(importlib.import_module("diffflow_ext").__version__)
+
+
+def _listed(texts: dict[str, str]) -> str:
+    width = max(map(len, texts))
+    return "\n".join(f"  {name.ljust(width)}  {text}" for name, text in texts.items())
+
+
+def _unknown_command(word: str) -> str:
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{word!r}: expected a command, one of {', '.join(COMMANDS)}{hint}"
+
+
+def _fail(message: str, code: int) -> int:
+    """Says in one line what went wrong; what follows a blank line is shown as it is."""
+    line, _, rest = message.partition("\n\n")
+    print(f"diffflow: {' '.join(line.split())}", *rest.splitlines(), sep="\n", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *args: object, **kwargs: object) -> None:
+    print(f"diffflow: warning: {message}", file=sys.stderr)

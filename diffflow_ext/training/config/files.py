@@ -1,0 +1,109 @@
+"""A configuration as a TOML file: a table for each section; [model] has the model's name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Container, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .fields import CONFIGS, SECTIONS, Config, configure
+
+__all__ = ["from_record", "load_config", "to_record", "to_toml"]
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+
+#: Fields of which "auto" or 0 stood for a value to choose in files of earlier versions.
+ONCE_AUTOMATIC = {
+    "limit", "image_size", "flip", "batch_size", "learning_rate", "diffusion_start",
+    "diffusion_end", "flow", "glow_levels", "net", "time_scale", "threads",
+}  # fmt: skip
+
+
+def to_toml(config: Config, names: Container[str] | None = None) -> str:
+    """Returns the TOML text from which `load_config` makes an equal configuration.
+
+    Arguments:
+        config: The configuration.
+        names: The fields that are wanted; all that the run reads by default.
+    """
+    text = ""
+    for section in SECTIONS:
+        values = {"name": config.name} if section == "model" else {}
+        for name, value in asdict(getattr(config, section)).items():
+            if value is not None and (names is None or name in names):
+                values[name] = value
+        lines = "".join(f"{name} = {_spelt(value)}\n" for name, value in values.items())
+        text += f"[{section}]\n{lines}\n" if lines else ""
+    return text.removesuffix("\n")
+
+
+def load_config(path: str | Path) -> Config:
+    """Returns the configuration in a TOML file, with defaults where it's silent.
+
+    Raises:
+        OSError: If the file can't be read.
+        ValueError: If it isn't TOML, or is of the form of earlier versions, without tables; if it
+            has an unknown table or key, or a value that isn't allowed.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from error
+    try:
+        return _from_tables(tables)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def to_record(config: Config) -> dict[str, Any]:
+    """Returns what a checkpoint says of its configuration: the fields that the run reads."""
+    values = {name: value for name, value in config.values().items() if value is not None}
+    return {"model": config.name, **values}
+
+
+def from_record(record: Mapping[str, Any]) -> Config:
+    """Returns the configuration of a checkpoint, also of one that an earlier version wrote.
+
+    Raises:
+        ValueError, TypeError: If a value isn't allowed.
+    """
+    model = record.get("model", "diffflow")
+    known = CONFIGS[model]().values() if model in CONFIGS else {}
+    automatic = [name for name in ONCE_AUTOMATIC & {*record} if record[name] in (0, "auto")]
+    values = {name: record[name] for name in record if name in known and name not in automatic}
+    return configure(model, **values)
+
+
+def _from_tables(tables: dict[str, Any]) -> Config:
+    if not all(isinstance(value, dict) for value in tables.values()):
+        raise ValueError(
+            "train: expected a table for each section, got the form of earlier versions; this file"
+            f" in the new form:\n\n{to_toml(from_record(tables), tables)}"
+        )
+    unknown = [name for name in tables if name not in SECTIONS]
+    if unknown:
+        raise ValueError(f"train: [{unknown[0]}]: expected one of {', '.join(SECTIONS)}")
+    model = tables.get("model", {}).pop("name", "diffflow")
+    plain = configure(model)
+    for section, values in tables.items():
+        own = asdict(getattr(plain, section))
+        for name in values:
+            if name in plain.values() and name not in own:
+                right = next(s for s in SECTIONS if name in asdict(getattr(plain, s)))
+                raise ValueError(f"train: {name}: expected in [{right}], got in [{section}]")
+    return plain.replaced(**{name: v for values in tables.values() for name, v in values.items()})
+
+
+def _spelt(value: object) -> str:
+    if isinstance(value, float):
+        return repr(value)
+    # JSON and TOML agree on these types, but TOML wants the delete character escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

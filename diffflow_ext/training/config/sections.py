@@ -1,0 +1,278 @@
+"""The sections of a configuration: fields, their defaults, and their help texts below them.
+
+None stands for a value that depends on the data, or on another field, until `resolve` has chosen
+it; a field that the run doesn't read stays None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from tyro.conf import Positional, arg
+
+from . import rules
+from .rules import Chosen, Maybe, Section, whole
+
+
+@dataclass(frozen=True)
+class Data(Section):
+    """What is learned from."""
+
+    #: A built-in set (see: diffflow data list) or a file.
+    data: Annotated[Positional[str], rules.TEXT, arg(metavar="DATA", help_behavior_hint="")] = ""
+    #: Seed of the points of a built-in set; the split of a file is fixed.
+    data_seed: Annotated[int, whole(0, rules.MAX_SEED)] = 0
+    #: Training data to learn from, the first ones; None takes all.
+    limit: Annotated[Maybe[int], whole(1)] = None
+    #: Side in pixels to which images are scaled; None leaves them.
+    image_size: Annotated[Maybe[int], whole(1, 4096)] = None
+    #: Whether images are mirrored at random; None does what is usual for the set.
+    flip: Chosen[Literal["on", "off"]] = None
+
+
+@dataclass(frozen=True)
+class DiffFlowModel(Section):
+    """Two SDEs, forward and reverse, that are trained together."""
+
+    #: Steps N of the paths.
+    num_steps: Annotated[int, whole(1, rules.MAX_GRID)] = 30
+    #: Time of the data.
+    t_start: Annotated[float, rules.NOT_NEGATIVE] = 0.0
+    #: Time of the noise.
+    t_end: Annotated[float, rules.POSITIVE] = 0.05
+    #: Exponent of the time grid: t^power is evenly spaced.
+    power: Annotated[float, rules.POSITIVE] = 0.9
+    #: Time grid in training: drawn anew for each batch, or fixed.
+    grid: Literal["stratified", "power"] = "stratified"
+    #: Steps N by iteration in training, such as 0:10,2000:30; auto takes N/6, N/3 and N from 0, 46
+    #: and 81 % of the training steps on; off takes N throughout. Sampling uses num-steps.
+    progressive: Annotated[str, rules.PROGRESSIVE] = "auto"
+    #: Diffusion g at the data; None takes 0.2, or 1 for images.
+    diffusion_start: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: Diffusion g at the noise, between them geometric; None takes that at the data.
+    diffusion_end: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: Learn both ends of g together with the networks.
+    learn_diffusion: bool = False
+    #: Distribution of the last state: N(0, I), or a flow that is trained along.
+    prior: Literal["normal", "flow"] = "normal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_order("t_start", "t_end")
+
+
+@dataclass(frozen=True)
+class DiNofModel(Section):
+    """A linear diffusion up to a time, and a normalizing flow from there on."""
+
+    #: Linear diffusion.
+    process: Literal["vp", "subvp", "ve"] = "vp"
+    #: Time at which the diffusion ends and the flow begins.
+    t_cutoff: Annotated[float, rules.UP_TO_ONE] = 0.6
+    #: Weight of times in the score's loss: for samples or for likelihood.
+    loss_weight: Literal["variance", "likelihood"] = "variance"
+    #: Rate of noise at the data, of vp and subvp; None takes 0.1.
+    beta_min: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: Rate of noise at time 1, of vp and subvp; None takes 20.
+    beta_max: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: Noise at the data, of ve; None takes 0.01.
+    sigma_min: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: Noise at time 1, of ve; None takes 50.
+    sigma_max: Annotated[Chosen[float], rules.POSITIVE] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_order("beta_min", "beta_max")
+        self.check_order("sigma_min", "sigma_max")
+
+
+@dataclass(frozen=True)
+class DDPMModel(Section):
+    """A diffusion in T steps, whose noise a network predicts."""
+
+    #: Steps T of the diffusion.
+    timesteps: Annotated[int, whole(1, rules.MAX_GRID)] = 1000
+    #: How the noise grows.
+    noise_schedule: Literal["linear", "cosine"] = "linear"
+
+
+@dataclass(frozen=True)
+class FFJORDModel(Section):
+    """A continuous normalizing flow, solved with adaptive steps."""
+
+    #: Relative tolerance of the solver.
+    rtol: Annotated[float, rules.POSITIVE] = 1e-5
+    #: Absolute tolerance of the solver.
+    atol: Annotated[float, rules.POSITIVE] = 1e-5
+
+
+Activation = Literal["elu", "gelu", "mish", "relu", "silu", "tanh"]
+
+
+@dataclass(frozen=True)
+class FFJORDNetwork(Section):
+    """A perceptron over vectors."""
+
+    #: Factor from time to the argument of the network's sines, whose frequencies go up to 100. The
+    #: velocity must be smooth in time, or the solver takes tiny steps.
+    time_scale: Annotated[float, rules.POSITIVE] = 0.02
+    #: Units in a layer.
+    width: Annotated[int, whole(1)] = 128
+    #: Hidden layers after the first.
+    depth: Annotated[int, whole(0)] = 3
+    #: Activation.
+    activation: Activation = "gelu"
+
+
+@dataclass(frozen=True)
+class Network(Section):
+    """A perceptron or a U-Net; a field of the one is refused with the other."""
+
+    #: What time_scale is for a perceptron: 1 where the time of the model ends at 1.
+    perceptron_time_scale: ClassVar[float] = 1.0
+
+    #: Network; None takes a U-Net for images, else a perceptron.
+    net: Chosen[Literal["mlp", "unet"]] = None
+    #: Factor from time to the argument of the networks' sines, whose frequencies go up to 100 in a
+    #: perceptron and to 1 in a U-Net; None takes 0.4 for the perceptrons of diffflow, 1 for
+    #: others, and 1000 at the last time of a U-Net.
+    time_scale: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: Units in a layer of a perceptron; None takes 128.
+    width: Annotated[Chosen[int], whole(1)] = None
+    #: Hidden layers of a perceptron after the first; None takes 3.
+    depth: Annotated[Chosen[int], whole(0)] = None
+    #: Activation of a perceptron; None takes gelu.
+    activation: Chosen[Activation] = None
+    #: Channels of a U-Net at full size; None takes 64.
+    unet_base: Annotated[Chosen[int], whole(1, 65536)] = None
+    #: Factors of a U-Net's channels, one for each size; each size is half of the one before. None
+    #: takes 1,2,2.
+    unet_mults: Annotated[Chosen[str], rules.WHOLE_LIST] = None
+    #: Residual blocks of a U-Net at each size; None takes 2.
+    unet_blocks: Annotated[Chosen[int], whole(1, 64)] = None
+    #: Sizes in pixels at which a U-Net has attention, such as 16,8, or off; None takes 16.
+    unet_attention: Annotated[Chosen[str], rules.SIZES] = None
+    #: Part of the activations of a U-Net that is dropped; None takes 0.
+    dropout: Annotated[Chosen[float], rules.BELOW_ONE] = None
+
+
+@dataclass(frozen=True)
+class FlowNetwork(Section):
+    """A flow of splines or Glow; a field of the one is refused with the other."""
+
+    #: Normalizing flow; None takes glow for images, else splines.
+    flow: Chosen[Literal["spline", "glow"]] = None
+    #: Autoregressive transforms of a spline flow; None takes 3.
+    flow_transforms: Annotated[Chosen[int], whole(1, 1024)] = None
+    #: Hidden layers of each transform of a spline flow; None takes 64,64.
+    flow_hidden: Annotated[Chosen[str], rules.WHOLE_LIST] = None
+    #: Bins of a spline; None takes 8.
+    flow_bins: Annotated[Chosen[int], whole(2, 1024)] = None
+    #: Scales of Glow; each halves the sides; None takes as many as fit, up to 3.
+    glow_levels: Annotated[Maybe[int], whole(1, 16)] = None
+    #: Couplings of a scale of Glow; None takes 8.
+    glow_blocks: Annotated[Chosen[int], whole(1, 1024)] = None
+    #: Channels inside a coupling of Glow; None takes 64.
+    glow_hidden: Annotated[Chosen[int], whole(1, 65536)] = None
+
+
+@dataclass(frozen=True)
+class DiffFlowNetwork(FlowNetwork, Network):
+    """Drift and score, both perceptrons or U-Nets; and the flow of prior=flow."""
+
+    perceptron_time_scale: ClassVar[float] = 0.4
+
+    #: Factor of the channels of the drift's U-Net; None takes 1.
+    drift_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: Factor of the channels of the score's U-Net; None takes 1.
+    score_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
+
+
+@dataclass(frozen=True)
+class DiNofNetwork(FlowNetwork, Network):
+    """The score, a perceptron or a U-Net; and the flow, of splines or Glow."""
+
+    #: Normalizing flow; None takes glow for images, else splines; none leaves a Gaussian.
+    flow: Chosen[Literal["spline", "glow", "none"]] = None
+
+
+@dataclass(frozen=True)
+class Optimiser(Section):
+    """Adam, and the average of the weights."""
+
+    #: Training steps, one batch each.
+    steps: Annotated[int, whole(1)] = 2000
+    #: Samples in a batch; None takes 256, or 64 images.
+    batch_size: Annotated[Chosen[int], whole(1)] = None
+    #: Highest learning rate; None takes 3e-3 for perceptrons, 2e-4 for U-Nets.
+    learning_rate: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: How the learning rate falls: cosine to 0 at the end; step halves it after 1/2, 3/4 and 7/8
+    #: of the work (network evaluations); constant.
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    #: Steps over which the learning rate rises from 0.
+    warmup: Annotated[int, whole(0)] = 200
+    #: Longest gradient; a longer one is scaled down to it.
+    clip_norm: Annotated[float, rules.POSITIVE] = 1.0
+    #: Decay of the averaged weights that sampling uses; lower in the first steps.
+    ema_decay: Annotated[float, rules.BELOW_ONE] = 0.999
+    #: Where a loss or gradient isn't finite: stop and say where, or leave the step out and count
+    #: it.
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True)
+class DiNofOptimiser(Optimiser):
+    """Adam, and the average of the weights."""
+
+    #: Highest learning rate of the flow; the score has its own.
+    flow_learning_rate: Annotated[float, rules.POSITIVE] = 1e-3
+    #: Longest gradient of the flow; the score has its own.
+    flow_clip_norm: Annotated[float, rules.POSITIVE] = 1.0
+
+
+@dataclass(frozen=True)
+class FlowOptimiser(Optimiser):
+    """Adam, and the average of the weights."""
+
+    #: Highest learning rate.
+    learning_rate: Annotated[float, rules.POSITIVE] = 1e-3
+
+
+@dataclass(frozen=True)
+class Run(Section):
+    """Seed, device, and what is saved."""
+
+    #: Seed of the initial weights, the order of the data and the noise.
+    seed: Annotated[int, whole(0, rules.MAX_SEED)] = 0
+    #: Precision in which the networks compute.
+    autocast: Literal["off", "bf16"] = "off"
+    #: Where to compute: cpu, cuda, cuda:INDEX; auto takes a GPU if the build has kernels for it.
+    device: Annotated[str, rules.DEVICE] = "auto"
+    #: Of several processes, give each a share of weights, moments and averages (FSDP2).
+    shard: bool = False
+    #: CPU threads; None takes torch's number.
+    threads: Annotated[Maybe[int], whole(1)] = None
+    #: Steps between checkpoints.
+    save_every: Annotated[int, whole(1)] = 500
+    #: How many checkpoints stay.
+    keep_checkpoints: Annotated[int, whole(1)] = 3
+    #: Go on training while a checkpoint is written.
+    async_save: bool = False
+    #: Steps between lines of metrics.jsonl.
+    log_every: Annotated[int, whole(1)] = 10
+
+
+@dataclass(frozen=True)
+class DiffFlowRun(Run):
+    """Seed, device, memory, and what is saved."""
+
+    #: Keep every k-th state of a path for the gradient and recompute the others; 0 keeps the whole
+    #: graph.
+    checkpoint_every: Annotated[int, whole(0)] = 1
+    #: Of how many last states of a path the graph is kept instead of evaluating the networks
+    #: again; the numbers stay the same.
+    kept_graphs: Annotated[int, whole(0)] = 0
+    #: Replay each step on a GPU as one CUDA graph; networks must not draw. A CPU computes the same
+    #: without a graph.
+    cuda_graph: bool = False
