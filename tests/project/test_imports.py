@@ -354,7 +354,7 @@ def test_importing_all_that_is_public_loads_no_leaf() -> None:
 INCLUDES = {
     "math": set[str](),
     "ops": {"math"},
-    "fused": {"math", "fused/cpu/simd.h", "fused/gpu/scalar.h"},
+    "fused": {"math", "ops/noise.h", "fused/cpu/simd.h", "fused/gpu/scalar.h"},
     "fused/cpu": {"math", "ops/noise.h", "fused"},
     "fused/gpu": {"math", "ops", "fused"},
     "bindings": {"math", "ops", "fused", "fused/cpu", "fused/gpu"},
