@@ -36,7 +36,7 @@ LEAVES = {"nets", "data", "metrics", "figures"}
 USERS_OF_LEAVES = {"training", "cli"}
 #: Modules of each package from the bottom up. Each imports from those before it alone.
 ORDER: dict[str, str] = {
-    "functional": "core checks sums operator noise affine steps residual perturb reference",
+    "functional": "core checks sums operator noise affine steps residual adjoint perturb reference",
     "processes": "grids diffusion linear chain",
     "flows": "adapters prior spline glow ffjord",
     "nets": "mlp unet",
@@ -56,7 +56,7 @@ ORDER: dict[str, str] = {
     """,
     "metrics": """
         points distances frechet two_sample manifolds floor
-        features.extractor features.digits features.files
+        features.digits features.files
     """,
     "figures": "panels points images",
     "training": """
@@ -354,7 +354,7 @@ def test_importing_all_that_is_public_loads_no_leaf() -> None:
 INCLUDES = {
     "math": set[str](),
     "ops": {"math"},
-    "fused": {"math", "fused/cpu/simd.h", "fused/gpu/scalar.h"},
+    "fused": {"math", "ops/noise.h", "fused/cpu/simd.h", "fused/gpu/scalar.h"},
     "fused/cpu": {"math", "ops/noise.h", "fused"},
     "fused/gpu": {"math", "ops", "fused"},
     "bindings": {"math", "ops", "fused", "fused/cpu", "fused/gpu"},
