@@ -33,6 +33,7 @@ from .workspace import Parts, Rounding, address
 
 __all__ = [
     "FusedCall",
+    "FusedPaths",
     "fused_encode",
     "fused_loss",
     "fused_mean_loss",
@@ -135,6 +136,47 @@ def fused_sample(
         _LAST_STEPS[last_step],
     )
     return first
+
+
+class FusedPaths:
+    """Losses and paths of a problem; see :class:`diffflow_ext.engines.paths.PathEngine`."""
+
+    def __init__(
+        self,
+        problem: PathProblem,
+        drift_parts: Parts,
+        score_parts: Parts,
+        instructions: str,
+        rounding: Rounding | None = None,
+    ) -> None:
+        self.problem = problem
+        self.call = FusedCall(problem, drift_parts, score_parts, instructions, rounding)
+
+    def scratch_bytes(self, x: Tensor) -> int:
+        """Returns how much memory the engine works in."""
+        return self.call.scratch_bytes(x, gradients=True)
+
+    def losses(self, x0: Tensor) -> Tensor:
+        """Returns the loss of each sample."""
+        return fused_loss(self.call, x0, self.problem.g)
+
+    def mean_loss(self, x0: Tensor, weight: Tensor | None) -> Tensor:
+        """Returns the weighted sum of losses, the mean without weights."""
+        return fused_mean_loss(self.call, x0, self.problem.g, weight)
+
+    def forward(self, x0: Tensor, states: Tensor | None = None) -> Tensor:
+        """Returns x_N from x_0."""
+        if states is None:
+            return fused_encode(self.call, x0, self.problem.g)
+        states.copy_(fused_path(self.call, x0, self.problem.g))
+        return states[-1]
+
+    def reverse(
+        self, x_last: Tensor, stochasticity: float, last_step: str, states: Tensor | None = None
+    ) -> Tensor:
+        """Returns x_0 from x_N."""
+        g = self.problem.g
+        return fused_sample(self.call, x_last, g, stochasticity, last_step, states)
 
 
 def _wanted(*tensors: Tensor) -> bool:
