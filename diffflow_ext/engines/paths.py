@@ -132,12 +132,10 @@ def diffflow_mean_loss(
     .. math:: \bar L = \sum_b w_b L_b, \qquad w_b = 1/B \text{ by default}
 
     Because the weights are known, networks are evaluated N+1 times fewer than by the mean of
-    :func:`diffflow_loss`; the backward pass only scales gradients that are there. All arguments
-    but `weight` are those of :func:`diffflow_loss`; `kept_graphs` counts drifts alone, because the
-    score is evaluated once anyway.
-
-    Arguments:
-        weight: The weights :math:`w_b`, shape (B,). No gradient flows into them.
+    :func:`diffflow_loss`; the backward pass only scales gradients that are there. Arguments and
+    errors are those of :func:`diffflow_loss`; `kept_graphs` counts drifts alone, because the score
+    is evaluated once anyway. The weights :math:`w_b` have shape (B,), and no gradient flows into
+    them.
 
     Returns:
         The mean, shape (), in nats.

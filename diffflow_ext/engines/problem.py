@@ -153,7 +153,8 @@ def build_problem(
     sweeps: SweepOptions = DEFAULT_SWEEPS,
 ) -> tuple[PathProblem, Tensor]:
     """Checks the arguments of a loss; returns the problem, and x0 contiguous."""
-    _check_callables(op, model)
+    check_networks(op, model.drift, model.score)
+    _check_prior(op, model.prior)
     x0 = checked_state(op, "x0", x0).contiguous()
     if x0.is_inference() and not torch.is_inference_mode_enabled():
         x0 = x0.clone()
@@ -186,8 +187,8 @@ def _checked_sweeps(op: str, sweeps: SweepOptions) -> SweepOptions:
     kept = checked_count(op, "kept_graphs", sweeps.kept_graphs, 0, 2**31)
     if kept and every == 0:
         raise ValueError(
-            f"{op}: expected kept_graphs=0 with checkpoint_every=0, which keeps the graph of every "
-            f"step, got {kept}; leave one of the two out"
+            f"{op}: expected kept_graphs=0 with checkpoint_every=0, which keeps the graphs of all "
+            f"steps, got {kept}; leave one of the two out"
         )
     return SweepOptions(every, together, kept)
 
@@ -202,15 +203,19 @@ def _fixed_key(op: str, key: Key | None, x0: Tensor) -> Key:
     return key.clone() if key.is_cuda else NoiseKey(*key.tolist())
 
 
-def _check_callables(op: str, model: PathModel) -> None:
-    for name, net in (("drift", model.drift), ("score", model.score)):
+def check_networks(op: str, drift: object, score: object) -> None:
+    """Refuses a drift or a score that cannot be called."""
+    for name, net in (("drift", drift), ("score", score)):
         if not callable(net):
             raise TypeError(
                 f"{op}: expected {name} to be callable as {name}(t, x), got {in_words(net)}"
             )
-    if model.prior is not None and not callable(getattr(model.prior, "log_prob", None)):
+
+
+def _check_prior(op: str, prior: object) -> None:
+    if prior is not None and not callable(getattr(prior, "log_prob", None)):
         raise TypeError(
-            f"{op}: expected prior to have log_prob(x), got {type(model.prior).__name__}; "
+            f"{op}: expected prior to have log_prob(x), got {type(prior).__name__}; "
             "diffflow_ext.flows.as_prior makes one of a flow"
         )
 

@@ -27,10 +27,11 @@ from diffflow_ext.engines.problem import (
     PathProblem,
     SweepOptions,
     build_problem,
+    check_networks,
     checked_params,
 )
 from diffflow_ext.flows.prior import as_prior
-from diffflow_ext.functional.checks import checked_shape, checked_state, checked_weights, in_words
+from diffflow_ext.functional.checks import checked_shape, checked_state, checked_weights
 from diffflow_ext.functional.noise import Key, NoiseKey
 from diffflow_ext.likelihood.bounds import bound_minus_loss, bound_of_paths, path_bound
 from diffflow_ext.likelihood.ode import flow_log_prob
@@ -93,12 +94,7 @@ class DiffFlowSDE(nn.Module):
         scores_per_call: int = 1,
     ) -> None:
         super().__init__()
-        for name, net in (("drift", drift), ("score", score)):
-            if not callable(net):
-                raise TypeError(
-                    f"DiffFlowSDE: expected {name} to be callable as {name}(t, x), "
-                    f"got {in_words(net)}"
-                )
+        check_networks("DiffFlowSDE", drift, score)
         self.drift: Any = drift
         self.score: Any = score
         self.diffusion: Any = diffusion
@@ -159,14 +155,11 @@ class DiffFlowSDE(nn.Module):
         """Returns the loss of each sample along one path, shape (B,), with its exact gradient.
 
         Arguments, values and errors are those of :func:`diffflow_ext.engines.diffflow_loss` for
-        the networks, parameters and prior of this model, with a choice of the engine.
-
-        Arguments:
-            engine: "autograd", the adjoint for any networks; "fused", one call of compiled code
-                for perceptrons (see :mod:`diffflow_ext.engines.fused.paths`), which ignores
-                `scores_per_call` and `kept_graphs`; "auto", the second where it is possible. Both
-                give the same noise, and the same values and gradients but for rounding;
-                :meth:`engine_for` says which "auto" takes and why.
+        the networks, parameters and prior of this model, with a choice of the engine: "autograd",
+        the adjoint for any networks; "fused", one call of compiled code for perceptrons (see
+        :mod:`diffflow_ext.engines.fused.paths`), which ignores `scores_per_call` and
+        `kept_graphs`; "auto", the second where it is possible. Both give the same noise, and the
+        same values and gradients but for rounding; :meth:`engine_for` says which "auto" takes.
         """
         paths, x0 = self._engine(
             "loss", x0, grid, key, sample_offset, engine=engine,
@@ -191,10 +184,8 @@ class DiffFlowSDE(nn.Module):
 
         For training: value and gradient come from one sweep, as in
         :func:`diffflow_ext.engines.diffflow_mean_loss`. Networks that draw random numbers
-        (dropout) draw them in another order than in :meth:`loss`.
-
-        Arguments:
-            weight: Weights of the samples, shape (B,); default 1/B. No gradient flows into them.
+        (dropout) draw them in another order than in :meth:`loss`. Weights have shape (B,), are 1/B
+        by default, and get no gradient.
         """
         paths, x0 = self._engine(
             "mean_loss", x0, grid, key, sample_offset, engine=engine,
@@ -203,11 +194,7 @@ class DiffFlowSDE(nn.Module):
         return paths.mean_loss(x0, checked_weights("DiffFlowSDE.mean_loss", weight, x0))
 
     def engine_for(self, x0: Tensor, grid: TimeGrid, *, checkpoint_every: int = 1) -> EngineChoice:
-        """Returns what engine="auto" comes to for data like x0.
-
-        Returns:
-            The engine's name, "fused" or "autograd", and for the latter the reason.
-        """
+        """Returns which engine "auto" takes for data like x0, and why not the fused one."""
         key = NoiseKey(0)
         problem, x0 = self._problem("engine_for", x0, grid, key, checkpoint_every=checkpoint_every)
         return engine_choice(problem, x0)
@@ -227,15 +214,11 @@ class DiffFlowSDE(nn.Module):
     ) -> Tensor:
         """Returns a lower bound of log p(x0), from one path per sample or from several.
 
-        For formula and sources see :mod:`diffflow_ext.likelihood.bounds`; arguments but
-        `num_paths` and errors are those of :meth:`loss`.
+        Formulas and sources are in :mod:`diffflow_ext.likelihood.bounds`; arguments and errors are
+        those of :meth:`loss`. Time grows with the number K of paths of each sample; so does
+        memory, unless gradients are off.
 
-        Arguments:
-            num_paths: Paths K of each sample. Time grows with K; so does memory, unless gradients
-                are off.
-
-        Returns:
-            Estimates of the bound, shape (B,), in nats, unbiased for K = 1. Differentiable.
+        Estimates have shape (B,), in nats, and are unbiased for K = 1. Differentiable.
         """
         key = NoiseKey.from_torch() if key is None else key
 
@@ -301,8 +284,7 @@ class DiffFlowSDE(nn.Module):
     def probability_flow(self, device: torch.device | str = "cpu") -> ProbabilityFlow:
         r"""Returns the velocity :math:`v = f - \tfrac12 g^2 s` as networks and coefficients.
 
-        Arguments:
-            device: Where the diffusion is, if it is a module or a function of tensors.
+        `device` is that of the diffusion, if it is a module or a function of tensors.
         """
 
         def coefficients(t: float) -> tuple[float, ...]:
@@ -370,10 +352,6 @@ class DiffFlowSDE(nn.Module):
 
         Returns:
             The samples, shape (B, *event), dtype and device of the networks' parameters.
-
-        Raises:
-            ValueError: If an argument is out of its range.
-            TypeError: If an argument has the wrong type.
 
         References:
             | Diffusion Normalizing Flow (Zhang & Chen, 2021), equations 12 and 17, section 4.3

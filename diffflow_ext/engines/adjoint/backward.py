@@ -165,7 +165,7 @@ class _BackwardSweep:
         return torch.zeros_like(at.leaf) if grad_x is None else grad_x.contiguous()
 
     def weights(self) -> Tensor:
-        """Returns the weights of the samples, shape (B, 1, ..., 1) with as many axes as a state."""
+        """Returns the weights of the samples, shape (B, 1, ..., 1), with the axes of a state."""
         x0, weight = self.out.x0, self.weight
         # A number that became a tensor on the host first would wait for the device.
         if not isinstance(weight, Tensor):

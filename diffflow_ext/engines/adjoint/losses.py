@@ -34,7 +34,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -47,10 +46,10 @@ from ..problem import PathProblem
 from .backward import Gradients, backward_sweep
 from .forward import PathRecord, forward_sweep
 
-__all__ = ["MeanPathLoss", "PathLoss", "unrolled_losses"]
+__all__ = ["mean_path_loss", "path_losses", "unrolled_losses", "weighted_mean"]
 
 
-class PathLoss(Function):
+class _PathLoss(Function):
     """The loss of each sample; gradients by the backward sweep."""
 
     @staticmethod
@@ -79,7 +78,7 @@ class PathLoss(Function):
         return None, out.x0, out.g, *out.params
 
 
-class MeanPathLoss(Function):
+class _MeanPathLoss(Function):
     """Weighted sum of losses; the forward call computes the gradients too, backward scales them.
 
     The common factor 1/B waits for the backward pass: inside, small cotangents of 16-bit networks
@@ -90,7 +89,7 @@ class MeanPathLoss(Function):
     def forward(
         ctx: Any, p: PathProblem, weight: Tensor | None, x0: Tensor, g: Tensor, *params: Tensor
     ) -> Tensor:
-        ctx.scale = mean_factor(x0) if weight is None else 1.0
+        ctx.scale = 1.0 / max(x0.shape[0], 1) if weight is None else 1.0
         value, out = _value_and_gradients(p, 1.0 if weight is None else weight, x0)
         grads = [out.x0, out.g, *out.params]
         ctx.present = [grad is not None for grad in grads]
@@ -105,9 +104,19 @@ class MeanPathLoss(Function):
         return None, None, *grads
 
 
-def mean_factor(x0: Tensor) -> float:
-    """Returns 1/B, the weight of a sample in a mean."""
-    return 1.0 / max(x0.shape[0], 1)
+def path_losses(p: PathProblem, x0: Tensor) -> Tensor:
+    """Returns the loss of each sample."""
+    return _PathLoss.apply(p, x0, p.g, *p.params)  # pyright: ignore[reportReturnType]
+
+
+def mean_path_loss(p: PathProblem, x0: Tensor, weight: Tensor | None) -> Tensor:
+    """Returns the sum of losses times weights, without weights the mean."""
+    return _MeanPathLoss.apply(p, weight, x0, p.g, *p.params)  # pyright: ignore
+
+
+def weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Returns the sum of losses times weights, without weights the mean."""
+    return weighted_sum(losses, 1.0 / max(losses.shape[0], 1) if weight is None else weight)
 
 
 def _value_and_gradients(

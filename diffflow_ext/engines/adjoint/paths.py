@@ -10,12 +10,11 @@ from torch import Tensor
 from diffflow_ext.functional.affine import launch_affine_step
 from diffflow_ext.functional.noise import PURPOSES
 from diffflow_ext.functional.steps import launch_reverse_step
-from diffflow_ext.functional.sums import weighted_sum
 
 from ..problem import PathProblem
 from .backward import check_leaves
 from .forward import forward_sweep
-from .losses import MeanPathLoss, PathLoss, mean_factor, unrolled_losses
+from .losses import mean_path_loss, path_losses, unrolled_losses, weighted_mean
 
 __all__ = ["AdjointPaths", "reverse_euler_step"]
 
@@ -32,15 +31,15 @@ class AdjointPaths:
         if p.sweeps.checkpoint_every == 0:
             return unrolled_losses(p, x0)
         if self._wants_gradients(x0):
-            return PathLoss.apply(p, x0, p.g, *p.params)  # pyright: ignore[reportReturnType]
+            return path_losses(p, x0)
         return self._values(x0)
 
     def mean_loss(self, x0: Tensor, weight: Tensor | None) -> Tensor:
         """Returns the weighted sum of losses, the mean without weights."""
         p = self.problem
         if p.sweeps.checkpoint_every == 0 or not self._wants_gradients(x0):
-            return weighted_sum(self.losses(x0), mean_factor(x0) if weight is None else weight)
-        return MeanPathLoss.apply(p, weight, x0, p.g, *p.params)  # pyright: ignore
+            return weighted_mean(self.losses(x0), weight)
+        return mean_path_loss(p, x0, weight)
 
     @torch.no_grad()
     def forward(self, x0: Tensor, states: Tensor | None = None) -> Tensor:

@@ -3,8 +3,9 @@ r"""Whole paths in one call: the fused engine for perceptrons on the CPU.
 Samples do not interact. A tile of some forty samples is carried through all steps of the forward
 SDE and back through the adjoint by one thread, with the networks' weights and activations in its
 cache; what `adjoint` does step by step over the whole batch happens here without leaving the
-compiled code. Noise, losses and gradients are those of :mod:`diffflow_ext.engines.adjoint.losses`: the same
-normals to the bit, the same formulas, sums in another order.
+compiled code. Noise, losses and gradients are those of
+:mod:`diffflow_ext.engines.adjoint.losses`: the
+same normals to the bit, the same formulas, sums in another order.
 
 Gradients of the weights are added up in the order of the tiles, whose size depends on the batch
 alone: what happens here does not depend on the number of threads. (Time embeddings that are not of
