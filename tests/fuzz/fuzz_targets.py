@@ -80,8 +80,8 @@ def bare(call: Callable[..., Any]) -> Target:
         call,
         lambda: {
             "drift": linear, "score": linear, **path_arguments(), "diffusion": 0.5, "params": (),
-            "prior": None, "checkpoint_every": 1, "score_memory": None,
-            "activation_memory": "auto",
+            "prior": None, "checkpoint_every": 1, "scores_per_call": 2,
+            "kept_graphs": 1,
         },
     )  # fmt: skip
 
@@ -153,11 +153,11 @@ TARGETS: dict[str, Target] = {
         constructed(DiffFlowSDE, lambda sde: sde.loss(x(2, 3), grid(), KEY)),
         lambda: {
             "drift": linear, "score": linear, "diffusion": 0.5, "params": (), "prior": None,
-            "score_memory": None,
+            "scores_per_call": 2,
         },
     ),
     "loss": Target(
-        method(small, "loss"), with_path(checkpoint_every=1, engine="auto", activation_memory=1000)
+        method(small, "loss"), with_path(checkpoint_every=1, engine="auto", kept_graphs=1)
     ),
     "mean_loss": Target(
         method(small, "mean_loss"),

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_graphs import Emulated
+from graph_steps import Emulated
 from torch import Tensor
 from training_runs import Kill, outcome, write_images, write_table
 
 from diffflow_ext import DiffFlowSDE
-from diffflow_ext.engines import CapturedStep, cuda_graph
+from diffflow_ext.engines import CapturedStep
 from diffflow_ext.engines.cuda_graph import StepResult
 from diffflow_ext.training import TrainConfig, TrainingError, train
+from diffflow_ext.training.loop import captured
 from diffflow_ext.training.store.checkpoint import step_directories
 
 
@@ -100,7 +101,7 @@ def test_replays_see_what_changes_from_step_to_step(
         made.append(Emulated(*args, warm_up=1, **options))
         return made[0]
 
-    monkeypatch.setattr(cuda_graph, "CapturedStep", emulated)
+    monkeypatch.setattr(captured, "CapturedStep", emulated)
     both(config, tmp_path)
     assert made[0].num_captures == 3
     assert made[0].eager == 3

@@ -15,7 +15,6 @@ from diffflow_ext.processes.diffusion import ConstantDiffusion, GeometricDiffusi
 from diffflow_ext.processes.grids import TimeGrid
 
 from ..config.fields import TrainConfig
-from ..config.rules import memory_bytes
 from ..config.schedules import progressive_grid, sampling_grid, training_grid
 from .base import Estimator, EvaluationSettings, Part, Recipe, ode_estimator
 from .networks import build_flow, build_net
@@ -94,7 +93,6 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE]):
             key,
             checkpoint_every=self.config.checkpoint_every,
             sample_offset=offset,
-            activation_memory=memory_bytes(self.config.activation_memory),
         )
 
     def draw(
