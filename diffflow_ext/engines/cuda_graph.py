@@ -23,7 +23,6 @@ from diffflow_ext.processes.grids import TimeGrid
 
 __all__ = ["CapturedStep", "GridBuffer", "StepResult"]
 
-
 #: Called with data, grid and key; the key is a tensor on the device of the data.
 Loss = Callable[[Tensor, TimeGrid, Tensor], Tensor]
 

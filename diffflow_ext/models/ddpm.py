@@ -52,7 +52,6 @@ from .denoising import (
 
 __all__ = ["DDPM"]
 
-
 Schedule = Literal["linear", "cosine"]
 
 
@@ -170,12 +169,7 @@ class DDPM(nn.Module):
     ) -> Tensor:
         """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape ().
 
-        Arguments:
-            x0: The data, shape (B, *event).
-            key: Seed and stream of the noise.
-            weight: Weights of the samples, shape (B,); default 1/B.
-            sample_offset: The global index of the first sample.
-            engine: As in :meth:`loss`.
+        Weights have shape (B,) and are 1/B by default; other arguments are those of :meth:`loss`.
         """
         op = "DDPM.mean_loss"
         t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
@@ -292,27 +286,9 @@ class DDPM(nn.Module):
                   \Bigl( x - \frac{\varepsilon(t, x)}{\sigma(t)} \Bigr)
 
         It starts at the first time that the network knows, :math:`t_1 = 1/T`, whose noise of
-        standard deviation :math:`\sigma_1` (0.01) counts as part of the data.
-
-        Arguments:
-            x: The data, shape (B, *event), float32 or float64.
-            grid: The times, or a number of steps from 1/T to 1, small at the data.
-            key: Seed and stream of Hutchinson's probes.
-            solver: "euler", "heun", "rk4" or "dopri5".
-            divergence: "exact", "hutchinson", or "auto": exact in few dimensions.
-            sample_offset: The global index of the first sample.
-            options: Other options of :func:`diffflow_ext.engines.integrate`.
-
-        Returns:
-            The log-densities, shape (B,), in nats, without gradients.
-
-        Raises:
-            ValueError: If an argument is out of its range, or data are not finite.
-            TypeError: If an argument has the wrong type.
-
-        References:
-            | Score-Based Generative Modeling through SDEs (Song et al., 2021), section 4.3
-            | https://arxiv.org/abs/2011.13456
+        standard deviation :math:`\sigma_1` (0.01) counts as part of the data. Arguments, values
+        and errors are those of :func:`diffflow_ext.likelihood.flow_log_prob`, but that `grid` may
+        be a number of steps from 1/T to 1, small at the data.
         """
         op = "DDPM.log_prob"
         x = checked_data(op, x, "x")

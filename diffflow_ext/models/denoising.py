@@ -23,10 +23,8 @@ from diffflow_ext.processes.grids import TimeGrid
 
 __all__ = ["EpsNetwork"]
 
-
 #: Predicts noise from the time, shape () or (B,), and the state, shape (B, *event).
 EpsNetwork = Callable[[Tensor, Tensor], Tensor]
-
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 

@@ -19,7 +19,6 @@ from .denoising import EpsNetwork, predicted_noise
 
 __all__ = ["Sampler", "Step", "choose", "plan", "run"]
 
-
 Sampler = Literal["auto", "em", "reverse_diffusion", "ode"]
 
 

@@ -31,10 +31,8 @@ from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, launch_normal
 
 __all__ = ["LastStep", "ReverseSampler", "ReverseSolver", "prior_sample", "reverse_path"]
 
-
 #: How the step into the data is taken; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
-
 
 #: How a step is taken; all but "euler" are for the ODE.
 ReverseSolver = Literal["euler", "heun", "rk4"]
