@@ -363,9 +363,10 @@ def test_bad_arguments() -> None:
 
 
 def test_offsets_of_many_paths_must_fit() -> None:
-    sde = DiffFlowSDE(FourierMLP(2, width=4, depth=1), FourierMLP(2, width=4, depth=1))
     with pytest.raises(ValueError, match=r"\(2147483648 \+ 3\) \* 2"):
-        sde.elbo(torch.ones(3, 2), TimeGrid.power(2, 1.0), KEY, num_paths=2, sample_offset=2**31)
+        networks().elbo(
+            torch.ones(3, 2), TimeGrid.power(2, 1.0), KEY, num_paths=2, sample_offset=2**31
+        )
 
 
 def test_a_frozen_flow_takes_its_scale_from_the_whole_batch() -> None:
