@@ -22,11 +22,7 @@ SIGMAS = 4.5  # standard errors: one in 150,000 fails by chance, and the noise i
 
 
 class OrnsteinUhlenbeck:
-    """dx = -rate x dt + g dw from N(0, variance I): marginals and scores in closed form.
-
-    The variance after *discrete* Euler-Maruyama steps is followed too, so that a test can tell
-    discretisation from error.
-    """
+    """dx = -rate x dt + g dw from N(0, variance I): laws after discrete steps in closed form."""
 
     def __init__(self, rate: float, g: Callable[[Tensor], Tensor], variance: float) -> None:
         self.rate, self.g, self.start = rate, g, variance
