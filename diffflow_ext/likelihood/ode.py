@@ -16,7 +16,7 @@ __all__ = ["flow_log_prob"]
 
 
 def flow_log_prob(
-    flow: ProbabilityFlow, x: Tensor, grid: TimeGrid, prior: Prior, **options: Any
+    ode: ProbabilityFlow, x: Tensor, grid: TimeGrid, prior: Prior, **options: Any
 ) -> Tensor:
     r"""Returns the log-density at the data of an ordinary differential equation and its prior.
 
@@ -26,7 +26,7 @@ def flow_log_prob(
     act on each sample alone and not draw random numbers: switch dropout off with eval().
 
     Arguments:
-        flow: The velocity v of the equation.
+        ode: The velocity v of the equation.
         x: The data, shape (B, *event), float32 or float64.
         grid: The times, from data to noise. Fixed solvers take one step for each of the grid;
             "dopri5" needs its ends alone.
@@ -51,7 +51,7 @@ def flow_log_prob(
             f"flow_log_prob: expected divergence to be one of {get_args(Divergence)} and no "
             f"direction, got {options}"
         )
-    x_last, change = integrate(flow, x, grid, **options)
+    x_last, change = integrate(ode, x, grid, **options)
     assert change is not None
     with torch.no_grad():
         return prior.log_prob(x_last) + change.to(x_last.dtype)

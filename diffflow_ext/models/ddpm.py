@@ -249,8 +249,8 @@ class DDPM(nn.Module):
         strata = checked_count(op, "timesteps", timesteps, min(2, T), T + 1) - 1
         width = (T - 1) / max(strata, 1)
         u = sample_uniforms(x0, key, strata, offset)
-        place = (u + torch.arange(strata, device=x0.device)) * width
-        i = 2 + place.long().clamp(max=T - 2)
+        position = (u + torch.arange(strata, device=x0.device)) * width
+        i = 2 + position.long().clamp(max=T - 2)
         return [(1, 1.0), *((column, width) for column in i.unbind(1))]
 
     def _error(
@@ -294,9 +294,9 @@ class DDPM(nn.Module):
         x = checked_data(op, x, "x")
         first, power = 1 / self.num_timesteps, self.process.ode_power
         times = time_grid(op, grid, first, self.process.t_end, power)
-        flow = ProbabilityFlow((self.eps_net,), self.process.flow_coefficients)
+        ode = ProbabilityFlow((self.eps_net,), self.process.flow_coefficients)
         return flow_log_prob(
-            flow, x, times, StandardNormal(),
+            ode, x, times, StandardNormal(),
             solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
         )  # fmt: skip
 

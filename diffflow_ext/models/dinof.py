@@ -225,11 +225,11 @@ class DiNof(nn.Module):
         op = "DiNof.flow_loss"
         x0 = checked_data(op, x0)
         key = fixed_key(op, key, x0.device)
-        at = torch.tensor(self.t_cutoff, dtype=torch.float64)
+        time = torch.tensor(self.t_cutoff, dtype=torch.float64)
         x_last, _ = perturb(
             x0,
-            alpha_t=float(self.process.alpha(at)),
-            sigma_t=float(self.process.sigma(at)),
+            alpha_t=float(self.process.alpha(time)),
+            sigma_t=float(self.process.sigma(time)),
             key=key,
             step=_FLOW_DRAW,
             sample_offset=sample_offset,
@@ -378,8 +378,8 @@ class DiNof(nn.Module):
 
     def _denoised(self, x: Tensor, t: float) -> Tensor:
         """Returns the expected data given x at time t, (x - sigma eps) / alpha."""
-        at = torch.tensor(t, dtype=torch.float64)
-        alpha, sigma = float(self.process.alpha(at)), float(self.process.sigma(at))
+        time = torch.tensor(t, dtype=torch.float64)
+        alpha, sigma = float(self.process.alpha(time)), float(self.process.sigma(time))
         eps = predicted_noise("DiNof.sample", self.eps_net, t, x)
         return affine_step(x, eps, c_x=1 / alpha, c_a=-sigma / alpha)
 

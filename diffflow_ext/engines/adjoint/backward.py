@@ -149,20 +149,20 @@ class _BackwardSweep:
         slope = self.product(Evaluation(leaf, cost), weights.reshape(cost.shape))
         return result._replace(local=result.local + (slope - weights * x))
 
-    def product(self, at: Evaluation, cotangent: Tensor | None) -> Tensor:
+    def product(self, evaluation: Evaluation, cotangent: Tensor | None) -> Tensor:
         """Returns J^T cotangent in the state; adds that in the parameters to their gradients."""
-        if at.product is not None:
-            return at.product
-        if not at.value.requires_grad or cotangent is None:
-            return torch.zeros_like(at.leaf)
+        leaf, value = evaluation.leaf, evaluation.value
+        if evaluation.product is not None:
+            return evaluation.product
+        if not value.requires_grad or cotangent is None:
+            return torch.zeros_like(leaf)
         # Autocast is for forward evaluations: what a network kept in float32 stays there.
         with self.p.autocast.off():
             grad_x, *grads = torch.autograd.grad(
-                at.value, (at.leaf, *self.p.params), cotangent.to(at.value.dtype),
-                allow_unused=True,
-            )  # fmt: skip
+                value, (leaf, *self.p.params), cotangent.to(value.dtype), allow_unused=True
+            )
         self.out.add(grads)
-        return torch.zeros_like(at.leaf) if grad_x is None else grad_x.contiguous()
+        return torch.zeros_like(leaf) if grad_x is None else grad_x.contiguous()
 
     def weights(self) -> Tensor:
         """Returns the weights of the samples, shape (B, 1, ..., 1), with the axes of a state."""
@@ -220,16 +220,16 @@ class _BackwardSweep:
 
     def evaluate(self, name: str, k: int, x: Tensor, states: int = 1) -> Evaluation:
         """Returns a network's value with its graph, kept by the forward sweep or made again."""
-        at = self.record.graphs.pop((name, k), None)
-        if at is None:
+        evaluation = self.record.graphs.pop((name, k), None)
+        if evaluation is None:
             self.record.tape.replay((name, k))
             leaf = x.detach().requires_grad_()
             with torch.enable_grad():
-                at = Evaluation(leaf, self.p.network(name, k, leaf, states))
+                evaluation = Evaluation(leaf, self.p.network(name, k, leaf, states))
         if name not in self.checked:
-            check_leaves(name, at.value, at.leaf, self.p.params)
+            check_leaves(name, evaluation.value, evaluation.leaf, self.p.params)
             self.checked.add(name)
-        return at
+        return evaluation
 
 
 def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) -> None:
