@@ -92,9 +92,9 @@ class _BackwardSweep:
         for k in range(p.num_steps, -1, -1):
             f, s = self.drift(k), self.score(k) if k > 0 else None
             result = self.step(k, f.value.detach(), None if s is None else s.value.detach(), after)
-            vjp_f = self.product(f, result.cotangent_f)
-            vjp_s = None if s is None else self.product(s, result.cotangent_s)
-            after = AdjointState(result.local, vjp_f, vjp_s, result.carry)
+            self.multiply((f, result.cotangent_f), (s, result.cotangent_s))
+            vjp_s = None if s is None else s.product
+            after = AdjointState(result.local, f.product, vjp_s, result.carry)
             for done in (self.record.states, self.drifts, self.scores):
                 done.pop(k, None)
         assert after is not None
@@ -146,23 +146,28 @@ class _BackwardSweep:
             )
         out.cost = out.cost + cost.detach() if out.cost is not None else None
         weights = self.weights()
-        slope = self.product(Evaluation(leaf, cost), weights.reshape(cost.shape))
-        return result._replace(local=result.local + (slope - weights * x))
+        prior = Evaluation(leaf, cost)
+        self.multiply((prior, weights.reshape(cost.shape)))
+        assert prior.product is not None
+        return result._replace(local=result.local + (prior.product - weights * x))
 
-    def product(self, evaluation: Evaluation, cotangent: Tensor | None) -> Tensor:
-        """Returns J^T cotangent in the state; adds that in the parameters to their gradients."""
-        leaf, value = evaluation.leaf, evaluation.value
-        if evaluation.product is not None:
-            return evaluation.product
-        if not value.requires_grad or cotangent is None:
-            return torch.zeros_like(leaf)
-        # Autocast is for forward evaluations: what a network kept in float32 stays there.
-        with self.p.autocast.off():
-            grad_x, *grads = torch.autograd.grad(
-                value, (leaf, *self.p.params), cotangent.to(value.dtype), allow_unused=True
-            )
-        self.out.add(grads)
-        return torch.zeros_like(leaf) if grad_x is None else grad_x.contiguous()
+    def multiply(self, *pairs: tuple[Evaluation | None, Tensor | None]) -> None:
+        """Gives evaluations their products J^T cotangent; adds those in the parameters."""
+        new = [(e, c) for e, c in pairs if e is not None and e.product is None]
+        live = [(e, c) for e, c in new if c is not None and e.value.requires_grad]
+        if live:
+            values, cotangents = [e.value for e, _ in live], [c.to(e.value) for e, c in live]
+            leaves = [e.leaf for e, _ in live]
+            # Autocast is for forward evaluations: what a network kept in float32 stays there.
+            with self.p.autocast.off():
+                grads = torch.autograd.grad(
+                    values, (*leaves, *self.p.params), cotangents, allow_unused=True
+                )
+            self.out.add(grads[len(live) :])
+            for (e, _), grad in zip(live, grads, strict=False):
+                e.product = None if grad is None else grad.contiguous()
+        for e, _ in new:
+            e.product = torch.zeros_like(e.leaf) if e.product is None else e.product
 
     def weights(self) -> Tensor:
         """Returns the weights of the samples, shape (B, 1, ..., 1), with the axes of a state."""
@@ -206,7 +211,9 @@ class _BackwardSweep:
         together = self.evaluate("score", ks[0], torch.cat([self.state(k) for k in ks]), len(ks))
         values = together.value.detach().chunk(len(ks))
         cotangents = [self.score_cotangent(k, s) for k, s in zip(ks, values, strict=True)]
-        products = self.product(together, torch.cat(cotangents)).chunk(len(ks))
+        self.multiply((together, torch.cat(cotangents)))
+        assert together.product is not None
+        products = together.product.chunk(len(ks))
         for k, s, product in zip(ks, values, products, strict=True):
             self.scores[k] = Evaluation(self.state(k), s, product)
 

@@ -15,7 +15,7 @@ __all__ = ["Evaluation", "PathRecord", "forward_sweep", "states_per_call"]
 
 @dataclass
 class Evaluation:
-    """A network's value at a leaf of its graph; `product` where J^T cotangent is known already."""
+    """A network's value at a leaf of its graph, and J^T cotangent in the leaf once it is known."""
 
     leaf: Tensor
     value: Tensor
