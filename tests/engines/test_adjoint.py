@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -153,28 +154,32 @@ def test_dropout_masks_are_those_of_the_forward_sweep(which: str, every: int) ->
     assert not torch.equal(after, before)
 
 
-def test_dropout_in_mean_loss_against_finite_differences() -> None:
+@pytest.mark.parametrize("fn", [diffflow_loss, diffflow_mean_loss])
+@pytest.mark.parametrize(("every", "scores", "kept"), [(1, 1, 0), (3, 1, 2), (1, 3, 4), (3, 2, 0)])
+def test_dropout_against_finite_differences(
+    fn: Callable[..., Tensor], every: int, scores: int, kept: int
+) -> None:
     f, s = Small(dropout=0.4), Small(dropout=0.4)
     x0 = torch.randn(5, 3, dtype=torch.float64)
 
-    def value(every: int) -> Tensor:
+    def value() -> Tensor:
         torch.manual_seed(3)
-        return diffflow_mean_loss(
-            f, s, x0, GRID, diffusion=0.7, params=parameters(f, s), key=KEY, checkpoint_every=every
-        )
+        return fn(
+            f, s, x0, GRID, diffusion=0.7, params=parameters(f, s), key=KEY,
+            checkpoint_every=every, scores_per_call=scores, kept_graphs=kept,
+        ).mean()  # fmt: skip
 
-    for every in (1, 3):
-        grads = gradients(value(every), parameters(f, s))
-        for p, grad in zip(parameters(f, s), grads, strict=True):
-            assert grad is not None
-            direction, step = torch.randn_like(p), 1e-6
-            p.data += step * direction
-            high = value(every)
-            p.data -= 2 * step * direction
-            low = value(every)
-            p.data += step * direction
-            slope = float((high - low).detach()) / (2 * step)
-            assert slope == pytest.approx(float((grad * direction).sum()), rel=1e-6, abs=1e-7)
+    grads = gradients(value(), parameters(f, s))
+    for p, grad in zip(parameters(f, s), grads, strict=True):
+        assert grad is not None
+        direction, step = torch.randn_like(p), 1e-6
+        p.data += step * direction
+        high = value()
+        p.data -= 2 * step * direction
+        low = value()
+        p.data += step * direction
+        slope = float((high - low).detach()) / (2 * step)
+        assert slope == pytest.approx(float((grad * direction).sum()), rel=1e-6, abs=1e-7)
 
 
 def test_dropout_leaves_the_generator_moved_on() -> None:
