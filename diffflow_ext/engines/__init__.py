@@ -1,4 +1,4 @@
-"""What computes losses, paths and densities: the adjoint for any networks, fused engines for perceptrons."""
+"""Who computes losses, paths and densities: any networks by the adjoint, perceptrons fused."""
 
 from .choice import Engine, EngineChoice
 from .cuda_graph import CapturedStep, GridBuffer

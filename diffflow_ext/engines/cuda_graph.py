@@ -23,7 +23,6 @@ from diffflow_ext.processes.grids import TimeGrid
 
 __all__ = ["CapturedStep", "GridBuffer", "StepResult"]
 
-
 #: Called with data, grid and key; the key is a tensor on the device of the data.
 Loss = Callable[[Tensor, TimeGrid, Tensor], Tensor]
 
@@ -163,7 +162,7 @@ class CapturedStep:
         self.uses_graphs = self.device.type == "cuda"
         self.num_captures = 0
         self._runs: Counter[Hashable] = Counter()
-        self._places: dict[Hashable, _Place] = {}
+        self._slots: dict[Hashable, _Slot] = {}
         if ema is not None and ema.use_buffers:
             raise ValueError("CapturedStep: expected an ema with use_buffers=False, got True")
         if self.uses_graphs:
@@ -245,27 +244,27 @@ class CapturedStep:
 
     def _graphed(self, x0: Tensor, grid: TimeGrid | None) -> Tensor:
         name = (None if grid is None else grid.num_steps, tuple(x0.shape), x0.dtype)
-        place = self._places.get(name)
-        if place is None:
-            place = self._places[name] = _Place(x0, grid)
-        place.write(x0, grid)
-        if place.graph is None:
+        slot = self._slots.get(name)
+        if slot is None:
+            slot = self._slots[name] = _Slot(x0, grid)
+        slot.write(x0, grid)
+        if slot.graph is None:
             if self._runs[name] < self.warm_up:
                 self._runs[name] += 1
-                return self._eager(place)
-            self._capture(place)
-        assert place.graph is not None
-        assert place.values is not None
-        place.graph.replay()
-        return place.values.clone()
+                return self._eager(slot)
+            self._capture(slot)
+        assert slot.graph is not None
+        assert slot.values is not None
+        slot.graph.replay()
+        return slot.values.clone()
 
-    def _eager(self, place: _Place) -> Tensor:
+    def _eager(self, slot: _Slot) -> Tensor:
         """Runs beside the stream in use, as torch asks of what precedes a capture."""
         before = self._generators()
         current = torch.cuda.current_stream(self.device)
         self._side.wait_stream(current)
         with torch.cuda.stream(self._side):
-            values = self._run(place.x0, place.grid)
+            values = self._run(slot.x0, slot.grid)
         current.wait_stream(self._side)
         values.record_stream(current)
         if any(not torch.equal(a, b) for a, b in zip(before, self._generators(), strict=True)):
@@ -279,14 +278,14 @@ class CapturedStep:
     def _generators(self) -> tuple[Tensor, Tensor]:
         return torch.get_rng_state(), torch.cuda.get_rng_state(self.device)
 
-    def _capture(self, place: _Place) -> None:
+    def _capture(self, slot: _Slot) -> None:
         # Gradients are to lie in the graph's memory. One pool serves all graphs: each leaves
         # nothing there that another would need.
         self.optimizer.zero_grad(set_to_none=True)
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
-                place.values = self._run(place.x0, place.grid)
+                slot.values = self._run(slot.x0, slot.grid)
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # Where ending the capture failed, torch does not.
             raise RuntimeError(
@@ -294,11 +293,11 @@ class CapturedStep:
                 ".item(), copies from the host and sizes that depend on values, or train without "
                 "a graph"
             ) from error
-        place.graph = graph
+        slot.graph = graph
         self.num_captures += 1
 
 
-class _Place:
+class _Slot:
     """Where a graph finds its data and its grid, and leaves its result."""
 
     def __init__(self, x0: Tensor, grid: TimeGrid | None) -> None:

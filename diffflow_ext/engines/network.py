@@ -21,8 +21,7 @@ def call_network(
     """Returns net(t, x), which must leave its arguments alone: they are used again."""
     if torch.compiler.is_compiling():
         return checked_network_output(op, name, net(t, x), x)
-    watched = [each for each in (t, x) if not each.is_inference()]
-    versions = [each._version for each in watched]
+    versions = _versions(t, x)
     try:
         value = net(t, x)
     except RuntimeError as error:
@@ -32,9 +31,14 @@ def call_network(
             f"{op}: expected {name} to take float64 data, got: {error}; convert the data with "
             ".float(), or the network with .double()"
         ) from error
-    if versions != [each._version for each in watched]:
+    if versions != _versions(t, x):
         raise RuntimeError(f"{op}: {name} modified x or t in place; copy first")
     return checked_network_output(op, name, value, x)
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """Returns how often tensors were written to, where torch counts that."""
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Losses and paths of a problem, by the engine that was asked for or the fastest that fits."""
+"""The engine for a problem, and DiffFlow's losses as functions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from torch import Tensor
 
@@ -13,15 +14,37 @@ from diffflow_ext.functional.noise import Key, NoiseKey
 from diffflow_ext.processes.diffusion import Diffusion
 from diffflow_ext.processes.grids import TimeGrid
 
-from .adjoint.losses import mean_path_loss, path_loss
-from .choice import Engine, refuse
+from .adjoint.paths import AdjointPaths
+from .choice import Engine, EngineChoice, check_engine, refuse
 from .fused import paths_cuda, perceptrons, workspace
-from .fused.paths import FusedCall
+from .fused.paths import FusedPaths
 from .fused.workspace import Parts
 from .network import Network
-from .problem import ActivationMemory, PathProblem, build_problem
+from .problem import PathModel, PathProblem, SweepOptions, build_problem
 
-__all__ = ["diffflow_loss", "diffflow_mean_loss", "prepare"]
+__all__ = ["PathEngine", "diffflow_loss", "diffflow_mean_loss", "engine_choice", "path_engine"]
+
+
+class PathEngine(Protocol):
+    """Who computes losses and paths of one problem. All engines draw the same noise."""
+
+    def losses(self, x0: Tensor) -> Tensor:
+        """Returns the loss of each sample, shape (B,), differentiable."""
+        ...
+
+    def mean_loss(self, x0: Tensor, weight: Tensor | None) -> Tensor:
+        """Returns the sum of losses times weights, without weights the mean, differentiable."""
+        ...
+
+    def forward(self, x0: Tensor, states: Tensor | None = None) -> Tensor:
+        """Returns x_N from x_0; writes x_0 ... x_N into `states`, shape (N+1, B, *event)."""
+        ...
+
+    def reverse(
+        self, x_last: Tensor, stochasticity: float, last_step: str, states: Tensor | None = None
+    ) -> Tensor:
+        """Returns x_0 from x_N by Euler steps; writes x_0 ... x_{N-1} into `states`."""
+        ...
 
 
 def diffflow_loss(
@@ -36,8 +59,8 @@ def diffflow_loss(
     key: Key | None = None,
     sample_offset: int = 0,
     checkpoint_every: int = 1,
-    score_memory: int | None = None,
-    activation_memory: ActivationMemory = None,
+    scores_per_call: int = 1,
+    kept_graphs: int = 0,
 ) -> Tensor:
     r"""Returns DiffFlow's loss for each sample, with the exact gradient of the discrete sum.
 
@@ -46,6 +69,8 @@ def diffflow_loss(
     along one path of the forward SDE from each `x0`. Costs 2N+1 network evaluations, and as many
     again with their vector-Jacobian products in the backward pass.
 
+    The last three arguments trade memory for time. Neither values nor gradients depend on them.
+
     Arguments:
         drift: The drift f(t, x), any callable.
         score: The score s(t, x), any callable.
@@ -53,20 +78,16 @@ def diffflow_loss(
         grid: The times, from data to noise.
         diffusion: The coefficient g(t) > 0: a number, a function of t, or a module.
         params: All tensors that drift, score and prior depend on and that should get gradients.
-        prior: The density at the noise end instead of N(0, I), see :mod:`diffflow_ext.flows.prior`.
+        prior: The density of x_N instead of N(0, I), see :mod:`diffflow_ext.flows.prior`.
         key: Seed and stream of the noise. Default: drawn from torch's generator.
         sample_offset: The global index of the first sample.
         checkpoint_every: Keep every k-th state and simulate the others again; 0 keeps the graph of
-            every step (fastest, most memory). Neither values nor gradients depend on it.
-        score_memory: Evaluate the score at several states in one call, as many as keep their
-            activations within this many bytes. Networks are then called with t of shape (n B,).
-            Needs `checkpoint_every` = 1, else it is ignored. Default: one state a call.
-        activation_memory: Bytes of activations that the forward sweep keeps for the backward
-            sweep, which then evaluates networks again only at the states whose activations do not
-            fit: the first ones. Measured at the first evaluations. "auto" takes half of the
-            memory that is free now (on a GPU including what torch's allocator holds idle, on the
-            CPU what Linux calls available within the limit of the process's group). Neither
-            values nor gradients depend on it. Default: none.
+            every step (fastest, most memory).
+        scores_per_call: The number of states at which one call evaluates the score, with t of
+            shape (n B,): fewer and larger calls, and the activations of that many states at a
+            time. Without effect where `checkpoint_every` is 0.
+        kept_graphs: The number of last states at which the forward pass keeps the activations of
+            the networks, so that the backward pass need not evaluate them again there.
 
     Returns:
         The losses, shape (B,), in nats. Differentiable in `x0`, `params` and what `diffusion`
@@ -75,18 +96,19 @@ def diffflow_loss(
     Raises:
         ValueError: If an argument is out of its range, or data are not finite.
         TypeError: If an argument has the wrong type.
-        RuntimeError: If a network depends on a tensor that requires a gradient and is not named.
+        RuntimeError: If a network depends on a tensor that requires a gradient and is not among
+            `params`, if one of `params` has a gradient hook, or a network changes its arguments.
 
     References:
         | Diffusion Normalizing Flow (Zhang & Chen, 2021), equations 15 and 16, section 3.2
         | https://arxiv.org/abs/2110.07579
     """
-    p, x0, g = build_problem(
-        "diffflow_loss", drift, score, x0, grid, diffusion=diffusion, params=params, prior=prior,
-        key=key, sample_offset=sample_offset, checkpoint_every=checkpoint_every,
-        score_memory=score_memory, activation_memory=activation_memory,
+    p, x0 = build_problem(
+        "diffflow_loss", PathModel(drift, score, diffusion, params, prior), x0, grid,
+        key=key, sample_offset=sample_offset,
+        sweeps=SweepOptions(checkpoint_every, scores_per_call, kept_graphs),
     )  # fmt: skip
-    return path_loss(p, x0, g)
+    return AdjointPaths(p).losses(x0)
 
 
 def diffflow_mean_loss(
@@ -102,71 +124,66 @@ def diffflow_mean_loss(
     key: Key | None = None,
     sample_offset: int = 0,
     checkpoint_every: int = 1,
-    score_memory: int | None = None,
-    activation_memory: ActivationMemory = None,
+    scores_per_call: int = 1,
+    kept_graphs: int = 0,
 ) -> Tensor:
-    r"""Returns the mean loss of a batch; value and gradient come from one sweep.
+    r"""Returns the mean of :func:`diffflow_loss`; value and gradient come from one sweep.
 
     .. math:: \bar L = \sum_b w_b L_b, \qquad w_b = 1/B \text{ by default}
 
     Because the weights are known, networks are evaluated N+1 times fewer than by the mean of
-    :func:`diffflow_loss`; the backward pass only scales what the forward pass has found. All
-    arguments but `weight` are those of :func:`diffflow_loss`.
-
-    Arguments:
-        drift: The drift f(t, x).
-        score: The score s(t, x).
-        x0: The data, shape (B, *event).
-        grid: The times, from data to noise.
-        weight: The weights :math:`w_b`, shape (B,). No gradient flows into them.
-        diffusion: The coefficient g(t) > 0.
-        params: All tensors that drift, score and prior depend on and that should get gradients.
-        prior: The density at the noise end instead of N(0, I), see :mod:`diffflow_ext.flows.prior`.
-        key: Seed and stream of the noise.
-        sample_offset: The global index of the first sample.
-        checkpoint_every: Keep every k-th state; 0 keeps the graph of every step.
-        score_memory: Bytes for scores evaluated in one call.
-        activation_memory: Bytes of activations that are kept, or "auto". Only drifts' are: the
-            score is evaluated once anyway.
+    :func:`diffflow_loss`; the backward pass only scales gradients that are there. Arguments and
+    errors are those of :func:`diffflow_loss`; `kept_graphs` counts drifts alone, because the score
+    is evaluated once anyway. The weights :math:`w_b` have shape (B,), and no gradient flows into
+    them.
 
     Returns:
         The mean, shape (), in nats.
-
-    Raises:
-        ValueError: If an argument is out of its range, or data are not finite.
-        TypeError: If an argument has the wrong type.
-        RuntimeError: If a network depends on a tensor that requires a gradient and is not named.
     """
     op = "diffflow_mean_loss"
-    p, x0, g = build_problem(
-        op, drift, score, x0, grid, diffusion=diffusion, params=params, prior=prior, key=key,
-        sample_offset=sample_offset, checkpoint_every=checkpoint_every, score_memory=score_memory,
-        activation_memory=activation_memory,
+    p, x0 = build_problem(
+        op, PathModel(drift, score, diffusion, params, prior), x0, grid,
+        key=key, sample_offset=sample_offset,
+        sweeps=SweepOptions(checkpoint_every, scores_per_call, kept_graphs),
     )  # fmt: skip
-    return mean_path_loss(p, x0, g, checked_weights(op, weight, x0))
+    return AdjointPaths(p).mean_loss(x0, checked_weights(op, weight, x0))
+
+
+def path_engine(op: str, name: Engine, problem: PathProblem, x0: Tensor) -> PathEngine:
+    """Returns the engine of a name; "auto" is the fused one where :func:`engine_choice` says so.
+
+    Arguments:
+        op: The name of the calling function, for error messages.
+        name: "fused", "autograd" or "auto".
+        problem: The problem.
+        x0: The data, or states like them.
+
+    Raises:
+        ValueError: If "fused" is asked for and not possible, with the reason, or the name is
+            unknown.
+    """
+    check_engine(op, name)
+    if name == "autograd":
+        return AdjointPaths(problem)
+    fused = fused_or_reason(problem, x0, by_name=name == "fused")
+    if isinstance(fused, FusedPaths):
+        return fused
+    refuse(op, name, fused)
+    return AdjointPaths(problem)
+
+
+def engine_choice(problem: PathProblem, x0: Tensor) -> EngineChoice:
+    """Returns which engine "auto" takes, and why not the fused one."""
+    fused = fused_or_reason(problem, x0)
+    return EngineChoice("autograd", fused) if isinstance(fused, str) else EngineChoice("fused", "")
 
 
 #: Kernels for CUDA are taken where they are asked for by name.
 _UNMEASURED = "the kernel for CUDA is new and has not been measured; engine='fused' takes it"
 
 
-def prepare(op: str, engine: Engine, p: PathProblem, x: Tensor) -> FusedCall | None:
-    """Returns a call of the fused engine, None where another one computes.
-
-    Raises:
-        ValueError: If "fused" is asked for and cannot be had.
-    """
-    if engine == "autograd":
-        return None
-    found = call_or_reason(p, x, by_name=engine == "fused")
-    if isinstance(found, FusedCall):
-        return found
-    refuse(op, engine, found)
-    return None
-
-
-def call_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> FusedCall | str:
-    """Returns a call of the fused engine, or why it cannot be had."""
+def fused_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> FusedPaths | str:
+    """Returns the fused engine, or why it is not possible."""
     device = "cuda" if x.is_cuda else "cpu"
     reason = _problem_obstacle(p, device) or (x.is_cuda and not by_name and _UNMEASURED)
     if reason:
@@ -178,35 +195,26 @@ def call_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> Fused
     if isinstance(score, str):
         return f"score: {score}"
     if device == "cuda":
-        return _call_on_gpu(p, drift, score, x)
+        return _fused_on_gpu(p, drift, score, x)
     instructions = workspace.engine_name()
     assert instructions is not None
-    call = FusedCall(p, drift, score, instructions)
-    return workspace.memory_obstacle(call.scratch_bytes(x, gradients=True)) or call
+    fused = FusedPaths(p, drift, score, instructions)
+    return workspace.memory_obstacle(fused.scratch_bytes(x)) or fused
 
 
-def _call_on_gpu(p: PathProblem, drift: Parts, score: Parts, x: Tensor) -> FusedCall | str:
+def _fused_on_gpu(p: PathProblem, drift: Parts, score: Parts, x: Tensor) -> FusedPaths | str:
     rounding = workspace.rounding_name()
     assert rounding is not None
     reason = paths_cuda.obstacle(drift, score, x.shape[1], rounding, device_and_stream(x)[0])
-    return reason or FusedCall(p, drift, score, f"cuda, {rounding}", rounding)
+    return reason or FusedPaths(p, drift, score, f"cuda, {rounding}", rounding)
 
 
 def _problem_obstacle(p: PathProblem, device: str) -> str:
     normal = type(p.prior) is StandardNormal and isinstance(p.prior.scale, float | int)
     if p.prior is not None and not (normal and p.prior.scale == 1):  # pyright: ignore
-        return "its density at the noise end is N(0, I), and there is another prior"
-    if p.checkpoint_every == 0:
+        return "its prior is N(0, I), and there is another prior"
+    if p.sweeps.checkpoint_every == 0:
         return "checkpoint_every=0 asks for the graph of every step"
     if device == "cpu" and not isinstance(p.key, NoiseKey):
         return "the key is a tensor of another device"
     return ""
-
-
-def forward_path(p: PathProblem, x0: Tensor, states: Tensor | None) -> Tensor:
-    """Returns x_N from x_0. Writes all states into `states` (N+1, B, *event) where given."""
-    x = x0
-    for k in range(p.num_steps):
-        out = None if states is None else states[k + 1]
-        x = p.em_step(x, p.network("drift", k, x), k, out)
-    return x

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,48 +26,67 @@ from diffflow_ext.processes.grids import TimeGrid
 
 from .network import Autocast, Network, call_network
 
-__all__ = ["ActivationMemory", "PathProblem", "build_problem"]
+__all__ = ["PathModel", "PathProblem", "SweepOptions", "build_problem"]
 
 
-#: Bytes for kept graphs, "auto" for a share of what is free now, None for none.
-ActivationMemory = int | Literal["auto"] | None
+@dataclass(frozen=True)
+class PathModel:
+    """The pair of SDEs: drift, score, diffusion coefficient and prior, and the networks' tensors.
+
+    Without a `prior` it is N(0, I), whose gradient the kernels know.
+    """
+
+    drift: Network
+    score: Network
+    diffusion: Diffusion = 1.0
+    params: Iterable[Tensor] = ()
+    prior: Prior | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
+class SweepOptions:
+    """What the adjoint keeps and evaluates together; see :func:`.paths.diffflow_loss`."""
+
+    checkpoint_every: int = 1
+    scores_per_call: int = 1
+    kept_graphs: int = 0
+
+
+DEFAULT_SWEEPS = SweepOptions()
+
+
+@dataclass(frozen=True)
 class PathProblem:
-    """One loss evaluation: networks, grid, coefficients and noise, checked and converted.
+    """Paths of one batch: networks, grid, coefficients and noise, checked and converted.
 
-    `g` holds numbers on the CPU and one-element views of a device tensor elsewhere, which the
-    kernels read at run time; so does `steps` for a grid in a device's memory. `keep` says whether
-    a backward sweep will want the states. Without a `prior` the noise end has N(0, I), whose
-    gradient the kernels know.
+    `g` holds the coefficient at all times, shape (N+1,); `learned_g` says whether its gradient may
+    be asked for.
+    `steps` holds numbers, or one-element tensors for a grid in a device's memory, which kernels
+    read when they run.
     """
 
     drift: Network
     score: Network
     params: tuple[Tensor, ...]
+    prior: Prior | None
     times: Tensor
     steps: Sequence[float | Tensor]
-    g: Sequence[float | Tensor]
+    g: Tensor
     key: Key
-    sample_offset: int = 0
-    checkpoint_every: int = 1
-    score_memory: int | None = None
-    activation_memory: ActivationMemory = None
-    learned_g: bool = False
-    keep: bool = True
-    prior: Prior | None = None
-    autocast: Autocast = field(default_factory=lambda: Autocast.current("cpu"))
+    sample_offset: int
+    sweeps: SweepOptions
+    autocast: Autocast
+    learned_g: bool
 
     @property
     def num_steps(self) -> int:
         """The number of steps N."""
         return len(self.steps)
 
-    @property
-    def batches_scores(self) -> bool:
-        """Whether scores of several states are evaluated in one call."""
-        return self.score_memory is not None and self.checkpoint_every == 1
+    @cached_property
+    def g_values(self) -> Sequence[float | Tensor]:
+        """`g` as kernels take it: numbers, or views on a device, whose values nobody waits for."""
+        return self.g.detach().unbind() if self.g.is_cuda else self.g.tolist()
 
     def modes(self) -> list[bool]:
         """Returns the training flags of all modules that the networks are or contain."""
@@ -76,27 +95,30 @@ class PathProblem:
 
     def em_step(self, x: Tensor, f: Tensor, k: int, out: Tensor | None = None) -> Tensor:
         """Steps from x_k to x_{k+1}."""
-        return launch_em_step(x, f, self.steps[k], self.g[k], self.key, k, self.sample_offset, out)
+        dt, g = self.steps[k], self.g_values[k]
+        return launch_em_step(x, f, dt, g, self.key, k, self.sample_offset, out)
 
     def cost(
         self, x_prev: Tensor, x: Tensor, f: Tensor, s: Tensor, k: int, total: Tensor | None
     ) -> Tensor:
         """Adds 1/2 |r_k|^2 to a per-sample total."""
-        return launch_residual_cost(x_prev, x, f, s, self.steps[k - 1], self.g[k], total)
+        return launch_residual_cost(x_prev, x, f, s, self.steps[k - 1], self.g_values[k], total)
 
-    def network(self, name: str, k: int | range, x: Tensor) -> Tensor:
-        """Evaluates drift or score at state k, or score at several states at once."""
+    def network(self, name: str, k: int, x: Tensor, states: int = 1) -> Tensor:
+        """Evaluates drift or score at state k, or at several states from k on, one below another.
+
+        Arguments:
+            name: "drift" or "score".
+            k: The index of the first state.
+            x: The states, shape (states * B, *event).
+            states: How many.
+        """
         net = self.drift if name == "drift" else self.score
-        t = self._time(k, x)
+        t = self.times[k]
+        if states > 1:
+            t = self.times[k : k + states].repeat_interleave(x.shape[0] // states)
         with self.autocast.again():
             return call_network("DiffFlowSDE", f"{name}(t, x)", net, t, x)
-
-    def _time(self, k: int | range, x: Tensor) -> Tensor:
-        if isinstance(k, int):
-            return self.times[k]
-        if len(k) == 1:
-            return self.times[k[0]]
-        return self.times[k.start : k.stop].repeat_interleave(x.shape[0] // len(k))
 
     def prior_cost(self, x_last: Tensor) -> Tensor:
         """Returns the negative log-density of the prior at x_N per sample, in nats."""
@@ -122,68 +144,53 @@ def normal_cost(x_last: Tensor) -> Tensor:
 
 def build_problem(
     op: str,
-    drift: Network,
-    score: Network,
+    model: PathModel,
     x0: Tensor,
     grid: TimeGrid,
     *,
-    diffusion: Diffusion = 1.0,
-    params: Iterable[Tensor] = (),
-    prior: Prior | None = None,
     key: Key | None = None,
     sample_offset: int = 0,
-    checkpoint_every: int = 1,
-    score_memory: int | None = None,
-    activation_memory: ActivationMemory = None,
-) -> tuple[PathProblem, Tensor, Tensor]:
-    """Checks the arguments of a loss; returns the problem, x0 (contiguous) and g at all times."""
-    _check_callables(op, drift, score, prior)
+    sweeps: SweepOptions = DEFAULT_SWEEPS,
+) -> tuple[PathProblem, Tensor]:
+    """Checks the arguments of a loss; returns the problem, and x0 contiguous."""
+    check_networks(op, model.drift, model.score)
+    _check_prior(op, model.prior)
     x0 = checked_state(op, "x0", x0).contiguous()
     if x0.is_inference() and not torch.is_inference_mode_enabled():
         x0 = x0.clone()
     check_finite(op, "x0", x0)
-    if score_memory is not None:
-        score_memory = checked_count(op, "score_memory", score_memory, 0, 2**63)
     if not isinstance(grid, TimeGrid):
         raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
-    g = diffusion_values(diffusion, grid.times_on(x0.device, x0.dtype)).to(x0.device)
-    values, lengths = coefficients(g), checked_steps(op, grid.steps(), x0)
-    check_noise_floor(op, lengths, values[1:], x0)
+    g = diffusion_values(model.diffusion, grid.times_on(x0.device, x0.dtype)).to(x0.device)
     problem = PathProblem(
-        drift=drift,
-        score=score,
-        params=_unique(op, params),
+        drift=model.drift,
+        score=model.score,
+        params=_trainable(op, model.params),
+        prior=model.prior,
         times=grid.times_on(x0.device, x0.dtype),
         steps=grid.steps_on(x0.device, x0.dtype),
-        g=values,
+        g=g,
         key=_fixed_key(op, key, x0),
         sample_offset=checked_sample_offset(op, sample_offset, x0.shape[0]),
-        checkpoint_every=checked_count(op, "checkpoint_every", checkpoint_every, 0, 2**31),
-        score_memory=None if torch.is_inference_mode_enabled() else score_memory,
-        activation_memory=_activation_memory(op, activation_memory, checkpoint_every),
-        learned_g=g.requires_grad and torch.is_grad_enabled(),
-        prior=prior,
+        sweeps=_checked_sweeps(op, sweeps),
         autocast=Autocast.current(x0.device.type),
+        learned_g=g.requires_grad and torch.is_grad_enabled(),
     )
-    return problem, x0, g
+    lengths = checked_steps(op, grid.steps(), x0)
+    check_noise_floor(op, lengths, problem.g_values[1:], x0)
+    return problem, x0
 
 
-def _activation_memory(op: str, value: object, checkpoint_every: int) -> ActivationMemory:
-    """Returns a budget for kept graphs, None for none."""
-    if value is None or (isinstance(value, str) and value == "auto"):
-        budget: ActivationMemory = value  # pyright: ignore
-    elif isinstance(value, str):
+def _checked_sweeps(op: str, sweeps: SweepOptions) -> SweepOptions:
+    every = checked_count(op, "checkpoint_every", sweeps.checkpoint_every, 0, 2**31)
+    together = checked_count(op, "scores_per_call", sweeps.scores_per_call, 1, 2**31)
+    kept = checked_count(op, "kept_graphs", sweeps.kept_graphs, 0, 2**31)
+    if kept and every == 0:
         raise ValueError(
-            f"{op}: expected activation_memory in bytes, 'auto' or None, got {in_words(value)}"
+            f"{op}: expected kept_graphs=0 with checkpoint_every=0, which keeps the graphs of all "
+            f"steps, got {kept}; leave one of the two out"
         )
-    else:
-        budget = checked_count(op, "activation_memory", value, 0, 2**63) or None
-    if budget is not None and checkpoint_every == 0:
-        raise ValueError(
-            f"{op}: expected no activation_memory with checkpoint_every=0, which keeps the graph "
-            "of every step; leave one of the two out"
-        )
-    return budget
+    return SweepOptions(every, together, kept)
 
 
 def _fixed_key(op: str, key: Key | None, x0: Tensor) -> Key:
@@ -196,17 +203,16 @@ def _fixed_key(op: str, key: Key | None, x0: Tensor) -> Key:
     return key.clone() if key.is_cuda else NoiseKey(*key.tolist())
 
 
-def coefficients(g: Tensor) -> Sequence[float | Tensor]:
-    """Returns g as numbers on the CPU, as one-element views on a device: no waiting for values."""
-    return g.detach().unbind() if g.is_cuda else g.tolist()
-
-
-def _check_callables(op: str, drift: object, score: object, prior: object) -> None:
+def check_networks(op: str, drift: object, score: object) -> None:
+    """Refuses a drift or a score that cannot be called."""
     for name, net in (("drift", drift), ("score", score)):
         if not callable(net):
             raise TypeError(
-                f"{op}: expected {name} to be callable as {name}(t, x), got {type(net).__name__}"
+                f"{op}: expected {name} to be callable as {name}(t, x), got {in_words(net)}"
             )
+
+
+def _check_prior(op: str, prior: object) -> None:
     if prior is not None and not callable(getattr(prior, "log_prob", None)):
         raise TypeError(
             f"{op}: expected prior to have log_prob(x), got {type(prior).__name__}; "
@@ -214,26 +220,25 @@ def _check_callables(op: str, drift: object, score: object, prior: object) -> No
         )
 
 
-def listed(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Returns the named tensors of networks as a tuple, checked."""
+def checked_params(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Returns the tensors that networks depend on as a tuple."""
     if isinstance(params, (str, bytes, Tensor)) or not isinstance(params, Iterable):
         raise TypeError(
             f"{op}: expected params to be a sequence of tensors, got {type(params).__name__}"
         )
-    found = tuple(params)
-    for i, p in enumerate(found):
+    tensors = tuple(params)
+    for i, p in enumerate(tensors):
         if not isinstance(p, Tensor):
             raise TypeError(f"{op}: expected params[{i}] to be a tensor, got {type(p).__name__}")
-    return found
+    return tensors
 
 
-def _unique(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    found: dict[int, Tensor] = {}
-    for p in listed(op, params):
-        if p.requires_grad:
-            _refuse_hooks(op, p)
-            found[id(p)] = p
-    return tuple(found.values())
+def _trainable(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Returns the tensors that get gradients, each once."""
+    trainable = {id(p): p for p in checked_params(op, params) if p.requires_grad}
+    for p in trainable.values():
+        _refuse_hooks(op, p)
+    return tuple(trainable.values())
 
 
 def _refuse_hooks(op: str, p: Tensor) -> None:

@@ -16,25 +16,42 @@ __all__ = ["flow_log_prob"]
 
 
 def flow_log_prob(
-    flow: ProbabilityFlow, x: Tensor, grid: TimeGrid, prior: Prior, **options: Any
+    ode: ProbabilityFlow, x: Tensor, grid: TimeGrid, prior: Prior, **options: Any
 ) -> Tensor:
-    r"""Returns the log-density that the flow gives its data end, in nats, shape (B,).
+    r"""Returns the log-density at the data of an ordinary differential equation and its prior.
 
-    .. math:: \log p_0(x) = \log p_{prior}(x_T) + \int_{t_0}^{t_N} \nabla \cdot v(t, x_t) \, dt
+    .. math:: \log p_0(x) = \log p_{prior}(x_N) + \int_{t_0}^{t_N} \nabla \cdot v(t, x_t) \, dt
+
+    It is the density of samples that the equation brings from the prior to the data. Networks must
+    act on each sample alone and not draw random numbers: switch dropout off with eval().
 
     Arguments:
-        flow: The velocity.
-        x: The data, shape (B, *event).
-        grid: The times from data to noise.
-        prior: The density at the grid's end.
-        options: Those of :func:`integrate`; `divergence` is "auto" by default.
+        ode: The velocity v of the equation.
+        x: The data, shape (B, *event), float32 or float64.
+        grid: The times, from data to noise. Fixed solvers take one step for each of the grid;
+            "dopri5" needs its ends alone.
+        prior: The density of the state at the last time.
+        options: `solver`, `divergence`, `num_probes`, `key`, `sample_offset`, `rtol`, `atol` and
+            `engine` of :func:`diffflow_ext.engines.integrate`. `divergence` is "auto" by default.
+
+    Returns:
+        The log-densities, shape (B,), in nats. No gradient flows through them.
+
+    Raises:
+        ValueError: If an argument is out of its range, or data are not finite.
+        TypeError: If an argument has the wrong type.
+        ImportError: If "dopri5" is asked for and torchdiffeq is missing.
+
+    References:
+        | Score-Based Generative Modeling through SDEs (Song et al., 2021), section 4.3
+        | https://arxiv.org/abs/2011.13456
     """
     if options.setdefault("divergence", "auto") is None or "reverse" in options:
         raise ValueError(
             f"flow_log_prob: expected divergence to be one of {get_args(Divergence)} and no "
             f"direction, got {options}"
         )
-    x_last, change = integrate(flow, x, grid, **options)
+    x_last, change = integrate(ode, x, grid, **options)
     assert change is not None
     with torch.no_grad():
         return prior.log_prob(x_last) + change.to(x_last.dtype)

@@ -32,14 +32,11 @@ from diffflow_ext.processes.chain import DiscreteVP
 
 __all__ = ["Decoder", "Variance", "check_images", "decoder_cost", "kl_weights", "prior_kl"]
 
-
 #: The likelihood of data given x_1: a density, or the mass of 8-bit levels.
 Decoder = Literal["gaussian", "discretised"]
 
-
 #: The variance of a reverse step: that of the posterior given x_0, or beta.
 Variance = Literal["small", "large"]
-
 
 #: Stands for infinity at the outermost levels; its tail has no gradient that is not finite.
 _FAR = 1e8
@@ -110,8 +107,8 @@ def check_images(op: str, x0: Tensor) -> None:
     levels = (x0.detach().double() + 1) * 127.5
     bad = ((levels - levels.round()).abs() > 1e-2) | (levels.round() < 0) | (levels.round() > 255)
     if bool(bad.any()):
-        where = tuple(bad.nonzero()[0].tolist())
+        index = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
             f"{op}: expected x0 = 2 k / 255 - 1 with k = 0 ... 255 for decoder='discretised', got "
-            f"{float(x0[where])} at index {where}; scale the images so, or take decoder='gaussian'"
+            f"{float(x0[index])} at index {index}; scale the images so, or take decoder='gaussian'"
         )

@@ -35,9 +35,7 @@ from diffflow_ext.processes.chain import DiscreteVP
 
 __all__ = ["LastStep", "Sampler", "Step", "plan", "reverse", "visited"]
 
-
 Sampler = Literal["ancestral", "ddim"]
-
 
 LastStep = Literal["mean", "noisy"]
 

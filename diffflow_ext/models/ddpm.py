@@ -52,7 +52,6 @@ from .denoising import (
 
 __all__ = ["DDPM"]
 
-
 Schedule = Literal["linear", "cosine"]
 
 
@@ -170,12 +169,7 @@ class DDPM(nn.Module):
     ) -> Tensor:
         """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape ().
 
-        Arguments:
-            x0: The data, shape (B, *event).
-            key: Seed and stream of the noise.
-            weight: Weights of the samples, shape (B,); default 1/B.
-            sample_offset: The global index of the first sample.
-            engine: As in :meth:`loss`.
+        Weights have shape (B,) and are 1/B by default; other arguments are those of :meth:`loss`.
         """
         op = "DDPM.mean_loss"
         t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
@@ -255,8 +249,8 @@ class DDPM(nn.Module):
         strata = checked_count(op, "timesteps", timesteps, min(2, T), T + 1) - 1
         width = (T - 1) / max(strata, 1)
         u = sample_uniforms(x0, key, strata, offset)
-        place = (u + torch.arange(strata, device=x0.device)) * width
-        i = 2 + place.long().clamp(max=T - 2)
+        position = (u + torch.arange(strata, device=x0.device)) * width
+        i = 2 + position.long().clamp(max=T - 2)
         return [(1, 1.0), *((column, width) for column in i.unbind(1))]
 
     def _error(
@@ -292,35 +286,17 @@ class DDPM(nn.Module):
                   \Bigl( x - \frac{\varepsilon(t, x)}{\sigma(t)} \Bigr)
 
         It starts at the first time that the network knows, :math:`t_1 = 1/T`, whose noise of
-        standard deviation :math:`\sigma_1` (0.01) counts as part of the data.
-
-        Arguments:
-            x: The data, shape (B, *event), float32 or float64.
-            grid: The times, or a number of steps from 1/T to 1, small at the data.
-            key: Seed and stream of Hutchinson's probes.
-            solver: "euler", "heun", "rk4" or "dopri5".
-            divergence: "exact", "hutchinson", or "auto": exact in few dimensions.
-            sample_offset: The global index of the first sample.
-            options: Other options of :func:`diffflow_ext.engines.integrate`.
-
-        Returns:
-            The log-densities, shape (B,), in nats, without gradients.
-
-        Raises:
-            ValueError: If an argument is out of its range, or data are not finite.
-            TypeError: If an argument has the wrong type.
-
-        References:
-            | Score-Based Generative Modeling through SDEs (Song et al., 2021), section 4.3
-            | https://arxiv.org/abs/2011.13456
+        standard deviation :math:`\sigma_1` (0.01) counts as part of the data. Arguments, values
+        and errors are those of :func:`diffflow_ext.likelihood.flow_log_prob`, but that `grid` may
+        be a number of steps from 1/T to 1, small at the data.
         """
         op = "DDPM.log_prob"
         x = checked_data(op, x, "x")
         first, power = 1 / self.num_timesteps, self.process.ode_power
         times = time_grid(op, grid, first, self.process.t_end, power)
-        flow = ProbabilityFlow((self.eps_net,), self.process.flow_coefficients)
+        ode = ProbabilityFlow((self.eps_net,), self.process.flow_coefficients)
         return flow_log_prob(
-            flow, x, times, StandardNormal(),
+            ode, x, times, StandardNormal(),
             solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
         )  # fmt: skip
 

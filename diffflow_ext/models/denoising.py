@@ -23,10 +23,8 @@ from diffflow_ext.processes.grids import TimeGrid
 
 __all__ = ["EpsNetwork"]
 
-
 #: Predicts noise from the time, shape () or (B,), and the state, shape (B, *event).
 EpsNetwork = Callable[[Tensor, Tensor], Tensor]
-
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -87,17 +85,16 @@ def mean_square_error_of_batch(
     call = regression.prepare(op, engine, net, t, x_t)
     if call is None:
         return batch_mean(op, mean_square_error(op, net, t, x_t, eps, "autograd"), weight)
-    each = checked_weights(op, weight, x_t)
-    if each is None:
-        each = torch.full((len(x_t),), 1.0 / len(x_t), device="cpu")
-    return regression.weighted_square_error(call, x_t, eps, each)
+    weight = checked_weights(op, weight, x_t)
+    if weight is None:
+        weight = torch.full((len(x_t),), 1.0 / len(x_t), device="cpu")
+    return regression.weighted_square_error(call, x_t, eps, weight)
 
 
 def batch_mean(op: str, loss: Tensor, weight: Tensor | None) -> Tensor:
     """Returns the mean, or the weighted sum, over a batch, in float64 inside."""
-    each = checked_weights(op, weight, loss)
-    factor = 1.0 / max(loss.shape[0], 1) if each is None else each
-    return weighted_sum(loss, factor)
+    weight = checked_weights(op, weight, loss)
+    return weighted_sum(loss, 1.0 / max(loss.shape[0], 1) if weight is None else weight)
 
 
 def zeros_beside(shape: tuple[int, ...], parameters: Iterable[Tensor]) -> Tensor:

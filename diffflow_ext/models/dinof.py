@@ -54,20 +54,15 @@ from .reverse import LastStep
 
 __all__ = ["DiNof"]
 
-
 ProcessName = Literal["vp", "subvp", "ve"]
 
-
 LossWeight = Literal["variance", "likelihood"]
-
 
 #: The flow's noise is this draw of purpose "dsm", the score's is draw 0.
 _FLOW_DRAW = 1
 
-
 #: Steps of a sampler over the whole time of a process.
 _DEFAULT_STEPS = 1000
-
 
 #: Moves grow with its square, which must be a number.
 MAX_SNR = 1e100
@@ -128,9 +123,8 @@ class DiNof(nn.Module):
         check_choice("DiNof", "loss_weight", loss_weight, LossWeight)
         self.process = _process(process)
         self.t_cutoff = checked_finite("DiNof", "t_cutoff", t_cutoff)
-        self.t_min = (
-            self.process.t_min if t_min is None else checked_finite("DiNof", "t_min", t_min)
-        )
+        t_min = self.process.t_min if t_min is None else t_min
+        self.t_min = checked_finite("DiNof", "t_min", t_min)
         if not 0 < self.t_min < self.t_cutoff <= self.process.t_end:
             raise ValueError(
                 f"DiNof: expected 0 < t_min < t_cutoff <= {self.process.t_end}, the end of the "
@@ -138,9 +132,8 @@ class DiNof(nn.Module):
             )
         self.eps_net: Any = eps_net
         self.loss_weight = loss_weight
-        self.prior: Prior = (
-            _gaussian_end(self.process, self.t_cutoff) if flow is None else as_prior(flow)
-        )
+        flow = _gaussian_at(self.process, self.t_cutoff) if flow is None else flow
+        self.prior: Prior = as_prior(flow)
 
     def score_parameters(self) -> Iterator[nn.Parameter]:
         """Returns the parameters that :meth:`score_loss` trains."""
@@ -226,28 +219,17 @@ class DiNof(nn.Module):
 
         .. math:: L = -\log p_{flow}(\alpha(T_m) \, x_0 + \sigma(T_m) \, \varepsilon)
 
-        The noise is independent of that of :meth:`score_loss` with the same key.
-
-        Arguments:
-            x0: The data, shape (B, *event), float32 or float64.
-            key: Seed and stream of the noise. Default: drawn from torch's generator.
-            sample_offset: The global index of the first sample.
-
-        Returns:
-            The losses, shape (B,), in nats. Differentiable in the flow's parameters.
-
-        Raises:
-            ValueError: If an argument is out of its range, or data are not finite.
-            TypeError: If an argument has the wrong type.
+        In nats, shape (B,), differentiable in the flow's parameters. Arguments and errors are
+        those of :meth:`score_loss`, and the noise is independent of its noise with the same key.
         """
         op = "DiNof.flow_loss"
         x0 = checked_data(op, x0)
         key = fixed_key(op, key, x0.device)
-        at = torch.tensor(self.t_cutoff, dtype=torch.float64)
+        time = torch.tensor(self.t_cutoff, dtype=torch.float64)
         x_last, _ = perturb(
             x0,
-            alpha_t=float(self.process.alpha(at)),
-            sigma_t=float(self.process.sigma(at)),
+            alpha_t=float(self.process.alpha(time)),
+            sigma_t=float(self.process.sigma(time)),
             key=key,
             step=_FLOW_DRAW,
             sample_offset=sample_offset,
@@ -265,14 +247,8 @@ class DiNof(nn.Module):
     ) -> Tensor:
         """Returns the mean (or weighted sum) of both losses over the batch, shape ().
 
-        Its gradients are those of the two losses: no parameter has part in both.
-
-        Arguments:
-            x0: The data, shape (B, *event).
-            key: Seed and stream of the noise.
-            weight: Weights of the samples, shape (B,); default 1/B.
-            sample_offset: The global index of the first sample.
-            engine: As in :meth:`score_loss`.
+        Its gradients are those of the two losses: no parameter has part in both. Weights have
+        shape (B,) and are 1/B by default; other arguments are those of :meth:`score_loss`.
         """
         op = "DiNof.mean_loss"
         key = fixed_key(op, key, checked_data(op, x0).device)
@@ -305,27 +281,9 @@ class DiNof(nn.Module):
             \qquad v = r(t) \, x + \frac{g(t)^2}{2 \sigma(t)} \, \varepsilon(t, x)
 
         The noise of standard deviation :math:`\sigma(t_{min})` counts as part of the data: 0.01
-        for "vp" and "ve", 1e-4 for "subvp".
-
-        Arguments:
-            x: The data, shape (B, *event), float32 or float64.
-            grid: The times from `t_min` to `t_cutoff`, or a number of steps.
-            key: Seed and stream of Hutchinson's probes.
-            solver: "euler", "heun", "rk4" or "dopri5".
-            divergence: "exact", "hutchinson", or "auto": exact in few dimensions.
-            sample_offset: The global index of the first sample.
-            options: Other options of :func:`diffflow_ext.engines.integrate`.
-
-        Returns:
-            The log-densities, shape (B,), in nats, without gradients.
-
-        Raises:
-            ValueError: If an argument is out of its range, or data are not finite.
-            TypeError: If an argument has the wrong type.
-
-        References:
-            | Score-Based Generative Modeling through SDEs (Song et al., 2021), section 4.3
-            | https://arxiv.org/abs/2011.13456
+        for "vp" and "ve", 1e-4 for "subvp". Arguments, values and errors are those of
+        :func:`diffflow_ext.likelihood.flow_log_prob`, but that `grid` may be a number of steps
+        from `t_min` to `t_cutoff`.
         """
         op = "DiNof.log_prob"
         x = checked_data(op, x, "x")
@@ -387,10 +345,6 @@ class DiNof(nn.Module):
         Returns:
             The samples, shape (B, *event), dtype and device of the network's parameters.
 
-        Raises:
-            ValueError: If an argument is out of its range.
-            TypeError: If an argument has the wrong type.
-
         References:
             | Score-Based Generative Modeling through SDEs (Song et al., 2021), appendices E and G
             | https://arxiv.org/abs/2011.13456
@@ -401,10 +355,8 @@ class DiNof(nn.Module):
         check_choice(op, "solver", solver, Solver)
         kind, repeats = predictors.choose(op, self.process, sampler, corrector_steps)
         ratio = checked_finite(op, "snr", snr)
-        if not ratio > 0:
-            raise ValueError(f"{op}: expected snr > 0, got {ratio}")
-        if ratio > MAX_SNR:
-            raise ValueError(f"{op}: expected snr <= {MAX_SNR:g}, got {ratio}")
+        if not 0 < ratio <= MAX_SNR:
+            raise ValueError(f"{op}: expected 0 < snr <= {MAX_SNR:g}, got {ratio}")
         grid = self._sampling_grid(op, num_steps, kind)
         like = zeros_beside(shape, self.parameters())
         key = fixed_key(op, key, like.device)
@@ -426,8 +378,8 @@ class DiNof(nn.Module):
 
     def _denoised(self, x: Tensor, t: float) -> Tensor:
         """Returns the expected data given x at time t, (x - sigma eps) / alpha."""
-        at = torch.tensor(t, dtype=torch.float64)
-        alpha, sigma = float(self.process.alpha(at)), float(self.process.sigma(at))
+        time = torch.tensor(t, dtype=torch.float64)
+        alpha, sigma = float(self.process.alpha(time)), float(self.process.sigma(time))
         eps = predicted_noise("DiNof.sample", self.eps_net, t, x)
         return affine_step(x, eps, c_x=1 / alpha, c_a=-sigma / alpha)
 
@@ -442,7 +394,7 @@ def _process(process: object) -> LinearProcess:
     return process_by_name(process)
 
 
-def _gaussian_end(process: LinearProcess, t_cutoff: float) -> StandardNormal:
+def _gaussian_at(process: LinearProcess, t_cutoff: float) -> StandardNormal:
     if isinstance(process, VE) and t_cutoff < process.t_end:
         return StandardNormal(float(process.sigma(torch.tensor(t_cutoff, dtype=torch.float64))))
     return StandardNormal(process.prior_scale)

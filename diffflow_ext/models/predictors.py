@@ -19,7 +19,6 @@ from .denoising import EpsNetwork, predicted_noise
 
 __all__ = ["Sampler", "Step", "choose", "plan", "run"]
 
-
 Sampler = Literal["auto", "em", "reverse_diffusion", "ode"]
 
 
@@ -96,10 +95,10 @@ def run(
     op: str, net: EpsNetwork, x: Tensor, steps: list[Step], key: Key, sample_offset: int
 ) -> Tensor:
     """Returns the state after all steps, one network evaluation and one kernel for each."""
-    for at in steps:
-        eps = predicted_noise(op, net, at.t, x)
+    for step in steps:
+        eps = predicted_noise(op, net, step.t, x)
         x = affine_step(
-            x, eps, c_x=at.c_x, c_a=at.c_eps, noise_scale=at.noise,
-            key=key, purpose=at.purpose, step=at.step, sample_offset=sample_offset,
+            x, eps, c_x=step.c_x, c_a=step.c_eps, noise_scale=step.noise,
+            key=key, purpose=step.purpose, step=step.step, sample_offset=sample_offset,
         )  # fmt: skip
     return x

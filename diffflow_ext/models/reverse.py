@@ -20,20 +20,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffflow_ext.engines.adjoint.paths import reverse_euler_step
 from diffflow_ext.engines.ode.solver import fixed_path, fixed_step
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
+from diffflow_ext.engines.paths import path_engine
 from diffflow_ext.engines.problem import PathProblem
 from diffflow_ext.functional.affine import launch_affine_step
 from diffflow_ext.functional.checks import check_choice, checked_count, checked_finite
 from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, launch_normal
-from diffflow_ext.functional.steps import launch_reverse_step
 
-__all__ = ["LastStep", "ReverseSampler", "reverse_path"]
-
+__all__ = ["LastStep", "ReverseSampler", "ReverseSolver", "prior_sample", "reverse_path"]
 
 #: How the step into the data is taken; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
-
 
 #: How a step is taken; all but "euler" are for the ODE.
 ReverseSolver = Literal["euler", "heun", "rk4"]
@@ -61,11 +60,6 @@ class ReverseSampler:
     corrector_steps: int = 0
     corrector_scale: float = 0.5
 
-    @property
-    def plain(self) -> bool:
-        """Whether this is one Euler step after the other and nothing between them."""
-        return self.solver == "euler" and self.corrector_steps == 0
-
     def __post_init__(self) -> None:
         op = "DiffFlowSDE.sample"
         strength = checked_finite(op, "stochasticity", self.stochasticity)
@@ -89,27 +83,49 @@ class ReverseSampler:
 
 def reverse_path(
     p: PathProblem,
-    flow: ProbabilityFlow,
+    ode: ProbabilityFlow,
     times: list[float],
     x_last: Tensor,
     sampler: ReverseSampler,
     states: Tensor | None,
 ) -> Tensor:
-    """Returns x_0 from x_N. Writes all states into `states` (N+1, B, *event) where given."""
+    """Returns x_0 from x_N; writes x_0 ... x_{N-1} into `states`, shape (N+1, B, *event).
+
+    Arguments:
+        p: The problem.
+        ode: The velocity of the ordinary equation.
+        times: The times of the grid.
+        x_last: The state x_N.
+        sampler: How to take the steps.
+        states: All states, None where they are not wanted.
+    """
+    op = "DiffFlowSDE.sample"
     if p.num_steps * sampler.corrector_steps >= MAX_STEP:
         raise ValueError(
-            f"DiffFlowSDE.sample: expected fewer than 2^24 Langevin moves, got {p.num_steps} x "
+            f"{op}: expected fewer than 2^24 Langevin moves, got {p.num_steps} x "
             f"{sampler.corrector_steps}"
         )
-    if sampler.solver != "euler" and sampler.corrector_steps == 0:
-        op = "DiffFlowSDE.sample"
-        return fixed_path(op, flow, x_last, times[::-1], sampler.solver, states=states)[0]
-    x = x_last
+    if sampler.corrector_steps > 0:
+        return _corrected_path(p, ode, times, x_last, sampler, states)
+    if sampler.solver != "euler":
+        return fixed_path(op, ode, x_last, times[::-1], sampler.solver, states=states)[0]
+    engine = path_engine(op, "auto", p, x_last)
+    return engine.reverse(x_last, sampler.stochasticity, sampler.last_step, states)
+
+
+def _corrected_path(
+    p: PathProblem,
+    ode: ProbabilityFlow,
+    times: list[float],
+    x: Tensor,
+    sampler: ReverseSampler,
+    states: Tensor | None,
+) -> Tensor:
     for i in range(p.num_steps - 1, -1, -1):
         if sampler.solver == "euler":
-            x = _euler_step(p, x, i, sampler)
+            x = reverse_euler_step(p, x, i, sampler.stochasticity, sampler.last_step)
         else:
-            x = fixed_step(flow, x, times[i + 1], times[i], sampler.solver)
+            x = fixed_step(ode, x, times[i + 1], times[i], sampler.solver)
         if i > 0:
             x = _correct(p, x, i, sampler)
         if states is not None:
@@ -117,23 +133,9 @@ def reverse_path(
     return x
 
 
-def _euler_step(p: PathProblem, x: Tensor, i: int, sampler: ReverseSampler) -> Tensor:
-    """Steps from x_{i+1} to x_i along the stochastic equation."""
-    strength = sampler.stochasticity
-    f, s = p.network("drift", i + 1, x), p.network("score", i + 1, x)
-    if i == 0 and sampler.last_step == "mean":
-        weight = 0.5 * (1 + strength**2) * p.g[1] ** 2
-        return _add(x, f, s, -p.steps[0], weight * p.steps[0])
-    x = launch_reverse_step(x, f, s, p.steps[i], p.g[i + 1], p.key, i, strength, p.sample_offset)
-    if i == 0 and sampler.last_step == "tweedie":
-        variance = strength**2 * p.g[1] ** 2 * p.steps[0]
-        return _add(x, p.network("score", 1, x), None, variance, 0.0)
-    return x
-
-
 def _correct(p: PathProblem, x: Tensor, i: int, sampler: ReverseSampler) -> Tensor:
-    """Langevin moves at time t_i."""
-    size: float | Tensor = sampler.corrector_scale * p.steps[i] * p.g[i] * p.g[i]
+    """Makes Langevin moves at time t_i."""
+    size = sampler.corrector_scale * p.steps[i] * p.g_values[i] * p.g_values[i]
     root = (2 * size).sqrt() if isinstance(size, Tensor) else math.sqrt(2 * size)
     for move in range(sampler.corrector_steps):
         count = i * sampler.corrector_steps + move
@@ -144,13 +146,7 @@ def _correct(p: PathProblem, x: Tensor, i: int, sampler: ReverseSampler) -> Tens
     return x
 
 
-def _add(
-    x: Tensor, a: Tensor, b: Tensor | None, c_a: float | Tensor, c_b: float | Tensor
-) -> Tensor:
-    return launch_affine_step(x, a, b, 1.0, c_a, c_b, 0.0, None, PURPOSES["reverse"], 0, 0)
-
-
-def noise_end(p: PathProblem, like: Tensor) -> Tensor:
+def prior_sample(p: PathProblem, like: Tensor) -> Tensor:
     """Returns draws of the prior in the shape of a state."""
     if p.prior is None:
         out = torch.empty_like(like)

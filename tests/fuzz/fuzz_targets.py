@@ -80,7 +80,7 @@ def bare(call: Callable[..., Any]) -> Target:
         call,
         lambda: {
             "drift": linear, "score": linear, **path_arguments(), "diffusion": 0.5, "params": (),
-            "prior": None, "checkpoint_every": 1, "scores_per_call": 1, "kept_graphs": 0,
+            "prior": None, "checkpoint_every": 1, "scores_per_call": 2, "kept_graphs": 1,
         },
     )  # fmt: skip
 
@@ -152,7 +152,7 @@ TARGETS: dict[str, Target] = {
         constructed(DiffFlowSDE, lambda sde: sde.loss(x(2, 3), grid(), KEY)),
         lambda: {
             "drift": linear, "score": linear, "diffusion": 0.5, "params": (), "prior": None,
-            "scores_per_call": 1,
+            "scores_per_call": 2,
         },
     ),
     "DiffFlowSDE.loss": Target(

@@ -163,7 +163,7 @@ def test_weighted_bound_does_not_depend_on_the_split(monkeypatch: pytest.MonkeyP
         sde.elbo(x0[3:], GRID, KEY, num_paths=5, sample_offset=3),
     ]
     torch.testing.assert_close(torch.cat(parts).detach(), whole, rtol=1e-13, atol=1e-13)
-    monkeypatch.setattr("diffflow_ext.models.diffflow.PATHS_AT_A_TIME", 12)
+    monkeypatch.setattr("diffflow_ext.likelihood.bounds.PATHS_PER_CALL", 12)
     with torch.no_grad():
         chunked = sde.elbo(x0, GRID, KEY, num_paths=5)
     torch.testing.assert_close(chunked, whole, rtol=1e-13, atol=1e-13)

@@ -2,109 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..problem import PathProblem
-from .memory import GraphKeeper, KeptGraphs, SavedBytes
 from .replay import RandomTape
 
-__all__ = ["Cache", "simulate"]
+__all__ = ["Evaluation", "PathRecord", "forward_sweep", "states_per_call"]
 
 
 @dataclass
-class Cache:
-    """What a forward sweep leaves for the backward sweep."""
+class Evaluation:
+    """A network's value at a leaf of its graph, and J^T cotangent in the leaf once it is known."""
 
-    states: dict[int, Tensor]
+    leaf: Tensor
+    value: Tensor
+    product: Tensor | None = None
+
+
+@dataclass
+class PathRecord:
+    """What a forward sweep leaves for the backward sweep.
+
+    Arguments:
+        tape: Random states before the evaluations of networks.
+        states: The states x_k that are kept, by k.
+        graphs: Evaluations whose graphs are kept, by the network's name and k.
+    """
+
     tape: RandomTape
-    score_blocks: list[range]
-    drifts: dict[int, Tensor] = field(default_factory=dict)
-    graphs: KeptGraphs = field(default_factory=KeptGraphs)
+    states: dict[int, Tensor] = field(default_factory=dict)
+    graphs: dict[tuple[str, int], Evaluation] = field(default_factory=dict)
 
 
-def simulate(p: PathProblem, x0: Tensor, cache: Cache, *, with_costs: bool) -> Tensor | None:
-    """Runs the forward SDE, keeps states, and returns the loss where it is wanted.
+def states_per_call(p: PathProblem, k: int) -> range:
+    """Returns the states whose scores are evaluated in one call with that of state k >= 1."""
+    size = p.sweeps.scores_per_call
+    first = (k - 1) // size * size + 1
+    return range(first, min(first + size, p.num_steps + 1))
 
-    Without costs the score is not evaluated, nor the drift at the last state where nobody needs
+
+def forward_sweep(
+    p: PathProblem, x0: Tensor, *, with_costs: bool, keep: bool
+) -> tuple[Tensor | None, PathRecord]:
+    """Runs the forward SDE; returns the loss where it is wanted, and the record.
+
+    Without costs the score is not evaluated, nor the drift at the last state, where nothing needs
     it.
+
+    Arguments:
+        p: The problem.
+        x0: The data.
+        with_costs: Whether the loss is wanted.
+        keep: Whether a backward sweep will follow.
     """
-    n, every = p.num_steps, p.checkpoint_every
-    last = n if with_costs or p.batches_scores else n - 1
-    room = x0.new_empty((n, *x0.shape)) if every == 1 and p.keep else None
-    keeper = GraphKeeper(p, cache.graphs, x0.device, scores=with_costs, last_drift=last)
-    blocks = _ScoreBlocks(p, cache, keeper) if with_costs else None
-    x, f = x0, _drift(keeper, cache, 0, x0)
-    cache.states[0] = x0
-    for k in range(1, n + 1):
-        x_prev, x = x, p.em_step(x, f, k - 1, None if room is None else room[k - 1])
-        if (p.keep and k % every == 0) or k == n or keeper.keeps(k):
-            cache.states[k] = x
-        if k <= last:
-            f = _drift(keeper, cache, k, x)
-        if p.batches_scores and p.keep:
-            cache.drifts[k] = f
-        if blocks is not None:
-            blocks.add(k, x_prev, x, f)
-    total = None if blocks is None else blocks.total()
-    cache.tape.record("prior")
-    if total is not None:
-        total = total + p.prior_cost(x)
-    cache.tape.close()
-    return total
+    sweep = _ForwardSweep(p, x0, with_costs=with_costs, keep=keep)
+    return sweep.run(), sweep.record
 
 
-def _drift(keeper: GraphKeeper, cache: Cache, k: int, x: Tensor) -> Tensor:
-    cache.tape.record(("drift", k))
-    return keeper.evaluate("drift", k, x)
+class _ForwardSweep:
+    def __init__(self, p: PathProblem, x0: Tensor, *, with_costs: bool, keep: bool) -> None:
+        self.p, self.x0, self.with_costs, self.keep = p, x0, with_costs, keep
+        self.record = PathRecord(RandomTape(x0.device))
+        self.last = p.num_steps if with_costs else p.num_steps - 1
+        self.first_graph = self.last + 1 - (p.sweeps.kept_graphs if keep else 0)
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.total: Tensor | None = None
 
+    def run(self) -> Tensor | None:
+        p, n = self.p, self.p.num_steps
+        one_block = self.keep and p.sweeps.checkpoint_every == 1
+        block = self.x0.new_empty((n, *self.x0.shape)) if one_block else None
+        x, f = self.x0, self.evaluate("drift", 0, self.x0)
+        self.keep_state(0, x)
+        for k in range(1, n + 1):
+            x_prev, x = x, p.em_step(x, f, k - 1, None if block is None else block[k - 1])
+            self.keep_state(k, x)
+            if k <= self.last:
+                f = self.evaluate("drift", k, x)
+            if self.with_costs:
+                self.pending.append((x_prev, x, f))
+                self.add_costs(k)
+        self.record.tape.record("prior")
+        if self.total is not None:
+            self.total = self.total + p.prior_cost(x)
+        self.record.tape.close()
+        return self.total
 
-class _ScoreBlocks:
-    """Evaluates the score for one state at a time, or for as many as fit a memory budget.
+    def keep_state(self, k: int, x: Tensor) -> None:
+        every = self.p.sweeps.checkpoint_every
+        if self.keep and (k % every == 0 or k == self.p.num_steps or k >= self.first_graph):
+            self.record.states[k] = x
 
-    The first evaluation is alone and tells how much memory one takes.
-    """
-
-    def __init__(self, p: PathProblem, cache: Cache, keeper: GraphKeeper) -> None:
-        self.p, self.cache, self.keeper = p, cache, keeper
-        self.size = 1
-        self.pending: list[tuple[int, Tensor, Tensor, Tensor]] = []
-        self.cost: Tensor | None = None
-
-    def add(self, k: int, x_prev: Tensor, x: Tensor, f: Tensor) -> None:
-        self.pending.append((k, x_prev, x, f))
-        if len(self.pending) >= self.size:
-            self.flush()
-
-    def flush(self) -> None:
-        ks = range(self.pending[0][0], self.pending[-1][0] + 1)
-        self.cache.tape.record(("score", ks))
-        self.cache.score_blocks.append(ks)
-        for (k, x_prev, x, f), s in zip(self.pending, self._scores(ks), strict=True):
-            self.cost = self.p.cost(x_prev, x, f, s, k, self.cost)
+    def add_costs(self, k: int) -> None:
+        """Adds the costs of the steps up to k once the scores of all their states can be had."""
+        ks = states_per_call(self.p, k)
+        if k < ks[-1]:
+            return
+        x = torch.cat([x for _, x, _ in self.pending]) if len(ks) > 1 else self.pending[0][1]
+        scores = self.evaluate("score", ks[0], x, len(ks)).chunk(len(ks))
+        for j, (x_prev, x, f), s in zip(ks, self.pending, scores, strict=True):
+            self.total = self.p.cost(x_prev, x, f, s, j, self.total)
         self.pending.clear()
 
-    def _scores(self, ks: range) -> Sequence[Tensor]:
-        xs = [x for _, _, x, _ in self.pending]
-        if len(xs) > 1:
-            return self.keeper.evaluate("score", ks, torch.cat(xs)).chunk(len(xs))
-        if not self.p.batches_scores or ks[0] > 1:
-            return [self.keeper.evaluate("score", ks, xs[0])]
-        saved = self.keeper.meter(xs[0])
-        s = self.keeper.evaluate("score", ks, xs[0], saved)
-        self.size = _per_budget(self.p, saved)
-        return [s]
-
-    def total(self) -> Tensor:
-        if self.pending:
-            self.flush()
-        assert self.cost is not None
-        return self.cost
-
-
-def _per_budget(p: PathProblem, saved: SavedBytes) -> int:
-    """Returns how many such evaluations the problem's budget for scores allows at a time."""
-    return max(1, (p.score_memory or 0) // max(saved.each, 1))
+    def evaluate(self, name: str, k: int, x: Tensor, states: int = 1) -> Tensor:
+        """Returns the value of a network without its graph, which the record may keep."""
+        self.record.tape.record((name, k))
+        if k < self.first_graph:
+            return self.p.network(name, k, x, states)
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self.p.network(name, k, leaf, states)
+        self.record.graphs[name, k] = Evaluation(leaf, value)
+        return value.detach()

@@ -31,9 +31,9 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -43,46 +43,43 @@ from diffflow_ext.functional.steps import em_step
 from diffflow_ext.functional.sums import weighted_sum
 
 from ..problem import PathProblem
-from .backward import Gradients, backward_sweep, check_leaves
-from .forward import Cache, simulate
-from .replay import RandomTape
+from .backward import Gradients, backward_sweep
+from .forward import PathRecord, forward_sweep
+
+__all__ = ["mean_path_loss", "path_losses", "unrolled_losses", "weighted_mean"]
 
 
 class _PathLoss(Function):
-    """Per-sample loss; gradients by the backward sweep."""
+    """The loss of each sample; gradients by the backward sweep."""
 
     @staticmethod
     def forward(ctx: Any, p: PathProblem, x0: Tensor, g: Tensor, *params: Tensor) -> Tensor:
-        cache = new_cache(x0)
-        loss = simulate(p, x0, cache, with_costs=True)
-        assert loss is not None
-        ctx.p, ctx.cache, ctx.kept = p, cache, list(cache.states)
-        ctx.modes = p.modes()
+        losses, record = forward_sweep(p, x0, with_costs=True, keep=True)
+        assert losses is not None
+        ctx.p, ctx.record, ctx.indices, ctx.modes = p, record, list(record.states), p.modes()
         # Saved where autograd frees them after the backward pass and watches for changes in place.
-        ctx.save_for_backward(g, *cache.states.values(), *params)
-        cache.states = {}
-        return loss
+        ctx.save_for_backward(g, *record.states.values(), *params)
+        record.states = {}
+        return losses
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        states = ctx.saved_tensors[1 : 1 + len(ctx.kept)]
+        states = ctx.saved_tensors[1 : 1 + len(ctx.indices)]
         if ctx.modes != ctx.p.modes():
             raise RuntimeError(
                 "DiffFlowSDE.loss: a network was switched between train() and eval() before the "
                 "backward pass, which evaluates it again; switch it afterwards"
             )
-        first: Cache = ctx.cache
-        cache = Cache(
-            dict(zip(ctx.kept, states, strict=True)), first.tape, first.score_blocks, first.drifts,
-            first.graphs,
-        )  # fmt: skip
-        out = backward_sweep(ctx.p, cache, grad.contiguous())
+        record: PathRecord = replace(
+            ctx.record, states=dict(zip(ctx.indices, states, strict=True))
+        )
+        out = backward_sweep(ctx.p, record, grad.contiguous())
         return None, out.x0, out.g, *out.params
 
 
-class _MeanLoss(Function):
-    """Weighted sum of losses; the forward call finds the gradients too, backward scales them.
+class _MeanPathLoss(Function):
+    """Weighted sum of losses; the forward call computes the gradients too, backward scales them.
 
     The common factor 1/B waits for the backward pass: inside, small cotangents of 16-bit networks
     would vanish before a loss scale could save them.
@@ -90,10 +87,10 @@ class _MeanLoss(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, p: PathProblem, weight: Tensor | float, x0: Tensor, g: Tensor, *params: Tensor
+        ctx: Any, p: PathProblem, weight: Tensor | None, x0: Tensor, g: Tensor, *params: Tensor
     ) -> Tensor:
-        ctx.scale = weight if isinstance(weight, float) else 1.0
-        value, out = mean_loss_and_gradients(p, weight if ctx.scale == 1.0 else 1.0, x0)
+        ctx.scale = 1.0 / max(x0.shape[0], 1) if weight is None else 1.0
+        value, out = _value_and_gradients(p, 1.0 if weight is None else weight, x0)
         grads = [out.x0, out.g, *out.params]
         ctx.present = [grad is not None for grad in grads]
         ctx.save_for_backward(*(grad for grad in grads if grad is not None))
@@ -107,69 +104,39 @@ class _MeanLoss(Function):
         return None, None, *grads
 
 
-def new_cache(x0: Tensor) -> Cache:
-    """Returns an empty cache for sweeps over states like x0."""
-    return Cache({}, RandomTape(x0.device), [])
+def path_losses(p: PathProblem, x0: Tensor) -> Tensor:
+    """Returns the loss of each sample."""
+    return _PathLoss.apply(p, x0, p.g, *p.params)  # pyright: ignore[reportReturnType]
 
 
-def mean_loss_and_gradients(
+def mean_path_loss(p: PathProblem, x0: Tensor, weight: Tensor | None) -> Tensor:
+    """Returns the sum of losses times weights, without weights the mean."""
+    return _MeanPathLoss.apply(p, weight, x0, p.g, *p.params)  # pyright: ignore
+
+
+def weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Returns the sum of losses times weights, without weights the mean."""
+    return weighted_sum(losses, 1.0 / max(losses.shape[0], 1) if weight is None else weight)
+
+
+def _value_and_gradients(
     p: PathProblem, weight: Tensor | float, x0: Tensor
 ) -> tuple[Tensor, Gradients]:
     """Returns sum_b weight_b L_b and its gradients, with 7N + 3 forward-equivalents."""
-    cache = new_cache(x0)
-    simulate(p, x0, cache, with_costs=False)
-    out = backward_sweep(p, cache, weight, with_cost=True)
+    _, record = forward_sweep(p, x0, with_costs=False, keep=True)
+    out = backward_sweep(p, record, weight, with_cost=True)
     assert out.cost is not None
     return weighted_sum(out.cost, weight), out
 
 
-def unrolled_loss(p: PathProblem, x0: Tensor, g: Tensor) -> Tensor:
-    """The loss as an ordinary differentiable loop: keeps the graph of every step."""
-    x, cost = x0, x0.new_zeros(x0.shape[0])
+def unrolled_losses(p: PathProblem, x0: Tensor) -> Tensor:
+    """Returns the loss of each sample by a differentiable loop: keeps the graph of every step."""
+    x, cost, g = x0, x0.new_zeros(x0.shape[0]), p.g
     f = p.network("drift", 0, x)
     for k in range(1, p.num_steps + 1):
-        dt, at = p.steps[k - 1], p.sample_offset
+        dt, noise = p.steps[k - 1], {"key": p.key, "sample_offset": p.sample_offset}
         x_prev = x
-        x = em_step(x, f, dt=dt, g=g[k - 1], key=p.key, step=k - 1, sample_offset=at)
+        x = em_step(x, f, dt=dt, g=g[k - 1], step=k - 1, **noise)
         f, s = p.network("drift", k, x), p.network("score", k, x)
         cost = cost + residual_cost(x_prev, x, f, s, dt=dt, g_next=g[k])
     return cost + p.prior_cost(x)
-
-
-def path_loss(p: PathProblem, x0: Tensor, g: Tensor) -> Tensor:
-    """Returns the per-sample loss of a built problem."""
-    if p.checkpoint_every == 0:
-        return unrolled_loss(p, x0, g)
-    p.keep = _wants_gradients(p, x0, g)
-    loss: Tensor = _PathLoss.apply(p, x0, g, *p.params)  # pyright: ignore
-    if torch.is_grad_enabled() and not p.keep:
-        _check_leaves(p, x0)
-    return loss
-
-
-def mean_path_loss(p: PathProblem, x0: Tensor, g: Tensor, weight: Tensor | None) -> Tensor:
-    """Returns the weighted sum of losses of a built problem (weight None: the mean)."""
-    each: Tensor | float = 1.0 / max(x0.shape[0], 1) if weight is None else weight
-    inputs = (x0, g, *p.params)
-    if p.checkpoint_every == 0:
-        return weighted_sum(unrolled_loss(p, x0, g), each)
-    if not _wants_gradients(p, x0, g):
-        return weighted_sum(path_loss(p, x0, g), each)
-    return _MeanLoss.apply(p, each, *inputs)  # pyright: ignore[reportReturnType]
-
-
-def _wants_gradients(p: PathProblem, x0: Tensor, g: Tensor) -> bool:
-    """Says whether a gradient may be asked for."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in (x0, g, *p.params))
-
-
-def _check_leaves(p: PathProblem, x0: Tensor) -> None:
-    """Makes sure that nobody expects a gradient who would get none.
-
-    After the loss: flows that take their scale from the first batch have seen it by then.
-    """
-    with torch.random.fork_rng(devices=[]):
-        for name in ("drift", "score"):
-            probe = x0[:1].detach()
-            check_leaves(name, p.network(name, 1, probe), probe, p.params)
-        check_leaves("prior.log_prob", p.prior_cost(probe), probe, p.params)

@@ -3,8 +3,9 @@ r"""Whole paths in one call: the fused engine for perceptrons on the CPU.
 Samples do not interact. A tile of some forty samples is carried through all steps of the forward
 SDE and back through the adjoint by one thread, with the networks' weights and activations in its
 cache; what `adjoint` does step by step over the whole batch happens here without leaving the
-compiled code. Noise, losses and gradients are those of :mod:`diffflow_ext.engines.adjoint.losses`: the same
-normals to the bit, the same formulas, sums in another order.
+compiled code. Noise, losses and gradients are those of
+:mod:`diffflow_ext.engines.adjoint.losses`: the
+same normals to the bit, the same formulas, sums in another order.
 
 Gradients of the weights are added up in the order of the tiles, whose size depends on the batch
 alone: what happens here does not depend on the number of threads. (Time embeddings that are not of
@@ -33,6 +34,7 @@ from .workspace import Parts, Rounding, address
 
 __all__ = [
     "FusedCall",
+    "FusedPaths",
     "fused_encode",
     "fused_loss",
     "fused_mean_loss",
@@ -135,6 +137,47 @@ def fused_sample(
         _LAST_STEPS[last_step],
     )
     return first
+
+
+class FusedPaths:
+    """Losses and paths of a problem; see :class:`diffflow_ext.engines.paths.PathEngine`."""
+
+    def __init__(
+        self,
+        problem: PathProblem,
+        drift_parts: Parts,
+        score_parts: Parts,
+        instructions: str,
+        rounding: Rounding | None = None,
+    ) -> None:
+        self.problem = problem
+        self.call = FusedCall(problem, drift_parts, score_parts, instructions, rounding)
+
+    def scratch_bytes(self, x: Tensor) -> int:
+        """Returns how much memory the engine works in."""
+        return self.call.scratch_bytes(x, gradients=True)
+
+    def losses(self, x0: Tensor) -> Tensor:
+        """Returns the loss of each sample."""
+        return fused_loss(self.call, x0, self.problem.g)
+
+    def mean_loss(self, x0: Tensor, weight: Tensor | None) -> Tensor:
+        """Returns the weighted sum of losses, the mean without weights."""
+        return fused_mean_loss(self.call, x0, self.problem.g, weight)
+
+    def forward(self, x0: Tensor, states: Tensor | None = None) -> Tensor:
+        """Returns x_N from x_0."""
+        if states is None:
+            return fused_encode(self.call, x0, self.problem.g)
+        states.copy_(fused_path(self.call, x0, self.problem.g))
+        return states[-1]
+
+    def reverse(
+        self, x_last: Tensor, stochasticity: float, last_step: str, states: Tensor | None = None
+    ) -> Tensor:
+        """Returns x_0 from x_N."""
+        g = self.problem.g
+        return fused_sample(self.call, x_last, g, stochasticity, last_step, states)
 
 
 def _wanted(*tensors: Tensor) -> bool:

@@ -89,14 +89,13 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
     ) -> Tensor:
         """Returns the mean loss of samples, the first of global index `offset`, shape ()."""
         run = self.config.run
-        options: dict[str, Any] = {"kept_graphs": run.kept_graphs} if run.kept_graphs else {}
         return self.module.mean_loss(
             x0,
             grid,
             key,
             checkpoint_every=run.checkpoint_every,
             sample_offset=offset,
-            **options,
+            kept_graphs=run.kept_graphs,
         )
 
     def draw(

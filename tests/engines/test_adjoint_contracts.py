@@ -1,0 +1,219 @@
+"""What the losses refuse, notice and leave alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from adjoint_cases import GRID, KEY, Bent, Small, assert_same, gradients, parameters
+from torch import Tensor
+
+from diffflow_ext import TimeGrid, diffflow_loss, diffflow_mean_loss
+
+
+def test_a_prior_that_gives_no_gradient_is_refused() -> None:
+    class Cut(Bent):
+        def log_prob(self, x: Tensor) -> Tensor:
+            return super().log_prob(x).detach()
+
+    class Flat(Bent):
+        def log_prob(self, x: Tensor) -> Tensor:
+            return super().log_prob(x).sum()
+
+    f, s = Small(), Small()
+    x0 = torch.randn(4, 3, dtype=torch.float64)
+    params = parameters(f, s)
+    with pytest.raises(RuntimeError, match="differentiable"):
+        diffflow_mean_loss(f, s, x0, GRID, params=params, prior=Cut(), key=KEY)  # pyright: ignore
+    with pytest.raises(ValueError, match="one number for each sample"):
+        diffflow_loss(f, s, x0, GRID, params=params, prior=Flat(), key=KEY)  # pyright: ignore
+    with pytest.raises(RuntimeError, match="no parameter of the prior"):
+        diffflow_mean_loss(f, s, x0, GRID, params=params, prior=Bent(), key=KEY)  # pyright: ignore
+
+
+def test_a_tensor_nobody_named_is_refused() -> None:
+    w = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    f = Small()
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    for fn in (diffflow_loss, diffflow_mean_loss):
+        with pytest.raises(RuntimeError, match=r"shape \(3, 3\) that requires a gradient"):
+            fn(lambda t, x: x @ w, f, x0, GRID, params=f.parameters(), key=KEY).sum().backward()
+
+
+def test_siblings_of_a_named_tensor_are_refused_too() -> None:
+    whole = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    a, b = whole.chunk(2)
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        return x * a[0] + b[0]
+
+    with pytest.raises(RuntimeError, match="requires a gradient but is not among"):
+        diffflow_loss(drift, lambda t, x: -x, x0, GRID, params=[a], key=KEY).sum().backward()
+    bare = torch.zeros(5, 3, dtype=torch.float64, requires_grad=True)
+    x0.requires_grad_()
+    with pytest.raises(RuntimeError, match=r"shape \(5, 3\) that requires a gradient"):
+        diffflow_loss(lambda t, x: bare, lambda t, x: -x, x0, GRID, key=KEY).sum().backward()
+
+
+def test_gradient_hooks_on_parameters_are_refused() -> None:
+    f = Small()
+    f.one.weight.register_hook(lambda grad: 2 * grad)
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"shape \(8, 4\) has a gradient hook"):
+        diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY)
+    g = Small()
+    doubled: list[bool] = []
+    g.one.weight.register_post_accumulate_grad_hook(lambda p: doubled.append(True))
+    diffflow_loss(g, g, x0, GRID, params=g.parameters(), key=KEY).sum().backward()
+    assert doubled == [True]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_key_tensor_may_change_before_the_backward_pass(every: int) -> None:
+    f, level = Small(), torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    grads = []
+    for advance in (0, 1):
+        key = KEY.to_tensor()
+        loss = diffflow_loss(
+            f, f, x0, GRID, diffusion=lambda t: level.exp().expand(t.shape),
+            params=f.parameters(), key=key, checkpoint_every=every,
+        )  # fmt: skip
+        key[1] += advance
+        grads.append(gradients(loss.sum(), [level, *f.parameters()]))
+    assert_same(grads[1], grads[0])
+
+
+def test_two_backward_passes() -> None:
+    f = Small()
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    loss = diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY)
+    first = torch.autograd.grad(loss.sum(), list(f.parameters()), retain_graph=True)
+    second = torch.autograd.grad(3 * loss.sum(), list(f.parameters()))
+    assert_same([b / 3 for b in second], list(first))
+
+
+def test_inference_mode() -> None:
+    f = Small()
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    expected = diffflow_loss(f, f, x0, GRID, key=KEY, params=f.parameters()).detach()
+    with torch.inference_mode():
+        for scores, kept in ((1, 0), (3, 2)):
+            options: dict[str, Any] = {
+                "key": KEY, "scores_per_call": scores, "kept_graphs": kept
+            }  # fmt: skip
+            assert torch.equal(diffflow_loss(f, f, x0, GRID, **options), expected)
+            inside = x0.clone()
+            assert torch.equal(diffflow_loss(f, f, inside, GRID, **options), expected)
+    assert inside.is_inference()
+    loss = diffflow_loss(f, f, inside, GRID, key=KEY, params=f.parameters())
+    loss.sum().backward()
+    assert torch.equal(loss.detach(), expected)
+
+
+def test_second_derivatives_are_refused() -> None:
+    f = Small()
+    x0 = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    loss = diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY).sum()
+    with pytest.raises(RuntimeError, match="second derivatives are not supported"):
+        torch.autograd.grad(loss, x0, create_graph=True)
+
+
+def test_parameters_changed_in_place_before_backward_are_noticed() -> None:
+    f = Small()
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    loss = diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY).sum()
+    with torch.no_grad():
+        f.one.weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_network_that_writes_into_x_is_refused() -> None:
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    for drift in (lambda t, x: x.mul_(2), lambda t, x: x * t.mul_(2)):
+        with pytest.raises(RuntimeError, match=r"drift\(t, x\) modified x or t in place"):
+            diffflow_loss(drift, Small(), x0, GRID, key=KEY)
+
+
+def test_switching_modes_before_the_backward_pass_is_refused() -> None:
+    f = Small(dropout=0.4)
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    loss = diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY).sum()
+    f.eval()
+    with pytest.raises(RuntimeError, match=r"switched between train\(\) and eval\(\)"):
+        loss.backward()
+
+
+def test_a_trainable_closure_is_noticed_although_nothing_else_trains() -> None:
+    f = Small()
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    for fn in (diffflow_loss, diffflow_mean_loss):
+        with pytest.raises(RuntimeError, match="requires a gradient but is not among"):
+            fn(lambda t, x: 2 * f(t, x), lambda t, x: -x, x0, GRID, key=KEY)
+        with torch.no_grad():
+            fn(lambda t, x: 2 * f(t, x), lambda t, x: -x, x0, GRID, key=KEY)
+
+
+def test_lazily_negated_data() -> None:
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    negated = torch._neg_view(-x0)
+    assert negated.is_neg()
+    f = Small().requires_grad_(False)
+    same = [diffflow_loss(f, f, x, GRID, key=KEY) for x in (x0, negated)]
+    assert torch.equal(same[0], same[1])
+
+
+def test_bad_arguments() -> None:
+    f, x0 = Small(), torch.randn(5, 3, dtype=torch.float64)
+    bad = x0.clone()
+    bad[2, 1] = math.nan
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (ValueError, r"expected finite x0, got nan at index \(2, 1\)", {"x0": bad}),
+        (TypeError, "expected x0 to be float32 or float64, got int64", {"x0": x0.long()}),
+        (TypeError, "expected grid to be a TimeGrid, got list", {"grid": [0.0, 1.0]}),
+        (ValueError, "expected g > 0, got g=0", {"diffusion": 0.0}),
+        (ValueError, r"expected g\(t\) > 0, got g\(0.1", {"diffusion": lambda t: t - 0.5}),
+        (ValueError, "expected 0 <= checkpoint_every", {"checkpoint_every": -1}),
+        (ValueError, "expected a g that torch.float64 can hold", {"diffusion": 1e-320}),
+        (ValueError, "the shortest step", {"grid": TimeGrid.from_times([0.0, 1e-310, 1.0])}),
+        (ValueError, "expected 1 <= scores_per_call", {"scores_per_call": 0}),
+        (TypeError, "expected kept_graphs to be an integer", {"kept_graphs": 1.5}),
+        (ValueError, "expected 0 <= kept_graphs", {"kept_graphs": -1}),
+        (TypeError, "expected key to be a NoiseKey", {"key": 3}),
+        (ValueError, r"expected sample_offset \+ batch", {"sample_offset": 2**32 - 1}),
+        (TypeError, r"expected params\[0\] to be a tensor", {"params": [1.0]}),
+        (ValueError, r"expected drift\(t, x\) to have the shape", {"drift": lambda t, x: x[1:]}),
+        (TypeError, r"expected score\(t, x\) to be a tensor", {"score": lambda t, x: 1.0}),
+    ]  # fmt: skip
+    for error, text, change in cases:
+        arguments: dict[str, Any] = {
+            "drift": f, "score": f, "x0": x0, "grid": GRID, "params": f.parameters(), "key": KEY,
+        }  # fmt: skip
+        arguments.update(change)
+        with pytest.raises(error, match=text):
+            diffflow_loss(**arguments)
+
+
+def test_graphs_are_not_kept_twice() -> None:
+    with pytest.raises(ValueError, match="expected kept_graphs=0 with checkpoint_every=0"):
+        diffflow_loss(
+            Small(), Small(), torch.randn(5, 3).double(), GRID, checkpoint_every=0, kept_graphs=1
+        )
+
+
+@pytest.mark.parametrize(("scores", "kept"), [(1, 0), (3, 2)])
+def test_empty_batch(scores: int, kept: int) -> None:
+    f = Small()
+    x0 = torch.zeros(0, 3, dtype=torch.float64, requires_grad=True)
+    for fn in (diffflow_loss, diffflow_mean_loss):
+        loss = fn(
+            f, f, x0, GRID, params=f.parameters(), key=KEY, scores_per_call=scores,
+            kept_graphs=kept,
+        ).sum()  # fmt: skip
+        loss.backward()
+        assert float(loss.detach()) == 0.0
+    assert not f.one.weight.grad.any()
