@@ -163,12 +163,11 @@ def traceable_key(key: Key, device: torch.device) -> Key:
     return key
 
 
-def noise_source(key: NoiseKey | Tensor, purpose: int, step: int, sample_offset: int) -> Noise:
+def noise_source(key: Key, purpose: int, step: int, sample_offset: int) -> Noise:
     """Returns the core's form of a noise source."""
-    label = step | purpose << 24
     if isinstance(key, NoiseKey):
-        return key.seed & (2**64 - 1), key.stream, label, sample_offset, 0
-    return 0, 0, label, sample_offset, key.data_ptr()
+        return key.seed & (2**64 - 1), key.stream, purpose, step, sample_offset, 0
+    return 0, 0, purpose, step, sample_offset, key.data_ptr()
 
 
 def launch_philox_words(counter: Tensor, key: Tensor) -> Tensor:

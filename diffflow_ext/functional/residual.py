@@ -353,6 +353,33 @@ class AdjointResult(NamedTuple):
     grad_g: Tensor | None
 
 
+def _adjoint_tensors(
+    x_prev: Tensor | None,
+    x: Tensor,
+    f: Tensor,
+    s: Tensor | None,
+    after: AdjointState | None,
+    weight: Tensor | float,
+    result: AdjointResult,
+    scratch: Tensor | None,
+) -> Any:
+    """Returns the addresses of one state of the adjoint, by name; absent ones stay 0."""
+    tensors = core.AdjointTensors()
+    tensors.x, tensors.f = x.data_ptr(), f.data_ptr()
+    tensors.cotangent_f, tensors.local = result.cotangent_f.data_ptr(), result.local.data_ptr()
+    if s is not None:
+        tensors.x_prev, tensors.s = address(x_prev), s.data_ptr()
+        tensors.cotangent_s, tensors.carry = address(result.cotangent_s), address(result.carry)
+    if after is not None:
+        tensors.local_next, tensors.carry_next = after.local.data_ptr(), address(after.carry)
+        tensors.vjp_f_next, tensors.vjp_s_next = address(after.vjp_f), address(after.vjp_s)
+    if isinstance(weight, Tensor):
+        tensors.weight = weight.data_ptr()
+    if result.grad_g is not None:
+        tensors.grad_g, tensors.partials = result.grad_g.data_ptr(), address(scratch)
+    return tensors
+
+
 def adjoint_step(
     x_prev: Tensor | None,
     x: Tensor,
@@ -386,7 +413,6 @@ def adjoint_step(
         x.new_empty(x.shape[0]) if want_grad_g else None,
     )
     scratch = partials(x) if want_grad_g else None
-    each = weight if isinstance(weight, Tensor) else None
     core.adjoint_step(
         target(x, f.dtype),
         noise_source(key, PURPOSES["forward"], step, sample_offset),
@@ -394,6 +420,6 @@ def adjoint_step(
         number(dt_next),
         number(g),
         1.0 if isinstance(weight, Tensor) else weight,
-        [address(t) for t in (x_prev, x, f, s, *(after or (None,) * 4), each, *result, scratch)],
+        _adjoint_tensors(x_prev, x, f, s, after, weight, result, scratch),
     )
     return result
