@@ -16,7 +16,7 @@ from diffflow_ext.processes.grids import TimeGrid
 from .adjoint.losses import mean_path_loss, path_loss
 from .choice import Engine, refuse
 from .fused import paths_cuda, perceptrons, workspace
-from .fused.paths import FusedCall
+from .fused.paths import FusedPaths
 from .fused.workspace import Parts
 from .network import Network
 from .problem import ActivationMemory, PathProblem, build_problem
@@ -150,7 +150,7 @@ def diffflow_mean_loss(
 _UNMEASURED = "the kernel for CUDA is new and has not been measured; engine='fused' takes it"
 
 
-def prepare(op: str, engine: Engine, p: PathProblem, x: Tensor) -> FusedCall | None:
+def prepare(op: str, engine: Engine, p: PathProblem, x: Tensor) -> FusedPaths | None:
     """Returns a call of the fused engine, None where another one computes.
 
     Raises:
@@ -159,13 +159,13 @@ def prepare(op: str, engine: Engine, p: PathProblem, x: Tensor) -> FusedCall | N
     if engine == "autograd":
         return None
     found = call_or_reason(p, x, by_name=engine == "fused")
-    if isinstance(found, FusedCall):
+    if isinstance(found, FusedPaths):
         return found
     refuse(op, engine, found)
     return None
 
 
-def call_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> FusedCall | str:
+def call_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> FusedPaths | str:
     """Returns a call of the fused engine, or why it cannot be had."""
     device = "cuda" if x.is_cuda else "cpu"
     reason = _problem_obstacle(p, device) or (x.is_cuda and not by_name and _UNMEASURED)
@@ -179,17 +179,17 @@ def call_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> Fused
         return f"score: {score}"
     if device == "cuda":
         return _call_on_gpu(p, drift, score, x)
-    instructions = workspace.engine_name()
+    instructions = workspace.instructions_name()
     assert instructions is not None
-    call = FusedCall(p, drift, score, instructions)
-    return workspace.memory_obstacle(call.scratch_bytes(x, gradients=True)) or call
+    call = FusedPaths(p, drift, score, instructions)
+    return workspace.memory_obstacle(call.scratch_bytes(x)) or call
 
 
-def _call_on_gpu(p: PathProblem, drift: Parts, score: Parts, x: Tensor) -> FusedCall | str:
+def _call_on_gpu(p: PathProblem, drift: Parts, score: Parts, x: Tensor) -> FusedPaths | str:
     rounding = workspace.rounding_name()
     assert rounding is not None
     reason = paths_cuda.obstacle(drift, score, x.shape[1], rounding, device_and_stream(x)[0])
-    return reason or FusedCall(p, drift, score, f"cuda, {rounding}", rounding)
+    return reason or FusedPaths(p, drift, score, f"cuda, {rounding}", rounding)
 
 
 def _problem_obstacle(p: PathProblem, device: str) -> str:

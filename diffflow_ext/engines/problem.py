@@ -37,8 +37,8 @@ ActivationMemory = int | Literal["auto"] | None
 class PathProblem:
     """One loss evaluation: networks, grid, coefficients and noise, checked and converted.
 
-    `g` holds numbers on the CPU and one-element views of a device tensor elsewhere, which the
-    kernels read at run time; so does `steps` for a grid in a device's memory. `keep` says whether
+    `g` is the coefficient at all times, in torch's graph; `g_values` holds numbers on the CPU and
+    one-element views of a device tensor elsewhere, which the kernels read at run time; so does `steps` for a grid in a device's memory. `keep` says whether
     a backward sweep will want the states. Without a `prior` the noise end has N(0, I), whose
     gradient the kernels know.
     """
@@ -48,7 +48,8 @@ class PathProblem:
     params: tuple[Tensor, ...]
     times: Tensor
     steps: Sequence[float | Tensor]
-    g: Sequence[float | Tensor]
+    g: Tensor
+    g_values: Sequence[float | Tensor]
     key: Key
     sample_offset: int = 0
     checkpoint_every: int = 1
@@ -76,13 +77,14 @@ class PathProblem:
 
     def em_step(self, x: Tensor, f: Tensor, k: int, out: Tensor | None = None) -> Tensor:
         """Steps from x_k to x_{k+1}."""
-        return launch_em_step(x, f, self.steps[k], self.g[k], self.key, k, self.sample_offset, out)
+        dt, g = self.steps[k], self.g_values[k]
+        return launch_em_step(x, f, dt, g, self.key, k, self.sample_offset, out)
 
     def cost(
         self, x_prev: Tensor, x: Tensor, f: Tensor, s: Tensor, k: int, total: Tensor | None
     ) -> Tensor:
         """Adds 1/2 |r_k|^2 to a per-sample total."""
-        return launch_residual_cost(x_prev, x, f, s, self.steps[k - 1], self.g[k], total)
+        return launch_residual_cost(x_prev, x, f, s, self.steps[k - 1], self.g_values[k], total)
 
     def network(self, name: str, k: int | range, x: Tensor) -> Tensor:
         """Evaluates drift or score at state k, or score at several states at once."""
@@ -155,7 +157,8 @@ def build_problem(
         params=_unique(op, params),
         times=grid.times_on(x0.device, x0.dtype),
         steps=grid.steps_on(x0.device, x0.dtype),
-        g=values,
+        g=g,
+        g_values=values,
         key=_fixed_key(op, key, x0),
         sample_offset=checked_sample_offset(op, sample_offset, x0.shape[0]),
         checkpoint_every=checked_count(op, "checkpoint_every", checkpoint_every, 0, 2**31),

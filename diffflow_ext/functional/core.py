@@ -40,17 +40,21 @@ PACKAGE = "diffflow_ext"
 
 #: All that the package calls in the core; `diffflow doctor` says what an older build of it lacks.
 FUNCTIONS = (
+    "Activation",
     "AdjointTensors",
     "EmbeddingGradients",
     "EmbeddingProblem",
     "EmbeddingTensors",
     "GpuPathsProblem",
     "GpuTrace",
+    "LastStep",
     "Mlp",
     "MlpGradients",
     "MlpTensors",
     "OdeProblem",
     "PathsProblem",
+    "Phase",
+    "Products",
     "RegressionProblem",
     "Work",
     "adjoint_step",

@@ -20,14 +20,7 @@ from torch import Tensor, nn
 
 from diffflow_ext.engines.adjoint.losses import mean_path_loss, path_loss
 from diffflow_ext.engines.choice import Engine, EngineChoice, check_engine
-from diffflow_ext.engines.fused.paths import (
-    FusedCall,
-    fused_encode,
-    fused_loss,
-    fused_mean_loss,
-    fused_path,
-    fused_sample,
-)
+from diffflow_ext.engines.fused.paths import FusedPaths
 from diffflow_ext.engines.network import Network
 from diffflow_ext.engines.ode.solver import Divergence, Solver
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
@@ -197,7 +190,7 @@ class DiffFlowSDE(nn.Module):
             sample_offset=sample_offset, activation_memory=activation_memory,
         )  # fmt: skip
         call = prepare("DiffFlowSDE.loss", engine, p, x0)
-        return path_loss(p, x0, g) if call is None else fused_loss(call, x0, g)
+        return path_loss(p, x0, g) if call is None else call.losses(x0)
 
     @eager
     def mean_loss(
@@ -246,7 +239,7 @@ class DiffFlowSDE(nn.Module):
         call = prepare(op, engine, p, x0)
         if call is None:
             return mean_path_loss(p, x0, g, each)
-        return fused_mean_loss(call, x0, g, each)
+        return call.mean_loss(x0, each)
 
     def engine_for(self, x0: Tensor, grid: TimeGrid, *, checkpoint_every: int = 1) -> EngineChoice:
         """Returns what engine="auto" comes to for data like x0.
@@ -258,7 +251,7 @@ class DiffFlowSDE(nn.Module):
             "engine_for", x0, grid, NoiseKey(0), checkpoint_every=checkpoint_every
         )
         found = call_or_reason(p, x0)
-        if isinstance(found, FusedCall):
+        if isinstance(found, FusedPaths):
             return EngineChoice("fused", "")
         return EngineChoice("autograd", found)
 
@@ -342,7 +335,7 @@ class DiffFlowSDE(nn.Module):
         energy = path_noise_energy(p, x0)
         dimensions = math.prod(x0.shape[1:])
         call = prepare("DiffFlowSDE.elbo", "auto", p, x0)
-        loss = path_loss(p, x0, g) if call is None else fused_loss(call, x0, g)
+        loss = path_loss(p, x0, g) if call is None else call.losses(x0)
         return energy - loss - dimensions * torch.log(g[-1] / g[0])
 
     @eager
@@ -472,11 +465,12 @@ class DiffFlowSDE(nn.Module):
         *,
         keep: bool,
     ) -> Tensor:
-        p, x0, g = self._problem(op, x0, grid, key, sample_offset=sample_offset)
+        p, x0, _ = self._problem(op, x0, grid, key, sample_offset=sample_offset)
+        states = x0.new_empty((p.num_steps + 1, *x0.shape)) if keep else None
         call = prepare(op, "auto", p, x0)
         if call is not None:
-            return fused_path(call, x0, g) if keep else fused_encode(call, x0, g)
-        states = x0.new_empty((p.num_steps + 1, *x0.shape)) if keep else None
+            last = call.forward(x0, states)
+            return last if states is None else states
         if states is not None:
             states[0] = x0
         last = forward_path(p, x0, states)
@@ -562,7 +556,7 @@ class DiffFlowSDE(nn.Module):
         keep: bool,
     ) -> Tensor:
         shape = checked_shape("DiffFlowSDE.sample", "shape", shape)
-        p, x, g = self._problem(
+        p, x, _ = self._problem(
             "sample", zeros_beside(shape, self.network_parameters()), grid, key,
             sample_offset=sample_offset,
         )  # fmt: skip
@@ -572,7 +566,7 @@ class DiffFlowSDE(nn.Module):
             states[-1] = x
         call = prepare("DiffFlowSDE.sample", "auto", p, x) if sampler.plain else None
         if call is not None:
-            x0 = fused_sample(call, x, g, sampler.stochasticity, sampler.last_step, states)
+            x0 = call.reverse(x, sampler.stochasticity, sampler.last_step, states)
             return x0 if states is None else states
         flow, times = self.probability_flow(x.device), grid.times.tolist()
         x0 = reverse_path(p, flow, times, x, sampler, states)

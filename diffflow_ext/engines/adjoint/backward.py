@@ -117,7 +117,7 @@ class _Walk:
             weight=self.weight,
             dt=p.steps[k - 1] if k > 0 else 1.0,
             dt_next=p.steps[k] if k < p.num_steps else 0.0,
-            g=p.g[k],
+            g=p.g_values[k],
             key=p.key,
             step=min(k, p.num_steps - 1),
             sample_offset=p.sample_offset,
@@ -243,12 +243,12 @@ class _Walk:
         """w_k = -g_k sqrt(dt_k) r_k, weighted."""
         p, states = self.p, self.cache.states
         residual = launch_backward_residual(
-            states[k - 1], states[k], self.cache.drifts[k], s, p.steps[k - 1], p.g[k]
+            states[k - 1], states[k], self.cache.drifts[k], s, p.steps[k - 1], p.g_values[k]
         )
         weight: Any = self.weight
         if isinstance(weight, Tensor):
             weight = weight.reshape(-1, *[1] * (residual.dim() - 1))
-        return residual * weight * (-_sqrt(p.steps[k - 1]) * p.g[k])
+        return residual * weight * (-_sqrt(p.steps[k - 1]) * p.g_values[k])
 
 
 def _sqrt(x: float | Tensor) -> float | Tensor:

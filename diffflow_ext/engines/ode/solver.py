@@ -44,8 +44,7 @@ from diffflow_ext.functional.noise import (
 from diffflow_ext.processes.grids import TimeGrid
 
 from ..choice import Engine, check_engine, refuse
-from ..fused import ode
-from ..fused.ode import Probes, Stage
+from ..fused.ode import Probes, Stage, fused_ode
 from .divergence import Trace
 from .velocity import ProbabilityFlow
 
@@ -169,9 +168,9 @@ def fixed_path(
     """
     back = times[-1] < times[0]
     steps = [_stages(t, t_next, solver) for t, t_next in pairwise(times)]
-    call = ode.prepare(op, engine, x, flow.nets, flow.coefficients, steps, probes)
-    if call is not None:
-        x, change = ode.run(call, x, states, back=back)
+    fused = fused_ode(op, engine, x, flow.nets, flow.coefficients, steps, probes)
+    if fused is not None:
+        x, change = fused.solve(x, states, back=back)
         return x, None if probes is None else change
     trace = None if probes is None else Trace(flow, x, probes)
     order = range(len(steps), -1, -1) if back else range(len(steps) + 1)
