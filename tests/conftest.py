@@ -69,7 +69,7 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="session")
 def core_probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Single functions of csrc/, callable from Python (see csrc/core_probe.cpp)."""
+    """Single functions of csrc/, callable from Python (see tests/native/core_probe.cpp)."""
     library = tmp_path_factory.mktemp("core_probe") / "core_probe.so"
     source = helpers.TESTS / "native" / "core_probe.cpp"
     helpers.compile_cpp([source], library, ["-O2", "-shared", "-fPIC"])
@@ -78,5 +78,5 @@ def core_probe(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> host_device.HostDevice:
-    """A build of the core whose device 0 is the emulation of csrc/cuda_host.h."""
+    """A build of the core whose device 0 is the emulation of tests/native/cuda_host.h."""
     return host_device.build_host_device(tmp_path_factory.mktemp("host_module"))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
-from diffflow_ext.engines.fused import paths, paths_cuda, workspace
+from diffflow_ext.engines.fused import paths_cuda, workspace
+from diffflow_ext.engines.fused.paths import FusedPaths
 from diffflow_ext.engines.paths import call_or_reason
 from diffflow_ext.nets import FourierMLP
 
@@ -100,15 +102,14 @@ def launch_times(
     """Each launch by itself, repeated, and the products behind the last one."""
     sde, x0, grid = problem(device, batch, num_steps)
     p, x0, g = sde._problem("gpu_paths", x0, grid, NoiseKey(0))
-    call = call_or_reason(p, x0, by_name=True)
-    assert isinstance(call, paths.FusedCall), call
-    nets = call.with_tensors(call.tensors())
-    run = paths_cuda.GpuRun(p, *nets, name, g.detach().contiguous())
+    fused = call_or_reason(p, x0, by_name=True)
+    assert isinstance(fused, FusedPaths), fused
+    run = replace(fused.on_gpu(g, fused.tensors), rounding=name)
     with torch.autocast(device, enabled=False):
         part = paths_cuda.Part(run, x0, 0, keep=True)
         part.gradients(torch.full((batch,), 1 / batch, device=device))
         out = {
-            phase: statistics.median(times(lambda _, number=number: part.launch(number)))
-            for number, phase in enumerate(PHASES)
+            phase: statistics.median(times(lambda _, phase=phase: part.launch(phase)))
+            for phase in PHASES
         }
         return out | {"products": statistics.median(times(lambda _: part.sums()))}

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from diffflow_ext import DiffFlowSDE, NoiseKey
-from diffflow_ext.engines.fused.workspace import engine_name
+from diffflow_ext.engines.fused.workspace import instructions_name
 
 from ..common.runs import RESULTS, command, machine, write_json
 from ..pages.tables import mebibytes, milliseconds, ratio, table
@@ -72,7 +72,7 @@ def obstacle(name: str, problem: Problem) -> str:
         return f"it needs {' and '.join(needs)}"
     if name == "fused_bf16":
         with torch.autocast("cpu", torch.bfloat16):
-            return "" if engine_name() else "this processor has no product of bfloat16"
+            return "" if instructions_name() else "this processor has no product of bfloat16"
     return ""
 
 
@@ -252,7 +252,7 @@ def main(words: Sequence[str] | None = None) -> None:
             "command": command("steps.py", words),
             "machine": machine(),
             "problem": asdict(problem),
-            "instructions": engine_name(),
+            "instructions": instructions_name(),
             "reference": REFERENCE,
             "rounds": args.rounds,
             "multiply_adds": multiply_adds,

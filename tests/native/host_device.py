@@ -55,7 +55,7 @@ def build_host_device(folder: Path) -> HostDevice:
     pybind11 = pytest.importorskip("pybind11")
     headers = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     sources = [TESTS / "native" / "host_module.cpp"]
-    sources += [CSRC / "kernels" / name for name in ("elementwise.cu", "reductions.cu")]
+    sources += [CSRC / "ops" / name for name in ("elementwise.cu", "reductions.cu")]
     sources += [CSRC / "fused" / name for name in ("cpu/portable.cpp", "gpu/paths.cu")]
     options = ["-O0", "-fPIC", *OPTIONS, *INCLUDES, *DEFINITIONS, *headers, "-x", "c++", "-c"]
 

@@ -1,7 +1,7 @@
 """The real CUDA kernels, executed on the host: they agree with the CPU loops bit for bit.
 
-csrc/ops/*.cu are compiled against csrc/cuda_host.h and linked with the package's own bindings,
-so that `_kernels` runs on "device 0" without a GPU, in every schedule of the emulation. Planted
+csrc/ops/*.cu are compiled against tests/native/cuda_host.h and linked with the package's own bindings,
+so that ops run on "device 0" without a GPU, in every schedule of the emulation. Planted
 bugs show that wrong kernels do not pass.
 """
 
@@ -366,7 +366,7 @@ def test_rows_beyond_the_grid_are_refused(host: HostDevice) -> None:
     """The second dimension of a grid counts segments; nothing is read before the refusal."""
     target = (0, 0, 0, 1, 65_536 * 8192)
     with pytest.raises(RuntimeError, match="at most 536,862,720 elements a sample"):
-        host.core.noise_dot(target, (1, 0, 0, 0, 0), 0, 0, 0)
+        host.core.noise_dot(target, (1, 0, 0, 0, 0, 0), 0, 0, 0)
 
 
 # --- planted bugs --------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""The engines under AddressSanitizer and UBSan: every function, odd sizes, memory of exact size.
+"""The compiled engines under AddressSanitizer and UBSan: every function, odd sizes, memory of exact size.
 
-Parts of an engine's scratch memory end at walls there, see Arena in csrc/fused/cpu/mlp.h. Planted
+Parts of an engine's scratch memory end at walls there, see csrc/fused/cpu/arena.h. Planted
 bugs show that accesses out of bounds, or out of a part, do not pass.
 """
 
@@ -33,7 +33,7 @@ CALLS_OF_AN_ENGINE = 6 * 22
 
 @dataclass(frozen=True)
 class Bug:
-    """A wrong line in a file of csrc/trajectory."""
+    """A wrong line in a file of csrc/fused/cpu."""
 
     file: str
     right: str
@@ -41,9 +41,10 @@ class Bug:
 
 
 BUGS = {
-    "too little scratch memory": Bug("flow.h", "i < p.threads; ++i) carve", "i < 0; ++i) carve"),
+    "too little scratch memory": Bug("tiles.h", "i < work.threads; ++i) carve",
+                                     "i < work.threads / 2; ++i) carve"),
     "a part too small": Bug("mlp.h", "width > outer ? width", "width < outer ? width"),
-    "a tangent past its layer": Bug("flow.h", "rows * width);", "rows * width + kLanes);"),
+    "a tangent past its layer": Bug("ode.h", "rows * width);", "rows * width + kLanes);"),
     "cosines without a bound": Bug("embedding.h", "{of_cosine, width, width, 2 * width, false}",
                                    "{of_cosine, width, 2 * width, 2 * width, false}"),
     "a row too many": Bug("regression.h", "m < rows.count; ++m) {\n    float*",
@@ -56,14 +57,14 @@ def probe(folder: Path, engines: dict[str, tuple[str, ...]], bug: Bug | None = N
     csrc = folder / "csrc"
     shutil.copytree(CSRC, csrc)
     if bug is not None:
-        path = csrc / "trajectory" / bug.file
+        path = csrc / "fused" / "cpu" / bug.file
         source = path.read_text()
         assert source.count(bug.right) == 1, "the place to change is gone"
         path.write_text(source.replace(bug.right, bug.wrong))
     common = ("-O1", *SANITIZERS, "-Wno-unknown-pragmas", f"-I{csrc}")
     if len(engines) > 1:
         common += ("-DDIFFFLOW_X86",)
-    units = {csrc / "trajectory" / f"engine_{name}.cpp": flags for name, flags in engines.items()}
+    units = {csrc / "fused" / "cpu" / f"{name}.cpp": flags for name, flags in engines.items()}
     units[TESTS / "native" / "engines_probe.cpp"] = ()
 
     def compiled(unit: tuple[Path, tuple[str, ...]]) -> Path:

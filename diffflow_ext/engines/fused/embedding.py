@@ -79,9 +79,10 @@ def _core_problem(form: _Form, times: Tensor, frequencies: Tensor, *weights: Ten
 
 def _addresses(struct: Any, tensors: Sequence[Tensor]) -> Any:
     """Writes the addresses of phase, first, first_bias, second and constant into a struct."""
-    phase, first, first_bias, second, constant = map(address, tensors)
-    struct.phase, struct.constant = phase, constant
-    struct.first, struct.first_bias, struct.second = first, first_bias, second
+    phase, first, first_bias, second, constant = tensors
+    struct.phase, struct.constant = phase.data_ptr(), constant.data_ptr()
+    struct.first, struct.first_bias = first.data_ptr(), first_bias.data_ptr()
+    struct.second = second.data_ptr()
     return struct
 
 

@@ -70,6 +70,6 @@ def _wanted(
 ) -> list[Tensor | None]:
     """Returns the gradients that are needed, in the dtypes of their inputs."""
     return [
-        grad.to(dtype) if grad is not None and need else None
+        None if grad is None or not need else grad if grad.dtype == dtype else grad.to(dtype)
         for grad, need, dtype in zip(grads, needed, dtypes, strict=True)
     ]

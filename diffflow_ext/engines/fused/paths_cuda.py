@@ -191,26 +191,32 @@ class Part:
 
     def gradients(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns the gradient of x0, and those of g and of all tensors."""
-        assert self.traces is not None
         weight = weight.detach().to(torch.float32).contiguous()
-        of_drifts, of_scores = torch.empty_like(self.states), torch.empty_like(self.states[1:])
-        grad_scores, grad_x0 = torch.empty_like(of_scores), torch.empty_like(self.x0)
+        self.of_drifts, self.of_scores = map(torch.empty_like, (self.states, self.states[1:]))
+        grad_scores, grad_x0 = torch.empty_like(self.of_scores), torch.empty_like(self.x0)
         problem = self.problem
         problem.weight, problem.grad_x0 = address(weight), address(grad_x0)
-        problem.cotangents_f, problem.cotangents_s = address(of_drifts), address(of_scores)
+        problem.cotangents_f = address(self.of_drifts)
+        problem.cotangents_s = address(self.of_scores)
         problem.grad_scores = address(grad_scores)
+        self._alive = weight, grad_scores, grad_x0
         self.launch("score")
         self.launch("backward")
+        return grad_x0, self.sums()
+
+    def sums(self) -> list[Tensor]:
+        """Returns the gradients of g and of all tensors from what the kernels have left."""
+        assert self.traces is not None
         drift, score = self.traces
-        drift_grads = drift.gradients(self.run.drift, self.states, of_drifts)
-        score_grads = score.gradients(self.run.score, self.states[1:], of_scores)
+        drift_grads = drift.gradients(self.run.drift, self.states, self.of_drifts)
+        score_grads = score.gradients(self.run.score, self.states[1:], self.of_scores)
         # The score is not evaluated at the first time.
         score_grads[0] = torch.cat([torch.zeros_like(score_grads[0][:1]), score_grads[0]])
         if self.grad_g is None:
             grad_g = self.states.new_zeros(len(self.states), dtype=torch.float64)
         else:
             grad_g = self.grad_g.double().sum(1)
-        return grad_x0, [grad_g, *drift_grads, *score_grads]
+        return [grad_g, *drift_grads, *score_grads]
 
     def _core_problem(self, first: int) -> Any:
         """Returns the core's form of all but the gradients."""

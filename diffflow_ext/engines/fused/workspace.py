@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.functional.core import address, core
+from diffflow_ext.functional.core import core
 
 __all__ = [
     "ACTIVATIONS",
@@ -108,13 +108,13 @@ class Parts(NamedTuple):
         """Returns the core's form of memory for gradients."""
         return self.fill(core.MlpGradients())
 
-    def fill(self, addresses: Any) -> Any:
+    def fill(self, struct: Any) -> Any:
         """Writes the addresses of all tensors into a struct of the core."""
-        addresses.embedding, addresses.input = address(self.embedding), address(self.input)
-        addresses.output, addresses.output_bias = address(self.output), address(self.output_bias)
-        addresses.hidden = [address(tensor) for tensor in self.hidden]
-        addresses.hidden_bias = [address(tensor) for tensor in self.hidden_bias]
-        return addresses
+        struct.embedding, struct.input = self.embedding.data_ptr(), self.input.data_ptr()
+        struct.output, struct.output_bias = self.output.data_ptr(), self.output_bias.data_ptr()
+        struct.hidden = [tensor.data_ptr() for tensor in self.hidden]
+        struct.hidden_bias = [tensor.data_ptr() for tensor in self.hidden_bias]
+        return struct
 
 
 @functools.cache
