@@ -1,7 +1,7 @@
 """Loads the compiled core and translates tensors into what it takes: addresses, sizes, codes.
 
-Callers have checked their tensors (:mod:`diffflow_ext.functional.checks`) and keep them alive until
-the call returns; CUDA work is queued in the current stream of the tensor's device.
+Callers have checked their tensors (:mod:`diffflow_ext.functional.checks`) and keep them alive
+until the call returns; CUDA work is queued in the current stream of the tensor's device.
 """
 
 from __future__ import annotations

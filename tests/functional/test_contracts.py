@@ -13,7 +13,20 @@ import torch
 from helpers import gradients, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from op_cases import BF16, DTYPES, F16, KEY, MAKE, SHAPES, Dtypes, dtype_id
+from op_cases import (
+    BF16,
+    DT,
+    DTYPES,
+    F16,
+    F64,
+    KEY,
+    MAKE,
+    SHAPES,
+    Dtypes,
+    G,
+    dtype_id,
+    residual_rows,
+)
 from torch import Tensor
 
 from diffflow_ext import NoiseKey, functional

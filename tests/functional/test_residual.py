@@ -26,7 +26,7 @@ from torch import Tensor
 
 from diffflow_ext import functional
 from diffflow_ext.functional import reference
-from diffflow_ext.functional.residual import AdjointState, adjoint_step
+from diffflow_ext.functional.adjoint import AdjointState, adjoint_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -57,7 +57,18 @@ def build_host_device(folder: Path) -> HostDevice:
     sources = [TESTS / "native" / "host_module.cpp"]
     sources += [CSRC / "ops" / name for name in ("elementwise.cu", "reductions.cu")]
     sources += [CSRC / "fused" / name for name in ("cpu/portable.cpp", "gpu/paths.cu")]
-    options = ["-O0", "-fPIC", *OPTIONS, *INCLUDES, *DEFINITIONS, *headers, "-x", "c++", "-c"]
+    options = [
+        "-O0",
+        "-fPIC",
+        "-fvisibility=hidden",
+        *OPTIONS,
+        *INCLUDES,
+        *DEFINITIONS,
+        *headers,
+        "-x",
+        "c++",
+        "-c",
+    ]
 
     def build(source: Path) -> Path:
         return compile_cpp([source], folder / f"{source.stem}.o", options)

@@ -67,7 +67,7 @@ class FusedPaths:
         return sample_losses(self._compute, x0, self.problem.g, *self.tensors)
 
     def mean_loss(self, x0: Tensor, weight: Tensor | None) -> Tensor:
-        """Returns sum_b weight_b L_b (without weights the mean) and its gradients from one pass."""
+        """Returns sum_b weight_b L_b, by default the mean; gradients come from the same pass."""
         if weight is None:
             weight = torch.full((x0.shape[0],), 1.0 / x0.shape[0], device=x0.device)
         return weighted_loss(self._compute, weight, x0, self.problem.g, *self.tensors)

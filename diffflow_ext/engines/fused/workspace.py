@@ -1,4 +1,4 @@
-"""What compiled code is given: networks as tensors, instructions, tiles, threads, scratch memory."""
+"""What compiled code is given: networks, instructions, tiles, threads, scratch memory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _TILE, _ROWS = 40, 2
 
 
 class Parts(NamedTuple):
-    """A perceptron at some times as its tensors, whose shapes are those of csrc/fused/problem.h."""
+    """A perceptron at some times as its tensors; csrc/fused/problem.h has their shapes."""
 
     activation: str
     embedding: Tensor
@@ -205,7 +205,7 @@ def aligned_start(memory: Tensor) -> int:
 
 
 def lend_scratch(problem: Any, size: int) -> Tensor:
-    """Gives a problem of the core its scratch memory, which must live until the problem has run."""
+    """Gives a problem of the core scratch memory, which must live until it has run."""
     memory = scratch_memory(size)
     problem.work.scratch = aligned_start(memory)
     return memory
