@@ -1,5 +1,6 @@
 // The structs of fused/problem.h, of fused/gpu/paths.h and of the adjoint as Python classes with
 // the same fields, all zero at first. Pointers are integers there: addresses, 0 for what is absent.
+// They are local to the module, so that tests can load a second build of it.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -20,7 +21,7 @@ namespace py = pybind11;
 template <class Struct>
 class Fields {
  public:
-  Fields(py::module_& module, const char* name) : class_(module, name) {
+  Fields(py::module_& module, const char* name) : class_(module, name, py::module_local()) {
     class_.def(py::init([] { return Struct{}; }));
   }
 
@@ -79,11 +80,11 @@ void bind_embedding_tensors(py::module_& m, const char* name) {
 }
 
 inline void bind_parts(py::module_& m) {
-  py::enum_<Activation>(m, "Activation")
+  py::enum_<Activation>(m, "Activation", py::module_local())
       .value("gelu", Activation::kGelu)
       .value("silu", Activation::kSilu)
       .value("tanh", Activation::kTanh);
-  py::enum_<LastStep>(m, "LastStep")
+  py::enum_<LastStep>(m, "LastStep", py::module_local())
       .value("noisy", LastStep::kNoisy)
       .value("mean", LastStep::kMean)
       .value("tweedie", LastStep::kTweedie);
@@ -193,11 +194,11 @@ inline void bind_embedding(py::module_& m) {
 inline void bind_gpu_paths(py::module_& m) {
   using P = gpu::PathsProblem;
   using T = gpu::Trace;
-  py::enum_<gpu::Products>(m, "Products")
+  py::enum_<gpu::Products>(m, "Products", py::module_local())
       .value("float32", gpu::Products::kFloat32)
       .value("tf32", gpu::Products::kTf32)
       .value("bfloat16", gpu::Products::kBfloat16);
-  py::enum_<gpu::Phase>(m, "Phase")
+  py::enum_<gpu::Phase>(m, "Phase", py::module_local())
       .value("forward", gpu::Phase::kForward)
       .value("residuals", gpu::Phase::kResiduals)
       .value("score", gpu::Phase::kScore)

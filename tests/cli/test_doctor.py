@@ -12,7 +12,6 @@ import torch
 from helpers import replace_everywhere
 
 from diffflow_ext.cli import doctor
-from diffflow_ext.engines.fused import workspace
 from diffflow_ext.functional.core import build_info, core
 
 
@@ -147,7 +146,7 @@ def test_an_engine_that_fails_or_is_not_there(monkeypatch: pytest.MonkeyPatch) -
     text, healthy = examined()
     assert "engine: WRONG, RuntimeError: illegal instruction set" in text
     assert not healthy
-    monkeypatch.setattr(workspace, "instructions_name", lambda: None)
+    monkeypatch.setattr(doctor, "instructions_name", lambda: None)
     text, healthy = examined()
     assert "engine: WARNING, no fused engine for this processor" in text
     assert healthy

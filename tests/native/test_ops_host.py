@@ -1,7 +1,7 @@
 """The real CUDA kernels, executed on the host: they agree with the CPU loops bit for bit.
 
-csrc/ops/*.cu are compiled against tests/native/cuda_host.h and linked with the package's own bindings,
-so that ops run on "device 0" without a GPU, in every schedule of the emulation. Planted
+csrc/ops/*.cu are compiled against cuda_host.h and linked with the package's own bindings, so that
+ops run on "device 0" without a GPU, in every schedule of the emulation. Planted
 bugs show that wrong kernels do not pass.
 """
 
