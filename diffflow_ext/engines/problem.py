@@ -38,8 +38,8 @@ class PathProblem:
     """One loss evaluation: networks, grid, coefficients and noise, checked and converted.
 
     `g` is the coefficient at all times, in torch's graph; `g_values` holds numbers on the CPU and
-    one-element views of a device tensor elsewhere, which the kernels read at run time; so does `steps` for a grid in a device's memory. `keep` says whether
-    a backward sweep will want the states. Without a `prior` the noise end has N(0, I), whose
+    one-element views of a device tensor elsewhere, which the kernels read at run time; so does
+    `steps` for a grid in a device's memory. `keep` says whether a backward sweep will want the states. Without a `prior` the noise end has N(0, I), whose
     gradient the kernels know.
     """
 

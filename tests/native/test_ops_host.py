@@ -23,9 +23,9 @@ from torch import Tensor
 
 from diffflow_ext import NoiseKey
 from diffflow_ext.functional import PURPOSES
+from diffflow_ext.functional import core as functional_core
 from diffflow_ext.functional.adjoint import AdjointState, adjoint_step
 from diffflow_ext.functional.affine import launch_affine_step
-from diffflow_ext.functional.core import core, target
 from diffflow_ext.functional.noise import (
     launch_normal,
     launch_philox_words,
@@ -190,8 +190,8 @@ def perturb(a: Arguments) -> Call:
     def silent() -> Result:
         """Without writing the noise, which only the core can be asked for."""
         x_t = torch.empty_like(x0)
-        core.perturb(
-            target(x0),
+        functional_core.core.perturb(
+            functional_core.target(x0),
             noise_source(KEY, PURPOSES["dsm"], STEP, OFFSET),
             *(x0.data_ptr(), alpha.data_ptr(), sigma.data_ptr(), 1, x_t.data_ptr(), 0),
         )

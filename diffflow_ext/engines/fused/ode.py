@@ -104,8 +104,9 @@ class FusedOde:
         problem.nets = [net.mlp() for net in self.nets]
         problem.time_of, problem.lengths = address(self.time_of), address(self.lengths)
         problem.coefficients = address(self.coefficients)
-        if self.probes is not None and self.probes.key is not None:
-            key, problem.probes, sample_offset = self.probes
+        key, number, sample_offset = self.probes or (None, 0, 0)
+        if key is not None:
+            problem.probes = number
             problem.noise = noise_source(key, PURPOSES["hutchinson"], 0, sample_offset)
         return problem
 

@@ -54,8 +54,10 @@ class FusedPaths:
         instructions: str,
         rounding: Rounding | None = None,
     ) -> None:
-        self.problem, self.instructions, self.rounding = problem, instructions, rounding
+        self.problem = problem
         self.drift, self.score = drift_parts, score_parts
+        self.instructions = instructions
+        self.rounding: Rounding | None = rounding
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -113,11 +115,8 @@ class FusedPaths:
     def _networks(self, tensors: Sequence[Tensor]) -> tuple[Parts, Parts]:
         """Returns both networks with other tensors, contiguous and without graphs."""
         cut = len(self.drift.tensors)
-        drift, score = (
-            self.drift.with_tensors(tensors[:cut]),
-            self.score.with_tensors(tensors[cut:]),
-        )
-        return drift.contiguous(), score.contiguous()
+        drift = self.drift.with_tensors(tensors[:cut])
+        return drift.contiguous(), self.score.with_tensors(tensors[cut:]).contiguous()
 
     def _sized(self, x: Tensor, drift: Parts, score: Parts) -> Any:
         """Returns a problem of the core that knows its sizes and networks."""

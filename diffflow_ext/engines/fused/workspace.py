@@ -85,8 +85,9 @@ class Parts(NamedTuple):
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Parts:
         """Returns the same network with other tensors."""
-        layers = list(tensors[4:])
-        return Parts(self.activation, *tensors[:4], layers[: self.depth], layers[self.depth :])
+        embedding, input_, output, output_bias, *layers = tensors
+        hidden, hidden_bias = layers[: self.depth], layers[self.depth :]
+        return Parts(self.activation, embedding, input_, output, output_bias, hidden, hidden_bias)
 
     def contiguous(self) -> Parts:
         """Returns the same without graphs, contiguous."""
