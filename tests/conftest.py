@@ -61,7 +61,7 @@ def same_threads() -> Iterator[None]:
 @pytest.fixture(params=helpers.ENGINES)
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each set of instructions that this processor has."""
-    monkeypatch.setattr(workspace, "engine_name", lambda: request.param)
+    monkeypatch.setattr(workspace, "instructions_name", lambda: request.param)
     return request.param
 
 

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from diffflow_ext import NoiseKey
 from diffflow_ext.functional import reference
+from diffflow_ext.functional.adjoint import AdjointState, adjoint_step
 from diffflow_ext.functional.affine import launch_affine_step
 from diffflow_ext.functional.noise import launch_normal, noise_dot, noise_energy
 from diffflow_ext.functional.perturb import launch_perturb
 from diffflow_ext.functional.residual import (
-    AdjointState,
-    adjoint_step,
     backward_residual_vjp,
     launch_backward_residual,
     launch_residual_cost,

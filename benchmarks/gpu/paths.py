@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from diffflow_ext import DiffFlowSDE, NoiseKey
-from diffflow_ext.engines.fused import paths, paths_cuda, workspace
-from diffflow_ext.engines.paths import call_or_reason
+from diffflow_ext.engines.fused import paths_cuda, workspace
+from diffflow_ext.engines.fused.paths import FusedPaths
+from diffflow_ext.engines.paths import fused_or_reason
 
 from ..speed.problem import Problem
 from .graphs import captured, data, eager, measured, network
@@ -66,15 +68,14 @@ def launch_times(
 ) -> dict[str, float]:
     """Each launch by itself, repeated, and the products behind the last one."""
     sde, x0, grid = path_model(device, problem), data(problem, device), problem.grid()
-    p, x0, g = sde._problem("gpu_paths", x0, grid, NoiseKey(0))
-    call = call_or_reason(p, x0, by_name=True)
-    assert isinstance(call, paths.FusedCall), call
-    nets = call.with_tensors(call.tensors())
-    run = paths_cuda.GpuRun(p, *nets, name, g.detach().contiguous())
+    problem_of_path, x0 = sde._problem("gpu_paths", x0, grid, NoiseKey(0))
+    fused = fused_or_reason(problem_of_path, x0, by_name=True)
+    assert isinstance(fused, FusedPaths), fused
+    run = replace(fused.on_gpu(problem_of_path.g, fused.tensors), rounding=name)
     with torch.autocast(device, enabled=False):
         part = paths_cuda.Part(run, x0, 0, keep=True)
         part.gradients(torch.full((len(x0),), 1 / len(x0), device=device))
-        calls = {phase: partial(part.launch, number) for number, phase in enumerate(PHASES)}
+        calls = {phase: partial(part.launch, phase) for phase in PHASES}
         calls["products"] = part.sums
         return {
             title: statistics.median(milliseconds(lambda _, c=c: c(), device, repeats))

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from diffflow_ext import DiffFlowSDE, NoiseKey
-from diffflow_ext.engines.fused.workspace import engine_name
+from diffflow_ext.engines.fused.workspace import instructions_name
 
 from ..common.reports import parse, parser, write_report
 from .paired import paired, spread
@@ -64,7 +64,7 @@ def obstacle(name: str, problem: Problem) -> str:
         return f"it needs {' and '.join(needs)}"
     if name == "fused_bf16":
         with torch.autocast("cpu", torch.bfloat16):
-            return "" if engine_name() else "this processor has no product of bfloat16"
+            return "" if instructions_name() else "this processor has no product of bfloat16"
     return ""
 
 
@@ -219,7 +219,7 @@ def main(words: Sequence[str] | None = None) -> None:
     path = write_report(
         args, "speed.steps", f"steps_{args.problem}_{args.threads}",
         problem=asdict(problem),
-        instructions=engine_name(),
+        instructions=instructions_name(),
         reference=REFERENCE,
         rounds=args.rounds,
         **checks(names, problem, args.rounds),

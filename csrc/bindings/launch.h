@@ -1,6 +1,6 @@
 // From numbers that Python sends (addresses, sizes, codes) to a typed kernel on the right device.
-// Nothing here knows torch: the caller checks tensors and keeps them alive
-// (diffflow_ext/_backend.py).
+// Nothing here knows torch: the caller, diffflow_ext/functional, checks tensors and keeps them
+// alive.
 #pragma once
 
 #include <cstdint>
@@ -72,8 +72,7 @@ inline bool rows_aligned(const Shape& shape) {
 [[noreturn]] inline void no_cuda() {
   throw std::runtime_error(
       "this build of diffflow_ext has no CUDA kernels; reinstall it with DIFFFLOW_CUDA=ON where "
-      "nvcc "
-      "is found (diffflow_ext.build_info() says why it has none)");
+      "nvcc is found (diffflow_ext.build_info() says why it has none)");
 }
 
 template <class Body>

@@ -4,6 +4,7 @@
 #include "launch.h"
 
 namespace diffflow {
+namespace ops {
 
 /// A value, or an address on the kernel's device where it will lie at run time (0: use the value).
 struct Number {
@@ -135,25 +136,18 @@ inline void reverse_step(const Target& target, const NoiseSource& noise, Number 
   });
 }
 
-/// The factors of an affine step as Python sends them; see math/affine.h.
-struct AffineNumbers {
-  Number x, a, b, noise;
-
-  template <typename T>
-  AffineSource<T> as() const {
-    return {x.as<T>(), a.as<T>(), b.as<T>(), noise.as<T>()};
-  }
-};
-
-inline void affine_step(const Target& target, const NoiseSource& noise,
-                        const AffineNumbers& factors, Address x, Address a, Address b, Address y) {
+/// The factors are those of math/affine.h.
+inline void affine_step(const Target& target, const NoiseSource& noise, Number c_x, Number c_a,
+                        Number c_b, Number noise_scale, Address x, Address a, Address b,
+                        Address y) {
   with_types(target.types, [&](auto state, auto net) {
     using T = decltype(state);
     using N = decltype(net);
-    const AffineStep<T, N> body{pointer<T>(x), pointer<N>(a),   pointer<N>(b),
-                                pointer<T>(y), factors.as<T>(), noise};
+    const AffineSource<T> factors{c_x.as<T>(), c_a.as<T>(), c_b.as<T>(), noise_scale.as<T>()};
+    const AffineStep<T, N> body{pointer<T>(x), pointer<N>(a), pointer<N>(b),
+                                pointer<T>(y), factors,       noise};
     // Only noise needs to know where a row ends.
-    run_each(target, body.factors.draws() ? target.rows() : target.flat(), body,
+    run_each(target, factors.draws() ? target.rows() : target.flat(), body,
              starts_aligned<T>({body.x, body.y}) && starts_aligned<N>({body.a, body.b}));
   });
 }
@@ -187,14 +181,14 @@ inline void noise_energy(const Target& target, const NoiseSource& noise, Address
   });
 }
 
-/// Addresses of AdjointStep, in its order; see kernels/bodies.h for which may be 0.
-struct AdjointAddresses {
+/// Addresses of one state of the adjoint; ops/adjoint.h says which may be 0.
+struct AdjointTensors {
   Address x_prev, x, f, s, local_next, vjp_f_next, vjp_s_next, carry_next, weight;
   Address cotangent_f, cotangent_s, local, carry, grad_g, partials;
 };
 
 template <typename T, typename N>
-AdjointStep<T, N> adjoint_body(const AdjointAddresses& at, double weight_for_all, Number dt,
+AdjointStep<T, N> adjoint_body(const AdjointTensors& at, double weight_for_all, Number dt,
                                Number dt_next, Number g, const NoiseSource& noise) {
   AdjointStep<T, N> body;
   body.x_prev = pointer<T>(at.x_prev), body.x = pointer<T>(at.x);
@@ -212,7 +206,7 @@ AdjointStep<T, N> adjoint_body(const AdjointAddresses& at, double weight_for_all
 }
 
 inline void adjoint_step(const Target& target, const NoiseSource& noise, Number dt, Number dt_next,
-                         Number g, double weight_for_all, const AdjointAddresses& at) {
+                         Number g, double weight_for_all, const AdjointTensors& at) {
   with_types(target.types, [&](auto state, auto net) {
     using T = decltype(state);
     using N = decltype(net);
@@ -230,4 +224,5 @@ inline void adjoint_step(const Target& target, const NoiseSource& noise, Number 
   });
 }
 
+}  // namespace ops
 }  // namespace diffflow

@@ -9,7 +9,7 @@
 #endif
 
 namespace diffflow {
-namespace DF_ENGINE {
+namespace DF_NAMESPACE {
 
 struct Activated {
   Vec value, slope;
@@ -61,5 +61,5 @@ DF_INLINE Activated activate(Vec h) {
   return hyperbolic_tangent(h);
 }
 
-}  // namespace DF_ENGINE
+}  // namespace DF_NAMESPACE
 }  // namespace diffflow

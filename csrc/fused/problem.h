@@ -1,70 +1,70 @@
-// What the engines are asked to do, as plain data: the one header that they share with the
-// bindings.
+// What the compiled engines are asked, as plain data with named fields: what Python fills in
+// (bindings/problems.h) and what the engines read. A null pointer stands for what is not wanted.
 #pragma once
 
 #include <cstdint>
 
+#include "../ops/noise.h"
+
 namespace diffflow {
 
-/// Activations with an engine; the codes are those of diffflow_ext/trajectory.py.
 enum class Activation : int { kGelu = 0, kSilu = 1, kTanh = 2 };
 
-/// Parameters of one perceptron, or room for their gradients; row-major as torch has them.
+/// The most hidden layers of a perceptron after its first one.
+constexpr int kMaxDepth = 16;
+
+/// Parameters of one perceptron, or memory for their gradients; row-major as torch has them.
 ///
 ///   h_0 = act(embedding_k + input x),  h_l = act(hidden_l h_{l-1} + hidden_bias_l),
 ///   value = output h_depth + output_bias
 template <typename T>
 struct MlpTensors {
-  T* embedding;     ///< (times, width), the bias of the input layer included
-  T* input;         ///< (width, dim)
-  T* output;        ///< (dim, width)
-  T* output_bias;   ///< (dim)
-  T** hidden;       ///< depth of (width, width)
-  T** hidden_bias;  ///< depth of (width)
+  T* embedding;               ///< (times, width), the bias of the input layer included
+  T* input;                   ///< (width, dim)
+  T* output;                  ///< (dim, width)
+  T* output_bias;             ///< (dim)
+  T* hidden[kMaxDepth];       ///< depth of (width, width)
+  T* hidden_bias[kMaxDepth];  ///< depth of (width)
 };
 
 struct Mlp {
-  int64_t width, depth;
+  int width, depth;  ///< depth counts the hidden layers
   Activation activation;
   MlpTensors<const float> weights;
 };
 
-/// Paths of a batch and what is wanted of them. Null pointers stand for what is not wanted.
-struct TrajectoryProblem {
-  int64_t samples, dim, num_steps;
-  Mlp drift, score;
-  const float* dt;  ///< (num_steps)
-  const float* g;   ///< (num_steps + 1)
-  uint64_t seed;
-  uint32_t stream, purpose, sample_offset;
+/// How a batch goes through an engine on the CPU.
+struct Work {
   int64_t tile;   ///< samples that go through all steps together
-  bool keep;      ///< whether a tile keeps the drift's activations of all states
   int threads;    ///< at most
-  void* scratch;  ///< of scratch_bytes
-};
-
-/// Forward paths: their states, their loss, and the gradients of its weighted sum.
-struct LossOutputs {
-  const float* weight;  ///< (samples) of the gradients, or null for none of them
-  const float* x0;      ///< (samples, dim)
-  float* cost;          ///< (samples): -log N(x_N; 0, I) + sum 1/2 |delta_b|^2
-  float* states;        ///< (num_steps + 1, samples, dim)
-  float* last;          ///< (samples, dim)
-  MlpTensors<float> grad_drift, grad_score;  ///< null embeddings: no gradients of the weights
-  float* grad_x0;                            ///< (samples, dim)
-  double* grad_g;                            ///< (num_steps + 1)
+  void* scratch;  ///< of as many bytes as the engine says that the problem takes
 };
 
 /// The step into the data.
 enum class LastStep : int { kNoisy = 0, kMean = 1, kTweedie = 2 };
 
-/// Reverse paths from states at the noise end.
-struct SampleOutputs {
-  const float* last;  ///< (samples, dim)
+/// Paths of a batch. Forward: from x0 to x_last, with the loss, and with weights the gradients of
+/// its weighted sum. Reverse: from x_last to x0.
+struct PathsProblem {
+  int64_t samples, dim, num_steps;
+  Mlp drift, score;
+  const float* dt;    ///< (num_steps)
+  const float* g;     ///< (num_steps + 1)
+  NoiseSource noise;  ///< of step 0
+  Work work;
+  float* x0;      ///< (samples, dim)
+  float* x_last;  ///< (samples, dim)
+  float* states;  ///< (num_steps + 1, samples, dim)
+
+  float* cost;            ///< (samples): -log N(x_N; 0, I) + sum 1/2 |delta_b|^2
+  const float* weight;    ///< (samples) of the gradients
+  bool keep_activations;  ///< whether a tile keeps the drift's activations of all states
+  MlpTensors<float> grad_drift, grad_score;  ///< null embeddings: no gradients of the weights
+  float* grad_x0;                            ///< (samples, dim)
+  double* grad_g;                            ///< (num_steps + 1)
+
   float stochasticity;
   LastStep last_step;
-  float* first;   ///< (samples, dim)
-  float* states;  ///< (num_steps + 1, samples, dim)
 };
 
 /// |target - net(t, x)|^2 / dim, each sample at one of `times` times: the mlp's embedding has as
@@ -72,41 +72,37 @@ struct SampleOutputs {
 struct RegressionProblem {
   int64_t samples, dim, times;
   Mlp mlp;
-  int64_t tile;
-  int threads;
-  void* scratch;
+  Work work;
   const int64_t* time_of;   ///< (samples)
   const float *x, *target;  ///< (samples, dim)
-  const float* weight;      ///< (samples) of the gradients, or null for none
   float* cost;              ///< (samples)
+  const float* weight;      ///< (samples) of the gradients
   MlpTensors<float> grads;
   float* grad_x;  ///< (samples, dim)
 };
 
 /// dx/dt = v = c_x x + sum_n c_n net_n(t, x) in explicit Runge-Kutta steps whose stages use only
 /// the one before, and the integral of div v along the way. Embeddings have `times` rows.
-struct FlowProblem {
+struct OdeProblem {
+  static constexpr int kMaxNets = 2;
   int64_t samples, dim, num_steps, num_stages, times;
-  int num_nets;  ///< 1 or 2
-  Mlp nets[2];
+  int num_nets;
+  Mlp nets[kMaxNets];
   const int64_t* time_of;      ///< (num_steps, num_stages)
   const double* lengths;       ///< (num_steps, num_stages, 2): the stage's part of the step, and
                                ///< from the step's start to the next stage
   const double* coefficients;  ///< (times, 3): c_x, c_1, c_2
   int64_t probes;              ///< of Hutchinson's estimate; 0 for the exact divergence
-  uint64_t seed;
-  uint32_t stream, purpose, sample_offset;
-  int64_t tile;
-  int threads;
-  void* scratch;
-  const float* start;  ///< (samples, dim)
-  float* end;          ///< (samples, dim)
-  float* states;       ///< of the start; the next one lies `states_row` floats on, or null
-  int64_t states_row;
-  double* change;  ///< (samples), or null where no divergence is wanted
+  NoiseSource noise;           ///< of the first probe
+  Work work;
+  const float* start;     ///< (samples, dim)
+  float* end;             ///< (samples, dim)
+  float* states;          ///< of the start; the next one lies `states_stride` floats on
+  int64_t states_stride;  ///< negative where the equation is solved back in time
+  double* change;         ///< (samples): the integral of the divergence
 };
 
-/// Parameters of a time embedding, or room for their gradients.
+/// Parameters of a time embedding, or memory for their gradients.
 template <typename T>
 struct EmbeddingTensors {
   T* phase;       ///< (width)
@@ -124,34 +120,32 @@ struct EmbeddingProblem {
   float scale;
   const float *times, *frequencies;  ///< (samples), (width)
   EmbeddingTensors<const float> weights;
-  int64_t tile;
-  int threads;
-  void* scratch;
-  float* kept;        ///< for the way back: (whole tiles, 4, tile, width padded), or null
+  Work work;
+  float* kept;        ///< for the way back: (whole tiles, 4, tile, width padded)
   float* embeddings;  ///< (samples, width)
   const float* grad;  ///< of the embeddings, (samples, width): back with what was kept
   EmbeddingTensors<float> grads;
 };
 
-/// One engine a set of instructions.
-struct Engine {
+/// The engines compiled for one set of instructions.
+struct Instructions {
   const char* name;
-  int64_t (*scratch_bytes)(const TrajectoryProblem& problem, bool gradients);
-  void (*loss)(const TrajectoryProblem& problem, const LossOutputs& outputs);
-  void (*sample)(const TrajectoryProblem& problem, const SampleOutputs& outputs);
+  int64_t (*paths_scratch_bytes)(const PathsProblem& problem, bool gradients);
+  void (*run_paths)(const PathsProblem& problem);
+  void (*run_reverse_paths)(const PathsProblem& problem);
   int64_t (*regression_scratch_bytes)(const RegressionProblem& problem, bool gradients);
-  void (*regression)(const RegressionProblem& problem);
-  int64_t (*flow_scratch_bytes)(const FlowProblem& problem);
-  void (*flow)(const FlowProblem& problem);
+  void (*run_regression)(const RegressionProblem& problem);
+  int64_t (*ode_scratch_bytes)(const OdeProblem& problem);
+  void (*run_ode)(const OdeProblem& problem);
   int64_t (*embedding_scratch_bytes)(const EmbeddingProblem& problem);
-  void (*embedding)(const EmbeddingProblem& problem);
+  void (*run_embedding)(const EmbeddingProblem& problem);
 };
 
-const Engine& engine_portable();
+const Instructions& portable_instructions();
 #ifdef DIFFFLOW_X86
-const Engine& engine_avx2();
-const Engine& engine_avx512();
-const Engine& engine_avx512bf16();
+const Instructions& avx2_instructions();
+const Instructions& avx512_instructions();
+const Instructions& avx512bf16_instructions();
 #endif
 
 }  // namespace diffflow

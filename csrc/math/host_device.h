@@ -6,7 +6,7 @@
 #include <cstring>
 
 #if defined(DF_HD)
-// A translation unit may ask for more, see csrc/trajectory.
+// A translation unit may ask for more, see csrc/fused/cpu/engines.h.
 #elif defined(__CUDACC__)
 #define DF_HD __host__ __device__ __forceinline__
 #else

@@ -1,5 +1,5 @@
 // The noise contract: a standard normal is a pure function of (seed, stream, purpose, step, sample,
-// element) and of nothing else. See NoiseKey in noise.py for what users may rely on.
+// element) and of nothing else. diffflow_ext/functional/noise.py says what users may rely on.
 #pragma once
 
 #include "../math/normal.h"
@@ -7,12 +7,11 @@
 
 namespace diffflow {
 
-/// Names the draws of one kernel call.
+/// Names the draws of one step.
 ///   counter = (element / 4, global sample, step | purpose << 24, stream), key = seed
 struct NoiseSource {
   uint64_t seed;
-  uint32_t stream;
-  uint32_t step_and_purpose;
+  uint32_t stream, purpose, step;
   uint32_t sample_offset;          ///< global index of the first sample of this call
   const int64_t* key_from_memory;  ///< {seed, stream}, or null: use the two fields above. A
                                    ///< captured CUDA graph reads fresh values at each replay.
@@ -32,9 +31,15 @@ DF_HD NoiseNumbers noise_numbers(const NoiseSource& source) {
 DF_HD PhiloxWords noise_words(const NoiseSource& source, NoiseNumbers numbers, const Place& at) {
   const PhiloxWords counter = {{static_cast<uint32_t>(at.quad),
                                 source.sample_offset + static_cast<uint32_t>(at.sample),
-                                source.step_and_purpose, numbers.stream}};
+                                source.step | source.purpose << 24, numbers.stream}};
   return philox4x32_10(
       counter, {static_cast<uint32_t>(numbers.seed), static_cast<uint32_t>(numbers.seed >> 32)});
+}
+
+/// The draws of another step for the same purpose.
+DF_HD NoiseSource at_step(NoiseSource source, int64_t step) {
+  source.step = static_cast<uint32_t>(step);
+  return source;
 }
 
 /// The normals of a quad. Words 0, 1 give elements 0, 1 and words 2, 3 give elements 2, 3.

@@ -7,13 +7,12 @@ import os
 import platform
 import re
 import shutil
-from pathlib import Path
 
 import torch
 
 from diffflow_ext.data.sets.home import data_home
-from diffflow_ext.engines.fused.workspace import engine_name
-from diffflow_ext.functional.core import build_info, core
+from diffflow_ext.engines.fused.workspace import instructions_name
+from diffflow_ext.functional.core import FUNCTIONS, build_info, core
 from diffflow_ext.functional.noise import NoiseKey, philox_words
 from diffflow_ext.models.diffflow import DiffFlowSDE
 from diffflow_ext.nets import FourierMLP
@@ -43,10 +42,6 @@ OPTIONAL = {
     "normflows": ("Glow", "flows"),
     "torchdiffeq": ("the adaptive solver and FFJORD", "flows"),
 }
-
-
-#: How the compiled module is called in the sources.
-CALL = re.compile(r"\bcore\.(\w+)\(")
 
 
 #: Largest difference of two engines' losses, relative: some dozens of float32 roundings.
@@ -182,20 +177,18 @@ def _data_folder() -> Finding:
 
 
 def _check_core() -> Finding:
-    """Whether the compiled module has all that the Python files call."""
-    sources = (file.read_text("utf-8") for file in Path(__file__).parents[1].rglob("*.py"))
-    called = {name for text in sources for name in CALL.findall(text)}
-    missing = sorted(name for name in called if not hasattr(core, name))
+    """Whether the compiled module has all that the package calls."""
+    missing = [name for name in FUNCTIONS if not hasattr(core, name)]
     if missing:
         return (f"core: WRONG, the compiled module lacks {', '.join(missing)}: it is older than "
                 "the Python files; reinstall diffflow_ext", False)  # fmt: skip
-    return f"core: all of {len(called)} functions that are called", True
+    return f"core: all of {len(FUNCTIONS)} functions that are called", True
 
 
 def _check_engine() -> list[Finding]:
     """Whether the fused engine, where there is one, has the losses of the adjoint."""
     try:
-        name = engine_name()
+        name = instructions_name()
         if name is None:
             return [("engine: WARNING, no fused engine for this processor: training goes through "
                      "PyTorch layer by layer", True)]  # fmt: skip

@@ -196,7 +196,7 @@ def fused_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> Fuse
         return f"score: {score}"
     if device == "cuda":
         return _fused_on_gpu(p, drift, score, x)
-    instructions = workspace.engine_name()
+    instructions = workspace.instructions_name()
     assert instructions is not None
     fused = FusedPaths(p, drift, score, instructions)
     return workspace.memory_obstacle(fused.scratch_bytes(x)) or fused

@@ -27,8 +27,8 @@ from .residual import backward_residual, residual_cost
 from .steps import em_step, reverse_step
 
 __all__ = [
-    "NoiseKey",
     "PURPOSES",
+    "NoiseKey",
     "affine_step",
     "backward_residual",
     "em_step",

@@ -29,6 +29,8 @@ from .noise import (
 from .operator import Operator, first_order, like, save, saved, scalar_grad, traceable_scalar
 from .sums import row_dot
 
+__all__ = ["affine_step", "launch_affine_step"]
+
 
 def launch_affine_step(
     x: Tensor,
@@ -108,16 +110,16 @@ class _AffineStep(Function):
         key: Key | None,
         purpose: int,
         step: int,
-        offset: int,
+        sample_offset: int,
     ) -> Tensor:
         terms = {"x": (x, c_x), "a": (a, c_a), "b": (b, c_b)}
         save(
             ctx, c_x=c_x, c_a=c_a, c_b=c_b, noise_scale=noise_scale, key=key, purpose=purpose,
-            step=step, offset=offset,
+            step=step, sample_offset=sample_offset,
             dtypes={n: t.dtype for n, (t, _) in terms.items() if t is not None},
             **{n: t for n, (t, c) in terms.items() if isinstance(c, Tensor) and c.requires_grad},
         )  # fmt: skip
-        return _affine_step(x, a, b, c_x, c_a, c_b, noise_scale, key, purpose, step, offset)
+        return _affine_step(x, a, b, c_x, c_a, c_b, noise_scale, key, purpose, step, sample_offset)
 
     @staticmethod
     @first_order
@@ -133,7 +135,7 @@ class _AffineStep(Function):
         ]
         grad_noise = None
         if needs[6]:
-            dot = noise_dot(grad, at["key"], at["purpose"], at["step"], at["offset"])
+            dot = noise_dot(grad, at["key"], at["purpose"], at["step"], at["sample_offset"])
             grad_noise = scalar_grad(dot, at["noise_scale"])
         return *terms, *factors, grad_noise, None, None, None, None
 
@@ -212,8 +214,9 @@ def affine_step(
     noise_scale = checked_noise_scale(op, noise_scale, x)
     key = _noise_key(op, key, noise_scale, x.device)
     scale, code = traceable_scalar(noise_scale, x), purpose_code(op, purpose)
-    step, offset = checked_step(op, step), checked_sample_offset(op, sample_offset, x.shape[0])
-    return _AffineStep.apply(x, a, b, *factors, scale, key, code, step, offset)  # pyright: ignore
+    step = checked_step(op, step)
+    sample_offset = checked_sample_offset(op, sample_offset, x.shape[0])
+    return _AffineStep.apply(x, a, b, *factors, scale, key, code, step, sample_offset)  # pyright: ignore
 
 
 def _present(coefficient: Scalar) -> bool:

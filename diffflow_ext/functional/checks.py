@@ -18,7 +18,71 @@ from torch.nn.parameter import is_lazy
 
 from .core import build_info
 
-__all__ = ["in_words"]
+__all__ = [
+    "NETWORK_DTYPES",
+    "STATE_DTYPES",
+    "check_choice",
+    "check_device",
+    "check_finite",
+    "checked_coefficient",
+    "checked_count",
+    "checked_finite",
+    "checked_flag",
+    "checked_like_state",
+    "checked_network_output",
+    "checked_noise_scale",
+    "checked_positive",
+    "checked_positive_number",
+    "checked_real",
+    "checked_shape",
+    "checked_state",
+    "checked_steps",
+    "checked_tensor",
+    "checked_weights",
+    "dtype_name",
+    "in_words",
+    "resolve_device",
+]
+
+
+#: Dtypes of states, and of network outputs.
+STATE_DTYPES = (torch.float32, torch.float64)
+NETWORK_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+#: Element indices are counted in fours in a 32-bit word.
+_MAX_ELEMENTS = 2**34
+
+#: Asked for at every call, and slow to look up.
+_RANGES = {d: (torch.finfo(d).tiny, torch.finfo(d).max) for d in STATE_DTYPES}
+
+#: Characters of a value in a message.
+_LONGEST = 100
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def in_words(value: object) -> str:
+    """Returns a value in words for the line of an error."""
+    if isinstance(value, Tensor):
+        shape = "unknown shape" if is_lazy(value) or value.is_nested else f"{tuple(value.shape)}"
+        return f"a tensor of {shape}" if shape[0] == "u" else f"a tensor of shape {shape}"
+    if isinstance(value, int) and abs(value) >= 2**128:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to print the largest.
+    if isinstance(value, (list, tuple, dict, set)) and _holds_tensors(value):
+        return f"a {type(value).__name__} of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _holds_tensors(values: object) -> bool:
+    if isinstance(values, dict):
+        return any(map(_holds_tensors, values.values()))
+    if isinstance(values, (list, tuple, set)):
+        return any(map(_holds_tensors, values))
+    return isinstance(values, Tensor)
 
 
 def resolve_device(op: str, device: torch.device | str) -> torch.device:
@@ -39,54 +103,6 @@ def resolve_device(op: str, device: torch.device | str) -> torch.device:
         raise ValueError(
             f"{op}: expected a device of this machine, got {in_words(device)}: {reason}"
         ) from error
-
-
-LONGEST = 100
-
-
-def in_words(value: object) -> str:
-    """Returns a value in words for the line of an error."""
-    if isinstance(value, Tensor):
-        shape = "unknown shape" if is_lazy(value) or value.is_nested else f"{tuple(value.shape)}"
-        return f"a tensor of {shape}" if shape[0] == "u" else f"a tensor of shape {shape}"
-    if isinstance(value, int) and abs(value) >= 2**128:
-        return f"an integer of {value.bit_length()} bits"  # Python refuses to print the largest.
-    if isinstance(value, (list, tuple, dict, set)):
-        return (
-            f"a {type(value).__name__} of {len(value)}" if _holds_tensors(value) else _cut(value)
-        )
-    return _cut(value)
-
-
-def _holds_tensors(values: object) -> bool:
-    if isinstance(values, dict):
-        return any(map(_holds_tensors, values.values()))
-    if isinstance(values, (list, tuple, set)):
-        return any(map(_holds_tensors, values))
-    return isinstance(values, Tensor)
-
-
-def _cut(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-
-
-STATE_DTYPES = (torch.float32, torch.float64)
-
-
-NETWORK_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-#: Element indices are counted in fours in a 32-bit word.
-MAX_ELEMENTS = 2**34
-
-
-#: Asked for at every call, and slow to look up.
-_RANGES = {d: (torch.finfo(d).tiny, torch.finfo(d).max) for d in STATE_DTYPES}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def checked_tensor(op: str, name: str, value: object) -> Tensor:
@@ -141,7 +157,7 @@ def checked_state(op: str, name: str, value: object) -> Tensor:
     if x.dim() < 1:
         raise ValueError(f"{op}: expected {name} of shape (B, *event), got shape ()")
     check_device(op, name, x)
-    if not torch.compiler.is_compiling() and math.prod(x.shape[1:]) > MAX_ELEMENTS:
+    if not torch.compiler.is_compiling() and math.prod(x.shape[1:]) > _MAX_ELEMENTS:
         raise ValueError(
             f"{op}: expected at most 2^34 elements a sample, got {name} of shape {tuple(x.shape)}"
         )
@@ -375,6 +391,6 @@ def checked_shape(op: str, name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or not value:
         raise TypeError(f"{op}: expected {name} to be a shape (B, *event), got {in_words(value)}")
     shape = tuple(checked_count(op, f"{name}[{i}]", n, 0, 2**63) for i, n in enumerate(value))
-    if not torch.compiler.is_compiling() and math.prod(shape[1:]) > MAX_ELEMENTS:
+    if not torch.compiler.is_compiling() and math.prod(shape[1:]) > _MAX_ELEMENTS:
         raise ValueError(f"{op}: expected at most 2^34 elements a sample, got {name}={shape}")
     return shape

@@ -1,8 +1,7 @@
 """Loads the compiled core and translates tensors into what it takes: addresses, sizes, codes.
 
-Callers have checked their tensors (`checks`) and
-keep them alive until the call returns; CUDA work is queued in the current stream of the tensor's
-device.
+Callers have checked their tensors (:mod:`diffflow_ext.functional.checks`) and keep them alive
+until the call returns; CUDA work is queued in the current stream of the tensor's device.
 """
 
 from __future__ import annotations
@@ -18,10 +17,76 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["build_info", "core", "device_and_stream", "number", "pairs", "partials", "target"]
-
+__all__ = [
+    "FUNCTIONS",
+    "NO_NOISE",
+    "Noise",
+    "Number",
+    "Scalar",
+    "Target",
+    "address",
+    "build_info",
+    "core",
+    "device_and_stream",
+    "network_values",
+    "number",
+    "pairs",
+    "partials",
+    "scalar_like",
+    "target",
+]
 
 PACKAGE = "diffflow_ext"
+
+#: All that the package calls in the core; `diffflow doctor` says what an older build of it lacks.
+FUNCTIONS = (
+    "Activation",
+    "AdjointTensors",
+    "EmbeddingGradients",
+    "EmbeddingProblem",
+    "EmbeddingTensors",
+    "GpuPathsProblem",
+    "GpuTrace",
+    "LastStep",
+    "Mlp",
+    "MlpGradients",
+    "MlpTensors",
+    "OdeProblem",
+    "PathsProblem",
+    "Phase",
+    "Products",
+    "RegressionProblem",
+    "Work",
+    "adjoint_step",
+    "affine_step",
+    "backward_residual",
+    "backward_residual_vjp",
+    "build_info",
+    "em_step",
+    "embedding_scratch_bytes",
+    "gpu_paths_limits",
+    "gpu_paths_shared_bytes",
+    "gpu_paths_shared_limit",
+    "instructions",
+    "noise_dot",
+    "noise_energy",
+    "normal",
+    "num_segments",
+    "ode_scratch_bytes",
+    "paths_scratch_bytes",
+    "perturb",
+    "philox_words",
+    "regression_scratch_bytes",
+    "residual_cost",
+    "residual_cost_vjp",
+    "reverse_step",
+    "run_embedding",
+    "run_gpu_paths",
+    "run_ode",
+    "run_paths",
+    "run_regression",
+    "run_reverse_paths",
+)
 
 #: Codes of csrc/bindings/launch.h, by dtype of the state and of network outputs.
 _TYPES = {
@@ -31,14 +96,20 @@ _TYPES = {
     (torch.float64, torch.float64): 3,
 }
 
+#: A number, or a tensor of one element that the kernel reads when it runs.
+Scalar = float | Tensor
 
+#: Three tuples that csrc/bindings/casters.h turns into structs of the same names:
+#: device, stream, types, samples, elements;
 Target = tuple[int, int, int, int, int]
 
-
-Noise = tuple[int, int, int, int, int]
-
-
+#: a value, and an address to read it from instead (0: none);
 Number = tuple[float, int]
+
+#: seed, stream, purpose, step, sample_offset, and the address of a key (0: the first two).
+Noise = tuple[int, int, int, int, int, int]
+
+NO_NOISE: Noise = (0, 0, 0, 0, 0, 0)
 
 
 def _load() -> ModuleType:
@@ -77,6 +148,18 @@ def device_and_stream(x: Tensor) -> tuple[int, int]:
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
+def address(x: Tensor | None) -> int:
+    """Returns the address of a tensor, 0 for an absent one."""
+    return 0 if x is None else x.data_ptr()
+
+
+def number(value: Scalar) -> Number:
+    """Returns the core's form of a scalar: a value, or the address of one."""
+    if isinstance(value, Tensor):
+        return 0.0, value.data_ptr()
+    return value, 0
+
+
 def target(x: Tensor, network_dtype: torch.dtype | None = None) -> Target:
     """Returns where a kernel runs and on what: device, stream, types, samples, elements."""
     samples = x.shape[0]
@@ -89,29 +172,11 @@ def pairs(state: torch.dtype, network: torch.dtype) -> bool:
     return (state, network) in _TYPES
 
 
-def number(value: float | Tensor) -> Number:
-    """Returns the core's form of a scalar: a value, or the address of one."""
-    if isinstance(value, Tensor):
-        return 0.0, value.data_ptr()
-    return value, 0
-
-
 def partials(x: Tensor) -> Tensor | None:
-    """Returns scratch space for a per-sample sum over x, or None where a row is one segment."""
+    """Returns scratch memory for a per-sample sum over x, or None where a row is one segment."""
     samples = x.shape[0]
     segments = core.num_segments(x.numel() // samples) if samples else 1
     return None if segments == 1 else x.new_empty(samples * segments)
-
-
-Scalar = float | Tensor
-
-
-NO_NOISE: Noise = (0, 0, 0, 0, 0)
-
-
-def address(x: Tensor | None) -> int:
-    """Returns the address of a tensor, 0 for an absent one."""
-    return 0 if x is None else x.data_ptr()
 
 
 def scalar_like(value: Scalar, x: Tensor) -> Scalar:

@@ -36,6 +36,28 @@ from .checks import (
 from .core import Noise, address, core, device_and_stream, partials, target
 from .operator import Operator, per_sample
 
+__all__ = [
+    "MAX_STEP",
+    "PURPOSES",
+    "Key",
+    "NoiseKey",
+    "checked_key",
+    "checked_sample_offset",
+    "checked_step",
+    "launch_normal",
+    "launch_philox_words",
+    "noise_dot",
+    "noise_energy",
+    "noise_source",
+    "normal",
+    "philox_words",
+    "purpose_code",
+    "sample_uniforms",
+    "signs",
+    "traceable_key",
+    "uniforms",
+]
+
 #: What draws are for. Two purposes never share a counter, so their noise is independent.
 PURPOSES: dict[str, int] = {
     "forward": 0,
@@ -128,17 +150,17 @@ def checked_step(op: str, value: object) -> int:
 
 def checked_sample_offset(op: str, value: object, samples: int) -> int:
     """Returns the global index of the first sample; the last one must fit its 32 bits too."""
-    offset = checked_count(op, "sample_offset", value, 0, MAX_SAMPLE)
-    if not torch.compiler.is_compiling() and offset + samples > MAX_SAMPLE:
+    sample_offset = checked_count(op, "sample_offset", value, 0, MAX_SAMPLE)
+    if not torch.compiler.is_compiling() and sample_offset + samples > MAX_SAMPLE:
         raise ValueError(
-            f"{op}: expected sample_offset + batch <= 2^32, got {offset} + {samples}; "
+            f"{op}: expected sample_offset + batch <= 2^32, got {sample_offset} + {samples}; "
             "use another stream for more samples"
         )
-    return offset
+    return sample_offset
 
 
-def checked_key(op: str, value: object, where: torch.device) -> NoiseKey | Tensor:
-    """Returns a NoiseKey, or its tensor form on the device `where`."""
+def checked_key(op: str, value: object, device: torch.device) -> NoiseKey | Tensor:
+    """Returns a NoiseKey, or its tensor form on a device."""
     if isinstance(value, NoiseKey):
         return value
     if not isinstance(value, Tensor):
@@ -147,9 +169,9 @@ def checked_key(op: str, value: object, where: torch.device) -> NoiseKey | Tenso
             f"got {type(value).__name__}"
         )
     value = checked_tensor(op, "key", value)
-    if value.dtype != torch.int64 or tuple(value.shape) != (2,) or value.device != where:
+    if value.dtype != torch.int64 or tuple(value.shape) != (2,) or value.device != device:
         raise ValueError(
-            f"{op}: expected a key tensor of shape (2,), int64, on {where}, "
+            f"{op}: expected a key tensor of shape (2,), int64, on {device}, "
             f"got {tuple(value.shape)}, {dtype_name(value.dtype)}, on {value.device}"
         )
     # Kernels read two neighbouring words.
@@ -163,12 +185,11 @@ def traceable_key(key: Key, device: torch.device) -> Key:
     return key
 
 
-def noise_source(key: NoiseKey | Tensor, purpose: int, step: int, sample_offset: int) -> Noise:
+def noise_source(key: Key, purpose: int, step: int, sample_offset: int) -> Noise:
     """Returns the core's form of a noise source."""
-    label = step | purpose << 24
     if isinstance(key, NoiseKey):
-        return key.seed & (2**64 - 1), key.stream, label, sample_offset, 0
-    return 0, 0, label, sample_offset, key.data_ptr()
+        return key.seed & (2**64 - 1), key.stream, purpose, step, sample_offset, 0
+    return 0, 0, purpose, step, sample_offset, key.data_ptr()
 
 
 def launch_philox_words(counter: Tensor, key: Tensor) -> Tensor:
@@ -245,23 +266,13 @@ def _traced_normal(
     return launch_normal(out, key, purpose, step, sample_offset)
 
 
-def _fake_normal(
-    shape: list[int],
-    key: Tensor,
-    purpose: int,
-    step: int,
-    sample_offset: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
 _normal = Operator(
     "normal(SymInt[] shape, Tensor key, int purpose, SymInt step, SymInt sample_offset, "
     "ScalarType dtype, Device device) -> Tensor",
     launch_normal,
-    _fake_normal,
+    lambda shape, key, purpose, step, sample_offset, dtype, device: torch.empty(
+        shape, dtype=dtype, device=device
+    ),
     _traced_normal,
 )
 
@@ -301,20 +312,22 @@ def normal(
     """
     op = "normal"
     shape = checked_shape(op, "shape", shape)
-    where = device if torch.compiler.is_compiling() else resolve_device(op, device)
-    where = torch.empty(0, device=where).device
+    if not torch.compiler.is_compiling():
+        device = resolve_device(op, device)
+    device = torch.empty(0, device=device).device
     if not isinstance(dtype, torch.dtype) or dtype not in NETWORK_DTYPES:
         raise TypeError(f"{op}: expected a floating dtype, got {in_words(dtype)}")
     compute = torch.float64 if dtype == torch.float64 else torch.float32
-    key = checked_key(op, key, where)
+    key = checked_key(op, key, device)
     code = purpose_code(op, purpose)
-    step, offset = checked_step(op, step), checked_sample_offset(op, sample_offset, shape[0])
+    step = checked_step(op, step)
+    sample_offset = checked_sample_offset(op, sample_offset, shape[0])
     if torch.compiler.is_compiling():
-        tensor = traceable_key(key, where)
-        return _normal.traced(shape, tensor, code, step, offset, compute, where).to(dtype)
-    out = torch.empty(shape, dtype=compute, device=where)
+        tensor = traceable_key(key, device)
+        return _normal.traced(shape, tensor, code, step, sample_offset, compute, device).to(dtype)
+    out = torch.empty(shape, dtype=compute, device=device)
     check_device(op, "device", out)
-    return launch_normal(out, key, code, step, offset).to(dtype)
+    return launch_normal(out, key, code, step, sample_offset).to(dtype)
 
 
 #: Times of samples are draws of purpose "grid"; step 0 of it belongs to TimeGrid.stratified.
@@ -342,9 +355,11 @@ def uniforms(count: int, key: NoiseKey) -> Tensor:
     return torch.special.ndtr(draws[0])
 
 
-def signs(like: Tensor, key: Key, step: int, offset: int) -> Tensor:
+def signs(like: Tensor, key: Key, step: int, sample_offset: int) -> Tensor:
     """Random signs: of all probes with independent entries they have the least variance."""
-    normals = launch_normal(torch.empty_like(like), key, PURPOSES["hutchinson"], step, offset)
+    normals = launch_normal(
+        torch.empty_like(like), key, PURPOSES["hutchinson"], step, sample_offset
+    )
     return torch.where(normals < 0, -1.0, 1.0).to(like.dtype)
 
 

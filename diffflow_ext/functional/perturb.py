@@ -22,6 +22,8 @@ from .noise import (
 from .operator import Operator, first_order, like, save, saved
 from .sums import row_dot
 
+__all__ = ["launch_perturb", "perturb"]
+
 
 def launch_perturb(
     x0: Tensor, alpha_t: Tensor, sigma_t: Tensor, key: Key, step: int, sample_offset: int
@@ -44,7 +46,8 @@ def launch_perturb(
 
 
 _perturb = Operator(
-    "perturb(Tensor x0, Tensor alpha_t, Tensor sigma_t, Tensor key, SymInt step, SymInt sample_offset) -> (Tensor, Tensor)",
+    "perturb(Tensor x0, Tensor alpha_t, Tensor sigma_t, Tensor key, SymInt step, "
+    "SymInt sample_offset) -> (Tensor, Tensor)",
     launch_perturb,
     lambda x0, *_: (like(x0), like(x0)),
 )
@@ -53,9 +56,15 @@ _perturb = Operator(
 class _Perturb(Function):
     @staticmethod
     def forward(
-        ctx: Any, x0: Tensor, alpha_t: Tensor, sigma_t: Tensor, key: Key, step: int, offset: int
+        ctx: Any,
+        x0: Tensor,
+        alpha_t: Tensor,
+        sigma_t: Tensor,
+        key: Key,
+        step: int,
+        sample_offset: int,
     ) -> tuple[Tensor, Tensor]:
-        x_t, eps = _perturb(x0, alpha_t, sigma_t, key, step, offset)
+        x_t, eps = _perturb(x0, alpha_t, sigma_t, key, step, sample_offset)
         save(ctx, x0=x0, alpha_t=alpha_t, sigma_t=sigma_t, eps=eps)
         ctx.mark_non_differentiable(eps)
         return x_t, eps
@@ -115,8 +124,9 @@ def perturb(
     if alpha.numel() != sigma.numel():
         alpha, sigma = alpha.expand(x0.shape[0]), sigma.expand(x0.shape[0])
     key = traceable_key(checked_key(op, key, x0.device), x0.device)
-    step, offset = checked_step(op, step), checked_sample_offset(op, sample_offset, x0.shape[0])
-    return _Perturb.apply(x0, alpha, sigma, key, step, offset)  # pyright: ignore
+    step = checked_step(op, step)
+    sample_offset = checked_sample_offset(op, sample_offset, x0.shape[0])
+    return _Perturb.apply(x0, alpha, sigma, key, step, sample_offset)  # pyright: ignore
 
 
 def _sample_scalars(op: str, name: str, value: Scalar, x: Tensor) -> Tensor:

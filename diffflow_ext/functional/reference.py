@@ -127,10 +127,12 @@ def _seed_and_stream(key: Key) -> tuple[int, int]:
 
 
 def _noise(
-    x: Tensor, eps: Tensor | None, key: Key, purpose: str, step: int, offset: int
+    x: Tensor, eps: Tensor | None, key: Key, purpose: str, step: int, sample_offset: int
 ) -> Tensor:
     if eps is None:
-        eps = normal(x.shape, key, purpose=purpose, step=step, sample_offset=offset, dtype=x.dtype)
+        eps = normal(
+            x.shape, key, purpose=purpose, step=step, sample_offset=sample_offset, dtype=x.dtype
+        )
     return eps.to(x)
 
 
@@ -279,7 +281,7 @@ def adjoint_step(
 
     Returns:
         Gradients of f, s and x, then q at this state and the gradient of g for each sample; None
-        where `_kernels.adjoint_step` gives None.
+        where `residual.adjoint_step` gives None.
     """
     with torch.enable_grad():
         at, net_f = x.detach().requires_grad_(), f.detach().to(x.dtype).requires_grad_()

@@ -1,10 +1,10 @@
-"""The backward residual, its cost, and the step of the adjoint that contains both."""
+"""The backward residual, its cost, and the least noise that residuals can be divided by."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from .checks import (
     dtype_name,
 )
 from .core import Scalar, address, core, network_values, number, partials, scalar_like, target
-from .noise import PURPOSES, Key, noise_source
 from .operator import (
     Operator,
     first_order,
@@ -31,6 +30,17 @@ from .operator import (
     scalar_grad,
     traceable_scalar,
 )
+
+__all__ = [
+    "NOISE_FLOORS",
+    "backward_residual",
+    "backward_residual_vjp",
+    "check_noise_floor",
+    "launch_backward_residual",
+    "launch_residual_cost",
+    "residual_cost",
+    "residual_cost_vjp",
+]
 
 #: The smallest g and g sqrt(dt) of a residual, by the dtype of the state. With g * g^2 dt >= 1e-29
 #: (1e-280) the gradient of its cost in g, the largest result, stays below 1.6e38 (1.6e289) for
@@ -332,68 +342,3 @@ def residual_cost(
     """
     arguments = _residual_arguments("residual_cost", x, x_next, f_next, s_next, dt, g_next)
     return _ResidualCost.apply(*arguments)
-
-
-class AdjointState(NamedTuple):
-    """What one state of the adjoint sweep hands to the one before it in time."""
-
-    local: Tensor
-    vjp_f: Tensor | None
-    vjp_s: Tensor | None
-    carry: Tensor | None
-
-
-class AdjointResult(NamedTuple):
-    """Cotangents for the two networks, the rest of dL/dx_k, q_k, and dL/dg_k per sample."""
-
-    cotangent_f: Tensor
-    cotangent_s: Tensor | None
-    local: Tensor
-    carry: Tensor | None
-    grad_g: Tensor | None
-
-
-def adjoint_step(
-    x_prev: Tensor | None,
-    x: Tensor,
-    f: Tensor,
-    s: Tensor | None,
-    after: AdjointState | None,
-    *,
-    weight: Tensor | float,
-    dt: Scalar,
-    dt_next: Scalar,
-    g: Scalar,
-    key: Key,
-    step: int,
-    sample_offset: int,
-    want_grad_g: bool,
-) -> AdjointResult:
-    """The adjoint at one state: one pass over memory (for the formulas see `engines.adjoint.losses`).
-
-    `x_prev` and `s` are None at the first state, `after` is None at the last.
-    """
-    if s is None:
-        (f,) = network_values(x, f)
-    else:
-        f, s = network_values(x, f, s)
-    dt, dt_next, g = (scalar_like(value, x) for value in (dt, dt_next, g))
-    result = AdjointResult(
-        torch.empty_like(f),
-        None if s is None else torch.empty_like(s),
-        torch.empty_like(x),
-        None if s is None else torch.empty_like(x),
-        x.new_empty(x.shape[0]) if want_grad_g else None,
-    )
-    scratch = partials(x) if want_grad_g else None
-    each = weight if isinstance(weight, Tensor) else None
-    core.adjoint_step(
-        target(x, f.dtype),
-        noise_source(key, PURPOSES["forward"], step, sample_offset),
-        number(dt),
-        number(dt_next),
-        number(g),
-        1.0 if isinstance(weight, Tensor) else weight,
-        [address(t) for t in (x_prev, x, f, s, *(after or (None,) * 4), each, *result, scratch)],
-    )
-    return result

@@ -23,6 +23,13 @@ from .noise import (
 from .operator import Operator, first_order, like, root, save, saved, scalar_grad, traceable_scalar
 from .sums import row_dot
 
+__all__ = [
+    "em_step",
+    "launch_em_step",
+    "launch_reverse_step",
+    "reverse_step",
+]
+
 
 def launch_em_step(
     x: Tensor,
@@ -52,7 +59,8 @@ def launch_em_step(
 
 
 _em_step = Operator(
-    "em_step(Tensor x, Tensor f, Tensor dt, Tensor g, Tensor key, SymInt step, SymInt sample_offset) -> Tensor",
+    "em_step(Tensor x, Tensor f, Tensor dt, Tensor g, Tensor key, SymInt step, "
+    "SymInt sample_offset) -> Tensor",
     launch_em_step,
     like,
 )
@@ -61,10 +69,17 @@ _em_step = Operator(
 class _EmStep(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, f: Tensor, dt: Scalar, g: Scalar, key: Key, step: int, offset: int
+        ctx: Any,
+        x: Tensor,
+        f: Tensor,
+        dt: Scalar,
+        g: Scalar,
+        key: Key,
+        step: int,
+        sample_offset: int,
     ) -> Tensor:
-        save(ctx, dt=dt, g=g, key=key, step=step, offset=offset, f_dtype=f.dtype)
-        return _em_step(x, f, dt, g, key, step, offset)
+        save(ctx, dt=dt, g=g, key=key, step=step, sample_offset=sample_offset, f_dtype=f.dtype)
+        return _em_step(x, f, dt, g, key, step, sample_offset)
 
     @staticmethod
     @first_order
@@ -74,7 +89,7 @@ class _EmStep(Function):
         grad_f = (grad * at["dt"]).to(at["f_dtype"]) if need_f else None
         grad_g = None
         if need_g:
-            dot = noise_dot(grad, at["key"], PURPOSES["forward"], at["step"], at["offset"])
+            dot = noise_dot(grad, at["key"], PURPOSES["forward"], at["step"], at["sample_offset"])
             grad_g = scalar_grad(dot * root(at["dt"]), at["g"])
         return (grad if need_x else None), grad_f, None, grad_g, None, None, None
 
@@ -121,8 +136,9 @@ def em_step(
     dt = traceable_scalar(checked_positive(op, "dt", dt, x), x)
     g = traceable_scalar(checked_positive(op, "g", g, x), x)
     key = traceable_key(checked_key(op, key, x.device), x.device)
-    step, offset = checked_step(op, step), checked_sample_offset(op, sample_offset, x.shape[0])
-    return _EmStep.apply(x, f, dt, g, key, step, offset)
+    step = checked_step(op, step)
+    sample_offset = checked_sample_offset(op, sample_offset, x.shape[0])
+    return _EmStep.apply(x, f, dt, g, key, step, sample_offset)
 
 
 def launch_reverse_step(
@@ -175,14 +191,15 @@ class _ReverseStep(Function):
         key: Key,
         step: int,
         stochasticity: float,
-        offset: int,
+        sample_offset: int,
     ) -> Tensor:
         learned = isinstance(g, Tensor) and g.requires_grad
         save(
-            ctx, dt=dt, g=g, key=key, step=step, stochasticity=stochasticity, offset=offset,
-            f_dtype=f.dtype, s_dtype=s.dtype, **({"s": s} if learned else {}),
+            ctx, dt=dt, g=g, key=key, step=step, stochasticity=stochasticity,
+            sample_offset=sample_offset, f_dtype=f.dtype, s_dtype=s.dtype,
+            **({"s": s} if learned else {}),
         )  # fmt: skip
-        return _reverse_step(x_next, f, s, dt, g, key, step, stochasticity, offset)
+        return _reverse_step(x_next, f, s, dt, g, key, step, stochasticity, sample_offset)
 
     @staticmethod
     @first_order
@@ -193,7 +210,7 @@ class _ReverseStep(Function):
         grad_s = (grad * (0.5 * (1 + strength**2) * g * g * dt)).to(at["s_dtype"])
         grad_g = None
         if ctx.needs_input_grad[4]:
-            dot = noise_dot(grad, at["key"], PURPOSES["reverse"], at["step"], at["offset"])
+            dot = noise_dot(grad, at["key"], PURPOSES["reverse"], at["step"], at["sample_offset"])
             along_s = row_dot(grad, at["s"])
             per_sample = (1 + strength**2) * g * dt * along_s + strength * root(dt) * dot
             grad_g = scalar_grad(per_sample, g)
@@ -253,5 +270,6 @@ def reverse_step(
     strength = checked_finite(op, "stochasticity", stochasticity)
     if strength < 0:
         raise ValueError(f"{op}: expected stochasticity >= 0, got {strength}")
-    step, offset = checked_step(op, step), checked_sample_offset(op, sample_offset, x.shape[0])
-    return _ReverseStep.apply(x, f_next, s_next, dt, g_next, key, step, strength, offset)
+    step = checked_step(op, step)
+    sample_offset = checked_sample_offset(op, sample_offset, x.shape[0])
+    return _ReverseStep.apply(x, f_next, s_next, dt, g_next, key, step, strength, sample_offset)

@@ -146,7 +146,7 @@ def test_an_engine_that_fails_or_is_not_there(monkeypatch: pytest.MonkeyPatch) -
     text, healthy = examined()
     assert "engine: WRONG, RuntimeError: illegal instruction set" in text
     assert not healthy
-    monkeypatch.setattr(doctor, "engine_name", lambda: None)
+    monkeypatch.setattr(doctor, "instructions_name", lambda: None)
     text, healthy = examined()
     assert "engine: WARNING, no fused engine for this processor" in text
     assert healthy

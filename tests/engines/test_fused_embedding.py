@@ -21,10 +21,10 @@ from diffflow_ext.nets.mlp import Perceptron
 pytestmark = pytest.mark.usefixtures("same_threads")
 
 
-@pytest.fixture(params=core.engines())
+@pytest.fixture(params=core.instructions())
 def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each set of instructions that this processor has; none of them rounds an embedding."""
-    monkeypatch.setattr(workspace, "engine_name", lambda: request.param)
+    monkeypatch.setattr(workspace, "instructions_name", lambda: request.param)
     return request.param
 
 

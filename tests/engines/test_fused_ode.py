@@ -320,9 +320,11 @@ def test_other_networks_are_solved_by_torch() -> None:
 
 
 def test_the_engine_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken, run = [], ode.run
+    taken, solve = [], ode.FusedOde.solve
     monkeypatch.setattr(
-        ode, "run", lambda *args, **options: taken.append(1) or run(*args, **options)
+        ode.FusedOde,
+        "solve",
+        lambda *args, **options: taken.append(1) or solve(*args, **options),
     )
     x, grid = batch(3), TimeGrid.power(2, 1.0)
     flow_log_prob(flow(nets()), x, grid, StandardNormal())

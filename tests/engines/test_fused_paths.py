@@ -122,7 +122,7 @@ def test_any_sizes(
     sde, x0, grid = DiffFlowSDE(*nets, 0.7), batch(samples, dim), TimeGrid.power(num_steps, 1.0)
     exact = gradients(copy.deepcopy(sde).double(), x0.double(), grid, "autograd")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workspace, "engine_name", lambda: engine)
+        patch.setattr(workspace, "instructions_name", lambda: engine)
         found = gradients(sde, x0, grid, "fused")
     assert apart(found[0], exact[0]) < 2e-6
     assert apart(found[1], exact[1]) < 1e-5
@@ -350,8 +350,8 @@ def test_nothing_depends_on_the_default_device() -> None:
 
 def test_no_gradients_are_computed_where_none_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(paths, "_run_loss", lambda call, weight, x0, *rest: (
-        asked.append(weight) or x0.new_zeros(len(x0)), []))  # fmt: skip
+    monkeypatch.setattr(paths.FusedPaths, "_compute", lambda fused, weight, inputs: (
+        asked.append(weight) or inputs[0].new_zeros(len(inputs[0])), []))  # fmt: skip
     sde, x0, grid = model(), batch(5), TimeGrid.power(3, 1.0)
     with torch.no_grad():
         sde.mean_loss(x0, grid, KEY, engine="fused")

@@ -63,7 +63,7 @@ def test_errors_and_gradients(
     depth: int,
     samples: int,
 ) -> None:
-    monkeypatch.setattr(workspace, "engine_name", lambda: engine)
+    monkeypatch.setattr(workspace, "instructions_name", lambda: engine)
     torch.manual_seed(0)
     net = FourierMLP(dim, width, depth, activation, time_scale=0.1)
     t, x, target, weight = data(samples, dim)
@@ -96,7 +96,7 @@ class Steady(FourierMLP):
 def test_samples_share_the_embeddings_of_times(
     monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    monkeypatch.setattr(workspace, "engine_name", lambda: engine)
+    monkeypatch.setattr(workspace, "instructions_name", lambda: engine)
     torch.manual_seed(0)
     net, (t, x, target, weight) = FourierMLP(2, 33, 1), data(90, 2)
     t = (10 * t).ceil() / 10

@@ -85,13 +85,13 @@ def test_the_noise_is_that_of_normal(purpose: str) -> None:
 #: child of its own, which may die of it; prints its sum, or the signal.
 CALLS = """
 import os, sys, torch
-from diffflow_ext.functional import core
+from diffflow_ext.functional.core import core, target
 
 def total(key, scale, b):
     x, y = torch.ones(3, 5), torch.empty(3, 5)
-    target, rows = _backend.target(x), (x.data_ptr(), x.data_ptr(), b or 0, y.data_ptr())
+    where, rows = target(x), (x.data_ptr(), x.data_ptr(), b or 0, y.data_ptr())
     numbers = ((1.0, 0), (2.0, 0), (4.0, 0), scale)
-    _backend.core.affine_step(target, (0, 0, 0, 0, key), *numbers, *rows)
+    core.affine_step(where, (0, 0, 0, 0, 0, key), *numbers, *rows)
     return int(y.sum())
 
 stored = torch.zeros(1)

@@ -84,7 +84,7 @@ def narrowing(source: Path) -> list[str]:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_indices_of_whole_paths_are_nowhere_narrowed(tmp_path: Path) -> None:
     """Places in (steps, samples, elements) stay in 64 bits through the engine for whole paths."""
-    engine = CSRC / "trajectory" / "engine_portable.cpp"
+    engine = CSRC / "fused" / "cpu" / "portable.cpp"
     assert narrowing(engine) == []
     planted = tmp_path / "planted.cpp"
     for lost in ("int", "uint32_t"):

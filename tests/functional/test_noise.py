@@ -253,13 +253,14 @@ def test_purposes_are_distinct_and_fit_a_byte() -> None:
 
 
 def noise_words(
-    probe: ctypes.CDLL, stream: int, label: int, offset: int, sample: int, quad: int
+    probe: ctypes.CDLL, stream: int, code: int, step: int, offset: int, sample: int, quad: int
 ) -> tuple[int, ...]:
     out = (ctypes.c_uint32 * 4)()
     probe.probe_noise_words(
         ctypes.c_uint64(KEY.seed),
         ctypes.c_uint32(stream),
-        ctypes.c_uint32(label),
+        ctypes.c_uint32(code),
+        ctypes.c_uint32(step),
         ctypes.c_uint32(offset),
         ctypes.c_int64(sample),
         ctypes.c_int64(quad),
@@ -275,7 +276,7 @@ def test_no_two_uses_share_a_counter(core_probe: ctypes.CDLL) -> None:
     seen = set()
     uses = list(itertools.product(edges, steps, codes, edges, edges))
     for stream, step, code, sample, quad in uses:
-        got = noise_words(core_probe, stream, step | code << 24, 0, sample, quad)
+        got = noise_words(core_probe, stream, code, step, 0, sample, quad)
         seen.add(got)
     assert len(seen) == len(uses)
 
@@ -298,10 +299,9 @@ def test_the_counter_is_laid_out_as_documented(
     data: st.DataObject,
 ) -> None:
     offset = data.draw(st.integers(0, sample))
-    label = step | code << 24
-    got = noise_words(core_probe, stream, label, offset, sample - offset, quad)
+    got = noise_words(core_probe, stream, code, step, offset, sample - offset, quad)
     key = torch.tensor([KEY.seed & ONES, KEY.seed >> 32])
-    counter = torch.tensor([quad, sample, label, stream])
+    counter = torch.tensor([quad, sample, step | code << 24, stream])
     assert list(got) == functional.philox_words(counter, key).tolist()
 
 

@@ -37,9 +37,9 @@ void probe_box_muller(uint32_t word_u, uint32_t word_v, float* out) {
 }
 
 /// The words behind the draws of a quad.
-void probe_noise_words(uint64_t seed, uint32_t stream, uint32_t label, uint32_t sample_offset,
-                       int64_t sample, int64_t quad, uint32_t* out) {
-  const df::NoiseSource source{seed, stream, label, sample_offset, nullptr};
+void probe_noise_words(uint64_t seed, uint32_t stream, uint32_t purpose, uint32_t step,
+                       uint32_t sample_offset, int64_t sample, int64_t quad, uint32_t* out) {
+  const df::NoiseSource source{seed, stream, purpose, step, sample_offset, nullptr};
   const df::PhiloxWords words =
       df::noise_words(source, df::noise_numbers(source), {sample, quad, 0, 4, false});
   for (int i = 0; i < 4; ++i) out[i] = words.word[i];

@@ -1,5 +1,5 @@
-// Every function of every engine over odd sizes, on buffers of exactly the size that is promised,
-// for sanitizers to watch. Prints how many calls were made; linked with trajectory/engine_*.cpp.
+// Every engine of every set of instructions over odd sizes, on buffers of exactly the size that is
+// promised, for sanitizers to watch. Prints how many calls were made; linked with fused/cpu/*.cpp.
 #include <cstdio>
 #include <memory>
 #include <vector>
@@ -36,24 +36,22 @@ class Heap {
 /// A network, or room for its gradients.
 template <typename T>
 struct Net {
-  std::vector<T*> hidden, bias;
   df::MlpTensors<T> tensors{};
 
   Net(Heap& heap, const Case& c, int64_t times) {
     for (int64_t l = 0; l < c.depth; ++l) {
-      hidden.push_back(heap.take<float>(c.width * c.width));
-      bias.push_back(heap.take<float>(c.width));
+      tensors.hidden[l] = heap.take<float>(c.width * c.width);
+      tensors.hidden_bias[l] = heap.take<float>(c.width);
     }
     tensors.embedding = heap.take<float>(times * c.width);
     tensors.input = heap.take<float>(c.width * c.dim);
     tensors.output = heap.take<float>(c.dim * c.width);
     tensors.output_bias = heap.take<float>(c.dim);
-    tensors.hidden = hidden.data(), tensors.hidden_bias = bias.data();
   }
 };
 
 df::Mlp described(const Case& c, const Net<const float>& net, df::Activation activation) {
-  return {c.width, c.depth, activation, net.tensors};
+  return {static_cast<int>(c.width), static_cast<int>(c.depth), activation, net.tensors};
 }
 
 df::Activation activation_of(const Case& c) { return static_cast<df::Activation>(c.width % 3); }
@@ -64,56 +62,58 @@ Case narrower(Case c) {
   return c;
 }
 
-void paths(const df::Engine& engine, const Case& c, bool keep, bool gradients, bool learned_g) {
+void paths(const df::Instructions& engine, const Case& c, bool keep, bool gradients,
+           bool learned_g) {
   Heap heap;
   const Case other = narrower(c);
   const Net<const float> drift(heap, c, kTimes), score(heap, other, kTimes);
   const Net<float> of_drift(heap, c, kTimes), of_score(heap, other, kTimes);
-  df::TrajectoryProblem p{};
-  p.samples = c.samples, p.dim = c.dim, p.num_steps = kSteps, p.tile = c.tile;
-  p.keep = keep, p.threads = c.threads, p.seed = 7;
+  df::PathsProblem p{};
+  p.samples = c.samples, p.dim = c.dim, p.num_steps = kSteps, p.work.tile = c.tile;
+  p.keep_activations = keep, p.work.threads = c.threads, p.noise.seed = 7;
   p.drift = described(c, drift, activation_of(c));
   p.score = described(other, score, activation_of(other));
   std::vector<float> ones(kTimes, 0.5f);
   p.dt = ones.data(), p.g = ones.data();
-  p.scratch = heap.take<char>(engine.scratch_bytes(p, gradients));
-  df::LossOutputs out{};
+  p.work.scratch = heap.take<char>(engine.paths_scratch_bytes(p, gradients));
   const int64_t state = c.samples * c.dim;
-  out.x0 = heap.take<float>(state), out.cost = heap.take<float>(c.samples);
+  p.x0 = heap.take<float>(state), p.cost = heap.take<float>(c.samples);
   if (gradients) {
-    out.weight = heap.take<float>(c.samples), out.grad_x0 = heap.take<float>(state);
-    out.grad_drift = of_drift.tensors, out.grad_score = of_score.tensors;
-    if (learned_g) out.grad_g = heap.take<double>(kTimes);
+    p.weight = heap.take<float>(c.samples), p.grad_x0 = heap.take<float>(state);
+    p.grad_drift = of_drift.tensors, p.grad_score = of_score.tensors;
+    if (learned_g) p.grad_g = heap.take<double>(kTimes);
   } else {
-    out.states = heap.take<float>(kTimes * state), out.last = heap.take<float>(state);
+    p.states = heap.take<float>(kTimes * state), p.x_last = heap.take<float>(state);
   }
-  engine.loss(p, out);
+  engine.run_paths(p);
 }
 
-void samples(const df::Engine& engine, const Case& c, df::LastStep last_step) {
+void reverse_paths(const df::Instructions& engine, const Case& c, df::LastStep last_step) {
   Heap heap;
   const Net<const float> drift(heap, c, kTimes), score(heap, c, kTimes);
-  df::TrajectoryProblem p{};
-  p.samples = c.samples, p.dim = c.dim, p.num_steps = kSteps, p.tile = c.tile;
-  p.threads = c.threads;
+  df::PathsProblem p{};
+  p.samples = c.samples, p.dim = c.dim, p.num_steps = kSteps, p.work.tile = c.tile;
+  p.work.threads = c.threads;
   p.drift = described(c, drift, activation_of(c)), p.score = p.drift;
   p.score.weights = score.tensors;
   std::vector<float> ones(kTimes, 0.5f);
   p.dt = ones.data(), p.g = ones.data();
-  p.scratch = heap.take<char>(engine.scratch_bytes(p, false));
+  p.work.scratch = heap.take<char>(engine.paths_scratch_bytes(p, false));
   const int64_t state = c.samples * c.dim;
-  df::SampleOutputs out{heap.take<float>(state), 1.0f, last_step, heap.take<float>(state),
-                        heap.take<float>(kTimes * state)};
-  engine.sample(p, out);
+  p.x_last = heap.take<float>(state), p.x0 = heap.take<float>(state);
+  p.states = heap.take<float>(kTimes * state);
+  p.stochasticity = 1.0f, p.last_step = last_step;
+  engine.run_reverse_paths(p);
 }
 
-void regression(const df::Engine& engine, const Case& c, bool gradients) {
+void regression(const df::Instructions& engine, const Case& c, bool gradients) {
   Heap heap;
   const int64_t state = c.samples * c.dim;
   const Net<const float> net(heap, c, kTimes);
   const Net<float> grads(heap, c, kTimes);
   df::RegressionProblem p{};
-  p.samples = c.samples, p.dim = c.dim, p.times = kTimes, p.tile = c.tile, p.threads = c.threads;
+  p.samples = c.samples, p.dim = c.dim, p.times = kTimes, p.work.tile = c.tile,
+  p.work.threads = c.threads;
   p.mlp = described(c, net, activation_of(c));
   int64_t* time_of = heap.take<int64_t>(c.samples);
   for (int64_t i = 0; i < c.samples; ++i) time_of[i] = i % kTimes;
@@ -123,19 +123,20 @@ void regression(const df::Engine& engine, const Case& c, bool gradients) {
     p.weight = heap.take<float>(c.samples), p.grad_x = heap.take<float>(state);
     p.grads = grads.tensors;
   }
-  p.scratch = heap.take<char>(engine.regression_scratch_bytes(p, gradients));
-  engine.regression(p);
+  p.work.scratch = heap.take<char>(engine.regression_scratch_bytes(p, gradients));
+  engine.run_regression(p);
 }
 
-void flow(const df::Engine& engine, const Case& c, int num_nets, int64_t probes, bool divergence) {
+void ode(const df::Instructions& engine, const Case& c, int num_nets, int64_t probes,
+         bool divergence) {
   constexpr int64_t kStages = 2;
   Heap heap;
   const Case other = narrower(c);
   const Net<const float> first(heap, c, kTimes), second(heap, other, kTimes);
   const int64_t state = c.samples * c.dim;
-  df::FlowProblem p{};
+  df::OdeProblem p{};
   p.samples = c.samples, p.dim = c.dim, p.num_steps = kSteps, p.num_stages = kStages;
-  p.times = kTimes, p.num_nets = num_nets, p.tile = c.tile, p.threads = c.threads;
+  p.times = kTimes, p.num_nets = num_nets, p.work.tile = c.tile, p.work.threads = c.threads;
   p.nets[0] = described(c, first, activation_of(c));
   if (num_nets == 2) p.nets[1] = described(other, second, activation_of(other));
   int64_t* time_of = heap.take<int64_t>(kSteps * kStages);
@@ -143,18 +144,18 @@ void flow(const df::Engine& engine, const Case& c, int num_nets, int64_t probes,
   p.time_of = time_of, p.lengths = heap.take<double>(kSteps * kStages * 2);
   p.coefficients = heap.take<double>(kTimes * 3), p.probes = probes;
   p.start = heap.take<float>(state), p.end = heap.take<float>(state);
-  p.states = heap.take<float>(kTimes * state), p.states_row = state;
-  if (probes == 0) p.states += kSteps * state, p.states_row = -state;
+  p.states = heap.take<float>(kTimes * state), p.states_stride = state;
+  if (probes == 0) p.states += kSteps * state, p.states_stride = -state;
   if (divergence) p.change = heap.take<double>(c.samples);
-  p.scratch = heap.take<char>(engine.flow_scratch_bytes(p));
-  engine.flow(p);
+  p.work.scratch = heap.take<char>(engine.ode_scratch_bytes(p));
+  engine.run_ode(p);
 }
 
-void embedding(const df::Engine& engine, const Case& c, bool keep) {
+void embedding(const df::Instructions& engine, const Case& c, bool keep) {
   Heap heap;
   const int64_t width = c.width, lanes = 32;
   df::EmbeddingProblem p{};
-  p.samples = c.samples, p.width = width, p.tile = c.tile, p.threads = c.threads;
+  p.samples = c.samples, p.width = width, p.work.tile = c.tile, p.work.threads = c.threads;
   // Angles on both sides of the largest that is taken by vectors.
   p.scale = keep ? 1.0f : 1e6f, p.activation = activation_of(c);
   p.times = heap.take<float>(c.samples), p.frequencies = heap.take<float>(width);
@@ -163,25 +164,25 @@ void embedding(const df::Engine& engine, const Case& c, bool keep) {
   const int64_t rows = (c.samples + c.tile - 1) / c.tile * c.tile;
   if (keep) p.kept = heap.take<float>(4 * rows * ((width + lanes - 1) / lanes * lanes));
   p.embeddings = heap.take<float>(c.samples * width);
-  p.scratch = heap.take<char>(engine.embedding_scratch_bytes(p));
-  engine.embedding(p);
+  p.work.scratch = heap.take<char>(engine.embedding_scratch_bytes(p));
+  engine.run_embedding(p);
   if (!keep) return;
   p.grad = p.embeddings, p.embeddings = nullptr;
   p.grads = {heap.take<float>(width), heap.take<float>(2 * width * width), heap.take<float>(width),
              heap.take<float>(width * width), heap.take<float>(width)};
-  engine.embedding(p);
+  engine.run_embedding(p);
 }
 
-int all(const df::Engine& engine, const Case& c) {
+int all(const df::Instructions& engine, const Case& c) {
   for (const bool keep : {false, true}) {
     paths(engine, c, keep, false, false);
     for (const bool learned_g : {false, true}) paths(engine, c, keep, true, learned_g);
   }
-  for (const int last : {0, 1, 2}) samples(engine, c, static_cast<df::LastStep>(last));
+  for (const int last : {0, 1, 2}) reverse_paths(engine, c, static_cast<df::LastStep>(last));
   for (const bool gradients : {false, true}) regression(engine, c, gradients);
   for (const int num_nets : {1, 2}) {
-    flow(engine, c, num_nets, 0, false);
-    for (const int64_t probes : {0, 1, 3}) flow(engine, c, num_nets, probes, true);
+    ode(engine, c, num_nets, 0, false);
+    for (const int64_t probes : {0, 1, 3}) ode(engine, c, num_nets, probes, true);
   }
   for (const bool keep : {false, true}) embedding(engine, c, keep);
   return 22;
@@ -193,7 +194,7 @@ int main() {
   const Case cases[] = {{1, 1, 8, 1, 1, 0},    {13, 3, 8, 2, 31, 2},   {8, 8, 8, 1, 33, 1},
                         {17, 9, 16, 2, 65, 1}, {25, 70, 24, 3, 20, 3}, {3, 5, 40, 1, 97, 2}};
   int calls = 0;
-  for (const df::Engine* engine : df::engines()) {
+  for (const df::Instructions* engine : df::instructions()) {
     for (const Case& c : cases) calls += all(*engine, c);
   }
   std::printf("%d calls\n", calls);

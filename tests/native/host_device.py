@@ -55,9 +55,20 @@ def compile_module(folder: Path) -> Path:
     pybind11 = pytest.importorskip("pybind11")
     headers = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     sources = [TESTS / "native" / "host_module.cpp"]
-    sources += [CSRC / "kernels" / name for name in ("elementwise.cu", "reductions.cu")]
+    sources += [CSRC / "ops" / name for name in ("elementwise.cu", "reductions.cu")]
     sources += [CSRC / "fused" / name for name in ("cpu/portable.cpp", "gpu/paths.cu")]
-    options = ["-O0", "-fPIC", *OPTIONS, *INCLUDES, *DEFINITIONS, *headers, "-x", "c++", "-c"]
+    options = [
+        "-O0",
+        "-fPIC",
+        "-fvisibility=hidden",
+        *OPTIONS,
+        *INCLUDES,
+        *DEFINITIONS,
+        *headers,
+        "-x",
+        "c++",
+        "-c",
+    ]
 
     def build(source: Path) -> Path:
         return compile_cpp([source], folder / f"{source.stem}.o", options)

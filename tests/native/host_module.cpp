@@ -1,6 +1,6 @@
 // The package's own bindings, built a second time with the CUDA side executed on the host: device 0
-// of this module is the emulation of cuda_host.h. Compiled with -I csrc and -I tests/csrc, linked
-// with kernels/*.cu.
+// of this module is the emulation of cuda_host.h. Compiled with -I csrc and -I tests/native,
+// linked with ops/*.cu and the engines of fused/.
 #include "bindings/module.cpp"
 #include "cuda_host.h"
 

@@ -66,7 +66,7 @@ struct Run {
   }
 };
 
-constexpr df::NoiseSource kNoise{0x0123456789abcdefull, 7, 5u | 1u << 24, 11, nullptr};
+constexpr df::NoiseSource kNoise{0x0123456789abcdefull, 7, 1, 5, 11, nullptr};
 constexpr df::StepSource<float> kStep{{0.05f, nullptr}, {0.7f, nullptr}};
 
 std::string normal(const Run& run) {

@@ -1,4 +1,4 @@
-// Runs the four kernels of trajectory/paths.cu on a small problem, every buffer an allocation of
+// Runs the four kernels of fused/gpu/paths.cu on a small problem, every buffer an allocation of
 // its own that ends where it must: `paths_probe SCHEDULE ROUNDING LEARNED` prints sums of all
 // results, or "error: TEXT". Built from changed sources and under sanitizers by
 // tests/native/test_paths_host.py.
@@ -48,13 +48,14 @@ struct Network {
     parts.push_back(std::make_unique<Floats>(count, size, parts.size() + 31 * width));
     return parts.back()->get();
   }
-  gpu::Net net(int activation) {
-    gpu::Net out{};
+  diffflow::Mlp mlp(diffflow::Activation activation) {
+    diffflow::Mlp out{};
     out.width = width, out.depth = depth, out.activation = activation;
-    out.embedding = part(times * width, 1.0f), out.input = part(width * dim, 1.0f);
-    out.output = part(dim * width, 0.3f), out.output_bias = part(dim, 0.5f);
+    auto& weights = out.weights;
+    weights.embedding = part(times * width, 1.0f), weights.input = part(width * dim, 1.0f);
+    weights.output = part(dim * width, 0.3f), weights.output_bias = part(dim, 0.5f);
     for (int l = 0; l < depth; ++l) {
-      out.hidden[l] = part(width * width, 0.3f), out.hidden_bias[l] = part(width, 0.5f);
+      weights.hidden[l] = part(width * width, 0.3f), weights.hidden_bias[l] = part(width, 0.5f);
     }
     return out;
   }
@@ -76,10 +77,11 @@ void run(gpu::Products products, bool learned) {
   Floats s_values(score_trace), s_slopes(score_trace), cot_f((kSteps + 1) * kState);
   Floats cot_s(kSteps * kState), grad_s(kSteps * kState), grad_x0(kState);
   Floats grad_g((kSteps + 1) * kSamples);
-  gpu::Paths p{};
+  gpu::PathsProblem p{};
   p.samples = kSamples, p.dim = kDim, p.num_steps = kSteps;
-  p.drift = drift.net(0), p.score = score.net(1);
-  p.dt = dt.get(), p.g = g.get(), p.seed = 7, p.stream = 1, p.purpose = 1, p.sample_offset = 5;
+  p.drift = drift.mlp(diffflow::Activation::kGelu);
+  p.score = score.mlp(diffflow::Activation::kSilu);
+  p.dt = dt.get(), p.g = g.get(), p.noise = {7, 1, 1, 0, 5, nullptr};
   p.x0 = x0.get(), p.states = states.get(), p.drifts = drifts.get();
   p.residuals = residuals.get(), p.costs = costs.get();
   p.drift_trace = {f_values.get(), f_slopes.get()};

@@ -1,6 +1,6 @@
-"""The host emulation of CUDA (csrc/cuda_host.h): right kernels run exactly, planted bugs are seen.
+"""The host emulation of CUDA, cuda_host.h: right kernels run exactly, planted bugs are seen.
 
-Kernels are in csrc/emulator_selftest.cu; each test runs one of them in a process of its own.
+Kernels are in emulator_selftest.cu; each test runs one of them in a process of its own.
 """
 
 from __future__ import annotations

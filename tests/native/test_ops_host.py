@@ -1,7 +1,7 @@
 """The real CUDA kernels, executed on the host: they agree with the CPU loops bit for bit.
 
-csrc/ops/*.cu are compiled against csrc/cuda_host.h and linked with the package's own bindings,
-so that `_kernels` runs on "device 0" without a GPU, in every schedule of the emulation. Planted
+csrc/ops/*.cu are compiled against cuda_host.h and linked with the package's own bindings, so that
+ops run on "device 0" without a GPU, in every schedule of the emulation. Planted
 bugs show that wrong kernels do not pass.
 """
 
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from diffflow_ext import NoiseKey
 from diffflow_ext.functional import PURPOSES
+from diffflow_ext.functional import core as functional_core
+from diffflow_ext.functional.adjoint import AdjointState, adjoint_step
 from diffflow_ext.functional.affine import launch_affine_step
-from diffflow_ext.functional.core import core, target
 from diffflow_ext.functional.noise import (
     launch_normal,
     launch_philox_words,
@@ -34,8 +35,6 @@ from diffflow_ext.functional.noise import (
 )
 from diffflow_ext.functional.perturb import launch_perturb
 from diffflow_ext.functional.residual import (
-    AdjointState,
-    adjoint_step,
     backward_residual_vjp,
     launch_backward_residual,
     launch_residual_cost,
@@ -191,8 +190,8 @@ def perturb(a: Arguments) -> Call:
     def silent() -> Result:
         """Without writing the noise, which only the core can be asked for."""
         x_t = torch.empty_like(x0)
-        core.perturb(
-            target(x0),
+        functional_core.core.perturb(
+            functional_core.target(x0),
             noise_source(KEY, PURPOSES["dsm"], STEP, OFFSET),
             *(x0.data_ptr(), alpha.data_ptr(), sigma.data_ptr(), 1, x_t.data_ptr(), 0),
         )
@@ -366,7 +365,7 @@ def test_rows_beyond_the_grid_are_refused(host: HostDevice) -> None:
     """The second dimension of a grid counts segments; nothing is read before the refusal."""
     target = (0, 0, 0, 1, 65_536 * 8192)
     with pytest.raises(RuntimeError, match="at most 536,862,720 elements a sample"):
-        host.core.noise_dot(target, (1, 0, 0, 0, 0), 0, 0, 0)
+        host.core.noise_dot(target, (1, 0, 0, 0, 0, 0), 0, 0, 0)
 
 
 # --- planted bugs --------------------------------------------------------------------------------

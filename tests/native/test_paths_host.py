@@ -1,6 +1,6 @@
 """The kernels that carry whole paths on a GPU, executed on the host.
 
-csrc/fused/gpu/paths.cu is compiled against csrc/cuda_host.h; values and gradients are held
+csrc/fused/gpu/paths.cu is compiled against tests/native/cuda_host.h; values and gradients are held
 against the adjoint in float64, which tests/engines/test_adjoint.py holds against autograd.
 """
 
@@ -19,7 +19,8 @@ from host_device import OPTIONS, HostDevice, poisoned_memory
 from torch import Tensor
 
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
-from diffflow_ext.engines.fused import embedding, paths, paths_cuda, perceptrons, workspace
+from diffflow_ext.engines.fused import paths_cuda, perceptrons, workspace
+from diffflow_ext.engines.fused.paths import FusedPaths
 from diffflow_ext.engines.fused.workspace import Rounding
 from diffflow_ext.engines.paths import call_or_reason
 from diffflow_ext.flows import StandardNormal
@@ -36,7 +37,7 @@ ERRORS: dict[Rounding, float] = {"float32": 5e-6, "tf32": 2e-3, "bfloat16": 2e-2
 @pytest.fixture(autouse=True)
 def _embeddings_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: time embeddings of the fused engine are those of the CPU."""
-    monkeypatch.setattr(embedding, "embedding_or_none", lambda *_: None)
+    monkeypatch.setattr(perceptrons, "embedding_or_none", lambda *_: None)
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,17 @@ CASES = [
 ]
 
 
-def call_on(
+def fused_on(
     sde: DiffFlowSDE, x0: Tensor, grid: TimeGrid, rounding: Rounding, key: Any = KEY
 ) -> Any:
-    """A call for the kernels, on the problem that DiffFlowSDE makes; also g."""
-    p, x0, g = sde._problem("test", x0, grid, key)
+    """The kernels' engine for the problem that DiffFlowSDE makes, and x0."""
+    p, x0, _ = sde._problem("test", x0, grid, key)
     drift, score = (
         perceptrons.parts_or_reason(net, p.times, x0) for net in (sde.drift, sde.score)
     )
     assert isinstance(drift, workspace.Parts)
     assert isinstance(score, workspace.Parts)
-    return paths.FusedCall(p, drift, score, "host", rounding), x0, g
+    return FusedPaths(p, drift, score, "host", rounding), x0
 
 
 def truth(case: Case, weight: Tensor) -> tuple[Tensor, Tensor, DiffFlowSDE]:
@@ -125,9 +126,9 @@ def test_losses_and_gradients(host: HostDevice, case: Case, rounding: Rounding) 
     weight = torch.rand(case.batch) / case.batch
     loss, x0_grad, expected = truth(case, weight)
     sde, x0 = case.sde(), case.data().requires_grad_()
-    call, x0_, g = call_on(sde, x0, case.grid(), rounding)
+    fused, x0_ = fused_on(sde, x0, case.grid(), rounding)
     with poisoned_memory(), host.running(0):
-        mean = paths.fused_mean_loss(call, x0_, g, weight)
+        mean = fused.mean_loss(x0_, weight)
         mean.backward()
     bound = ERRORS[rounding]
     assert mean.item() == pytest.approx(float((loss * weight).sum()), rel=bound)
@@ -141,9 +142,9 @@ def test_losses_of_samples(host: HostDevice) -> None:
     case, weight = CASES[2], torch.tensor([0.0, 2.0] + [-0.5] * 15)
     loss, x0_grad, expected = truth(case, weight)
     sde, x0 = case.sde(), case.data().requires_grad_()
-    call, x0_, g = call_on(sde, x0, case.grid(), "float32")
+    fused, x0_ = fused_on(sde, x0, case.grid(), "float32")
     with poisoned_memory(), host.running(0):
-        found = paths.fused_loss(call, x0_, g)
+        found = fused.losses(x0_)
         (found * weight).sum().backward()
     torch.testing.assert_close(found.double(), loss, rtol=1e-6, atol=1e-6)
     assert distance(x0.grad, x0_grad) < 5e-6
@@ -152,9 +153,8 @@ def test_losses_of_samples(host: HostDevice) -> None:
 
 
 def run_of(case: Case, key: Any = KEY) -> tuple[paths_cuda.GpuRun, Tensor]:
-    call, x0, g = call_on(case.sde(), case.data(), case.grid(), case.rounding, key)
-    nets = call.with_tensors(call.tensors())
-    return paths_cuda.GpuRun(call.p, *nets, case.rounding, g.detach().contiguous()), x0
+    fused, x0 = fused_on(case.sde(), case.data(), case.grid(), case.rounding, key)
+    return fused.on_gpu(fused.problem.g, fused.tensors), x0
 
 
 def results(
@@ -183,12 +183,13 @@ def test_noise_has_the_bits_of_the_generic_path(host: HostDevice) -> None:
         sde.drift.output.bias.zero_()
     expected = sde.path(case.data(), case.grid(), KEY)
     for key in (KEY, KEY.to_tensor()):
-        call, x0, g = call_on(sde, case.data(), case.grid(), "float32", key)
-        nets = call.with_tensors(call.tensors())
+        fused, x0 = fused_on(sde, case.data(), case.grid(), "float32", key)
         # A key in memory would have been read on the way in; kernels read it themselves.
-        run = paths_cuda.GpuRun(replace(call.p, key=key), *nets, "float32", g)
+        fused.problem = replace(fused.problem, key=key)
+        states = torch.empty_like(expected)
         with poisoned_memory(), host.running(0):
-            assert same_bits(run.path(x0), expected)
+            assert same_bits(fused.forward(x0, states), expected[-1])
+        assert same_bits(states, expected)
 
 
 def test_batches_in_parts(host: HostDevice, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +284,7 @@ def build_probe(folder: Path, bug: str | None) -> Path:
     shutil.copytree(CSRC, csrc)
     if bug is not None:
         file, old, new = BUGS[bug]
-        path = csrc / "trajectory" / file
+        path = csrc / "fused" / "gpu" / file
         assert path.read_text().count(old) == 1, bug
         path.write_text(path.read_text().replace(old, new))
     includes = (f"-I{csrc}", f"-I{TESTS / 'native'}")

@@ -1,16 +1,19 @@
-"""The engines under AddressSanitizer and UBSan: every function, odd sizes, memory of exact size.
+"""The compiled engines under AddressSanitizer and UBSan, on odd sizes and memory of exact size.
 
-Parts of an engine's scratch memory end at walls there, see Arena in csrc/fused/cpu/mlp.h. Planted
+Parts of an engine's scratch memory end at walls there, see csrc/fused/cpu/arena.h. Planted
 bugs show that accesses out of bounds, or out of a part, do not pass.
 """
 
 from __future__ import annotations
 
+import itertools
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,8 +24,9 @@ SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
 AVX512 = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-Wno-uninitialized",
           "-Wno-maybe-uninitialized")  # fmt: skip
 #: Engines and their options, as in CMakeLists.txt.
-PORTABLE = {"portable": ()}
-X86 = {
+Engines = dict[str, tuple[str, ...]]
+PORTABLE: Engines = {"portable": ()}
+X86: Engines = {
     **PORTABLE,
     "avx2": ("-mavx2", "-mfma"),
     "avx512": AVX512,
@@ -33,7 +37,7 @@ CALLS_OF_AN_ENGINE = 6 * 22
 
 @dataclass(frozen=True)
 class Bug:
-    """A wrong line in a file of csrc/trajectory."""
+    """A wrong line in a file of csrc/fused/cpu."""
 
     file: str
     right: str
@@ -41,9 +45,10 @@ class Bug:
 
 
 BUGS = {
-    "too little scratch memory": Bug("flow.h", "i < p.threads; ++i) carve", "i < 0; ++i) carve"),
+    "too little scratch memory": Bug("tiles.h", "i < work.threads; ++i) carve",
+                                     "i < work.threads / 2; ++i) carve"),
     "a part too small": Bug("mlp.h", "width > outer ? width", "width < outer ? width"),
-    "a tangent past its layer": Bug("flow.h", "rows * width);", "rows * width + kLanes);"),
+    "a tangent past its layer": Bug("ode.h", "rows * width);", "rows * width + kLanes);"),
     "cosines without a bound": Bug("embedding.h", "{of_cosine, width, width, 2 * width, false}",
                                    "{of_cosine, width, 2 * width, 2 * width, false}"),
     "a row too many": Bug("regression.h", "m < rows.count; ++m) {\n    float*",
@@ -51,27 +56,47 @@ BUGS = {
 }  # fmt: skip
 
 
-def probe(folder: Path, engines: dict[str, tuple[str, ...]], bug: Bug | None = None) -> Path:
-    """tests/native/engines_probe.cpp with some engines, built from a copy of csrc."""
+COMMON = ("-O1", *SANITIZERS, "-Wno-unknown-pragmas")
+
+Build = Callable[[Path, tuple[str, ...]], Path]
+
+
+@pytest.fixture(scope="session")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Compiles sources as they are, each once."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    count = itertools.count()
+
+    @cache
+    def build(source: Path, flags: tuple[str, ...]) -> Path:
+        to = folder / f"{source.stem}{next(count)}.o"
+        return compile_cpp([source], to, ["-c", *COMMON, f"-I{CSRC}", *flags])
+
+    return build
+
+
+def probe(folder: Path, unchanged: Build, engines: Engines, bug: Bug | None = None) -> Path:
+    """tests/native/engines_probe.cpp with some engines, built from a copy of csrc with a bug."""
+    define = ("-DDIFFFLOW_X86",) if len(engines) > 1 else ()
+    units = {CSRC / "fused" / "cpu" / f"{n}.cpp": (*define, *f) for n, f in engines.items()}
+    main = (TESTS / "native" / "engines_probe.cpp", define)
+    with ThreadPoolExecutor() as pool:
+        if bug is None:
+            objects = list(pool.map(lambda unit: unchanged(*unit), [*units.items(), main]))
+        else:
+            objects = [changed(folder, bug), unchanged(*main)]
+    return compile_cpp(objects, folder / "probe", SANITIZERS)
+
+
+def changed(folder: Path, bug: Bug) -> Path:
+    """The portable engine from a copy of csrc with a bug."""
     csrc = folder / "csrc"
     shutil.copytree(CSRC, csrc)
-    if bug is not None:
-        path = csrc / "trajectory" / bug.file
-        source = path.read_text()
-        assert source.count(bug.right) == 1, "the place to change is gone"
-        path.write_text(source.replace(bug.right, bug.wrong))
-    common = ("-O1", *SANITIZERS, "-Wno-unknown-pragmas", f"-I{csrc}")
-    if len(engines) > 1:
-        common += ("-DDIFFFLOW_X86",)
-    units = {csrc / "trajectory" / f"engine_{name}.cpp": flags for name, flags in engines.items()}
-    units[TESTS / "native" / "engines_probe.cpp"] = ()
-
-    def compiled(unit: tuple[Path, tuple[str, ...]]) -> Path:
-        return compile_cpp([unit[0]], folder / f"{unit[0].stem}.o", ["-c", *common, *unit[1]])
-
-    with ThreadPoolExecutor() as pool:
-        objects = list(pool.map(compiled, units.items()))
-    return compile_cpp(objects, folder / "probe", SANITIZERS)
+    path = csrc / "fused" / "cpu" / bug.file
+    source = path.read_text()
+    assert source.count(bug.right) == 1, "the place to change is gone"
+    path.write_text(source.replace(bug.right, bug.wrong))
+    return compile_cpp([path.parent / "portable.cpp"], folder / "portable.o", ["-c", *COMMON])
 
 
 def run(program: Path) -> subprocess.CompletedProcess[str]:
@@ -81,16 +106,16 @@ def run(program: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_portable_engine_stays_in_its_memory(tmp_path: Path) -> None:
-    done = run(probe(tmp_path, PORTABLE))
+def test_the_portable_engine_stays_in_its_memory(tmp_path: Path, unchanged: Build) -> None:
+    done = run(probe(tmp_path, unchanged, PORTABLE))
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{CALLS_OF_AN_ENGINE} calls\n"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="engines of x86")
-def test_all_engines_stay_in_their_memory(tmp_path: Path) -> None:
-    done = run(probe(tmp_path, X86))
+def test_all_engines_stay_in_their_memory(tmp_path: Path, unchanged: Build) -> None:
+    done = run(probe(tmp_path, unchanged, X86))
     assert done.returncode == 0, done.stderr
     calls = int(done.stdout.split()[0])
     assert calls in {CALLS_OF_AN_ENGINE * engines for engines in range(1, 5)}
@@ -98,7 +123,7 @@ def test_all_engines_stay_in_their_memory(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_named(tmp_path: Path, name: str) -> None:
-    done = run(probe(tmp_path, PORTABLE, BUGS[name]))
+def test_a_planted_bug_is_named(tmp_path: Path, unchanged: Build, name: str) -> None:
+    done = run(probe(tmp_path, unchanged, PORTABLE, BUGS[name]))
     assert done.returncode != 0
     assert "AddressSanitizer" in done.stderr

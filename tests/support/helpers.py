@@ -25,9 +25,10 @@ CPP_FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-We
 
 
 #: Sets of instructions of the fused engine that this processor has.
-ENGINES = [name for name in core.engines() if "bf16" not in name]
+ENGINES = [name for name in core.instructions() if "bf16" not in name]
 needs_bf16 = pytest.mark.skipif(
-    "avx512bf16" not in core.engines(), reason="needs a processor with dot products of bfloat16"
+    "avx512bf16" not in core.instructions(),
+    reason="needs products of bfloat16",
 )
 
 

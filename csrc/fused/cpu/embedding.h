@@ -1,10 +1,11 @@
 // Time embeddings of many times: Fourier features through two layers, and the way back.
 #pragma once
 
-#include "paths.h"
+#include "mlp.h"
+#include "tiles.h"
 
 namespace diffflow {
-namespace DF_ENGINE {
+namespace DF_NAMESPACE {
 
 struct SinCosVec {
   Vec sin, cos;
@@ -112,7 +113,7 @@ DF_INLINE EmbeddingShared carve_embedding(Arena& arena, const EmbeddingProblem& 
 DF_INLINE EmbeddingRoom carve_embedding_room(Arena& arena, const EmbeddingProblem& p,
                                              const EmbeddingShared& shared) {
   EmbeddingRoom out;
-  const int64_t layer = p.tile * shared.width;
+  const int64_t layer = p.work.tile * shared.width;
   int64_t count;
   out.kept = arena.take<float>(4 * layer);
   float** const parts[] = {&out.sums, &out.delta, &out.other, &out.grad};
@@ -122,10 +123,9 @@ DF_INLINE EmbeddingRoom carve_embedding_room(Arena& arena, const EmbeddingProble
 }
 
 static int64_t embedding_scratch_bytes(const EmbeddingProblem& p) {
-  Arena arena(nullptr);
-  const EmbeddingShared shared = carve_embedding(arena, p);
-  for (int i = 0; i < p.threads; ++i) carve_embedding_room(arena, p, shared);
-  return static_cast<int64_t>(arena.next()) + 64;
+  return bytes_of(
+      p.work, [&](Arena& arena) { return carve_embedding(arena, p); },
+      [&](Arena& arena, const EmbeddingShared& shared) { carve_embedding_room(arena, p, shared); });
 }
 
 static void pack_embedding(const EmbeddingShared& to, const EmbeddingProblem& p, bool back) {
@@ -164,7 +164,7 @@ static void embed_tile(const EmbeddingProblem& p, const EmbeddingShared& shared,
   const int64_t width = shared.width;
   const float steepest = largest_of(shared.frequencies, width);
   const float farthest = largest_of(shared.phase, width);
-  for (int64_t m = 0; m < p.tile; ++m) {
+  for (int64_t m = 0; m < p.work.tile; ++m) {
     // The products and sums are torch's, one rounding each.
     const float time = p.times[rows.first + (m < rows.count ? m : 0)] * p.scale;
     const bool near = __builtin_fabsf(time) * steepest + farthest < kLargestAngle;
@@ -174,39 +174,40 @@ static void embed_tile(const EmbeddingProblem& p, const EmbeddingShared& shared,
       store(to.sine + m * width + j, at.sin), store(to.cosine + m * width + j, at.cos);
     }
   }
-  times_square<false>(p.tile, width, sums, to.sine, shared.sine);
-  times_square<true>(p.tile, width, sums, to.cosine, shared.cosine);
-  activate_layer(p.activation, p.tile, width, sums, shared.first_bias, 0,
+  times_square<false>(p.work.tile, width, sums, to.sine, shared.sine);
+  times_square<true>(p.work.tile, width, sums, to.cosine, shared.cosine);
+  activate_layer(p.activation, p.work.tile, width, sums, shared.first_bias, 0,
                  Layer{nullptr, to.hidden, to.slope});
-  times_square<false>(p.tile, width, sums, to.hidden, shared.second);
+  times_square<false>(p.work.tile, width, sums, to.hidden, shared.second);
   for (int64_t m = 0; m < rows.count; ++m) {
     float* out = p.embeddings + (rows.first + m) * p.width;
     for (int64_t j = 0; j < p.width; ++j) out[j] = sums[m * width + j] + p.weights.constant[j];
   }
 }
 
-/// Gradients of one tile's embeddings, from what it kept. See FourierMLP in nets/mlp.py.
+/// Gradients of one tile's embeddings, from what it kept. See FourierMLP in
+/// diffflow_ext/nets/mlp.py.
 static void embed_tile_vjp(const EmbeddingProblem& p, const EmbeddingShared& shared,
                            const EmbeddingTile& at, const EmbeddingRoom& room, const Rows& rows) {
-  const int64_t width = shared.width, layer = p.tile * width;
+  const int64_t width = shared.width, layer = p.work.tile * width;
   const EmbeddingSums& to = room.of_tile;
   memset(room.sums_begin, 0, shared.num_sums * sizeof(float));
   memset(room.grad, 0, layer * sizeof(float));
   copy_rows(room.grad, width, p.grad + rows.first * p.width, p.width, rows.count);
-  add_columns(to.constant, room.grad, p.tile, width);
-  add_outer(p.tile, width, to.second, room.grad, at.hidden);
-  times_square<false>(p.tile, width, room.sums, room.grad, shared.second_back);
+  add_columns(to.constant, room.grad, p.work.tile, width);
+  add_outer(p.work.tile, width, to.second, room.grad, at.hidden);
+  times_square<false>(p.work.tile, width, room.sums, room.grad, shared.second_back);
   multiply(room.delta, room.sums, at.slope, layer);
-  add_columns(to.first_bias, room.delta, p.tile, width);
-  add_outer(p.tile, width, to.of_sine, room.delta, at.sine);
-  add_outer(p.tile, width, to.of_cosine, room.delta, at.cosine);
-  times_square<false>(p.tile, width, room.sums, room.delta, shared.sine_back);
-  times_square<false>(p.tile, width, room.other, room.delta, shared.cosine_back);
+  add_columns(to.first_bias, room.delta, p.work.tile, width);
+  add_outer(p.work.tile, width, to.of_sine, room.delta, at.sine);
+  add_outer(p.work.tile, width, to.of_cosine, room.delta, at.cosine);
+  times_square<false>(p.work.tile, width, room.sums, room.delta, shared.sine_back);
+  times_square<false>(p.work.tile, width, room.other, room.delta, shared.cosine_back);
   for (int64_t i = 0; i < layer; i += kLanes) {
     store(room.sums + i,
           load(room.sums + i) * load(at.cosine + i) - load(room.other + i) * load(at.sine + i));
   }
-  add_columns(to.phase, room.sums, p.tile, width);
+  add_columns(to.phase, room.sums, p.work.tile, width);
 }
 
 static void unpack_embedding_sums(const EmbeddingProblem& p, const EmbeddingShared& shared) {
@@ -225,29 +226,23 @@ static void unpack_embedding_sums(const EmbeddingProblem& p, const EmbeddingShar
 /// Embeddings, or where `grad` is given the gradients of what made them.
 static void run_embedding(const EmbeddingProblem& p) {
   const bool back = p.grad != nullptr;
-  Arena arena(p.scratch);
+  Arena arena(p.work.scratch);
   const EmbeddingShared shared = carve_embedding(arena, p);
   pack_embedding(shared, p, back);
-  const int64_t tiles = (p.samples + p.tile - 1) / p.tile, layer = p.tile * shared.width;
-#pragma omp parallel num_threads(p.threads)
-  {
-    Arena own = arena;
-    EmbeddingRoom room = carve_embedding_room(own, p, shared);
-    for (int i = this_thread(); i > 0; --i) room = carve_embedding_room(own, p, shared);
-#pragma omp for ordered schedule(static, 1)
-    for (int64_t i = 0; i < tiles; ++i) {
-      float* begin = p.kept != nullptr ? p.kept + 4 * i * layer : room.kept;
-      const EmbeddingTile at = kept_by(begin, layer);
-      if (!back) embed_tile(p, shared, at, room.sums, rows_of(p, i));
-      if (back) embed_tile_vjp(p, shared, at, room, rows_of(p, i));
-#pragma omp ordered
-      {
+  const int64_t layer = p.work.tile * shared.width;
+  for_tiles(
+      p, arena, [&](Arena& own) { return carve_embedding_room(own, p, shared); },
+      [&](const EmbeddingRoom& room, const Rows& rows) {
+        float* begin = p.kept != nullptr ? p.kept + 4 * rows.first * shared.width : room.kept;
+        const EmbeddingTile at = kept_by(begin, layer);
+        if (!back) embed_tile(p, shared, at, room.sums, rows);
+        if (back) embed_tile_vjp(p, shared, at, room, rows);
+      },
+      [&](const EmbeddingRoom& room, const Rows&) {
         if (back) add_block(shared.sums_begin, room.sums_begin, shared.num_sums);
-      }
-    }
-  }
+      });
   if (back) unpack_embedding_sums(p, shared);
 }
 
-}  // namespace DF_ENGINE
+}  // namespace DF_NAMESPACE
 }  // namespace diffflow

@@ -4,7 +4,7 @@
 #include "simd.h"
 
 namespace diffflow {
-namespace DF_ENGINE {
+namespace DF_NAMESPACE {
 
 /// Columns of a panel: two vectors, whose products with kRows rows fill the registers.
 constexpr int64_t kPanel = 2 * kLanes;
@@ -122,5 +122,5 @@ static void pack(U* to, const Right& from, int64_t inner, int64_t outer) {
   }
 }
 
-}  // namespace DF_ENGINE
+}  // namespace DF_NAMESPACE
 }  // namespace diffflow

@@ -1,55 +1,15 @@
 // A perceptron on a tile of samples: values, and vector-Jacobian products with weight gradients.
 #pragma once
 
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#endif
-
 #include "../activations.h"
+#include "arena.h"
 #include "matmul.h"
 
 namespace diffflow {
-namespace DF_ENGINE {
+namespace DF_NAMESPACE {
 
-constexpr int kMaxDepth = 16;
 /// Up to here a product with so few columns is taken column by column.
 constexpr int64_t kNarrow = 8;
-
-/// Hands out aligned parts of a block of memory; from address 0 it only counts. Under
-/// AddressSanitizer parts end at a wall.
-class Arena {
- public:
-  explicit Arena(void* start)
-      : next_(reinterpret_cast<uintptr_t>(start)), counts_(start == nullptr) {}
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* out = take_part<T>(count);
-    wall();
-    return out;
-  }
-
-  /// The same for parts that are used as one block with those after it.
-  template <typename T>
-  T* take_part(int64_t count) {
-    next_ = (next_ + 63) / 64 * 64;
-    T* out = reinterpret_cast<T*>(next_);
-    next_ += static_cast<uintptr_t>(count) * sizeof(T);
-    return out;
-  }
-  uintptr_t next() const { return next_; }
-
-  void wall() {
-#ifdef __SANITIZE_ADDRESS__
-    if (!counts_) ASAN_POISON_MEMORY_REGION(reinterpret_cast<void*>(next_), 64);
-    next_ += 64;
-#endif
-  }
-
- private:
-  uintptr_t next_;
-  bool counts_;
-};
 
 /// Weights with rows of `width`, which is padded with units that are always 0.
 struct PackedMlp {
@@ -314,6 +274,12 @@ static void evaluate(const PackedMlp& mlp, const float* embedding, int64_t embed
   to_state(mlp, rows, at.last, mlp.output, mlp.output_panels, mlp.output_bias, out, room.sums);
 }
 
+/// The same with the network's own embedding of time k.
+DF_INLINE void evaluate_at(const PackedMlp& mlp, int64_t k, int64_t rows, const float* x,
+                           const Activations& at, float* out, const TileRoom& room) {
+  evaluate(mlp, mlp.embedding + k * mlp.width, 0, rows, x, at, out, room);
+}
+
 // --- backward ------------------------------------------------------------------------------------
 
 /// to (width) += sums of the columns of a (rows, width).
@@ -358,5 +324,12 @@ static void pull_back(const PackedMlp& mlp, const MlpSums& sums, float* grad_emb
   to_state(mlp, rows, room.delta, mlp.input, mlp.input_panels, nullptr, grad_x, room.sums);
 }
 
-}  // namespace DF_ENGINE
+/// The same with the network's own embedding of time k.
+DF_INLINE void pull_back_at(const PackedMlp& mlp, const MlpSums& sums, int64_t k, int64_t rows,
+                            const float* x, const Activations& at, const float* cotangent,
+                            float* grad_x, const TileRoom& room) {
+  pull_back(mlp, sums, sums.embedding + k * mlp.width, rows, x, at, cotangent, grad_x, room);
+}
+
+}  // namespace DF_NAMESPACE
 }  // namespace diffflow

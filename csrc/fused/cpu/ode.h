@@ -1,19 +1,20 @@
-// Tiles of samples along an ordinary equation of perceptrons, with the divergence on the way.
+// Tiles of samples along an ordinary differential equation of perceptrons, with its divergence.
 //
 // Divergences come from tangents: J e is carried through the layers beside the values, whose slopes
 // are there already. Directions e are taken one after the other, each for the whole tile.
 #pragma once
 
-#include "paths.h"
+#include "mlp.h"
+#include "tiles.h"
 
 namespace diffflow {
-namespace DF_ENGINE {
+namespace DF_NAMESPACE {
 
-struct FlowShared {
+struct OdeShared {
   PackedMlp nets[2];
 };
 
-struct FlowRoom {
+struct OdeRoom {
   Activations at[2];
   TileRoom inside;
   float *x, *y, *z, *velocity, *value;  ///< (tile, dim)
@@ -21,35 +22,34 @@ struct FlowRoom {
   double *rate, *change;                ///< (tile), div v and its integral
 };
 
-DF_INLINE FlowShared carve_flow(Arena& arena, const FlowProblem& p) {
-  FlowShared out;
+DF_INLINE OdeShared carve_ode(Arena& arena, const OdeProblem& p) {
+  OdeShared out;
   for (int n = 0; n < p.num_nets; ++n) {
     out.nets[n] = carve_weights(arena, p.nets[n], p.dim, p.times);
   }
   return out;
 }
 
-DF_INLINE FlowRoom carve_flow_room(Arena& arena, const FlowProblem& p, const FlowShared& shared) {
-  FlowRoom out;
+DF_INLINE OdeRoom carve_ode_room(Arena& arena, const OdeProblem& p, const OdeShared& shared) {
+  OdeRoom out;
   int64_t width = 0;
   for (int n = 0; n < p.num_nets; ++n) {
-    out.at[n] = carve_activations(arena, shared.nets[n], p.tile, 1);
+    out.at[n] = carve_activations(arena, shared.nets[n], p.work.tile, 1);
     width = larger(width, shared.nets[n].width);
   }
-  out.inside = carve_tile_room(arena, p.tile, width, shared.nets[0].outer);
+  out.inside = carve_tile_room(arena, p.work.tile, width, shared.nets[0].outer);
   float** const parts[] = {&out.x,     &out.y,         &out.z,      &out.velocity,
                            &out.value, &out.direction, &out.product};
-  for (float** part : parts) *part = arena.take<float>(p.tile * p.dim);
-  out.rate = arena.take<double>(p.tile);
-  out.change = arena.take<double>(p.tile);
+  for (float** part : parts) *part = arena.take<float>(p.work.tile * p.dim);
+  out.rate = arena.take<double>(p.work.tile);
+  out.change = arena.take<double>(p.work.tile);
   return out;
 }
 
-static int64_t flow_scratch_bytes(const FlowProblem& p) {
-  Arena arena(nullptr);
-  const FlowShared shared = carve_flow(arena, p);
-  for (int i = 0; i < p.threads; ++i) carve_flow_room(arena, p, shared);
-  return static_cast<int64_t>(arena.next()) + 64;
+static int64_t ode_scratch_bytes(const OdeProblem& p) {
+  return bytes_of(
+      p.work, [&](Arena& arena) { return carve_ode(arena, p); },
+      [&](Arena& arena, const OdeShared& shared) { carve_ode_room(arena, p, shared); });
 }
 
 /// Carries room.delta, the tangent after the first layer, to the last one.
@@ -103,15 +103,15 @@ static void add_product(const PackedMlp& mlp, int64_t rows, const Activations& a
 }
 
 /// One tile from one end of the equation to the other.
-class FlowTile {
+class OdeTile {
  public:
-  FlowTile(const FlowProblem& p, const FlowShared& shared, const FlowRoom& room)
+  OdeTile(const OdeProblem& p, const OdeShared& shared, const OdeRoom& room)
       : p_(p), shared_(shared), room_(room) {}
 
   void run(const Rows& rows) {
     rows_ = rows;
     copy_in(room_.x, p_.start, p_, rows);
-    memset(room_.change, 0, p_.tile * sizeof(double));
+    memset(room_.change, 0, p_.work.tile * sizeof(double));
     keep(0);
     for (int64_t i = 0; i < p_.num_steps; ++i) {
       memcpy(room_.y, room_.x, state() * sizeof(float));
@@ -126,10 +126,10 @@ class FlowTile {
   }
 
  private:
-  int64_t state() const { return p_.tile * p_.dim; }
+  int64_t state() const { return p_.work.tile * p_.dim; }
 
   void keep(int64_t k) {
-    if (p_.states != nullptr) copy_out(p_.states + k * p_.states_row, room_.x, p_, rows_);
+    if (p_.states != nullptr) copy_out(p_.states + k * p_.states_stride, room_.x, p_, rows_);
   }
 
   /// Evaluates v at z; y takes its part of the step, and z goes to where the next stage is.
@@ -140,7 +140,8 @@ class FlowTile {
       room_.velocity[i] = static_cast<float>(c[0]) * room_.z[i];
     }
     for (int n = 0; n < p_.num_nets; ++n) {
-      evaluate_at(shared_.nets[n], time, p_.tile, room_.z, room_.at[n], room_.value, room_.inside);
+      evaluate_at(shared_.nets[n], time, p_.work.tile, room_.z, room_.at[n], room_.value,
+                  room_.inside);
       const float factor = static_cast<float>(c[n + 1]);
       for (int64_t i = 0; i < state(); ++i) room_.velocity[i] += factor * room_.value[i];
     }
@@ -153,20 +154,20 @@ class FlowTile {
   }
 
   void add_divergence(int64_t step, const double* c, double length) {
-    for (int64_t m = 0; m < p_.tile; ++m) room_.rate[m] = c[0] * p_.dim;
+    for (int64_t m = 0; m < p_.work.tile; ++m) room_.rate[m] = c[0] * p_.dim;
     if (p_.probes == 0) {
       for (int n = 0; n < p_.num_nets; ++n) {
-        add_trace(shared_.nets[n], p_.tile, room_.at[n], c[n + 1], room_.rate, room_.inside);
+        add_trace(shared_.nets[n], p_.work.tile, room_.at[n], c[n + 1], room_.rate, room_.inside);
       }
     }
     for (int64_t i = 0; i < p_.probes; ++i) {
       draw_signs(step * p_.probes + i);
       for (int n = 0; n < p_.num_nets; ++n) {
-        add_product(shared_.nets[n], p_.tile, room_.at[n], room_.direction, c[n + 1] / p_.probes,
-                    room_.rate, room_.product, room_.inside);
+        add_product(shared_.nets[n], p_.work.tile, room_.at[n], room_.direction,
+                    c[n + 1] / p_.probes, room_.rate, room_.product, room_.inside);
       }
     }
-    for (int64_t m = 0; m < p_.tile; ++m) room_.change[m] += length * room_.rate[m];
+    for (int64_t m = 0; m < p_.work.tile; ++m) room_.change[m] += length * room_.rate[m];
   }
 
   /// Of all directions with independent entries, random signs have the least variance.
@@ -177,26 +178,20 @@ class FlowTile {
     }
   }
 
-  const FlowProblem& p_;
-  const FlowShared& shared_;
-  const FlowRoom& room_;
+  const OdeProblem& p_;
+  const OdeShared& shared_;
+  const OdeRoom& room_;
   Rows rows_{};
 };
 
-static void run_flow(const FlowProblem& p) {
-  Arena arena(p.scratch);
-  const FlowShared shared = carve_flow(arena, p);
+static void run_ode(const OdeProblem& p) {
+  Arena arena(p.work.scratch);
+  const OdeShared shared = carve_ode(arena, p);
   for (int n = 0; n < p.num_nets; ++n) pack_weights(shared.nets[n], p.nets[n], p.times);
-  const int64_t tiles = (p.samples + p.tile - 1) / p.tile;
-#pragma omp parallel num_threads(p.threads)
-  {
-    Arena own = arena;
-    FlowRoom room = carve_flow_room(own, p, shared);
-    for (int i = this_thread(); i > 0; --i) room = carve_flow_room(own, p, shared);
-#pragma omp for schedule(static, 1)
-    for (int64_t i = 0; i < tiles; ++i) FlowTile(p, shared, room).run(rows_of(p, i));
-  }
+  for_tiles(
+      p, arena, [&](Arena& own) { return carve_ode_room(own, p, shared); },
+      [&](const OdeRoom& room, const Rows& rows) { OdeTile(p, shared, room).run(rows); });
 }
 
-}  // namespace DF_ENGINE
+}  // namespace DF_NAMESPACE
 }  // namespace diffflow

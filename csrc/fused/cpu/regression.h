@@ -1,11 +1,12 @@
 // One evaluation of a perceptron at a time of each sample's own, against a target: the loss of
-// models that predict noise, with the same tiles as a trajectory.
+// models that predict noise, with the same tiles as paths.
 #pragma once
 
-#include "paths.h"
+#include "mlp.h"
+#include "tiles.h"
 
 namespace diffflow {
-namespace DF_ENGINE {
+namespace DF_NAMESPACE {
 
 /// Weights and sums of one network; of its embeddings, which may be many, each tile copies its own.
 struct RegressionShared {
@@ -39,11 +40,11 @@ DF_INLINE RegressionShared carve_regression(Arena& arena, const RegressionProble
 
 DF_INLINE RegressionRoom carve_regression_room(Arena& arena, const RegressionProblem& p,
                                                const RegressionShared& shared, bool gradients) {
-  const int64_t width = shared.mlp.width, state = p.tile * p.dim;
+  const int64_t width = shared.mlp.width, state = p.work.tile * p.dim;
   RegressionRoom out;
-  out.at = carve_activations(arena, shared.mlp, p.tile, 1);
-  out.inside = carve_tile_room(arena, p.tile, width, shared.mlp.outer);
-  out.embedding = arena.take<float>(p.tile * width);
+  out.at = carve_activations(arena, shared.mlp, p.work.tile, 1);
+  out.inside = carve_tile_room(arena, p.work.tile, width, shared.mlp.outer);
+  out.embedding = arena.take<float>(p.work.tile * width);
   float** const parts[] = {&out.x, &out.value, &out.cotangent, &out.grad_x};
   for (float** part : parts) *part = arena.take<float>(state);
   if (gradients) {
@@ -54,25 +55,26 @@ DF_INLINE RegressionRoom carve_regression_room(Arena& arena, const RegressionPro
 }
 
 static int64_t regression_scratch_bytes(const RegressionProblem& p, bool gradients) {
-  Arena arena(nullptr);
-  const RegressionShared shared = carve_regression(arena, p, gradients);
-  for (int i = 0; i < p.threads; ++i) carve_regression_room(arena, p, shared, gradients);
-  return static_cast<int64_t>(arena.next()) + 64;
+  return bytes_of(
+      p.work, [&](Arena& arena) { return carve_regression(arena, p, gradients); },
+      [&](Arena& arena, const RegressionShared& shared) {
+        carve_regression_room(arena, p, shared, gradients);
+      });
 }
 
 static void regression_tile(const RegressionProblem& p, const RegressionShared& shared,
                             const RegressionRoom& room, const Rows& rows) {
   const PackedMlp& mlp = shared.mlp;
   const int64_t width = mlp.width, narrow = p.mlp.width;
-  memset(room.cotangent, 0, p.tile * p.dim * sizeof(float));
+  memset(room.cotangent, 0, p.work.tile * p.dim * sizeof(float));
   memcpy(room.x, p.x + rows.first * p.dim, rows.count * p.dim * sizeof(float));
   for (int64_t m = 0; m < rows.count; ++m) {
     const float* embedding = p.mlp.weights.embedding + p.time_of[rows.first + m] * narrow;
     copy_rows(room.embedding + m * width, width, embedding, narrow, 1);
   }
-  repeat_first(room.x, p.dim, rows.count, p.tile);
-  repeat_first(room.embedding, width, rows.count, p.tile);
-  evaluate(mlp, room.embedding, width, p.tile, room.x, room.at, room.value, room.inside);
+  repeat_first(room.x, p.dim, rows.count, p.work.tile);
+  repeat_first(room.embedding, width, rows.count, p.work.tile);
+  evaluate(mlp, room.embedding, width, p.work.tile, room.x, room.at, room.value, room.inside);
   for (int64_t m = 0; m < rows.count; ++m) {
     const int64_t sample = rows.first + m;
     float square = 0;
@@ -86,7 +88,7 @@ static void regression_tile(const RegressionProblem& p, const RegressionShared& 
   }
   if (p.weight == nullptr) return;
   memset(room.sums_begin, 0, shared.num_sums * sizeof(float));
-  pull_back(mlp, room.sums, nullptr, p.tile, room.x, room.at, room.cotangent, room.grad_x,
+  pull_back(mlp, room.sums, nullptr, p.work.tile, room.x, room.at, room.cotangent, room.grad_x,
             room.inside);
   if (p.grad_x != nullptr) {
     memcpy(p.grad_x + rows.first * p.dim, room.grad_x, rows.count * p.dim * sizeof(float));
@@ -105,32 +107,21 @@ static void add_regression(const RegressionProblem& p, const RegressionShared& s
 
 static void run_regression(const RegressionProblem& p) {
   const bool gradients = p.weight != nullptr;
-  Arena arena(p.scratch);
+  Arena arena(p.work.scratch);
   const RegressionShared shared = carve_regression(arena, p, gradients);
   pack_weights(shared.mlp, p.mlp, 0);
   if (gradients) {
     memset(shared.sums_begin, 0, shared.num_sums * sizeof(float));
     memset(p.grads.embedding, 0, p.times * p.mlp.width * sizeof(float));
   }
-  const int64_t tiles = (p.samples + p.tile - 1) / p.tile;
-#pragma omp parallel num_threads(p.threads)
-  {
-    Arena own = arena;
-    RegressionRoom room = carve_regression_room(own, p, shared, gradients);
-    for (int i = this_thread(); i > 0; --i) {
-      room = carve_regression_room(own, p, shared, gradients);
-    }
-#pragma omp for ordered schedule(static, 1)
-    for (int64_t i = 0; i < tiles; ++i) {
-      regression_tile(p, shared, room, rows_of(p, i));
-#pragma omp ordered
-      {
-        if (gradients) add_regression(p, shared, room, rows_of(p, i));
-      }
-    }
-  }
+  for_tiles(
+      p, arena, [&](Arena& own) { return carve_regression_room(own, p, shared, gradients); },
+      [&](const RegressionRoom& room, const Rows& rows) { regression_tile(p, shared, room, rows); },
+      [&](const RegressionRoom& room, const Rows& rows) {
+        if (gradients) add_regression(p, shared, room, rows);
+      });
   if (gradients) unpack_sums(p.grads, shared.sums, shared.mlp, p.mlp, 0);
 }
 
-}  // namespace DF_ENGINE
+}  // namespace DF_NAMESPACE
 }  // namespace diffflow

@@ -1,6 +1,6 @@
 // Vectors of DF_LANES floats, and the few operations for which compilers need to be told the
-// instruction. Everything lies in the namespace DF_ENGINE, so that no function compiled for one set
-// of instructions can be linked into another.
+// instruction. Everything lies in the namespace DF_NAMESPACE, so that no function compiled for one
+// set of instructions can be linked into another.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 #define DF_INLINE static inline __attribute__((always_inline))
 
 namespace diffflow {
-namespace DF_ENGINE {
+namespace DF_NAMESPACE {
 
 constexpr int kLanes = DF_LANES;
 
@@ -128,5 +128,5 @@ DF_INLINE Vec exponential(Vec v) {
   return choose(nothing, splat(0.0f), p * (Vec)(exponent << 23));
 }
 
-}  // namespace DF_ENGINE
+}  // namespace DF_NAMESPACE
 }  // namespace diffflow

@@ -67,7 +67,7 @@ DF_INLINE float element(const float* matrix, int rows, int columns, int row, int
 /// Copies one network: as it stands to go forward, its transpose to go backward. Units behind its
 /// width have weights 0, and stay 0.
 template <class Factors>
-DF_INLINE void load(const Layers& to, const Net& net, Way way) {
+DF_INLINE void load(const Layers& to, const Mlp& net, Way way) {
   const int threads = blockDim.x, width = net.width, pairs = to.units / Factors::kPerWord;
   for (int l = 0; l < to.depth; ++l) {
     for (int i = threadIdx.x; i < to.units * pairs; i += threads) {
@@ -76,21 +76,21 @@ DF_INLINE void load(const Layers& to, const Net& net, Way way) {
       const int k = (way == Way::kForward ? i % pairs : i / to.units) * Factors::kPerWord;
       float value[2];
       for (int j = 0; j < Factors::kPerWord; ++j) {
-        value[j] = way == Way::kForward ? element(net.hidden[l], width, width, n, k + j)
-                                        : element(net.hidden[l], width, width, k + j, n);
+        value[j] = way == Way::kForward ? element(net.weights.hidden[l], width, width, n, k + j)
+                                        : element(net.weights.hidden[l], width, width, k + j, n);
       }
       uint32_t* word = to.hidden + (l * to.units + n) * to.row + k / Factors::kPerWord;
       *word = Factors::kPerWord == 2 ? pair_of(value[0], value[1]) : float_to_bits(value[0]);
     }
     for (int n = threadIdx.x; n < to.units; n += threads) {
-      to.bias[l * to.units + n] = n < width ? net.hidden_bias[l][n] : 0.0f;
+      to.bias[l * to.units + n] = n < width ? net.weights.hidden_bias[l][n] : 0.0f;
     }
   }
   float* const input = way == Way::kForward ? to.thin_in : to.thin_out;
   float* const output = way == Way::kForward ? to.thin_out : to.thin_in;
   for (int i = threadIdx.x; i < to.dim * to.units; i += threads) {
-    input[i] = element(net.input, width, to.dim, i % to.units, i / to.units);
-    output[i] = element(net.output, to.dim, width, i / to.units, i % to.units);
+    input[i] = element(net.weights.input, width, to.dim, i % to.units, i / to.units);
+    output[i] = element(net.weights.output, to.dim, width, i / to.units, i % to.units);
   }
 }
 
@@ -136,8 +136,8 @@ DF_INLINE void leave(const Layers& at, const uint32_t* tile, const float* bias) 
   }
 }
 
-DF_INLINE Activated activate_as(int kind, float h) {
-  switch (static_cast<Activation>(kind)) {
+DF_INLINE Activated activate_as(Activation kind, float h) {
+  switch (kind) {
     case Activation::kGelu:
       return gelu(h);
     case Activation::kSilu:
@@ -162,7 +162,7 @@ struct TileTrace {
 /// One layer forward: bias and activation; `to` takes the values, the trace values and slopes.
 template <class Factors>
 DF_INLINE void finish_forward(const Layers& at, const WarpSum& sum, const float* bias, int width,
-                              int kind, uint32_t* to, const TileTrace& trace, int l) {
+                              Activation kind, uint32_t* to, const TileTrace& trace, int l) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -184,7 +184,7 @@ DF_INLINE void finish_forward(const Layers& at, const WarpSum& sum, const float*
 
 /// net(x) of the tile in `in`, into `out`. `embedding` is its row at the tile's time.
 template <class Factors>
-DF_INLINE void evaluate(const Layers& at, const Net& net, const float* embedding,
+DF_INLINE void evaluate(const Layers& at, const Mlp& net, const float* embedding,
                         const TileTrace& trace) {
   finish_forward<Factors>(at, enter(at), embedding, net.width, net.activation, at.tile(0), trace,
                           0);
@@ -197,7 +197,7 @@ DF_INLINE void evaluate(const Layers& at, const Net& net, const float* embedding
                             at.tile(l + 1), trace, l + 1);
     __syncthreads();
   }
-  leave<Factors>(at, at.tile(at.depth), net.output_bias);
+  leave<Factors>(at, at.tile(at.depth), net.weights.output_bias);
   __syncthreads();
 }
 

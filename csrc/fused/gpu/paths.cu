@@ -1,9 +1,8 @@
-// The four kernels of gpu_paths.h.
-#define DF_ENGINE gpu
+// The four kernels of paths.h.
+#define DF_NAMESPACE gpu
 #define DF_LANES 1
-#include "../../ops/loop_cuda.cuh"
-#include "../../ops/noise.h"
 #include "../../math/sde_step.h"
+#include "../../ops/loop_cuda.cuh"
 #include "layers.cuh"
 
 namespace diffflow {
@@ -19,23 +18,23 @@ struct Tile {
   DF_HD int64_t sample(int row) const { return first + (row < rows ? row : 0); }
 };
 
-DF_INLINE Tile tile_of(const Paths& p, int64_t number) {
+DF_INLINE Tile tile_of(const PathsProblem& p, int64_t number) {
   const int64_t first = number * kTileRows, left = p.samples - first;
   return {first, left < kTileRows ? static_cast<int>(left) : kTileRows};
 }
 
-DF_INLINE StepScalars<float> scalars(const Paths& p, int step, int g_at) {
+DF_INLINE StepScalars<float> scalars(const PathsProblem& p, int step, int g_at) {
   return {p.dt[step], square_root(p.dt[step]), p.g[g_at]};
 }
 
 /// Where state k of a sample lies in (times, samples, dim).
-DF_INLINE int64_t state_at(const Paths& p, int64_t k, int64_t sample) {
+DF_INLINE int64_t state_at(const PathsProblem& p, int64_t k, int64_t sample) {
   return (k * p.samples + sample) * p.dim;
 }
 
 template <class Factors>
-DF_INLINE TileTrace trace_of(const Paths& p, const Trace& trace, const Layers& at, int times, int k,
-                             const Tile& tile) {
+DF_INLINE TileTrace trace_of(const PathsProblem& p, const Trace& trace, const Layers& at, int times,
+                             int k, const Tile& tile) {
   const int words = at.units / Factors::kPerWord;
   const size_t start = (static_cast<size_t>(k) * p.samples + tile.first) * words;
   uint32_t* const values = static_cast<uint32_t*>(trace.values);
@@ -47,15 +46,14 @@ DF_INLINE TileTrace trace_of(const Paths& p, const Trace& trace, const Layers& a
 
 /// Calls `run(i, row, component)` for the numbers of a tile's state, shared among the threads.
 template <class Run>
-DF_INLINE void for_state(const Paths& p, const Run& run) {
+DF_INLINE void for_state(const PathsProblem& p, const Run& run) {
   for (int i = threadIdx.x; i < kTileRows * p.dim; i += blockDim.x) run(i, i / p.dim, i % p.dim);
 }
 
 /// Calls `run(row, quad, normals)` for the noise of a step.
 template <class Run>
-DF_INLINE void for_noise(const Paths& p, int step, const Tile& tile, const Run& run) {
-  const NoiseSource source = {p.seed, p.stream, static_cast<uint32_t>(step) | p.purpose << 24,
-                              p.sample_offset, p.key};
+DF_INLINE void for_noise(const PathsProblem& p, int step, const Tile& tile, const Run& run) {
+  const NoiseSource source = at_step(p.noise, step);
   const Shape shape = {p.samples, p.dim};
   const int quads = (p.dim + 3) / 4;
   for (int i = threadIdx.x; i < kTileRows * quads; i += blockDim.x) {
@@ -65,7 +63,7 @@ DF_INLINE void for_noise(const Paths& p, int step, const Tile& tile, const Run& 
 }
 
 template <class Factors>
-DF_INLINE Layers layers(const Net& net, int dim, Way way) {
+DF_INLINE Layers layers(const Mlp& net, int dim, Way way) {
   DF_DYNAMIC_SHARED(uint32_t, memory);
   Layers at;
   carve(&at, memory, static_cast<int>(blockDim.x) / 2, net.depth, dim, Factors::kPerWord);
@@ -75,7 +73,7 @@ DF_INLINE Layers layers(const Net& net, int dim, Way way) {
 
 /// A tile through all steps: x_{k+1} from x_k and the drift there.
 template <class Factors>
-__global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(Paths p) {
+__global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(PathsProblem p) {
   const Layers at = layers<Factors>(p.drift, p.dim, Way::kForward);
   const Tile tile = tile_of(p, blockIdx.x);
   for_state(p, [&](int i, int row, int component) {
@@ -88,7 +86,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(Paths p) {
     });
     // Without drifts the last one is of no use.
     if (k == p.num_steps && p.drifts == nullptr) break;
-    evaluate<Factors>(at, p.drift, p.drift.embedding + k * p.drift.width,
+    evaluate<Factors>(at, p.drift, p.drift.weights.embedding + k * p.drift.width,
                       trace_of<Factors>(p, p.drift_trace, at, p.num_steps + 1, k, tile));
     for_state(p, [&](int i, int row, int component) {
       if (p.drifts == nullptr || row >= tile.rows) return;
@@ -108,7 +106,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(Paths p) {
 
 /// Scores at all states but the first, and what follows from them alone.
 template <class Factors>
-__global__ void __launch_bounds__(kMaxThreads, 1) residuals_kernel(Paths p, int64_t tiles) {
+__global__ void __launch_bounds__(kMaxThreads, 1) residuals_kernel(PathsProblem p, int64_t tiles) {
   const Layers at = layers<Factors>(p.score, p.dim, Way::kForward);
   for (int64_t number = blockIdx.x; number < tiles * p.num_steps; number += gridDim.x) {
     const int k = 1 + static_cast<int>(number / tiles);
@@ -117,7 +115,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) residuals_kernel(Paths p, int6
       at.in[i] = p.states[state_at(p, k, tile.sample(row)) + component];
     });
     __syncthreads();
-    evaluate<Factors>(at, p.score, p.score.embedding + k * p.score.width,
+    evaluate<Factors>(at, p.score, p.score.weights.embedding + k * p.score.width,
                       trace_of<Factors>(p, p.score_trace, at, p.num_steps, k - 1, tile));
     const StepScalars<float> step = scalars(p, k - 1, k);
     for_state(p, [&](int i, int row, int component) {
@@ -145,14 +143,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1) residuals_kernel(Paths p, int6
 }
 
 /// c r / (g sqrt(dt)), see adjoint_terms.
-DF_INLINE float scaled_residual(const Paths& p, const StepScalars<float>& step, int64_t at,
+DF_INLINE float scaled_residual(const PathsProblem& p, const StepScalars<float>& step, int64_t at,
                                 int64_t sample) {
   return p.weight[sample] / (step.g * step.sqrt_dt) * p.residuals[at];
 }
 
 /// Back through the scores, which depend on states alone.
 template <class Factors>
-__global__ void __launch_bounds__(kMaxThreads, 1) score_kernel(Paths p, int64_t tiles) {
+__global__ void __launch_bounds__(kMaxThreads, 1) score_kernel(PathsProblem p, int64_t tiles) {
   const Layers at = layers<Factors>(p.score, p.dim, Way::kBackward);
   for (int64_t number = blockIdx.x; number < tiles * p.num_steps; number += gridDim.x) {
     const int k = 1 + static_cast<int>(number / tiles);
@@ -176,7 +174,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) score_kernel(Paths p, int64_t 
 
 /// g_k also scales the noise of the step k -> k + 1: adds sqrt(dt) total . noise to the part that
 /// the residual left, which still wants the sample's weight. Uses `in` and ends with a barrier.
-DF_INLINE void add_noise_part(const Paths& p, const Layers& at, const Tile& tile, int k) {
+DF_INLINE void add_noise_part(const PathsProblem& p, const Layers& at, const Tile& tile, int k) {
   for_noise(p, k, tile, [&](int row, const Place& place, const Quad<float>& noise) {
     for (int j = 0; j < place.count; ++j) {
       const int i = row * p.dim + 4 * static_cast<int>(place.quad) + j;
@@ -195,7 +193,7 @@ DF_INLINE void add_noise_part(const Paths& p, const Layers& at, const Tile& tile
 
 /// A tile from x_N to x_0: dL/dx_k in `total` from dL/dx_{k+1}.
 template <class Factors>
-__global__ void __launch_bounds__(kMaxThreads, 1) backward_kernel(Paths p) {
+__global__ void __launch_bounds__(kMaxThreads, 1) backward_kernel(PathsProblem p) {
   const Layers at = layers<Factors>(p.drift, p.dim, Way::kBackward);
   const Tile tile = tile_of(p, blockIdx.x);
   for_state(p, [&](int i, int row, int component) {
@@ -250,18 +248,18 @@ size_t shared_limit(int device) {
 }
 
 struct Launch {
-  const Paths& paths;
+  const PathsProblem& problem;
   int device;
   cudaStream_t stream;
   Products products;
 };
 
-DF_HD int64_t tiles_of(const Paths& p) { return (p.samples + kTileRows - 1) / kTileRows; }
+DF_HD int64_t tiles_of(const PathsProblem& p) { return (p.samples + kTileRows - 1) / kTileRows; }
 
 /// Raises the kernel's limit of shared memory; returns what a block needs of it.
 template <class Kernel>
-size_t make_room(const Launch& at, const Net& net, Kernel* kernel) {
-  const size_t bytes = shared_bytes(net.width, net.depth, at.paths.dim, at.products);
+size_t make_room(const Launch& at, const Mlp& net, Kernel* kernel) {
+  const size_t bytes = shared_bytes(net.width, net.depth, at.problem.dim, at.products);
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(bytes)),
               "cudaFuncSetAttribute");
@@ -269,26 +267,27 @@ size_t make_room(const Launch& at, const Net& net, Kernel* kernel) {
 }
 
 /// One block for each tile.
-void launch_tiles(const Launch& at, void (*kernel)(Paths)) {
-  const size_t bytes = make_room(at, at.paths.drift, kernel);
-  const unsigned threads = 2 * padded_width(at.paths.drift.width);
-  DF_LAUNCH((kernel), cuda::blocks_for(tiles_of(at.paths), 1), threads, bytes, at.stream, at.paths);
+void launch_tiles(const Launch& at, void (*kernel)(PathsProblem)) {
+  const size_t bytes = make_room(at, at.problem.drift, kernel);
+  const unsigned threads = 2 * padded_width(at.problem.drift.width);
+  DF_LAUNCH((kernel), cuda::blocks_for(tiles_of(at.problem), 1), threads, bytes, at.stream,
+            at.problem);
   cuda::check(cudaGetLastError(), "kernel launch");
 }
 
 /// As many blocks as the device holds at a time, each for many tiles: weights are loaded once.
-void launch_scores(const Launch& at, void (*kernel)(Paths, int64_t)) {
-  const size_t bytes = make_room(at, at.paths.score, kernel);
-  const unsigned threads = 2 * padded_width(at.paths.score.width);
+void launch_scores(const Launch& at, void (*kernel)(PathsProblem, int64_t)) {
+  const size_t bytes = make_room(at, at.problem.score, kernel);
+  const unsigned threads = 2 * padded_width(at.problem.score.width);
   int multiprocessors = 0, blocks = 0;
   cuda::check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, at.device),
               "cudaDeviceGetAttribute");
   cuda::check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel,
                                                             static_cast<int>(threads), bytes),
               "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
-  const int64_t tiles = tiles_of(at.paths), most = int64_t{multiprocessors} * std::max(blocks, 1);
-  const unsigned grid = cuda::blocks_for(std::min(tiles * at.paths.num_steps, most), 1);
-  DF_LAUNCH((kernel), grid, threads, bytes, at.stream, at.paths, tiles);
+  const int64_t tiles = tiles_of(at.problem), most = int64_t{multiprocessors} * std::max(blocks, 1);
+  const unsigned grid = cuda::blocks_for(std::min(tiles * at.problem.num_steps, most), 1);
+  DF_LAUNCH((kernel), grid, threads, bytes, at.stream, at.problem, tiles);
   cuda::check(cudaGetLastError(), "kernel launch");
 }
 
@@ -306,9 +305,9 @@ void run_phase(Phase phase, const Launch& at) {
   }
 }
 
-void run(Phase phase, Products products, const Paths& paths, int device, void* stream) {
+void run(Phase phase, Products products, const PathsProblem& problem, int device, void* stream) {
   const cuda::DeviceGuard guard(device);
-  const Launch at = {paths, device, static_cast<cudaStream_t>(stream), products};
+  const Launch at = {problem, device, static_cast<cudaStream_t>(stream), products};
   switch (products) {
     case Products::kFloat32:
       return run_phase<Float32Factors>(phase, at);

@@ -1,4 +1,5 @@
-// Whole paths on a GPU, as plain data: what the bindings send to paths.cu. Free of CUDA headers.
+// Whole paths on a GPU, as plain data: what Python fills in (bindings/problems.h) and paths.cu
+// reads. Free of CUDA headers.
 //
 // A loss is four launches, each block carrying a tile of kTileRows samples with one network's
 // weights in its shared memory:
@@ -12,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../problem.h"
+
 namespace diffflow {
 namespace gpu {
 
@@ -24,27 +27,19 @@ constexpr int kMaxUnits = 256;
 /// into two of TF32, and three of the four products are taken: errors near those of float32.
 enum class Products : int { kFloat32 = 0, kTf32 = 1, kBfloat16 = 2 };
 
-/// A perceptron, see MlpTensors in problem.h; `depth` counts the hidden layers.
-struct Net {
-  int width, depth, activation;
-  const float *embedding, *input, *output, *output_bias;
-  const float *hidden[kMaxHidden], *hidden_bias[kMaxHidden];
-};
-
 /// Rows of activations, (depth + 1, times, samples, padded width), in bfloat16 or float32.
 /// Backward kernels write deltas over the slopes.
 struct Trace {
   void *values, *slopes;
 };
 
-struct Paths {
+/// Paths of a batch, at first without their gradients.
+struct PathsProblem {
   int64_t samples;
   int dim, num_steps;
-  Net drift, score;
-  const float *dt, *g;  ///< (num_steps), (num_steps + 1)
-  uint64_t seed;        ///< of the noise, see NoiseSource
-  uint32_t stream, purpose, sample_offset;
-  const int64_t* key;      ///< {seed, stream} in device memory, or null
+  Mlp drift, score;        ///< of kMaxHidden layers at most
+  const float *dt, *g;     ///< (num_steps), (num_steps + 1)
+  NoiseSource noise;       ///< of step 0
   const float* x0;         ///< (samples, dim)
   float *states, *drifts;  ///< (num_steps + 1, samples, dim); drifts may be null
   float* residuals;        ///< (num_steps, samples, dim)
@@ -72,7 +67,7 @@ size_t shared_limit(int device);
 
 /// Queues one phase in `stream`, a cudaStream_t. Throws std::runtime_error with CUDA's own words
 /// where the launch fails.
-void run(Phase phase, Products products, const Paths& paths, int device, void* stream);
+void run(Phase phase, Products products, const PathsProblem& problem, int device, void* stream);
 
 }  // namespace gpu
 }  // namespace diffflow

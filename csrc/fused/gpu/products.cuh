@@ -2,8 +2,8 @@
 // along the sum, or one float. Counted in words, all forms have the same layout.
 #pragma once
 
-#include "../../ops/device.h"
 #include "../../math/half_types.h"
+#include "../../ops/device.h"
 #include "paths.h"
 #include "scalar.h"
 

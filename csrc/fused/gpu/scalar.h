@@ -10,7 +10,7 @@
 #endif
 
 namespace diffflow {
-namespace DF_ENGINE {
+namespace DF_NAMESPACE {
 
 typedef float Vec;
 
@@ -26,5 +26,5 @@ DF_INLINE float reciprocal(float v) { return __fdividef(1.0f, v); }
 /// e^v for v <= 0, within 2 ulp of the largest value, 1.
 DF_INLINE float exponential(float v) { return __expf(v); }
 
-}  // namespace DF_ENGINE
+}  // namespace DF_NAMESPACE
 }  // namespace diffflow

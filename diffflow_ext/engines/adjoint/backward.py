@@ -13,12 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffflow_ext.functional.residual import (
-    AdjointResult,
-    AdjointState,
-    adjoint_step,
-    launch_backward_residual,
-)
+from diffflow_ext.functional.adjoint import AdjointResult, AdjointState, adjoint_step
+from diffflow_ext.functional.residual import launch_backward_residual
 
 from ..problem import PathProblem, normal_cost
 from .forward import Evaluation, PathRecord, states_per_call

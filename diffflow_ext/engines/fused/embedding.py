@@ -9,23 +9,19 @@ Losses at a time of each sample's own spend as much on it as on the network behi
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from diffflow_ext.functional.core import core
+from diffflow_ext.functional.core import address, core
 from diffflow_ext.functional.operator import first_order
 
 from . import workspace
-from .workspace import address
 
 __all__ = ["embedding_or_none"]
-
-
-#: Layers of all engines are padded to at most a multiple of this.
-_PADDING = 32
 
 
 def embedding_or_none(described: Any, times: Tensor) -> Tensor | None:
@@ -48,13 +44,18 @@ def embedding_or_none(described: Any, times: Tensor) -> Tensor | None:
     expected = [row, row, (width, 2 * width), row, square, row]
     if not 1 <= width <= workspace.MAX_WIDTH or [tuple(t.shape) for t in tensors] != expected:
         return None
-    instructions, samples = workspace.engine_name(), len(times)
-    sizes = (
-        samples, width, workspace.ACTIVATIONS[d.activation], workspace.tile_size(samples),
-        workspace.num_threads(samples),
-    )  # fmt: skip
-    head = (instructions, sizes, float(d.scale))
-    return _Embedding.apply(head, times, *tensors)  # pyright: ignore[reportReturnType]
+    instructions = workspace.instructions_name()
+    assert instructions is not None
+    form = _Form(instructions, d.activation, float(d.scale))
+    return _Embedding.apply(form, times, *tensors)  # pyright: ignore[reportReturnType]
+
+
+class _Form(NamedTuple):
+    """What of an embedding is no tensor."""
+
+    instructions: str
+    activation: str
+    scale: float
 
 
 def _plain(tensor: object) -> bool:
@@ -65,49 +66,58 @@ def _plain(tensor: object) -> bool:
     )
 
 
-def _run(
-    head: tuple[Any, ...],
-    tensors: tuple[Tensor, ...],
-    kept: Tensor | None,
-    embeddings: Tensor | None,
-    grad: Tensor | None = None,
-) -> list[Tensor]:
-    """Fills `embeddings`, or returns the gradients of all tensors but times and frequencies."""
-    instructions, sizes, scale = head
-    times, frequencies, *weights = (tensor.detach().contiguous() for tensor in tensors)
-    grads = [] if grad is None else [torch.empty_like(weight) for weight in weights]
-    memory = workspace.scratch_memory(core.embedding_scratch(instructions, sizes))
-    addresses = [
-        workspace.aligned_start(memory),
-        times.data_ptr(),
-        frequencies.data_ptr(),
-        0 if kept is None else workspace.aligned_start(kept),
-        address(embeddings),
-        address(grad),
-    ]
-    of_weights, of_grads = ([each.data_ptr() for each in list_] for list_ in (weights, grads))
-    core.embedding(instructions, sizes, scale, addresses, of_weights, of_grads)
-    return grads
+def _core_problem(form: _Form, times: Tensor, frequencies: Tensor, *weights: Tensor) -> Any:
+    """Returns a problem of the core for contiguous tensors."""
+    problem = core.EmbeddingProblem()
+    problem.samples, problem.width = len(times), len(frequencies)
+    problem.activation = getattr(core.Activation, form.activation)
+    problem.scale, problem.work = form.scale, workspace.work_on(len(times))
+    problem.times, problem.frequencies = address(times), address(frequencies)
+    problem.weights = _addresses(core.EmbeddingTensors(), weights)
+    return problem
+
+
+def _addresses(struct: Any, tensors: Sequence[Tensor]) -> Any:
+    """Writes the addresses of phase, first, first_bias, second and constant into a struct."""
+    phase, first, first_bias, second, constant = tensors
+    struct.phase, struct.constant = phase.data_ptr(), constant.data_ptr()
+    struct.first, struct.first_bias = first.data_ptr(), first_bias.data_ptr()
+    struct.second = second.data_ptr()
+    return struct
+
+
+def _run(form: _Form, problem: Any, kept: Tensor | None) -> None:
+    size = core.embedding_scratch_bytes(form.instructions, problem)
+    _memory = workspace.lend_scratch(problem, size)
+    if kept is not None:
+        problem.kept = workspace.aligned_start(kept)
+    core.run_embedding(form.instructions, problem)
 
 
 class _Embedding(Function):
     """Embeddings; what their tiles keep makes the way back cost no more than two ways there."""
 
     @staticmethod
-    def forward(ctx: Any, head: tuple[Any, ...], *tensors: Tensor) -> Tensor:
-        samples, width, _, tile, _ = head[1]
-        embeddings = torch.empty(samples, width, device="cpu")
-        ctx.head, ctx.kept = head, None
+    def forward(ctx: Any, form: _Form, *tensors: Tensor) -> Tensor:
+        contiguous = [tensor.detach().contiguous() for tensor in tensors]
+        problem = _core_problem(form, *contiguous)
+        embeddings = torch.empty(problem.samples, problem.width, device="cpu")
+        problem.embeddings, tile = address(embeddings), problem.work.tile
+        ctx.form, ctx.kept = form, None
         if any(ctx.needs_input_grad):
-            rows = 4 * tile * math.ceil(samples / tile)
-            size = 4 * rows * _PADDING * math.ceil(width / _PADDING) + 64
+            rows = 4 * tile * math.ceil(problem.samples / tile)
+            size = 4 * rows * workspace.padded(problem.width) + 64
             ctx.kept = torch.empty(size, dtype=torch.uint8, device="cpu")
         ctx.save_for_backward(*tensors)
-        _run(head, tensors, ctx.kept, embeddings)
+        _run(form, problem, ctx.kept)
         return embeddings
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        grads = _run(ctx.head, ctx.saved_tensors, ctx.kept, None, grad.contiguous())
+        contiguous = [tensor.detach().contiguous() for tensor in ctx.saved_tensors]
+        grad, grads = grad.contiguous(), [torch.empty_like(each) for each in contiguous[2:]]
+        problem = _core_problem(ctx.form, *contiguous)
+        problem.grad, problem.grads = address(grad), _addresses(core.EmbeddingGradients(), grads)
+        _run(ctx.form, problem, ctx.kept)
         return None, None, None, *grads

@@ -1,12 +1,12 @@
-r"""Ordinary equations in one call: the fused engine for perceptrons on the CPU.
+r"""Ordinary differential equations in one call: the fused engine for perceptrons on the CPU.
 
 .. math:: \frac{dx}{dt} = v(t, x) = c_x(t) \, x + c_1(t) \, n_1(t, x) + c_2(t) \, n_2(t, x)
 
 A tile of some forty samples goes through all steps in one thread, as in
-:mod:`diffflow_ext.engines.fused.paths`. The divergence of v comes from tangents that are carried through
-the layers beside the values, where :mod:`diffflow_ext.engines.ode.solver` takes vector-Jacobian
-products: both are exact, and with random probes e both are :math:`e \cdot J e`, of the same e to
-the bit.
+:mod:`diffflow_ext.engines.fused.paths`. The divergence of v comes from tangents that are carried
+through the layers beside the values, where :mod:`diffflow_ext.engines.ode.divergence` takes
+vector-Jacobian products: both are exact, and with random probes e both are :math:`e \cdot J e`, of
+the same e to the bit.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffflow_ext.functional.core import core
-from diffflow_ext.functional.noise import PURPOSES, NoiseKey
+from diffflow_ext.functional.core import address, core
+from diffflow_ext.functional.noise import PURPOSES, NoiseKey, noise_source
 
 from ..choice import Engine, refuse
 from . import perceptrons, workspace
-from .workspace import Parts, address
+from .workspace import Parts
 
-__all__ = ["FlowCall", "Probes", "Stage", "prepare", "run"]
+__all__ = ["FusedOde", "Probes", "Stage", "fused_ode"]
 
 
 class Stage(NamedTuple):
@@ -51,8 +51,8 @@ class Probes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FlowCall:
-    """An equation that the fused engine can take.
+class FusedOde:
+    """An equation that the fused engine can solve.
 
     Arguments:
         nets: The networks at all times.
@@ -60,7 +60,7 @@ class FlowCall:
         lengths: `length` and `ahead` of each stage, shape (steps, stages, 2), float64.
         coefficients: c_x, c_1 and c_2 of each time, shape (times, 3), float64.
         probes: Of the divergence, None where none is wanted.
-        instructions: The engine's name.
+        instructions: A name of `core.instructions()`.
     """
 
     nets: list[Parts]
@@ -70,17 +70,48 @@ class FlowCall:
     probes: Probes | None
     instructions: str
 
-    def head(self, x: Tensor) -> tuple[Any, ...]:
-        """Returns what the core is told of sizes and networks."""
-        samples, dim = x.shape
-        probes = 0 if self.probes is None else self.probes.number
-        tile, threads = workspace.tile_size(samples), workspace.num_threads(samples)
-        times = len(self.coefficients)
-        sizes = (samples, dim, *self.time_of.shape, times, probes, tile, threads)
-        return self.instructions, sizes, [net.described() for net in self.nets]
+    def solve(self, x: Tensor, states: Tensor | None, *, back: bool) -> tuple[Tensor, Tensor]:
+        """Returns the state at the other end and the integral of the divergence, float64, (B,).
+
+        Arguments:
+            x: The state at the start, shape (B, dim).
+            states: Where all states go, in the order of time, shape (steps + 1, B, dim), or None.
+            back: Whether the equation is solved back in time, so that x is the last state.
+        """
+        x = x.contiguous()
+        end, change = torch.empty_like(x), x.new_zeros(len(x), dtype=torch.float64)
+        problem = self._core_problem(x)
+        _memory = workspace.lend_scratch(problem, self.scratch_bytes(x))
+        problem.start, problem.end = address(x), address(end)
+        if states is not None:
+            problem.states = address(states[-1 if back else 0])
+            problem.states_stride = -x.numel() if back else x.numel()
+        if self.probes is not None:
+            problem.change = address(change)
+        core.run_ode(self.instructions, problem)
+        return end, change
+
+    def scratch_bytes(self, x: Tensor) -> int:
+        """Returns how much memory the engine works in."""
+        return core.ode_scratch_bytes(self.instructions, self._core_problem(x))
+
+    def _core_problem(self, x: Tensor) -> Any:
+        """Returns the core's form of the equation for states like x."""
+        problem = core.OdeProblem()
+        problem.samples, problem.dim = x.shape
+        problem.num_steps, problem.num_stages = self.time_of.shape
+        problem.times, problem.work = len(self.coefficients), workspace.work_on(len(x))
+        problem.nets = [net.mlp() for net in self.nets]
+        problem.time_of, problem.lengths = address(self.time_of), address(self.lengths)
+        problem.coefficients = address(self.coefficients)
+        key, number, sample_offset = self.probes or (None, 0, 0)
+        if key is not None:
+            problem.probes = number
+            problem.noise = noise_source(key, PURPOSES["hutchinson"], 0, sample_offset)
+        return problem
 
 
-def prepare(
+def fused_ode(
     op: str,
     engine: Engine,
     x: Tensor,
@@ -88,28 +119,28 @@ def prepare(
     coefficients: Callable[[float], tuple[float, ...]],
     steps: Sequence[Sequence[Stage]],
     probes: Probes | None,
-) -> FlowCall | None:
-    """Returns a call of the fused engine, None where torch computes.
+) -> FusedOde | None:
+    """Returns the fused engine for an equation, None where torch computes.
 
     Raises:
         ValueError: If "fused" is asked for and cannot be had.
     """
     if engine == "autograd":
         return None
-    found = _call_or_reason(x, nets, coefficients, steps, probes)
-    if isinstance(found, FlowCall):
-        return found
-    refuse(op, engine, found)
+    fused = _fused_or_reason(x, nets, coefficients, steps, probes)
+    if isinstance(fused, FusedOde):
+        return fused
+    refuse(op, engine, fused)
     return None
 
 
-def _call_or_reason(
+def _fused_or_reason(
     x: Tensor,
     nets: Sequence[Any],
     coefficients: Callable[[float], tuple[float, ...]],
     steps: Sequence[Sequence[Stage]],
     probes: Probes | None,
-) -> FlowCall | str:
+) -> FusedOde | str:
     if probes is not None and isinstance(probes.key, Tensor):
         return "the key is a tensor"
     reason = workspace.data_obstacle(x)
@@ -117,57 +148,24 @@ def _call_or_reason(
         return reason
     index: dict[float, int] = {}
     time_of = [[index.setdefault(stage.time, len(index)) for stage in step] for step in steps]
-    times, parts = torch.tensor(list(index), dtype=x.dtype, device="cpu"), list[Parts]()
+    times, all_parts = torch.tensor(list(index), dtype=x.dtype, device="cpu"), list[Parts]()
     for net in nets:
-        found = perceptrons.parts_or_reason(net, times, x)
-        if isinstance(found, str):
-            return f"network {len(parts) + 1} of {len(nets)}: {found}"
-        parts.append(found.contiguous())
-    instructions = workspace.engine_name()
+        parts = perceptrons.parts_or_reason(net, times, x)
+        if isinstance(parts, str):
+            return f"network {len(all_parts) + 1} of {len(nets)}: {parts}"
+        all_parts.append(parts.contiguous())
+    instructions = workspace.instructions_name()
     assert instructions is not None
-    lengths = [[(stage.length, stage.ahead) for stage in step] for step in steps]
-    call = FlowCall(
-        parts,
+    fused = FusedOde(
+        all_parts,
         torch.tensor(time_of, device="cpu"),
-        _table(lengths),
+        _table([[(stage.length, stage.ahead) for stage in step] for step in steps]),
         _table([(*coefficients(time), 0.0)[:3] for time in index]),
         probes,
         instructions,
     )
-    return workspace.memory_obstacle(core.flow_scratch(*call.head(x))) or call
+    return workspace.memory_obstacle(fused.scratch_bytes(x)) or fused
 
 
 def _table(values: list[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device="cpu")
-
-
-def run(call: FlowCall, x: Tensor, states: Tensor | None, *, back: bool) -> tuple[Tensor, Tensor]:
-    """Returns the state at the other end and the integral of the divergence, float64, (B,).
-
-    Arguments:
-        call: The equation.
-        x: The state at the start.
-        states: Where all states go, in the order of time, shape (steps + 1, B, dim), or None.
-        back: Whether the equation is solved back in time, so that x is the last state.
-    """
-    x, head = x.contiguous(), call.head(x)
-    end, change = torch.empty_like(x), x.new_zeros(len(x), dtype=torch.float64)
-    memory = workspace.scratch_memory(core.flow_scratch(*head))
-    addresses = [
-        workspace.aligned_start(memory),
-        *(table.data_ptr() for table in (call.time_of, call.lengths, call.coefficients)),
-        x.data_ptr(),
-        end.data_ptr(),
-        0 if states is None else states[-1 if back else 0].data_ptr(),
-        address(None if call.probes is None else change),
-    ]
-    row = -x.numel() if back else x.numel()
-    core.flow(*head, _noise(call.probes), addresses, row)
-    return end, change
-
-
-def _noise(probes: Probes | None) -> tuple[int, int, int, int]:
-    key = None if probes is None else probes.key
-    if probes is None or not isinstance(key, NoiseKey):
-        return 0, 0, 0, 0
-    return key.seed & (2**64 - 1), key.stream, PURPOSES["hutchinson"], probes.sample_offset

@@ -10,26 +10,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffflow_ext.functional.core import build_info, core, device_and_stream
+from diffflow_ext.functional.core import address, build_info, core, device_and_stream
 from diffflow_ext.functional.noise import PURPOSES, noise_source
 
 from ..problem import PathProblem, normal_cost
-from .workspace import Parts, Rounding, address
+from .workspace import Parts, Rounding
 
 __all__ = ["GpuRun", "Part", "obstacle"]
-
-
-#: Codes of csrc/fused/gpu/paths.h.
-_CODES: dict[Rounding, int] = {"float32": 0, "tf32": 1, "bfloat16": 2}
-
-
-_FORWARD, _RESIDUALS, _SCORE, _BACKWARD = range(4)
 
 
 #: Bytes that activations and deltas may take at a time.
@@ -50,10 +43,10 @@ def obstacle(drift: Parts, score: Parts, dim: int, rounding: Rounding, device: i
         return "this build has no CUDA kernels"
     units, hidden = core.gpu_paths_limits()
     for name, net in (("drift", drift), ("score", score)):
-        width = net.tensors[0].shape[1]
-        if width > units or net.depth > hidden:
+        if net.width > units or net.depth > hidden:
             return f"{name}: it is wider than {units} or has more than {hidden} hidden layers"
-        need = core.gpu_paths_shared_bytes(width, net.depth, dim, _CODES[rounding])
+        products = getattr(core.Products, rounding)
+        need = core.gpu_paths_shared_bytes(net.width, net.depth, dim, products)
         limit = core.gpu_paths_shared_limit(device)
         if need > limit:
             return (
@@ -85,7 +78,7 @@ class GpuRun:
     rounding: Rounding
     g: Tensor
 
-    def loss(self, weight: Tensor | None, x0: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def loss(self, weight: Tensor | None, x0: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """Returns the losses, and with weights the gradients of x0, g and all tensors."""
         costs: list[Tensor] = []
         of_x0: list[Tensor] = []
@@ -115,7 +108,7 @@ class GpuRun:
 
 
 def _padded(net: Parts) -> int:
-    return math.ceil(net.tensors[0].shape[1] / _ROWS) * _ROWS
+    return math.ceil(net.width / _ROWS) * _ROWS
 
 
 @dataclass
@@ -125,6 +118,12 @@ class _Trace:
     values: Tensor
     slopes: Tensor
 
+    def addresses(self) -> Any:
+        """Returns the core's form."""
+        trace = core.GpuTrace()
+        trace.values, trace.slopes = address(self.values), address(self.slopes)
+        return trace
+
     @staticmethod
     def of(net: Parts, times: int, x: Tensor, rounding: Rounding) -> _Trace:
         dtype = torch.bfloat16 if rounding == "bfloat16" else torch.float32
@@ -133,7 +132,7 @@ class _Trace:
 
     def gradients(self, net: Parts, x: Tensor, cotangents: Tensor) -> list[Tensor]:
         """Returns the gradients of the tensors of a network, its embedding only at these times."""
-        width, deltas, values = net.tensors[0].shape[1], self.slopes, self.values
+        width, deltas, values = net.width, self.slopes, self.values
         hidden = _products(deltas[1:], values[:-1]).sum(1)[:, :width, :width]
         biases = deltas[1:].sum((1, 2), dtype=torch.float32)[:, :width]
         return [
@@ -141,7 +140,8 @@ class _Trace:
             _products(deltas[0], x).sum(0)[:width],
             _products(cotangents, values[-1]).sum(0)[:, :width],
             cotangents.sum((0, 1)),
-            *(part for pair in zip(hidden, biases, strict=True) for part in pair),
+            *hidden,
+            *biases,
         ]
 
 
@@ -165,10 +165,10 @@ class Part:
     def __init__(
         self, run: GpuRun, x0: Tensor, first: int, *, keep: bool, states_only: bool = False
     ) -> None:
-        self.run, self.first = run, first
+        self.run = run
         self.x0 = x0.detach().contiguous()
+        self.steps = _step_lengths(run.p, x0.device)
         n, (samples, dim) = run.p.num_steps, x0.shape
-        self.n, self.size = n, (samples, dim, n)
         self.states = x0.new_empty((n + 1, samples, dim))
         self.drifts = None if states_only else x0.new_empty((n + 1, samples, dim))
         self.residuals = None if states_only else x0.new_empty((n, samples, dim))
@@ -178,10 +178,10 @@ class Part:
             drift = _Trace.of(run.drift, n + 1, x0, run.rounding)
             self.traces = drift, _Trace.of(run.score, n, x0, run.rounding)
         self.grad_g = x0.new_empty((n + 1, samples)) if keep and run.p.learned_g else None
-        self.buffers: list[Tensor] = []
-        self.launch(_FORWARD)
+        self.problem = self._core_problem(first)
+        self.launch("forward")
         if not states_only:
-            self.launch(_RESIDUALS)
+            self.launch("residuals")
 
     def cost(self) -> Tensor:
         """Returns the losses of the samples."""
@@ -191,56 +191,52 @@ class Part:
 
     def gradients(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns the gradient of x0, and those of g and of all tensors."""
-        self.buffers = self._buffers_of_backward(weight)
-        self.launch(_SCORE)
-        self.launch(_BACKWARD)
-        return self.buffers[-1], self.sums()
+        weight = weight.detach().to(torch.float32).contiguous()
+        self.of_drifts, self.of_scores = map(torch.empty_like, (self.states, self.states[1:]))
+        grad_scores, grad_x0 = torch.empty_like(self.of_scores), torch.empty_like(self.x0)
+        problem = self.problem
+        problem.weight, problem.grad_x0 = address(weight), address(grad_x0)
+        problem.cotangents_f = address(self.of_drifts)
+        problem.cotangents_s = address(self.of_scores)
+        problem.grad_scores = address(grad_scores)
+        self._alive = weight, grad_scores, grad_x0
+        self.launch("score")
+        self.launch("backward")
+        return grad_x0, self.sums()
 
     def sums(self) -> list[Tensor]:
         """Returns the gradients of g and of all tensors from what the kernels have left."""
         assert self.traces is not None
-        _, cotangents, of_scores, *_ = self.buffers
         drift, score = self.traces
-        of_drift = drift.gradients(self.run.drift, self.states, cotangents)
-        of_score = score.gradients(self.run.score, self.states[1:], of_scores)
+        drift_grads = drift.gradients(self.run.drift, self.states, self.of_drifts)
+        score_grads = score.gradients(self.run.score, self.states[1:], self.of_scores)
         # The score is not evaluated at the first time.
-        of_score[0] = torch.cat([torch.zeros_like(of_score[0][:1]), of_score[0]])
+        score_grads[0] = torch.cat([torch.zeros_like(score_grads[0][:1]), score_grads[0]])
         if self.grad_g is None:
-            grad_g = self.states.new_zeros(self.n + 1, dtype=torch.float64)
+            grad_g = self.states.new_zeros(len(self.states), dtype=torch.float64)
         else:
             grad_g = self.grad_g.double().sum(1)
-        return [grad_g, *of_drift, *of_score]
+        return [grad_g, *drift_grads, *score_grads]
 
-    def _buffers_of_backward(self, weight: Tensor) -> list[Tensor]:
-        """Returns weights, cotangents of both nets, and room for gradients at x_k and x0."""
-        of_scores = torch.empty_like(self.states[1:])
-        return [
-            weight.detach().to(torch.float32).contiguous(),
-            torch.empty_like(self.states),
-            of_scores,
-            torch.empty_like(of_scores),
-            torch.empty_like(self.x0),
-        ]
+    def _core_problem(self, first: int) -> Any:
+        """Returns the core's form of all but the gradients."""
+        run, problem = self.run, core.GpuPathsProblem()
+        problem.samples, problem.dim = self.x0.shape
+        problem.num_steps = run.p.num_steps
+        problem.drift, problem.score = run.drift.mlp(), run.score.mlp()
+        problem.dt, problem.g, problem.x0 = map(address, (self.steps, run.g, self.x0))
+        sample_offset = run.p.sample_offset + first
+        problem.noise = noise_source(run.p.key, PURPOSES["forward"], 0, sample_offset)
+        problem.states, problem.drifts = address(self.states), address(self.drifts)
+        problem.residuals, problem.costs = address(self.residuals), address(self.costs)
+        if self.traces is not None:
+            drift, score = self.traces
+            problem.drift_trace, problem.score_trace = drift.addresses(), score.addresses()
+        problem.grad_g = address(self.grad_g)
+        return problem
 
-    def launch(self, phase: int) -> None:
+    def launch(self, phase: str) -> None:
         """Queues one of the four kernels."""
-        run = self.run
-        traces = self.traces or (None, None)
-        kept = [part for t in traces for part in ((t.values, t.slopes) if t else (None, None))]
-        weight, *others = self.buffers or [None] * 5
-        steps = _step_lengths(run.p, self.x0.device)
-        buffers: Sequence[Tensor | None] = [
-            *(steps, run.g, self.x0, self.states, self.drifts, self.residuals, self.costs),
-            *(*kept, weight, *others, self.grad_g),
-        ]
-        noise = noise_source(run.p.key, PURPOSES["forward"], 0, run.p.sample_offset + self.first)
-        core.gpu_paths(
-            phase,
-            _CODES[run.rounding],
-            device_and_stream(self.x0),
-            self.size,
-            run.drift.described(),
-            run.score.described(),
-            noise,
-            [address(tensor) for tensor in buffers],
-        )
+        products = getattr(core.Products, self.run.rounding)
+        where = device_and_stream(self.x0)
+        core.run_gpu_paths(getattr(core.Phase, phase), products, self.problem, *where)

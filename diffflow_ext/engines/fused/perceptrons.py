@@ -41,9 +41,10 @@ def parts_or_reason(net: Any, times: Tensor, x: Tensor, device: str = "cpu") -> 
         return reason
     with torch.autocast(device, enabled=False):
         at = _perceptron(net, times) if device == "cpu" else net.perceptron_at(times)
-    tensors = [at.embedding, at.input, at.output, at.output_bias]
-    tensors += [tensor for pair in at.hidden for tensor in pair]
-    return _tensor_obstacle(at.activation, tensors, len(times), x) or Parts(at.activation, tensors)
+    hidden, biases = [weight for weight, _ in at.hidden], [bias for _, bias in at.hidden]
+    ends = (at.embedding, at.input, at.output, at.output_bias)
+    parts = Parts(at.activation, *ends, hidden, biases)
+    return _tensor_obstacle(parts, len(times), x) or parts
 
 
 def _perceptron(net: Any, times: Tensor) -> Any:
@@ -108,22 +109,19 @@ def _hooks(part: nn.Module) -> bool:
     return any(getattr(part, name) for name in names)
 
 
-def _tensor_obstacle(
-    activation: str, tensors: Sequence[Tensor | None], times: int, x: Tensor
-) -> str:
-    if activation not in ACTIVATIONS:
-        return f"it has the activation {activation!r}; there are {', '.join(ACTIVATIONS)}"
-    for tensor in tensors:
+def _tensor_obstacle(parts: Parts, times: int, x: Tensor) -> str:
+    if parts.activation not in ACTIVATIONS:
+        return f"it has the activation {parts.activation!r}; there are {', '.join(ACTIVATIONS)}"
+    for tensor in parts.tensors:
         plain = type(tensor) in (Tensor, nn.Parameter)
-        if not plain or tensor.dtype != torch.float32 or tensor.device != x.device:  # pyright: ignore
+        if not plain or tensor.dtype != torch.float32 or tensor.device != x.device:
             return f"it has parameters that are no plain float32 tensors on {x.device}"
-    dim = x.shape[1]
-    found = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
-    width, depth = found[0][-1], (len(found) - 4) // 2
+    dim, width, depth = x.shape[1], parts.width, parts.depth
     if not 1 <= width <= MAX_WIDTH or depth > MAX_DEPTH:
         return f"it is wider than {MAX_WIDTH} or deeper than {MAX_DEPTH}"
+    shapes = [tuple(tensor.shape) for tensor in parts.tensors]
     expected = [(times, width), (width, dim), (dim, width), (dim,)]
-    expected += [(width, width), (width,)] * depth
-    if found != expected:
-        return f"it is no perceptron of {dim} components with layers of one width, got {found}"
+    expected += [(width, width)] * depth + [(width,)] * depth
+    if shapes != expected:
+        return f"it is no perceptron of {dim} components with layers of one width, got {shapes}"
     return ""

@@ -1,30 +1,51 @@
-"""Which engine computes, on which data, and memory that it works in."""
+"""What compiled code is given: networks, instructions, tiles, threads, scratch memory."""
 
 from __future__ import annotations
 
 import functools
 import math
 import threading
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from diffflow_ext.functional.core import core
 
-__all__ = ["Parts", "Rounding"]
+__all__ = [
+    "ACTIVATIONS",
+    "MAX_DEPTH",
+    "MAX_WIDTH",
+    "PADDING",
+    "Parts",
+    "Rounding",
+    "aligned_start",
+    "data_obstacle",
+    "instructions_name",
+    "lend_scratch",
+    "memory_obstacle",
+    "padded",
+    "rounding_name",
+    "scratch_memory",
+    "work_on",
+]
 
 
 #: How the factors of large products are rounded on a GPU.
 Rounding = Literal["float32", "tf32", "bfloat16"]
 
 
-#: Codes of csrc/fused/problem.h.
-ACTIVATIONS = {"gelu": 0, "silu": 1, "tanh": 2}
+#: Members of `core.Activation`.
+ACTIVATIONS = ("gelu", "silu", "tanh")
 
 
 #: Bounds of the engines.
 MAX_DEPTH, MAX_WIDTH, MAX_DIM = 16, 1024, 1024
+
+
+#: Vectors are at most 16 floats wide, and layers are padded to pairs of them.
+PADDING = 32
 
 
 #: Scratch memory up to this size is kept for the next call, and more than this is not taken.
@@ -36,41 +57,82 @@ _TILE, _ROWS = 40, 2
 
 
 class Parts(NamedTuple):
-    """A network for the core: its activation, and its tensors in the core's order."""
+    """A perceptron at some times as its tensors; csrc/fused/problem.h has their shapes."""
 
     activation: str
-    tensors: list[Tensor]
+    embedding: Tensor
+    input: Tensor
+    output: Tensor
+    output_bias: Tensor
+    hidden: list[Tensor]
+    hidden_bias: list[Tensor]
 
-    def described(self) -> tuple[int, int, list[int]]:
-        """Returns width, activation and addresses; the tensors must be contiguous and live on."""
-        addresses = [tensor.data_ptr() for tensor in self.tensors]
-        return self.tensors[0].shape[1], ACTIVATIONS[self.activation], addresses
-
-    def contiguous(self) -> Parts:
-        """Returns the same without graphs, contiguous."""
-        return Parts(self.activation, [t.detach().contiguous() for t in self.tensors])
+    @property
+    def width(self) -> int:
+        """The number of units of a layer."""
+        return self.embedding.shape[-1]
 
     @property
     def depth(self) -> int:
         """The number of hidden layers after the first."""
-        return (len(self.tensors) - 4) // 2
+        return len(self.hidden)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order of `with_tensors`."""
+        ends = [self.embedding, self.input, self.output, self.output_bias]
+        return [*ends, *self.hidden, *self.hidden_bias]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Parts:
+        """Returns the same network with other tensors."""
+        embedding, input_, output, output_bias, *layers = tensors
+        hidden, hidden_bias = layers[: self.depth], layers[self.depth :]
+        return Parts(self.activation, embedding, input_, output, output_bias, hidden, hidden_bias)
+
+    def contiguous(self) -> Parts:
+        """Returns the same without graphs, contiguous."""
+        return self.with_tensors([t.detach().contiguous() for t in self.tensors])
+
+    def empty_like(self) -> Parts:
+        """Returns memory for the gradients of all tensors."""
+        return self.with_tensors([t.new_empty(t.shape) for t in self.tensors])
+
+    def mlp(self) -> Any:
+        """Returns the core's form; the tensors must be contiguous and live on."""
+        mlp = core.Mlp()
+        mlp.width, mlp.depth = self.width, self.depth
+        mlp.activation = getattr(core.Activation, self.activation)
+        mlp.weights = self.fill(core.MlpTensors())
+        return mlp
+
+    def gradients(self) -> Any:
+        """Returns the core's form of memory for gradients."""
+        return self.fill(core.MlpGradients())
+
+    def fill(self, struct: Any) -> Any:
+        """Writes the addresses of all tensors into a struct of the core."""
+        struct.embedding, struct.input = self.embedding.data_ptr(), self.input.data_ptr()
+        struct.output, struct.output_bias = self.output.data_ptr(), self.output_bias.data_ptr()
+        struct.hidden = [tensor.data_ptr() for tensor in self.hidden]
+        struct.hidden_bias = [tensor.data_ptr() for tensor in self.hidden_bias]
+        return struct
 
 
 @functools.cache
-def _engines() -> list[str]:
-    return core.engines()
+def _instructions() -> list[str]:
+    return core.instructions()
 
 
-def engine_name() -> str | None:
+def instructions_name() -> str | None:
     """Returns the set of instructions that is used now, None where there is none.
 
     "avx512", "avx2" or "portable"; under autocast to bfloat16 "avx512bf16", which rounds the
     factors of the hidden layers and of their gradients to bfloat16 and sums in float32.
     """
     if not torch.is_autocast_enabled("cpu"):
-        return next(name for name in _engines() if name != "avx512bf16")
+        return next(name for name in _instructions() if name != "avx512bf16")
     bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return "avx512bf16" if bf16 and "avx512bf16" in _engines() else None
+    return "avx512bf16" if bf16 and "avx512bf16" in _instructions() else None
 
 
 def rounding_name() -> Rounding | None:
@@ -96,13 +158,20 @@ def num_threads(samples: int) -> int:
     return min(torch.get_num_threads(), math.ceil(samples / tile_size(samples)))
 
 
+def work_on(samples: int) -> Any:
+    """Returns how a batch is divided among threads, in the core's form."""
+    work = core.Work()
+    work.tile, work.threads = tile_size(samples), num_threads(samples)
+    return work
+
+
 def data_obstacle(x: Tensor, device: str = "cpu") -> str:
     """Returns why the engine cannot take states like x, "" where it can."""
     if x.device.type != device:
         return f"it runs on the CPU, and the data are on {x.device}"
     if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
         return "the call is being traced, or the data are no plain tensor"
-    if (engine_name() if device == "cpu" else rounding_name()) is None:
+    if (instructions_name() if device == "cpu" else rounding_name()) is None:
         return "autocast is on, and there is no engine for its dtype here"
     if x.dtype != torch.float32 or x.dim() != 2:
         return f"it takes float32 vectors, got {x.dtype} of shape {tuple(x.shape)}"
@@ -136,6 +205,13 @@ def aligned_start(memory: Tensor) -> int:
     return (memory.data_ptr() + 63) // 64 * 64
 
 
-def address(tensor: Tensor | None) -> int:
-    """Returns where a tensor lies, 0 for an absent one."""
-    return 0 if tensor is None else tensor.data_ptr()
+def lend_scratch(problem: Any, size: int) -> Tensor:
+    """Gives a problem of the core scratch memory, which must live until it has run."""
+    memory = scratch_memory(size)
+    problem.work.scratch = aligned_start(memory)
+    return memory
+
+
+def padded(width: int) -> int:
+    """Returns the width of a layer's rows, at most."""
+    return math.ceil(width / PADDING) * PADDING

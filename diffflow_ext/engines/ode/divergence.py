@@ -21,9 +21,9 @@ class Trace:
     Without a key it is exact; with one it is Hutchinson's estimate with random signs.
     """
 
-    def __init__(self, flow: ProbabilityFlow, x: Tensor, how: Probes) -> None:
-        self.flow = flow
-        self.key, self.num_probes, self.offset = how
+    def __init__(self, ode: ProbabilityFlow, x: Tensor, how: Probes) -> None:
+        self.ode = ode
+        self.key, self.num_probes, self.sample_offset = how
         self.dimensions = math.prod(x.shape[1:])
         self.total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         self.latest = self.total
@@ -37,16 +37,17 @@ class Trace:
             return
         first = step * self.num_probes
         self.probes = [
-            signs(self._like, self.key, first + i, self.offset) for i in range(self.num_probes)
+            signs(self._like, self.key, first + i, self.sample_offset)
+            for i in range(self.num_probes)
         ]
 
     def values(self, t: float, x: Tensor, weight: float) -> list[Tensor]:
         """Returns what the networks say, and adds `weight` times the divergence to the total."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            values = self.flow.values(t, leaf)
-            field = self.flow.network_part(t, values, x.dtype)
-        constant = self.dimensions * self.flow.coefficients(t)[0]
+            values = self.ode.values(t, leaf)
+            field = self.ode.network_part(t, values, x.dtype)
+        constant = self.dimensions * self.ode.coefficients(t)[0]
         self.latest = torch.full_like(self.total, constant)
         if field.requires_grad:
             self.latest = self.latest + self._divergence(field, leaf)
@@ -59,7 +60,7 @@ class Trace:
         """Tells a network that ignores x from one that hides its graph."""
         with torch.no_grad():
             moved = leaf + 0.1
-            other = self.flow.network_part(t, self.flow.values(t, moved), leaf.dtype)
+            other = self.ode.network_part(t, self.ode.values(t, moved), leaf.dtype)
         if not torch.equal(other, field):
             raise RuntimeError(
                 "probability_flow: expected net(t, x) to be differentiable in x, got a tensor "

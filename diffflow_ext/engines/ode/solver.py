@@ -44,8 +44,7 @@ from diffflow_ext.functional.noise import (
 from diffflow_ext.processes.grids import TimeGrid
 
 from ..choice import Engine, check_engine, refuse
-from ..fused import ode
-from ..fused.ode import Probes, Stage
+from ..fused.ode import Probes, Stage, fused_ode
 from .divergence import Trace
 from .velocity import ProbabilityFlow
 
@@ -74,7 +73,7 @@ _STAGES: dict[str, tuple[tuple[float, float], ...]] = {
 
 @torch.no_grad()
 def integrate(
-    flow: ProbabilityFlow,
+    ode: ProbabilityFlow,
     x: Tensor,
     grid: TimeGrid,
     *,
@@ -95,7 +94,7 @@ def integrate(
     grid, so that results depend on the batch within the tolerance.
 
     Arguments:
-        flow: The velocity.
+        ode: The velocity.
         x: The state at the start, shape (B, *event), float32 or float64.
         grid: The times.
         reverse: From the grid's last time to its first.
@@ -138,15 +137,15 @@ def integrate(
         x = x.clone() if x.is_inference() else x
         probes = _probes(op, x, grid, divergence, key, num_probes, sample_offset)
         if solver == "dopri5":
-            trace = None if probes is None else Trace(flow, x, probes)
-            return _adaptive(flow, x, times, trace, rtol, atol)
-        return fixed_path(op, flow, x, times, solver, probes=probes, engine=engine)
+            trace = None if probes is None else Trace(ode, x, probes)
+            return _adaptive(ode, x, times, trace, rtol, atol)
+        return fixed_path(op, ode, x, times, solver, probes=probes, engine=engine)
 
 
 @torch.no_grad()
 def fixed_path(
     op: str,
-    flow: ProbabilityFlow,
+    ode: ProbabilityFlow,
     x: Tensor,
     times: list[float],
     solver: str,
@@ -159,7 +158,7 @@ def fixed_path(
 
     Arguments:
         op: Whom errors name.
-        flow: The velocity.
+        ode: The velocity.
         x: The state at the first time.
         times: Rising or falling.
         solver: A fixed one.
@@ -169,26 +168,26 @@ def fixed_path(
     """
     back = times[-1] < times[0]
     steps = [_stages(t, t_next, solver) for t, t_next in pairwise(times)]
-    call = ode.prepare(op, engine, x, flow.nets, flow.coefficients, steps, probes)
-    if call is not None:
-        x, change = ode.run(call, x, states, back=back)
+    fused = fused_ode(op, engine, x, ode.nets, ode.coefficients, steps, probes)
+    if fused is not None:
+        x, change = fused.solve(x, states, back=back)
         return x, None if probes is None else change
-    trace = None if probes is None else Trace(flow, x, probes)
+    trace = None if probes is None else Trace(ode, x, probes)
     order = range(len(steps), -1, -1) if back else range(len(steps) + 1)
     for i, step in enumerate(steps):
         if states is not None:
             states[order[i]] = x
         if trace is not None:
             trace.at_step(i)
-        x = _step(flow, x, step, trace)
+        x = _step(ode, x, step, trace)
     if states is not None:
         states[order[-1]] = x
     return x, None if trace is None else trace.total
 
 
-def fixed_step(flow: ProbabilityFlow, x: Tensor, t: float, t_next: float, solver: str) -> Tensor:
+def fixed_step(ode: ProbabilityFlow, x: Tensor, t: float, t_next: float, solver: str) -> Tensor:
     """Returns x(t_next) from x(t) by one step of a fixed solver, in either direction."""
-    return _step(flow, x, _stages(t, t_next, solver), None)
+    return _step(ode, x, _stages(t, t_next, solver), None)
 
 
 def _stages(t: float, t_next: float, solver: str) -> list[Stage]:
@@ -200,11 +199,11 @@ def _stages(t: float, t_next: float, solver: str) -> list[Stage]:
     return [Stage(*each) for each in zip(times, lengths, ahead, strict=True)]
 
 
-def _step(flow: ProbabilityFlow, x: Tensor, stages: list[Stage], trace: Trace | None) -> Tensor:
+def _step(ode: ProbabilityFlow, x: Tensor, stages: list[Stage], trace: Trace | None) -> Tensor:
     y = z = x
     for time, length, ahead in stages:
-        values = flow.values(time, z) if trace is None else trace.values(time, z, length)
-        c, last = flow.coefficients(time), z
+        values = ode.values(time, z) if trace is None else trace.values(time, z, length)
+        c, last = ode.coefficients(time), z
         if ahead:
             z = _add(x, last, values, c, ahead)
         y = _add(y, last, values, c, length)
@@ -225,7 +224,7 @@ def _affine(x: Tensor, a: Tensor, b: Tensor | None, c_x: float, c_a: float, c_b:
 
 
 def _adaptive(
-    flow: ProbabilityFlow,
+    ode: ProbabilityFlow,
     x: Tensor,
     times: list[float],
     trace: Trace | None,
@@ -237,9 +236,9 @@ def _adaptive(
     def derivative(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         time, z = float(t), state[0].contiguous()
         if trace is None:
-            return (flow.velocity(time, z),)
+            return (ode.velocity(time, z),)
         values = trace.values(time, z, 0.0)
-        v = z * flow.coefficients(time)[0] + flow.network_part(time, values, z.dtype)
+        v = z * ode.coefficients(time)[0] + ode.network_part(time, values, z.dtype)
         return v, trace.latest.to(z.dtype)
 
     start = (x,) if trace is None else (x, x.new_zeros(x.shape[0]))
@@ -282,13 +281,13 @@ def _probes(
         return None
     check_choice(op, "divergence", divergence, Divergence)
     probes = checked_count(op, "num_probes", num_probes, 1, 2**16)
-    offset = checked_sample_offset(op, sample_offset, x.shape[0])
+    sample_offset = checked_sample_offset(op, sample_offset, x.shape[0])
     key = None if key is None else checked_key(op, key, x.device)
     dimensions = math.prod(x.shape[1:])
     if divergence == "exact" or (divergence == "auto" and dimensions <= EXACT_DIMENSIONS):
-        return Probes(None, 0, offset)
+        return Probes(None, 0, sample_offset)
     if grid.num_steps * probes >= MAX_STEP:
         raise ValueError(
             f"{op}: expected fewer than 2^24 probes in all, got {grid.num_steps} steps x {probes}"
         )
-    return Probes(NoiseKey.from_torch() if key is None else key, probes, offset)
+    return Probes(NoiseKey.from_torch() if key is None else key, probes, sample_offset)

@@ -1,0 +1,137 @@
+// Tiles of samples: their rows, the memory that threads work in, and the loop over all tiles.
+//
+// Samples do not interact, so a tile needs nothing but the weights, which stay in the cache. What
+// tiles leave is added up in the order of the tiles: results depend on the size of a tile, but not
+// on the number of threads.
+#pragma once
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "../problem.h"
+#include "arena.h"
+#include "simd.h"
+
+namespace diffflow {
+namespace DF_NAMESPACE {
+
+DF_INLINE int this_thread() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+DF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/// Samples [first, first + count) of the batch; the other rows of the tile are no samples.
+struct Rows {
+  int64_t first, count;
+};
+
+template <typename Problem>
+DF_INLINE Rows rows_of(const Problem& p, int64_t tile) {
+  const int64_t first = tile * p.work.tile, left = p.samples - first;
+  return {first, left < p.work.tile ? left : p.work.tile};
+}
+
+/// Rows behind the last sample repeat the first, so that they overflow only where it does.
+DF_INLINE void repeat_first(float* rows, int64_t row, int64_t count, int64_t tile) {
+  for (int64_t m = count; m < tile; ++m) memcpy(rows + m * row, rows, row * sizeof(float));
+}
+
+template <typename Problem>
+DF_INLINE void copy_in(float* to, const float* from, const Problem& p, const Rows& rows) {
+  memcpy(to, from + rows.first * p.dim, rows.count * p.dim * sizeof(float));
+  repeat_first(to, p.dim, rows.count, p.work.tile);
+}
+
+template <typename Problem>
+DF_INLINE void copy_out(float* to, const float* from, const Problem& p, const Rows& rows) {
+  if (to == nullptr) return;
+  memcpy(to + rows.first * p.dim, from, rows.count * p.dim * sizeof(float));
+}
+
+DF_INLINE void add_block(float* to, const float* from, int64_t count) {
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) store(to + i, load(to + i) + load(from + i));
+  for (int64_t i = whole; i < count; ++i) to[i] += from[i];
+}
+
+/// The normals of a step for a tile, (tile, dim).
+template <typename Problem>
+static void draw(const Problem& p, int64_t step, const Rows& rows, float* out) {
+  const NoiseSource source = at_step(p.noise, step);
+  const Shape shape = {p.samples, p.dim};
+  const int64_t per_sample = shape.quads_per_sample(), total = rows.count * per_sample;
+  for (int64_t first = 0; first < total; first += kDrawn) {
+    const int count = static_cast<int>(total - first < kDrawn ? total - first : kDrawn);
+    Place at[kDrawn];
+    Quad<float> z[kDrawn];
+    for (int i = 0; i < count; ++i) {
+      const int64_t m = (first + i) / per_sample, quad = (first + i) % per_sample;
+      at[i] = place_at(rows.first + m, quad, shape, false);
+    }
+    draw_quads(source, at, count, z);
+    for (int i = 0; i < count; ++i) {
+      const int64_t start = at[i].offset - rows.first * p.dim;
+      for (int j = 0; j < at[i].count; ++j) out[start + j] = z[i].value[j];
+    }
+  }
+  repeat_first(out, p.dim, rows.count, p.work.tile);
+}
+
+// --- memory and threads --------------------------------------------------------------------------
+
+/// Bytes of scratch memory for what all threads share, and a room for each thread.
+template <class CarveShared, class CarveRoom>
+static int64_t bytes_of(const Work& work, const CarveShared& carve_shared,
+                        const CarveRoom& carve_room) {
+  Arena arena(nullptr);
+  const auto shared = carve_shared(arena);
+  for (int i = 0; i < work.threads; ++i) carve_room(arena, shared);
+  return static_cast<int64_t>(arena.next()) + 64;
+}
+
+/// This thread's room; rooms lie one behind the other.
+template <class CarveRoom>
+static auto own_room(Arena arena, const CarveRoom& carve_room) {
+  auto room = carve_room(arena);
+  for (int i = this_thread(); i > 0; --i) room = carve_room(arena);
+  return room;
+}
+
+/// Calls `run(room, rows)` for all tiles. `arena` stands where the first room begins.
+template <class Problem, class CarveRoom, class Run>
+static void for_tiles(const Problem& p, const Arena& arena, const CarveRoom& carve_room,
+                      const Run& run) {
+  const int64_t tiles = (p.samples + p.work.tile - 1) / p.work.tile;
+#pragma omp parallel num_threads(p.work.threads)
+  {
+    const auto room = own_room(arena, carve_room);
+#pragma omp for schedule(static, 1)
+    for (int64_t i = 0; i < tiles; ++i) run(room, rows_of(p, i));
+  }
+}
+
+/// The same, and `add(room, rows)` for one tile after the other, in their order.
+template <class Problem, class CarveRoom, class Run, class Add>
+static void for_tiles(const Problem& p, const Arena& arena, const CarveRoom& carve_room,
+                      const Run& run, const Add& add) {
+  const int64_t tiles = (p.samples + p.work.tile - 1) / p.work.tile;
+#pragma omp parallel num_threads(p.work.threads)
+  {
+    const auto room = own_room(arena, carve_room);
+#pragma omp for ordered schedule(static, 1)
+    for (int64_t i = 0; i < tiles; ++i) {
+      run(room, rows_of(p, i));
+#pragma omp ordered
+      add(room, rows_of(p, i));
+    }
+  }
+}
+
+}  // namespace DF_NAMESPACE
+}  // namespace diffflow
