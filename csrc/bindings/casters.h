@@ -42,7 +42,7 @@ struct type_caster<diffflow::ops::Number> {
   PYBIND11_TYPE_CASTER(diffflow::ops::Number, const_name("Number"));
 
   bool load(handle source, bool convert) {
-    return read_tuple(source, convert, value.value, value.where);
+    return read_tuple(source, convert, value.value, value.address);
   }
 };
 

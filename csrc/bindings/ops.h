@@ -9,11 +9,11 @@ namespace ops {
 /// A value, or an address on the kernel's device where it will lie at run time (0: use the value).
 struct Number {
   double value;
-  Address where;
+  Address address;
 
   template <typename T>
   Scalar<T> as() const {
-    return {static_cast<T>(value), pointer<const T>(where)};
+    return {static_cast<T>(value), pointer<const T>(address)};
   }
 };
 

@@ -185,7 +185,7 @@ inline void bind_embedding(py::module_& m) {
       .field("frequencies", &P::frequencies)
       .field("weights", &P::weights)
       .field("work", &P::work)
-      .field("kept", &P::kept)
+      .field("activations", &P::activations)
       .field("embeddings", &P::embeddings)
       .field("grad", &P::grad)
       .field("grads", &P::grads);

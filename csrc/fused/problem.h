@@ -121,9 +121,9 @@ struct EmbeddingProblem {
   const float *times, *frequencies;  ///< (samples), (width)
   EmbeddingTensors<const float> weights;
   Work work;
-  float* kept;        ///< for the way back: (whole tiles, 4, tile, width padded)
-  float* embeddings;  ///< (samples, width)
-  const float* grad;  ///< of the embeddings, (samples, width): back with what was kept
+  float* activations;  ///< for the way back: (whole tiles, 4, tile, width padded)
+  float* embeddings;   ///< (samples, width)
+  const float* grad;   ///< of the embeddings, (samples, width): back with the activations
   EmbeddingTensors<float> grads;
 };
 

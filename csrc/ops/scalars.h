@@ -6,14 +6,14 @@
 
 namespace diffflow {
 
-/// A number, or the place where it lies on the kernel's device. A CUDA graph and a learnable
+/// A number, or the address where it lies on the kernel's device. A CUDA graph and a learnable
 /// diffusion need the second form: their values are not known when the call is made.
 template <typename T>
 struct Scalar {
   T value;
-  const T* where;
+  const T* address;
 
-  DF_HD T get() const { return where != nullptr ? *where : value; }
+  DF_HD T get() const { return address != nullptr ? *address : value; }
 };
 
 /// dt and g of one step; the square root is taken in T, so that both forms agree to the last bit.
@@ -34,7 +34,7 @@ struct AffineSource {
   Scalar<T> x, a, b, noise;
 
   DF_HD AffineScalars<T> get() const { return {x.get(), a.get(), b.get(), noise.get()}; }
-  DF_HD bool draws() const { return noise.where != nullptr || noise.value != T(0); }
+  DF_HD bool draws() const { return noise.address != nullptr || noise.value != T(0); }
 };
 
 }  // namespace diffflow

@@ -124,19 +124,21 @@ class _AffineStep(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at, needs = saved(ctx), ctx.needs_input_grad
+        values, needs = saved(ctx), ctx.needs_input_grad
         terms = [
-            _scaled(grad, at[f"c_{name}"]).to(at["dtypes"][name]) if need else None
+            _scaled(grad, values[f"c_{name}"]).to(values["dtypes"][name]) if need else None
             for name, need in zip("xab", needs[:3], strict=True)
         ]
         factors = [
-            scalar_grad(row_dot(grad, at[name]), at[f"c_{name}"]) if need else None
+            scalar_grad(row_dot(grad, values[name]), values[f"c_{name}"]) if need else None
             for name, need in zip("xab", needs[3:6], strict=True)
         ]
         grad_noise = None
         if needs[6]:
-            dot = noise_dot(grad, at["key"], at["purpose"], at["step"], at["sample_offset"])
-            grad_noise = scalar_grad(dot, at["noise_scale"])
+            dot = noise_dot(
+                grad, values["key"], values["purpose"], values["step"], values["sample_offset"]
+            )
+            grad_noise = scalar_grad(dot, values["noise_scale"])
         return *terms, *factors, grad_noise, None, None, None, None
 
 

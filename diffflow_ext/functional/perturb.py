@@ -72,12 +72,16 @@ class _Perturb(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at = saved(ctx)
+        values = saved(ctx)
         rows = (-1,) + (1,) * (grad.dim() - 1)
         need_x, need_alpha, need_sigma, *_rest = ctx.needs_input_grad
-        grad_x = grad * at["alpha_t"].to(grad.dtype).reshape(rows) if need_x else None
-        grad_alpha = _like_scalars(row_dot(grad, at["x0"]), at["alpha_t"]) if need_alpha else None
-        grad_sigma = _like_scalars(row_dot(grad, at["eps"]), at["sigma_t"]) if need_sigma else None
+        grad_x = grad * values["alpha_t"].to(grad.dtype).reshape(rows) if need_x else None
+        grad_alpha = (
+            _like_scalars(row_dot(grad, values["x0"]), values["alpha_t"]) if need_alpha else None
+        )
+        grad_sigma = (
+            _like_scalars(row_dot(grad, values["eps"]), values["sigma_t"]) if need_sigma else None
+        )
         return grad_x, grad_alpha, grad_sigma, None, None, None
 
 

@@ -159,13 +159,15 @@ class _BackwardResidual(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at = saved(ctx)
-        x, x_next, f, s = _backward_residual_vjp(grad, at["dt"], at["g"])
+        values = saved(ctx)
+        x, x_next, f, s = _backward_residual_vjp(grad, values["dt"], values["g"])
         grad_g = None
         if ctx.needs_input_grad[5]:
-            slope = at["delta_b"] + 2 * at["g"] * root(at["dt"]) * at["s"].to(grad.dtype)
-            grad_g = scalar_grad(-(grad * slope) / at["g"], at["g"])
-        return x, x_next, f.to(at["f_dtype"]), s.to(at["s_dtype"]), None, grad_g
+            slope = values["delta_b"] + 2 * values["g"] * root(values["dt"]) * values["s"].to(
+                grad.dtype
+            )
+            grad_g = scalar_grad(-(grad * slope) / values["g"], values["g"])
+        return x, x_next, f.to(values["f_dtype"]), s.to(values["s_dtype"]), None, grad_g
 
 
 def backward_residual(
@@ -302,12 +304,12 @@ class _ResidualCost(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at = saved(ctx)
-        f, s = at["f"], at["s"]
+        values = saved(ctx)
+        f, s = values["f"], values["s"]
         grad_x, grad_x_next, grad_f, grad_s, grad_g = _residual_cost_vjp(
-            grad, at["x"], at["x_next"], f, s, at["dt"], at["g"]
+            grad, values["x"], values["x_next"], f, s, values["dt"], values["g"]
         )
-        summed = scalar_grad(grad_g, at["g"]) if ctx.needs_input_grad[5] else None
+        summed = scalar_grad(grad_g, values["g"]) if ctx.needs_input_grad[5] else None
         return grad_x, grad_x_next, grad_f.to(f.dtype), grad_s.to(s.dtype), None, summed
 
 

@@ -84,13 +84,15 @@ class _EmStep(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at = saved(ctx)
+        values = saved(ctx)
         need_x, need_f, _, need_g, *_ = ctx.needs_input_grad
-        grad_f = (grad * at["dt"]).to(at["f_dtype"]) if need_f else None
+        grad_f = (grad * values["dt"]).to(values["f_dtype"]) if need_f else None
         grad_g = None
         if need_g:
-            dot = noise_dot(grad, at["key"], PURPOSES["forward"], at["step"], at["sample_offset"])
-            grad_g = scalar_grad(dot * root(at["dt"]), at["g"])
+            dot = noise_dot(
+                grad, values["key"], PURPOSES["forward"], values["step"], values["sample_offset"]
+            )
+            grad_g = scalar_grad(dot * root(values["dt"]), values["g"])
         return (grad if need_x else None), grad_f, None, grad_g, None, None, None
 
 
@@ -204,14 +206,16 @@ class _ReverseStep(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        at = saved(ctx)
-        dt, g, strength = at["dt"], at["g"], at["stochasticity"]
-        grad_f = (-grad * dt).to(at["f_dtype"])
-        grad_s = (grad * (0.5 * (1 + strength**2) * g * g * dt)).to(at["s_dtype"])
+        values = saved(ctx)
+        dt, g, strength = values["dt"], values["g"], values["stochasticity"]
+        grad_f = (-grad * dt).to(values["f_dtype"])
+        grad_s = (grad * (0.5 * (1 + strength**2) * g * g * dt)).to(values["s_dtype"])
         grad_g = None
         if ctx.needs_input_grad[4]:
-            dot = noise_dot(grad, at["key"], PURPOSES["reverse"], at["step"], at["sample_offset"])
-            along_s = row_dot(grad, at["s"])
+            dot = noise_dot(
+                grad, values["key"], PURPOSES["reverse"], values["step"], values["sample_offset"]
+            )
+            along_s = row_dot(grad, values["s"])
             per_sample = (1 + strength**2) * g * dt * along_s + strength * root(dt) * dot
             grad_g = scalar_grad(per_sample, g)
         return grad, grad_f, grad_s, None, grad_g, None, None, None, None

@@ -162,7 +162,7 @@ void embedding(const df::Instructions& engine, const Case& c, bool keep) {
   p.weights = {heap.take<float>(width), heap.take<float>(2 * width * width),
                heap.take<float>(width), heap.take<float>(width * width), heap.take<float>(width)};
   const int64_t rows = (c.samples + c.tile - 1) / c.tile * c.tile;
-  if (keep) p.kept = heap.take<float>(4 * rows * ((width + lanes - 1) / lanes * lanes));
+  if (keep) p.activations = heap.take<float>(4 * rows * ((width + lanes - 1) / lanes * lanes));
   p.embeddings = heap.take<float>(c.samples * width);
   p.work.scratch = heap.take<char>(engine.embedding_scratch_bytes(p));
   engine.run_embedding(p);

@@ -71,17 +71,17 @@ struct EmbeddingShared {
 };
 
 struct EmbeddingRoom {
-  float *kept, *sums, *delta, *other, *grad;
+  float *activations, *sums, *delta, *other, *grad;
   EmbeddingSums of_tile;
   float* sums_begin;
 };
 
-/// What a tile keeps for the way back.
+/// What a tile leaves for the way back.
 struct EmbeddingTile {
   float *sine, *cosine, *hidden, *slope;  ///< (tile, width)
 };
 
-DF_INLINE EmbeddingTile kept_by(float* begin, int64_t layer) {
+DF_INLINE EmbeddingTile activations_from(float* begin, int64_t layer) {
   return {begin, begin + layer, begin + 2 * layer, begin + 3 * layer};
 }
 
@@ -115,7 +115,7 @@ DF_INLINE EmbeddingRoom carve_embedding_room(Arena& arena, const EmbeddingProble
   EmbeddingRoom out;
   const int64_t layer = p.work.tile * shared.width;
   int64_t count;
-  out.kept = arena.take<float>(4 * layer);
+  out.activations = arena.take<float>(4 * layer);
   float** const parts[] = {&out.sums, &out.delta, &out.other, &out.grad};
   for (float** part : parts) *part = arena.take<float>(layer);
   out.of_tile = carve_embedding_sums(arena, shared.width, &out.sums_begin, &count);
@@ -185,7 +185,7 @@ static void embed_tile(const EmbeddingProblem& p, const EmbeddingShared& shared,
   }
 }
 
-/// Gradients of one tile's embeddings, from what it kept. See FourierMLP in
+/// Gradients of one tile's embeddings, from what it left. See FourierMLP in
 /// diffflow_ext/nets/mlp.py.
 static void embed_tile_vjp(const EmbeddingProblem& p, const EmbeddingShared& shared,
                            const EmbeddingTile& at, const EmbeddingRoom& room, const Rows& rows) {
@@ -233,8 +233,9 @@ static void run_embedding(const EmbeddingProblem& p) {
   for_tiles(
       p, arena, [&](Arena& own) { return carve_embedding_room(own, p, shared); },
       [&](const EmbeddingRoom& room, const Rows& rows) {
-        float* begin = p.kept != nullptr ? p.kept + 4 * rows.first * shared.width : room.kept;
-        const EmbeddingTile at = kept_by(begin, layer);
+        float* begin = p.activations != nullptr ? p.activations + 4 * rows.first * shared.width
+                                                : room.activations;
+        const EmbeddingTile at = activations_from(begin, layer);
         if (!back) embed_tile(p, shared, at, room.sums, rows);
         if (back) embed_tile_vjp(p, shared, at, room, rows);
       },

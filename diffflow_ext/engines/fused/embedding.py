@@ -86,16 +86,16 @@ def _addresses(struct: Any, tensors: Sequence[Tensor]) -> Any:
     return struct
 
 
-def _run(form: _Form, problem: Any, kept: Tensor | None) -> None:
+def _run(form: _Form, problem: Any, activations: Tensor | None) -> None:
     size = core.embedding_scratch_bytes(form.instructions, problem)
     _memory = workspace.lend_scratch(problem, size)
-    if kept is not None:
-        problem.kept = workspace.aligned_start(kept)
+    if activations is not None:
+        problem.activations = workspace.aligned_start(activations)
     core.run_embedding(form.instructions, problem)
 
 
 class _Embedding(Function):
-    """Embeddings; what their tiles keep makes the way back cost no more than two ways there."""
+    """Embeddings; with their activations the way back costs no more than two ways there."""
 
     @staticmethod
     def forward(ctx: Any, form: _Form, *tensors: Tensor) -> Tensor:
@@ -103,13 +103,13 @@ class _Embedding(Function):
         problem = _core_problem(form, *contiguous)
         embeddings = torch.empty(problem.samples, problem.width, device="cpu")
         problem.embeddings, tile = address(embeddings), problem.work.tile
-        ctx.form, ctx.kept = form, None
+        ctx.form, ctx.activations = form, None
         if any(ctx.needs_input_grad):
             rows = 4 * tile * math.ceil(problem.samples / tile)
             size = 4 * rows * workspace.padded(problem.width) + 64
-            ctx.kept = torch.empty(size, dtype=torch.uint8, device="cpu")
+            ctx.activations = torch.empty(size, dtype=torch.uint8, device="cpu")
         ctx.save_for_backward(*tensors)
-        _run(form, problem, ctx.kept)
+        _run(form, problem, ctx.activations)
         return embeddings
 
     @staticmethod
@@ -119,5 +119,5 @@ class _Embedding(Function):
         grad, grads = grad.contiguous(), [torch.empty_like(each) for each in contiguous[2:]]
         problem = _core_problem(ctx.form, *contiguous)
         problem.grad, problem.grads = address(grad), _addresses(core.EmbeddingGradients(), grads)
-        _run(ctx.form, problem, ctx.kept)
+        _run(ctx.form, problem, ctx.activations)
         return None, None, None, *grads
