@@ -2,8 +2,8 @@
 
 Small networks leave a GPU waiting for Python. A graph that is captured once and replayed does
 not, but it repeats itself to the letter: whatever changes from step to step must lie in the
-device's memory. Here these are the data, the times of the grid, the noise's stream (which the graph
-counts on by itself), the learning rates and the decay of averaged weights.
+device's memory. Here these are the data, the times of the grid, the noise's stream (which the
+graph counts on by itself), the learning rates and the decay of averaged weights.
 """
 
 from __future__ import annotations

@@ -45,7 +45,10 @@ class PathModel:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What the adjoint keeps and evaluates together; see :func:`diffflow_ext.engines.diffflow_loss`."""
+    """What the adjoint's sweeps keep and evaluate together.
+
+    See :func:`diffflow_ext.engines.diffflow_loss` for the three counts.
+    """
 
     checkpoint_every: int = 1
     scores_per_call: int = 1
