@@ -2,8 +2,8 @@
 
 Small networks leave a GPU waiting for Python. A graph that is captured once and replayed does
 not, but it repeats itself to the letter: whatever changes from step to step must lie in the
-device's memory. Here that are the data, the times of the grid, the noise's stream (which the graph
-counts on by itself), the learning rates and the decay of averaged weights.
+device's memory. Here these are the data, the times of the grid, the noise's stream (which the
+graph counts on by itself), the learning rates and the decay of averaged weights.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class GridBuffer(TimeGrid):
 
 
 class StepResult(NamedTuple):
-    """What a training step found, float64, shape (): the loss, and the gradient's length."""
+    """The loss of a training step and the length of its gradient, float64, shape ()."""
 
     loss: Tensor
     grad_norm: Tensor
@@ -298,7 +298,7 @@ class CapturedStep:
 
 
 class _Slot:
-    """Where a graph finds its data and its grid, and leaves its result."""
+    """The memory from which a graph reads data and grid, and into which it writes its result."""
 
     def __init__(self, x0: Tensor, grid: TimeGrid | None) -> None:
         self.x0 = torch.empty_like(x0)

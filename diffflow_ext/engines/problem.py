@@ -45,7 +45,10 @@ class PathModel:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What the adjoint keeps and evaluates together; see :func:`.paths.diffflow_loss`."""
+    """What the adjoint's sweeps keep and evaluate together.
+
+    See :func:`diffflow_ext.engines.diffflow_loss` for the three counts.
+    """
 
     checkpoint_every: int = 1
     scores_per_call: int = 1
@@ -105,13 +108,13 @@ class PathProblem:
         return launch_residual_cost(x_prev, x, f, s, self.steps[k - 1], self.g_values[k], total)
 
     def network(self, name: str, k: int, x: Tensor, states: int = 1) -> Tensor:
-        """Evaluates drift or score at state k, or at several states from k on, one below another.
+        """Evaluates drift or score at state k, or at several states from k on in one call.
 
         Arguments:
             name: "drift" or "score".
             k: The index of the first state.
-            x: The states, shape (states * B, *event).
-            states: How many.
+            x: The states one after the other, shape (states * B, *event).
+            states: The number of states.
         """
         net = self.drift if name == "drift" else self.score
         t = self.times[k]

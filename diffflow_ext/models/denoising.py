@@ -1,4 +1,4 @@
-"""What models share, above all those of noise: keyed times, the network's call, batch means.
+"""What models share, most of all models that predict noise: keys, grids, losses of a batch.
 
 A network is called as ``eps_net(t, x)`` and predicts the noise in x; its score is -eps / sigma(t).
 """

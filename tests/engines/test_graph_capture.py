@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,8 +84,8 @@ class NoKernels:
     def num_segments(self, elements: int) -> int:
         return 2
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args: None
+    def __getattr__(self, name: str) -> Callable[..., SimpleNamespace]:
+        return lambda *args: SimpleNamespace()
 
 
 @pytest.fixture
