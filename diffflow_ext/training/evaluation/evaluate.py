@@ -16,7 +16,7 @@ from typing import Any
 
 from diffflow_ext.data.sets.toy import TOY_SETS, toy_entropy
 from diffflow_ext.functional.core import build_info
-from diffflow_ext.metrics.features.extractor import Extractor
+from diffflow_ext.metrics.features.digits import DigitExtractor
 from diffflow_ext.metrics.features.files import load_extractor
 
 from ..parallel.distributed import World, joined
@@ -139,7 +139,7 @@ def _evaluate(
     return result
 
 
-def _extractor(run: LoadedRun, path: str | Path | None) -> Extractor | None:
+def _extractor(run: LoadedRun, path: str | Path | None) -> DigitExtractor | None:
     if path is not None and not run.record.is_image:
         raise ValueError(f"evaluate: extractor={str(path)!r}: the data are not images")
     return None if path is None else load_extractor(path)
