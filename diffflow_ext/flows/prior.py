@@ -181,7 +181,7 @@ class FlowPrior(nn.Module):
         """
         op = "FlowPrior.log_prob"
         x = checked_state(op, "x", x)
-        self._check_place(op, x)
+        self._check_device_and_dtype(op, x)
         if not len(x):
             return x.flatten(1).sum(1)  # Flows reshape, which nothing can be; the graph stays.
         with torch.autocast(x.device.type, enabled=False):
@@ -227,7 +227,7 @@ class FlowPrior(nn.Module):
             x = sample(self.flow, shape, key, offset)
         return _checked_samples(op, x, shape).to(dtype=dtype, device=device)
 
-    def _check_place(self, op: str, x: Tensor) -> None:
+    def _check_device_and_dtype(self, op: str, x: Tensor) -> None:
         like = tensor_of(self.flow)
         if like.device != x.device:
             raise ValueError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import normflows
@@ -78,22 +80,13 @@ class Scaled(nn.Module):
 
 
 class Lifted(Scaled):
-    """The same, and it can be fed."""
+    """The same, with samples from given normals."""
 
     def sample_from(self, z: Tensor) -> Tensor:
         return z * self.log_scale.exp()
 
 
-def transformed() -> distributions.TransformedDistribution:
-    base = distributions.Normal(torch.zeros(2), torch.ones(2))
-    shift = distributions.AffineTransform(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0]))
-    twice = distributions.AffineTransform(torch.ones(2), torch.tensor(2.0))
-    return distributions.TransformedDistribution(
-        distributions.Independent(base, 1), [shift, twice]
-    )
-
-
-FED = {
+KEYED = {
     "spline": (lambda: wide(spline_flow(2, transforms=2, hidden=(16, 16))), (2,)),
     "glow": (seen_glow, (1, 4, 4)),
     "ffjord": (lambda: FFJORD(FourierMLP(2, 8), solver="rk4", num_steps=4), (2,)),
@@ -103,14 +96,7 @@ FORKED = {
     "zuko spline": (lambda: wide(zuko.flows.NSF(2, transforms=2, hidden_features=(16, 16))), (2,)),
     "normflows coupling": (real_nvp, (2,)),
     "normflows multiscale": (multiscale, (1, 4, 4)),
-    "torch transformed": (transformed, (2,)),
     "zuko mixture": (lambda: zuko.flows.GMM(2, components=3), (2,)),
-    "normflows mixture": (
-        lambda: normflows.NormalizingFlow(
-            normflows.distributions.GaussianMixture(3, 2), []
-        ).float(),
-        (2,),
-    ),
     "torch mixture": (
         lambda: distributions.MixtureSameFamily(
             distributions.Categorical(torch.ones(3)),
@@ -121,7 +107,7 @@ FORKED = {
     "module of ints": (lambda: Scaled(tuples=False), (2,)),
     "module of tuples": (lambda: Scaled(tuples=True), (2,)),
 }
-EVERY = {**FED, **FORKED}
+EVERY = {**KEYED, **FORKED}
 
 
 def built(name: str) -> tuple[FlowPrior, tuple[int, ...]]:
@@ -176,7 +162,7 @@ def test_standard_normal_has_no_state() -> None:
 # --- samples of flows ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FED)
+@pytest.mark.parametrize("name", KEYED)
 def test_a_sample_depends_on_its_global_index_alone(name: str) -> None:
     prior, event = built(name)
     whole = prior.sample((10, *event), KEY)
@@ -204,19 +190,13 @@ def test_a_forked_sample_repeats_and_leaves_torchs_generator_alone(name: str) ->
         assert (other - first).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", FED)
-def test_fed_samples_leave_torchs_generator_alone(name: str) -> None:
-    prior, event = built(name)
-    before = torch.get_rng_state()
-    prior.sample((3, *event), KEY)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("name", FED)
+@pytest.mark.parametrize("name", KEYED)
 def test_the_latent_is_the_keyed_noise(name: str) -> None:
     prior, event = built(name)
     z = normal((5, *event), KEY, purpose="prior", sample_offset=3)
+    before = torch.get_rng_state()
     x = prior.sample((5, *event), KEY, sample_offset=3)
+    assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(x, prior.flow.sample_from(z).detach())
 
 
@@ -236,16 +216,6 @@ def test_samples_follow_the_density(name: str) -> None:
     error = float(weights.std() / math.sqrt(len(weights)))
     assert error < 0.2
     assert abs(float(weights.mean()) - 1) < 5 * error
-
-
-@pytest.mark.parametrize("name", ["spline", "normflows coupling", "zuko mixture"])
-def test_densities_integrate_to_one(name: str) -> None:
-    prior, _ = built(name)
-    points = torch.linspace(-12, 12, 600)
-    x = torch.cartesian_prod(points, points)
-    with torch.no_grad():
-        mass = prior.log_prob(x).double().exp().sum() * float(points[1] - points[0]) ** 2
-    assert abs(float(mass) - 1) < 0.01
 
 
 # --- densities of flows --------------------------------------------------------------------------
@@ -309,6 +279,17 @@ def test_state_dicts_name_the_flow_and_restore_it(name: str) -> None:
     x = prior.sample((4, *event), KEY)
     assert torch.equal(other.log_prob(x), prior.log_prob(x))
     assert torch.equal(copy.deepcopy(prior).sample((4, *event), KEY), x)
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda prior: pickle.loads(pickle.dumps(prior))])
+@pytest.mark.parametrize("name", ["spline", "glow"])
+def test_a_copy_samples_from_its_own_weights(name: str, twin: Callable[[Any], Any]) -> None:
+    prior, event = built(name)
+    other, x = twin(prior), prior.sample((4, *event), KEY)
+    for parameter in prior.parameters():
+        parameter.data.add_(0.1)
+    assert torch.equal(other.sample((4, *event), KEY), x)
+    assert not torch.equal(prior.sample((4, *event), KEY), x)
 
 
 def test_as_prior() -> None:
@@ -428,7 +409,7 @@ def test_wrong_arguments_are_named() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", FED)
+@pytest.mark.parametrize("name", KEYED)
 def test_the_device_gives_the_same_samples(name: str) -> None:
     prior, event = built(name)
     x = prior.sample((10, *event), KEY)

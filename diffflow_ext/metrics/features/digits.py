@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import operator
+import re
 
 import numpy as np
 import torch
@@ -12,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..points import Images, byte_images
-from .extractor import Extractor
 
-__all__ = ["DigitClassifier", "DigitExtractor", "train_extractor"]
+__all__ = ["DigitClassifier", "DigitExtractor", "hash_of", "train_extractor"]
 
 
 Labels = Tensor | NDArray[np.integer]
@@ -30,6 +31,9 @@ MAX_CLASSES = 1000
 
 
 RATE = 2e-3  # of learning
+
+
+HASH_DIGITS = 12
 
 
 class DigitClassifier(nn.Module):
@@ -74,36 +78,83 @@ class DigitClassifier(nn.Module):
         return self.head(self.trunk(x).relu())
 
 
-class DigitExtractor(Extractor):
-    """The features of a `DigitClassifier`, and its verdicts.
+class DigitExtractor:
+    """The features of a `DigitClassifier`, with a name and a hash, and its verdicts.
+
+    It takes images of bytes, so that samples and data, which are kept as uint8, differ in nothing
+    but what they show. `diffflow_ext.likelihood.quantise` makes them of a model's samples.
 
     Arguments:
-        classifier: The classifier; a copy is kept.
-        name: What the features are called.
+        classifier: The classifier. A copy is kept, in evaluation mode and without gradients.
+        name: What the features are called in scores; letters, digits and ``._+-``.
+
+    Attributes:
+        name: The name.
+        hash: The first 12 hexadecimal digits of the SHA-256 of the weights that make the features,
+            and their names.
+
+    Raises:
+        ValueError: If the name has other characters.
     """
 
     def __init__(self, classifier: DigitClassifier, name: str) -> None:
-        super().__init__(classifier.trunk, name)
+        if not re.fullmatch(r"[A-Za-z0-9._+-]+", name):
+            raise ValueError(
+                f"DigitExtractor: expected a name of letters, digits and ._+-, got {name!r}; "
+                "rename it"
+            )
         self.classifier = copy.deepcopy(classifier).cpu().eval().requires_grad_(False)
+        self.name, self.hash = name, hash_of(self.classifier.trunk)
+
+    @property
+    def identity(self) -> str:
+        """Name and hash."""
+        return f"{self.name}@{self.hash}"
+
+    def label(self, n: int) -> str:
+        """Returns what a Fréchet distance in these features of n samples is called."""
+        return f"FD({self.identity}, n={n})"
+
+    @torch.no_grad()
+    def features(self, images: Images, *, batch_size: int = 512) -> Tensor:
+        """Returns the features of images, float32 on the CPU, with shape (n, 64).
+
+        Arguments:
+            images: uint8, shape (n, 1, S, S), n >= 1, with the classifier's size S.
+            batch_size: The number of images that are evaluated at a time.
+
+        Raises:
+            TypeError: If `images` are not uint8.
+            ValueError: If their shape doesn't fit.
+        """
+        levels, size = byte_images(self.name, images), self.classifier.size
+        if levels.shape[1:] != (1, size, size):
+            raise ValueError(
+                f"{self.name}: expected images of shape (n, 1, {size}, {size}), got "
+                f"{tuple(levels.shape)}; train an extractor for this size, or resize the images"
+            )
+        batches = levels.cpu().split(batch_size)
+        return torch.cat([self.classifier.trunk(batch.float() / 127.5 - 1.0) for batch in batches])
 
     @torch.no_grad()
     def classify(self, images: Images) -> Tensor:
         """Returns the most likely class of each image, int64 on the CPU, with shape (n,)."""
-        logits = self.classifier.head(self.features(images).relu())
-        return logits.argmax(dim=1)
+        return self.classifier.head(self.features(images).relu()).argmax(dim=1)
 
     def accuracy(self, images: Images, labels: Labels) -> float:
         """Returns the part of the images that get their label."""
         truth = _labels("accuracy", labels, len(images))
         return float((self.classify(images) == truth).double().mean())
 
-    def _require_shape(self, shape: tuple[int, ...]) -> None:
-        size = self.classifier.size
-        if shape[1:] != (1, size, size):
-            raise ValueError(
-                f"{self.name}: expected images of shape (n, 1, {size}, {size}), got {shape}; "
-                "train an extractor for this size, or resize the images"
-            )
+
+def hash_of(module: nn.Module) -> str:
+    """The hash of a module: its class's name, its weights and their names."""
+    # "float" says what the module takes: numbers from -1 to 1.
+    digest = hashlib.sha256(f"{type(module).__name__} float".encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:HASH_DIGITS]
 
 
 def train_extractor(

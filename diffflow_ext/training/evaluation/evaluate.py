@@ -19,7 +19,7 @@ from torch import Tensor
 from diffflow_ext.data import Dataset
 from diffflow_ext.data.sets.toy import TOY_SETS, toy_entropy
 from diffflow_ext.functional.core import build_info
-from diffflow_ext.metrics.features.extractor import Extractor
+from diffflow_ext.metrics.features.digits import DigitExtractor
 from diffflow_ext.metrics.features.files import load_extractor
 
 from ..parallel.distributed import joined
@@ -117,13 +117,13 @@ def evaluate(
     return result
 
 
-def _quality(samples: Tensor, dataset: Dataset, features: Extractor | None) -> dict[str, Any]:
+def _quality(samples: Tensor, dataset: Dataset, features: DigitExtractor | None) -> dict[str, Any]:
     if dataset.is_image:
         return image_quality(samples, dataset, features)
     return vector_quality(samples, dataset)
 
 
-def _extractor(run: LoadedRun, path: str | Path | None) -> Extractor | None:
+def _extractor(run: LoadedRun, path: str | Path | None) -> DigitExtractor | None:
     if path is not None and not run.record.is_image:
         raise ValueError(f"evaluate: extractor={str(path)!r}: the data are not images")
     return None if path is None else load_extractor(path)

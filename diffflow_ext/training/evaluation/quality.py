@@ -15,7 +15,7 @@ from torch import Tensor
 from diffflow_ext.data import Dataset
 from diffflow_ext.likelihood.images import quantise
 from diffflow_ext.metrics.distances import energy_distance, sliced_wasserstein
-from diffflow_ext.metrics.features.extractor import Extractor
+from diffflow_ext.metrics.features.digits import DigitExtractor
 from diffflow_ext.metrics.floor import Measure, with_floor
 from diffflow_ext.metrics.frechet import frechet_distance
 from diffflow_ext.metrics.manifolds import precision_recall
@@ -62,7 +62,7 @@ def vector_quality(samples: Tensor, dataset: Dataset) -> dict[str, float | None]
 
 
 def image_quality(
-    samples: Tensor, dataset: Dataset, extractor: Extractor | None
+    samples: Tensor, dataset: Dataset, extractor: DigitExtractor | None
 ) -> dict[str, Any]:
     """Returns the distance of pixels and, with an extractor, distances of its features.
 
