@@ -31,7 +31,7 @@ from diffflow_ext.training.store.checkpoint import CheckpointError
 from diffflow_ext.training.store.directory import RunDirectory
 
 from .doctor import examine
-from .flags import Sampler, known_words, parse
+from .flags import Sampler, parse, refuse_unknown
 
 __all__ = ["exit_code", "parse_command", "run"]
 
@@ -65,7 +65,7 @@ def parse_command(command: str, words: Sequence[str]) -> Callable[[], int]:
         return _parse_train(list(words))
     kind = COMMANDS[command]
     made, unknown = parse(kind, words, command)
-    known_words(unknown, _names(kind), command)
+    refuse_unknown(unknown, _names(kind), command)
     return made
 
 

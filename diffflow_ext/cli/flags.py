@@ -15,7 +15,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
 from diffflow_ext.training.config.rules import Maybe
 
-__all__ = ["Sampler", "known_words", "message", "parse"]
+__all__ = ["Sampler", "message", "parse", "refuse_unknown"]
 
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ def parse(
     return made, unknown
 
 
-def known_words(unknown: Sequence[str], known: Iterable[str], command: str) -> None:
+def refuse_unknown(unknown: Sequence[str], known: Iterable[str], command: str) -> None:
     """Refuses words that no flag took.
 
     Arguments:
@@ -120,6 +120,6 @@ def message(box: str, command: str) -> str:
     lines = [line.strip(" │") for line in plain.splitlines()[1:]]
     # Between a title and the next rule, which is drawn in characters that the terminal has.
     paragraphs = " ".join("\0" if re.fullmatch(r"[─╰╯-]*", line) else line for line in lines)
-    text = next(part for part in paragraphs.split("\0") if part.strip()).strip()
+    text = next((part for part in paragraphs.split("\0") if part.strip()), plain).strip()
     text = re.sub(r"^Error parsing [\w.]*: ", "", text)
     return text if text.startswith("train: ") else f"{command}: {text}"

@@ -1,12 +1,8 @@
-"""The program: end to end as a process, its help as committed, and bad input in one line."""
+"""The commands: end to end as a process, and bad input in one line."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,23 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_runs import FAST, refusal, write_points
 
-from diffflow_ext.cli import commands, doctor, flags, main
-from diffflow_ext.cli.program import COMMANDS, MODELS
-from diffflow_ext.training import configure
-from diffflow_ext.training.config.fields import CONFIGS
-from diffflow_ext.training.config.files import to_toml
+from diffflow_ext.cli import commands, doctor, main
 from diffflow_ext.training.evaluation.sample_file import write_samples
 from diffflow_ext.training.loop import trainer
 from diffflow_ext.training.store.checkpoint import load_latest
-
-HELP = Path(__file__).parents[2] / "docs" / "help"
-#: Its release shows in the layout of help texts.
-TYRO = re.findall(
-    r"^tyro==(\S+)", (Path(__file__).parents[2] / "constraints.txt").read_text(), re.M
-)[0]
-FAST = ("--steps=6 --num-steps=3 --width=8 --depth=1 --batch-size=16 --threads=1 --device=cpu "
-        "--save-every=3 --log-every=2").split()  # fmt: skip
 
 
 def program(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -47,29 +32,12 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def write_points(path: Path, head: str) -> None:
-    rows = torch.randn(600, 2, generator=torch.Generator().manual_seed(0)).tolist()
-    path.write_text(f"{head}\n" + "".join(f"{x},{1000 + x + y}\n" for x, y in rows))
-
-
 @pytest.fixture
 def run(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     out = tmp_path / "run"
     assert main(["train", str(data), "--out", str(out), *FAST]) == 0
     capsys.readouterr()
     return out
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """Returns the one line with which the program refuses."""
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    assert code == 2
-    assert captured.out == ""
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("diffflow: ")
-    return lines[0]
 
 
 def test_train_and_evaluate_as_processes(tmp_path: Path, data: Path) -> None:
@@ -237,54 +205,6 @@ def test_run_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "no run there" in line
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        (["--steps=0"], "train: steps=0: expected a whole number from 1"),
-        (["--steps=many"], "train diffflow: Error parsing --steps: invalid literal for int"),
-        (["--t-start=3"], "train: t_end=0.05: expected more than t_start=3.0"),
-        (["--timesteps=9"], "train: --timesteps=9: only ddpm has it; this run is diffflow"),
-        (["--step=3"], "train: --step=3: diffflow has no such field; did you mean 'steps'?"),
-        (["--overwrit"], "did you mean 'overwrite'?"),
-        (["--optimiser.steps=3"], "diffflow has no such field"),
-        (["--model=ddpm"], "train: --model: the model is a word: diffflow train MODEL DATA"),
-        (["--prior=flat"], "invalid choice 'flat' for argument '--prior'"),
-        (["more.csv"], "'more.csv': expected one DATA, got"),
-        (["--limit=9999"], "expected a limit from 1 to the 480 training rows"),
-        (["--image-size=8"], "expected image_size for images alone"),
-        (["--flip=on"], "flip='on': expected off: these data are not images"),
-        (["--resume", "--overwrite"], "got both"),
-    ],
-)
-def test_bad_flags(
-    tmp_path: Path,
-    data: Path,
-    capsys: pytest.CaptureFixture[str],
-    flags: list[str],
-    expected: str,
-) -> None:
-    assert expected in refusal(capsys, "train", data, "--out", tmp_path / "run", *flags)
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["dance"], "'dance': expected a command, one of train, sample, "),
-        (["trian", "moons"], "did you mean 'train'?"),
-        (["train", "moons"], "Missing from diffflow train: --out RUN"),
-        (["train", "ddmp", "moons", "--out=x"], "did you mean the model 'ddpm' by 'ddmp'?"),
-        (["sample", "x", "--out=x.npy", "--stochasticty=1"], "did you mean --stochasticity?"),
-        (["sample", "x", "--out"], "Missing value for argument '--out'"),
-        (["evaluate"], "Missing from diffflow evaluate: RUN"),
-        (["doctor", "moons"], "doctor: unknown 'moons'"),
-    ],
-)
-def test_words_that_are_none(
-    capsys: pytest.CaptureFixture[str], words: list[str], expected: str
-) -> None:
-    assert expected in refusal(capsys, *words)
-
-
 def test_debug_shows_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(tmp_path), "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
@@ -302,58 +222,6 @@ def test_training_that_fails_has_its_own_code(
     monkeypatch.setattr(trainer.Trainer, "run_to_end", fail)
     assert main(["train", str(data), "--out", str(tmp_path / "run"), *FAST]) == 1
     assert capsys.readouterr().err == "diffflow: train: the loss is nan at step 2\n"
-
-
-def test_each_field_is_a_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = ["--out", str(tmp_path / "run"), "--dry-run"]
-    for model in CONFIGS:
-        more = {"learn_diffusion": True, "progressive": "0:3"} if model == "diffflow" else {}
-        config = configure(model, data="circles", seed=9, shard=True, **more)
-        flags = []
-        for name, value in config.values().items():
-            flag = "--" + name.replace("_", "-")
-            if isinstance(value, bool):
-                flags.append(flag if value else flag.replace("--", "--no-", 1))
-            elif name != "data":
-                flags.append(f"{flag}={value}")
-        assert main(["train", model, "circles", *out, *flags]) == 0
-        assert capsys.readouterr().out == to_toml(config)
-    assert not (tmp_path / "run").exists()
-
-
-def test_flags_override_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = configure(data="circles", seed=9, steps=77, learn_diffusion=True, t_end=0.125)
-    file = tmp_path / "c.toml"
-    file.write_text(to_toml(config))
-    words = ["train", "--out", str(tmp_path / "run"), "--dry-run", "--config", str(file)]
-    assert main([*words, "--steps", "5", "--no-learn-diffusion"]) == 0
-    expected = config.replaced(steps=5, learn_diffusion=False)
-    assert capsys.readouterr().out == to_toml(expected)
-    line = refusal(capsys, "train", "ddpm", *words[1:])
-    assert line == f"diffflow: train: 'ddpm': expected 'diffflow', the model of {file}"
-
-
-def test_a_file_of_values_need_not_name_the_data(
-    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "values.toml"
-    path.write_text("[optimiser]\nsteps = 3\n[network]\nwidth = 5\n")
-    words = ["train", data, "--config", path, "--out", tmp_path / "r", "--dry-run"]
-    assert main([str(word) for word in words]) == 0
-    assert "width = 5\n" in capsys.readouterr().out
-    path.write_text('[optimiser]\nsteps = "x"\n')
-    assert "values.toml: train: steps='x': expected a whole" in refusal(capsys, *words)
-
-
-def test_flat_file_is_shown_in_its_new_form(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "old.toml"
-    path.write_text('model = "ddpm"\nsteps = 3\n')
-    assert main(["train", "moons", "--config", str(path), "--out", str(tmp_path / "r")]) == 2
-    first, *form = capsys.readouterr().err.splitlines()
-    assert first.startswith(f"diffflow: {path}: train: expected a table for each section")
-    assert form == ["[model]", 'name = "ddpm"', "", "[optimiser]", "steps = 3"]
 
 
 def test_resume_takes_the_configuration_of_the_run(
@@ -404,66 +272,6 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor, "KNOWN_ANSWERS", (wrong, *doctor.KNOWN_ANSWERS[1:]))
     assert main(["doctor"]) == 1
     assert "noise: WRONG, only 2 of 3" in capsys.readouterr().out
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("diffflow 0.")
-
-
-def helped(*words: str) -> None:
-    """Asks for help, which ends the program where tyro shows it."""
-    with contextlib.suppress(SystemExit):
-        assert main([*words, "--help"]) == 0
-
-
-@pytest.mark.parametrize("name", ["diffflow", *COMMANDS, *(f"train-{model}" for model in MODELS)])
-def test_help_is_as_committed(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if importlib.metadata.version("tyro") != TYRO:
-        pytest.skip(f"the layout is that of tyro {TYRO}")
-    monkeypatch.setenv("COLUMNS", "99")
-    helped(*(() if name == "diffflow" else name.split("-")))
-    lines = capsys.readouterr().out.splitlines()
-    printed = "".join(f"{line.rstrip()}\n" for line in lines)
-    path = HELP / f"{name}.txt"
-    if os.environ.get("DIFFFLOW_WRITE_HELP"):
-        path.write_text(printed)
-    assert printed == path.read_text(), f"DIFFFLOW_WRITE_HELP=1 pytest {__file__} writes {path}"
-
-
-def test_message_of_a_box_is_one_line() -> None:
-    """As tyro draws it where the output has other characters, or colours."""
-    drawn = (
-        "╭─ \x1b[1mRequired\x1b[0m ──╮\n│ Missing: │\n│     --out RUN │\n│ ────────── │\n"
-        "│ For full helptext, run x │\n╰────────╯\n"
-    )
-    plain = " Required \n ------- \n  Missing:  \n   --out RUN \n ------- \n  For more \n"
-    for box in (drawn, plain):
-        assert flags.message(box, "sample") == "sample: Missing: --out RUN"
-
-
-def test_help_names_the_models_and_commands_that_exist() -> None:
-    assert [*MODELS] == [*CONFIGS]
-    assert [*COMMANDS] == ["train", *commands.COMMANDS]
-    for name, command in commands.COMMANDS.items():
-        assert command.__doc__ == COMMANDS[name]
-    for model, kind in CONFIGS.items():
-        said = MODELS[model].removesuffix(" (the default)")
-        assert said[1:] in " ".join((kind.__doc__ or "").split())
-
-
-def test_help_and_usage_errors_need_no_torch() -> None:
-    """torch takes seconds to import."""
-    program = """
-import sys
-from diffflow_ext.cli import main
-codes = [main(words.split()) for words in ("--help", "--version", "train --help", "dance")]
-assert codes == [0, 0, 0, 2], codes
-assert "torch" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
 def test_more_threads_than_the_machine_has(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_runs import refusal
 from training_runs import write_images, write_table
 
 from diffflow_ext.cli import main
@@ -50,16 +51,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(*arguments: object) -> None:
     assert main([str(argument) for argument in arguments]) == 0
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Returns the one line with which the program refuses."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    return line
 
 
 @pytest.mark.parametrize("model", VECTORS)

@@ -7,102 +7,19 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import torch
-from torch import Tensor
+from process_runs import POINTS, SMALL, assert_like, finished, losses, run, start
 
 from diffflow_ext.cli import main
-from diffflow_ext.training import configure, load_config, train
-from diffflow_ext.training.loop import starting
-from diffflow_ext.training.loop.batches import Batches
-from diffflow_ext.training.parallel.distributed import World, is_first, joined
-from diffflow_ext.training.recipes.build import RECIPES
 from diffflow_ext.training.store.checkpoint import load_latest
-from diffflow_ext.training.store.directory import read_metrics
-
-SMALL = ("--width", "16", "--depth", "1", "--num-steps", "4", "--log-every", "1")
-POINTS = ("moons", *SMALL, "--batch-size", "10", "--steps", "4", "--threads", "1")
-
-
-def start(
-    size: int,
-    *arguments: str,
-    program: Sequence[str] = ("-m", "diffflow_ext"),
-    folder: Path | None = None,
-) -> list[subprocess.Popen[str]]:
-    """Starts the program in several processes, with the environment that torchrun gives them.
-
-    The word RANK becomes a folder of each process's own.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    return [
-        subprocess.Popen(
-            [
-                *(sys.executable, *program),
-                *(str((folder or Path()) / str(rank)) if w == "RANK" else w for w in arguments),
-            ],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(size)
-    ]  # fmt: skip
-
-
-def finished(
-    processes: Sequence[subprocess.Popen[str]], seconds: float = 240
-) -> list[tuple[int, str, str]]:
-    """Returns exit code, stdout and stderr of each."""
-    ends = []
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=seconds)
-            ends.append((process.returncode, out, err))
-    finally:
-        for process in processes:
-            process.kill()
-    return ends
-
-
-def run(size: int, *arguments: str) -> list[tuple[int, str, str]]:
-    ends = finished(start(size, *arguments))
-    assert [end[0] for end in ends] == [0] * size, ends
-    return ends
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    checkpoint = load_latest(folder / "checkpoints")
-    named = {f"{group}.{k}": v for group in ("model", "ema", "optim")
-             for k, v in getattr(checkpoint, group).items()}  # fmt: skip
-    return {name: value.double() for name, value in named.items()}
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
-
-
-def assert_like(folder: Path, other: Path) -> None:
-    """The same run but for the order of sums."""
-    assert losses(folder) == pytest.approx(losses(other), rel=1e-6)
-    expected = weights(other)
-    assert weights(folder).keys() == expected.keys()
-    for name, value in weights(folder).items():
-        # Adam divides by the root of the second moment: where a gradient is near 0, so is that.
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=2e-5, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -122,35 +39,6 @@ def test_training_does_not_depend_on_the_number_of_processes(
     assert_like(tmp_path / "run", alone)
     # One process talks.
     assert [bool(out) for _, out, _ in ends] == [True] + [False] * (size - 1)
-
-
-SHARDED = {
-    "uneven": ("moons", *SMALL, "--batch-size", "7", "--steps", "3", "--threads", "1"),
-    "two parts": ("dinof", "moons", *SMALL[:4], "--batch-size", "8", "--steps", "3",
-                  "--log-every", "1"),
-    "flow prior": ("moons", *SMALL, "--prior", "flow", "--batch-size", "8", "--steps", "3"),
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SHARDED)
-def test_weights_in_shares_train_like_whole_ones(tmp_path: Path, name: str) -> None:
-    run(1, "train", *SHARDED[name], "--out", str(tmp_path / "1"))
-    run(2, "train", *SHARDED[name], "--shard", "--out", str(tmp_path / "2"))
-    assert_like(tmp_path / "2", tmp_path / "1")
-
-
-@pytest.mark.slow
-def test_a_run_in_shares_goes_on_whole_and_back(tmp_path: Path) -> None:
-    """Checkpoints hold whole tensors, whoever wrote them; 3 processes share 16 rows unevenly."""
-    same = ("--schedule", "constant", "--progressive", "0:4")
-    words = ("train", "moons", *SMALL, *same, "--batch-size", "10", "--threads", "1", "--steps")
-    run(1, *words, "4", "--out", str(tmp_path / "alone"))
-    for steps, size, shard in ((1, 2, True), (2, 1, True), (3, 3, True), (4, 2, False)):
-        more = ("--resume", "--shard" if shard else "--no-shard", "--out", str(tmp_path / "run"))
-        run(size, *words, str(steps), *more)
-        assert load_config(tmp_path / "run" / "config.toml").run.shard is shard
-    assert_like(tmp_path / "run", tmp_path / "alone")
 
 
 @pytest.mark.slow
@@ -379,159 +267,3 @@ def test_a_killed_process_is_restarted_and_nothing_is_lost(
     assert torchrun.returncode == 0, said
     assert "exitcode: -9" in said
     assert_like(out, tmp_path / "alone")
-
-
-def test_a_command_that_may_be_restarted_must_be_able_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else the restart would be refused, or remove what was trained."""
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    config = configure(data="moons", steps=1, batch_size=4, width=4, depth=1)
-    for overwrite in (False, True):
-        with pytest.raises(ValueError, match=r"start this command again 3 times; give --resume"):
-            train(config, tmp_path / "run", overwrite=overwrite)
-    assert train(config, tmp_path / "run", resume=True).step == 1
-
-
-def test_shares_of_one_process_are_warned_of(tmp_path: Path) -> None:
-    config = configure(data="moons", steps=1, batch_size=4, width=4, depth=1, shard=True)
-    with pytest.warns(UserWarning, match="shard=True has no effect in one process"):
-        train(config, tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("model", "fields", "reason"),
-    [
-        ("ffjord", {}, "model='ffjord' trains in one process"),
-        ("diffflow", {"cuda_graph": True}, "cuda_graph=True is for one process"),
-        ("diffflow", {"batch_size": 1}, "at least one sample for each of the 2 processes"),
-        ("diffflow", {"shard": True}, r"expected torch 2\.6 or newer, got"),
-    ],
-)
-def test_what_several_processes_cannot_share(
-    monkeypatch: pytest.MonkeyPatch, model: str, fields: dict[str, Any], reason: str
-) -> None:
-    monkeypatch.setattr(starting, "can_shard", lambda: False)
-    config = configure(model, **{"data": "moons", "batch_size": 4, **fields})
-    recipe: Any = SimpleNamespace(separable=model != "ffjord")
-    with pytest.raises(ValueError, match=reason):
-        starting.check_world(World(0, 2), config, recipe)
-    starting.check_world(World(0, 1), config, recipe)
-
-
-def test_solvers_that_look_at_the_batch_say_so() -> None:
-    assert [name for name, recipe in RECIPES.items() if not recipe.separable] == ["ffjord"]
-
-
-def test_one_number_for_all_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="use auto or cuda"), joined("cuda:0"):
-        pass
-
-
-@pytest.mark.parametrize(("shared", "count"), [("True", 1), ("False", 0)])
-def test_a_store_that_restarts_share_is_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str, count: int
-) -> None:
-    """A restarted process found addresses of one that had ended in one of two trials."""
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
-    config = configure(data="moons", steps=1, batch_size=4, width=4, depth=1)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        train(config, tmp_path / "run", resume=True)
-    assert ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in str(w.message) for w in said] == [
-        True
-    ] * count
-
-
-#: A program that says how many bytes of its state a process has, and spoils a loss if asked to.
-SHARES = """
-import math, os, sys
-from diffflow_ext.cli import main
-from diffflow_ext.training.recipes.diffflow import DiffFlowRecipe
-from diffflow_ext.training.loop.state import TrainState
-loss, save = DiffFlowRecipe._loss, TrainState.to_checkpoint
-def spoiled(self, x0, step, offset):
-    found = loss(self, x0, step, offset)
-    return found * math.nan if step == 2 and "spoiled" in sys.argv[1] else found
-def told(self, meta, keep):
-    moments = [t for s in self.optimiser.state.values() for t in s.values() if t.ndim]
-    tensors = [*self.module.parameters(), *self.ema.module.parameters(), *moments]
-    kept = [getattr(t, "_local_tensor", t).untyped_storage() for t in tensors]
-    kept = {s.data_ptr(): s.nbytes() for s in kept}
-    print("bytes", sum(kept.values()), 4 * sum(t.numel() for t in tensors), file=sys.stderr)
-    found = save(self, meta, keep=keep)
-    assert keep or not (found.model or found.ema or found.optim)
-    return found
-DiffFlowRecipe._loss, TrainState.to_checkpoint = spoiled, told
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-@pytest.mark.slow
-def test_each_process_keeps_its_share_alone(tmp_path: Path) -> None:
-    for steps in ("4", "5"):  # Moments that Adam makes, and those that it has read.
-        words = ("train", *POINTS[:-4], "--steps", steps, "--shard", "--resume", "--threads", "1")
-        words += ("--out", str(tmp_path / "run"))
-        for code, _, err in finished(start(2, *words, program=("-c", SHARES, "plain"))):
-            assert code == 0, err
-            mine, all_bytes = (int(n) for n in err.split("bytes ")[1].split()[:2])
-            # FSDP2 keeps those of a group in one storage, padded to equal shares.
-            assert mine < 0.53 * all_bytes
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["stop", "skip"])
-def test_a_step_in_shares_that_is_not_finite(tmp_path: Path, what: str) -> None:
-    """The weights are gathered to find out where, and not changed."""
-    words = ("train", *POINTS, "--shard", "--on-nonfinite", what, "--out", str(tmp_path / "run"))
-    ends = finished(start(2, *words, program=("-c", SHARES, "spoiled")))
-    if what == "skip":
-        assert [code for code, *_ in ends] == [0, 0], ends
-        assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["skipped"] == 1
-        assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
-        return
-    assert [code for code, *_ in ends] == [1, 1], ends
-    assert all("the loss is nan at step 3" in err for *_, err in ends)
-    assert all("not finite are the gradients" in err for *_, err in ends), ends
-
-
-# --- without processes ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
-def test_shares_cover_everything_once(size: int) -> None:
-    for total in (1, 5, 12, 100):
-        shares = [World(rank, size).share(total) for rank in range(size)]
-        assert [i for share in shares for i in share] == list(range(total))
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
-@pytest.mark.parametrize("size", [2, 3])
-def test_batches_in_parts_have_the_bits_of_the_whole(size: int) -> None:
-    config = configure(data="moons", batch_size=11, flip="on")
-    images = torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8)
-    whole = Batches(config, images, torch.device("cpu"))(5)
-    parts = [
-        Batches(config, images, torch.device("cpu"), World(rank, size).share(11))(5)
-        for rank in range(size)
-    ]
-    assert torch.equal(torch.cat(parts), whole)
-
-
-@pytest.mark.parametrize(
-    ("variables", "first"),
-    [({}, True), ({"RANK": "3"}, True), ({"RANK": "0", "WORLD_SIZE": "2"}, True),
-     ({"RANK": "1", "WORLD_SIZE": "2"}, False), ({"WORLD_SIZE": "2"}, True)],
-)  # fmt: skip
-def test_only_processes_of_one_run_are_silent(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], first: bool
-) -> None:
-    """Schedulers may set one of the variables for reasons of their own."""
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert is_first() is first

@@ -107,11 +107,10 @@ def evaluate(
         "entropy": _entropy(loaded),
         **(_quality(samples, dataset, features) if count else {}),
     }
-    directory = RunDirectory(run)
-    replace_text(directory.evaluation, spell(result))
+    replace_text(RunDirectory(run).evaluation, spell(result))
     if figures:
         try:
-            draw_pictures(directory, loaded, dataset, samples, seed)
+            draw_pictures(RunDirectory(run), loaded, dataset, samples, seed)
         except ImportError as error:
             warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=2)
     return result

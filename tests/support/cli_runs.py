@@ -1,0 +1,31 @@
+"""The program as tests call it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffflow_ext.cli import main
+
+FAST = ("--steps=6 --num-steps=3 --width=8 --depth=1 --batch-size=16 --threads=1 --device=cpu "
+        "--save-every=3 --log-every=2").split()  # fmt: skip
+
+
+def write_points(path: Path, head: str) -> None:
+    rows = torch.randn(600, 2, generator=torch.Generator().manual_seed(0)).tolist()
+    path.write_text(f"{head}\n" + "".join(f"{x},{1000 + x + y}\n" for x, y in rows))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Returns the one line with which the program refuses."""
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("diffflow: ")
+    return lines[0]
