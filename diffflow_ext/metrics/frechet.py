@@ -61,8 +61,8 @@ def frechet_distance(
 
     The squared 2-Wasserstein distance of the normal distributions with these means and
     covariances. It's biased upwards, by about 1/n, and its size depends on the features: name
-    them and n beside it, as `Extractor.label` does, and compare equal n only. It's called FID
-    where they are those of the Inception network, and only there.
+    them and n beside it, as `DigitExtractor.label` does, and compare equal n only. It's called
+    FID where they are those of the Inception network (`fid`), and only there.
 
     Arguments:
         x: Features with shape :math:`(n, d)`, or their statistics.
