@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from diffflow_ext import DiffFlowSDE, NoiseKey
+from diffflow_ext.engines import Engine
 from diffflow_ext.engines.fused import paths, paths_cuda, workspace
 from diffflow_ext.engines.paths import call_or_reason
 
@@ -22,7 +23,9 @@ from ..speed.problem import Problem
 from .graphs import captured, data, eager, measured, network
 from .speed import milliseconds
 
-FULL, SMALL = (Problem(), 30), (Problem(batch=40), 3)
+#: A problem, and how many steps are timed.
+PROBLEM = {"cuda": (Problem(), 30), "cpu": (Problem(batch=40), 3)}
+WAYS: tuple[tuple[Engine, Any], ...] = (("autograd", eager), ("fused", eager), ("fused", captured))
 PHASES = ("forward", "residuals", "score", "backward")
 
 
@@ -38,14 +41,14 @@ def rounding(name: workspace.Rounding, device: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def measure(device: str, plan: tuple[Problem, int]) -> dict[str, Any]:
+def measure(device: str) -> dict[str, Any]:
     """Returns milliseconds of a step by engine and rounding, and of each launch."""
-    problem, repeats = plan
+    problem, repeats = PROBLEM[device]
     out: dict[str, Any] = {"batch": problem.batch, "num_steps": problem.num_steps}
     for name in ("float32", "tf32", "bfloat16"):
         with rounding(name, device):
             sde, part = path_model(device, problem), {}
-            for engine, way in (("autograd", eager), ("fused", eager), ("fused", captured)):
+            for engine, way in WAYS:
                 loss = partial(sde.mean_loss, engine=engine)
                 build = partial(way, sde, loss, problem, device)
                 title = f"{engine}_graph" if way is captured else engine
@@ -74,9 +77,8 @@ def launch_times(
     with torch.autocast(device, enabled=False):
         part = paths_cuda.Part(run, x0, 0, keep=True)
         part.gradients(torch.full((len(x0),), 1 / len(x0), device=device))
-        calls = {phase: partial(part.launch, number) for number, phase in enumerate(PHASES)}
-        calls["products"] = part.sums
+        calls = [*(partial(part.launch, number) for number in range(len(PHASES))), part.sums]
         return {
             title: statistics.median(milliseconds(lambda _, c=c: c(), device, repeats))
-            for title, c in calls.items()
+            for title, c in zip((*PHASES, "products"), calls, strict=True)
         }

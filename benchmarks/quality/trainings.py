@@ -46,7 +46,7 @@ class Training:
 
     def config(self) -> TrainConfig:
         """The configuration, on one thread, of which the last state is saved."""
-        quiet = {"threads": 1, "save_every": 10**6, "keep_checkpoints": 1}
+        quiet: dict[str, Any] = {"threads": 1, "save_every": 10**6, "keep_checkpoints": 1}
         return TrainConfig(model=self.model, **quiet | dict(self.fields))
 
 
