@@ -140,7 +140,7 @@ class ComparisonOfTables(Comparison):
     def about(self) -> dict[str, Any]:
         parts, n = ("train", "valid", "test"), len(self.reference)
         return {
-            "data": self.data,
+            "data": Path(self.data).stem,
             "rows": {part: len(getattr(self.dataset, part)) for part in parts},
             "dim": self.dataset.dim,
             "log_abs_scale": self.dataset.log_abs_scale,
