@@ -291,16 +291,16 @@ def test_a_sample_that_overflows_harms_no_other() -> None:
     ("change", "reason"),
     [
         ({"solver": "dopri5"}, "it takes fixed steps"),
-        ({"flow": ProbabilityFlow((lambda t, x: x,), lambda t: (0.0, 1.0))}, "network 1 of 1: no"),
+        ({"ode": ProbabilityFlow((lambda t, x: x,), lambda t: (0.0, 1.0))}, "network 1 of 1: no"),
         ({"x": batch(3).double()}, "it takes float32 vectors"),
         ({"x": batch(6).view(3, 2, 2)}, "it takes float32 vectors"),
         ({"x": batch(3)[:0]}, "it takes 1 to 1024 components of at least one"),
         ({"key": KEY.to_tensor("cpu"), "divergence": "hutchinson"}, "the key is a tensor"),
-        ({"flow": flow(nets(2, 8, 2, "relu"))}, "network 1 of 2: it has the activation 'relu'"),
+        ({"ode": flow(nets(2, 8, 2, "relu"))}, "network 1 of 2: it has the activation 'relu'"),
     ],
 )
 def test_calls_that_it_does_not_take(change: dict[str, Any], reason: str) -> None:
-    options = {"flow": flow(nets()), "x": batch(3), "grid": TimeGrid.power(2, 1.0), **change}
+    options = {"ode": flow(nets()), "x": batch(3), "grid": TimeGrid.power(2, 1.0), **change}
     with pytest.raises(ValueError, match=rf"engine='fused' is not possible here: {reason}"):
         integrate(**options, engine="fused")
 
