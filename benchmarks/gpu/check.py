@@ -32,13 +32,9 @@ import diffflow_ext
 from ..common.machine import ROOT, machine, output_of
 from ..common.reports import RESULTS, WORK, run_python, write_json
 from ..pages.speed import gpu_report
-from .graphs import FULL as FULL_STEPS
-from .graphs import SMALL as SMALL_STEPS
 from .graphs import measure as measure_steps
-from .paths import FULL as FULL_PATHS
-from .paths import SMALL as SMALL_PATHS
 from .paths import measure as measure_paths
-from .speed import FULL, LEAST_SHARE, SMALL
+from .speed import LEAST_SHARE
 from .speed import measure as measure_kernels
 
 LAUNCH_ALL = ("-m", "benchmarks.gpu.launch_all")
@@ -140,15 +136,14 @@ def launch_all(device: str) -> Check:
 def measure(device: str) -> tuple[dict[str, Any] | None, Check]:
     """Takes the measurements; kernels that only move memory must come near the copy."""
     name = f"memory-bound kernels run at {LEAST_SHARE} of the copy's speed or more"
-    start, small = time.perf_counter(), device == "cpu"
+    start = time.perf_counter()
     try:
-        speed = measure_kernels(device, SMALL if small else FULL)
-        speed["steps"] = measure_steps(device, SMALL_STEPS if small else FULL_STEPS)
-        speed["paths"] = measure_paths(device, SMALL_PATHS if small else FULL_PATHS)
+        speed = measure_kernels(device)
+        speed |= {"steps": measure_steps(device), "paths": measure_paths(device)}
     except Exception:  # The report must be written whatever happens.
         return None, check(name, "failed", why=traceback.format_exc()[-2000:])
     seconds, missing = time.perf_counter() - start, speed["shortfalls"]
-    if small:
+    if device == "cpu":
         return speed, check(name, "skipped", seconds, why="a dry run on the CPU")
     return speed, check(name, "failed" if missing else "passed", seconds, why=missing)
 

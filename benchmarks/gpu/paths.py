@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from diffflow_ext import DiffFlowSDE, NoiseKey
+from diffflow_ext.engines import Engine
 from diffflow_ext.engines.fused import paths_cuda, workspace
 from diffflow_ext.engines.fused.paths import FusedPaths
 from diffflow_ext.engines.paths import fused_or_reason
@@ -24,7 +25,9 @@ from ..speed.problem import Problem
 from .graphs import captured, data, eager, measured, network
 from .speed import milliseconds
 
-FULL, SMALL = (Problem(), 30), (Problem(batch=40), 3)
+#: A problem, and how many steps are timed.
+PROBLEM = {"cuda": (Problem(), 30), "cpu": (Problem(batch=40), 3)}
+WAYS: tuple[tuple[Engine, Any], ...] = (("autograd", eager), ("fused", eager), ("fused", captured))
 PHASES = ("forward", "residuals", "score", "backward")
 
 
@@ -40,14 +43,14 @@ def rounding(name: workspace.Rounding, device: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def measure(device: str, plan: tuple[Problem, int]) -> dict[str, Any]:
+def measure(device: str) -> dict[str, Any]:
     """Returns milliseconds of a step by engine and rounding, and of each launch."""
-    problem, repeats = plan
+    problem, repeats = PROBLEM[device]
     out: dict[str, Any] = {"batch": problem.batch, "num_steps": problem.num_steps}
     for name in ("float32", "tf32", "bfloat16"):
         with rounding(name, device):
             sde, part = path_model(device, problem), {}
-            for engine, way in (("autograd", eager), ("fused", eager), ("fused", captured)):
+            for engine, way in WAYS:
                 loss = partial(sde.mean_loss, engine=engine)
                 build = partial(way, sde, loss, problem, device)
                 title = f"{engine}_graph" if way is captured else engine

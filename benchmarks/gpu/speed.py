@@ -7,10 +7,10 @@ with CUDA events, over buffers that rotate and together exceed the cache; number
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,24 +21,11 @@ from .ops import CASES, DTYPES, Case, Inputs, bytes_moved
 LEAST_SHARE = 0.6
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Sizes of the measurements.
-
-    Arguments:
-        rows: Layouts (B, d) of a state, all of about the same number of elements.
-        repeats: Launches that are timed.
-        buffers: Sets of inputs that rotate.
-    """
-
-    rows: tuple[tuple[int, int], ...]
-    repeats: int
-    buffers: int
-
-
-#: 2^26 elements: 256 MiB a tensor in float32, five times the cache of an H100.
-FULL = Plan(((2**14, 2**12), (2**25, 2)), repeats=30, buffers=2)
-SMALL = Plan(((64, 256), (512, 2)), repeats=3, buffers=2)
+#: Layouts (B, d) of a state, wide ones first. On a GPU 2^26 elements, which are 256 MiB a tensor
+#: in float32, five times the cache of an H100; on the CPU few, to see that everything runs.
+ROWS = {"cuda": ((2**14, 2**12), (2**25, 2)), "cpu": ((64, 256), (512, 2))}
+#: Launches that are timed, and sets of inputs that rotate.
+REPEATS, BUFFERS = {"cuda": 30, "cpu": 3}, 2
 
 
 def milliseconds(run: Callable[[int], Any], device: str, repeats: int) -> list[float]:
@@ -66,28 +53,26 @@ def _on_the_clock(run: Callable[[int], Any], i: int) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def copy_speed(device: str, plan: Plan) -> float:
+def copy_speed(device: str) -> float:
     """Returns the bytes a second of a copy, read plus written."""
-    elements = 4 * plan.rows[0][0] * plan.rows[0][1]
+    elements = 4 * math.prod(ROWS[device][0])
     source = [torch.randn(elements, device=device) for _ in range(2)]
     target = torch.empty_like(source[0])
-    times = milliseconds(lambda i: target.copy_(source[i % 2]), device, plan.repeats)
+    times = milliseconds(lambda i: target.copy_(source[i % 2]), device, REPEATS[device])
     return 2 * 4 * elements / statistics.median(times) * 1e3
 
 
 def measure_case(
     case: Case, dtypes: tuple[torch.dtype, torch.dtype], rows: tuple[int, int], device: str,
-    plan: Plan, copy: float,
+    copy: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures one kernel on one layout, and the eager operations that give the same."""
     generator = torch.Generator(device).manual_seed(0)
-    sets: list[Inputs] = [
-        case.inputs(rows, *dtypes, device, generator) for _ in range(plan.buffers)
-    ]
+    sets: list[Inputs] = [case.inputs(rows, *dtypes, device, generator) for _ in range(BUFFERS)]
     moved = bytes_moved(case, sets[0], case.run(sets[0]))
 
     def times(run: Callable[[Inputs], object]) -> list[float]:
-        return milliseconds(lambda i: run(sets[i % len(sets)]), device, plan.repeats)
+        return milliseconds(lambda i: run(sets[i % len(sets)]), device, REPEATS[device])
 
     first, second = times(case.run), times(case.run)
     median = statistics.median(first + second)
@@ -108,38 +93,32 @@ def measure_case(
     return result
 
 
-def measure_kernels(device: str, plan: Plan, copy: float) -> list[dict[str, Any]]:
+def measure_kernels(device: str, copy: float) -> list[dict[str, Any]]:
     """Measures all kernels in float32 on all layouts, and with bfloat16 networks on the first."""
     results = []
     for case in CASES:
-        for rows in plan.rows:
-            results.append(measure_case(case, DTYPES[0], rows, device, plan, copy))
+        for rows in ROWS[device]:
+            results.append(measure_case(case, DTYPES[0], rows, device, copy))
         if case.nets:
-            results.append(measure_case(case, DTYPES[1], plan.rows[0], device, plan, copy))
+            results.append(measure_case(case, DTYPES[1], ROWS[device][0], device, copy))
         if device != "cpu":
             torch.cuda.empty_cache()
     return results
 
 
-def shortfalls(results: list[dict[str, Any]], plan: Plan) -> list[str]:
+def shortfalls(results: list[dict[str, Any]], wide: tuple[int, int]) -> list[str]:
     """Names the memory-bound kernels that miss their share of the copy on wide rows."""
     bound = {case.name for case in CASES if case.memory_bound}
     return [
         f"{r['kernel']} ({r['net']}): {r['share_of_copy']:.2f}"
         for r in results
-        if r["kernel"] in bound
-        and r["rows"] == list(plan.rows[0])
-        and r["share_of_copy"] < LEAST_SHARE
+        if r["kernel"] in bound and r["rows"] == list(wide) and r["share_of_copy"] < LEAST_SHARE
     ]
 
 
-def measure(device: str, plan: Plan) -> dict[str, Any]:
+def measure(device: str) -> dict[str, Any]:
     """Measures the copy and all kernels."""
-    copy = copy_speed(device, plan)
-    kernels = measure_kernels(device, plan, copy)
-    return {
-        "plan": asdict(plan),
-        "copy_bytes_per_second": copy,
-        "kernels": kernels,
-        "shortfalls": shortfalls(kernels, plan),
-    }
+    copy = copy_speed(device)
+    kernels = measure_kernels(device, copy)
+    missing = shortfalls(kernels, ROWS[device][0])
+    return {"copy_bytes_per_second": copy, "kernels": kernels, "shortfalls": missing}

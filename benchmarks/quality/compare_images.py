@@ -4,10 +4,10 @@ DiffFlow takes a fixed number of updates; the others get the time that these too
 
     python -m benchmarks.quality.compare_images                        # three models in turn
     python -m benchmarks.quality.compare_images --models diffflow      # beside another process
-    python -m benchmarks.quality.compare_images --make-extractor       # trains the features anew
 
 Digits of 28 x 28 are padded to 32 and halved. Everything is measured on the 10,000 test images,
-shuffled. Writes compare_images_mnist16.json and .npz; trainings stay in runs/compare_images.
+shuffled; features are those of `diffflow extractor mnist --image-size 16 --epochs 5`.
+Writes compare_images_mnist16.json and .npz; trainings stay in runs/compare_images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from diffflow_ext.likelihood import quantise
 from diffflow_ext.metrics import frechet_distance, precision_recall, with_floor
 from diffflow_ext.metrics.features import DigitExtractor, load_extractor
 from diffflow_ext.training import LoadedRun
-from diffflow_ext.training.evaluation.extractor import make_extractor
 
 from ..common.reports import RESULTS, parse, write_samples
 from .comparison import Comparison, Sizes, comparison_parser
@@ -182,14 +181,11 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument(
         "--minutes", type=float, help="of the trainings but DiffFlow's; else what that took"
     )
-    made.add_argument("--extractor", type=Path, default=EXTRACTOR, help="file of the features")
-    made.add_argument("--make-extractor", action="store_true", help="train it, then end")
+    made.add_argument(
+        "--extractor", type=Path, default=EXTRACTOR, help="made by `diffflow extractor`"
+    )
     args = parse(made, words)
     torch.set_num_threads(1)
-    if args.make_extractor:
-        args.extractor.parent.mkdir(parents=True, exist_ok=True)
-        print(make_extractor(SET, args.extractor, image_size=SIZE, epochs=5))
-        return
     ComparisonOfImages(args).run(args.models)
 
 

@@ -79,7 +79,7 @@ class Sweep(Comparison):
 
     def about(self) -> dict[str, Any]:
         return {
-            "data": self.data,
+            "data": Path(self.data).stem,
             "n": len(self.reference),
             "draws": self.sizes.draws,
             "minutes": self.args.minutes,

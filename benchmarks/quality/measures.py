@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -126,9 +127,9 @@ def energy_ratios(
 
 def mean_error(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and standard error; None for a single value."""
-    mean, n = math.fsum(values) / len(values), len(values)
-    square = math.fsum((value - mean) ** 2 for value in values)
-    return {"mean": mean, "error": math.sqrt(square / (n - 1) / n) if n > 1 else None}
+    n = len(values)
+    error = statistics.stdev(values) / math.sqrt(n) if n > 1 else None
+    return {"mean": statistics.fmean(values), "error": error}
 
 
 def told_apart(samples: Tensor, reference: Tensor) -> dict[str, float]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffflow_ext.training import Interrupted, LoadedRun, TrainConfig, load_run, train
+from diffflow_ext.training import Config, Interrupted, LoadedRun, configure, load_run, train
 
 from ..common.machine import cpu_seconds
 from ..common.reports import write_json
@@ -44,10 +44,10 @@ class Training:
     def of_steps(self, steps: int) -> Training:
         return replace(self, fields={**self.fields, "steps": steps})
 
-    def config(self) -> TrainConfig:
+    def config(self) -> Config:
         """The configuration, on one thread, of which the last state is saved."""
-        quiet = {"threads": 1, "save_every": 10**6, "keep_checkpoints": 1}
-        return TrainConfig(model=self.model, **quiet | dict(self.fields))
+        quiet: dict[str, Any] = {"threads": 1, "save_every": 10**6, "keep_checkpoints": 1}
+        return configure(self.model, **quiet | dict(self.fields))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .torch_steps import compiled, compiled_loop, graph, release, torchsde
 def ours(problem: Problem, scores_per_call: int | None = None, **options: Any) -> Step:
     """DiffFlowSDE with an engine."""
     pair, grid = Pair(problem), problem.grid()
-    more = {} if scores_per_call is None else {"scores_per_call": scores_per_call}
+    more: dict[str, Any] = {} if scores_per_call is None else {"scores_per_call": scores_per_call}
     sde = DiffFlowSDE(pair.drift, pair.score, problem.g, **more)
     return update(pair.parameters(), lambda: sde.mean_loss(pair.data, grid, **options).backward())
 

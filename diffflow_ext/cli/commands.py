@@ -183,7 +183,7 @@ class Evaluate:
 class DataSets:
     """Say which data sets there are, or get one."""
 
-    #: list: a set on each line; fetch: download one.
+    #: list: a set on each line; fetch: get one, checked by SHA-256.
     action: Annotated[Positional[Literal["list", "fetch"]], arg(metavar="list|fetch")]
     name: Annotated[Positional[Maybe[str]], arg(metavar="[NAME]", help=SETS_TO_FETCH)] = None
     #: Where to; None takes where train looks.
@@ -300,7 +300,7 @@ def _refuse_unknown(config: Config, unknown: list[str]) -> None:
         )
     if not word.startswith("-"):
         near = difflib.get_close_matches(data, CONFIGS, n=1)
-        hint = f"; did you mean the model {near[0]!r} by {data!r}?" if near else ""
+        hint = f"; did you mean `diffflow train {near[0]} {word} ...`?" if near else ""
         raise ValueError(f"train: {word!r}: expected one DATA, got {data!r} too{hint}")
     name = word.split("=")[0].lstrip("-").replace("-", "_")
     raise ValueError(f"train: {word}: {no_such_field(config, name, _names(TrainOptions))}")

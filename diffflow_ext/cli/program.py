@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["main"]
 
@@ -86,14 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = words or [""]
     if command not in COMMANDS:
         return _fail(_unknown_command(command), 2)
+    commands: Any = importlib.import_module("diffflow_ext.cli.commands")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("always", category=UserWarning, module="diffflow_ext")
             warnings.showwarning = _show_warning
-            code: int = importlib.import_module("diffflow_ext.cli.commands").run(command, rest)
-        return code
+            return commands.run(command, rest)
     except (Exception, KeyboardInterrupt) as error:
-        code = importlib.import_module("diffflow_ext.cli.commands").exit_code(error)
+        code: int = commands.exit_code(error)
         if code == 0:
             raise
         if "--debug" in given:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 
 from benchmarks.gpu import graphs
-from benchmarks.speed.problem import Problem
-from diffflow_ext import DiffFlowSDE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.skipif(
-    "scores_per_call" not in inspect.signature(DiffFlowSDE).parameters,
-    reason="DiffFlowSDE has no kept_graphs",
-)
 def test_every_step_is_measured() -> None:
-    image = Problem(side=4, batch=2, num_steps=2, width=4, depth=1)
-    found = graphs.measure("cpu", {"points": graphs.SMALL["points"], "images": (image, 1)})
+    found = graphs.measure("cpu")
     names = {"ddpm", "diffflow", "diffflow_kept", "diffflow_batched"}
     names |= {f"{name}_graph" for name in names} | {"release"}
     for one in found.values():

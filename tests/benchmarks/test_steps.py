@@ -29,7 +29,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = Problem(dim=3, batch=7, num_steps=4, width=8, depth=1)
 IMAGE = Problem(side=4, batch=3, num_steps=2, width=4, depth=1)
 KEY = NoiseKey(5)
-HAS_COUNTS = "scores_per_call" in inspect.signature(DiffFlowSDE).parameters
 
 
 def double_pair(problem: Problem) -> Pair:
@@ -135,8 +134,6 @@ def test_compiled_variants_have_that_gradient_too(whole: bool) -> None:
 def test_every_variant_takes_steps(name: str, problem: Problem) -> None:
     if why := steps.obstacle(name, problem):
         pytest.skip(why)
-    if name in ("graphs_kept", "scores_batched") and not HAS_COUNTS:
-        pytest.skip("DiffFlowSDE has neither kept_graphs nor scores_per_call")
     step = VARIANTS[name][0](problem)
     step()
     step()

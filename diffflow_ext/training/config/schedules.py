@@ -31,7 +31,7 @@ def sampling_grid(config: DiffFlowConfig, num_steps: int | None = None) -> TimeG
 
 
 def progressive_grid(config: DiffFlowConfig) -> ProgressiveGrid:
-    """Returns how many steps N the trajectories of each training step have.
+    """Returns how many steps N the paths of each training step have.
 
     "auto" starts coarse, N/6 and then N/3, with the switches after 20 and 50 % of the work: at
     equal work that reached lower bounds than N throughout.
