@@ -36,7 +36,6 @@ from diffflow_ext.likelihood.ode import flow_log_prob
 from diffflow_ext.processes.grids import TimeGrid
 from diffflow_ext.processes.linear import VE, LinearProcess, process_by_name
 
-from . import predictors
 from .denoising import (
     EpsNetwork,
     batch_mean,
@@ -49,7 +48,7 @@ from .denoising import (
     time_grid,
     zeros_beside,
 )
-from .predictors import Sampler
+from .predictors import Sampler, resolve_sampler, sampler_steps, take_steps
 from .reverse import LastStep
 
 __all__ = ["DiNof"]
@@ -353,7 +352,7 @@ class DiNof(nn.Module):
         shape = checked_shape(op, "shape", shape)
         check_choice(op, "last_step", last_step, LastStep)
         check_choice(op, "solver", solver, Solver)
-        kind, repeats = predictors.choose(op, self.process, sampler, corrector_steps)
+        kind, repeats = resolve_sampler(op, self.process, sampler, corrector_steps)
         ratio = checked_finite(op, "snr", snr)
         if not 0 < ratio <= MAX_SNR:
             raise ValueError(f"{op}: expected 0 < snr <= {MAX_SNR:g}, got {ratio}")
@@ -366,8 +365,8 @@ class DiNof(nn.Module):
         if kind == "ode":
             x, _ = integrate(self.probability_flow(), x, grid, reverse=True, solver=solver)
         else:
-            steps = predictors.plan(self.process, grid, kind, repeats, ratio, last_step)
-            x = predictors.run(op, self.eps_net, x, steps, key, sample_offset)
+            steps = sampler_steps(self.process, grid, kind, repeats, ratio, last_step)
+            x = take_steps(op, self.eps_net, x, steps, key, sample_offset)
         return self._denoised(x, grid.t_start) if last_step == "tweedie" else x
 
     def _sampling_grid(self, op: str, num_steps: int | TimeGrid | None, kind: str) -> TimeGrid:

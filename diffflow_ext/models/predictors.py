@@ -17,7 +17,7 @@ from diffflow_ext.processes.linear import VE, LinearProcess
 
 from .denoising import EpsNetwork, predicted_noise
 
-__all__ = ["Sampler", "Step", "choose", "plan", "run"]
+__all__ = ["Sampler", "Step", "resolve_sampler", "sampler_steps", "take_steps"]
 
 Sampler = Literal["auto", "em", "reverse_diffusion", "ode"]
 
@@ -34,7 +34,7 @@ class Step:
     step: int
 
 
-def choose(
+def resolve_sampler(
     op: str, process: LinearProcess, sampler: str, corrector_steps: int | None
 ) -> tuple[str, int]:
     """Returns a sampler and its number of corrector steps, checked and with defaults."""
@@ -53,7 +53,7 @@ def choose(
     return sampler, repeats
 
 
-def plan(
+def sampler_steps(
     process: LinearProcess, grid: TimeGrid, sampler: str, repeats: int, snr: float, last_step: str
 ) -> list[Step]:
     """Returns all evaluations of a sampler, from noise to data."""
@@ -91,7 +91,7 @@ def _corrector(t: float, sigma: float, snr: float, step: int) -> Step:
     return Step(t, 1.0, -length / sigma, math.sqrt(2 * length), "langevin", step)
 
 
-def run(
+def take_steps(
     op: str, net: EpsNetwork, x: Tensor, steps: list[Step], key: Key, sample_offset: int
 ) -> Tensor:
     """Returns the state after all steps, one network evaluation and one kernel for each."""

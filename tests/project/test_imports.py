@@ -36,7 +36,9 @@ LEAVES = {"nets", "data", "metrics", "figures"}
 USERS_OF_LEAVES = {"training", "cli"}
 #: Modules of each package from the bottom up. Each imports from those before it alone.
 ORDER: dict[str, str] = {
-    "functional": "core checks sums operator noise affine steps residual adjoint perturb reference",
+    "functional": """
+        core checks sums operator noise affine steps residual adjoint perturb reference
+    """,
     "processes": "grids diffusion linear chain",
     "flows": "adapters prior spline glow ffjord",
     "nets": "mlp unet",
