@@ -41,7 +41,6 @@ LAUNCH_ALL = ("-m", "benchmarks.gpu.launch_all")
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 #: Words of compute-sanitizer where it cannot watch this machine's device.
 CANNOT_ATTACH = ("Device not supported", "not supported on this", "Unable to", "unable to attach")
-
 Check = dict[str, Any]
 
 

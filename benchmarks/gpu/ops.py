@@ -31,7 +31,6 @@ from ..speed.ops import twin
 
 Inputs = dict[str, Tensor]
 Outputs = tuple[Tensor, ...]
-
 DT, DT_NEXT, G, STEP, OFFSET = 0.03125, 0.0625, 0.75, 5, 1000
 #: Of an affine step: the state's, both networks', the noise's.
 FACTORS = (0.96875, -0.375, 0.25, 0.5)

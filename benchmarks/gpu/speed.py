@@ -19,8 +19,6 @@ from .ops import CASES, DTYPES, Case, Inputs, bytes_moved
 
 #: A kernel that only moves memory should come near the copy; this much is demanded.
 LEAST_SHARE = 0.6
-
-
 #: Layouts (B, d) of a state, wide ones first. On a GPU 2^26 elements, which are 256 MiB a tensor
 #: in float32, five times the cache of an H100; on the CPU few, to see that everything runs.
 ROWS = {"cuda": ((2**14, 2**12), (2**25, 2)), "cpu": ((64, 256), (512, 2))}

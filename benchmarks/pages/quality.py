@@ -33,7 +33,6 @@ ESTIMATORS = {
     "exact": "exact",
 }
 NATS = f"{MINUS}log p, nats"
-
 Reports = Sequence[Report]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 MISSING = "*Not measured yet.*\n"
 MINUS, NONE, DASH = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{EN DASH}"
-
 Report = Mapping[str, Any]
 #: Reports by file name without ending.
 Results = Mapping[str, Report]

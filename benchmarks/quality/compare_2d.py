@@ -48,7 +48,6 @@ CHOICES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 
-
 FULL = Sizes(n=10_000, rows=5000, shown=4000)
 SMOKE = Sizes(n=60, rows=40, draws=1, paths=2, shown=30, pilot=2, tiny=True)
 #: Steps N of the ways to sample.

@@ -30,7 +30,6 @@ NOISE = {"key": NoiseKey(7), "step": 5}
 #: 2-D training, and 2^20 elements in rows like those of a table.
 SIZES: dict[str, tuple[int, int]] = {"2000x2": (2000, 2), "16384x64": (16384, 64)}
 WAYS = ("fused", "eager", "compiled")
-
 Inputs = dict[str, Any]
 #: Returns noise for a state.
 Draw = Callable[[Tensor], Tensor]

@@ -40,11 +40,7 @@ C = TypeVar("C", bound=Config)
 RunArgument = Annotated[Positional[str], arg(metavar="RUN")]
 DeviceName = Annotated[str, arg(metavar="NAME")]
 Switch = FlagCreatePairsOff[bool]
-
-
 SETS_TO_FETCH = f"{', '.join(FETCHABLE)}."
-
-
 #: How much later than the process that failed the others end: torchrun calls the first the cause.
 SECONDS_BEHIND = 2
 

@@ -32,7 +32,6 @@ KNOWN_ANSWERS = (
     ),
 )
 
-
 #: Libraries that only some things need: what for, and the extra that brings them.
 OPTIONAL = {
     "matplotlib": ("figures", "plot"),
@@ -43,11 +42,8 @@ OPTIONAL = {
     "torchdiffeq": ("the adaptive solver and FFJORD", "flows"),
 }
 
-
 #: Largest difference of two engines' losses, relative: some dozens of float32 roundings.
 ENGINES_AGREE = 1e-4
-
-
 Finding = tuple[str, bool]
 
 

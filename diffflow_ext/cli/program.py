@@ -27,7 +27,6 @@ COMMANDS = {
     "doctor": "Say what this installation can do, and check it.",
 }
 
-
 MODELS = {
     "diffflow": "DiffFlow: drift and score of two SDEs, trained on one path loss (the default)",
     "dinof": "DiNof: a diffusion up to a time, and a normalizing flow from there on",
@@ -35,7 +34,6 @@ MODELS = {
     "ffjord": "FFJORD: a continuous normalizing flow, of vectors alone",
     "flow": "a normalizing flow: splines, or Glow for images",
 }
-
 
 HELP = """usage: diffflow COMMAND ... [--debug]
 
@@ -55,7 +53,6 @@ exit codes:
   2    bad input: one line on stderr says what and how to mend it
   130  Ctrl-C; 143 SIGTERM; train saves first, and --resume goes on from there
 """
-
 
 TRAIN_HELP = """usage: diffflow train [MODEL] DATA --out RUN [FLAGS]
        diffflow train --out RUN --resume [FLAGS]

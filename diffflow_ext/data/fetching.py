@@ -57,7 +57,6 @@ a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845  train-labels-i
     ),
 }
 
-
 FETCHABLE: Mapping[str, str] = MappingProxyType(
     {name: source.url for name, source in _SOURCES.items()}
 )

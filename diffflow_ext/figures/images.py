@@ -32,32 +32,14 @@ __all__ = ["image_grid", "image_rows", "metric_curves"]
 
 
 Levels = NDArray[np.uint8]
-
-
 MAX_IMAGES = 4096
-
-
 GAP = 2  # pixels between images, in theirs
-
-
 SHOWN_WIDTH = 1000  # pixels that a montage is enlarged to, if whole factors allow
-
-
 MAX_ZOOM = 6
-
-
 TITLE_INCHES, MARGIN_INCHES = 0.45, 0.15
-
-
 NAME_INCHES = 0.085  # of a letter
-
-
 LEAST_WIDTH_INCHES = 4.5
-
-
 CURVES = (BLUE, ORANGE, "#2a9d8f", "#7b4bb3", "#c2335a", "#7a9e2e", "#b07d00", "#6b7280")
-
-
 MARKERS = "osD^vPX*"
 
 

@@ -21,30 +21,14 @@ if TYPE_CHECKING:
 
 
 Array = NDArray[np.float64]
-
-
 Limits = tuple[float, float]
-
-
 Box = tuple[Limits, Limits]
-
-
 BLUE, ORANGE, INK, FAINT = "#1f4e8c", "#d2570c", "#22262b", "#c9ced6"
-
-
 BLUE_RAMP = ("#ffffff", "#cfe0f3", "#7fb0dd", "#2f74b5", "#123a6d")
-
-
 # Around the circle and back, all of middling lightness: none fades on white.
 WHEEL = ("#2f74b5", "#2a9d8f", "#7a9e2e", "#e0a100", "#dd6a1a", "#c2335a", "#7b4bb3", "#2f74b5")
-
-
 DPI = 150
-
-
 BINS = 56
-
-
 SUFFIXES = (".png", ".pdf", ".svg")
 
 

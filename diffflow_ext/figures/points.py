@@ -43,8 +43,6 @@ __all__ = ["loss_curve", "particle_paths", "samples_beside_data", "trajectories"
 
 
 MAX_CORNER = 5
-
-
 MAX_DOTS = 20_000
 
 

@@ -19,11 +19,7 @@ from torch import Tensor, nn
 from .adapters import library
 
 Divergence = Literal["exact", "hutchinson"]
-
-
 Solver = Literal["dopri5", "dopri8", "bosh3", "adaptive_heun", "euler", "midpoint", "rk4"]
-
-
 FIXED: tuple[Solver, ...] = ("euler", "midpoint", "rk4")
 
 

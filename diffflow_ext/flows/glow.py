@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from .adapters import library
 
 MAX_LEVELS = 3
-
-
 SMALLEST_STD = 1e-6
 
 

@@ -48,13 +48,10 @@ __all__ = [
 #: Dtypes of states, and of network outputs.
 STATE_DTYPES = (torch.float32, torch.float64)
 NETWORK_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 #: Element indices are counted in fours in a 32-bit word.
 _MAX_ELEMENTS = 2**34
-
 #: Asked for at every call, and slow to look up.
 _RANGES = {d: (torch.finfo(d).tiny, torch.finfo(d).max) for d in STATE_DTYPES}
-
 #: Characters of a value in a message.
 _LONGEST = 100
 

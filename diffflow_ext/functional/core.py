@@ -98,17 +98,13 @@ _TYPES = {
 
 #: A number, or a tensor of one element that the kernel reads when it runs.
 Scalar = float | Tensor
-
 #: Three tuples that csrc/bindings/casters.h turns into structs of the same names:
 #: device, stream, types, samples, elements;
 Target = tuple[int, int, int, int, int]
-
 #: a value, and an address to read it from instead (0: none);
 Number = tuple[float, int]
-
 #: seed, stream, purpose, step, sample_offset, and the address of a key (0: the first two).
 Noise = tuple[int, int, int, int, int, int]
-
 NO_NOISE: Noise = (0, 0, 0, 0, 0, 0)
 
 

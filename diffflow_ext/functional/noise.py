@@ -71,7 +71,6 @@ PURPOSES: dict[str, int] = {
     "data": 8,
 }
 
-
 MAX_STEP = 2**24
 MAX_SAMPLE = 2**32
 MAX_STREAM = 2**32

@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 _LIBRARY = torch.library.Library("diffflow_ext", "DEF")
-
 operators = torch.ops.diffflow_ext
 
 

@@ -40,11 +40,7 @@ __all__ = [
 
 
 Words = NDArray[np.uint64]
-
-
 _MASK = np.uint64(2**32 - 1)
-
-
 _HALF = np.uint64(32)
 
 

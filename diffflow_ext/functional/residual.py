@@ -46,8 +46,6 @@ __all__ = [
 #: (1e-280) the gradient of its cost in g, the largest result, stays below 1.6e38 (1.6e289) for
 #: terms of size M in d dimensions with M sqrt(d) <= 1e4: it is at most 16 M^2 d / (g * g^2 dt).
 NOISE_FLOORS = {torch.float32: (1e-9, 1e-10), torch.float64: (1e-90, 1e-95)}
-
-
 _TENSORS = "Tensor x, Tensor x_next, Tensor f_next, Tensor s_next, Tensor dt, Tensor g_next"
 
 
@@ -135,7 +133,6 @@ def backward_residual_vjp(
 _backward_residual = Operator(
     f"backward_residual({_TENSORS}) -> Tensor", launch_backward_residual, like
 )
-
 
 _backward_residual_vjp = Operator(
     "backward_residual_vjp(Tensor grad, Tensor dt, Tensor g_next)"
@@ -284,7 +281,6 @@ def _fake_cost_vjp(
 
 
 _residual_cost = Operator(f"residual_cost({_TENSORS}) -> Tensor", launch_residual_cost, per_sample)
-
 
 _residual_cost_vjp = Operator(
     f"residual_cost_vjp(Tensor grad, {_TENSORS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",

@@ -34,10 +34,8 @@ __all__ = ["bits_per_dim", "dequantise", "quantise"]
 
 #: Levels of a pixel over the width of the interval it is scaled to: 256 / 2.
 LEVELS_PER_UNIT = 128
-
 #: Any more, and k + u would round up to the next level in float32.
 _MOST_NOISE = 1.0 - 2.0**-16
-
 Number = TypeVar("Number", float, Tensor)
 
 

@@ -34,10 +34,8 @@ __all__ = ["Decoder", "Variance", "check_images", "decoder_cost", "kl_weights", 
 
 #: The likelihood of data given x_1: a density, or the mass of 8-bit levels.
 Decoder = Literal["gaussian", "discretised"]
-
 #: The variance of a reverse step: that of the posterior given x_0, or beta.
 Variance = Literal["small", "large"]
-
 #: Stands for infinity at the outermost levels; its tail has no gradient that is not finite.
 _FAR = 1e8
 

@@ -10,11 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Points = Tensor | NDArray[np.floating]
-
-
 Images = Tensor | NDArray[np.uint8]
-
-
 CHUNK_ELEMENTS = 1 << 22  # pairs of rows evaluated at a time: 32 MiB of float64
 
 

@@ -36,7 +36,6 @@ from diffflow_ext.processes.chain import DiscreteVP
 __all__ = ["LastStep", "Sampler", "Step", "plan", "reverse", "visited"]
 
 Sampler = Literal["ancestral", "ddim"]
-
 LastStep = Literal["mean", "noisy"]
 
 

@@ -25,7 +25,6 @@ __all__ = ["EpsNetwork"]
 
 #: Predicts noise from the time, shape () or (B,), and the state, shape (B, *event).
 EpsNetwork = Callable[[Tensor, Tensor], Tensor]
-
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 

@@ -54,15 +54,11 @@ from .reverse import LastStep
 __all__ = ["DiNof"]
 
 ProcessName = Literal["vp", "subvp", "ve"]
-
 LossWeight = Literal["variance", "likelihood"]
-
 #: The flow's noise is this draw of purpose "dsm", the score's is draw 0.
 _FLOW_DRAW = 1
-
 #: Steps of a sampler over the whole time of a process.
 _DEFAULT_STEPS = 1000
-
 #: Moves grow with its square, which must be a number.
 MAX_SNR = 1e100
 

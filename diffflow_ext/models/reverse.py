@@ -33,7 +33,6 @@ __all__ = ["LastStep", "ReverseSampler", "ReverseSolver", "prior_sample", "rever
 
 #: How the step into the data is taken; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
-
 #: How a step is taken; all but "euler" are for the ODE.
 ReverseSolver = Literal["euler", "heun", "rk4"]
 

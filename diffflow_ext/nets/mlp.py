@@ -23,7 +23,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-
 MIN_FREQUENCY, MAX_FREQUENCY = 0.1, 100.0
 
 

@@ -26,8 +26,6 @@ from torch.nn import functional
 
 #: The slowest sinusoid of the time embedding turns by 1/10000 radian per index.
 SLOWEST = 1e-4
-
-
 MAX_GROUPS, MIN_GROUP_SIZE = 32, 4
 
 

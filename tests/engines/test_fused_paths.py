@@ -22,7 +22,6 @@ from diffflow_ext.nets import FourierMLP
 from diffflow_ext.nets.mlp import Perceptron
 
 pytestmark = pytest.mark.usefixtures("same_threads")
-
 KEY = NoiseKey(11, 3)
 
 

@@ -21,7 +21,6 @@ from diffflow_ext.functional.core import core
 from diffflow_ext.nets import FourierMLP
 
 KEY = NoiseKey(7, 3)
-
 Results = list[Tensor]
 
 

@@ -27,7 +27,6 @@ KEY = NoiseKey(seed=2026, stream=3)
 STEP, OFFSET = 11, 5
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 TYPES = [(F32, F32), (F32, BF16), (F32, F16), (F64, F64)]
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

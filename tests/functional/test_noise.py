@@ -24,7 +24,6 @@ from diffflow_ext.functional.noise import purpose_code
 KEY = NoiseKey(seed=0x0123456789ABCDEF, stream=7)
 CELLS = 2**23
 ONES = 2**32 - 1
-
 # The vectors that Random123 publishes for philox4x32 with 10 rounds: counter, key, words.
 PI = "243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0"
 KNOWN_ANSWERS = [

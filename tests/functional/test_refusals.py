@@ -54,7 +54,6 @@ def philox(**changes: Any) -> Tensor:
 
 META = torch.zeros(2, 3, device="meta")
 NAN, INF = float("nan"), float("inf")
-
 Refused = list[tuple[Callable[..., Any], dict[str, Any], str]]
 
 #: What comes after "op: expected".
@@ -198,7 +197,6 @@ TYPE_ERRORS: Refused = [
     (em, {"step": 1.0}, "step to be an integer, got 1.0"),
     (em, {"step": True}, "step to be an integer, got True"),
 ]
-
 
 OPS = {
     em: "em_step",

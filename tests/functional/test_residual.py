@@ -29,8 +29,6 @@ from diffflow_ext.functional import reference
 from diffflow_ext.functional.adjoint import AdjointState, adjoint_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 OPS = ("backward_residual", "residual_cost")
 
 

@@ -30,8 +30,6 @@ from diffflow_ext.functional import PURPOSES
 from diffflow_ext.functional.noise import noise_dot, noise_energy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 REVERSE = ("reverse_step", "reverse_step_half", "reverse_step_ode")
 
 

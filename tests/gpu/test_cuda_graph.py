@@ -25,9 +25,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
 Record = Callable[[str, object], None]
-
 CUDA = torch.device("cuda", 0)
 KEY = NoiseKey(2**63 + 12345, 7)
 #: Steps that run as they are before a capture, in these tests.

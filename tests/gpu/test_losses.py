@@ -22,12 +22,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
 Record = Callable[[str, object], None]
-
 #: Errors of gradients by the kernels for whole paths, by the rounding of factors.
 PATH_ERRORS = {"float32": 1e-5, "tf32": 2e-3, "bfloat16": 2e-2}
-
 CUDA = torch.device("cuda", 0)
 KEY = NoiseKey(2**63 + 12345, 7)
 

@@ -24,9 +24,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-
 Record = Callable[[str, object], None]
-
 CUDA = torch.device("cuda", 0)
 KEY = NoiseKey(2**63 + 12345, 7)
 SHAPES = ((1, 1), (33, 2), (33, 5), (4, 3, 8, 8), (1000, 10), (7, 1024), (3, 4099), (5, 40_000))

@@ -18,7 +18,6 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(57, 3)), RNG.normal(0.3, 1.4, size=(49, 3))
 # Few distinct points, most of them repeated: distances tie.
 GRID_X, GRID_Y = RNG.integers(0, 4, size=(40, 2)), RNG.integers(1, 5, size=(40, 2))
-
 small = arrays.arrays(
     np.int64, st.tuples(st.integers(8, 14), st.just(2)), elements=st.integers(-3, 3)
 )

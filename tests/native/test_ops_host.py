@@ -43,16 +43,13 @@ from diffflow_ext.functional.residual import (
 from diffflow_ext.functional.steps import launch_em_step, launch_reverse_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
 SCHEDULES = range(8)  # emu::kNumSchedules
 KEY = NoiseKey(seed=0x0123456789ABCDEF, stream=7)
 DT, DT_NEXT, G = 0.05, 0.07, 0.7
 STEP, OFFSET = 11, 2**32 - 1000
-
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 #: The pairs that there are kernels for, in the order of their codes.
 TYPES = [(F32, F32), (F32, BF16), (F32, F16), (F64, F64)]
-
 # Groups of 1, 2, 4, 8 and 32 lanes, 32 lanes that take two and eight turns, whole blocks; one row
 # and several blocks of rows; one, two and three segments of a row.
 SHORT = [(1, 1), (3, 2), (300, 3), (2, 7), (5, 4, 3), (33, 29), (5, 130), (2, 1024)]
@@ -272,7 +269,6 @@ REDUCTIONS = [
 ]
 #: Kernels of the state alone: their bits do not depend on a network's type.
 OF_STATE = (normal, call_backward_residual_vjp, perturb, call_noise_dot, call_noise_energy)
-
 Make = Callable[[Arguments], Call]
 
 
@@ -404,7 +400,6 @@ MEMORY_BUGS = {
     "reads past the row": Bug("ops/quad.h", "left >= 4;", "left >= 1;"),
     "wide access anywhere": Bug("ops/quad.h", "aligned && full};", "full};"),
 }
-
 SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 

@@ -22,13 +22,12 @@ from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
 from diffflow_ext.engines.fused import paths_cuda, perceptrons, workspace
 from diffflow_ext.engines.fused.paths import FusedPaths
 from diffflow_ext.engines.fused.workspace import Rounding
-from diffflow_ext.engines.paths import call_or_reason
+from diffflow_ext.engines.paths import fused_or_reason
 from diffflow_ext.flows import StandardNormal
 from diffflow_ext.functional.core import build_info
 from diffflow_ext.nets import FourierMLP
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
 KEY = NoiseKey(2**40 + 5, 2)
 #: Errors of gradients against float64, relative to their norm. TF32 has 10 bits, bfloat16 8.
 ERRORS: dict[Rounding, float] = {"float32": 5e-6, "tf32": 2e-3, "bfloat16": 2e-2}
@@ -96,7 +95,7 @@ def fused_on(
     sde: DiffFlowSDE, x0: Tensor, grid: TimeGrid, rounding: Rounding, key: Any = KEY
 ) -> Any:
     """The kernels' engine for the problem that DiffFlowSDE makes, and x0."""
-    p, x0, _ = sde._problem("test", x0, grid, key)
+    p, x0 = sde._problem("test", x0, grid, key)
     drift, score = (
         perceptrons.parts_or_reason(net, p.times, x0) for net in (sde.drift, sde.score)
     )
@@ -252,8 +251,8 @@ def test_rounding_follows_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_prior_has_its_own_obstacle() -> None:
     sde = CASES[0].sde()
     sde.prior = StandardNormal(scale=2.0)
-    p, x0, _ = sde._problem("test", CASES[0].data(), CASES[0].grid(), KEY)
-    assert "another prior" in str(call_or_reason(p, x0))
+    p, x0 = sde._problem("test", CASES[0].data(), CASES[0].grid(), KEY)
+    assert "another prior" in str(fused_or_reason(p, x0))
 
 
 # --- planted bugs and sanitizers -----------------------------------------------------------------

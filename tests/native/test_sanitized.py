@@ -55,9 +55,7 @@ BUGS = {
                           "m <= rows.count; ++m) {\n    float*"),
 }  # fmt: skip
 
-
 COMMON = ("-O1", *SANITIZERS, "-Wno-unknown-pragmas")
-
 Build = Callable[[Path, tuple[str, ...]], Path]
 
 

@@ -16,7 +16,6 @@ from diffflow_ext.functional import normal
 KEY = NoiseKey(5, 6)
 GRID = TimeGrid.power(7, 1.3, t_start=0.1, power=0.7)
 EXACT = 1e-10  # of the largest entry: float64 sums of a few thousand terms, with room
-
 #: checkpoint_every, scores_per_call and kept_graphs.
 Mode = tuple[int, int, int]
 MODES: list[Mode] = [(0, 1, 0), *itertools.product((1, 3, 10), (1, 3), (0, 2))]

@@ -19,11 +19,8 @@ from diffflow_ext.functional.core import core
 TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 CSRC = ROOT / "csrc"
-
 # The part of the build's flags that decides bits; see CMakeLists.txt.
 CPP_FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror")
-
-
 #: Sets of instructions of the fused engine that this processor has.
 ENGINES = [name for name in core.instructions() if "bf16" not in name]
 needs_bf16 = pytest.mark.skipif(

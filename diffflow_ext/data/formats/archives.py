@@ -28,7 +28,6 @@ _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ArithmeticError),
     *(ValueError, LookupError, RuntimeError, AttributeError, TypeError),
 )
-
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without a bound
 
 

@@ -159,7 +159,6 @@ _TEXTS = {
     *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
-
 # What a pickle may refer to twice. Tuples are not among them: of tuples within tuples, each of
 # them twice, a few make a key of a dictionary that takes for ever to hash.
 _SHARED = _TEXTS | {"GLOBAL", "STACK_GLOBAL", "REDUCE"}
@@ -175,7 +174,6 @@ _INSTRUCTIONS = {
 }
 
 MAX_STEPS = 1_000_000  # a batch of 10,000 images takes about 60,000
-
 # Deep ones overflow the stack of the C code that hashes them, and each may copy all the text.
 MAX_TUPLES = 100
 

@@ -25,7 +25,6 @@ __all__ = [
 ]
 
 MAX_BYTES = 8 << 30
-
 # Data compress ten times, bombs a thousand times; what is small may be either.
 MAX_RATIO = 100
 SMALL_BYTES = 64 << 20

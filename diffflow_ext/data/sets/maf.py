@@ -218,12 +218,10 @@ def _check(cleaned: _Cleaned, dim: int, source: str) -> None:
 
 SENSORS = 16
 NO_SENSORS = ("Time", "Meth", "Eth")  # The first three columns: time and what was let in.
-
 CONVERT = (
     'import numpy, pandas; numpy.save("ethylene_CO.npy", '
     'pandas.read_pickle("ethylene_CO.pickle").to_numpy())'
 )
-
 PARTS = ("train", "validation", "test")
 
 

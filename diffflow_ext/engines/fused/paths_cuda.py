@@ -27,12 +27,8 @@ __all__ = ["GpuRun", "Part", "obstacle"]
 
 #: Bytes that activations and deltas may take at a time.
 KEPT_BYTES = 2 * 2**30
-
-
 #: Samples of a block, and units of a warp.
 _ROWS = 16
-
-
 #: From here on torch.bmm can keep the float32 sums of bfloat16 factors.
 _SUMS_IN_FLOAT32 = (2, 9)
 

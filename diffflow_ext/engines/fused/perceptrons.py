@@ -24,12 +24,8 @@ __all__ = ["parts_or_reason"]
 
 #: What makes up the evaluation of a network, besides `perceptron_at`.
 _METHODS = ("__call__", "forward", "trunk")
-
-
 #: What is found later is a change that would not be noticed.
 _ORIGINALS = (nn.Linear.forward, nn.Module.__call__)
-
-
 #: What makes up its time embedding.
 _EMBEDDING_METHODS = ("perceptron_at", "perceptron_with", "embed", "time_embedding")
 

@@ -64,14 +64,14 @@ def prepare(op: str, engine: Engine, net: Any, t: Tensor, x: Tensor) -> Regressi
     check_engine(op, engine)
     if engine == "autograd":
         return None
-    found = _call_or_reason(net, t, x)
+    found = _regression_or_reason(net, t, x)
     if isinstance(found, Regression):
         return found
     refuse(op, engine, f"eps_net: {found}")
     return None
 
 
-def _call_or_reason(net: Any, t: Tensor, x: Tensor) -> Regression | str:
+def _regression_or_reason(net: Any, t: Tensor, x: Tensor) -> Regression | str:
     reason = workspace.data_obstacle(x)
     if reason:
         return reason

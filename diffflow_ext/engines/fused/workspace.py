@@ -34,24 +34,14 @@ __all__ = [
 
 #: How the factors of large products are rounded on a GPU.
 Rounding = Literal["float32", "tf32", "bfloat16"]
-
-
 #: Members of `core.Activation`.
 ACTIVATIONS = ("gelu", "silu", "tanh")
-
-
 #: Bounds of the engines.
 MAX_DEPTH, MAX_WIDTH, MAX_DIM = 16, 1024, 1024
-
-
 #: Vectors are at most 16 floats wide, and layers are padded to pairs of them.
 PADDING = 32
-
-
 #: Scratch memory up to this size is kept for the next call, and more than this is not taken.
 KEPT_SCRATCH, MAX_SCRATCH = 128 * 2**20, 2 * 2**30
-
-
 #: Samples of a tile at most, and the number that its size is a multiple of: bfloat16 are in pairs.
 _TILE, _ROWS = 40, 2
 

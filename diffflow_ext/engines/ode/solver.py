@@ -53,15 +53,10 @@ __all__ = ["Divergence", "Solver", "fixed_path", "fixed_step", "integrate"]
 
 #: How the equation is solved: in fixed steps on the grid, or adaptively between its ends.
 Solver = Literal["euler", "heun", "rk4", "dopri5"]
-
-
 #: How the divergence is found; "auto" is exact up to EXACT_DIMENSIONS.
 Divergence = Literal["auto", "exact", "hutchinson"]
-
-
 #: The exact divergence costs as many vector-Jacobian products as there are dimensions.
 EXACT_DIMENSIONS = 64
-
 
 #: Explicit Runge-Kutta methods whose stages use only the one before: (node c_j, weight b_j).
 _STAGES: dict[str, tuple[tuple[float, float], ...]] = {

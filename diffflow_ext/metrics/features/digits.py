@@ -19,20 +19,10 @@ __all__ = ["DigitClassifier", "DigitExtractor", "hash_of", "train_extractor"]
 
 
 Labels = Tensor | NDArray[np.integer]
-
-
 WIDTH = 64  # number of features
-
-
 MIN_SIZE, MAX_SIZE = 14, 32
-
-
 MAX_CLASSES = 1000
-
-
 RATE = 2e-3  # of learning
-
-
 HASH_DIGITS = 12
 
 

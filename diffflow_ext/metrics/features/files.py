@@ -16,11 +16,7 @@ __all__ = ["load_extractor", "save_extractor"]
 
 
 KIND = "diffflow_ext extractor 1"
-
-
 MAX_EXTRACTOR_BYTES = 2**24
-
-
 # What reading a file that holds anything at all can raise.
 _BROKEN = (ValueError, LookupError, TypeError, RuntimeError, RecursionError, SafetensorError)
 

@@ -50,15 +50,11 @@ __all__ = [
 
 C = TypeVar("C", bound="Config")
 SECTIONS = ("data", "model", "network", "optimiser", "run")
-
-
 #: What a continued run may change: it doesn't touch the numbers computed so far.
 MAY_CHANGE = (
     "steps", "on_nonfinite", "device", "shard", "threads", "save_every", "keep_checkpoints",
     "async_save", "log_every", "checkpoint_every", "kept_graphs", "cuda_graph",
 )  # fmt: skip
-
-
 _BETAS = {"beta_min": 0.1, "beta_max": 20.0}
 #: What only a run with one value of a field reads, and its defaults. A choice comes before those
 #: that hang on it.

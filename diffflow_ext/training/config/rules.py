@@ -41,8 +41,6 @@ MAX_SEED = 2**63 - 1
 MAX_STEPS = 2**31
 MAX_GRID = 2**24
 T = TypeVar("T")
-
-
 #: A value or None, whose meaning the help text tells.
 Maybe = Annotated[
     Optional[T],  # noqa: UP045

@@ -36,12 +36,8 @@ __all__ = ["evaluate"]
 
 
 DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
-
-
 #: Samples that are drawn for the pictures where data are too few for distances.
 FEW_SAMPLES = 64
-
-
 ODE_VECTORS, ODE_IMAGES = 2000, 64
 
 

@@ -22,8 +22,6 @@ __all__ = ["draw_pictures", "draw_sample_picture"]
 
 
 TRAJECTORIES = 2000
-
-
 IMAGES = 100
 
 

@@ -25,8 +25,6 @@ __all__ = ["MIN_SAMPLES", "common_count", "image_quality", "vector_quality"]
 
 
 MIN_SAMPLES = 50
-
-
 FLOOR_DRAWS = 4
 
 

@@ -20,7 +20,6 @@ MEASURES = {
     "coverage": "coverage",
 }
 
-
 READINGS = {
     "c2st": "by a classifier; 0.5 is chance, the best",
     "precision": "samples among data",
@@ -28,7 +27,6 @@ READINGS = {
     "density": "samples in a ball of data over their mean",
     "coverage": "data with a sample near",
 }
-
 
 Row = tuple[str, str, str, str]
 

@@ -17,12 +17,8 @@ __all__ = ["EVALUATION_STREAM", "check_options", "chunk_size", "draw_samples"]
 
 # Streams of training are its iterations: far above them, no draw is used twice.
 EVALUATION_STREAM = 2**31
-
-
 # Processes share chunks: what a network is given at a time does not depend on their number.
 VECTORS_AT_A_TIME = 2048
-
-
 IMAGES_AT_A_TIME = 128
 
 

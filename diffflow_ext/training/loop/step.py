@@ -32,12 +32,8 @@ __all__ = ["TrainingError", "TrainingStep"]
 SEED_FACTOR = 0x9E3779B1
 # The same for processes; odd, and far from the numbers of steps.
 RANK_FACTOR = 0x85EBCA6B
-
-
 #: More steps in a row that aren't finite are no accident.
 MAX_SKIPPED = 100
-
-
 Metrics = dict[str, float]
 
 

@@ -19,8 +19,6 @@ __all__ = ["DDPMRecipe"]
 
 # All T terms of the bound cost T evaluations; images get an unbiased estimate from fewer.
 IMAGE_TERMS = 100
-
-
 ODE_STEPS = 100
 
 

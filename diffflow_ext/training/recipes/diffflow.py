@@ -25,8 +25,6 @@ __all__ = ["DiffFlowRecipe"]
 
 # The probability flow is smoother than the paths, but the grid may be coarse.
 MIN_ODE_STEPS = 50
-
-
 #: Where images are sharp the flow is steep; evaluation says what half the steps change.
 IMAGE_ODE_STEPS = 400
 

@@ -43,20 +43,11 @@ __all__ = [
 
 
 FORMAT_VERSION = 1
-
-
 GROUPS = ("model", "ema", "optim")
-
-
 KIND = "diffflow_ext checkpoint"
-
-
 TEMPORARY = ".tmp-"
-
-
 # Far above any manifest of ours; a larger file isn't one, and isn't read into memory.
 MAX_MANIFEST_BYTES = 64 * 2**20
-
 
 # What reading a file that holds anything at all can raise.
 _BROKEN = (
@@ -68,7 +59,6 @@ _BROKEN = (
     RecursionError,
     SafetensorError,
 )
-
 
 Tensors = Mapping[str, Tensor]
 
