@@ -33,9 +33,6 @@ from diffflow_ext.training.store.directory import RunDirectory
 from .doctor import examine
 from .flags import Sampler, parse, refuse_unknown
 
-__all__ = ["exit_code", "parse_command", "run"]
-
-
 C = TypeVar("C", bound=Config)
 RunArgument = Annotated[Positional[str], arg(metavar="RUN")]
 DeviceName = Annotated[str, arg(metavar="NAME")]

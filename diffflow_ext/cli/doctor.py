@@ -18,9 +18,6 @@ from diffflow_ext.models.diffflow import DiffFlowSDE
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.processes.grids import TimeGrid
 
-__all__ = ["examine"]
-
-
 # Philox4x32-10: (counter, key) and the words, as Random123 (Salmon et al., 2011) publishes them.
 KNOWN_ANSWERS = (
     ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),

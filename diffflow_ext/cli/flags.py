@@ -15,9 +15,6 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
 from diffflow_ext.training.config.rules import Maybe
 
-__all__ = ["Sampler", "message", "parse", "refuse_unknown"]
-
-
 T = TypeVar("T")
 
 

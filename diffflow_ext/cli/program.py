@@ -15,9 +15,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["main"]
-
-
 COMMANDS = {
     "train": "Train a model on data.",
     "sample": "Draw samples in the units of the data.",

@@ -29,16 +29,6 @@ from torch import Tensor
 from .formats.tables import Table
 from .sets.toy import sample_toy
 
-__all__ = [
-    "Dataset",
-    "batch_indices",
-    "draw_dataset",
-    "limit_training",
-    "split_images",
-    "split_table",
-    "table_dataset",
-]
-
 NUM_POINTS = 200_000
 NUM_VALID = 10_000
 NUM_TEST = 20_000

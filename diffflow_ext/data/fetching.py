@@ -11,8 +11,6 @@ from types import MappingProxyType
 from .formats.reading import optional_package
 from .sets.home import data_home
 
-__all__ = ["FETCHABLE", "FetchError", "fetch"]
-
 
 class FetchError(OSError):
     """A set that could not be brought: no network, no room, or other bytes."""

@@ -24,8 +24,6 @@ from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
 from .sets.magic import MAGIC_INSTALL, magic_file, magic_telescope
 from .sets.toy import TOY_SETS, toy_name
 
-__all__ = ["describe_sets", "open_dataset"]
-
 Images = Mapping[str, Tensor]
 MAF_ARCHIVE = "https://zenodo.org/records/1161203"
 

@@ -6,8 +6,6 @@ from typing import Literal, NamedTuple
 
 from diffflow_ext.functional.checks import check_choice
 
-__all__ = ["Engine", "EngineChoice"]
-
 #: Who computes a loss: the fused engine, the adjoint for any networks, or the faster that fits.
 Engine = Literal["auto", "fused", "autograd"]
 

@@ -21,8 +21,6 @@ from diffflow_ext.functional.checks import checked_count, checked_finite, checke
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.processes.grids import TimeGrid
 
-__all__ = ["CapturedStep", "GridBuffer", "StepResult"]
-
 #: Called with data, grid and key; the key is a tensor on the device of the data.
 Loss = Callable[[Tensor, TimeGrid, Tensor], Tensor]
 

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from diffflow_ext.functional.checks import checked_network_output
 
-__all__ = ["Autocast", "Network"]
-
 
 def call_network(
     op: str, name: str, net: Callable[[Tensor, Tensor], Any], t: Tensor, x: Tensor

@@ -22,8 +22,6 @@ from .fused.workspace import Parts
 from .network import Network
 from .problem import PathModel, PathProblem, SweepOptions, build_problem
 
-__all__ = ["PathEngine", "diffflow_loss", "diffflow_mean_loss", "engine_choice", "path_engine"]
-
 
 class PathEngine(Protocol):
     """Who computes losses and paths of one problem. All engines draw the same noise."""

@@ -26,8 +26,6 @@ from diffflow_ext.processes.grids import TimeGrid
 
 from .network import Autocast, Network, call_network
 
-__all__ = ["PathModel", "PathProblem", "SweepOptions", "build_problem"]
-
 
 @dataclass(frozen=True)
 class PathModel:

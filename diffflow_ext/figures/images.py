@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["image_grid", "image_rows", "metric_curves"]
-
 
 Levels = NDArray[np.uint8]
 MAX_IMAGES = 4096

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["loss_curve", "particle_paths", "samples_beside_data", "trajectories"]
-
 
 MAX_CORNER = 5
 MAX_DOTS = 20_000

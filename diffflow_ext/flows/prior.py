@@ -29,8 +29,6 @@ from diffflow_ext.functional.noise import Key, checked_key, checked_sample_offse
 
 from .adapters import check_flow, log_prob, sample, tensor_of
 
-__all__ = ["FlowPrior", "Prior", "StandardNormal", "as_prior"]
-
 
 class Prior(Protocol):
     """A density of the last state and samples of it, as models ask for them."""

@@ -13,8 +13,6 @@ from torch import Tensor
 from .core import Scalar, address, core, network_values, number, partials, scalar_like, target
 from .noise import PURPOSES, Key, noise_source
 
-__all__ = ["AdjointResult", "AdjointState", "adjoint_step"]
-
 
 class AdjointState(NamedTuple):
     """What one state of the adjoint sweep hands to the one before it in time."""

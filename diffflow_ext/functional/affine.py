@@ -29,8 +29,6 @@ from .noise import (
 from .operator import Operator, first_order, like, save, saved, scalar_grad, traceable_scalar
 from .sums import row_dot
 
-__all__ = ["affine_step", "launch_affine_step"]
-
 
 def launch_affine_step(
     x: Tensor,

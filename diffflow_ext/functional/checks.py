@@ -18,33 +18,6 @@ from torch.nn.parameter import is_lazy
 
 from .core import build_info
 
-__all__ = [
-    "NETWORK_DTYPES",
-    "STATE_DTYPES",
-    "check_choice",
-    "check_device",
-    "check_finite",
-    "checked_coefficient",
-    "checked_count",
-    "checked_finite",
-    "checked_flag",
-    "checked_like_state",
-    "checked_network_output",
-    "checked_noise_scale",
-    "checked_positive",
-    "checked_positive_number",
-    "checked_real",
-    "checked_shape",
-    "checked_state",
-    "checked_steps",
-    "checked_tensor",
-    "checked_weights",
-    "dtype_name",
-    "in_words",
-    "resolve_device",
-]
-
-
 #: Dtypes of states, and of network outputs.
 STATE_DTYPES = (torch.float32, torch.float64)
 NETWORK_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -17,25 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "FUNCTIONS",
-    "NO_NOISE",
-    "Noise",
-    "Number",
-    "Scalar",
-    "Target",
-    "address",
-    "build_info",
-    "core",
-    "device_and_stream",
-    "network_values",
-    "number",
-    "pairs",
-    "partials",
-    "scalar_like",
-    "target",
-]
-
 PACKAGE = "diffflow_ext"
 
 #: All that the package calls in the core; `diffflow doctor` says what an older build of it lacks.

@@ -36,28 +36,6 @@ from .checks import (
 from .core import Noise, address, core, device_and_stream, partials, target
 from .operator import Operator, per_sample
 
-__all__ = [
-    "MAX_STEP",
-    "PURPOSES",
-    "Key",
-    "NoiseKey",
-    "checked_key",
-    "checked_sample_offset",
-    "checked_step",
-    "launch_normal",
-    "launch_philox_words",
-    "noise_dot",
-    "noise_energy",
-    "noise_source",
-    "normal",
-    "philox_words",
-    "purpose_code",
-    "sample_uniforms",
-    "signs",
-    "traceable_key",
-    "uniforms",
-]
-
 #: What draws are for. Two purposes never share a counter, so their noise is independent.
 PURPOSES: dict[str, int] = {
     "forward": 0,

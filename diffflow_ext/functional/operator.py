@@ -15,20 +15,6 @@ from torch import Tensor
 
 from .core import Scalar, pairs
 
-__all__ = [
-    "Operator",
-    "first_order",
-    "like",
-    "network_like",
-    "operators",
-    "per_sample",
-    "root",
-    "save",
-    "saved",
-    "scalar_grad",
-    "traceable_scalar",
-]
-
 _LIBRARY = torch.library.Library("diffflow_ext", "DEF")
 operators = torch.ops.diffflow_ext
 

@@ -22,8 +22,6 @@ from .noise import (
 from .operator import Operator, first_order, like, save, saved
 from .sums import row_dot
 
-__all__ = ["launch_perturb", "perturb"]
-
 
 def launch_perturb(
     x0: Tensor, alpha_t: Tensor, sigma_t: Tensor, key: Key, step: int, sample_offset: int

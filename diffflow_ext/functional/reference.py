@@ -24,21 +24,6 @@ from torch import Tensor
 from .core import Scalar
 from .noise import PURPOSES, Key, NoiseKey
 
-__all__ = [
-    "adjoint_step",
-    "affine_step",
-    "backward_residual",
-    "em_step",
-    "noise_counters",
-    "normal",
-    "perturb",
-    "philox_words",
-    "residual_cost",
-    "reverse_step",
-    "uniform",
-]
-
-
 Words = NDArray[np.uint64]
 _MASK = np.uint64(2**32 - 1)
 _HALF = np.uint64(32)

@@ -31,17 +31,6 @@ from .operator import (
     traceable_scalar,
 )
 
-__all__ = [
-    "NOISE_FLOORS",
-    "backward_residual",
-    "backward_residual_vjp",
-    "check_noise_floor",
-    "launch_backward_residual",
-    "launch_residual_cost",
-    "residual_cost",
-    "residual_cost_vjp",
-]
-
 #: The smallest g and g sqrt(dt) of a residual, by the dtype of the state. With g * g^2 dt >= 1e-29
 #: (1e-280) the gradient of its cost in g, the largest result, stays below 1.6e38 (1.6e289) for
 #: terms of size M in d dimensions with M sqrt(d) <= 1e4: it is at most 16 M^2 d / (g * g^2 dt).

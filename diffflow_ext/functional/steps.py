@@ -23,13 +23,6 @@ from .noise import (
 from .operator import Operator, first_order, like, root, save, saved, scalar_grad, traceable_scalar
 from .sums import row_dot
 
-__all__ = [
-    "em_step",
-    "launch_em_step",
-    "launch_reverse_step",
-    "reverse_step",
-]
-
 
 def launch_em_step(
     x: Tensor,

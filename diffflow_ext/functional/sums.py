@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["event_sum", "row_dot", "weighted_sum"]
-
 
 def event_sum(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Sums over each sample, shape (B,)."""

@@ -30,8 +30,6 @@ from diffflow_ext.engines.problem import PathProblem
 from diffflow_ext.functional.checks import checked_count, checked_state
 from diffflow_ext.functional.noise import MAX_SAMPLE, checked_sample_offset, noise_energy
 
-__all__ = ["bound_minus_loss", "bound_of_paths", "path_bound"]
-
 #: Paths that a bound without gradient evaluates in one call.
 PATHS_PER_CALL = 2**15
 

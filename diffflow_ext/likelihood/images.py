@@ -30,8 +30,6 @@ from diffflow_ext.functional.noise import (
     launch_normal,
 )
 
-__all__ = ["bits_per_dim", "dequantise", "quantise"]
-
 #: Levels of a pixel over the width of the interval it is scaled to: 256 / 2.
 LEVELS_PER_UNIT = 128
 #: Any more, and k + u would round up to the next level in float32.

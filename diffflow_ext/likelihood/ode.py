@@ -12,8 +12,6 @@ from diffflow_ext.engines.ode.velocity import ProbabilityFlow
 from diffflow_ext.flows.prior import Prior
 from diffflow_ext.processes.grids import TimeGrid
 
-__all__ = ["flow_log_prob"]
-
 
 def flow_log_prob(
     ode: ProbabilityFlow, x: Tensor, grid: TimeGrid, prior: Prior, **options: Any

@@ -30,8 +30,6 @@ from torch import Tensor
 from diffflow_ext.functional.sums import event_sum
 from diffflow_ext.processes.chain import DiscreteVP
 
-__all__ = ["Decoder", "Variance", "check_images", "decoder_cost", "kl_weights", "prior_kl"]
-
 #: The likelihood of data given x_1: a density, or the mass of 8-bit levels.
 Decoder = Literal["gaussian", "discretised"]
 #: The variance of a reverse step: that of the posterior given x_0, or beta.

@@ -16,9 +16,6 @@ from torch import Tensor
 
 from .points import Points, chunks, distances, pair
 
-__all__ = ["energy_distance", "gaussian_nll", "kernel_distance", "sliced_wasserstein"]
-
-
 DEGREE = 3  # of the kernel
 
 

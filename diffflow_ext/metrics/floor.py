@@ -14,9 +14,6 @@ from torch import Tensor
 
 from .points import Points, pair, points
 
-__all__ = ["WithFloor", "with_floor"]
-
-
 Measure = Callable[[Tensor, Tensor], Any]
 
 

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from .points import Images, Points, byte_images, points
 
-__all__ = ["Statistics", "feature_statistics", "fid", "frechet_distance"]
-
 
 @dataclass(frozen=True, eq=False)
 class Statistics:

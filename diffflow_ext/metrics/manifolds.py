@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .points import Points, chunks, distances, pair
 
-__all__ = ["PrecisionRecall", "precision_recall"]
-
 
 class PrecisionRecall(NamedTuple):
     """The outcome of `precision_recall`.

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from .points import Points, chunks, distances, pair
 
-__all__ = ["TwoSampleTest", "c2st"]
-
 
 class TwoSampleTest(NamedTuple):
     """The outcome of `c2st`.

@@ -33,8 +33,6 @@ from diffflow_ext.functional.noise import Key
 from diffflow_ext.likelihood.variational import Variance
 from diffflow_ext.processes.chain import DiscreteVP
 
-__all__ = ["LastStep", "Sampler", "Step", "plan", "reverse", "visited"]
-
 Sampler = Literal["ancestral", "ddim"]
 LastStep = Literal["mean", "noisy"]
 

@@ -50,8 +50,6 @@ from .denoising import (
     zeros_beside,
 )
 
-__all__ = ["DDPM"]
-
 Schedule = Literal["linear", "cosine"]
 
 

@@ -21,8 +21,6 @@ from diffflow_ext.functional.noise import Key, NoiseKey, checked_key
 from diffflow_ext.functional.sums import event_sum, weighted_sum
 from diffflow_ext.processes.grids import TimeGrid
 
-__all__ = ["EpsNetwork"]
-
 #: Predicts noise from the time, shape () or (B,), and the state, shape (B, *event).
 EpsNetwork = Callable[[Tensor, Tensor], Tensor]
 _Method = TypeVar("_Method", bound=Callable[..., Any])

@@ -41,8 +41,6 @@ from diffflow_ext.processes.grids import TimeGrid
 from .denoising import eager, zeros_beside
 from .reverse import LastStep, ReverseSampler, ReverseSolver, prior_sample, reverse_path
 
-__all__ = ["DiffFlowSDE"]
-
 
 class DiffFlowSDE(nn.Module):
     r"""A pair of neural SDEs, trained by maximum likelihood of paths.

@@ -51,8 +51,6 @@ from .denoising import (
 from .predictors import Sampler, resolve_sampler, sampler_steps, take_steps
 from .reverse import LastStep
 
-__all__ = ["DiNof"]
-
 ProcessName = Literal["vp", "subvp", "ve"]
 LossWeight = Literal["variance", "likelihood"]
 #: The flow's noise is this draw of purpose "dsm", the score's is draw 0.

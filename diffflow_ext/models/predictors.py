@@ -17,8 +17,6 @@ from diffflow_ext.processes.linear import VE, LinearProcess
 
 from .denoising import EpsNetwork, predicted_noise
 
-__all__ = ["Sampler", "Step", "resolve_sampler", "sampler_steps", "take_steps"]
-
 Sampler = Literal["auto", "em", "reverse_diffusion", "ode"]
 
 

@@ -29,8 +29,6 @@ from diffflow_ext.functional.affine import launch_affine_step
 from diffflow_ext.functional.checks import check_choice, checked_count, checked_finite
 from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, launch_normal
 
-__all__ = ["LastStep", "ReverseSampler", "ReverseSolver", "prior_sample", "reverse_path"]
-
 #: How the step into the data is taken; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
 #: How a step is taken; all but "euler" are for the ODE.

@@ -12,9 +12,6 @@ from diffflow_ext.functional.checks import checked_count, checked_finite, checke
 
 from .linear import LinearProcess
 
-__all__ = ["DiscreteVP"]
-
-
 #: Times this close above i/T count as i/T: those in float32 are rounded by 6e-8.
 _ROUNDING = 1e-7
 

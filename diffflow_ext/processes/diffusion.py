@@ -15,9 +15,6 @@ from torch import Tensor, nn
 
 from diffflow_ext.functional.checks import checked_flag, checked_positive_number, in_words
 
-__all__ = ["ConstantDiffusion", "Diffusion", "GeometricDiffusion", "diffusion_values"]
-
-
 Diffusion = float | Callable[[Tensor], Tensor]
 
 

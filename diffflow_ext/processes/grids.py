@@ -23,8 +23,6 @@ from diffflow_ext.functional.checks import (
 )
 from diffflow_ext.functional.noise import MAX_STEP, NoiseKey, checked_key, uniforms
 
-__all__ = ["ProgressiveGrid", "TimeGrid"]
-
 
 @dataclass(frozen=True, eq=False)
 class TimeGrid:

@@ -28,8 +28,6 @@ from torch import Tensor
 
 from diffflow_ext.functional.checks import checked_finite, in_words
 
-__all__ = ["VE", "VP", "LinearProcess", "SubVP", "process_by_name"]
-
 
 class LinearProcess(ABC):
     """A linear diffusion; subclasses give alpha, sigma, drift_rate and diffusion."""

@@ -21,8 +21,6 @@ from .reading import (
     unpacked_limit,
 )
 
-__all__ = ["METHODS", "read_tar", "read_zip"]
-
 # What damaged archives raise: zipfile and tarfile let the errors of their decoders through.
 _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ArithmeticError),

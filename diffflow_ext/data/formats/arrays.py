@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from .archives import METHODS
 from .reading import Refused, check_file, check_size, unpacked_limit
 
-__all__ = ["load_array", "load_npy"]
-
 
 def load_array(op: str, file: Path, choose: Callable[[list[str]], str]) -> NDArray[Any]:
     """Reads a `.npy` file, or one array of an `.npz` file; see `load_npy`.

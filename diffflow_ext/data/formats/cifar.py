@@ -25,8 +25,6 @@ from torch import Tensor
 from .archives import read_tar
 from .reading import Refused, read_file
 
-__all__ = ["find_cifar", "is_tar", "read_batch_pickle", "read_cifar"]
-
 Bytes = NDArray[np.uint8]
 SHAPE = (3, 32, 32)
 PIXELS = 3072

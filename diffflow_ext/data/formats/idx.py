@@ -14,8 +14,6 @@ from torch import Tensor
 
 from .reading import Refused, gunzip, read_file
 
-__all__ = ["find_idx", "is_idx", "read_idx", "read_idx_folder"]
-
 UINT8 = 0x08
 MAX_AXES = 3
 

@@ -19,8 +19,6 @@ from .arrays import load_array
 from .reading import MAX_BYTES, Refused, optional_package, read_file
 from .resizing import resize_images
 
-__all__ = ["read_image_array", "read_image_folder", "read_image_zip"]
-
 Bytes = NDArray[np.uint8]
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMATS = ("PNG", "JPEG")

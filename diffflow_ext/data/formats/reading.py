@@ -11,19 +11,6 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = [
-    "MAX_BYTES",
-    "Refused",
-    "check_file",
-    "check_size",
-    "gunzip",
-    "optional_package",
-    "read_bounded",
-    "read_file",
-    "sha256",
-    "unpacked_limit",
-]
-
 MAX_BYTES = 8 << 30
 # Data compress ten times, bombs a thousand times; what is small may be either.
 MAX_RATIO = 100

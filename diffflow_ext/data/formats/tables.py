@@ -20,8 +20,6 @@ from .arrays import load_array
 from .reading import Refused, check_file, sha256
 from .text import TEXT_SUFFIXES, read_text
 
-__all__ = ["Table", "read_table"]
-
 Values = NDArray[np.float64]
 MIN_ROWS = 10
 

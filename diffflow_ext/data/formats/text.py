@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 from .reading import check_size, gunzip
 
-__all__ = ["TEXT_SUFFIXES", "read_text"]
-
 Values = NDArray[np.float64]
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
 _BOM = b"\xef\xbb\xbf"

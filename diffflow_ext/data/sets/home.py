@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["data_home"]
-
 
 def data_home() -> Path:
     """Returns the folder of the named sets; it need not exist.

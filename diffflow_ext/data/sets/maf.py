@@ -22,8 +22,6 @@ from ..formats.arrays import load_npy
 from ..formats.reading import Refused, check_file, check_size, optional_package, unpacked_limit
 from .home import data_home
 
-__all__ = ["MAF_SETS", "find_maf", "maf_name", "open_maf"]
-
 Values = NDArray[np.float64]
 CORRELATED = 0.98
 REPEATED = 5

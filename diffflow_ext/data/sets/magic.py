@@ -8,8 +8,6 @@ from pathlib import Path
 from ..formats.reading import sha256
 from ..formats.tables import Table, read_table
 
-__all__ = ["MAGIC_INSTALL", "MAGIC_SHA256", "magic_file", "magic_telescope"]
-
 MAGIC_SHA256 = "e9314b7ebd4b4b59a3b3d65f7316663963777b16a46786877651dbbaa640b36a"
 _NAMES = (
     *("fLength", "fWidth", "fSize", "fConc", "fConc1"),

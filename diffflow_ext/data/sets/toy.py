@@ -23,8 +23,6 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["TOY_SETS", "sample_toy", "toy_entropy", "toy_log_density", "toy_name"]
-
 Points = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Points]
 THINNESS = 0.01  # radial standard deviation of a ring, as a fraction of its radius

@@ -19,8 +19,6 @@ from diffflow_ext.functional.residual import launch_backward_residual
 from ..problem import PathProblem, normal_cost
 from .forward import Evaluation, PathRecord, states_per_call
 
-__all__ = ["Gradients", "backward_sweep", "check_leaves"]
-
 
 @dataclass
 class Gradients:

@@ -10,8 +10,6 @@ from torch import Tensor
 from ..problem import PathProblem
 from .replay import RandomTape
 
-__all__ = ["Evaluation", "PathRecord", "forward_sweep", "states_per_call"]
-
 
 @dataclass
 class Evaluation:

@@ -46,8 +46,6 @@ from ..problem import PathProblem
 from .backward import Gradients, backward_sweep
 from .forward import PathRecord, forward_sweep
 
-__all__ = ["mean_path_loss", "path_losses", "unrolled_losses", "weighted_mean"]
-
 
 class _PathLoss(Function):
     """The loss of each sample; gradients by the backward sweep."""

@@ -16,8 +16,6 @@ from .backward import check_leaves
 from .forward import forward_sweep
 from .losses import mean_path_loss, path_losses, unrolled_losses, weighted_mean
 
-__all__ = ["AdjointPaths", "reverse_euler_step"]
-
 
 @dataclass(frozen=True)
 class AdjointPaths:

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["RandomTape"]
-
 
 def _states(device: torch.device) -> tuple[Tensor, ...]:
     if device.type != "cuda":

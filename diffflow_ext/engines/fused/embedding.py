@@ -21,8 +21,6 @@ from diffflow_ext.functional.operator import first_order
 
 from . import workspace
 
-__all__ = ["embedding_or_none"]
-
 
 def embedding_or_none(described: Any, times: Tensor) -> Tensor | None:
     """Returns the embeddings of times, (times, width), None where the engine cannot take them.

@@ -15,9 +15,6 @@ from torch.autograd import Function
 from diffflow_ext.functional.operator import first_order
 from diffflow_ext.functional.sums import weighted_sum
 
-__all__ = ["Compute", "sample_losses", "weighted_loss"]
-
-
 #: Returns the losses for given inputs, (B,), and with weights, (B,), the gradients of all inputs.
 Compute = Callable[[Tensor | None, Sequence[Tensor]], tuple[Tensor, list[Tensor | None]]]
 

@@ -25,8 +25,6 @@ from ..choice import Engine, refuse
 from . import perceptrons, workspace
 from .workspace import Parts
 
-__all__ = ["FusedOde", "Probes", "Stage", "fused_ode"]
-
 
 class Stage(NamedTuple):
     """An evaluation of v in an explicit Runge-Kutta step whose stages use only the one before.

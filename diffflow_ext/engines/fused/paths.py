@@ -28,9 +28,6 @@ from .losses import sample_losses, weighted_loss
 from .paths_cuda import GpuRun
 from .workspace import Parts, Rounding
 
-__all__ = ["FusedPaths"]
-
-
 #: Bytes of activations that a thread keeps; with more, it evaluates the drift a second time.
 KEPT_BYTES = 32 * 2**20
 

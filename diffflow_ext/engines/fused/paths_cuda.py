@@ -22,9 +22,6 @@ from diffflow_ext.functional.noise import PURPOSES, noise_source
 from ..problem import PathProblem, normal_cost
 from .workspace import Parts, Rounding
 
-__all__ = ["GpuRun", "Part", "obstacle"]
-
-
 #: Bytes that activations and deltas may take at a time.
 KEPT_BYTES = 2 * 2**30
 #: Samples of a block, and units of a warp.

@@ -19,9 +19,6 @@ from torch.nn.modules import module as _torch_module
 from .embedding import embedding_or_none
 from .workspace import ACTIVATIONS, MAX_DEPTH, MAX_WIDTH, Parts, data_obstacle
 
-__all__ = ["parts_or_reason"]
-
-
 #: What makes up the evaluation of a network, besides `perceptron_at`.
 _METHODS = ("__call__", "forward", "trunk")
 #: What is found later is a change that would not be noticed.

@@ -15,8 +15,6 @@ from . import perceptrons, workspace
 from .losses import sample_losses, weighted_loss
 from .workspace import Parts
 
-__all__ = ["Regression", "prepare", "square_error", "weighted_square_error"]
-
 
 class Regression(NamedTuple):
     """A network that the engine can take, at a time of each sample's own.

@@ -13,25 +13,6 @@ from torch import Tensor, nn
 
 from diffflow_ext.functional.core import core
 
-__all__ = [
-    "ACTIVATIONS",
-    "MAX_DEPTH",
-    "MAX_WIDTH",
-    "PADDING",
-    "Parts",
-    "Rounding",
-    "aligned_start",
-    "data_obstacle",
-    "instructions_name",
-    "lend_scratch",
-    "memory_obstacle",
-    "padded",
-    "rounding_name",
-    "scratch_memory",
-    "work_on",
-]
-
-
 #: How the factors of large products are rounded on a GPU.
 Rounding = Literal["float32", "tf32", "bfloat16"]
 #: Members of `core.Activation`.

@@ -12,8 +12,6 @@ from diffflow_ext.functional.noise import signs
 from ..fused.ode import Probes
 from .velocity import ProbabilityFlow
 
-__all__ = ["Trace"]
-
 
 class Trace:
     """The divergence along a path: evaluates the networks, and sums what it finds.

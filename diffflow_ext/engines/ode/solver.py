@@ -48,9 +48,6 @@ from ..fused.ode import Probes, Stage, fused_ode
 from .divergence import Trace
 from .velocity import ProbabilityFlow
 
-__all__ = ["Divergence", "Solver", "fixed_path", "fixed_step", "integrate"]
-
-
 #: How the equation is solved: in fixed steps on the grid, or adaptively between its ends.
 Solver = Literal["euler", "heun", "rk4", "dopri5"]
 #: How the divergence is found; "auto" is exact up to EXACT_DIMENSIONS.

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ..network import Network, call_network
 
-__all__ = ["ProbabilityFlow"]
-
 
 @dataclass(frozen=True)
 class ProbabilityFlow:

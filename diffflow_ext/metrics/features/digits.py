@@ -15,9 +15,6 @@ from torch.nn import functional
 
 from ..points import Images, byte_images
 
-__all__ = ["DigitClassifier", "DigitExtractor", "hash_of", "train_extractor"]
-
-
 Labels = Tensor | NDArray[np.integer]
 WIDTH = 64  # number of features
 MIN_SIZE, MAX_SIZE = 14, 32

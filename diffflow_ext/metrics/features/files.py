@@ -12,9 +12,6 @@ from safetensors import SafetensorError
 
 from .digits import DigitClassifier, DigitExtractor, hash_of
 
-__all__ = ["load_extractor", "save_extractor"]
-
-
 KIND = "diffflow_ext extractor 1"
 MAX_EXTRACTOR_BYTES = 2**24
 # What reading a file that holds anything at all can raise.

@@ -11,9 +11,6 @@ from typing import Any, TypeVar
 from .fields import BRANCHES, Config
 from .sections import Network
 
-__all__ = ["resolve"]
-
-
 C = TypeVar("C", bound=Config)
 
 

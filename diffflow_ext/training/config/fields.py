@@ -32,22 +32,6 @@ from .sections import (
     Run,
 )
 
-__all__ = [
-    "BRANCHES",
-    "CONFIGS",
-    "MAY_CHANGE",
-    "SECTIONS",
-    "Config",
-    "DDPMConfig",
-    "DiNofConfig",
-    "DiffFlowConfig",
-    "FFJORDConfig",
-    "FlowConfig",
-    "configure",
-    "no_such_field",
-]
-
-
 C = TypeVar("C", bound="Config")
 SECTIONS = ("data", "model", "network", "optimiser", "run")
 #: What a continued run may change: it doesn't touch the numbers computed so far.

@@ -11,9 +11,6 @@ from typing import Any
 
 from .fields import CONFIGS, SECTIONS, Config, configure
 
-__all__ = ["from_record", "load_config", "to_record", "to_toml"]
-
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:

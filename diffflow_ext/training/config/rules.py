@@ -25,17 +25,6 @@ from tyro.conf import arg
 
 from diffflow_ext.functional.checks import in_words
 
-__all__ = [
-    "MAX_GRID",
-    "MAX_SEED",
-    "Chosen",
-    "Maybe",
-    "Rule",
-    "Section",
-    "parse_progressive",
-    "whole",
-    "whole_list",
-]
 MAX_SEED = 2**63 - 1
 # Half of the 2^32 streams of noise are for training, one for each step.
 MAX_STEPS = 2**31

@@ -10,8 +10,6 @@ from diffflow_ext.processes.grids import ProgressiveGrid, TimeGrid
 from .fields import Config, DiffFlowConfig
 from .rules import parse_progressive
 
-__all__ = ["learning_rate_at", "progressive_grid", "sampling_grid", "training_grid", "work_done"]
-
 
 def training_grid(config: DiffFlowConfig, step: int) -> TimeGrid:
     """Returns the time grid of one training step; a random one depends on seed and step alone."""

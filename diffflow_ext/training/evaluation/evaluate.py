@@ -32,9 +32,6 @@ from .pictures import draw_pictures
 from .quality import common_count, image_quality, vector_quality
 from .sampling import check_options, draw_samples
 
-__all__ = ["evaluate"]
-
-
 DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
 #: Samples that are drawn for the pictures where data are too few for distances.
 FEW_SAMPLES = 64

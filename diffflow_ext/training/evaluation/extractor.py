@@ -8,8 +8,6 @@ from diffflow_ext.data import open_dataset
 from diffflow_ext.metrics.features.digits import train_extractor
 from diffflow_ext.metrics.features.files import save_extractor
 
-__all__ = ["make_extractor"]
-
 
 def make_extractor(
     data: str, out: str | Path, *, image_size: int = 0, seed: int = 0, epochs: int = 3

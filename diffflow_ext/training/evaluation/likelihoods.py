@@ -24,9 +24,6 @@ from ..recipes.base import Estimator, EvaluationSettings
 from .loaded_run import LoadedRun
 from .sampling import EVALUATION_STREAM, chunk_size
 
-__all__ = ["likelihoods"]
-
-
 #: Rows on which half the steps of a solver are tried.
 STEP_ERROR_ROWS = 16
 

@@ -19,8 +19,6 @@ from ..store.checkpoint import CheckpointError, load_latest
 from ..store.dataset import DatasetRecord
 from ..store.directory import RunDirectory
 
-__all__ = ["LoadedRun", "load_run"]
-
 
 @dataclass(frozen=True)
 class LoadedRun:

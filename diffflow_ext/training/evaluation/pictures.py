@@ -18,9 +18,6 @@ from ..store.directory import RunDirectory, read_metrics
 from .loaded_run import LoadedRun
 from .sampling import EVALUATION_STREAM
 
-__all__ = ["draw_pictures", "draw_sample_picture"]
-
-
 TRAJECTORIES = 2000
 IMAGES = 100
 

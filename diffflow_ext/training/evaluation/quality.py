@@ -21,9 +21,6 @@ from diffflow_ext.metrics.frechet import frechet_distance
 from diffflow_ext.metrics.manifolds import precision_recall
 from diffflow_ext.metrics.two_sample import c2st
 
-__all__ = ["MIN_SAMPLES", "common_count", "image_quality", "vector_quality"]
-
-
 MIN_SAMPLES = 50
 FLOOR_DRAWS = 4
 

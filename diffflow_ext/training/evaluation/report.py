@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["format_table"]
-
-
 #: Measures of samples in the order of the table, with their titles.
 MEASURES = {
     "energy_distance": "energy distance",

@@ -14,8 +14,6 @@ from typing import BinaryIO, TextIO
 import numpy as np
 from torch import Tensor
 
-__all__ = ["check_target", "endings", "write_samples"]
-
 
 def endings(is_image: bool) -> tuple[str, ...]:
     """Returns the endings of file names for samples."""

@@ -12,9 +12,6 @@ from diffflow_ext.functional.noise import NoiseKey
 from ..parallel.distributed import World
 from .loaded_run import LoadedRun
 
-__all__ = ["EVALUATION_STREAM", "check_options", "chunk_size", "draw_samples"]
-
-
 # Streams of training are its iterations: far above them, no draw is used twice.
 EVALUATION_STREAM = 2**31
 # Processes share chunks: what a network is given at a time does not depend on their number.

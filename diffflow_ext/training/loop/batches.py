@@ -14,9 +14,6 @@ from diffflow_ext.likelihood.images import dequantise
 
 from ..config.fields import Config
 
-__all__ = ["Batches"]
-
-
 # Larger data stay in host memory and only batches travel.
 MAX_RESIDENT_BYTES = 2 * 2**30
 

@@ -20,8 +20,6 @@ from ..recipes.base import Recipe
 from ..recipes.diffflow import DiffFlowRecipe
 from .state import TrainState
 
-__all__ = ["CapturedTraining"]
-
 
 class CapturedTraining:
     """Takes training steps by replaying graphs; on the CPU the same code runs without any.

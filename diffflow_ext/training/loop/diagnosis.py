@@ -13,9 +13,6 @@ from torch import Tensor
 
 from ..recipes.base import Recipe
 
-__all__ = ["diagnose"]
-
-
 #: Names of each kind that a message lists.
 LISTED = 3
 

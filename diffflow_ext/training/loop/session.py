@@ -12,8 +12,6 @@ from types import FrameType
 
 import torch
 
-__all__ = ["Interrupted", "own_generator", "signals", "threads"]
-
 
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM came; the state was saved first.

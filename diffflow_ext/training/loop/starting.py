@@ -16,9 +16,6 @@ from ..parallel.sharding import can_shard
 from ..recipes.base import Recipe
 from ..store.directory import RunDirectory
 
-__all__ = ["check_directory", "check_same_run", "check_world", "doubts", "warn_of_other_end"]
-
-
 #: Fewer are a trial of the installation, of which no learning is expected.
 FEW_STEPS = 20
 

@@ -17,8 +17,6 @@ from ..parallel.sharding import in_full, like, shard
 from ..recipes.base import Objective
 from ..store.checkpoint import Checkpoint, CheckpointError
 
-__all__ = ["TrainState"]
-
 
 class TrainState:
     """The model, its averaged twin, the optimiser, the counters and the newest checkpoint.

@@ -25,9 +25,6 @@ from .captured import CapturedTraining
 from .diagnosis import diagnose
 from .state import TrainState
 
-__all__ = ["TrainingError", "TrainingStep"]
-
-
 # Spreads seeds over the 32 bits that torch's generator takes, apart from the step numbers.
 SEED_FACTOR = 0x9E3779B1
 # The same for processes; odd, and far from the numbers of steps.

@@ -16,8 +16,6 @@ from .session import threads
 from .starting import check_directory, doubts
 from .trainer import Trainer, TrainResult
 
-__all__ = ["train"]
-
 
 def train(
     config: Config,

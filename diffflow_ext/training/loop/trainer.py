@@ -33,8 +33,6 @@ from .starting import check_world, warn_of_other_end
 from .state import TrainState
 from .step import TrainingError, TrainingStep
 
-__all__ = ["TrainResult", "Trainer"]
-
 
 @dataclass(frozen=True)
 class TrainResult:

@@ -6,8 +6,6 @@ import torch
 
 from diffflow_ext.functional.core import build_info
 
-__all__ = ["pick_device"]
-
 
 def pick_device(name: str, index: int = 0) -> torch.device:
     """Returns the device that "auto", "cpu", "cuda" or "cuda:1" stands for.

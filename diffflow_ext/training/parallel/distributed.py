@@ -21,18 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ..recipes.base import Objective
 from .device import pick_device
 
-__all__ = [
-    "Loss",
-    "ProcessError",
-    "World",
-    "is_first",
-    "joined",
-    "local_rank",
-    "restarts",
-    "restarts_share_store",
-]
-
-
 Loss = Callable[[Tensor, int, int], Tensor]
 
 

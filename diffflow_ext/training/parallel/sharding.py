@@ -20,8 +20,6 @@ from torch import Tensor, distributed, nn
 from ..recipes.base import Recipe
 from .distributed import Loss
 
-__all__ = ["ShardedLosses", "can_shard", "in_full", "like"]
-
 
 class ShardedLosses(nn.Module):
     """The losses of a recipe, whose module keeps a share of each weight from here on.

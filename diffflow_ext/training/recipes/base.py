@@ -14,9 +14,6 @@ from diffflow_ext.functional.noise import NoiseKey
 
 from ..config.fields import Config
 
-__all__ = ["Estimator", "EvaluationSettings", "Objective", "Recipe"]
-
-
 Model = TypeVar("Model", bound=nn.Module)
 Configuration = TypeVar("Configuration", bound=Config)
 

@@ -11,9 +11,6 @@ from .diffflow import DiffFlowRecipe
 from .dinof import DiNofRecipe
 from .flows import FFJORDRecipe, FlowRecipe
 
-__all__ = ["build_recipe"]
-
-
 RECIPES: dict[str, type[Recipe[Any, Any]]] = {
     "diffflow": DiffFlowRecipe,
     "dinof": DiNofRecipe,

@@ -14,9 +14,6 @@ from ..config.fields import DDPMConfig
 from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_net
 
-__all__ = ["DDPMRecipe"]
-
-
 # All T terms of the bound cost T evaluations; images get an unbiased estimate from fewer.
 IMAGE_TERMS = 100
 ODE_STEPS = 100

@@ -20,9 +20,6 @@ from ..config.sections import DiffFlowModel
 from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_flow, build_net
 
-__all__ = ["DiffFlowRecipe"]
-
-
 # The probability flow is smoother than the paths, but the grid may be coarse.
 MIN_ODE_STEPS = 50
 #: Where images are sharp the flow is steep; evaluation says what half the steps change.

@@ -15,9 +15,6 @@ from ..config.fields import DiNofConfig
 from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_flow, build_net
 
-__all__ = ["DiNofRecipe"]
-
-
 ODE_STEPS = 100
 
 

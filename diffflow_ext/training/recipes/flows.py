@@ -17,9 +17,6 @@ from ..config.fields import FFJORDConfig, FlowConfig
 from .base import Configuration, Estimator, EvaluationSettings, Objective, Recipe
 from .networks import build_flow, build_perceptron
 
-__all__ = ["FFJORDRecipe", "FlowRecipe"]
-
-
 # The exact divergence costs a vector-Jacobian product for each dimension.
 MAX_EXACT_TRAINING = 4
 

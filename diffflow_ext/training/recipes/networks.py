@@ -13,8 +13,6 @@ from diffflow_ext.nets import FourierMLP, UNet
 from ..config.rules import whole_list
 from ..config.sections import FFJORDNetwork, FlowNetwork, Network
 
-__all__ = ["FlatNet", "build_flow", "build_net", "build_perceptron"]
-
 
 class FlatNet(nn.Module):
     """Lets a network over vectors serve for images.

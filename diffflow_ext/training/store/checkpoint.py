@@ -29,19 +29,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-__all__ = [
-    "FORMAT_VERSION",
-    "GROUPS",
-    "Checkpoint",
-    "CheckpointError",
-    "load_checkpoint",
-    "load_latest",
-    "save_checkpoint",
-    "step_directories",
-    "sweep",
-]
-
-
 FORMAT_VERSION = 1
 GROUPS = ("model", "ema", "optim")
 KIND = "diffflow_ext checkpoint"

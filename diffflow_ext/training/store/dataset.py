@@ -15,8 +15,6 @@ from diffflow_ext.likelihood.images import quantise
 
 from ..config.fields import Config
 
-__all__ = ["DatasetRecord", "open_data"]
-
 
 def open_data(config: Config) -> Dataset:
     """Returns the data that a configuration names.

@@ -21,8 +21,6 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
-__all__ = ["MetricsLog", "NoLog", "RunDirectory", "read_metrics", "replace_text"]
-
 
 class RunDirectory:
     """The paths of a run.

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .checkpoint import GROUPS, Checkpoint, save_checkpoint
 
-__all__ = ["Saver"]
-
 
 class Saver:
     """Writes checkpoints one after another.
