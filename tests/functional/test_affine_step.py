@@ -1,7 +1,7 @@
 """The affine step: which terms take part, what its solvers come to, and what it refuses.
 
-Values, gradients, layouts and compilation against the reference are in test_functional.py, the
-CUDA kernel in test_kernels_host.py and test_gpu.py.
+Values and gradients against the reference are in test_steps.py, layouts in test_contracts.py,
+compilation in test_compile.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import itertools
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -172,28 +171,6 @@ def test_an_euler_maruyama_step_has_the_same_bits(types: tuple[torch.dtype, torc
     assert same_bits(found, expected)
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-def test_a_step_of_the_reverse_family(strength: float) -> None:
-    x, f, s = rows((6, 9), F64, F64)
-    dt, g = 0.05, 0.7
-    found = functional.affine_step(
-        x, f, s, c_a=-dt, c_b=(1 + strength**2) / 2 * g**2 * dt,
-        noise_scale=strength * g * dt**0.5, key=KEY, step=STEP,
-    )  # fmt: skip
-    expected = functional.reverse_step(
-        x, f, s, dt=dt, g_next=g, key=KEY, step=STEP, stochasticity=strength
-    )
-    assert_close(found, expected, "float64")
-
-
-def test_a_heun_step_is_exact_for_a_drift_linear_in_time() -> None:
-    """dx/dt = 2 t - 1 from 0.5 to 0.75: the trapezoid of a straight line is its integral."""
-    x = torch.randn(4, 3, dtype=F64)
-    ends = [torch.full_like(x, 2 * t - 1) for t in (0.5, 0.75)]
-    y = functional.affine_step(x, *ends, c_a=0.125, c_b=0.125)
-    assert_close(y, x + (0.75**2 - 0.5**2) - 0.25, "float64")
-
-
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_an_implicit_step_keeps_the_marginals(eta: float) -> None:
     """From x_t = alpha_t x_0 + sigma_t e, with e known, to alpha_s x_0 + sigma_s e' (DDIM)."""
@@ -243,48 +220,6 @@ def test_factors_of_any_dtype_leave_gradients_in_theirs(dtype: torch.dtype) -> N
     assert (y.dtype, of_x.dtype, of_a.dtype, of_factor.dtype) == (F32, F32, BF16, dtype)
     assert of_factor.shape == (1,)
     assert torch.equal(of_x, torch.full((3, 2), 0.5))
-
-
-# --- torch.compile -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def counted() -> Any:
-    """Compiles without graph breaks; also returns the counter of compilations."""
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    torch._dynamo.reset()
-
-    def build(op: Callable[..., Tensor]) -> tuple[Any, Any]:
-        counter = CompileCounterWithBackend("aot_eager")
-        return torch.compile(op, fullgraph=True, backend=counter), counter
-
-    yield build
-    torch._dynamo.reset()
-
-
-def test_numbers_may_change_between_compiled_calls(counted: Any) -> None:
-    """Each compiles again; a scale of 0 makes a graph without noise and leaves it again."""
-
-    def step(x: Tensor, a: Tensor, c: float, scale: float) -> Tensor:
-        return functional.affine_step(x, a, c_a=c, noise_scale=scale, key=KEY, step=STEP)
-
-    op, _ = counted(step)
-    x, a, _ = rows((5, 3), F32, F32)
-    for c, scale in ((0.1, 0.0), (0.1, 0.5), (0.2, 0.6), (0.2, 0.0)):
-        assert same_bits(op(x, a, c, scale), step(x, a, c, scale))
-
-
-def test_tensors_that_change_compile_once(counted: Any) -> None:
-    def step(x: Tensor, a: Tensor, c: Tensor, key: Tensor) -> Tensor:
-        return functional.affine_step(x, a, a, c_a=c, c_b=c, noise_scale=c, key=key)
-
-    op, counter = counted(step)
-    for stream in range(3):
-        x, a, _ = rows((5, 3), F32, F32)
-        c, key = torch.rand(()), KEY.at(stream).to_tensor()
-        assert same_bits(op(x, a, c, key), step(x, a, c, key))
-    assert counter.frame_count == 1
 
 
 # --- errors --------------------------------------------------------------------------------------

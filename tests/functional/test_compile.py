@@ -98,7 +98,8 @@ def test_new_tensor_keys_and_coefficients_do_not_compile_again(
         x_next = functional.em_step(x, f, dt=dt, g=g, key=key, step=STEP)
         cost = functional.residual_cost(x, x_next, f, s, dt=dt, g_next=g)
         back = functional.reverse_step(x_next, f, s, dt=dt, g_next=g, key=key, step=STEP)
-        return cost + back.sum(1)
+        moved = functional.affine_step(x, f, s, c_a=g, c_b=0.3, noise_scale=dt, key=key)
+        return cost + back.sum(1) + moved.sum(1)
 
     op, counter = compiled(both)
     for stream in range(4):
@@ -125,3 +126,17 @@ def test_steps_and_batch_sizes_compile_at_most_twice(
         eager = functional.em_step(x, x, dt=dt, g=dt, key=key, step=step)
         assert same_bits(op(x, step), eager)
     assert counter.frame_count <= 2
+
+
+def test_numbers_may_change_between_compiled_calls(
+    compiled: Callable[[Op], tuple[Op, Any]],
+) -> None:
+    """Each compiles again; a scale of 0 makes a graph without noise and leaves it again."""
+
+    def step(x: Tensor, a: Tensor, c: float, scale: float) -> Tensor:
+        return functional.affine_step(x, a, c_a=c, noise_scale=scale, key=KEY, step=STEP)
+
+    op, _ = compiled(step)
+    x, a = torch.randn(2, 5, 3)
+    for c, scale in ((0.1, 0.0), (0.1, 0.5), (0.2, 0.6), (0.2, 0.0)):
+        assert same_bits(op(x, a, c, scale), step(x, a, c, scale))

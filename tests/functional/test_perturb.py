@@ -5,24 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_close, same_bits
-from op_cases import KEY, OFFSET, STEP, Dtypes, check_case, check_own_noise, parameters
+from op_cases import KEY, OFFSET, STEP
 
 from diffflow_ext import functional
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "dtypes", "learned"), parameters("perturb", "perturb_each")
-)
-def test_op_equals_its_reference(
-    name: str, shape: tuple[int, ...], dtypes: Dtypes, learned: bool
-) -> None:
-    check_case(name, shape, dtypes, learned)
-
-
-def test_it_equals_its_reference_with_noise_of_its_own() -> None:
-    check_own_noise("perturb")
 
 
 def test_the_noise_is_that_of_normal() -> None:
