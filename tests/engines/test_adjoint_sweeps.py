@@ -264,9 +264,10 @@ def test_a_second_backward_pass_evaluates_again_and_finds_the_same() -> None:
         loss.backward()
 
 
-def test_changes_before_the_backward_pass_are_noticed() -> None:
+@pytest.mark.parametrize("kept", [0, 100])
+def test_changes_before_the_backward_pass_are_noticed(kept: int) -> None:
     f, s = Small(), Small()
-    options: dict[str, Any] = {"params": parameters(f, s), "kept_graphs": 100}
+    options: dict[str, Any] = {"params": parameters(f, s), "kept_graphs": kept}
     loss = diffflow_loss(f, s, data(), GRID, **options).sum()
     with torch.no_grad():
         f.one.weight.add_(1.0)
@@ -276,17 +277,6 @@ def test_changes_before_the_backward_pass_are_noticed() -> None:
     f.eval()
     with pytest.raises(RuntimeError, match=r"switched between train\(\) and eval\(\)"):
         loss.backward()
-
-
-def test_a_tensor_nobody_named_is_refused_in_a_kept_graph() -> None:
-    w = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
-    f = Small()
-    for fn in LOSSES:
-        with pytest.raises(RuntimeError, match=r"shape \(3, 3\) that requires a gradient"):
-            fn(
-                lambda t, x: x @ w, f, data(), GRID, params=f.parameters(), kept_graphs=100
-            ).sum().backward()
-    assert w.grad is None
 
 
 def test_gradient_hooks_run_once_and_after_the_sweep() -> None:
