@@ -43,9 +43,8 @@ def with_gradients(call: Callable[..., Any], arguments: dict[str, Any]) -> Resul
         if isinstance(value, Tensor) and value.is_floating_point() and name != "weight"
     }
     values = call(**{**arguments, **leaves})
-    tensors = [
-        v for v in (values if isinstance(values, tuple) else (values,)) if isinstance(v, Tensor)
-    ]
+    results = values if isinstance(values, tuple) else (values,)
+    tensors = [value for value in results if isinstance(value, Tensor)]
     first = tensors[0] if tensors else torch.zeros(())
     if first.requires_grad and leaves:
         grads = torch.autograd.grad(first.sum(), list(leaves.values()), allow_unused=True)
