@@ -18,10 +18,7 @@ from diffflow_ext import DDPM, DiffFlowSDE, DiNof, GeometricDiffusion, NoiseKey,
 from diffflow_ext.flows import spline_flow
 from diffflow_ext.nets import FourierMLP
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 Record = Callable[[str, object], None]
 #: Errors of gradients by the kernels for whole paths, by the rounding of factors.
 PATH_ERRORS = {"float32": 1e-5, "tf32": 2e-3, "bfloat16": 2e-2}

@@ -20,10 +20,7 @@ from diffflow_ext import NoiseKey, functional
 from diffflow_ext.cli.doctor import KNOWN_ANSWERS
 from diffflow_ext.functional import PURPOSES
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 Record = Callable[[str, object], None]
 CUDA = torch.device("cuda", 0)
 KEY = NoiseKey(2**63 + 12345, 7)
@@ -56,14 +53,6 @@ def test_noise_has_the_bits_of_the_cpu(purpose: str, dtype: torch.dtype) -> None
         for given in (key, key.to_tensor(CUDA)):
             found = functional.normal(shape, given, device=CUDA, **options)
             assert torch.equal(found.cpu(), expected), (shape, key, offset)
-
-
-def test_sixteen_million_normals(record_property: Record) -> None:
-    shape = (4096, 4096)
-    found = functional.normal(shape, KEY, device=CUDA).cpu()
-    different = int((found != functional.normal(shape, KEY)).sum())
-    record_property("different", different)
-    assert different == 0
 
 
 @pytest.mark.parametrize("dtypes", DTYPES, ids=lambda pair: "-".join(str(d)[6:] for d in pair))
@@ -141,13 +130,6 @@ def leaves(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     tensors = [torch.randn(3, 5, generator=generator(i)).to(device, dtype) for i in range(3)]
     g = torch.tensor(0.75, dtype=dtype, device=device)
     return [t.requires_grad_() for t in (*tensors, g)]
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_gradcheck(op: str) -> None:
-    assert torch.autograd.gradcheck(
-        lambda *args: op_calls(*args)[op], leaves(CUDA, torch.float64), fast_mode=False
-    )
 
 
 @pytest.mark.parametrize("op", OPS)
