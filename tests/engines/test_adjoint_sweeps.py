@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from adjoint_cases import GRID, KEY, Bent, Counted, Small, data, gradients, parameters
+from adjoint_cases import GRID, KEY, Counted, Small, data, gradients, parameters
 from torch import Tensor, nn
 
-from diffflow_ext import DiffFlowSDE, diffflow_loss, diffflow_mean_loss
-from diffflow_ext.nets import FourierMLP, UNet
+from diffflow_ext import diffflow_loss, diffflow_mean_loss
+from diffflow_ext.nets import UNet
 
 N = GRID.num_steps
 LOSSES = (diffflow_loss, diffflow_mean_loss)
@@ -118,16 +118,6 @@ def test_same_bits_with_dropout(every: int, scores: int) -> None:
     )
 
 
-def test_same_bits_with_a_learned_g_a_prior_and_shared_parameters() -> None:
-    f, prior = Small(), Bent()
-    level = torch.tensor(-0.2, dtype=torch.float64, requires_grad=True)
-    inputs = [data().requires_grad_(), level, *parameters(f, prior)]
-    check_bits(
-        f, f, inputs, params=parameters(f, prior), prior=prior,
-        diffusion=lambda t: level.exp() * (1 + t),
-    )  # fmt: skip
-
-
 def test_same_bits_for_images_under_autocast() -> None:
     f, s = (UNet(1, 8, base=8, mults=(1, 2), blocks=1, attention=(4,)) for _ in range(2))
     for net in (f, s):
@@ -144,23 +134,6 @@ def test_same_bits_for_images_under_autocast() -> None:
         assert_same_bits(results[1], results[0])
 
 
-def test_same_bits_of_a_model_and_its_gradients_in_grad() -> None:
-    results = []
-    for kept in (0, 4):
-        torch.manual_seed(0)
-        sde = DiffFlowSDE(FourierMLP(2, 16, 1), FourierMLP(2, 16, 1), diffusion=0.5)
-        x0 = torch.randn(6, 2)
-        options: dict[str, Any] = {"engine": "autograd", "kept_graphs": kept}
-        first = sde.loss(x0, GRID, KEY, **options)
-        assert all(p.grad is None for p in sde.parameters())
-        first.sum().backward()
-        second = sde(x0, GRID, KEY, **options)
-        second.backward()
-        grads = [p.grad for p in sde.parameters()]
-        results.append([first.detach(), second.detach(), *grads])
-    assert_same_bits(results[1], results[0])
-
-
 def test_statistics_of_normalisation_do_not_reach_the_result() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
@@ -173,14 +146,6 @@ def test_statistics_of_normalisation_do_not_reach_the_result() -> None:
 
     f, s = Normed(), Normed()
     check_bits(f, s, [data().requires_grad_(), *parameters(f, s)], params=parameters(f, s))
-
-
-def test_networks_without_a_graph() -> None:
-    f, x0 = Small(), data().requires_grad_()
-    inputs = [x0, *parameters(f)]
-    check_bits(lambda t, x: torch.zeros_like(x), f, inputs, params=parameters(f))
-    check_bits(f, lambda t, x: -x.detach(), inputs, params=parameters(f), scores_per_call=2)
-    check_bits(lambda t, x: x, lambda t, x: x, [x0], params=[])
 
 
 # --- what is kept --------------------------------------------------------------------------------

@@ -137,16 +137,6 @@ def test_normals_equal_the_reference(shape: tuple[int, ...], key: NoiseKey) -> N
     assert_relative(z, expected, "normal", floor=1e-9)
 
 
-@pytest.mark.parametrize("split", [1, 3, 7, 16])
-def test_a_split_batch_has_the_noise_of_the_whole(split: int) -> None:
-    whole = functional.normal((23, 5, 3), KEY, step=4)
-    parts = [
-        functional.normal((len(rows), 5, 3), KEY, step=4, sample_offset=int(rows[0]))
-        for rows in torch.arange(23).split(split)
-    ]
-    assert same_bits(torch.cat(parts), whole)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes_hold_the_float32_draws(dtype: torch.dtype) -> None:
     z = functional.normal((33, 7), KEY)
@@ -157,12 +147,6 @@ def test_other_dtypes_hold_the_float32_draws(dtype: torch.dtype) -> None:
 def test_an_element_does_not_know_the_size_of_its_event(elements: int) -> None:
     long = functional.normal((3, 5000), KEY)
     assert same_bits(functional.normal((3, elements), KEY), long[:, :elements].contiguous())
-
-
-def test_an_event_is_counted_in_row_major_order() -> None:
-    flat = functional.normal((4, 3 * 5 * 7), KEY)
-    assert same_bits(functional.normal((4, 3, 5, 7), KEY), flat.reshape(4, 3, 5, 7))
-    assert same_bits(functional.normal((4,), KEY), flat[:, 0].contiguous())
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 2), (3, 0), (0, 0, 2)])
