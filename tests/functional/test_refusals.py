@@ -65,7 +65,6 @@ Refused = list[tuple[Callable[..., Any], dict[str, Any], str]]
 VALUE_ERRORS: Refused = [
     # shapes
     (em, {"f": X[:1]}, "f to have the shape of x, got (1, 3) and (2, 3)"),
-    (em, {"f": X.T}, "f to have the shape of x, got (3, 2) and (2, 3)"),
     (em, {"x": torch.tensor(1.0)}, "x of shape (B, *event), got shape ()"),
     (em, {"g": torch.ones(2)}, "g to be a number or a tensor of one element, got shape (2,)"),
     (em, {"dt": torch.ones(0)}, "dt to be a number or a tensor of one element, got shape (0,)"),
@@ -129,7 +128,6 @@ VALUE_ERRORS: Refused = [
     (normal, {"purpose": "colour"}, "purpose to be one of ['forward'"),
     # the affine step
     (affine, {"a": X[:1]}, "a to have the shape of x, got (1, 3) and (2, 3)"),
-    (affine, {"b": X.T, "c_b": 1.0}, "b to have the shape of x, got (3, 2) and (2, 3)"),
     (affine, {"c_x": torch.ones(2)}, "c_x to be a number or a tensor of one element, got shape"),
     (affine, {"c_a": torch.tensor(1)}, "a tensor c_a to be floating and on cpu, got int64 on cpu"),
     (affine, {"c_b": 0.5}, "b, because c_b is not 0; give both or neither"),
@@ -140,7 +138,6 @@ VALUE_ERRORS: Refused = [
     (affine, {"noise_scale": torch.tensor(-0.5), "key": KEY}, "noise_scale >= 0, got"),
     (affine, {"noise_scale": torch.tensor(NAN), "key": KEY}, "noise_scale >= 0, got"),
     (affine, {"c_a": NAN}, "c_a to be finite, got c_a=nan"),
-    (affine, {"c_x": float("inf")}, "c_x to be finite, got c_x=inf"),
     (affine, {"c_a": -1e39}, "|c_a| <= 3.4e+38, the range of float32, got c_a=-1e+39; rescale"),
     (affine, {"c_a": torch.tensor(1e39, dtype=F64)}, "|c_a| <= 3.4e+38, the range of float32"),
     (affine, {"c_x": torch.tensor(NAN)}, "|c_x| <= 3.4e+38, the range of float32, got c_x=nan"),
@@ -160,34 +157,27 @@ TYPE_ERRORS: Refused = [
     (normal, {"shape": (2, 1.5)}, "shape[1] to be an integer, got 1.5"),
     # dtypes
     (em, {"x": X.bfloat16()}, "x to be float32 or float64, got bfloat16; states keep"),
-    (em, {"x": X.long()}, "x to be float32 or float64, got int64"),
     (em, {"x": X.to(torch.complex64)}, "x to be float32 or float64, got complex64"),
     (em, {"f": X.to(torch.complex64)}, "f to be float32, float64, bfloat16 or float16, got"),
-    (em, {"f": X.int()}, "f to be float32, float64, bfloat16 or float16, got int32"),
     (residual, {"x_next": X.double()}, "x_next to have the dtype of x (float32), got float64"),
     (reverse, {"s_next": X.bool()}, "s_next to be float32, float64, bfloat16 or float16"),
     (normal, {"dtype": torch.int64}, "a floating dtype, got torch.int64"),
-    (normal, {"dtype": torch.complex64}, "a floating dtype, got torch.complex64"),
     (philox, {"counter": torch.zeros(3, 4)}, "counter to be int64, got torch.float32"),
     # kinds
     (em, {"x": [[0.0]]}, "x to be a tensor, got list"),
     (em, {"f": np.zeros((2, 3))}, "f to be a tensor, got ndarray"),
     (em, {"x": X.to_sparse()}, "x to be dense, got layout torch.sparse_coo"),
-    (em, {"dt": "1"}, "dt to be a number, got '1'"),
     (em, {"dt": True}, "dt to be a number, got True"),
     (em, {"g": None}, "g to be a number, got None"),
     (philox, {"key": [0, 0]}, "key to be a tensor, got list"),
     # keys, steps and samples
     (em, {"key": 5}, "key to be a NoiseKey or the tensor of NoiseKey.to_tensor, got int"),
     (em, {"step": 1.0}, "step to be an integer, got 1.0"),
-    (em, {"step": True}, "step to be an integer, got True"),
     # the affine step
     (affine, {"x": X.bfloat16()}, "x to be float32 or float64, got bfloat16"),
     (affine, {"a": X.long()}, "a to be float32, float64, bfloat16 or float16, got int64"),
     (affine, {"b": X.bool()}, "b to be float32, float64, bfloat16 or float16, got bool"),
-    (affine, {"c_x": None}, "c_x to be a number, got None"),
     (affine, {"c_a": True}, "c_a to be a number, got True"),
-    (affine, {"noise_scale": "1"}, "noise_scale to be a number, got '1'"),
     (affine, {"noise_scale": 1.0, "key": 5}, "key to be a NoiseKey or the tensor of"),
 ]
 

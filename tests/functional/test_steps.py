@@ -1,4 +1,4 @@
-"""em_step, reverse_step and affine_step, and the sums of noise in their gradients."""
+"""Ops that draw, and the sums of noise in their gradients."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ def test_the_noise_of_an_op_is_that_of_normal() -> None:
     assert torch.equal(forward, draws("forward"))
     backward = functional.reverse_step(zeros, zeros, zeros, dt=1.0, g_next=1.0, **options)
     assert torch.equal(backward, draws("reverse"))
+    x_t, eps = functional.perturb(zeros, alpha_t=1.0, sigma_t=1.0, **options)
+    assert torch.equal(x_t, draws("dsm"))
+    assert same_bits(eps, draws("dsm"))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -52,3 +55,12 @@ def test_gradients_of_the_noise_scale_make_the_noise_again() -> None:
     (grad,) = torch.autograd.grad(value.sum(), g)
     expected = DT**0.5 * functional.normal((9, 6), KEY, step=STEP, dtype=F64).sum()
     assert_close(grad, expected, "float64", scale=10.0)
+
+
+def test_perturb_takes_scalars_of_both_kinds() -> None:
+    x0, sigma = torch.randn(6, 4), torch.rand(6)
+    mixed, eps = functional.perturb(x0, alpha_t=0.5, sigma_t=sigma, key=KEY)
+    assert_close(mixed, 0.5 * x0.double() + sigma[:, None].double() * eps, "float32")
+    mixed, eps = functional.perturb(x0, alpha_t=sigma, sigma_t=torch.tensor([0.5]), key=KEY)
+    assert_close(mixed, sigma[:, None].double() * x0 + 0.5 * eps.double(), "float32")
+    assert not eps.requires_grad

@@ -94,52 +94,6 @@ def test_the_kernels_for_whole_paths_take_other_sizes(dim: int, width: int, dept
     assert float((losses[0][1] - losses[1][1]).norm() / losses[1][1].norm()) < 1e-4
 
 
-def test_the_kernels_for_whole_paths_in_a_graph() -> None:
-    """Each replay draws the noise of the key that lies in memory then."""
-    sde, grid = model(CUDA, torch.float32), TimeGrid.power(5, t_end=1.0)
-    x0 = torch.randn(64, 2, generator=generator()).to(CUDA)
-    key = KEY.to_tensor(CUDA)
-
-    def step() -> Tensor:
-        loss = sde.mean_loss(x0, grid, key, engine="fused")
-        loss.backward()
-        return loss.detach()
-
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    sde.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
-    for stream in (3, 4):
-        for p in sde.parameters():
-            assert p.grad is not None
-            p.grad.zero_()
-        now = KEY.at(stream)
-        key.copy_(now.to_tensor(CUDA))
-        graph.replay()
-        torch.cuda.synchronize()
-        assert torch.equal(loss, sde.mean_loss(x0, grid, now, engine="fused").detach())
-
-
-def test_autocast_keeps_the_state_in_float32() -> None:
-    sde = model(CUDA, torch.float32)
-    x0 = torch.randn(64, 2, device=CUDA)
-    with torch.autocast("cuda", torch.bfloat16):
-        loss = sde.mean_loss(x0, TimeGrid.power(8, t_end=1.0), KEY)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert all(
-        p.grad is not None and bool(torch.isfinite(p.grad).all())
-        for net in (sde.drift, sde.score)
-        if isinstance(net, nn.Module)
-        for p in net.parameters()
-    )
-
-
 def test_two_runs_agree_bit_for_bit() -> None:
     first, second = (loss_and_gradient(CUDA, torch.float32) for _ in range(2))
     assert torch.equal(first[0], second[0])

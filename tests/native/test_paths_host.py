@@ -17,7 +17,7 @@ from host_device import HostDevice, poisoned_memory
 from planted import SCHEDULES, Bug, answer, build_probe
 from torch import Tensor
 
-from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
+from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid
 from diffflow_ext.engines.fused import paths_cuda, perceptrons, workspace
 from diffflow_ext.engines.fused.paths import FusedPaths
 from diffflow_ext.engines.fused.workspace import Rounding
@@ -55,7 +55,8 @@ class Case:
             FourierMLP(self.dim, *sizes)
             for sizes in zip(self.widths, self.depths, self.activations, strict=True)
         ]
-        sde = DiffFlowSDE(nets[0], nets[1], Slope() if self.learned_g else 0.8)
+        learned = GeometricDiffusion(0.7, 0.9, learnable=True)
+        sde = DiffFlowSDE(nets[0], nets[1], learned if self.learned_g else 0.8)
         with torch.no_grad():
             for p in sde.parameters():
                 p.mul_(1.5)  # so that no activation stays in its linear part
@@ -66,17 +67,6 @@ class Case:
 
     def grid(self) -> TimeGrid:
         return TimeGrid.power(self.num_steps, 1.0)
-
-
-class Slope(torch.nn.Module):
-    """A learned diffusion coefficient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = torch.nn.Parameter(torch.tensor(0.3))
-
-    def forward(self, t: Tensor) -> Tensor:
-        return 0.6 + (self.rate * t).exp() * 0.3
 
 
 #: Each net narrower than a warp's units, of several, not a whole number of them; no hidden layer,
