@@ -7,9 +7,6 @@ compilation in test_compile.py.
 from __future__ import annotations
 
 import itertools
-import signal
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -77,43 +74,6 @@ def test_the_noise_is_that_of_normal(purpose: str) -> None:
     options = {"purpose": purpose, "step": STEP, "sample_offset": OFFSET}
     found = functional.affine_step(zeros, zeros, c_a=1.0, noise_scale=1.0, key=KEY, **options)
     assert torch.equal(found, draws((6, 5), F32, **options))
-
-
-#: Calls the core with an address that nobody can read, for a key or for b. Each call is made in a
-#: child of its own, which may die of it; prints its sum, or the signal.
-CALLS = """
-import os, sys, torch
-from diffflow_ext.functional.core import core, target
-
-def total(key, scale, b):
-    x, y = torch.ones(3, 5), torch.empty(3, 5)
-    where, rows = target(x), (x.data_ptr(), x.data_ptr(), b or 0, y.data_ptr())
-    numbers = ((1.0, 0), (2.0, 0), (4.0, 0), scale)
-    core.affine_step(where, (0, 0, 0, 0, 0, key), *numbers, *rows)
-    return int(y.sum())
-
-stored = torch.zeros(1)
-for case in (
-    (0, (0.0, 0), 0),
-    (16, (0.0, 0), 0),
-    (16, (0.5, 0), 0),
-    (16, (0.0, stored.data_ptr()), 0),
-    (0, (0.0, 0), 16),
-):
-    child = os.fork()
-    if child == 0:
-        os._exit(total(*case))
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_what_is_absent_is_never_read() -> None:
-    """No b, and no key without noise; a scale in memory may have changed and always draws."""
-    done = subprocess.run(
-        [sys.executable, "-c", CALLS], capture_output=True, text=True, check=True
-    )
-    died = -signal.SIGSEGV
-    assert list(map(int, done.stdout.split())) == [45, 45, died, died, died]
 
 
 def test_a_silent_step_needs_no_key() -> None:

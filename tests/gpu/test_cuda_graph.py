@@ -257,30 +257,3 @@ def test_a_training_run_is_that_of_the_plain_loop(
     assert error < (1e-4 if kind == "points" else 1e-2)
     train(config.replaced(cuda_graph=True, steps=14), tmp_path / "graph", resume=True)
     assert len(losses(tmp_path / "graph")) == 14
-
-
-# --- kept graphs ---------------------------------------------------------------------------------
-
-
-def test_kept_graphs_take_the_memory_of_as_many_evaluations(record_property: Record) -> None:
-    sde = DiffFlowSDE(FourierMLP(2, width=256), FourierMLP(2, width=256)).to(CUDA)
-    x0, grid = torch.randn(2**14, 2, device=CUDA), TimeGrid.power(40, t_end=1.0)
-
-    def peak(kept: int) -> int:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        sde.mean_loss(x0, grid, KEY, kept_graphs=kept).backward()
-        sde.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-
-    peak(0)  # Libraries take their workspaces now.
-    before = torch.cuda.memory_allocated()
-    value = sde.drift(torch.tensor(0.5, device=CUDA), x0.clone().requires_grad_())
-    one = torch.cuda.memory_allocated() - before
-    del value
-    more = peak(30) - peak(0)
-    record_property("more_per_graph", more / 30 / one)
-    # One evaluation is in both; the allocator rounds each tensor up.
-    assert 28 * one < more < 32 * one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -179,19 +179,13 @@ def dtype_id(dtypes: Dtypes) -> str:
 FEWER = {(2, 4096): 4, (2, 20_000): 2}
 
 
-def _combinations() -> Iterator[tuple[str, tuple[int, ...], Dtypes, bool]]:
-    """Ops, shapes and dtypes; numbers in place of tensor scalars on one shape."""
+def parameters() -> list[Any]:
+    """Ops, shapes and dtypes; on one shape numbers in place of tensor scalars too."""
+    cases = []
     for name, shape in itertools.product(MAKE, SHAPES):
         count = 2 if name.startswith("perturb") else FEWER.get(shape)
-        for dtypes in DTYPES[:count]:
-            yield name, shape, dtypes, True
-            if shape == (3, 2):
-                yield name, shape, dtypes, False
-
-
-def parameters() -> list[Any]:
-    """Arguments of the check of each op, as parameters of a test."""
-    return [
-        pytest.param(*case, id=f"{case[0]}-{case[1]}-{dtype_id(case[2])}-{case[3]}")
-        for case in _combinations()
-    ]
+        both = (True, False) if shape == (3, 2) else (True,)
+        for dtypes, learned in itertools.product(DTYPES[:count], both):
+            label = f"{name}-{shape}-{dtype_id(dtypes)}-{learned}"
+            cases.append(pytest.param(name, shape, dtypes, learned, id=label))
+    return cases
