@@ -31,14 +31,11 @@ def calls(fn: Callable[..., Tensor], **options: int) -> tuple[int, int]:
     return drift.calls, score.calls
 
 
-def test_evaluations_of_a_forward_and_a_backward_pass() -> None:
+def test_evaluations_of_a_forward_pass() -> None:
     f, s = Small(), Small()
     drift, score = Counted(f), Counted(s)
-    loss = diffflow_loss(drift, score, data(), GRID, params=parameters(f, s), key=KEY)
+    diffflow_loss(drift, score, data(), GRID, params=parameters(f, s), key=KEY)
     assert (drift.calls, score.calls) == (N + 1, N)
-    loss.sum().backward()
-    assert (drift.calls, score.calls) == (2 * (N + 1), 2 * N)
-    assert calls(diffflow_mean_loss) == (2 * N + 1, N)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, N, N + 1, 100])

@@ -18,6 +18,7 @@ from diffflow_ext.functional.core import build_info, core
 
 X = torch.zeros(2, 3)
 NOISE = {"key": KEY, "step": 0}
+ROWS = {"x": X, "x_next": X, "f_next": X, "s_next": X, "dt": DT, "g_next": G}
 
 
 def em(**changes: Any) -> Tensor:
@@ -25,13 +26,11 @@ def em(**changes: Any) -> Tensor:
 
 
 def residual(**changes: Any) -> Tensor:
-    rows = {"x": X, "x_next": X, "f_next": X, "s_next": X, "dt": DT, "g_next": G}
-    return functional.backward_residual(**{**rows, **changes})
+    return functional.backward_residual(**{**ROWS, **changes})
 
 
 def cost(**changes: Any) -> Tensor:
-    rows = {"x": X, "x_next": X, "f_next": X, "s_next": X, "dt": DT, "g_next": G}
-    return functional.residual_cost(**{**rows, **changes})
+    return functional.residual_cost(**{**ROWS, **changes})
 
 
 def reverse(**changes: Any) -> Tensor:

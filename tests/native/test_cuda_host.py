@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import compile_cpp
-from planted import SCHEDULES, run
+from planted import SCHEDULES, answer, run
 
 SOURCE = Path(__file__).parent / "emulator_selftest.cu"
 VARIANTS = {
@@ -23,25 +24,21 @@ VARIANTS = {
 }
 
 
+@dataclass(frozen=True)
 class Selftest:
     """The program of one build variant."""
 
-    def __init__(self, program: Path) -> None:
-        self.program = program
-
-    def _answer(self, case: str, schedule: int, kind: str) -> str:
-        done = run(self.program, case, schedule)
-        assert done.returncode == 0, done.stderr
-        got, _, rest = done.stdout.strip().partition(" ")
-        assert got == kind, done.stdout
-        return rest
+    program: Path
 
     def values(self, case: str, schedule: int = 0) -> list[float]:
-        words = self._answer(case, schedule, "values").split()
+        kind, *words = answer(self.program, case, schedule).split()
+        assert kind == "values", words
         return [math.nan if "nan" in word else float.fromhex(word) for word in words]
 
     def error(self, case: str, schedule: int = 0) -> str:
-        return self._answer(case, schedule, "error")
+        kind, _, words = answer(self.program, case, schedule).partition(" ")
+        assert kind == "error", words
+        return words
 
 
 Build = Callable[[str], Selftest]
