@@ -64,11 +64,6 @@ def test_frozen_unused_and_shared_parameters() -> None:
     check(one, one, parameters(one))
 
 
-def test_a_prior_with_parameters() -> None:
-    f, s, prior = Small(), Small(), Bent()
-    check(f, s, parameters(f, s, prior), prior=prior)
-
-
 def test_a_prior_that_is_learned_together_with_the_diffusion() -> None:
     f, s, prior = Small(), Small(), Bent()
     log_g = torch.tensor(-0.4, dtype=torch.float64, requires_grad=True)
@@ -146,12 +141,12 @@ def test_dropout_masks_are_those_of_the_forward_sweep(which: str, every: int) ->
     loss = diffflow_loss(
         f, s, x0, GRID, diffusion=0.7, params=inputs[1:], key=KEY, checkpoint_every=every
     )
+    assert torch.equal(torch.get_rng_state(), after)
     torch.rand(7)  # whatever else draws in between
     before = torch.get_rng_state()
     actual = gradients(loss.sum(), inputs)
     assert torch.equal(torch.get_rng_state(), before)
     assert_same(actual, truth)
-    assert not torch.equal(after, before)
 
 
 @pytest.mark.parametrize("fn", [diffflow_loss, diffflow_mean_loss])
@@ -180,16 +175,6 @@ def test_dropout_against_finite_differences(
         p.data += step * direction
         slope = float((high - low).detach()) / (2 * step)
         assert slope == pytest.approx(float((grad * direction).sum()), rel=1e-6, abs=1e-7)
-
-
-def test_dropout_leaves_the_generator_moved_on() -> None:
-    f, s = Small(dropout=0.4), Small(dropout=0.4)
-    x0 = torch.randn(5, 3, dtype=torch.float64)
-    values = [
-        float(diffflow_mean_loss(f, s, x0, GRID, params=parameters(f, s), key=KEY).detach())
-        for _ in range(2)
-    ]
-    assert values[0] != values[1]
 
 
 def test_autocast_is_that_of_the_forward_sweep() -> None:

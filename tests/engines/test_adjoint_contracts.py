@@ -33,13 +33,17 @@ def test_a_prior_that_gives_no_gradient_is_refused() -> None:
         diffflow_mean_loss(f, s, x0, GRID, params=params, prior=Bent(), key=KEY)  # pyright: ignore
 
 
-def test_a_tensor_nobody_named_is_refused() -> None:
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_tensor_nobody_named_is_refused(kept: int) -> None:
     w = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     f = Small()
     x0 = torch.randn(5, 3, dtype=torch.float64)
     for fn in (diffflow_loss, diffflow_mean_loss):
         with pytest.raises(RuntimeError, match=r"shape \(3, 3\) that requires a gradient"):
-            fn(lambda t, x: x @ w, f, x0, GRID, params=f.parameters(), key=KEY).sum().backward()
+            fn(
+                lambda t, x: x @ w, f, x0, GRID, params=f.parameters(), kept_graphs=kept
+            ).sum().backward()  # fmt: skip
+    assert w.grad is None
 
 
 def test_siblings_of_a_named_tensor_are_refused_too() -> None:
@@ -64,11 +68,6 @@ def test_gradient_hooks_on_parameters_are_refused() -> None:
     x0 = torch.randn(5, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"shape \(8, 4\) has a gradient hook"):
         diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY)
-    g = Small()
-    doubled: list[bool] = []
-    g.one.weight.register_post_accumulate_grad_hook(lambda p: doubled.append(True))
-    diffflow_loss(g, g, x0, GRID, params=g.parameters(), key=KEY).sum().backward()
-    assert doubled == [True]
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -85,15 +84,6 @@ def test_key_tensor_may_change_before_the_backward_pass(every: int) -> None:
         key[1] += advance
         grads.append(gradients(loss.sum(), [level, *f.parameters()]))
     assert_same(grads[1], grads[0])
-
-
-def test_two_backward_passes() -> None:
-    f = Small()
-    x0 = torch.randn(5, 3, dtype=torch.float64)
-    loss = diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY)
-    first = torch.autograd.grad(loss.sum(), list(f.parameters()), retain_graph=True)
-    second = torch.autograd.grad(3 * loss.sum(), list(f.parameters()))
-    assert_same([b / 3 for b in second], list(first))
 
 
 def test_inference_mode() -> None:
@@ -122,30 +112,11 @@ def test_second_derivatives_are_refused() -> None:
         torch.autograd.grad(loss, x0, create_graph=True)
 
 
-def test_parameters_changed_in_place_before_backward_are_noticed() -> None:
-    f = Small()
-    x0 = torch.randn(5, 3, dtype=torch.float64)
-    loss = diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY).sum()
-    with torch.no_grad():
-        f.one.weight.add_(1.0)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
 def test_a_network_that_writes_into_x_is_refused() -> None:
     x0 = torch.randn(5, 3, dtype=torch.float64)
     for drift in (lambda t, x: x.mul_(2), lambda t, x: x * t.mul_(2)):
         with pytest.raises(RuntimeError, match=r"drift\(t, x\) modified x or t in place"):
             diffflow_loss(drift, Small(), x0, GRID, key=KEY)
-
-
-def test_switching_modes_before_the_backward_pass_is_refused() -> None:
-    f = Small(dropout=0.4)
-    x0 = torch.randn(5, 3, dtype=torch.float64)
-    loss = diffflow_loss(f, f, x0, GRID, params=f.parameters(), key=KEY).sum()
-    f.eval()
-    with pytest.raises(RuntimeError, match=r"switched between train\(\) and eval\(\)"):
-        loss.backward()
 
 
 def test_a_trainable_closure_is_noticed_although_nothing_else_trains() -> None:
@@ -183,6 +154,7 @@ def test_bad_arguments() -> None:
         (ValueError, "expected 1 <= scores_per_call", {"scores_per_call": 0}),
         (TypeError, "expected kept_graphs to be an integer", {"kept_graphs": 1.5}),
         (ValueError, "expected 0 <= kept_graphs", {"kept_graphs": -1}),
+        (ValueError, "expected kept_graphs=0", {"checkpoint_every": 0, "kept_graphs": 1}),
         (TypeError, "expected key to be a NoiseKey", {"key": 3}),
         (ValueError, r"expected sample_offset \+ batch", {"sample_offset": 2**32 - 1}),
         (TypeError, r"expected params\[0\] to be a tensor", {"params": [1.0]}),
@@ -196,13 +168,6 @@ def test_bad_arguments() -> None:
         arguments.update(change)
         with pytest.raises(error, match=text):
             diffflow_loss(**arguments)
-
-
-def test_graphs_are_not_kept_twice() -> None:
-    with pytest.raises(ValueError, match="expected kept_graphs=0 with checkpoint_every=0"):
-        diffflow_loss(
-            Small(), Small(), torch.randn(5, 3).double(), GRID, checkpoint_every=0, kept_graphs=1
-        )
 
 
 @pytest.mark.parametrize(("scores", "kept"), [(1, 0), (3, 2)])

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from adjoint_cases import GRID, KEY, Bent, Counted, Small, data, gradients, parameters
+from adjoint_cases import GRID, KEY, Counted, Small, data, gradients, parameters
 from torch import Tensor, nn
 
-from diffflow_ext import DiffFlowSDE, diffflow_loss, diffflow_mean_loss
-from diffflow_ext.nets import FourierMLP, UNet
+from diffflow_ext import diffflow_loss, diffflow_mean_loss
+from diffflow_ext.nets import UNet
 
 N = GRID.num_steps
 LOSSES = (diffflow_loss, diffflow_mean_loss)
@@ -31,14 +31,11 @@ def calls(fn: Callable[..., Tensor], **options: int) -> tuple[int, int]:
     return drift.calls, score.calls
 
 
-def test_evaluations_of_a_forward_and_a_backward_pass() -> None:
+def test_evaluations_of_a_forward_pass() -> None:
     f, s = Small(), Small()
     drift, score = Counted(f), Counted(s)
-    loss = diffflow_loss(drift, score, data(), GRID, params=parameters(f, s), key=KEY)
+    diffflow_loss(drift, score, data(), GRID, params=parameters(f, s), key=KEY)
     assert (drift.calls, score.calls) == (N + 1, N)
-    loss.sum().backward()
-    assert (drift.calls, score.calls) == (2 * (N + 1), 2 * N)
-    assert calls(diffflow_mean_loss) == (2 * N + 1, N)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, N, N + 1, 100])
@@ -118,16 +115,6 @@ def test_same_bits_with_dropout(every: int, scores: int) -> None:
     )
 
 
-def test_same_bits_with_a_learned_g_a_prior_and_shared_parameters() -> None:
-    f, prior = Small(), Bent()
-    level = torch.tensor(-0.2, dtype=torch.float64, requires_grad=True)
-    inputs = [data().requires_grad_(), level, *parameters(f, prior)]
-    check_bits(
-        f, f, inputs, params=parameters(f, prior), prior=prior,
-        diffusion=lambda t: level.exp() * (1 + t),
-    )  # fmt: skip
-
-
 def test_same_bits_for_images_under_autocast() -> None:
     f, s = (UNet(1, 8, base=8, mults=(1, 2), blocks=1, attention=(4,)) for _ in range(2))
     for net in (f, s):
@@ -144,23 +131,6 @@ def test_same_bits_for_images_under_autocast() -> None:
         assert_same_bits(results[1], results[0])
 
 
-def test_same_bits_of_a_model_and_its_gradients_in_grad() -> None:
-    results = []
-    for kept in (0, 4):
-        torch.manual_seed(0)
-        sde = DiffFlowSDE(FourierMLP(2, 16, 1), FourierMLP(2, 16, 1), diffusion=0.5)
-        x0 = torch.randn(6, 2)
-        options: dict[str, Any] = {"engine": "autograd", "kept_graphs": kept}
-        first = sde.loss(x0, GRID, KEY, **options)
-        assert all(p.grad is None for p in sde.parameters())
-        first.sum().backward()
-        second = sde(x0, GRID, KEY, **options)
-        second.backward()
-        grads = [p.grad for p in sde.parameters()]
-        results.append([first.detach(), second.detach(), *grads])
-    assert_same_bits(results[1], results[0])
-
-
 def test_statistics_of_normalisation_do_not_reach_the_result() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
@@ -173,14 +143,6 @@ def test_statistics_of_normalisation_do_not_reach_the_result() -> None:
 
     f, s = Normed(), Normed()
     check_bits(f, s, [data().requires_grad_(), *parameters(f, s)], params=parameters(f, s))
-
-
-def test_networks_without_a_graph() -> None:
-    f, x0 = Small(), data().requires_grad_()
-    inputs = [x0, *parameters(f)]
-    check_bits(lambda t, x: torch.zeros_like(x), f, inputs, params=parameters(f))
-    check_bits(f, lambda t, x: -x.detach(), inputs, params=parameters(f), scores_per_call=2)
-    check_bits(lambda t, x: x, lambda t, x: x, [x0], params=[])
 
 
 # --- what is kept --------------------------------------------------------------------------------
@@ -264,9 +226,10 @@ def test_a_second_backward_pass_evaluates_again_and_finds_the_same() -> None:
         loss.backward()
 
 
-def test_changes_before_the_backward_pass_are_noticed() -> None:
+@pytest.mark.parametrize("kept", [0, 100])
+def test_changes_before_the_backward_pass_are_noticed(kept: int) -> None:
     f, s = Small(), Small()
-    options: dict[str, Any] = {"params": parameters(f, s), "kept_graphs": 100}
+    options: dict[str, Any] = {"params": parameters(f, s), "kept_graphs": kept}
     loss = diffflow_loss(f, s, data(), GRID, **options).sum()
     with torch.no_grad():
         f.one.weight.add_(1.0)
@@ -276,17 +239,6 @@ def test_changes_before_the_backward_pass_are_noticed() -> None:
     f.eval()
     with pytest.raises(RuntimeError, match=r"switched between train\(\) and eval\(\)"):
         loss.backward()
-
-
-def test_a_tensor_nobody_named_is_refused_in_a_kept_graph() -> None:
-    w = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
-    f = Small()
-    for fn in LOSSES:
-        with pytest.raises(RuntimeError, match=r"shape \(3, 3\) that requires a gradient"):
-            fn(
-                lambda t, x: x @ w, f, data(), GRID, params=f.parameters(), kept_graphs=100
-            ).sum().backward()
-    assert w.grad is None
 
 
 def test_gradient_hooks_run_once_and_after_the_sweep() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from fused_cases import apart
 from torch import Tensor, nn
 
-from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
 from diffflow_ext.engines.fused import workspace
 from diffflow_ext.engines.fused.embedding import embedding_or_none
 from diffflow_ext.engines.fused.perceptrons import parts_or_reason
@@ -47,10 +47,6 @@ def gradients(net: FourierMLP, value: Tensor) -> Tensor:
     cotangent = torch.randn(value.shape, generator=torch.Generator().manual_seed(2)).to(value)
     grads = torch.autograd.grad(value, list(net.parameters()), cotangent, materialize_grads=True)
     return torch.cat([grad.flatten() for grad in grads])
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 @pytest.mark.usefixtures("instructions")
@@ -95,16 +91,6 @@ def test_bits_depend_on_nothing_else() -> None:
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
     assert torch.equal(torch.cat([embedded(net, part) for part in t.split(37)]), found[0][0])
-
-
-def test_whole_losses_do_not_depend_on_the_number_of_threads() -> None:
-    sde, x0, found = DiffFlowSDE(network(), network()), torch.randn(120, 2), []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        loss = sde.mean_loss(x0, TimeGrid.power(5, 1.0), NoiseKey(1), engine="fused")
-        grads = torch.autograd.grad(loss, list(sde.parameters()))
-        found.append([loss.detach(), *grads])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_the_graph_may_be_walked_twice_but_not_deeper() -> None:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from fused_cases import KEY, apart, batch
 from helpers import needs_bf16
 from torch import Tensor, nn
 
-from diffflow_ext import DDPM, DiffFlowSDE, DiNof, NoiseKey, TimeGrid
+from diffflow_ext import DDPM, DiffFlowSDE, DiNof, TimeGrid
 from diffflow_ext.engines import ProbabilityFlow, integrate
 from diffflow_ext.engines.fused import ode, workspace
 from diffflow_ext.flows import StandardNormal
 from diffflow_ext.likelihood import flow_log_prob
 from diffflow_ext.nets import FourierMLP
-from diffflow_ext.nets.mlp import Perceptron
 
 pytestmark = pytest.mark.usefixtures("same_threads")
-KEY = NoiseKey(11, 3)
 
 
 def nets(
@@ -38,14 +36,6 @@ def flow(parts: nn.ModuleList) -> ProbabilityFlow:
     return ProbabilityFlow(
         tuple(parts), lambda t: (-0.5 - t, math.cos(t), 2.0 * t - 0.7)[: 1 + len(parts)]
     )
-
-
-def batch(samples: int, dim: int = 2) -> Tensor:
-    return torch.randn(samples, dim, generator=torch.Generator().manual_seed(1))
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def solve(
@@ -204,21 +194,10 @@ def test_bfloat16_is_that_of_autocast() -> None:
 # --- what results depend on ----------------------------------------------------------------------
 
 
-class Steady(FourierMLP):
-    """With an embedding whose bits do not depend on torch's threads, as those of products do."""
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def perceptron_at(self, t: Tensor) -> Perceptron:
-        return replace(super().perceptron_at(t), embedding=t[:, None].sin() * self.frequencies)
-
-
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 @pytest.mark.parametrize("samples", [1, 8, 333])
 def test_results_do_not_depend_on_the_number_of_threads(samples: int, divergence: str) -> None:
-    torch.manual_seed(0)
-    parts = nn.ModuleList([Steady(2, 32, 2)])
+    parts = nets(count=1)
     x, grid, results = batch(samples), TimeGrid.power(4, 1.0), []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)

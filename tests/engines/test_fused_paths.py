@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from helpers import ENGINES, needs_bf16
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from fused_cases import KEY, apart, batch
+from helpers import needs_bf16
+from torch import Tensor
 
-from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid
+from diffflow_ext import DiffFlowSDE, GeometricDiffusion, TimeGrid
 from diffflow_ext.engines.fused import paths, workspace
-from diffflow_ext.flows import StandardNormal
 from diffflow_ext.functional import normal
 from diffflow_ext.nets import FourierMLP
-from diffflow_ext.nets.mlp import Perceptron
 
 pytestmark = pytest.mark.usefixtures("same_threads")
-KEY = NoiseKey(11, 3)
 
 
 def model(
     dim: int = 2,
-    width: int = 32,
-    depth: int = 2,
+    drift: tuple[int, int] = (32, 2),
+    score: tuple[int, int] | None = None,
     activation: str = "gelu",
     *,
     learnable: bool = False,
-    seed: int = 0,
 ) -> DiffFlowSDE:
-    torch.manual_seed(seed)
-    nets = [FourierMLP(dim, width, depth, activation, time_scale=0.1) for _ in range(2)]
+    """Networks of these widths and depths; the score's are the drift's where none are given."""
+    torch.manual_seed(0)
+    sizes = (drift, score or drift)
+    nets = [FourierMLP(dim, *size, activation, time_scale=0.1) for size in sizes]
     return DiffFlowSDE(*nets, GeometricDiffusion(0.4, 1.0, learnable=learnable))
-
-
-def batch(samples: int, dim: int = 2) -> Tensor:
-    return torch.randn(samples, dim, generator=torch.Generator().manual_seed(1))
 
 
 def gradients(
@@ -55,10 +46,6 @@ def gradients(
     return loss.detach(), torch.cat([grad.flatten() for grad in grads])
 
 
-def apart(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
-
-
 # --- values and gradients ------------------------------------------------------------------------
 
 
@@ -66,19 +53,27 @@ def apart(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("learnable", [False, True], ids=["g", "learned g"])
 @pytest.mark.parametrize("activation", ["gelu", "silu", "tanh"])
 @pytest.mark.parametrize(
-    ("dim", "width", "depth", "samples", "num_steps"),
-    [(1, 1, 0, 1, 1), (2, 33, 3, 97, 6), (9, 32, 1, 40, 3), (70, 100, 2, 25, 2)],
+    ("dim", "widths", "depths", "samples", "num_steps"),
+    [
+        (1, (1, 1), (0, 0), 1, 1),
+        (2, (33, 20), (3, 0), 97, 6),
+        (9, (32, 65), (1, 3), 40, 3),
+        (20, (7, 70), (0, 2), 130, 1),
+        (70, (100, 100), (2, 2), 25, 2),
+    ],
 )
 def test_loss_and_gradient_are_those_of_the_adjoint_in_float64(
     dim: int,
-    width: int,
-    depth: int,
+    widths: tuple[int, int],
+    depths: tuple[int, int],
     samples: int,
     num_steps: int,
     activation: str,
     learnable: bool,
 ) -> None:
-    sde = model(dim, width, depth, activation, learnable=learnable)
+    """The two networks need not be alike."""
+    drift, score = zip(widths, depths, strict=True)
+    sde = model(dim, drift, score, activation, learnable=learnable)
     x0, grid = batch(samples, dim), TimeGrid.power(num_steps, 1.0)
     weight = torch.rand(samples, generator=torch.Generator().manual_seed(2)) - 0.2
     exact = gradients(sde.double(), x0.double(), grid, "autograd", weight)
@@ -88,42 +83,10 @@ def test_loss_and_gradient_are_those_of_the_adjoint_in_float64(
 
 
 def test_long_paths_of_the_papers_networks() -> None:
-    sde, x0, grid = model(2, 128, 3), batch(50), TimeGrid.power(200, 1.0)
+    sde, x0, grid = model(2, (128, 3)), batch(50), TimeGrid.power(200, 1.0)
     exact = gradients(copy.deepcopy(sde).double(), x0.double(), grid, "autograd")
     found = gradients(sde, x0, grid, "fused")
     assert apart(found[0], exact[0]) < 1e-5
-    assert apart(found[1], exact[1]) < 1e-5
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    dim=st.integers(1, 20),
-    widths=st.tuples(st.integers(1, 70), st.integers(1, 70)),
-    depths=st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    samples=st.integers(1, 130),
-    num_steps=st.integers(1, 5),
-    engine=st.sampled_from(ENGINES),
-)
-def test_any_sizes(
-    dim: int,
-    widths: tuple[int, int],
-    depths: tuple[int, int],
-    samples: int,
-    num_steps: int,
-    engine: str,
-) -> None:
-    """The two networks need not be alike."""
-    torch.manual_seed(0)
-    nets = [
-        FourierMLP(dim, width, depth, activation)
-        for width, depth, activation in zip(widths, depths, ("silu", "gelu"), strict=True)
-    ]
-    sde, x0, grid = DiffFlowSDE(*nets, 0.7), batch(samples, dim), TimeGrid.power(num_steps, 1.0)
-    exact = gradients(copy.deepcopy(sde).double(), x0.double(), grid, "autograd")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workspace, "instructions_name", lambda: engine)
-        found = gradients(sde, x0, grid, "fused")
-    assert apart(found[0], exact[0]) < 2e-6
     assert apart(found[1], exact[1]) < 1e-5
 
 
@@ -184,7 +147,8 @@ def rounded(sde: DiffFlowSDE, x0: Tensor, grid: TimeGrid) -> tuple[Tensor, Tenso
 def test_bfloat16_is_far_more_exact_than_the_noise(
     activation: str, dim: int, width: int, depth: int, samples: int
 ) -> None:
-    sde, x0, grid = model(dim, width, depth, activation), batch(samples, dim), TimeGrid.power(9, 1)
+    sde = model(dim, (width, depth), activation=activation)
+    x0, grid = batch(samples, dim), TimeGrid.power(9, 1)
     exact = gradients(copy.deepcopy(sde).double(), x0.double(), grid, "autograd")
     found = rounded(sde, x0, grid)
     other = gradients(sde, x0.roll(1, 0), grid, "fused")  # Samples change places: other noise.
@@ -254,22 +218,10 @@ def test_samples_are_those_of_single_steps(stochasticity: float, last_step: Any)
 # --- what results depend on ----------------------------------------------------------------------
 
 
-class Steady(FourierMLP):
-    """With an embedding whose bits do not depend on torch's threads, as those of products do."""
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def perceptron_at(self, t: Tensor) -> Perceptron:
-        return replace(super().perceptron_at(t), embedding=t[:, None].sin() * self.frequencies)
-
-
 @pytest.mark.parametrize("samples", [8, 120, 333])
 def test_results_do_not_depend_on_the_number_of_threads(samples: int) -> None:
-    torch.manual_seed(0)
-    diffusion = GeometricDiffusion(0.4, 1.0, learnable=True)
-    sde = DiffFlowSDE(Steady(2, 32, 2), Steady(2, 32, 2), diffusion)
-    x0, grid, results = batch(samples), TimeGrid.power(4, 1.0), []
+    sde, x0, results = model(learnable=True), batch(samples), []
+    grid = TimeGrid.power(4, 1.0)
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         results.append(gradients(sde, x0, grid, "fused"))
@@ -305,7 +257,7 @@ def test_memory_does_not_grow_with_the_batch(monkeypatch: pytest.MonkeyPatch) ->
         lambda n: sizes.append(n) or torch.empty(n, dtype=torch.uint8),
     )
     torch.set_num_threads(2)
-    sde, grid = model(2, 128, 3), TimeGrid.power(30, 1.0)
+    sde, grid = model(2, (128, 3)), TimeGrid.power(30, 1.0)
     for samples in (80, 800):
         sde.mean_loss(batch(samples), grid, KEY, engine="fused")
     assert sizes[0] == sizes[1] < 20 * 2**20
@@ -362,7 +314,7 @@ def test_no_gradients_are_computed_where_none_are_wanted(monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("scale", [1e-1, 1e-4, 1e-7])
 def test_tanh_keeps_its_digits_near_zero(scale: float) -> None:
-    sde, x0, grid = model(2, 16, 1, "tanh"), batch(20), TimeGrid.power(2, 1.0)
+    sde, x0, grid = model(2, (16, 1), activation="tanh"), batch(20), TimeGrid.power(2, 1)
     with torch.no_grad():
         for net in (sde.drift, sde.score):
             net.time_out.weight.zero_(), net.time_out.bias.zero_()
@@ -373,115 +325,6 @@ def test_tanh_keeps_its_digits_near_zero(scale: float) -> None:
         for dtype, engine in ((torch.float32, "fused"), (torch.float64, "autograd"))
     ]
     assert apart(*grad) < 1e-5
-
-
-# --- where it does not apply ---------------------------------------------------------------------
-
-
-class Doubled(FourierMLP):
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        return 2 * super().forward(t, x)
-
-
-class Trunk(FourierMLP):
-    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return 2 * super().trunk(x, embedding)
-
-
-class Called(FourierMLP):
-    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        return 2 * super().__call__(t, x)
-
-
-def changed(change: Callable[[Any], Any]) -> FourierMLP:
-    net = FourierMLP(2, 8, 2)
-    change(net)
-    return net
-
-
-def of_other_widths(net: FourierMLP) -> None:
-    net.hidden[0], net.hidden[1] = nn.Linear(8, 4), nn.Linear(4, 8)
-
-
-def without_bias(net: FourierMLP) -> None:
-    net.output = nn.Linear(8, 2, bias=False)
-
-
-def with_dropout(net: FourierMLP) -> None:
-    net.hidden[0] = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
-
-
-def replaced(net: Any) -> None:
-    forward = net.output.forward
-    net.output.forward = lambda x: 2 * forward(x)
-
-
-@pytest.mark.parametrize(
-    ("drift", "reason"),
-    [
-        (lambda t, x: x, "drift: no network with perceptron_at"),
-        (Doubled(2, 8, 1), "drift: no network with perceptron_at"),
-        (Trunk(2, 8, 1), "drift: no network with perceptron_at"),
-        (Called(2, 8, 1), "drift: no network with perceptron_at"),
-        (FourierMLP(2, 8, 1, "relu"), "activation 'relu'"),
-        (FourierMLP(3, 8, 1), "no perceptron of 2 components"),
-        (FourierMLP(2, 8, 17), "deeper than 16"),
-        (FourierMLP(2, 8, 1).double(), "no plain float32"),
-        (changed(with_dropout), "part of type Sequential"),
-        (changed(of_other_widths), "layers of one width"),
-        (changed(without_bias), "no plain float32 tensors"),
-        (changed(replaced), "a method of its Linear was replaced"),
-        (changed(lambda n: n.hidden[0].register_forward_hook(id)), "hooks on its Linear"),
-        (changed(lambda n: n.output.register_forward_pre_hook(id)), "hooks on its Linear"),
-        (changed(lambda n: n.register_full_backward_hook(id)), "hooks on its FourierMLP"),
-        (changed(lambda n: n.register_full_backward_pre_hook(id)), "hooks on its FourierMLP"),
-    ],
-)
-def test_networks_that_it_does_not_know(drift: Any, reason: str) -> None:
-    sde, grid = DiffFlowSDE(drift, FourierMLP(2, 8, 1)), TimeGrid.power(2, 1.0)
-    choice = sde.engine_for(batch(3), grid)
-    assert choice.name == "autograd"
-    assert reason in choice.reason
-    with pytest.raises(ValueError, match=r"engine='fused' is not possible here"):
-        sde.mean_loss(batch(3), grid, KEY, engine="fused")
-
-
-def test_global_hooks_are_called() -> None:
-    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
-    try:
-        assert "global hooks" in model().engine_for(batch(3), TimeGrid.power(2, 1.0)).reason
-    finally:
-        handle.remove()
-
-
-class Wide(StandardNormal):
-    def log_prob(self, x: Tensor) -> Tensor:
-        return super().log_prob(x / 2)
-
-
-def test_priors_that_it_does_not_know() -> None:
-    sde, x0, grid = model(), batch(3), TimeGrid.power(2, 1.0)
-    for prior, name in ((StandardNormal(), "fused"), (StandardNormal(2.0), "autograd"),
-                        (Wide(), "autograd")):  # fmt: skip
-        other = DiffFlowSDE(sde.drift, sde.score, prior=prior)
-        assert other.engine_for(x0, grid).name == name
-
-
-def test_more_memory_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace, "MAX_SCRATCH", 2**16)
-    assert "MiB of memory" in model().engine_for(batch(3), TimeGrid.power(2, 1.0)).reason
-
-
-def test_calls_that_it_does_not_take() -> None:
-    sde, grid, x0 = model(), TimeGrid.power(2, 1.0), batch(3)
-    assert sde.engine_for(x0, grid) == ("fused", "")
-    assert "graph of every step" in sde.engine_for(x0, grid, checkpoint_every=0).reason
-    assert "float32 vectors" in sde.engine_for(batch(6, 2).view(3, 2, 2), grid).reason
-    assert "at least one sample" in sde.engine_for(x0[:0], grid).reason
-    with torch.autocast("cpu", torch.float16):
-        assert "autocast" in sde.engine_for(x0, grid).reason
-    with pytest.raises(ValueError, match="expected engine to be one of"):
-        sde.loss(x0, grid, KEY, engine="fast")  # pyright: ignore[reportArgumentType]
 
 
 def test_second_derivatives_are_refused() -> None:

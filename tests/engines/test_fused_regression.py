@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from helpers import ENGINES
+from fused_cases import KEY, apart
 from torch import Tensor
 
-from diffflow_ext import DDPM, DiNof, NoiseKey
-from diffflow_ext.engines.fused import regression, workspace
+from diffflow_ext import DDPM, DiNof
+from diffflow_ext.engines.fused import regression
 from diffflow_ext.nets import FourierMLP
-from diffflow_ext.nets.mlp import Perceptron
-
-KEY = NoiseKey(11, 3)
 
 
 def data(samples: int, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,27 +39,15 @@ def grads_of(net: FourierMLP, x: Tensor) -> Tensor:
     return torch.cat([x.grad.flatten(), *(p.grad.flatten() for p in net.parameters())])  # pyright: ignore
 
 
-def apart(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b).norm() / b.norm())
-
-
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("weighted", [False, True], ids=["errors", "weighted sum"])
 @pytest.mark.parametrize("activation", ["gelu", "silu", "tanh"])
 @pytest.mark.parametrize(
     ("dim", "width", "depth", "samples"), [(1, 1, 0, 1), (2, 128, 3, 97), (9, 33, 1, 40)]
 )
 def test_errors_and_gradients(
-    monkeypatch: pytest.MonkeyPatch,
-    engine: str,
-    weighted: bool,
-    activation: str,
-    dim: int,
-    width: int,
-    depth: int,
-    samples: int,
+    weighted: bool, activation: str, dim: int, width: int, depth: int, samples: int
 ) -> None:
-    monkeypatch.setattr(workspace, "instructions_name", lambda: engine)
     torch.manual_seed(0)
     net = FourierMLP(dim, width, depth, activation, time_scale=0.1)
     t, x, target, weight = data(samples, dim)
@@ -82,21 +66,8 @@ def test_errors_and_gradients(
     assert apart(grads_of(net, x), exact) < 1e-5
 
 
-class Steady(FourierMLP):
-    """With an embedding whose bits do not depend on torch's threads, as those of products do."""
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def perceptron_at(self, t: Tensor) -> Perceptron:
-        return replace(super().perceptron_at(t), embedding=t[:, None].sin() * self.phase)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_samples_share_the_embeddings_of_times(
-    monkeypatch: pytest.MonkeyPatch, engine: str
-) -> None:
-    monkeypatch.setattr(workspace, "instructions_name", lambda: engine)
+@pytest.mark.usefixtures("instructions")
+def test_samples_share_the_embeddings_of_times() -> None:
     torch.manual_seed(0)
     net, (t, x, target, weight) = FourierMLP(2, 33, 1), data(90, 2)
     t = (10 * t).ceil() / 10
@@ -109,17 +80,17 @@ def test_samples_share_the_embeddings_of_times(
     assert apart(grads_of(net, x), exact) < 1e-5
 
 
+@pytest.mark.usefixtures("same_threads")
 def test_gradients_of_shared_times_do_not_depend_on_threads() -> None:
     torch.manual_seed(0)
-    net, (t, x, target, weight) = Steady(2, 32, 2), data(333, 2)
-    t, before, found = (3 * t).ceil(), torch.get_num_threads(), []
+    net, (t, x, target, weight) = FourierMLP(2, 32, 2), data(333, 2)
+    t, found = (3 * t).ceil(), []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         call = regression.prepare("test", "fused", net, t, x)
         assert call is not None
         loss = regression.weighted_square_error(call, x, target, weight)
         found.append(torch.autograd.grad(loss, call.parts.tensors))
-    torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
 

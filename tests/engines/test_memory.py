@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from fuzz_targets import TARGETS
-from helpers import replace_everywhere, same_bits
+from helpers import gradients, replace_everywhere, same_bits
 from host_device import poisoned_memory
+from op_cases import DTYPES, MAKE, Dtypes, dtype_id
 from torch import Tensor
 
 from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid, functional
@@ -42,16 +43,13 @@ def with_gradients(call: Callable[..., Any], arguments: dict[str, Any]) -> Resul
         if isinstance(value, Tensor) and value.is_floating_point() and name != "weight"
     }
     values = call(**{**arguments, **leaves})
-    tensors = [v for v in (values if isinstance(values, tuple) else (values,)) if _counts(v)]
+    results = values if isinstance(values, tuple) else (values,)
+    tensors = [value for value in results if isinstance(value, Tensor)]
     first = tensors[0] if tensors else torch.zeros(())
     if first.requires_grad and leaves:
         grads = torch.autograd.grad(first.sum(), list(leaves.values()), allow_unused=True)
         return [*tensors, *(grad for grad in grads if grad is not None)]
     return tensors
-
-
-def _counts(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -66,28 +64,11 @@ def test_public_functions_read_no_unwritten_memory(name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (5, 4), (2, 9000), (3, 2, 4, 4)], ids=str)
-@pytest.mark.parametrize("network", [torch.float32, torch.bfloat16], ids=str)
-def test_ops_of_many_shapes(shape: tuple[int, ...], network: torch.dtype) -> None:
-    def rows(*names: str) -> dict[str, Tensor]:
-        torch.manual_seed(1)
-        made = {name: torch.randn(shape) for name in names}
-        return {n: v.to(network) if n[0] in "fsab" else v for n, v in made.items()}
-
-    g, noise = torch.tensor(0.7), {"key": KEY, "step": 3, "sample_offset": 2}
-    residual = {**rows("x", "x_next", "f_next", "s_next"), "dt": 0.1, "g_next": g}
-    reverse = {**rows("x_next", "f_next", "s_next"), "dt": 0.1, "g_next": g, **noise}
-    calls = {
-        functional.em_step: {**rows("x", "f"), "dt": 0.1, "g": g, **noise},
-        functional.backward_residual: residual,
-        functional.residual_cost: residual,
-        functional.reverse_step: reverse,
-        functional.perturb: {**rows("x0"), "alpha_t": g, "sigma_t": g, **noise},
-        functional.affine_step: {
-            **rows("x", "a", "b"), "c_a": g, "c_b": g, "noise_scale": g, **noise
-        },
-    }  # fmt: skip
-    for op, arguments in calls.items():
-        alike(lambda op=op, arguments=arguments: with_gradients(op, arguments))
+@pytest.mark.parametrize("dtypes", [DTYPES[0], DTYPES[2]], ids=dtype_id)
+@pytest.mark.parametrize("name", MAKE)
+def test_ops_of_many_shapes(name: str, dtypes: Dtypes, shape: tuple[int, ...]) -> None:
+    case = MAKE[name](shape, dtypes, True)
+    alike(lambda: list(gradients(case.op, case.inputs).values()))
 
 
 @pytest.mark.parametrize("engine", ["fused", "autograd"])

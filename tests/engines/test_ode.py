@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,15 @@ def points(n: int = 5, dim: int = 3) -> Tensor:
     return torch.randn(n, dim, dtype=torch.float64)
 
 
+def solve(
+    flow: ProbabilityFlow, x: Tensor, grid: TimeGrid, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The end and the integral of the divergence, exact where no other is named."""
+    end, change = integrate(flow, x, grid, **{"divergence": "exact", **options})
+    assert change is not None
+    return end, change
+
+
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("rk4", 4)])
 def test_fixed_solvers_converge_at_their_order(solver: str, order: int) -> None:
     x, t_end = points(4, 2), 1.5
@@ -54,9 +64,8 @@ def test_fixed_solvers_converge_at_their_order(solver: str, order: int) -> None:
     errors = []
     for n in (20, 40):
         grid = TimeGrid.power(n, t_end, power=1.0)
-        y, change = integrate(linear(), x, grid, solver=solver, divergence="exact")
+        y, change = solve(linear(), x, grid, solver=solver)
         errors.append(float((y - exact).abs().max()))
-        assert change is not None
         # A linear field has the same divergence everywhere, so its integral is exact.
         torch.testing.assert_close(change, torch.full_like(change, 1.5 * float(MATRIX.trace())))
     rate = math.log2(errors[0] / errors[1])
@@ -67,22 +76,18 @@ def test_fixed_solvers_converge_at_their_order(solver: str, order: int) -> None:
 def test_coefficients_and_two_networks_agree_with_torchdiffeq() -> None:
     flow, x = waves(), points()
     grid = TimeGrid.power(400, 1.0, power=1.0)
-    fine, fine_change = integrate(flow, x, grid, solver="rk4", divergence="exact")
-    adaptive, change = integrate(
-        flow, x, TimeGrid.from_times([0.0, 1.0]), solver="dopri5", divergence="exact",
+    fine, fine_change = solve(flow, x, grid, solver="rk4")
+    adaptive, change = solve(
+        flow, x, TimeGrid.from_times([0.0, 1.0]), solver="dopri5",
         rtol=1e-10, atol=1e-10,
     )  # fmt: skip
     torch.testing.assert_close(fine, adaptive, rtol=0, atol=1e-8)
-    assert fine_change is not None
-    assert change is not None
     torch.testing.assert_close(fine_change, change, rtol=0, atol=1e-8)
 
 
 def test_exact_divergence_is_the_trace_of_the_jacobian() -> None:
     flow, x, h = waves(), points(4), 1e-3
-    _, change = integrate(flow, x, TimeGrid.from_times([0.4, 0.4 + h]), solver="euler",
-                          divergence="exact")  # fmt: skip
-    assert change is not None
+    _, change = solve(flow, x, TimeGrid.from_times([0.4, 0.4 + h]), solver="euler")
     for row, value in zip(x, change, strict=True):
         jacobian = torch.autograd.functional.jacobian(
             lambda y: flow.velocity(0.4, y[None])[0], row
@@ -93,13 +98,11 @@ def test_exact_divergence_is_the_trace_of_the_jacobian() -> None:
 
 def test_heun_sums_the_divergence_to_second_order() -> None:
     flow, x = waves(), points()
-    reference = integrate(flow, x, TimeGrid.power(300, 1.0), solver="rk4", divergence="exact")[1]
+    reference = solve(flow, x, TimeGrid.power(300, 1.0), solver="rk4")[1]
     errors = []
     for n in (16, 32):
         grid = TimeGrid.power(n, 1.0, power=1.0)
-        change = integrate(flow, x, grid, solver="heun", divergence="exact")[1]
-        assert change is not None
-        assert reference is not None
+        change = solve(flow, x, grid, solver="heun")[1]
         errors.append(float((change - reference).abs().max()))
     assert 1.6 < math.log2(errors[0] / errors[1]) < 2.6
 
@@ -107,24 +110,18 @@ def test_heun_sums_the_divergence_to_second_order() -> None:
 def test_the_way_back_returns() -> None:
     flow, x = waves(), points()
     grid = TimeGrid.power(200, 1.0)
-    there, change = integrate(flow, x, grid, solver="rk4", divergence="exact")
-    back, change_back = integrate(
-        flow, there, grid, reverse=True, solver="rk4", divergence="exact"
-    )
+    there, change = solve(flow, x, grid, solver="rk4")
+    back, change_back = solve(flow, there, grid, reverse=True, solver="rk4")
     torch.testing.assert_close(back, x, rtol=0, atol=1e-7)
-    assert change is not None
-    assert change_back is not None
     torch.testing.assert_close(change_back, -change, rtol=0, atol=1e-7)
 
 
 def test_hutchinson_is_unbiased_and_its_variance_falls_with_probes() -> None:
     flow, x, grid = waves(), points(1).expand(4000, 3).contiguous(), TimeGrid.power(3, 0.5)
-    exact = integrate(flow, x[:1], grid, divergence="exact")[1]
-    assert exact is not None
+    exact = solve(flow, x[:1], grid)[1]
     spread = []
     for probes in (1, 8):
-        estimate = integrate(flow, x, grid, divergence="hutchinson", key=KEY, num_probes=probes)[1]
-        assert estimate is not None
+        estimate = solve(flow, x, grid, divergence="hutchinson", key=KEY, num_probes=probes)[1]
         error = float(estimate.std()) / math.sqrt(len(estimate))
         assert abs(float(estimate.mean() - exact)) < 4.5 * error
         spread.append(float(estimate.std()))
@@ -157,18 +154,15 @@ def test_auto_is_exact_for_few_dimensions_and_an_estimate_for_many() -> None:
 def test_images_keep_their_shape() -> None:
     flow, x = waves(12), torch.randn(3, 1, 3, 4, dtype=torch.float64)
     grid = TimeGrid.power(5, 0.5)
-    flat, change = integrate(flow, x.flatten(1), grid, divergence="exact")
-    image, change_image = integrate(flow, x, grid, divergence="exact")
+    flat, change = solve(flow, x.flatten(1), grid)
+    image, change_image = solve(flow, x, grid)
     assert torch.equal(image.flatten(1), flat)
-    assert change is not None
-    assert change_image is not None
     assert torch.equal(change, change_image)
 
 
 def test_networks_that_ignore_their_input_have_no_divergence() -> None:
     flow = ProbabilityFlow((lambda t, x: torch.ones_like(x),), lambda t: (0.25, 1.0))
-    _, change = integrate(flow, points(), TimeGrid.power(5, 2.0), divergence="exact")
-    assert change is not None
+    _, change = solve(flow, points(), TimeGrid.power(5, 2.0))
     torch.testing.assert_close(change, torch.full_like(change, 3 * 0.25 * 2.0))
 
 
@@ -207,11 +201,10 @@ def test_fixed_solvers_draw_fresh_probes_at_each_step() -> None:
     """With the same probes at both, a constant Jacobian would have equal shares."""
     matrix = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
     x = points(200, 2)
-    change = integrate(
+    change = solve(
         linear(matrix), x, TimeGrid.from_times([0.0, 0.5, 1.0]), solver="euler",
         divergence="hutchinson", key=KEY,
     )[1]  # fmt: skip
-    assert change is not None
     # A step contributes +-1: together -2, 0 or 2, and 0 only where the probes differ.
     assert 60 < int((change.abs() < 1e-12).sum()) < 140
 
@@ -232,9 +225,7 @@ def test_channels_last_networks() -> None:
 def test_nothing_carries_a_graph() -> None:
     net = nn.Linear(3, 3).double()
     flow = ProbabilityFlow((lambda t, x: net(x),), lambda t: (0.0, 1.0))
-    y, change = integrate(flow, points().requires_grad_(), TimeGrid.power(3, 1.0),
-                          divergence="exact")  # fmt: skip
-    assert change is not None
+    y, change = solve(flow, points().requires_grad_(), TimeGrid.power(3, 1.0))
     assert not y.requires_grad
     assert not change.requires_grad
 

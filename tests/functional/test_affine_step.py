@@ -1,16 +1,12 @@
 """The affine step: which terms take part, what its solvers come to, and what it refuses.
 
-Values, gradients, layouts and compilation against the reference are in test_functional.py, the
-CUDA kernel in test_kernels_host.py and test_gpu.py.
+Values and gradients against the reference are in test_steps.py, layouts in test_contracts.py,
+compilation in test_compile.py.
 """
 
 from __future__ import annotations
 
 import itertools
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,43 +76,6 @@ def test_the_noise_is_that_of_normal(purpose: str) -> None:
     assert torch.equal(found, draws((6, 5), F32, **options))
 
 
-#: Calls the core with an address that nobody can read, for a key or for b. Each call is made in a
-#: child of its own, which may die of it; prints its sum, or the signal.
-CALLS = """
-import os, sys, torch
-from diffflow_ext.functional.core import core, target
-
-def total(key, scale, b):
-    x, y = torch.ones(3, 5), torch.empty(3, 5)
-    where, rows = target(x), (x.data_ptr(), x.data_ptr(), b or 0, y.data_ptr())
-    numbers = ((1.0, 0), (2.0, 0), (4.0, 0), scale)
-    core.affine_step(where, (0, 0, 0, 0, 0, key), *numbers, *rows)
-    return int(y.sum())
-
-stored = torch.zeros(1)
-for case in (
-    (0, (0.0, 0), 0),
-    (16, (0.0, 0), 0),
-    (16, (0.5, 0), 0),
-    (16, (0.0, stored.data_ptr()), 0),
-    (0, (0.0, 0), 16),
-):
-    child = os.fork()
-    if child == 0:
-        os._exit(total(*case))
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-def test_what_is_absent_is_never_read() -> None:
-    """No b, and no key without noise; a scale in memory may have changed and always draws."""
-    done = subprocess.run(
-        [sys.executable, "-c", CALLS], capture_output=True, text=True, check=True
-    )
-    died = -signal.SIGSEGV
-    assert list(map(int, done.stdout.split())) == [45, 45, died, died, died]
-
-
 def test_a_silent_step_needs_no_key() -> None:
     x = torch.randn(4, 3)
     expected = functional.affine_step(x, x, c_a=0.5)
@@ -172,28 +131,6 @@ def test_an_euler_maruyama_step_has_the_same_bits(types: tuple[torch.dtype, torc
     assert same_bits(found, expected)
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-def test_a_step_of_the_reverse_family(strength: float) -> None:
-    x, f, s = rows((6, 9), F64, F64)
-    dt, g = 0.05, 0.7
-    found = functional.affine_step(
-        x, f, s, c_a=-dt, c_b=(1 + strength**2) / 2 * g**2 * dt,
-        noise_scale=strength * g * dt**0.5, key=KEY, step=STEP,
-    )  # fmt: skip
-    expected = functional.reverse_step(
-        x, f, s, dt=dt, g_next=g, key=KEY, step=STEP, stochasticity=strength
-    )
-    assert_close(found, expected, "float64")
-
-
-def test_a_heun_step_is_exact_for_a_drift_linear_in_time() -> None:
-    """dx/dt = 2 t - 1 from 0.5 to 0.75: the trapezoid of a straight line is its integral."""
-    x = torch.randn(4, 3, dtype=F64)
-    ends = [torch.full_like(x, 2 * t - 1) for t in (0.5, 0.75)]
-    y = functional.affine_step(x, *ends, c_a=0.125, c_b=0.125)
-    assert_close(y, x + (0.75**2 - 0.5**2) - 0.25, "float64")
-
-
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_an_implicit_step_keeps_the_marginals(eta: float) -> None:
     """From x_t = alpha_t x_0 + sigma_t e, with e known, to alpha_s x_0 + sigma_s e' (DDIM)."""
@@ -243,110 +180,6 @@ def test_factors_of_any_dtype_leave_gradients_in_theirs(dtype: torch.dtype) -> N
     assert (y.dtype, of_x.dtype, of_a.dtype, of_factor.dtype) == (F32, F32, BF16, dtype)
     assert of_factor.shape == (1,)
     assert torch.equal(of_x, torch.full((3, 2), 0.5))
-
-
-# --- torch.compile -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def counted() -> Any:
-    """Compiles without graph breaks; also returns the counter of compilations."""
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    torch._dynamo.reset()
-
-    def build(op: Callable[..., Tensor]) -> tuple[Any, Any]:
-        counter = CompileCounterWithBackend("aot_eager")
-        return torch.compile(op, fullgraph=True, backend=counter), counter
-
-    yield build
-    torch._dynamo.reset()
-
-
-def test_numbers_may_change_between_compiled_calls(counted: Any) -> None:
-    """Each compiles again; a scale of 0 makes a graph without noise and leaves it again."""
-
-    def step(x: Tensor, a: Tensor, c: float, scale: float) -> Tensor:
-        return functional.affine_step(x, a, c_a=c, noise_scale=scale, key=KEY, step=STEP)
-
-    op, _ = counted(step)
-    x, a, _ = rows((5, 3), F32, F32)
-    for c, scale in ((0.1, 0.0), (0.1, 0.5), (0.2, 0.6), (0.2, 0.0)):
-        assert same_bits(op(x, a, c, scale), step(x, a, c, scale))
-
-
-def test_tensors_that_change_compile_once(counted: Any) -> None:
-    def step(x: Tensor, a: Tensor, c: Tensor, key: Tensor) -> Tensor:
-        return functional.affine_step(x, a, a, c_a=c, c_b=c, noise_scale=c, key=key)
-
-    op, counter = counted(step)
-    for stream in range(3):
-        x, a, _ = rows((5, 3), F32, F32)
-        c, key = torch.rand(()), KEY.at(stream).to_tensor()
-        assert same_bits(op(x, a, c, key), step(x, a, c, key))
-    assert counter.frame_count == 1
-
-
-# --- errors --------------------------------------------------------------------------------------
-
-X = torch.zeros(2, 3)
-NAN = float("nan")
-
-
-def call(**changes: Any) -> Tensor:
-    return functional.affine_step(**{"x": X, "a": X, "c_a": 0.5, **changes})
-
-
-#: What comes after "affine_step: expected".
-VALUE_ERRORS = [
-    ({"a": X[:1]}, "a to have the shape of x, got (1, 3) and (2, 3)"),
-    ({"b": X.T, "c_b": 1.0}, "b to have the shape of x, got (3, 2) and (2, 3)"),
-    ({"x": torch.tensor(1.0)}, "x of shape (B, *event), got shape ()"),
-    ({"c_x": torch.ones(2)}, "c_x to be a number or a tensor of one element, got shape (2,)"),
-    ({"c_a": torch.tensor(1)}, "a tensor c_a to be floating and on cpu, got int64 on cpu"),
-    ({"c_b": 0.5}, "b, because c_b is not 0; give both or neither"),
-    ({"c_b": torch.zeros(())}, "b, because c_b is not 0; give both or neither"),
-    ({"noise_scale": 0.5}, "a key, because noise_scale is not 0; pass key=NoiseKey(seed, stream)"),
-    ({"noise_scale": torch.zeros(())}, "a key, because noise_scale is not 0"),
-    ({"noise_scale": -0.5, "key": KEY}, "noise_scale >= 0, got noise_scale=-0.5"),
-    ({"noise_scale": torch.tensor(-0.5), "key": KEY}, "noise_scale >= 0, got noise_scale=-0.5"),
-    ({"noise_scale": torch.tensor(NAN), "key": KEY}, "noise_scale >= 0, got noise_scale=nan"),
-    ({"c_a": NAN}, "c_a to be finite, got c_a=nan"),
-    ({"c_x": float("inf")}, "c_x to be finite, got c_x=inf"),
-    ({"c_a": -1e39}, "|c_a| <= 3.4e+38, the range of float32, got c_a=-1e+39; rescale"),
-    ({"c_a": torch.tensor(1e39, dtype=F64)}, "|c_a| <= 3.4e+38, the range of float32"),
-    ({"c_x": torch.tensor(NAN)}, "|c_x| <= 3.4e+38, the range of float32, got c_x=nan"),
-    ({"purpose": "colour"}, "purpose to be one of"),
-    ({"step": 2**24}, "0 <= step < 16777216"),
-    ({"sample_offset": 2**32 - 1}, "sample_offset + batch <= 2^32"),
-    ({"x": torch.zeros(1, 1).expand(2, 2**34 + 4)}, "at most 2^34 elements a sample"),
-]
-TYPE_ERRORS = [
-    ({"x": X.bfloat16()}, "x to be float32 or float64, got bfloat16"),
-    ({"a": X.long()}, "a to be float32, float64, bfloat16 or float16, got int64"),
-    ({"b": X.bool()}, "b to be float32, float64, bfloat16 or float16, got bool"),
-    ({"c_x": None}, "c_x to be a number, got None"),
-    ({"c_a": True}, "c_a to be a number, got True"),
-    ({"noise_scale": "1"}, "noise_scale to be a number, got '1'"),
-    ({"noise_scale": 1.0, "key": 5}, "key to be a NoiseKey or the tensor of NoiseKey.to_tensor"),
-    ({"step": 1.0}, "step to be an integer, got 1.0"),
-]
-
-
-@pytest.mark.parametrize(
-    ("error", "changes", "text"),
-    [
-        *((ValueError, *row) for row in VALUE_ERRORS),
-        *((TypeError, *row) for row in TYPE_ERRORS),
-    ],
-)
-def test_bad_arguments_are_refused(
-    error: type[Exception], changes: dict[str, Any], text: str
-) -> None:
-    call()
-    with pytest.raises(error) as caught:
-        call(**changes)
-    assert str(caught.value).startswith(f"affine_step: expected {text}")
 
 
 def test_large_factors_of_float64_pass() -> None:

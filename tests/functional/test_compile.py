@@ -57,8 +57,11 @@ def test_operator_passes_opcheck_on_strided_and_empty_input(name: str) -> None:
         torch.library.opcheck(getattr(operators, name).default, arguments)
 
 
+Compile = Callable[[Op], tuple[Op, Any]]
+
+
 @pytest.fixture
-def compiled() -> Iterator[Callable[[Op], tuple[Op, Any]]]:
+def compiled() -> Iterator[Compile]:
     """Compiles a function without graph breaks; also returns the counter of its compilations."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -73,7 +76,7 @@ def compiled() -> Iterator[Callable[[Op], tuple[Op, Any]]]:
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_compiled_op_equals_eager(compiled: Callable[[Op], tuple[Op, Any]], name: str) -> None:
+def test_compiled_op_equals_eager(compiled: Compile, name: str) -> None:
     case = MAKE[name]((5, 3), DTYPES[4], True)
     op, counter = compiled(case.op)
     expected = gradients(case.op, case.inputs)
@@ -85,20 +88,19 @@ def test_compiled_op_equals_eager(compiled: Callable[[Op], tuple[Op, Any]], name
     assert counter.frame_count == 1
 
 
-def test_compiled_normal_equals_eager(compiled: Callable[[Op], tuple[Op, Any]]) -> None:
+def test_compiled_normal_equals_eager(compiled: Compile) -> None:
     op, _ = compiled(lambda key: functional.normal((5, 3), key, step=STEP))
     assert same_bits(op(KEY), functional.normal((5, 3), KEY, step=STEP))
     assert same_bits(op(KEY.to_tensor()), functional.normal((5, 3), KEY, step=STEP))
 
 
-def test_new_tensor_keys_and_coefficients_do_not_compile_again(
-    compiled: Callable[[Op], tuple[Op, Any]],
-) -> None:
+def test_new_tensor_keys_and_coefficients_do_not_compile_again(compiled: Compile) -> None:
     def both(x: Tensor, f: Tensor, s: Tensor, dt: Tensor, g: Tensor, key: Tensor) -> Tensor:
         x_next = functional.em_step(x, f, dt=dt, g=g, key=key, step=STEP)
         cost = functional.residual_cost(x, x_next, f, s, dt=dt, g_next=g)
         back = functional.reverse_step(x_next, f, s, dt=dt, g_next=g, key=key, step=STEP)
-        return cost + back.sum(1)
+        moved = functional.affine_step(x, f, s, c_a=g, c_b=0.3, noise_scale=dt, key=key)
+        return cost + back.sum(1) + moved.sum(1)
 
     op, counter = compiled(both)
     for stream in range(4):
@@ -112,9 +114,7 @@ def test_new_tensor_keys_and_coefficients_do_not_compile_again(
     assert counter.frame_count == 1
 
 
-def test_steps_and_batch_sizes_compile_at_most_twice(
-    compiled: Callable[[Op], tuple[Op, Any]],
-) -> None:
+def test_steps_and_batch_sizes_compile_at_most_twice(compiled: Compile) -> None:
     """The second value makes an integer symbolic; later ones are free."""
     key, dt = KEY.to_tensor(), torch.tensor(DT)
     op, counter = compiled(
@@ -125,3 +125,15 @@ def test_steps_and_batch_sizes_compile_at_most_twice(
         eager = functional.em_step(x, x, dt=dt, g=dt, key=key, step=step)
         assert same_bits(op(x, step), eager)
     assert counter.frame_count <= 2
+
+
+def test_numbers_may_change_between_compiled_calls(compiled: Compile) -> None:
+    """Each compiles again; a scale of 0 makes a graph without noise and leaves it again."""
+
+    def step(x: Tensor, a: Tensor, c: float, scale: float) -> Tensor:
+        return functional.affine_step(x, a, c_a=c, noise_scale=scale, key=KEY, step=STEP)
+
+    op, _ = compiled(step)
+    x, a = torch.randn(2, 5, 3)
+    for c, scale in ((0.1, 0.0), (0.1, 0.5), (0.2, 0.6), (0.2, 0.0)):
+        assert same_bits(op(x, a, c, scale), step(x, a, c, scale))

@@ -1,4 +1,4 @@
-"""What holds for every op: layouts, dtypes, threads, sizes, and derivatives that do not exist."""
+"""What holds for every op: its values, whatever the layout, and derivatives that do not exist."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import ctypes
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers import gradients, same_bits
+from helpers import Inputs, Op, assert_close, check_op, gradients, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from op_cases import (
@@ -18,21 +19,86 @@ from op_cases import (
     DT,
     DTYPES,
     F16,
+    F32,
     F64,
     KEY,
     MAKE,
-    SHAPES,
     Dtypes,
     G,
     dtype_id,
+    em_step_case,
+    first,
+    parameters,
     residual_rows,
 )
 from torch import Tensor
 
-from diffflow_ext import NoiseKey, functional
+from diffflow_ext import functional
 from diffflow_ext.functional import reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+#: Ops that take a step of length dt with a coefficient g.
+STEPS = [name for name in MAKE if not name.startswith(("perturb", "affine_step"))]
+
+
+@pytest.mark.parametrize(("name", "shape", "dtypes", "learned"), parameters())
+def test_op_equals_its_reference(
+    name: str, shape: tuple[int, ...], dtypes: Dtypes, learned: bool
+) -> None:
+    """Value and gradients."""
+    case = MAKE[name](shape, dtypes, learned)
+    check_op(case.op, case.reference, case.inputs)
+
+
+WRONG: dict[str, Op] = {
+    "sign": lambda x, f, **k: functional.em_step(x, -f, **k),
+    "gradient": lambda x, f, **k: functional.em_step(x, f.detach(), **k) + 0 * f,
+    "scale gradient": lambda x, g, **k: functional.em_step(x, g=g.detach(), **k) + 0 * g,
+    "step": lambda step, **k: functional.em_step(step=step + 1, **k),
+    "small error": lambda x, **k: functional.em_step(x * (1 + 2e-5), **k),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_op_is_caught(name: str) -> None:
+    """check_op itself."""
+    case = em_step_case((33, 5), DTYPES[0], True)
+    with pytest.raises(AssertionError):
+        check_op(WRONG[name], case.reference, case.inputs)
+
+
+@pytest.mark.parametrize("name", ["em_step", "reverse_step", "affine_step", "perturb"])
+def test_op_equals_its_reference_with_noise_of_its_own(name: str) -> None:
+    case = MAKE[name]((33, 5), DTYPES[0], False)
+    plain = first(reference.perturb) if name == "perturb" else getattr(reference, name)
+    value, expected = case.inputs.call(case.op), case.inputs.mapped(Tensor.double).call(plain)
+    assert_close(value, expected, "noise_float32")
+
+
+@pytest.mark.parametrize("g_shape", [(), (1,), (1, 1)], ids=str)
+@pytest.mark.parametrize("g_dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("name", STEPS)
+def test_a_tensor_g_keeps_its_shape_and_dtype(
+    name: str, g_shape: tuple[int, ...], g_dtype: torch.dtype
+) -> None:
+    case = MAKE[name]((5, 3), DTYPES[0], True)
+    (g_name,) = case.inputs.scalars
+    g = torch.full(g_shape, np.float32(G).item(), dtype=g_dtype)
+    expected = gradients(case.op, case.inputs)
+    actual = gradients(case.op, replace(case.inputs, scalars={g_name: g}))
+    assert (actual[g_name].shape, actual[g_name].dtype) == (g_shape, g_dtype)
+    assert same_bits(actual["value"], expected["value"])
+    assert actual[g_name].item() == pytest.approx(expected[g_name].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_tensor_dt_is_the_number(name: str) -> None:
+    case = MAKE[name]((5, 3), DTYPES[0], True)
+    as_tensor = replace(case.inputs, options={**case.inputs.options, "dt": torch.tensor([DT])})
+    expected = gradients(case.op, case.inputs)
+    assert same_bits(as_tensor.call(case.op), expected["value"])
+    for part, value in gradients(case.op, as_tensor).items():
+        torch.testing.assert_close(value, expected[part])
 
 
 @pytest.mark.parametrize("shape", [(5000, 3), (2000, 65), (3, 20_000), (2, 4096)], ids=str)
@@ -60,6 +126,14 @@ def with_offset(x: Tensor, offset: int) -> Tensor:
     return out.copy_(x)
 
 
+def gradients_in_place(op: Op, inputs: Inputs) -> dict[str, Tensor]:
+    """As `gradients`, of the very tensors: copies would be contiguous and aligned."""
+    leaves = inputs.mapped(lambda value: value.detach().requires_grad_())
+    value = leaves.call(op)
+    grads = torch.autograd.grad(value.sum(), list(leaves.tensors.values()))
+    return {"value": value.detach(), **dict(zip(leaves.tensors, grads, strict=True))}
+
+
 @pytest.mark.parametrize("offset", [1, 2, 3])
 @pytest.mark.parametrize("dtypes", [DTYPES[1], DTYPES[2]], ids=dtype_id)
 @pytest.mark.parametrize("name", MAKE)
@@ -75,12 +149,8 @@ def test_unaligned_storage_gives_the_same_bits(name: str, dtypes: Dtypes, offset
                 for row, value in case.inputs.rows.items()
             },
         )
-        leaves = moved.mapped(lambda value: value.requires_grad_())
-        value = leaves.call(case.op)
-        grads = torch.autograd.grad(value.sum(), list(leaves.tensors.values()))
-        assert same_bits(value, expected["value"])
-        for part, grad in zip(leaves.tensors, grads, strict=True):
-            assert same_bits(grad, expected[part]), part
+        for part, value in gradients_in_place(case.op, moved).items():
+            assert same_bits(value, expected[part]), part
 
 
 def layouts(x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -116,21 +186,13 @@ def test_any_layout_gives_the_bits_of_a_contiguous_copy(data: st.DataObject) -> 
         rows[row] = ways[data.draw(st.sampled_from(list(ways)), label=row)](value)
     before = {row: value.clone() for row, value in rows.items()}
     versions = {row: value._version for row, value in rows.items()}
-    plain = {
-        row: value.clone(memory_format=torch.contiguous_format) for row, value in rows.items()
-    }
-
-    def results(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        leaves = {row: value.detach().requires_grad_() for row, value in values.items()}
-        scalars = {k: v.detach().clone().requires_grad_() for k, v in case.inputs.scalars.items()}
-        value = case.op(**leaves, **scalars, **case.inputs.options)
-        inputs = {**leaves, **scalars}
-        grads = torch.autograd.grad(value.sum(), list(inputs.values()))
-        return {"value": value, **dict(zip(inputs, grads, strict=True))}
-
-    expected, actual = results(plain), results(rows)
-    for part, value in expected.items():
-        assert same_bits(actual[part], value), part
+    inputs, plain = (
+        replace(case.inputs, rows=rows),
+        partial(torch.clone, memory_format=torch.contiguous_format),
+    )
+    expected = gradients_in_place(case.op, inputs.rows_mapped(plain))
+    for part, value in gradients_in_place(case.op, inputs).items():
+        assert same_bits(value, expected[part]), part
     for row, value in rows.items():
         assert same_bits(value, before[row]), f"{row} was modified"
         assert value._version == versions[row], f"{row} was written to"
@@ -191,19 +253,6 @@ def test_places_of_huge_tensors(core_probe: ctypes.CDLL, elements: int) -> None:
             assert list(out) == [sample * elements + 4 * quad, count, wide, samples * quads]
 
 
-def test_noise_of_huge_samples_does_not_wrap(core_probe: ctypes.CDLL) -> None:
-    seen = set()
-    for quad in (0, 2**29, 2**31 - 1, 2**31, 2**32 - 1):
-        out = (ctypes.c_uint32 * 4)()
-        core_probe.probe_noise_words(
-            ctypes.c_uint64(1), 0, 0, 0, 0, ctypes.c_int64(0), ctypes.c_int64(quad), out
-        )
-        counter, key = torch.tensor([quad, 0, 0, 0]), torch.tensor([1, 0])
-        assert list(out) == reference.philox_words(counter, key).tolist()
-        seen.add(tuple(out))
-    assert len(seen) == 5
-
-
 @pytest.mark.parametrize(
     "quads", [0, 1, 2, 3, 31, 32, 33, 256, 257, 2048, 2049, 5000, 2**31 + 5, 2**32]
 )
@@ -260,19 +309,6 @@ def test_a_hessian_raises() -> None:
         torch.autograd.functional.hessian(total, torch.randn(2, 3, dtype=F64))
 
 
-def test_a_gradient_penalty_raises() -> None:
-    x, rows = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
-    net = torch.nn.Linear(3, 3)
-
-    def penalty() -> None:
-        value = functional.residual_cost(x, rows, net(x), rows, dt=DT, g_next=G)
-        (grad,) = torch.autograd.grad(value.sum(), x, create_graph=True)
-        grad.square().sum().backward()
-
-    with pytest.raises(RuntimeError, match=NO_SECOND):
-        penalty()
-
-
 @pytest.mark.parametrize("transform", ["vmap", "grad", "jvp"])
 @pytest.mark.parametrize("name", MAKE)
 def test_function_transforms_raise(name: str, transform: str) -> None:
@@ -297,49 +333,3 @@ def test_vmap_over_keys_raises() -> None:
     keys = torch.stack([KEY.to_tensor(), KEY.at(1).to_tensor()])
     with pytest.raises(RuntimeError, match=r"normal: torch\.func transforms"):
         torch.vmap(lambda key: functional.normal((2, 3), key))(keys)
-
-
-# --- on a GPU ------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtypes", DTYPES[:4], ids=dtype_id)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", MAKE)
-def test_cuda_equals_cpu_bit_for_bit(name: str, shape: tuple[int, ...], dtypes: Dtypes) -> None:
-    """On a stream of its own; gradients of scalars are summed by torch and may differ."""
-    case = MAKE[name](shape, dtypes, True)
-    expected = gradients(case.op, case.inputs)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        actual = gradients(case.op, case.inputs.mapped(Tensor.cuda))
-        actual = {part: value.cpu() for part, value in actual.items()}
-    for part, value in expected.items():
-        if part in case.inputs.scalars:
-            torch.testing.assert_close(actual[part], value, rtol=1e-4, atol=1e-4)
-        elif part in ("alpha_t", "sigma_t"):
-            torch.testing.assert_close(actual[part], value, rtol=1e-4, atol=1e-3)
-        else:
-            assert same_bits(actual[part], value), part
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_cuda_noise_is_the_cpus(shape: tuple[int, ...]) -> None:
-    for key in (KEY, NoiseKey(-1, 2**32 - 1)):
-        here = functional.normal(shape, key, sample_offset=2**32 - 64)
-        there = functional.normal(shape, key, sample_offset=2**32 - 64, device="cuda")
-        assert same_bits(there.cpu(), here)
-
-
-@pytest.mark.gpu
-def test_a_captured_graph_draws_fresh_noise() -> None:
-    key = KEY.to_tensor("cuda")
-    graph = torch.cuda.CUDAGraph()
-    functional.normal((4, 5), key, device="cuda")
-    with torch.cuda.graph(graph):
-        out = functional.normal((4, 5), key, device="cuda")
-    for stream in (1, 2, 3):
-        key[1] = stream
-        graph.replay()
-        assert same_bits(out.cpu(), functional.normal((4, 5), KEY.at(stream)))

@@ -47,14 +47,8 @@ def problems(draw: Any) -> dict[str, Any]:
     x, z, f, s = ((2 * torch.rand(shape, generator=generator) - 1) * size for _ in range(4))
     x_next = x + z * draw(st.sampled_from([0.0, 1e-7, g * math.sqrt(dt) / size, 1.0]))
     f, s = f / max(dt, 1.0), s / max(g * g * dt, 1.0)
-    return {
-        "x": x,
-        "x_next": x_next.clamp(-size, size),
-        "f_next": f,
-        "s_next": s,
-        "dt": dt,
-        "g": g,
-    }
+    rows = {"x": x, "x_next": x_next.clamp(-size, size), "f_next": f, "s_next": s}
+    return {**rows, "dt": dt, "g": g}
 
 
 def truth(problem: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

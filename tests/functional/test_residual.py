@@ -5,23 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_close
-from op_cases import (
-    DT,
-    DTYPES,
-    F32,
-    F64,
-    KEY,
-    OFFSET,
-    SHAPES,
-    STEP,
-    Dtypes,
-    G,
-    check_case,
-    check_tensor_dt,
-    check_tensor_g,
-    parameters,
-    residual_rows,
-)
+from op_cases import DT, F64, KEY, OFFSET, STEP, G
 from torch import Tensor
 
 from diffflow_ext import functional
@@ -29,38 +13,6 @@ from diffflow_ext.functional import reference
 from diffflow_ext.functional.adjoint import AdjointState, adjoint_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-OPS = ("backward_residual", "residual_cost")
-
-
-@pytest.mark.parametrize(("name", "shape", "dtypes", "learned"), parameters(*OPS))
-def test_op_equals_its_reference(
-    name: str, shape: tuple[int, ...], dtypes: Dtypes, learned: bool
-) -> None:
-    check_case(name, shape, dtypes, learned)
-
-
-@pytest.mark.parametrize("g_shape", [(), (1,), (1, 1)], ids=str)
-@pytest.mark.parametrize("g_dtype", [F32, F64], ids=str)
-@pytest.mark.parametrize("name", OPS)
-def test_a_tensor_g_keeps_its_shape_and_dtype(
-    name: str, g_shape: tuple[int, ...], g_dtype: torch.dtype
-) -> None:
-    check_tensor_g(name, g_shape, g_dtype)
-
-
-@pytest.mark.parametrize("name", OPS)
-def test_a_tensor_dt_is_the_number(name: str) -> None:
-    check_tensor_dt(name)
-
-
-def test_residual_cost_is_half_the_squared_residual() -> None:
-    for shape in SHAPES:
-        rows = residual_rows(shape, DTYPES[1])
-        residual = functional.backward_residual(**rows, dt=DT, g_next=G)
-        cost = functional.residual_cost(**rows, dt=DT, g_next=G)
-        squares = residual.square() / 2
-        expected = squares.sum(tuple(range(1, squares.dim()))) if squares.dim() > 1 else squares
-        assert_close(cost, expected, "float64")
 
 
 def test_a_residual_inverts_a_reverse_step() -> None:

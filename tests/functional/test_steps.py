@@ -1,28 +1,11 @@
-"""em_step, reverse_step and affine_step, and the sums of noise in their gradients."""
+"""Ops that draw, and the sums of noise in their gradients."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from helpers import Op, assert_close, check_op, same_bits
-from op_cases import (
-    DT,
-    DTYPES,
-    F32,
-    F64,
-    KEY,
-    OFFSET,
-    SHAPES,
-    STEP,
-    Dtypes,
-    G,
-    check_case,
-    check_own_noise,
-    check_tensor_dt,
-    check_tensor_g,
-    em_step_case,
-    parameters,
-)
+from helpers import assert_close, same_bits
+from op_cases import DT, F64, KEY, OFFSET, SHAPES, STEP, G
 from torch import Tensor
 
 from diffflow_ext import functional
@@ -30,39 +13,6 @@ from diffflow_ext.functional import PURPOSES
 from diffflow_ext.functional.noise import noise_dot, noise_energy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-REVERSE = ("reverse_step", "reverse_step_half", "reverse_step_ode")
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "dtypes", "learned"),
-    parameters("em_step", *REVERSE, "affine_step", "affine_step_mean"),
-)
-def test_op_equals_its_reference(
-    name: str, shape: tuple[int, ...], dtypes: Dtypes, learned: bool
-) -> None:
-    check_case(name, shape, dtypes, learned)
-
-
-WRONG: dict[str, Op] = {
-    "sign": lambda x, f, **k: functional.em_step(x, -f, **k),
-    "gradient": lambda x, f, **k: functional.em_step(x, f.detach(), **k) + 0 * f,
-    "scale gradient": lambda x, g, **k: functional.em_step(x, g=g.detach(), **k) + 0 * g,
-    "step": lambda step, **k: functional.em_step(step=step + 1, **k),
-    "small error": lambda x, **k: functional.em_step(x * (1 + 2e-5), **k),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_op_is_caught(name: str) -> None:
-    """check_op itself."""
-    case = em_step_case((33, 5), DTYPES[0], True)
-    with pytest.raises(AssertionError):
-        check_op(WRONG[name], case.reference, case.inputs)
-
-
-@pytest.mark.parametrize("name", ["em_step", "reverse_step", "affine_step"])
-def test_op_equals_its_reference_with_noise_of_its_own(name: str) -> None:
-    check_own_noise(name)
 
 
 def test_the_noise_of_an_op_is_that_of_normal() -> None:
@@ -75,6 +25,9 @@ def test_the_noise_of_an_op_is_that_of_normal() -> None:
     assert torch.equal(forward, draws("forward"))
     backward = functional.reverse_step(zeros, zeros, zeros, dt=1.0, g_next=1.0, **options)
     assert torch.equal(backward, draws("reverse"))
+    x_t, eps = functional.perturb(zeros, alpha_t=1.0, sigma_t=1.0, **options)
+    assert torch.equal(x_t, draws("dsm"))
+    assert same_bits(eps, draws("dsm"))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -104,15 +57,10 @@ def test_gradients_of_the_noise_scale_make_the_noise_again() -> None:
     assert_close(grad, expected, "float64", scale=10.0)
 
 
-@pytest.mark.parametrize("g_shape", [(), (1,), (1, 1)], ids=str)
-@pytest.mark.parametrize("g_dtype", [F32, F64], ids=str)
-@pytest.mark.parametrize("name", ["em_step", "reverse_step"])
-def test_a_tensor_g_keeps_its_shape_and_dtype(
-    name: str, g_shape: tuple[int, ...], g_dtype: torch.dtype
-) -> None:
-    check_tensor_g(name, g_shape, g_dtype)
-
-
-@pytest.mark.parametrize("name", ["em_step", *REVERSE])
-def test_a_tensor_dt_is_the_number(name: str) -> None:
-    check_tensor_dt(name)
+def test_perturb_takes_scalars_of_both_kinds() -> None:
+    x0, sigma = torch.randn(6, 4), torch.rand(6)
+    mixed, eps = functional.perturb(x0, alpha_t=0.5, sigma_t=sigma, key=KEY)
+    assert_close(mixed, 0.5 * x0.double() + sigma[:, None].double() * eps, "float32")
+    mixed, eps = functional.perturb(x0, alpha_t=sigma, sigma_t=torch.tensor([0.5]), key=KEY)
+    assert_close(mixed, sigma[:, None].double() * x0 + 0.5 * eps.double(), "float32")
+    assert not eps.requires_grad

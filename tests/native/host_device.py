@@ -21,16 +21,11 @@ from diffflow_ext.functional.core import core, device_and_stream
 
 OPTIONS = ("-DDIFFFLOW_CUDA_ON_HOST", "-DDIFFFLOW_WITH_CUDA", "-Wno-unknown-pragmas", "-fopenmp")
 INCLUDES = (f"-I{CSRC}", f"-I{TESTS / 'native'}")
-DEFINITIONS = tuple(
-    f'-DDIFFFLOW_{name}="{value}"'
-    for name, value in {
-        "VERSION": "test",
-        "COMPILER": "g++",
-        "CUDA_COMPILER": "g++",
-        "CUDA_ARCHITECTURES": "host",
-        "CUDA_NOTE": "",
-    }.items()
-)
+BUILD = {
+    "VERSION": "test", "COMPILER": "g++", "CUDA_COMPILER": "g++",
+    "CUDA_ARCHITECTURES": "host", "CUDA_NOTE": "",
+}  # fmt: skip
+DEFINITIONS = [f'-DDIFFFLOW_{name}="{value}"' for name, value in BUILD.items()]
 
 
 @dataclass(frozen=True)
@@ -57,21 +52,10 @@ def compile_module(folder: Path) -> Path:
     sources = [TESTS / "native" / "host_module.cpp"]
     sources += [CSRC / "ops" / name for name in ("elementwise.cu", "reductions.cu")]
     sources += [CSRC / "fused" / name for name in ("cpu/portable.cpp", "gpu/paths.cu")]
-    options = [
-        "-O0",
-        "-fPIC",
-        "-fvisibility=hidden",
-        *OPTIONS,
-        *INCLUDES,
-        *DEFINITIONS,
-        *headers,
-        "-x",
-        "c++",
-        "-c",
-    ]
+    options = ["-O0", "-fPIC", "-fvisibility=hidden", *OPTIONS, *INCLUDES, *DEFINITIONS, *headers]
 
     def build(source: Path) -> Path:
-        return compile_cpp([source], folder / f"{source.stem}.o", options)
+        return compile_cpp([source], folder / f"{source.stem}.o", [*options, "-x", "c++", "-c"])
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         objects = list(pool.map(build, sources))

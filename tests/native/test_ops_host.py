@@ -8,8 +8,6 @@ bugs show that wrong kernels do not pass.
 from __future__ import annotations
 
 import itertools
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CSRC, TESTS, compile_cpp, same_bits
-from host_device import OPTIONS, HostDevice, poisoned_memory
+from helpers import same_bits
+from host_device import HostDevice, poisoned_memory
+from planted import SCHEDULES, Bug, answer, build_probe
 from torch import Tensor
 
 from diffflow_ext import NoiseKey
@@ -43,7 +42,6 @@ from diffflow_ext.functional.residual import (
 from diffflow_ext.functional.steps import launch_em_step, launch_reverse_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SCHEDULES = range(8)  # emu::kNumSchedules
 KEY = NoiseKey(seed=0x0123456789ABCDEF, stream=7)
 DT, DT_NEXT, G = 0.05, 0.07, 0.7
 STEP, OFFSET = 11, 2**32 - 1000
@@ -53,6 +51,7 @@ TYPES = [(F32, F32), (F32, BF16), (F32, F16), (F64, F64)]
 # Groups of 1, 2, 4, 8 and 32 lanes, 32 lanes that take two and eight turns, whole blocks; one row
 # and several blocks of rows; one, two and three segments of a row.
 SHORT = [(1, 1), (3, 2), (300, 3), (2, 7), (5, 4, 3), (33, 29), (5, 130), (2, 1024)]
+EMPTY = [(0, 3), (3, 0), (0,)]
 LONG = [(2, 1025), (1, 3001), (3, 8192), (2, 8197), (2, 20_000)]
 
 # --- comparing -----------------------------------------------------------------------------------
@@ -156,12 +155,8 @@ def call_backward_residual_vjp(a: Arguments) -> Call:
 
 def reverse_step(a: Arguments) -> Call:
     _, x_next, f, s = residual_tensors(a)
-    return each(
-        *(
-            single(launch_reverse_step, x_next, f, s, DT, G, KEY, STEP, strength, OFFSET)
-            for strength in (0.0, 0.5, 1.0)
-        )
-    )
+    rest = (x_next, f, s, DT, G, KEY, STEP)
+    return each(*(single(launch_reverse_step, *rest, c, OFFSET) for c in (0.0, 0.5, 1.0)))
 
 
 def affine_step(a: Arguments) -> Call:
@@ -283,31 +278,17 @@ def cases(kernels: list[Make], shapes: list[tuple[int, ...]]) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("make", "shape"), cases(ELEMENTWISE, [*SHORT, (2, 20_000)]))
-def test_elementwise_kernels(host: HostDevice, make: Make, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [*cases(ELEMENTWISE, [*EMPTY, *SHORT, LONG[-1]]), *cases(REDUCTIONS, [*EMPTY, *SHORT, *LONG])],
+)
+def test_kernels(host: HostDevice, make: Make, shape: tuple[int, ...]) -> None:
+    """All schedules where a block shares memory: reductions of rows of over 1,024 elements."""
     for types, shift in itertools.product(pairs(make), (0, 1)):
-        # Threads of these kernels share nothing: in order, reversed and shuffled are enough.
-        assert_device_equals_cpu(host, make(Arguments(shape, types, shift)), (0, 1, 4))
-
-
-@pytest.mark.parametrize(("make", "shape"), cases(REDUCTIONS, [*SHORT, *LONG]))
-def test_reductions(host: HostDevice, make: Make, shape: tuple[int, ...]) -> None:
-    for types, shift in itertools.product(pairs(make), (0, 1)):
-        # All schedules where a block shares memory, which it does for rows of over 1,024 elements.
-        schedules = SCHEDULES if shape in LONG and types == TYPES[0] else (0, 1, 4)
+        shares = make in REDUCTIONS and shape in LONG and types == TYPES[0]
+        # In order, reversed and shuffled are enough elsewhere.
+        schedules = SCHEDULES if shares else (0, 1, 4)
         assert_device_equals_cpu(host, make(Arguments(shape, types, shift)), schedules)
-
-
-def adjoint_combinations() -> list[tuple[str, tuple[bool, ...], bool, bool]]:
-    some = list(itertools.product((False, True), repeat=3))
-    places = [(place, parts) for place in ("first", "inner") for parts in some]
-    places += [("last", some[0]), ("only", some[0])]
-    return [
-        (place, parts, weighted, learned)
-        for (place, parts), weighted, learned in itertools.product(
-            places, (False, True), (False, True)
-        )
-    ]
 
 
 @pytest.mark.parametrize("types", TYPES, ids=str)
@@ -315,7 +296,14 @@ def adjoint_combinations() -> list[tuple[str, tuple[bool, ...], bool, bool]]:
 def test_adjoint_step_with_every_set_of_absent_tensors(
     host: HostDevice, shape: tuple[int, ...], types: tuple[torch.dtype, torch.dtype]
 ) -> None:
-    call = call_adjoint_step(Arguments(shape, types), adjoint_combinations())
+    some = list(itertools.product((False, True), repeat=3))
+    places = [*itertools.product(("first", "inner"), some), ("last", some[0]), ("only", some[0])]
+    combinations = [
+        (*place, *flags)
+        for place in places
+        for flags in itertools.product((False, True), repeat=2)
+    ]
+    call = call_adjoint_step(Arguments(shape, types), combinations)
     assert_device_equals_cpu(host, call, (0, 4))
 
 
@@ -326,25 +314,6 @@ def test_philox_words(host: HostDevice) -> None:
         for schedule in (0, 1, 4):
             with host.running(0, schedule):
                 assert torch.equal(launch_philox_words(counter, key), expected)
-
-
-@pytest.mark.parametrize("make", [*ELEMENTWISE, *REDUCTIONS])
-@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)], ids=str)
-def test_empty_tensors_launch_nothing_or_zeros(
-    host: HostDevice, make: Make, shape: tuple[int, ...]
-) -> None:
-    assert_device_equals_cpu(host, make(Arguments(shape, TYPES[0])), (0,))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("make", [*ELEMENTWISE, *REDUCTIONS])
-def test_kernels_on_random_shapes_in_all_schedules(host: HostDevice, make: Make) -> None:
-    for _ in range(6):
-        samples = int(torch.randint(1, 40, ()))
-        elements = int(torch.exp(torch.rand(()) * 9.9).item())
-        for types in pairs(make):
-            arguments = Arguments((samples, elements), types, int(torch.randint(0, 4, ())))
-            assert_device_equals_cpu(host, make(arguments), SCHEDULES)
 
 
 def test_a_failed_launch_is_an_error(host: HostDevice) -> None:
@@ -365,15 +334,6 @@ def test_rows_beyond_the_grid_are_refused(host: HostDevice) -> None:
 
 
 # --- planted bugs --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Bug:
-    """A change of one place in csrc."""
-
-    file: str
-    right: str
-    wrong: str
 
 
 LOOPS = "ops/loop_cuda.cuh"
@@ -400,75 +360,36 @@ MEMORY_BUGS = {
     "reads past the row": Bug("ops/quad.h", "left >= 4;", "left >= 1;"),
     "wide access anywhere": Bug("ops/quad.h", "aligned && full};", "full};"),
 }
-SANITIZED = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
-def build_probe(folder: Path, bug: Bug | None, *options: str) -> Path:
-    """The probe built from a copy of csrc, with a bug planted."""
-    csrc = folder / "csrc"
-    shutil.copytree(CSRC, csrc)
-    if bug is not None:
-        source = (csrc / bug.file).read_text()
-        assert source.count(bug.right) == 1, "the place to change is gone"
-        (csrc / bug.file).write_text(source.replace(bug.right, bug.wrong))
-    includes = (f"-I{csrc}", f"-I{TESTS / 'native'}")
-    # Warnings stay on for right sources; a bug may leave a name unused.
-    quiet = () if bug is None else ("-w",)
-    return compile_cpp(
-        [TESTS / "native" / "loops_probe.cpp"],
-        folder / "probe",
-        ["-O0", *OPTIONS, *includes, *quiet, *options],
-    )
-
-
-def verdicts(probe: Path, schedules: Any = SCHEDULES) -> list[str]:
-    """What the probe says in each schedule, or what a sanitizer says in its place."""
-    found = []
-    for schedule in schedules:
-        done = subprocess.run(
-            [str(probe), str(schedule)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            env={"ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"},
-        )
-        found.append(done.stdout.strip() if done.returncode == 0 else done.stderr)
-    return found
-
-
-def caught(verdict: str) -> bool:
-    return verdict.startswith(("differs", "error"))
+def verdicts(folder: Path, bug: Bug | None, *options: str) -> list[str]:
+    """What the probe says in each schedule."""
+    probe = build_probe(folder, "loops_probe.cpp", bug, "-O0", *options)
+    return [answer(probe, schedule) for schedule in SCHEDULES]
 
 
 def test_the_probe_passes_without_a_bug(tmp_path: Path) -> None:
-    assert verdicts(build_probe(tmp_path, None)) == ["equal"] * len(SCHEDULES)
+    assert verdicts(tmp_path, None) == ["equal"] * len(SCHEDULES)
 
 
-@pytest.mark.parametrize("name", BUGS)
+@pytest.mark.parametrize(
+    "name", [*BUGS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_BUGS)]
+)
 def test_a_planted_bug_is_caught(tmp_path: Path, name: str) -> None:
-    found = verdicts(build_probe(tmp_path, BUGS[name]))
-    assert any(caught(verdict) for verdict in found), found
+    found = verdicts(tmp_path, {**BUGS, **MORE_BUGS}[name])
+    assert any(verdict.startswith(("differs", "error")) for verdict in found), found
     if name == "missing barrier":
         # Which is why kernels are run in all schedules.
         assert "equal" in found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MORE_BUGS)
-def test_more_planted_bugs_are_caught(tmp_path: Path, name: str) -> None:
-    found = verdicts(build_probe(tmp_path, MORE_BUGS[name]))
-    assert any(caught(verdict) for verdict in found), found
-
-
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    probe = build_probe(tmp_path, None, "-O1", *SANITIZED)
-    assert verdicts(probe) == ["equal"] * len(SCHEDULES)
+    assert verdicts(tmp_path, None, *SANITIZED) == ["equal"] * len(SCHEDULES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MEMORY_BUGS)
-def test_sanitizers_find_a_planted_bug(tmp_path: Path, name: str) -> None:
-    probe = build_probe(tmp_path, MEMORY_BUGS[name], "-O1", *SANITIZED)
-    (found,) = verdicts(probe, schedules=(0,))
+@pytest.mark.parametrize("bug", MEMORY_BUGS.values(), ids=MEMORY_BUGS)
+def test_sanitizers_find_a_planted_bug(tmp_path: Path, bug: Bug) -> None:
+    found = answer(build_probe(tmp_path, "loops_probe.cpp", bug, *SANITIZED), 0)
     assert "AddressSanitizer" in found or "runtime error" in found

@@ -6,19 +6,18 @@ against the adjoint in float64, which tests/engines/test_adjoint.py holds agains
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import CSRC, TESTS, compile_cpp, replace_everywhere, same_bits
-from host_device import OPTIONS, HostDevice, poisoned_memory
+from helpers import replace_everywhere, same_bits
+from host_device import HostDevice, poisoned_memory
+from planted import SCHEDULES, Bug, answer, build_probe
 from torch import Tensor
 
-from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
+from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid
 from diffflow_ext.engines.fused import paths_cuda, perceptrons, workspace
 from diffflow_ext.engines.fused.paths import FusedPaths
 from diffflow_ext.engines.fused.workspace import Rounding
@@ -56,7 +55,8 @@ class Case:
             FourierMLP(self.dim, *sizes)
             for sizes in zip(self.widths, self.depths, self.activations, strict=True)
         ]
-        sde = DiffFlowSDE(nets[0], nets[1], Slope() if self.learned_g else 0.8)
+        learned = GeometricDiffusion(0.7, 0.9, learnable=True)
+        sde = DiffFlowSDE(nets[0], nets[1], learned if self.learned_g else 0.8)
         with torch.no_grad():
             for p in sde.parameters():
                 p.mul_(1.5)  # so that no activation stays in its linear part
@@ -67,17 +67,6 @@ class Case:
 
     def grid(self) -> TimeGrid:
         return TimeGrid.power(self.num_steps, 1.0)
-
-
-class Slope(torch.nn.Module):
-    """A learned diffusion coefficient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = torch.nn.Parameter(torch.tensor(0.3))
-
-    def forward(self, t: Tensor) -> Tensor:
-        return 0.6 + (self.rate * t).exp() * 0.3
 
 
 #: Each net narrower than a warp's units, of several, not a whole number of them; no hidden layer,
@@ -257,59 +246,35 @@ def test_the_prior_has_its_own_obstacle() -> None:
 
 # --- planted bugs and sanitizers -----------------------------------------------------------------
 
-#: What breaks the kernels: a file, words in it, and what they become.
+#: What breaks the kernels.
 BUGS = {
-    "no barrier between layers": (
-        "layers.cuh",
+    "no barrier between layers": Bug(
+        "fused/gpu/layers.cuh",
         "at.tile(l + 1), trace, l + 1);\n    __syncthreads();",
         "at.tile(l + 1), trace, l + 1);",
     ),
-    "no barrier behind the noise": (
-        "paths.cu",
+    "no barrier behind the noise": Bug(
+        "fused/gpu/paths.cu",
         "noise.value[j], step);\n      }\n    });\n    __syncthreads();",
         "noise.value[j], step);\n      }\n    });",
     ),
-    "rows behind the last are stored": (
-        "layers.cuh",
+    "rows behind the last are stored": Bug(
+        "fused/gpu/layers.cuh",
         "trace.values == nullptr || p.row >= trace.rows",
         "trace.values == nullptr",
     ),
-}  # fmt: skip
-SANITIZED = ("-g", "-fsanitize=address,alignment", "-fno-sanitize-recover=all")
-
-
-def build_probe(folder: Path, bug: str | None) -> Path:
-    csrc = folder / "csrc"
-    shutil.copytree(CSRC, csrc)
-    if bug is not None:
-        file, old, new = BUGS[bug]
-        path = csrc / "fused" / "gpu" / file
-        assert path.read_text().count(old) == 1, bug
-        path.write_text(path.read_text().replace(old, new))
-    includes = (f"-I{csrc}", f"-I{TESTS / 'native'}")
-    return compile_cpp(
-        [TESTS / "native" / "paths_probe.cpp"],
-        folder / "probe",
-        ["-O1", *OPTIONS, *includes, *SANITIZED],
-    )
+}
+SANITIZED = ("-O1", "-g", "-fsanitize=address,alignment", "-fno-sanitize-recover=all")
 
 
 def answers(probe: Path, rounding: int, learned: int) -> set[str]:
-    """What the probe says in all schedules, or what a sanitizer says in its place."""
-    found = set[str]()
-    for schedule in range(8):
-        done = subprocess.run(
-            [str(probe), str(schedule), str(rounding), str(learned)],
-            capture_output=True, text=True, check=False, timeout=120,
-            env={"ASAN_OPTIONS": "detect_leaks=0", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        found.add(done.stdout if done.returncode == 0 else done.stderr)
-    return found
+    """What the probe says in all schedules."""
+    return {answer(probe, schedule, rounding, learned) for schedule in SCHEDULES}
 
 
 @pytest.fixture(scope="module")
 def right_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_probe(tmp_path_factory.mktemp("paths"), None)
+    return build_probe(tmp_path_factory.mktemp("paths"), "paths_probe.cpp", None, *SANITIZED)
 
 
 @pytest.mark.parametrize("rounding", range(3))
@@ -321,6 +286,7 @@ def test_sanitizers_find_nothing(right_probe: Path, rounding: int, learned: int)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_is_caught(right_probe: Path, tmp_path: Path, bug: str) -> None:
-    assert answers(build_probe(tmp_path, bug), 0, 1) != answers(right_probe, 0, 1)
+@pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
+def test_a_planted_bug_is_caught(right_probe: Path, tmp_path: Path, bug: Bug) -> None:
+    wrong = build_probe(tmp_path, "paths_probe.cpp", bug, *SANITIZED)
+    assert answers(wrong, 0, 1) != answers(right_probe, 0, 1)

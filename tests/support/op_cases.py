@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from helpers import Inputs, Op, assert_close, check_op, gradients, same_bits
+from helpers import Inputs, Op
 from torch import Tensor
 
 from diffflow_ext import NoiseKey, functional
@@ -180,57 +179,13 @@ def dtype_id(dtypes: Dtypes) -> str:
 FEWER = {(2, 4096): 4, (2, 20_000): 2}
 
 
-def _combinations(names: Iterable[str]) -> Iterator[tuple[str, tuple[int, ...], Dtypes, bool]]:
-    """Ops, shapes and dtypes; numbers in place of tensor scalars on one shape."""
-    for name, shape in itertools.product(names, SHAPES):
+def parameters() -> list[Any]:
+    """Ops, shapes and dtypes; on one shape numbers in place of tensor scalars too."""
+    cases = []
+    for name, shape in itertools.product(MAKE, SHAPES):
         count = 2 if name.startswith("perturb") else FEWER.get(shape)
-        for dtypes in DTYPES[:count]:
-            yield name, shape, dtypes, True
-            if shape == (3, 2):
-                yield name, shape, dtypes, False
-
-
-def parameters(*names: str) -> list[Any]:
-    """Arguments of check_case for some ops, as parameters of a test."""
-    return [
-        pytest.param(*case, id=f"{case[0]}-{case[1]}-{dtype_id(case[2])}-{case[3]}")
-        for case in _combinations(names)
-    ]
-
-
-def check_case(name: str, shape: tuple[int, ...], dtypes: Dtypes, learned: bool) -> None:
-    """Value and gradients of an op are those of its reference."""
-    case = MAKE[name](shape, dtypes, learned)
-    check_op(case.op, case.reference, case.inputs)
-
-
-def check_own_noise(name: str) -> None:
-    """The same where the reference draws its noise itself."""
-    case = MAKE[name]((33, 5), DTYPES[0], False)
-    plain = {"perturb": first(reference.perturb)}.get(name) or getattr(reference, name)
-    value, expected = case.inputs.call(case.op), case.inputs.mapped(Tensor.double).call(plain)
-    assert_close(value, expected, "noise_float32")
-
-
-def check_tensor_g(name: str, g_shape: tuple[int, ...], g_dtype: torch.dtype) -> None:
-    """The gradient of a tensor g has its shape and dtype."""
-    case = MAKE[name]((5, 3), DTYPES[0], True)
-    (g_name,) = case.inputs.scalars
-    inputs = replace(
-        case.inputs, scalars={g_name: torch.full(g_shape, np.float32(G).item(), dtype=g_dtype)}
-    )
-    numbers, expected = gradients(case.op, inputs), gradients(case.op, case.inputs)
-    assert (numbers[g_name].shape, numbers[g_name].dtype) == (g_shape, g_dtype)
-    assert same_bits(numbers["value"], expected["value"])
-    assert numbers[g_name].item() == pytest.approx(expected[g_name].item(), rel=1e-6)
-
-
-def check_tensor_dt(name: str) -> None:
-    """A tensor dt counts as the number."""
-    case = MAKE[name]((5, 3), DTYPES[0], True)
-    as_tensor = replace(case.inputs, options={**case.inputs.options, "dt": torch.tensor([DT])})
-    expected = gradients(case.op, case.inputs)
-    for part, value in gradients(case.op, as_tensor).items():
-        if part == "value":
-            assert same_bits(value, expected[part])
-        torch.testing.assert_close(value, expected[part])
+        both = (True, False) if shape == (3, 2) else (True,)
+        for dtypes, learned in itertools.product(DTYPES[:count], both):
+            label = f"{name}-{shape}-{dtype_id(dtypes)}-{learned}"
+            cases.append(pytest.param(name, shape, dtypes, learned, id=label))
+    return cases
