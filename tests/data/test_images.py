@@ -198,11 +198,6 @@ def test_new_pixels_are_exact_means_of_areas(side: int, size: int) -> None:
             assert np.array_equal(small[n, c].numpy(), _area_mean(images[n, c].numpy(), size))
 
 
-def test_halves_go_to_the_even_byte() -> None:
-    image = torch.tensor([[[[0, 1], [0, 1]], [[1, 2], [1, 2]]]], dtype=torch.uint8)
-    assert resize_images(image, 1).flatten().tolist() == [0, 2]
-
-
 def test_digits_are_padded_where_28_is_no_multiple() -> None:
     images = _images(2, 1, 28, 28)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))

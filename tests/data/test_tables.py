@@ -282,19 +282,6 @@ def test_an_archive_that_unpacks_to_too_much(
         read_table(tmp_path / "a.npz")
 
 
-def test_pickles_are_never_run(tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (os.mkdir, (str(tmp_path / "boom"),))
-
-    bomb = np.empty((12, 2), object)
-    bomb[:] = Bomb()
-    (tmp_path / "a.npy").write_bytes(_npy(bomb))
-    with pytest.raises(ValueError, match="Python objects"):
-        read_table(tmp_path / "a.npy")
-    assert not (tmp_path / "boom").exists()
-
-
 def test_bad_paths(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"found nothing at .*no.csv.*check the path"):
         read_table(tmp_path / "no.csv")

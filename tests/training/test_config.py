@@ -183,19 +183,6 @@ def test_config_is_frozen() -> None:
         make().run = None
 
 
-def test_whole_number_serves_as_real_number() -> None:
-    config = make(t_end=2)
-    assert config.model.t_end == 2
-    assert type(config.model.t_end) is float
-
-
-def test_replaced_changes_fields_of_all_sections() -> None:
-    config, changed = make(), make().replaced(seed=7, num_steps=3, width=5)
-    assert (changed.run.seed, changed.model.num_steps, changed.network.width) == (7, 3, 5)
-    assert changed.replaced(seed=0, num_steps=30, width=None) == config
-    assert type(changed) is type(config)
-
-
 # --- files ---------------------------------------------------------------------------------------
 
 
