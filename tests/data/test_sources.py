@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffflow_ext.data import TOY_SETS, data_home, describe_sets, open_dataset
+from diffflow_ext.data import TOY_SETS, data_home, describe_sets
 
 NAMED = {
     *("magic", "mnist", "fashion-mnist", "cifar10"),
@@ -31,9 +31,3 @@ def test_the_home_of_the_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             monkeypatch.setenv("DIFFFLOW_DATA", unset)
         monkeypatch.setenv("HOME", str(tmp_path))
         assert data_home() == tmp_path / ".cache" / "diffflow_ext"
-
-
-def test_near_misses_are_named() -> None:
-    for wrong, right in {"mnsit": "mnist", "cifar-10": "cifar10"}.items():
-        with pytest.raises(ValueError, match=f"did you mean '{right}'"):
-            open_dataset(wrong)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from loop_cases import STEPS, small_config
@@ -118,8 +119,11 @@ def test_average_forgets_the_initial_weights_early(config: Config) -> None:
 
 
 def test_training_lowers_the_loss(config: Config, tmp_path: Path) -> None:
+    points = torch.randn(400, 2)
+    points[:, 1] = points[:, 0] + 0.1 * points[:, 1]
+    np.save(tmp_path / "line.npy", points.numpy())
     longer = config.replaced(steps=150, learning_rate=5e-3, save_every=150, batch_size=64)
-    train(longer, tmp_path)
+    train(longer.replaced(data=str(tmp_path / "line.npy")), tmp_path)
     losses = [line["loss"] for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert sum(losses[-5:]) < sum(losses[:5]) - 1.0
 
