@@ -27,9 +27,7 @@ def program(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[st
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    path = tmp_path / "points.csv"
-    write_points(path, "a,b")
-    return path
+    return write_points(tmp_path)
 
 
 @pytest.fixture

@@ -28,9 +28,7 @@ TYRO = re.findall(
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    path = tmp_path / "points.csv"
-    write_points(path, "a,b")
-    return path
+    return write_points(tmp_path)
 
 
 @pytest.mark.parametrize(

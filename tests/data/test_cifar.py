@@ -176,20 +176,13 @@ def malicious(canary: Path, protocol: int) -> dict[str, bytes]:
     """Pickles that create a file when they are loaded, in several disguises."""
     touch = Call(os.system, f"touch {canary}")
     batch = {b"data": PIXELS["data_batch_1"], b"labels": LABELS["data_batch_1"]}
-    plain = {
-        "alone": touch,
-        "as label": {**batch, b"labels": [touch]},
-        "as extra": {**batch, b"extra": touch},
-        "eval": Call(eval, f"open({str(canary)!r}, 'w')"),
-        "exec": Call(exec, f"open({str(canary)!r}, 'w')"),
-        "getattr": Call(getattr, canary, "touch"),
-        "file": Call(open, str(canary), "w"),
+    return {
+        "alone": pickle.dumps(touch, protocol),
+        "as label": pickle.dumps({**batch, b"labels": [touch]}, protocol),
+        "eval": pickle.dumps(Call(eval, f"open({str(canary)!r}, 'w')"), protocol),
+        "instance": b"\x80\x02" + f"(S'touch {canary}'\nios\nsystem\n.".encode(),
+        "dotted": b"\x80\x04\x8c\x05numpy\x8c\x0bndarray.dump\x93.",
     }
-    pickles = {name: pickle.dumps(value, protocol) for name, value in plain.items()}
-    system = f"(S'touch {canary}'\nios\nsystem\n.".encode()
-    pickles["instance"] = b"\x80\x02" + system
-    pickles["dotted"] = b"\x80\x04\x8c\x05numpy\x8c\x0bndarray.dump\x93."
-    return pickles
 
 
 CASES = [(name, p) for p in (0, 2, 4) for name in malicious(Path("/x"), p)]
@@ -207,7 +200,7 @@ def test_malicious_pickles_do_nothing(tmp_path: Path, name: str, protocol: int) 
 
 def test_the_malicious_pickles_would_do_something(tmp_path: Path) -> None:
     """The test above is worth something: an ordinary load creates the file."""
-    for name in ("alone", "as label", "eval", "exec", "file"):
+    for name in ("alone", "as label", "eval", "instance"):
         canary = tmp_path / name.replace(" ", "-")
         pickle.loads(malicious(canary, 2)[name])
         assert canary.exists()

@@ -210,15 +210,6 @@ def test_folders_that_differ_are_refused(alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun(alone: Path, tmp_path: Path) -> None:
-    """The command of the README."""
-    words = ("-m", "diffflow_ext", "train", *POINTS, "--out", str(tmp_path / "run"))
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    subprocess.run([sys.executable, *launch, *words], check=True, capture_output=True, timeout=120)
-    assert_like(tmp_path / "run", alone)
-
-
-@pytest.mark.slow
 def test_torchrun_names_the_process_that_refused(alone: Path) -> None:
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     words = (sys.executable, *launch, "-m", "diffflow_ext", "train", *POINTS, "--out", str(alone))
