@@ -244,17 +244,11 @@ def test_imports_inside_a_package_go_down() -> None:
     wrong = []
     for package, one, importer, imported in inside_packages():
         order = ORDER[package].split()
-        if order.index(imported) >= order.index(importer):
+        own, other = importer.split(".")[0], imported.split(".")[0]
+        allowed = FOLDERS_OF_TRAINING.get(own) if package == "training" else None
+        apart = allowed is not None and other not in {own, *allowed}
+        if apart or order.index(imported) >= order.index(importer):
             wrong.append(one)
-    assert not wrong, "\n".join(map(str, wrong))
-
-
-def test_folders_of_training_keep_apart() -> None:
-    wrong = []
-    for package, one, importer, imported in inside_packages():
-        folders = importer.split(".")[0], imported.split(".")[0]
-        if package == "training" and folders[0] in FOLDERS_OF_TRAINING:
-            wrong += [one] * (folders[1] not in {folders[0], *FOLDERS_OF_TRAINING[folders[0]]})
     assert not wrong, "\n".join(map(str, wrong))
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from data_files import idx
 
+from diffflow_ext.training import Config, train
 from diffflow_ext.training.loop.state import TrainState
 from diffflow_ext.training.store.checkpoint import step_directories
 
@@ -24,6 +25,14 @@ class Kill(BaseException):
 
 def kill() -> None:
     raise Kill
+
+
+def train_until_killed(config: Config, out: Path, step: int, resume: bool = False) -> None:
+    """Trains until just before the optimiser takes a step, counted from 0."""
+    with pytest.MonkeyPatch.context() as patch:
+        before_update(patch, step, kill)
+        with pytest.raises(Kill):
+            train(config, out, resume=resume)
 
 
 def before_update(patch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from loop_cases import STEPS, small_config
 from torch import Tensor
-from training_runs import Kill, before_update, kill, outcome, write_table
+from training_runs import before_update, outcome, train_until_killed, write_table
 
 from diffflow_ext import DiffFlowSDE
 from diffflow_ext.training import (
@@ -53,16 +53,9 @@ def uninterrupted(config: Config, tmp_path: Path) -> tuple[dict[str, bytes], lis
     "step", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in range(STEPS) if n != 5)]
 )
 def test_resumes_bit_equal_after_a_kill_at_any_step(
-    config: Config,
-    tmp_path: Path,
-    uninterrupted: tuple[Any, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    step: int,
+    config: Config, tmp_path: Path, uninterrupted: tuple[Any, Any], step: int
 ) -> None:
-    with monkeypatch.context() as patch:
-        before_update(patch, step, kill)
-        with pytest.raises(Kill):
-            train(config, tmp_path / "run")
+    train_until_killed(config, tmp_path / "run", step)
     result = train(config, tmp_path / "run", resume=True)
     assert result.step == STEPS
     assert outcome(tmp_path / "run") == uninterrupted
