@@ -157,12 +157,8 @@ def test_fall_back_is_one_warning(
 
 
 def test_run_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no run there" in refusal(capsys, "evaluate", tmp_path / "nothing")
-    line = refusal(capsys, "sample", tmp_path, "--out", tmp_path / "x.npy")
-    assert "no run there" in line
-
-
-def test_debug_shows_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("evaluate", tmp_path / "nothing"), ("sample", tmp_path, "--out", "x.npy")):
+        assert "no run there; diffflow train DATA --out" in refusal(capsys, *words)
     assert main(["evaluate", str(tmp_path), "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
 

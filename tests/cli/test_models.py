@@ -108,12 +108,3 @@ def test_flags_that_do_not_suit_images(
     ):
         assert expected in refusal(capsys, "train", images, "--out", tmp_path / "run", flag)
     assert not (tmp_path / "run").exists()
-
-
-def test_folder_of_images_is_found_from_elsewhere(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(images.parent)
-    run = tmp_path / "run"
-    call("train", "flow", images.name, "--out", run, *FAST, *GLOW)
-    assert load_config(run / "config.toml").data.data == str(images.resolve())

@@ -313,18 +313,12 @@ def test_bad_hdf5(tmp_path: Path) -> None:
     secret.write_bytes(bytes(8 * 63 * 20))
     other = tmp_path / "other.hdf5"
     other.write_bytes(good)
-    links = {
-        "external": h5py.ExternalLink(str(other), "train"),
-        "soft": h5py.SoftLink("/validation"),
-    }
-    for link in links.values():
+    for link in (h5py.ExternalLink(str(other), "train"), h5py.SoftLink("/validation")):
         file.write_bytes(good)
         with h5py.File(file, "a") as archive:
             del archive["train"]
             archive["train"] = link
-        with pytest.raises(
-            ValueError, match="'train' to be an array of numbers with two axes, wi"
-        ):
+        with pytest.raises(ValueError, match="'train' to be an array of numbers with two axes"):
             open_dataset(folder)
     with h5py.File(file, "w") as archive:
         place = [(str(secret), 0, h5py.h5f.UNLIMITED)]

@@ -14,7 +14,6 @@ LINES_OF_A_FUNCTION = 30
 #: What may be longer, how long at most, and why.
 EXCEPTIONS: dict[str, tuple[int, str]] = {
     "tests/benchmarks/test_pages.py:reports": (44, "a report of each kind, written out"),
-    "tests/data/test_maf.py:test_bad_hdf5": (33, "a list of damaged files"),
     "tests/engines/test_fused_paths.py": (502, "all tests of one module"),
     "tests/flows/test_prior.py": (429, "all tests of one module"),
     "tests/functional/test_noise.py": (438, "all tests of one module"),

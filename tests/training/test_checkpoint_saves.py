@@ -229,8 +229,9 @@ def test_all_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pytest.Monk
     assert events[10:] == [("rename", tmp_path / ".tmp-drop-step-00000001")]
 
 
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("after", range(3))
+@pytest.mark.parametrize(
+    ("call", "after"), [("fsync", 0), ("fsync", 1), ("fsync", 2), ("rename", 0), ("replace", 0)]
+)
 def test_failed_system_call_leaves_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, after: int
 ) -> None:
@@ -245,10 +246,7 @@ def test_failed_system_call_leaves_the_old_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module.os, call, fail)
-        if after < {"fsync": 3, "rename": 1, "replace": 1}[call]:
-            with pytest.raises(CheckpointError, match=r"needs \d+ bytes: No space left on device"):
-                save_checkpoint(tmp_path, make(2))
-        else:
+        with pytest.raises(CheckpointError, match=r"needs \d+ bytes: No space left on device"):
             save_checkpoint(tmp_path, make(2))
     assert _latest_quietly(tmp_path) in (1, 2)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
