@@ -169,7 +169,8 @@ def test_table_shows_the_numbers(result: dict[str, Any]) -> None:
         assert f"{result[f'{name}_floor']:.5f}" in table
         assert f"{result[f'{name}_ratio']:.2f} times that of real data" in table
     assert f"{result['c2st']:.5f}" in table
-    assert all(len(line) <= 99 for line in table.splitlines())
+    # The path of the data is as long as it is.
+    assert all(len(line) <= 99 for line in table.replace(result["data"], "").splitlines())
 
 
 def test_estimators_are_those_of_the_model(run: Path, result: dict[str, Any]) -> None:

@@ -67,7 +67,9 @@ def test_other_models(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--glow-blocks", "1")])
+# Adam turns the rounding of gradients near 0 into steps of the learning rate: it is small for Glow,
+# whose loss is steep.
+@pytest.mark.parametrize("more", [(), ("--glow-blocks", "1", "--learning-rate", "1e-4")])
 @pytest.mark.parametrize("shard", [(), ("--shard",)], ids=["whole", "shares"])
 def test_images(tmp_path: Path, more: tuple[str, ...], shard: tuple[str, ...]) -> None:
     """Mirrors and noise between the levels are those of the global index.
