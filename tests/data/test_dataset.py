@@ -85,12 +85,6 @@ def test_the_split_is_the_stated_permutation() -> None:
     assert np.allclose(data.to_original(data.test).numpy(), expected, rtol=1e-6)
 
 
-def test_keel_files_lose_their_label(tmp_path: Path) -> None:
-    text = "".join(f"{a},{b},{'gh'[i % 2]}\n" for i, (a, b) in enumerate(ROWS))
-    (tmp_path / "a.dat").write_text(text)
-    assert open_dataset(str(tmp_path / "a.dat")).dim == 2
-
-
 def test_fingerprint_follows_the_data() -> None:
     first = split_table(_table(ROWS)).fingerprint
     assert len(first) == 64

@@ -162,10 +162,6 @@ def test_pandas_takes_nothing_that_python_would_refuse(tmp_path: Path) -> None:
     assert read > 150
 
 
-def test_one_column_is_a_table(tmp_path: Path) -> None:
-    assert read_table(_write(tmp_path / "c.csv", _csv(ROWS[:, :1]))).values.shape == (12, 1)
-
-
 def _replaced(row: int, column: int, value: float) -> np.ndarray:
     rows = ROWS.copy()
     rows[row, column] = value

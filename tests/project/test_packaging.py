@@ -115,8 +115,7 @@ def test_no_build_requirement_is_torch(checkout: Path) -> None:
     )
     found = run(sys.executable, "-c", script, cwd=checkout).stdout.splitlines()[-1]
     declared = (checkout / "pyproject.toml").read_text().split("[project]")[0].split("requires")[1]
-    assert "torch" not in found
-    assert "torch" not in declared
+    assert "torch" not in found + declared
 
 
 @pytest.mark.slow

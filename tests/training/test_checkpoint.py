@@ -43,6 +43,11 @@ def test_round_trip(saved: Path) -> None:
     assert saved.name == "step-00000005"
     assert equal(load_checkpoint(saved), make(5))
     assert equal(load_latest(saved.parent), make(5))
+    manifest = json.loads((saved / "manifest.json").read_bytes())
+    assert (manifest["format"], manifest["step"]) == (checkpoint_module.FORMAT_VERSION, 5)
+    described = manifest["files"]["model.safetensors"]["tensors"]
+    assert described["half"]["dtype"] == "torch.bfloat16"
+    assert len(described["empty"]["sha256"]) == 64
 
 
 def test_views_and_shared_memory_are_saved(tmp_path: Path) -> None:
@@ -51,15 +56,6 @@ def test_views_and_shared_memory_are_saved(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, Checkpoint(1, tensors, {}, {}, {}))
     loaded = load_checkpoint(path).model
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
-
-
-def test_manifest_describes_each_tensor(saved: Path) -> None:
-    manifest = json.loads((saved / "manifest.json").read_bytes())
-    assert (manifest["format"], manifest["step"]) == (checkpoint_module.FORMAT_VERSION, 5)
-    described = manifest["files"]["model.safetensors"]["tensors"]
-    assert described["net.weight"]["shape"] == [2, 3]
-    assert described["half"]["dtype"] == "torch.bfloat16"
-    assert len(described["empty"]["sha256"]) == 64
 
 
 @pytest.mark.parametrize("name", FILES)
