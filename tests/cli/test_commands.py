@@ -72,11 +72,9 @@ def test_samples_have_the_units_and_columns_of_the_data(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    flags = ["--n=40", "--seed=2", "--device=cpu", "--figure", str(tmp_path / "x.png")]
+    flags = ["--n=40", "--seed=2", "--overwrite", "--figure", str(tmp_path / "x.png")]
     for name in ("x.npy", "x.csv"):
-        assert (
-            main(["sample", str(run), "--out", str(tmp_path / name), *flags, "--overwrite"]) == 0
-        )
+        assert main(["sample", str(run), "--out", str(tmp_path / name), *flags]) == 0
     values = np.load(tmp_path / "x.npy", allow_pickle=False)
     assert values.shape == (40, 2)
     assert abs(values[:, 0].mean()) < 5

@@ -67,7 +67,7 @@ def test_other_models(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-# Adam turns the rounding of gradients near 0 into steps of the learning rate: it is small for Glow,
+# Adam turns the rounding of gradients near 0 into steps of the learning rate: small for Glow,
 # whose loss is steep.
 @pytest.mark.parametrize("more", [(), ("--glow-blocks", "1", "--learning-rate", "1e-4")])
 @pytest.mark.parametrize("shard", [(), ("--shard",)], ids=["whole", "shares"])
