@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_files import BATCHES, tarred
 
 from diffflow_ext.data import open_dataset
 from diffflow_ext.data.formats import reading
@@ -20,9 +21,8 @@ from diffflow_ext.data.formats.cifar import read_cifar
 
 RNG = np.random.default_rng(10)
 N = 4
-STEMS = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-PIXELS = {stem: RNG.integers(0, 256, (N, 3072), dtype=np.uint8) for stem in STEMS}
-LABELS = {stem: RNG.integers(0, 10, N).tolist() for stem in STEMS}
+PIXELS = {stem: RNG.integers(0, 256, (N, 3072), dtype=np.uint8) for stem in BATCHES}
+LABELS = {stem: RNG.integers(0, 10, N).tolist() for stem in BATCHES}
 
 
 def binary(stem: str) -> bytes:
@@ -64,30 +64,26 @@ WRITERS = {"bin": binary, "py2": python_2, **{f"py3-{p}": python_3(p) for p in (
 
 def folder(path: Path, writer: str = "bin", **replaced: bytes) -> Path:
     path.mkdir(parents=True, exist_ok=True)
-    for stem in STEMS:
+    for stem in BATCHES:
         data = replaced.get(stem, WRITERS[writer](stem))
         (path / (f"{stem}.bin" if writer == "bin" else stem)).write_bytes(data)
     return path
 
 
-def archive(path: Path, writer: str, mode: str = "w:gz", prefix: str = "cifar/") -> Path:
-    with tarfile.open(path, mode) as tar:
-        for stem in ["readme.html", *STEMS]:
-            name = f"{stem}.bin" if writer == "bin" else stem
-            data = WRITERS[writer](stem) if stem in STEMS else b"hello"
-            member = tarfile.TarInfo(f"{prefix}{name}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
+def archive(path: Path, writer: str, mode: str = "w:gz") -> Path:
+    ending = ".bin" if writer == "bin" else ""
+    members = {f"cifar/{stem}{ending}": WRITERS[writer](stem) for stem in BATCHES}
+    path.write_bytes(tarred({"cifar/readme.html": b"hello", **members}, mode))
     return path
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_all_versions_hold_the_same_images(tmp_path: Path, writer: str) -> None:
     parts = read_cifar(folder(tmp_path, writer))
-    train = np.concatenate([PIXELS[stem] for stem in STEMS[:5]])
+    train = np.concatenate([PIXELS[stem] for stem in BATCHES[:5]])
     assert np.array_equal(parts["train"].numpy(), train.reshape(-1, 3, 32, 32))
     assert np.array_equal(parts["test"].numpy(), PIXELS["test_batch"].reshape(-1, 3, 32, 32))
-    assert parts["train_labels"].tolist() == [y for stem in STEMS[:5] for y in LABELS[stem]]
+    assert parts["train_labels"].tolist() == [y for stem in BATCHES[:5] for y in LABELS[stem]]
     assert parts["test_labels"].tolist() == LABELS["test_batch"]
 
 
@@ -180,20 +176,13 @@ def malicious(canary: Path, protocol: int) -> dict[str, bytes]:
     """Pickles that create a file when they are loaded, in several disguises."""
     touch = Call(os.system, f"touch {canary}")
     batch = {b"data": PIXELS["data_batch_1"], b"labels": LABELS["data_batch_1"]}
-    plain = {
-        "alone": touch,
-        "as label": {**batch, b"labels": [touch]},
-        "as extra": {**batch, b"extra": touch},
-        "eval": Call(eval, f"open({str(canary)!r}, 'w')"),
-        "exec": Call(exec, f"open({str(canary)!r}, 'w')"),
-        "getattr": Call(getattr, canary, "touch"),
-        "file": Call(open, str(canary), "w"),
+    return {
+        "alone": pickle.dumps(touch, protocol),
+        "as label": pickle.dumps({**batch, b"labels": [touch]}, protocol),
+        "eval": pickle.dumps(Call(eval, f"open({str(canary)!r}, 'w')"), protocol),
+        "instance": b"\x80\x02" + f"(S'touch {canary}'\nios\nsystem\n.".encode(),
+        "dotted": b"\x80\x04\x8c\x05numpy\x8c\x0bndarray.dump\x93.",
     }
-    pickles = {name: pickle.dumps(value, protocol) for name, value in plain.items()}
-    system = f"(S'touch {canary}'\nios\nsystem\n.".encode()
-    pickles["instance"] = b"\x80\x02" + system
-    pickles["dotted"] = b"\x80\x04\x8c\x05numpy\x8c\x0bndarray.dump\x93."
-    return pickles
 
 
 CASES = [(name, p) for p in (0, 2, 4) for name in malicious(Path("/x"), p)]
@@ -211,7 +200,7 @@ def test_malicious_pickles_do_nothing(tmp_path: Path, name: str, protocol: int) 
 
 def test_the_malicious_pickles_would_do_something(tmp_path: Path) -> None:
     """The test above is worth something: an ordinary load creates the file."""
-    for name in ("alone", "as label", "eval", "exec", "file"):
+    for name in ("alone", "as label", "eval", "instance"):
         canary = tmp_path / name.replace(" ", "-")
         pickle.loads(malicious(canary, 2)[name])
         assert canary.exists()
@@ -239,7 +228,7 @@ def _batch(**changes: object) -> bytes:
     return pickle.dumps({k: v for k, v in batch.items() if v is not None}, 2)
 
 
-BATCHES = {
+BAD_BATCHES = {
     "no data": (_batch(data=None), r"'data' with shape \(n, 3072\)"),
     "no labels": (_batch(labels=None), "'labels' with 4 whole numbers"),
     "few labels": (_batch(labels=[1]), "'labels' with 4 whole numbers"),
@@ -274,9 +263,9 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("case", BATCHES)
+@pytest.mark.parametrize("case", BAD_BATCHES)
 def test_bad_batches(tmp_path: Path, case: str) -> None:
-    data, message = BATCHES[case]
+    data, message = BAD_BATCHES[case]
     folder(tmp_path, "py2", data_batch_1=data)
     with pytest.raises(ValueError, match=message) as info:
         read_cifar(tmp_path)

@@ -5,31 +5,25 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import struct
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from data_files import idx
 
 from diffflow_ext.data import FETCHABLE, FetchError, describe_sets, fetch, fetching, open_dataset
 
 pooch = pytest.importorskip("pooch")
 
 
-def idx(axes: int, count: int) -> bytes:
-    shape = (count, 3, 3)[:axes]
-    header = struct.pack(f">HBB{axes}I", 0, 8, axes, *shape)
-    return gzip.compress(header + bytes(range(9 if axes == 3 else 1)) * count, mtime=0)
-
-
 FILES = {
-    "train-images-idx3-ubyte.gz": idx(3, 20),
-    "train-labels-idx1-ubyte.gz": idx(1, 20),
-    "t10k-images-idx3-ubyte.gz": idx(3, 10),
-    "t10k-labels-idx1-ubyte.gz": idx(1, 10),
+    f"{role}-{kind}-ubyte.gz": gzip.compress(idx(np.ones((count, *shape))), mtime=0)
+    for role, count in (("train", 20), ("t10k", 10))
+    for kind, shape in (("images-idx3", (3, 3)), ("labels-idx1", ()))
 }
 
 

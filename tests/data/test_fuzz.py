@@ -3,88 +3,51 @@
 from __future__ import annotations
 
 import gzip
-import io
-import json
 import os
 import pickle
 import random
 import re
-import struct
-import subprocess
-import sys
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from data_files import BATCHES, idx, picture, saved, tarred, zipped
+from watching import opened
 
 from diffflow_ext.data import open_dataset
 from diffflow_ext.data.formats.cifar import read_cifar
 
 # Every message says what was expected and how to mend it.
 OURS = re.compile(r"^[a-z0-9_]+: expected .*; ", re.DOTALL)
-STEMS = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 RNG = np.random.default_rng(20)
-
-
-def _saved(save: Callable[..., None], *arrays: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    save(stream, *arrays)
-    return stream.getvalue()
-
-
-def _png(pixels: np.ndarray, kind: str) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
-
-
-def _zip(members: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return stream.getvalue()
-
-
-def _tar(members: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return stream.getvalue()
 
 
 def corpus() -> dict[str, bytes]:
     """Small valid files of every format, by the names that give the format away."""
     digits = RNG.integers(0, 256, (12, 3, 3), dtype=np.uint8)
-    idx = struct.pack(">HBB3I", 0, 8, 3, *digits.shape) + digits.tobytes()
     pixels = RNG.integers(0, 256, (1, 3072), dtype=np.uint8)
     record = bytes([3]) + pixels.tobytes()
     batch = {b"batch_label": b"training", b"labels": [3], b"data": pixels, b"filenames": [b"a"]}
     rows = RNG.normal(size=(12, 2))
     images = RNG.integers(0, 256, (12, 3, 3, 3), dtype=np.uint8)
-    members = {f"{i}.png": _png(image, "PNG") for i, image in enumerate(images[:11])}
+    members = {f"{i}.png": picture(image) for i, image in enumerate(images[:11])}
+    batches = tarred({f"c/{stem}.bin": 2 * record for stem in BATCHES})
     return {
-        "x-idx3-ubyte": idx,
-        "x-idx3-ubyte.gz": gzip.compress(idx, mtime=0),
+        "x-idx3-ubyte": idx(digits),
+        "x-idx3-ubyte.gz": gzip.compress(idx(digits), mtime=0),
         "data_batch_1.bin": record,
         "data_batch_1": pickle.dumps(batch, 2),
-        "a.npy": _saved(np.save, rows),
-        "images.npy": _saved(np.save, images),
-        "a.npz": _saved(np.savez_compressed, rows),
-        "images.npz": _saved(np.savez, images),
+        "a.npy": saved(np.save, rows),
+        "images.npy": saved(np.save, images),
+        "a.npz": saved(np.savez_compressed, rows),
+        "images.npz": saved(np.savez, images),
         "a.csv": ("a,b\n" + "".join(f"{x:.3f},{y:.3f}\n" for x, y in rows)).encode(),
         "a.dat": ("@relation a\n" + "".join(f"{x:.3f},{y:.3f},g\n" for x, y in rows)).encode(),
-        "a.zip": _zip({**members, "11.jpg": _png(images[11], "JPEG")}),
-        "a.tar": _tar({f"c/{stem}.bin": 2 * record for stem in STEMS}),
-        "a.tar.gz": gzip.compress(_tar({f"c/{stem}.bin": 2 * record for stem in STEMS}), mtime=0),
+        "a.zip": zipped({**members, "11.jpg": picture(images[11], "JPEG")}),
+        "a.tar": batches,
+        "a.tar.gz": gzip.compress(batches, mtime=0),
     }
 
 
@@ -92,7 +55,7 @@ def opener(name: str, folder: Path) -> Callable[[Path], object]:
     """How a file of this name is opened; batches of CIFAR-10 need their five neighbours."""
     if not name.startswith("data_batch"):
         return open_dataset
-    for stem in STEMS[1:]:
+    for stem in BATCHES[1:]:
         (folder / name.replace("data_batch_1", stem)).write_bytes(corpus()[name])
     return lambda path: read_cifar(path.parent)
 
@@ -141,40 +104,24 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def fuzz(scratch: Path, name: str, count: int) -> dict[str, int]:
-    data, rng = corpus()[name], random.Random(name)
-    path, seen = scratch / name, {"read": 0, "refused": 0}
-    read = opener(name, scratch)
-    for _ in range(count):
-        content = mutated(data, rng)
-        path.write_bytes(content)
-        try:
-            seen[outcome(read, path)] += 1
-        except Exception as error:
-            raise AssertionError(f"{name} with the bytes {content.hex()}") from error
-    return seen
-
-
 NAMES = list(corpus())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_corpus_is_read(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(corpus()[name])
-    assert outcome(opener(name, tmp_path), tmp_path / name) == "read"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_damaged_files(scratch: Path, name: str) -> None:
-    seen = fuzz(scratch, name, 220)
-    assert seen["refused"] > 20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_a_hundred_thousand_damaged_files(scratch: Path, name: str) -> None:
-    seen = fuzz(scratch, name, -(-100_000 // len(NAMES)))
-    assert seen["refused"] > 1_000
+@pytest.mark.parametrize("count", [220, pytest.param(7_700, marks=pytest.mark.slow)])
+def test_damaged_files(scratch: Path, name: str, count: int) -> None:
+    data, rng = corpus()[name], random.Random(name)
+    path, read, refused = scratch / name, opener(name, scratch), 0
+    path.write_bytes(data)
+    assert outcome(read, path) == "read"
+    for _ in range(count):
+        content = mutated(data, rng)
+        path.write_bytes(content)
+        try:
+            refused += outcome(read, path) == "refused"
+        except Exception as error:
+            raise AssertionError(f"{name} with the bytes {content.hex()}") from error
+    assert refused > count / 11
 
 
 # Formats whose last rows or padding may be missing without a trace.
@@ -214,65 +161,30 @@ def hostile(folder: Path, canary: Path) -> list[Path]:
     folder.mkdir()
     payload = Payload(f"touch {canary}")
     objects = np.array([[payload]] * 12, object)
-    png = _png(np.zeros((3, 3), np.uint8), "PNG")
+    png = picture(np.zeros((3, 3), np.uint8))
     files = {
-        "objects.npy": _saved(np.save, objects),
-        "objects.npz": _saved(np.savez, objects),
+        "objects.npy": saved(np.save, objects),
+        "objects.npz": saved(np.savez, objects),
         "pickle.npy": pickle.dumps(payload),
         "pickle.csv": pickle.dumps(payload, 0),
         "pickle.zip": pickle.dumps(payload),
         "pickle-idx3-ubyte": pickle.dumps(payload),
-        "slip.zip": _zip({**{f"{i}.png": png for i in range(12)}, "../canary.png": png}),
-        "root.zip": _zip({f"/{canary}.png": png}),
-        "slip.tar": _tar({"../canary": b"1", str(canary): b"1"}),
+        "slip.zip": zipped({**{f"{i}.png": png for i in range(12)}, "../canary.png": png}),
+        "root.zip": zipped({f"/{canary}.png": png}),
+        "slip.tar": tarred({"../canary": b"1", str(canary): b"1"}),
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)
     for name, batch in {"py2": payload, "py3": {b"data": payload, b"labels": [payload]}}.items():
         (folder / name).mkdir()
-        for stem in STEMS:
+        for stem in BATCHES:
             (folder / name / stem).write_bytes(pickle.dumps(batch, 2))
-    members = {f"c/{stem}": pickle.dumps(payload, 2) for stem in STEMS}
-    (folder / "py.tar").write_bytes(_tar(members))
+    members = {f"c/{stem}": pickle.dumps(payload, 2) for stem in BATCHES}
+    (folder / "py.tar").write_bytes(tarred(members))
     (folder / "gas").mkdir()
     (folder / "gas" / "ethylene_CO.pickle").write_bytes(pickle.dumps(payload))
     named = [folder / name for name in (*files, "py2", "py3", "py.tar")]
     return [*named, folder / "gas", folder / "gas" / "ethylene_CO.pickle"]
-
-
-SCRIPT = """
-import json, os, pickle, sys
-import numpy, pandas, PIL.Image, PIL.PngImagePlugin, PIL.JpegImagePlugin
-from diffflow_ext.data import open_dataset
-PIL.Image.preinit()
-
-WATCHED = ("os.", "subprocess.", "shutil.", "socket.", "pickle.", "exec", "ctypes.", "urllib.")
-HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.fwalk")
-seen = []
-
-def hook(event, arguments):
-    writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-    if not (writes or event.startswith(WATCHED)) or event in HARMLESS:
-        return
-    # Importing a module of the library runs the code of a file that is there.
-    if event != "exec" or not os.path.isfile(arguments[0].co_filename):
-        seen.append(event)
-
-def outcome(path):
-    try:
-        open_dataset(path)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "read"
-
-paths, control, canary = json.loads(sys.argv[1])
-sys.addaudithook(hook)
-outcomes = {path: outcome(path) for path in paths}
-while_opening, made = list(seen), os.path.exists(canary)
-with open(control, "rb") as stream:
-    pickle.load(stream)
-print(json.dumps([outcomes, while_opening, made, seen, os.path.exists(canary)]))
-"""
 
 
 def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
@@ -280,26 +192,15 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     paths = hostile(tmp_path / "files", canary)
     before = set(tmp_path.rglob("*"))
     control = next(path for path in paths if path.suffix == ".pickle")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            SCRIPT,
-            json.dumps([[*map(str, paths)], str(control), str(canary)]),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    # Importing pandas and the readers of images runs code and loads libraries.
+    imports = (
+        "import numpy, pandas, PIL.Image, PIL.PngImagePlugin, PIL.JpegImagePlugin\n"
+        "from diffflow_ext.data import open_dataset\nPIL.Image.preinit()"
     )
-    outcomes, seen, made, with_control, made_then = json.loads(done.stdout.splitlines()[-1])
-    assert seen == []
-    assert not made
+    outcomes = opened(imports, "open_dataset", paths, control)
     # Names in an archive that lead out of it are nothing but names.
     assert outcomes.pop(str(tmp_path / "files" / "slip.zip")) == "read"
     for path, text in outcomes.items():
         assert re.match(r"(ValueError|TypeError|Refused): [a-z_]+: expected ", text), (path, text)
-    # The watch is worth something: an ordinary load of one of the files shows, and leaves a mark.
-    assert {"pickle.find_class", "os.system"} <= set(with_control)
-    assert made_then
+    # The control alone has left its mark.
     assert set(tmp_path.rglob("*")) - before == {canary}

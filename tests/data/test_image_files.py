@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import zipfile
 from pathlib import Path
@@ -10,18 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data_files import picture, zipped
 
 from diffflow_ext.data import open_dataset, resize_images
 from diffflow_ext.data.formats import images, reading
 
 RNG = np.random.default_rng(4)
-
-
-def _png(pixels: np.ndarray, mode: str | None = None, kind: str = "PNG") -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels, mode).save(stream, kind)
-    return stream.getvalue()
 
 
 COLOUR = RNG.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
@@ -32,7 +25,7 @@ def _tree(tmp_path: Path) -> Path:
     for i, pixels in enumerate(COLOUR):
         place = folder / f"class{i % 2}"
         place.mkdir(parents=True, exist_ok=True)
-        (place / f"{i:02}.{'png' if i % 3 else 'PNG'}").write_bytes(_png(pixels))
+        (place / f"{i:02}.{'png' if i % 3 else 'PNG'}").write_bytes(picture(pixels))
     (folder / "dataset.json").write_text("{}")
     (folder / ".hidden.png").write_bytes(b"no image")
     (folder / ".thumbnails").mkdir()
@@ -40,10 +33,8 @@ def _tree(tmp_path: Path) -> Path:
     return folder
 
 
-def _zip(path: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
+def _zip(path: Path, members: dict[str, bytes], packing: int = zipfile.ZIP_DEFLATED) -> Path:
+    path.write_bytes(zipped(members, packing))
     return path
 
 
@@ -64,33 +55,33 @@ def test_a_folder_and_its_zip_hold_the_same_images(tmp_path: Path) -> None:
 
 
 def test_grey_images_have_one_channel_unless_one_has_colour(tmp_path: Path) -> None:
-    members = {f"{i}.png": _png(pixels[:, :, 0]) for i, pixels in enumerate(COLOUR)}
+    members = {f"{i}.png": picture(pixels[:, :, 0]) for i, pixels in enumerate(COLOUR)}
     data = open_dataset(_zip(tmp_path / "grey.zip", members))
     assert data.event_shape == (1, 6, 5)
     assert _every(data) == sorted(COLOUR[..., 0].reshape(12, -1).tolist())
-    members["9.png"] = _png(COLOUR[9])
+    members["9.png"] = picture(COLOUR[9])
     assert open_dataset(_zip(tmp_path / "mixed.zip", members)).event_shape == (3, 6, 5)
 
 
 def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2, :, 3] = 255
-    data = open_dataset(_zip(tmp_path / "a.zip", {f"{i}.png": _png(pixels) for i in range(10)}))
+    data = open_dataset(_zip(tmp_path / "a.zip", {f"{i}.png": picture(pixels) for i in range(10)}))
     assert data.event_shape == (3, 4, 4)
     assert data.train[0, 0].tolist() == [[0] * 4] * 2 + [[255] * 4] * 2
 
 
 def test_jpeg(tmp_path: Path) -> None:
     smooth = np.broadcast_to(np.arange(0, 160, 10, dtype=np.uint8)[:, None], (16, 16))
-    members = {f"{i}.jpeg": _png(smooth, kind="JPEG") for i in range(10)}
+    members = {f"{i}.jpeg": picture(smooth, kind="JPEG") for i in range(10)}
     data = open_dataset(_zip(tmp_path / "a.zip", members))
     assert data.event_shape == (1, 16, 16)
     assert int((data.train[0, 0].int() - torch.from_numpy(smooth.astype(int))).abs().max()) < 8
 
 
 def test_images_of_several_sizes_need_a_common_one(tmp_path: Path) -> None:
-    members = {f"{i}.png": _png(COLOUR[i]) for i in range(11)}
-    members["z.png"] = _png(RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    members = {f"{i}.png": picture(COLOUR[i]) for i in range(11)}
+    members["z.png"] = picture(RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8))
     path = _zip(tmp_path / "a.zip", members)
     with pytest.raises(ValueError, match=r"z.png\]' has \(9, 12\) .* first \(6, 5\); give image_"):
         open_dataset(path)
@@ -109,11 +100,11 @@ def test_bad_folders_and_zips(tmp_path: Path) -> None:
     (tmp_path / "empty.zip").touch()
     with pytest.raises(ValueError, match=r"expected a zip archive.*BadZipFile"):
         open_dataset(tmp_path / "empty.zip")
-    good = _png(COLOUR[0])
+    good = picture(COLOUR[0])
     for name, data in {
         "cut": good[:-30],
         "text": b"text",
-        "gif": _png(COLOUR[0], kind="GIF"),
+        "gif": picture(COLOUR[0], kind="GIF"),
     }.items():
         with pytest.raises(ValueError, match=rf"expected a PNG or JPEG image, .*{name}.png\]'"):
             open_dataset(_zip(tmp_path / "a.zip", {f"{name}.png": data}))
@@ -124,7 +115,7 @@ def test_names_and_links_that_leave_the_folder_lead_nowhere(tmp_path: Path) -> N
     folder = tmp_path / "inside"
     folder.mkdir()
     names = ("../a", "/etc/a", "a/../../b", "x\\..\\a", "c:\\a")
-    members = {name: _png(COLOUR[i]) for i, name in enumerate((*names, *"567890"))}
+    members = {name: picture(COLOUR[i]) for i, name in enumerate((*names, *"567890"))}
     data = open_dataset(_zip(folder / "a.zip", {f"{name}.png": d for name, d in members.items()}))
     assert _every(data) == sorted(COLOUR[:11].transpose(0, 3, 1, 2).reshape(11, -1).tolist())
     link = zipfile.ZipInfo("link.png")
@@ -137,15 +128,14 @@ def test_names_and_links_that_leave_the_folder_lead_nowhere(tmp_path: Path) -> N
 
 
 def test_encryption_and_rare_packing_are_refused(tmp_path: Path) -> None:
-    path = _zip(tmp_path / "a.zip", {"a.png": _png(COLOUR[0])})
+    path = _zip(tmp_path / "a.zip", {"a.png": picture(COLOUR[0])})
     data = bytearray(path.read_bytes())
     for header, at in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
         data[data.index(header) + at] |= 1
     path.write_bytes(bytes(data))
     with pytest.raises(ValueError, match="encrypted"):
         open_dataset(path)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
-        archive.writestr("a.png", b"")
+    _zip(path, {"a.png": b""}, zipfile.ZIP_LZMA)
     with pytest.raises(ValueError, match="packed in a rare way"):
         open_dataset(path)
 
@@ -170,7 +160,7 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_images_that_grow_too_much_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flat = _png(np.zeros((200, 200, 3), np.uint8))
+    flat = picture(np.zeros((200, 200, 3), np.uint8))
     path = _zip(tmp_path / "a.zip", {f"{i}.png": flat for i in range(12)})
     assert len(open_dataset(path).train) == 10
     monkeypatch.setattr(images, "MAX_SMALL", 1_000_000)

@@ -165,8 +165,7 @@ def test_limits_out_of_range(tmp_path: Path, limit: int) -> None:
 
 def _area_mean(image: np.ndarray, size: int) -> np.ndarray:
     """Fractions all the way: new pixel (i, j) is the mean over its square of old pixels."""
-    side = len(image)
-    ratio = Fraction(side, size)
+    ratio = Fraction(len(image), size)
 
     def overlap(old: int, new: int) -> Fraction:
         return max(Fraction(0), min(Fraction(old + 1), ratio * (new + 1)) - max(old, ratio * new))
@@ -174,14 +173,9 @@ def _area_mean(image: np.ndarray, size: int) -> np.ndarray:
     out = np.empty((size, size), np.uint8)
     for i in range(size):
         for j in range(size):
-            total = sum(
-                (
-                    overlap(a, i) * overlap(b, j) * int(image[a, b])
-                    for a in range(side)
-                    for b in range(side)
-                ),
-                Fraction(0),
-            )
+            total = Fraction(0)
+            for (a, b), value in np.ndenumerate(image):
+                total += overlap(a, i) * overlap(b, j) * int(value)
             out[i, j] = round(total / ratio**2)  # of a Fraction: halves to the even number
     return out
 
@@ -198,19 +192,12 @@ def test_new_pixels_are_exact_means_of_areas(side: int, size: int) -> None:
             assert np.array_equal(small[n, c].numpy(), _area_mean(images[n, c].numpy(), size))
 
 
-def test_halves_go_to_the_even_byte() -> None:
-    image = torch.tensor([[[[0, 1], [0, 1]], [[1, 2], [1, 2]]]], dtype=torch.uint8)
-    assert resize_images(image, 1).flatten().tolist() == [0, 2]
-
-
 def test_digits_are_padded_where_28_is_no_multiple() -> None:
     images = _images(2, 1, 28, 28)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     assert torch.equal(resize_images(images, 32), padded)
     blocks = padded.reshape(2, 1, 16, 2, 16, 2).double().mean((3, 5))
     assert torch.equal(resize_images(images, 16).double(), blocks.round())
-    blocks = images.reshape(2, 1, 14, 2, 14, 2).double().mean((3, 5))
-    assert torch.equal(resize_images(images, 14).double(), blocks.round())
     assert torch.equal(resize_images(images, 28), images)
     with pytest.raises(ValueError, match=r"from 1 to 28, .*\(28 x 28\), got 30"):
         resize_images(images, 30)
@@ -258,15 +245,9 @@ def test_arrays_of_images(tmp_path: Path, channels: int, last: bool, ending: str
     assert not data.flip
     every = torch.cat([data.train, data.valid, data.test]).flatten(1).tolist()
     assert sorted(every) == sorted(array.reshape(20, -1).tolist())
-
-
-def test_bytes_without_an_axis_for_channels_are_grey(tmp_path: Path) -> None:
-    array = RNG.integers(0, 256, (20, 5, 3), dtype=np.uint8)
-    np.save(tmp_path / "a.npy", array)
-    data = open_dataset(tmp_path / "a.npy")
-    assert data.event_shape == (1, 5, 3)
-    every = torch.cat([data.train, data.valid, data.test]).flatten(1).tolist()
-    assert sorted(every) == sorted(array.reshape(20, -1).tolist())
+    if channels == 1:  # Bytes without an axis for channels are grey.
+        np.save(tmp_path / "b.npy", array[:, 0])
+        assert open_dataset(tmp_path / "b.npy").fingerprint == data.fingerprint
 
 
 BAD_ARRAYS = {
@@ -288,13 +269,7 @@ def test_bad_arrays(tmp_path: Path, case: str) -> None:
             open_dataset(tmp_path / name)
 
 
-def test_arrays_that_are_cut(tmp_path: Path) -> None:
-    path = _save(tmp_path)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(
-        ValueError, match=r"expected a NumPy array of numbers, .*; it is cut, damaged"
-    ):
-        open_dataset(path)
+def test_an_archive_without_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "none.npz")
     with pytest.raises(ValueError, match="expected an array, found none"):
         open_dataset(tmp_path / "none.npz")

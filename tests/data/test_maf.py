@@ -15,9 +15,8 @@ import pandas as pd
 import pytest
 import torch
 
-from diffflow_ext.data import Dataset, describe_sets, open_dataset
+from diffflow_ext.data import describe_sets, open_dataset
 
-DIMS = {"power": 6, "gas": 8, "hepmass": 21, "miniboone": 43, "bsds300": 63}
 Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -66,15 +65,6 @@ def write_bsds300(folder: Path) -> None:
     with h5py.File(folder / "BSDS300.hdf5", "w") as file:
         for name, n in (("train", 90), ("validation", 20), ("test", 30)):
             file[name] = rng.normal(0.0, 0.1, (n, 63)).astype(np.float32)
-
-
-WRITERS = {
-    "power": write_power,
-    "gas": write_gas,
-    "hepmass": write_hepmass,
-    "miniboone": write_miniboone,
-    "bsds300": write_bsds300,
-}
 
 
 # --- the published steps, recomputed -------------------------------------------------------------
@@ -146,33 +136,32 @@ def expected_bsds300(folder: Path) -> Splits:
         return tuple(np.asarray(file[x]) for x in ("train", "validation", "test"))  # type: ignore[return-value]
 
 
-EXPECTED = {
-    "power": expected_power,
-    "gas": expected_gas,
-    "hepmass": expected_hepmass,
-    "miniboone": expected_miniboone,
-    "bsds300": expected_bsds300,
+#: The number of columns, what writes the files, and what they become.
+SETS = {
+    "power": (6, write_power, expected_power),
+    "gas": (8, write_gas, expected_gas),
+    "hepmass": (21, write_hepmass, expected_hepmass),
+    "miniboone": (43, write_miniboone, expected_miniboone),
+    "bsds300": (63, write_bsds300, expected_bsds300),
 }
 
 
 def made(tmp_path: Path, name: str, spelling: str | None = None) -> Path:
     folder = tmp_path / (spelling or name)
     folder.mkdir(exist_ok=True)
-    WRITERS[name](folder)
+    SETS[name][1](folder)
     return folder
 
 
-def parts(data: Dataset) -> Splits:
-    return data.train.numpy(), data.valid.numpy(), data.test.numpy()
-
-
-@pytest.mark.parametrize("name", DIMS)
+@pytest.mark.parametrize("name", SETS)
 def test_the_published_steps(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = made(tmp_path, name)
     monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path))
     data = open_dataset(name)
-    assert (data.name, data.dim, len(data.columns)) == (name, DIMS[name], DIMS[name])
-    for got, want in zip(parts(data), EXPECTED[name](folder), strict=True):
+    dim, _, expected = SETS[name]
+    assert (data.name, data.dim, len(data.columns)) == (name, dim, dim)
+    for part, want in zip((data.train, data.valid, data.test), expected(folder), strict=True):
+        got = part.numpy()
         assert got.dtype == np.float32
         assert got.shape == want.shape
         # float32 rounds relative to 1, the standardised scale; pandas sums in another order.
@@ -182,7 +171,7 @@ def test_the_published_steps(tmp_path: Path, name: str, monkeypatch: pytest.Monk
     assert str(folder) in describe_sets()[name]
 
 
-@pytest.mark.parametrize("name", DIMS)
+@pytest.mark.parametrize("name", SETS)
 def test_units(tmp_path: Path, name: str) -> None:
     data = open_dataset(made(tmp_path, name))
     assert data.log_abs_scale == pytest.approx(float(data.std.log().sum()))
@@ -232,7 +221,7 @@ def test_the_gas_pickle_is_refused_with_a_way_out(tmp_path: Path) -> None:
 
 def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path))
-    for name in DIMS:
+    for name in SETS:
         with pytest.raises(FileNotFoundError, match=rf"expected {name} in .*zenodo.org"):
             open_dataset(name)
         assert "not here, unpack the archive" in describe_sets()[name]
@@ -324,18 +313,12 @@ def test_bad_hdf5(tmp_path: Path) -> None:
     secret.write_bytes(bytes(8 * 63 * 20))
     other = tmp_path / "other.hdf5"
     other.write_bytes(good)
-    links = {
-        "external": h5py.ExternalLink(str(other), "train"),
-        "soft": h5py.SoftLink("/validation"),
-    }
-    for link in links.values():
+    for link in (h5py.ExternalLink(str(other), "train"), h5py.SoftLink("/validation")):
         file.write_bytes(good)
         with h5py.File(file, "a") as archive:
             del archive["train"]
             archive["train"] = link
-        with pytest.raises(
-            ValueError, match="'train' to be an array of numbers with two axes, wi"
-        ):
+        with pytest.raises(ValueError, match="'train' to be an array of numbers with two axes"):
             open_dataset(folder)
     with h5py.File(file, "w") as archive:
         place = [(str(secret), 0, h5py.h5f.UNLIMITED)]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import diffflow_ext.data as data_package
-from diffflow_ext.data import TOY_SETS, data_home, describe_sets, open_dataset
+from diffflow_ext.data import TOY_SETS, data_home, describe_sets
 
 NAMED = {
     *("magic", "mnist", "fashion-mnist", "cifar10"),
@@ -32,28 +31,3 @@ def test_the_home_of_the_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             monkeypatch.setenv("DIFFFLOW_DATA", unset)
         monkeypatch.setenv("HOME", str(tmp_path))
         assert data_home() == tmp_path / ".cache" / "diffflow_ext"
-
-
-@pytest.mark.parametrize("name", sorted(NAMED - {"magic"}))
-def test_a_set_that_is_not_here(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if name == "fashion-mnist" and Path("/usr/share/datasets/fashion-mnist").exists():
-        pytest.skip("is installed on this machine")
-    monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=rf"open_dataset: expected {name} in .*not there"):
-        open_dataset(name.upper().replace("-", "_"))
-
-
-def test_near_misses_are_named() -> None:
-    for wrong, right in {"mnsit": "mnist", "cifar-10": "cifar10"}.items():
-        with pytest.raises(ValueError, match=f"did you mean '{right}'"):
-            open_dataset(wrong)
-
-
-def test_public_names_exist() -> None:
-    assert sorted(data_package.__all__, key=str.lower) == sorted(
-        set(data_package.__all__), key=str.lower
-    )
-    for name in data_package.__all__:
-        assert getattr(data_package, name) is not None

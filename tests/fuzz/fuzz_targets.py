@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,50 +38,23 @@ class Target:
     """A function and the arguments of a good call."""
 
     call: Callable[..., Any]
-    good: Callable[[], dict[str, Any]]
+    arguments: dict[str, Any]
+
+    def good(self) -> dict[str, Any]:
+        values = self.arguments.items()
+        return {name: v.clone() if isinstance(v, Tensor) else v for name, v in values}
 
 
-STEP = {"key": KEY, "step": 2, "sample_offset": 5}
+def target(call: Callable[..., Any], /, **arguments: Any) -> Target:
+    return Target(call, arguments)
 
 
 def rows(*names: str) -> dict[str, Tensor]:
     return {name: x(2, 3) + i for i, name in enumerate(names)}
 
 
-@functools.cache
-def small() -> DiffFlowSDE:
-    return DiffFlowSDE(FourierMLP(3, width=4, depth=1), FourierMLP(3, width=4, depth=1), 0.7)
-
-
 def linear(t: Tensor, x: Tensor) -> Tensor:
     return -x
-
-
-def grid() -> TimeGrid:
-    return TimeGrid.power(2, 1.0)
-
-
-def method(make: Callable[[], Any], name: str) -> Callable[..., Any]:
-    """A method of an object that is made when it is first wanted."""
-
-    def call(**arguments: Any) -> Any:
-        return getattr(make(), name)(**arguments)
-
-    return call
-
-
-def path_arguments() -> dict[str, Any]:
-    return {"x0": x(2, 3), "grid": grid(), "key": KEY, "sample_offset": 4}
-
-
-def bare(call: Callable[..., Any]) -> Target:
-    return Target(
-        call,
-        lambda: {
-            "drift": linear, "score": linear, **path_arguments(), "diffusion": 0.5, "params": (),
-            "prior": None, "checkpoint_every": 1, "scores_per_call": 2, "kept_graphs": 1,
-        },
-    )  # fmt: skip
 
 
 def constructed(call: Callable[..., Any], use: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -90,185 +62,125 @@ def constructed(call: Callable[..., Any], use: Callable[[Any], Any]) -> Callable
     return lambda **arguments: use(call(**arguments))
 
 
-@functools.cache
-def ddpm() -> DDPM:
-    return DDPM(linear, num_timesteps=4)
-
-
-@functools.cache
-def dinof() -> DiNof:
-    return DiNof(linear, t_cutoff=0.5)
-
-
-def with_path(**more: Any) -> Callable[[], dict[str, Any]]:
-    return lambda: {**path_arguments(), **more}
-
-
-SAMPLE = {"shape": (2, 3), "key": KEY, "sample_offset": 1}
+SMALL = DiffFlowSDE(FourierMLP(3, width=4, depth=1), FourierMLP(3, width=4, depth=1), 0.7)
+SMALL_DDPM = DDPM(linear, num_timesteps=4)
+SMALL_DINOF = DiNof(linear, t_cutoff=0.5)
+GRID = TimeGrid.power(2, 1.0)
+STEP: dict[str, Any] = {"key": KEY, "step": 2, "sample_offset": 5}
+PATH: dict[str, Any] = {"x0": x(2, 3), "grid": GRID, "key": KEY, "sample_offset": 4}
+BARE: dict[str, Any] = {
+    "drift": linear, "score": linear, **PATH, "diffusion": 0.5, "params": (), "prior": None,
+    "checkpoint_every": 1, "scores_per_call": 2, "kept_graphs": 1,
+}  # fmt: skip
+SAMPLE: dict[str, Any] = {"shape": (2, 3), "key": KEY, "sample_offset": 1}
 RESIDUAL = ("x", "x_next", "f_next", "s_next")
 TARGETS: dict[str, Target] = {
-    "em_step": Target(
-        functional.em_step, lambda: {**rows("x", "f"), "dt": 0.1, "g": 0.5, **STEP}
+    "em_step": target(functional.em_step, **rows("x", "f"), dt=0.1, g=0.5, **STEP),
+    "backward_residual": target(
+        functional.backward_residual, **rows(*RESIDUAL), dt=0.1, g_next=0.5,
     ),
-    "backward_residual": Target(
-        functional.backward_residual, lambda: {**rows(*RESIDUAL), "dt": 0.1, "g_next": 0.5}
+    "residual_cost": target(functional.residual_cost, **rows(*RESIDUAL), dt=0.1, g_next=0.5),
+    "reverse_step": target(
+        functional.reverse_step, **rows("x_next", "f_next", "s_next"), dt=0.1, g_next=0.5, **STEP,
+        stochasticity=0.5,
     ),
-    "residual_cost": Target(
-        functional.residual_cost, lambda: {**rows(*RESIDUAL), "dt": 0.1, "g_next": 0.5}
+    "perturb": target(functional.perturb, **rows("x0"), alpha_t=0.8, sigma_t=0.6, **STEP),
+    "affine_step": target(
+        functional.affine_step, **rows("x", "a", "b"), c_x=0.5, c_a=0.1, c_b=0.2, noise_scale=0.3,
+        **STEP, purpose="reverse",
     ),
-    "reverse_step": Target(
-        functional.reverse_step,
-        lambda: {
-            **rows("x_next", "f_next", "s_next"), "dt": 0.1, "g_next": 0.5, **STEP,
-            "stochasticity": 0.5,
-        },
+    "normal": target(
+        functional.normal, shape=(2, 3), **STEP, purpose="forward", dtype=torch.float32,
+        device="cpu",
     ),
-    "perturb": Target(
-        functional.perturb, lambda: {**rows("x0"), "alpha_t": 0.8, "sigma_t": 0.6, **STEP}
+    "philox_words": target(
+        functional.philox_words, counter=torch.zeros(3, 4, dtype=torch.int64),
+        key=torch.zeros(2, dtype=torch.int64),
     ),
-    "affine_step": Target(
-        functional.affine_step,
-        lambda: {
-            **rows("x", "a", "b"), "c_x": 0.5, "c_a": 0.1, "c_b": 0.2, "noise_scale": 0.3, **STEP,
-            "purpose": "reverse",
-        },
+    "diffflow_loss": target(diffflow_loss, **BARE),
+    "diffflow_mean_loss": target(diffflow_mean_loss, **BARE),
+    "DiffFlowSDE": target(
+        constructed(DiffFlowSDE, lambda sde: sde.loss(x(2, 3), GRID, KEY)), drift=linear,
+        score=linear, diffusion=0.5, params=(), prior=None, scores_per_call=2,
     ),
-    "normal": Target(
-        functional.normal,
-        lambda: {
-            "shape": (2, 3), **STEP, "purpose": "forward", "dtype": torch.float32, "device": "cpu",
-        },
+    "DiffFlowSDE.loss": target(
+        SMALL.loss, **PATH, checkpoint_every=1, engine="auto", kept_graphs=1,
     ),
-    "philox_words": Target(
-        functional.philox_words,
-        lambda: {
-            "counter": torch.zeros(3, 4, dtype=torch.int64),
-            "key": torch.zeros(2, dtype=torch.int64),
-        },
+    "DiffFlowSDE.mean_loss": target(
+        SMALL.mean_loss, **PATH, checkpoint_every=1, engine="auto", weight=torch.ones(2),
     ),
-    "diffflow_loss": bare(diffflow_loss),
-    "diffflow_mean_loss": bare(diffflow_mean_loss),
-    "DiffFlowSDE": Target(
-        constructed(DiffFlowSDE, lambda sde: sde.loss(x(2, 3), grid(), KEY)),
-        lambda: {
-            "drift": linear, "score": linear, "diffusion": 0.5, "params": (), "prior": None,
-            "scores_per_call": 2,
-        },
+    "DiffFlowSDE.engine_for": target(SMALL.engine_for, x0=x(2, 3), grid=GRID, checkpoint_every=1),
+    "DiffFlowSDE.elbo": target(SMALL.elbo, **PATH, num_paths=2, checkpoint_every=1),
+    "DiffFlowSDE.bound_minus_loss": target(SMALL.bound_minus_loss, **PATH),
+    "DiffFlowSDE.encode": target(SMALL.encode, **PATH),
+    "DiffFlowSDE.path": target(SMALL.path, **PATH),
+    "DiffFlowSDE.log_prob": target(
+        SMALL.log_prob, x=x(2, 3), grid=GRID, key=KEY, solver="heun", divergence="exact",
+        num_probes=1, rtol=1e-3, atol=1e-3, sample_offset=1,
     ),
-    "DiffFlowSDE.loss": Target(
-        method(small, "loss"), with_path(checkpoint_every=1, engine="auto", kept_graphs=1)
+    "DiffFlowSDE.sample": target(
+        SMALL.sample, **SAMPLE, grid=GRID, stochasticity=1.0, last_step="noisy", solver="euler",
+        corrector_steps=1, corrector_scale=0.5,
     ),
-    "DiffFlowSDE.mean_loss": Target(
-        method(small, "mean_loss"),
-        with_path(checkpoint_every=1, engine="auto", weight=torch.ones(2)),
+    "DiffFlowSDE.sample_path": target(
+        SMALL.sample_path, **SAMPLE, grid=GRID, stochasticity=1.0, last_step="mean",
     ),
-    "DiffFlowSDE.engine_for": Target(
-        method(small, "engine_for"), lambda: {"x0": x(2, 3), "grid": grid(), "checkpoint_every": 1}
+    "TimeGrid": target(TimeGrid, times=torch.tensor([0.0, 0.5, 1.0])),
+    "TimeGrid.from_times": target(TimeGrid.from_times, times=[0.0, 0.5, 1.0]),
+    "TimeGrid.power": target(TimeGrid.power, num_steps=4, t_end=1.0, t_start=0.0, power=0.9),
+    "TimeGrid.stratified": target(
+        TimeGrid.stratified, num_steps=4, t_end=1.0, t_start=0.0, power=0.9, key=KEY,
     ),
-    "DiffFlowSDE.elbo": Target(method(small, "elbo"), with_path(num_paths=2, checkpoint_every=1)),
-    "DiffFlowSDE.bound_minus_loss": Target(method(small, "bound_minus_loss"), with_path()),
-    "DiffFlowSDE.encode": Target(method(small, "encode"), with_path()),
-    "DiffFlowSDE.path": Target(method(small, "path"), with_path()),
-    "DiffFlowSDE.log_prob": Target(
-        method(small, "log_prob"),
-        lambda: {
-            "x": x(2, 3), "grid": grid(), "key": KEY, "solver": "heun", "divergence": "exact",
-            "num_probes": 1, "rtol": 1e-3, "atol": 1e-3, "sample_offset": 1,
-        },
+    "ProgressiveGrid": target(
+        lambda stages, iteration: ProgressiveGrid(stages)(iteration), stages=((0, 2), (5, 3)),
+        iteration=4,
     ),
-    "DiffFlowSDE.sample": Target(
-        method(small, "sample"),
-        lambda: {
-            **SAMPLE, "grid": grid(), "stochasticity": 1.0, "last_step": "noisy",
-            "solver": "euler", "corrector_steps": 1, "corrector_scale": 0.5,
-        },
+    "NoiseKey": target(
+        lambda seed, stream, at, device: NoiseKey(seed, stream).at(at).to_tensor(device), seed=3,
+        stream=4, at=5, device="cpu",
     ),
-    "DiffFlowSDE.sample_path": Target(
-        method(small, "sample_path"),
-        lambda: {**SAMPLE, "grid": grid(), "stochasticity": 1.0, "last_step": "mean"},
+    "ConstantDiffusion": target(
+        constructed(ConstantDiffusion, lambda g: g(torch.ones(2))), g=0.5, learnable=True,
     ),
-    "TimeGrid": Target(TimeGrid, lambda: {"times": torch.tensor([0.0, 0.5, 1.0])}),
-    "TimeGrid.from_times": Target(TimeGrid.from_times, lambda: {"times": [0.0, 0.5, 1.0]}),
-    "TimeGrid.power": Target(
-        TimeGrid.power, lambda: {"num_steps": 4, "t_end": 1.0, "t_start": 0.0, "power": 0.9}
+    "GeometricDiffusion": target(
+        constructed(GeometricDiffusion, lambda g: g(torch.ones(2))), g_start=0.5, g_end=1.0,
+        t_end=1.0, learnable=True,
     ),
-    "TimeGrid.stratified": Target(
-        TimeGrid.stratified,
-        lambda: {"num_steps": 4, "t_end": 1.0, "t_start": 0.0, "power": 0.9, "key": KEY},
+    "DDPM": target(
+        constructed(DDPM, lambda model: model.loss(x(2, 3), KEY)), eps_net=linear,
+        schedule="linear", num_timesteps=4,
     ),
-    "ProgressiveGrid": Target(
-        lambda stages, iteration: ProgressiveGrid(stages)(iteration),
-        lambda: {"stages": ((0, 2), (5, 3)), "iteration": 4},
+    "DDPM.loss": target(SMALL_DDPM.loss, x0=x(2, 3), key=KEY, sample_offset=1),
+    "DDPM.mean_loss": target(
+        SMALL_DDPM.mean_loss, x0=x(2, 3), key=KEY, weight=torch.ones(2), sample_offset=1,
     ),
-    "NoiseKey": Target(
-        lambda seed, stream, at, device: NoiseKey(seed, stream).at(at).to_tensor(device),
-        lambda: {"seed": 3, "stream": 4, "at": 5, "device": "cpu"},
+    "DDPM.elbo": target(
+        SMALL_DDPM.elbo, x0=x(2, 3), key=KEY, timesteps=2, decoder="gaussian", variance="small",
+        clip=False, sample_offset=1,
     ),
-    "ConstantDiffusion": Target(
-        constructed(ConstantDiffusion, lambda g: g(torch.ones(2))),
-        lambda: {"g": 0.5, "learnable": True},
+    "DDPM.sample": target(
+        SMALL_DDPM.sample, **SAMPLE, num_steps=2, sampler="ddim", eta=0.5, variance="small",
+        clip=True, last_step="mean",
     ),
-    "GeometricDiffusion": Target(
-        constructed(GeometricDiffusion, lambda g: g(torch.ones(2))),
-        lambda: {"g_start": 0.5, "g_end": 1.0, "t_end": 1.0, "learnable": True},
+    "DDPM.log_prob": target(
+        SMALL_DDPM.log_prob, x=x(2, 3), grid=2, key=KEY, solver="euler", divergence="exact",
     ),
-    "DDPM": Target(
-        constructed(DDPM, lambda model: model.loss(x(2, 3), KEY)),
-        lambda: {"eps_net": linear, "schedule": "linear", "num_timesteps": 4},
+    "DiNof": target(
+        constructed(DiNof, lambda model: model.mean_loss(x(2, 3), KEY)), eps_net=linear,
+        process="vp", flow=None, t_cutoff=0.5, t_min=1e-3, loss_weight="variance",
     ),
-    "DDPM.loss": Target(
-        method(ddpm, "loss"), lambda: {"x0": x(2, 3), "key": KEY, "sample_offset": 1}
+    "DiNof.score_loss": target(SMALL_DINOF.score_loss, x0=x(2, 3), key=KEY, sample_offset=1),
+    "DiNof.score": target(SMALL_DINOF.score, t=0.2, x=x(2, 3)),
+    "DiNof.sample": target(
+        SMALL_DINOF.sample, **SAMPLE, num_steps=2, sampler="em", corrector_steps=1, snr=0.1,
+        last_step="noisy",
     ),
-    "DDPM.mean_loss": Target(
-        method(ddpm, "mean_loss"),
-        lambda: {"x0": x(2, 3), "key": KEY, "weight": torch.ones(2), "sample_offset": 1},
+    "DiNof.log_prob": target(
+        SMALL_DINOF.log_prob, x=x(2, 3), grid=2, key=KEY, solver="heun", divergence="exact",
     ),
-    "DDPM.elbo": Target(
-        method(ddpm, "elbo"),
-        lambda: {
-            "x0": x(2, 3), "key": KEY, "timesteps": 2, "decoder": "gaussian",
-            "variance": "small", "clip": False, "sample_offset": 1,
-        },
-    ),
-    "DDPM.sample": Target(
-        method(ddpm, "sample"),
-        lambda: {
-            **SAMPLE, "num_steps": 2, "sampler": "ddim", "eta": 0.5, "variance": "small",
-            "clip": True, "last_step": "mean",
-        },
-    ),
-    "DDPM.log_prob": Target(
-        method(ddpm, "log_prob"),
-        lambda: {"x": x(2, 3), "grid": 2, "key": KEY, "solver": "euler", "divergence": "exact"},
-    ),
-    "DiNof": Target(
-        constructed(DiNof, lambda model: model.mean_loss(x(2, 3), KEY)),
-        lambda: {
-            "eps_net": linear, "process": "vp", "flow": None, "t_cutoff": 0.5, "t_min": 1e-3,
-            "loss_weight": "variance",
-        },
-    ),
-    "DiNof.score_loss": Target(
-        method(dinof, "score_loss"), lambda: {"x0": x(2, 3), "key": KEY, "sample_offset": 1}
-    ),
-    "DiNof.score": Target(method(dinof, "score"), lambda: {"t": 0.2, "x": x(2, 3)}),
-    "DiNof.sample": Target(
-        method(dinof, "sample"),
-        lambda: {
-            **SAMPLE, "num_steps": 2, "sampler": "em", "corrector_steps": 1, "snr": 0.1,
-            "last_step": "noisy",
-        },
-    ),
-    "DiNof.log_prob": Target(
-        method(dinof, "log_prob"),
-        lambda: {"x": x(2, 3), "grid": 2, "key": KEY, "solver": "heun", "divergence": "exact"},
-    ),
-    "configure": Target(
-        configure,
-        lambda: {
-            "model": "diffflow", "data": "moons", "steps": 5, "learning_rate": 1e-3,
-            "progressive": "0:2,5:3", "grid": "power",
-            "learn_diffusion": True, "t_end": 1.0, "device": "cpu", "threads": 1,
-        },
+    "configure": target(
+        configure, model="diffflow", data="moons", steps=5, learning_rate=1e-3,
+        progressive="0:2,5:3", grid="power", learn_diffusion=True, t_end=1.0, device="cpu",
+        threads=1,
     ),
 }  # fmt: skip

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 from pathlib import Path
 
-import pytest
+from checkout import files_of_the_checkout
 from helpers import ROOT
 
 LINES_OF_A_FILE = 400
@@ -15,7 +14,6 @@ LINES_OF_A_FUNCTION = 30
 #: What may be longer, how long at most, and why.
 EXCEPTIONS: dict[str, tuple[int, str]] = {
     "tests/benchmarks/test_pages.py:reports": (44, "a report of each kind, written out"),
-    "tests/data/test_maf.py:test_bad_hdf5": (33, "a list of damaged files"),
     "tests/engines/test_fused_paths.py": (502, "all tests of one module"),
     "tests/flows/test_prior.py": (429, "all tests of one module"),
     "tests/functional/test_noise.py": (438, "all tests of one module"),
@@ -23,24 +21,12 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "tests/native/test_ops_host.py": (479, "all kernels of one emulated device"),
     "tests/nets/test_unet.py": (418, "all tests of one module"),
     "tests/nets/test_unet.py:by_hand": (45, "a U-Net written out, layer by layer"),
-    "tests/training/test_checkpoint.py:test_nothing_in_a_hostile_checkpoint_is_executed": (
-        35,
-        "a list of hostile files",
-    ),
-    "tests/training/test_recipes.py": (401, "all tests of one folder"),
 }
 
 
 def sources(*suffixes: str) -> list[Path]:
     """Files of code that belong to the checkout, committed or new."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if listed.returncode != 0:
-        pytest.skip("needs a git checkout, to know which files belong to it")
-    names = [ROOT / name for name in listed.stdout.split("\0") if name.endswith(suffixes)]
-    return sorted(path for path in names if path.is_file())
+    return [ROOT / name for name in files_of_the_checkout() if name.endswith(suffixes)]
 
 
 def too_long(sizes: dict[str, int], limit: int) -> list[str]:

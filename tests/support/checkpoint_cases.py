@@ -42,8 +42,5 @@ def respell(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
     body = json.loads(path.read_bytes())
     del body["checksum"]
     change(body)
-    path.write_bytes(
-        checkpoint_module._spell(
-            body | {"checksum": checkpoint_module._digest(checkpoint_module._spell(body))}
-        )
-    )
+    checksum = checkpoint_module._digest(checkpoint_module._spell(body))
+    path.write_bytes(checkpoint_module._spell({**body, "checksum": checksum}))

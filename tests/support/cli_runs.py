@@ -13,9 +13,10 @@ FAST = ("--steps=6 --num-steps=3 --width=8 --depth=1 --batch-size=16 --threads=1
         "--save-every=3 --log-every=2").split()  # fmt: skip
 
 
-def write_points(path: Path, head: str) -> None:
+def write_points(folder: Path) -> Path:
     rows = torch.randn(600, 2, generator=torch.Generator().manual_seed(0)).tolist()
-    path.write_text(f"{head}\n" + "".join(f"{x},{1000 + x + y}\n" for x, y in rows))
+    (folder / "points.csv").write_text("a,b\n" + "".join(f"{x},{1000 + x + y}\n" for x, y in rows))
+    return folder / "points.csv"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:

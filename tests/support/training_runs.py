@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_files import idx
 
+from diffflow_ext.training import Config, train
 from diffflow_ext.training.loop.state import TrainState
 from diffflow_ext.training.store.checkpoint import step_directories
 
@@ -24,6 +25,14 @@ class Kill(BaseException):
 
 def kill() -> None:
     raise Kill
+
+
+def train_until_killed(config: Config, out: Path, step: int, resume: bool = False) -> None:
+    """Trains until just before the optimiser takes a step, counted from 0."""
+    with pytest.MonkeyPatch.context() as patch:
+        before_update(patch, step, kill)
+        with pytest.raises(Kill):
+            train(config, out, resume=resume)
 
 
 def before_update(patch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
@@ -67,11 +76,6 @@ def write_images(folder: Path, size: int, count: int = 100, held_out: int = 80) 
         for image, label in zip(images, labels, strict=True):
             start = 0 if label else size // 2
             image[: size // 2, start : start + size // 2] += 200
-        _write_idx(folder / f"{role}-images-idx3-ubyte", images)
-        _write_idx(folder / f"{role}-labels-idx1-ubyte", labels)
+        (folder / f"{role}-images-idx3-ubyte").write_bytes(idx(images))
+        (folder / f"{role}-labels-idx1-ubyte").write_bytes(idx(labels))
     return folder
-
-
-def _write_idx(path: Path, values: np.ndarray) -> None:
-    head = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
-    path.write_bytes(head + values.tobytes())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from graph_steps import Emulated
 from torch import Tensor
-from training_runs import Kill, outcome, write_images, write_table
+from training_runs import Kill, outcome, write_table
 
 from diffflow_ext import DiffFlowSDE
 from diffflow_ext.engines import CapturedStep
@@ -43,15 +43,6 @@ def test_the_run_is_that_of_the_plain_loop(
     config: Config, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     both(config.replaced(**change), tmp_path)
-
-
-def test_the_run_of_unets_is_that_of_the_plain_loop(config: Config, tmp_path: Path) -> None:
-    images = configure(
-        data=str(write_images(tmp_path / "images", size=8)), steps=2, batch_size=4, num_steps=3,
-        progressive="off", unet_base=8, unet_mults="1,2", unet_blocks=1, unet_attention="off",
-        threads=1, autocast="bf16", log_every=1,
-    )  # fmt: skip
-    both(images, tmp_path)
 
 
 def test_a_run_resumes_bit_equal(
@@ -104,22 +95,3 @@ def test_replays_see_what_changes_from_step_to_step(
     both(config, tmp_path)
     assert made[0].num_captures == 3
     assert made[0].eager == 3
-
-
-def test_graphs_follow_the_number_of_steps(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is handed over, step by step."""
-    real, seen = CapturedStep.step, []
-
-    def step(self: CapturedStep, x0: Tensor, grid: Any, **options: Any) -> StepResult:
-        rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        seen.append((grid.num_steps, options["stream"], round(options["decay"], 6), *rates))
-        return real(self, x0, grid, **options)
-
-    monkeypatch.setattr(CapturedStep, "step", step)
-    train(config.replaced(cuda_graph=True, schedule="constant", learning_rate=3.0), tmp_path / "r")
-    assert [line[0] for line in seen] == [2] * 3 + [4] * 3 + [6] * 3
-    assert [line[1] for line in seen] == list(range(9))
-    assert [line[2] for line in seen] == [round((1 + n) / (10 + n), 6) for n in range(9)]
-    assert [line[3] for line in seen[:4]] == pytest.approx([1.0, 2.0, 3.0, 3.0])

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_cases import FILES, equal, make, respell
+from training_runs import Kill
 
 from diffflow_ext.training import Checkpoint, CheckpointError
 from diffflow_ext.training.store import checkpoint as checkpoint_module
@@ -28,11 +29,6 @@ from diffflow_ext.training.store.checkpoint import (
     step_directories,
     sweep,
 )
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    return save_checkpoint(tmp_path / "checkpoints", make(5))
 
 
 def test_newest_whole_checkpoint_wins_with_a_warning(tmp_path: Path) -> None:
@@ -85,9 +81,11 @@ def test_keeps_the_newest(tmp_path: Path, keep: int) -> None:
     assert steps == [5, 4, 3][:keep]
 
 
-def test_keep_must_be_positive(tmp_path: Path) -> None:
+def test_what_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep=0: expected at least 1"):
         save_checkpoint(tmp_path, make(1), keep=0)
+    with pytest.raises(ValueError, match="JSON"):
+        save_checkpoint(tmp_path, Checkpoint(1, {}, {}, {}, {"loss": float("nan")}))
     assert not list(tmp_path.iterdir())
 
 
@@ -99,22 +97,13 @@ def test_damaged_newer_checkpoint_does_not_push_out_the_new_one(tmp_path: Path) 
         assert load_latest(tmp_path).step == 2
 
 
-def test_damaged_checkpoint_is_replaced_and_whole_one_is_not(saved: Path) -> None:
+def test_damaged_checkpoint_is_replaced_and_whole_one_is_not(tmp_path: Path) -> None:
+    saved = save_checkpoint(tmp_path, make(5))
     with pytest.raises(ValueError, match="is there already and whole"):
-        save_checkpoint(saved.parent, make(5, 2.0))
+        save_checkpoint(tmp_path, make(5, 2.0))
     (saved / "ema.safetensors").write_bytes(b"")
-    save_checkpoint(saved.parent, make(5, 2.0))
-    assert equal(load_latest(saved.parent), make(5, 2.0))
-
-
-def test_infinite_numbers_in_meta_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        save_checkpoint(tmp_path, Checkpoint(1, {}, {}, {}, {"loss": float("nan")}))
-    assert not list(tmp_path.iterdir())
-
-
-class Kill(BaseException):
-    """Stands for the end of the process: nothing catches it."""
+    save_checkpoint(tmp_path, make(5, 2.0))
+    assert equal(load_latest(tmp_path), make(5, 2.0))
 
 
 def finishes(action: Callable[[], object], calls: int) -> bool:
@@ -204,47 +193,45 @@ def test_killed_by_the_system_at_any_moment(tmp_path: Path, kills: int) -> None:
     assert {path.name[:5] for path in tmp_path.iterdir()} == {"step-", "lates"}
 
 
+#: System calls of a save that may fail.
+CALLS = ("fsync", "rename", "replace")
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_all_is_synced_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, make(1))
-    events, fsync, rename, move = [], os.fsync, os.rename, os.replace
+    events = []
 
-    def note_sync(descriptor: int) -> None:
-        events.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink()))
-        fsync(descriptor)
+    def noted(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            last = arguments[-1]
+            path = Path(f"/proc/self/fd/{last}").readlink() if name == "fsync" else last
+            events.append((name, path))
+            real(*arguments)
 
-    def note_rename(source: Path, target: Path) -> None:
-        events.append(("rename", target))
-        rename(source, target)
+        return call
 
-    def note_replace(source: Path, target: Path) -> None:
-        events.append(("replace", target))
-        move(source, target)
-
-    monkeypatch.setattr(checkpoint_module.os, "fsync", note_sync)
-    monkeypatch.setattr(checkpoint_module.os, "rename", note_rename)
-    monkeypatch.setattr(checkpoint_module.os, "replace", note_replace)
+    for name in CALLS:
+        monkeypatch.setattr(checkpoint_module.os, name, noted(name, getattr(os, name)))
     save_checkpoint(tmp_path, make(2), keep=1)
     aside = tmp_path / ".tmp-step-00000002"
-    written = [("sync", aside / name) for name in FILES]
+    written = [("fsync", aside / name) for name in FILES]
     assert sorted(events[:4]) == sorted(written)
     assert events[4:9] == [
-        ("sync", aside),
+        ("fsync", aside),
         ("rename", tmp_path / "step-00000002"),
-        ("sync", tmp_path),
-        ("sync", tmp_path / ".tmp-latest"),
+        ("fsync", tmp_path),
+        ("fsync", tmp_path / ".tmp-latest"),
         ("replace", tmp_path / "latest"),
     ]
-    assert events[9] == ("sync", tmp_path)
+    assert events[9] == ("fsync", tmp_path)
     # Only now the old one goes.
     assert events[10:] == [("rename", tmp_path / ".tmp-drop-step-00000001")]
 
 
-FAILING = ("fsync", "rename", "replace")
-
-
-@pytest.mark.parametrize("call", FAILING)
-@pytest.mark.parametrize("after", range(3))
+@pytest.mark.parametrize(
+    ("call", "after"), [("fsync", 0), ("fsync", 1), ("fsync", 2), ("rename", 0), ("replace", 0)]
+)
 def test_failed_system_call_leaves_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, after: int
 ) -> None:
@@ -259,10 +246,7 @@ def test_failed_system_call_leaves_the_old_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module.os, call, fail)
-        if after < {"fsync": 3, "rename": 1, "replace": 1}[call]:
-            with pytest.raises(CheckpointError, match=r"needs \d+ bytes: No space left on device"):
-                save_checkpoint(tmp_path, make(2))
-        else:
+        with pytest.raises(CheckpointError, match=r"needs \d+ bytes: No space left on device"):
             save_checkpoint(tmp_path, make(2))
     assert _latest_quietly(tmp_path) in (1, 2)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -302,18 +286,6 @@ def test_a_folder_that_may_not_be_written_is_named(
         with pytest.raises(CheckpointError, match=words) as caught:
             save_checkpoint(tmp_path, make(2))
     assert str(tmp_path) in str(caught.value)
-    assert _latest_quietly(tmp_path) == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do anything")
-def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, make(1))
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(CheckpointError, match="Permission denied; earlier checkpoints are"):
-            save_checkpoint(tmp_path, make(2))
-    finally:
-        tmp_path.chmod(0o700)
     assert _latest_quietly(tmp_path) == 1
 
 

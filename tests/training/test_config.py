@@ -104,12 +104,6 @@ def test_activations_are_those_of_the_perceptron() -> None:
         make(activation="?")
 
 
-def test_error_names_the_models_that_exist() -> None:
-    expected = r"model='gan': expected one of diffflow, dinof, ddpm, ffjord, flow$"
-    with pytest.raises(ValueError, match=expected):
-        make("gan")
-
-
 @pytest.mark.parametrize(
     ("model", "low", "high", "more"),
     [
@@ -130,9 +124,6 @@ READ: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ("dinof", {"glow_levels": 4}, {"flow": "glow"}, {"flow": "none"}, "flow=glow"),
     ("diffflow", {"flow": "spline"}, {"prior": "flow"}, {}, "prior=flow"),
     ("diffflow", {"flow_bins": 4}, {"prior": "flow"}, {}, "flow=spline"),
-    ("flow", {"flow_bins": 4}, {"flow": "spline"}, {"flow": "glow"}, "flow=spline"),
-    ("flow", {"glow_levels": 4}, {"flow": "glow"}, {"flow": "spline"}, "flow=glow"),
-    ("ddpm", {"width": 4}, {"net": "mlp"}, {"net": "unet"}, "net=mlp"),
     ("ddpm", {"unet_base": 4}, {"net": "unet"}, {"net": "mlp"}, "net=unet"),
     ("diffflow", {"drift_multiplier": 2.0}, {"net": "unet"}, {"net": "mlp"}, "net=unet"),
 ]
@@ -168,6 +159,7 @@ def test_field_of_another_model_is_refused(model: str, name: str, said: str) -> 
 def test_choices_are_those_of_the_fields() -> None:
     """What a branch reads are fields, and each value of a choice is a branch."""
     names = {name for model in CONFIGS for name in make(model).values()}
+    assert {*MAY_CHANGE} <= names
     for choice, branches in BRANCHES.items():
         assert all(readers.keys() <= names for readers in branches.values())
         model = next(m for m in ("dinof", "diffflow") if choice in make(m).values())
@@ -179,21 +171,6 @@ def test_choices_are_those_of_the_fields() -> None:
 def test_config_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         make().optimiser.steps = 3
-    with pytest.raises(FrozenInstanceError):
-        make().run = None
-
-
-def test_whole_number_serves_as_real_number() -> None:
-    config = make(t_end=2)
-    assert config.model.t_end == 2
-    assert type(config.model.t_end) is float
-
-
-def test_replaced_changes_fields_of_all_sections() -> None:
-    config, changed = make(), make().replaced(seed=7, num_steps=3, width=5)
-    assert (changed.run.seed, changed.model.num_steps, changed.network.width) == (7, 3, 5)
-    assert changed.replaced(seed=0, num_steps=30, width=None) == config
-    assert type(changed) is type(config)
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -280,7 +257,10 @@ def test_file_holds_what_the_run_reads() -> None:
             "[trainer]\nsteps = 3",
             "[trainer]: expected one of data, model, network, optimiser, run",
         ),
-        ("[model]\nname = 'gan'", "model='gan': expected one of diffflow, "),
+        (
+            "[model]\nname = 'gan'",
+            "model='gan': expected one of diffflow, dinof, ddpm, ffjord, flow",
+        ),
         ("[model]\nname = 'ddpm'\nrtol = 1.0", "rtol: only ffjord has it; this run is ddpm"),
         ("[optimiser]\nsteps = 'many'", "steps='many': expected a whole number"),
         ("[optimiser]\nsteps = {a = 1}", "steps={'a': 1}: expected a whole number"),
@@ -335,11 +315,6 @@ def test_flat_file_is_refused_with_its_new_form(tmp_path: Path) -> None:
     )
     path.write_text(form)
     assert load_config(path) == make("ddpm", steps=3, width=8)
-
-
-def test_may_change_names_fields() -> None:
-    names = {name for model in CONFIGS for name in make(model).values()}
-    assert {*MAY_CHANGE} <= names
 
 
 def test_progressive_schedule() -> None:

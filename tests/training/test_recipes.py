@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_runs import Kill, before_update, kill, outcome, write_images, write_table
+from training_runs import outcome, train_until_killed, write_images, write_table
 
 from diffflow_ext import DiNof, NoiseKey
 from diffflow_ext.data import open_dataset
@@ -75,47 +75,33 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, table: Path, images: Path) -> dict[str, Path]:
+def configs(table: Path, images: Path) -> dict[str, Config]:
+    same = {"seed": 3, "steps": 6, "batch_size": 8, "warmup": 2, "save_every": 3, "log_every": 1}
+    vectors = {"data": str(table), "threads": 1, **same}
+    pictures = {"data": str(images), "threads": 1, "flip": "on", **same}
+    return {
+        name: configure(**(pictures if name in IMAGES else vectors), **ALL[name]) for name in ALL
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, configs: dict[str, Config]) -> dict[str, Path]:
     """Finished runs of all kinds."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in ALL:
-        train(config_of(name, table, images), folder / name)
+    for name, config in configs.items():
+        train(config, folder / name)
     return {name: folder / name for name in ALL}
-
-
-def config_of(name: str, table: Path, images: Path) -> Config:
-    return configure(
-        data=str(images if name in IMAGES else table),
-        seed=3,
-        steps=6,
-        batch_size=8,
-        warmup=2,
-        save_every=3,
-        log_every=1,
-        flip="on" if name in IMAGES else None,
-        threads=1,
-        **ALL[name],
-    )
 
 
 @pytest.mark.parametrize(
     "name", [*VECTORS, *(pytest.param(name, marks=pytest.mark.slow) for name in IMAGES)]
 )
 def test_resumes_bit_equal(
-    name: str,
-    runs: dict[str, Path],
-    table: Path,
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, runs: dict[str, Path], configs: dict[str, Config], tmp_path: Path
 ) -> None:
-    config = config_of(name, table, images)
     torch.manual_seed(99)  # Whatever happened before in the process.
-    with monkeypatch.context() as patch:
-        before_update(patch, 4, kill)
-        with pytest.raises(Kill):
-            train(config, tmp_path)
-    assert train(config, tmp_path, resume=True).step == 6
+    train_until_killed(configs[name], tmp_path, 4)
+    assert train(configs[name], tmp_path, resume=True).step == 6
     assert outcome(tmp_path) == outcome(runs[name])
 
 
@@ -196,18 +182,15 @@ def estimated(run: Any, name: str, x: Tensor, **settings: Any) -> Tensor:
 
 def test_estimators_call_the_models(runs: dict[str, Path], table: Path) -> None:
     x, key = open_dataset(table).test[5:9], NoiseKey(0)
+    loaded: dict[str, Any] = {name: load_run(runs[name]) for name in ("ddpm", "dinof", "ffjord")}
     with torch.no_grad():
-        run: Any = load_run(runs["ddpm"])
-        direct = run.model.elbo(x, key, sample_offset=5)
-        assert torch.equal(estimated(run, "bound", x), direct)
-        direct = run.model.log_prob(x, 100, key, sample_offset=5)
-        assert torch.equal(estimated(run, "ode", x, ode_n=4), direct)
-        run = load_run(runs["dinof"])
-        direct = run.model.log_prob(x, 100, key, sample_offset=5)
-        assert torch.equal(estimated(run, "ode", x, ode_n=4), direct)
-        run = load_run(runs["ffjord"])
-        direct = run.model.log_prob(x)
-        assert torch.equal(estimated(run, "exact", x), direct)
+        direct = loaded["ddpm"].model.elbo(x, key, sample_offset=5)
+        assert torch.equal(estimated(loaded["ddpm"], "bound", x), direct)
+        for name in ("ddpm", "dinof"):
+            direct = loaded[name].model.log_prob(x, 100, key, sample_offset=5)
+            assert torch.equal(estimated(loaded[name], "ode", x, ode_n=4), direct)
+        direct = loaded["ffjord"].model.log_prob(x)
+        assert torch.equal(estimated(loaded["ffjord"], "exact", x), direct)
 
 
 def test_ddpm_clips_predictions_of_images_alone(runs: dict[str, Path]) -> None:
@@ -219,21 +202,20 @@ def test_ddpm_clips_predictions_of_images_alone(runs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "option", "value"),
     [
-        ("ddpm", {"stochasticity": 0.5}),
-        ("ddpm", {"snr": 0.5}),
-        ("dinof", {"eta": 0.5}),
-        ("flow", {"num_steps": 5}),
-        ("ffjord", {"solver": "heun"}),
+        ("ddpm", "stochasticity", 0.5),
+        ("ddpm", "snr", 0.5),
+        ("dinof", "eta", 0.5),
+        ("flow", "num_steps", 5),
+        ("ffjord", "solver", "heun"),
     ],
 )
 def test_option_of_another_sampler_is_refused(
-    name: str, options: dict[str, Any], runs: dict[str, Path]
+    name: str, option: str, value: object, runs: dict[str, Path]
 ) -> None:
-    (option,) = options
     with pytest.raises(ValueError, match=rf"{option}=.*the sampler of {name} has "):
-        draw_samples(load_run(runs[name]), 4, seed=0, **options)
+        draw_samples(load_run(runs[name]), 4, seed=0, **{option: value})
 
 
 @pytest.mark.parametrize(
@@ -263,9 +245,9 @@ def test_options_reach_the_sampler(
 
 
 def test_score_of_dinof_does_not_feel_the_flow(
-    runs: dict[str, Path], table: Path, images: Path, tmp_path: Path
+    runs: dict[str, Path], configs: dict[str, Config], tmp_path: Path
 ) -> None:
-    config = config_of("dinof", table, images)
+    config = configs["dinof"]
     without = dict.fromkeys(SMALL_SPLINE)
     faster = config.replaced(flow_learning_rate=0.5, flow_clip_norm=1e6)
     others = faster, config.replaced(**without, flow="none")
@@ -283,7 +265,7 @@ def test_score_of_dinof_does_not_feel_the_flow(
 
 
 def test_parts_are_clipped_apart_and_logged(
-    table: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[list[float]] = []
 
@@ -294,7 +276,7 @@ def test_parts_are_clipped_apart_and_logged(
         state.step += 1
 
     monkeypatch.setattr(TrainState, "update", update)
-    config = config_of("dinof", table, images).replaced(
+    config = configs["dinof"].replaced(
         clip_norm=1e-3,
         flow_clip_norm=1e-4,
         learning_rate=0.01,
@@ -312,12 +294,12 @@ def test_parts_are_clipped_apart_and_logged(
 
 
 def test_part_that_is_not_finite_is_named(
-    table: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configs: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = DiNof.flow_loss
     monkeypatch.setattr(DiNof, "flow_loss", lambda *a, **k: real(*a, **k) * math.nan)
     with pytest.raises(TrainingError, match="the loss of flow is nan at step 1"):
-        train(config_of("dinof", table, images), tmp_path)
+        train(configs["dinof"], tmp_path)
 
 
 def test_average_has_the_start_of_the_flow(runs: dict[str, Path]) -> None:
