@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from denoisers import WavyNet, standard_error
-from model_cases import F64, KEY, SIGMAS, Recorder, Textbook, exact_model
+from denoisers import WavyNet
+from model_cases import F64, KEY, Textbook, exact_model
 from torch import Tensor, nn
 
-from diffflow_ext import DDPM, NoiseKey, TimeGrid
+from diffflow_ext import DDPM, TimeGrid
 from diffflow_ext.functional import normal
 from diffflow_ext.processes import DiscreteVP
 
@@ -34,37 +34,6 @@ def test_loss_is_the_documented_function_of_the_noise() -> None:
         guess = model.eps_net((i / T)[:, 0], bar.sqrt() * x0 + (1 - bar).sqrt() * eps)
         loss = model.loss(x0, KEY, sample_offset=7)
     assert torch.allclose(loss, (eps - guess).square().mean(1), rtol=1e-12)
-
-
-def test_times_are_uniform_over_the_chain_and_given_to_the_network() -> None:
-    net, T, n = Recorder(), 8, 40_000
-    DDPM(net, "cosine", T).loss(torch.zeros(n, 1), KEY)
-    (t,) = net.times
-    assert t.shape == (n,)
-    assert t.dtype == torch.float32
-    i = (t * T).round().long()
-    assert torch.equal(i.float() / T, t)
-    counts = torch.bincount(i, minlength=T + 1)
-    assert counts[0] == 0
-    spread = math.sqrt(n / T * (1 - 1 / T))
-    assert float((counts[1:] - n / T).abs().max()) < SIGMAS * spread
-    # Neighbours are independent: the correlation of consecutive times vanishes.
-    centred = (t - t.mean()) / t.std()
-    assert abs(float((centred[1:] * centred[:-1]).mean())) < SIGMAS / math.sqrt(n)
-
-
-def test_the_exact_prediction_has_the_least_loss() -> None:
-    model, _ = exact_model(0.6, T=100)
-    x0 = 0.6 * normal((60_000, 1), NoiseKey(1), dtype=F64)
-    loss = model.loss(x0, KEY)
-    t = torch.arange(1, 101, dtype=F64) / 100
-    signal = (0.6 * model.process.alpha(t)).square()
-    least = float((signal / (signal + model.process.sigma(t).square())).mean())
-    assert abs(float(loss.mean()) - least) < SIGMAS * standard_error(loss)
-    for factor in (0.9, 1.1):
-        worse = DDPM(lambda t, x, c=factor: c * model.eps_net(t, x), model.process)
-        gap = worse.loss(x0, KEY) - loss
-        assert float(gap.mean()) > SIGMAS * standard_error(gap)
 
 
 def test_gradients_are_those_of_the_sum() -> None:
@@ -145,23 +114,6 @@ def test_full_noise_ddim_is_ancestral() -> None:
         assert not torch.allclose(model.sample((8, 3), n, KEY, sampler="ddim"), ancestral)
 
 
-@pytest.mark.parametrize("options", [{}, {"variance": "large"}, {"sampler": "ddim"}])
-def test_samples_of_gaussian_data_have_its_variance(options: dict[str, Any]) -> None:
-    """To the discretisation's error, which 1000 steps leave at about a percent."""
-    model, _ = exact_model(0.7)
-    x = model.sample((4000, 1), None, KEY, **options)
-    assert abs(float(x.mean())) < SIGMAS * 0.7 / math.sqrt(4000)
-    assert float(x.std()) == pytest.approx(0.7, rel=SIGMAS / math.sqrt(8000) + 0.012)
-
-
-def test_networks_see_the_documented_times() -> None:
-    for n, expected in ((1, [10]), (2, [10, 1]), (4, [10, 7, 4, 1]), (None, [*range(10, 0, -1)])):
-        net = Recorder()
-        DDPM(net, "cosine", 10).sample((3, 2), n, KEY)
-        assert all(t.shape == () and t.dtype == torch.float32 for t in net.times)
-        assert [round(10 * float(t), 5) for t in net.times] == expected
-
-
 def test_clipping_keeps_samples_in_range() -> None:
     wild = DDPM(lambda t, x: -3 * x, "linear", 20)
     for options in ({}, {"sampler": "ddim"}, {"variance": "large"}):
@@ -189,14 +141,6 @@ def test_log_prob_of_gaussian_data(schedule: Any) -> None:
     assert errors[1] < errors[0]
     even = TimeGrid.power(100, 1.0, 1e-3, 1.0)
     assert torch.allclose(model.log_prob(x, even, solver="rk4"), truth, atol=5e-3)
-
-
-def test_any_network_has_a_density() -> None:
-    model = DDPM(lambda t, x: 0.9 * x + 0.2 * torch.sin(2 * x + t) - 0.1, "linear", 50)
-    points = torch.linspace(-12, 12, 1201, dtype=F64)[:, None]
-    density = model.log_prob(points, 100, solver="rk4").exp()
-    assert float(density[[0, -1]].max()) < 1e-9
-    assert float(density.sum()) * 0.02 == pytest.approx(1.0, abs=1e-4)
 
 
 # --- what all calls have in common ---------------------------------------------------------------

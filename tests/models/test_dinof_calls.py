@@ -18,11 +18,10 @@ from model_cases import (
     at,
     each_process,
     gaussian_model,
-    two_peaks,
 )
 from torch import Tensor
 
-from diffflow_ext import DiNof, NoiseKey, TimeGrid
+from diffflow_ext import DiNof, TimeGrid
 from diffflow_ext.flows import StandardNormal, spline_flow
 from diffflow_ext.processes import VE, VP, DiscreteVP, LinearProcess, SubVP
 
@@ -40,21 +39,6 @@ def test_log_prob_of_gaussian_data(process: LinearProcess) -> None:
         assert errors[1] < errors[0] / 30  # Heun's order 2, eight times
         assert torch.allclose(model.log_prob(x, 40, solver="rk4"), truth, atol=1e-5)
         assert torch.allclose(model.log_prob(x, solver="dopri5"), truth, atol=1e-3)
-
-
-@pytest.mark.parametrize("process", [VP(), SubVP(), VE(0.01, 20.0)], ids=["vp", "subvp", "ve"])
-@pytest.mark.parametrize("t_cutoff", [0.3, 1.0])
-def test_log_prob_of_a_mixture(process: LinearProcess, t_cutoff: float) -> None:
-    data = two_peaks(process)
-    flow = data.marginal(torch.tensor(t_cutoff, dtype=F64))
-    model = DiNof(data.eps, flow, process, t_cutoff)
-    x = torch.linspace(-2, 2, 21, dtype=F64)[:, None]
-    truth = data.log_prob(x, model.t_min)
-    steps = round(30 + 120 * t_cutoff)
-    assert torch.allclose(model.log_prob(x, steps, solver="rk4"), truth, atol=2e-4)
-    # Another density at the noise end is another model.
-    moved = DiNof(data.eps, StandardNormal(2.0), process, t_cutoff)
-    assert float((moved.log_prob(x, 30) - truth).abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("process", [VP(), VE(0.01, 20.0)], ids=["vp", "ve"])
@@ -247,6 +231,8 @@ def test_score_takes_one_time_or_many() -> None:
             ValueError,
             "expected solver to be one of",
         ),
+        (lambda m, x: m.sample((3, 2), 4, solver="nonsense"), ValueError, "solver"),
+        (lambda m, x: m.score(0.0, x), ValueError, "expected t > 0"),
         (
             lambda m, x: DiNof(lambda t, x: x[:, :1]).score_loss(x),
             ValueError,
@@ -257,30 +243,6 @@ def test_score_takes_one_time_or_many() -> None:
 def test_bad_arguments(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(DiNof(WavyNet()), torch.ones(3, 2))
-
-
-@pytest.mark.parametrize("cutoff", [0.6, 0.8])
-def test_the_default_prior_of_ve_has_the_noise_of_the_cutoff(cutoff: float) -> None:
-    """With the exact score of N(0, 1) data, samples have their spread: no jump at the cutoff."""
-    process = VE()
-
-    def eps(t: Tensor, x: Tensor) -> Tensor:
-        sigma = process.sigma(t).reshape(-1, *(1,) * (x.dim() - 1))
-        return sigma * x / (1 + sigma**2)
-
-    model = DiNof(eps, None, "ve", t_cutoff=cutoff)
-    x = model.sample((4000, 2), 200, NoiseKey(3), sampler="ode")
-    # N(0, sigma^2) in the place of N(0, 1 + sigma^2) leaves a little to be wished.
-    assert abs(float(x.std()) - 1) < 0.2
-    assert DiNof(eps, None, "ve", t_cutoff=1.0).prior.scale == process.prior_scale
-
-
-def test_arguments_that_a_sampler_does_not_take_are_refused() -> None:
-    model = DiNof(lambda t, x: x, None, "vp")
-    with pytest.raises(ValueError, match="corrector_steps"):
-        model.sample((2, 2), 5, sampler="ode", corrector_steps=2)
-    with pytest.raises(ValueError, match="solver"):
-        model.sample((2, 2), 5, solver="nonsense")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -296,11 +258,6 @@ def test_a_network_that_writes_into_its_arguments_is_refused(call: Any) -> None:
     for net in (lambda t, x: x.mul_(2), lambda t, x: x + t.mul_(2).sum()):
         with pytest.raises(RuntimeError, match=r"modified x or t in place|in-place operation"):
             call(DiNof(net), torch.ones(3, 2))
-
-
-def test_there_is_no_score_without_noise() -> None:
-    with pytest.raises(ValueError, match="expected t > 0"):
-        DiNof(WavyNet()).score(0.0, torch.ones(3, 2))
 
 
 def test_steps_may_be_integers_of_numpy_and_a_process_no_object() -> None:

@@ -344,37 +344,6 @@ def test_the_adjoint_is_autograds_gradient(dropout: float) -> None:
     assert math.isfinite(truth[0])
 
 
-def test_the_adjoint_of_dropout_in_mean_loss_is_its_slope() -> None:
-    sde = image_sde(0.3).double()
-    x0 = torch.randn(2, 1, 8, 8, dtype=torch.float64)
-    grads = gradients(sde, x0, 1)[1:]
-    directions = [torch.randn_like(p) for p in sde.parameters()]
-    values, step = [], 1e-6
-    for move in (step, -2 * step):
-        for p, direction in zip(sde.parameters(), directions, strict=True):
-            p.data.add_(direction, alpha=move)
-        values.append(float(gradients(sde, x0, 1)[0]))
-    slope = (values[0] - values[1]) / (2 * step)
-    expected = sum(float((g * d).sum()) for g, d in zip(grads, directions, strict=True))
-    assert slope == pytest.approx(expected, rel=1e-5)
-
-
-def test_autocast_keeps_the_state_and_the_gradient_of_the_recorded_graph() -> None:
-    sde, x0 = image_sde(), torch.randn(2, 1, 8, 8)
-    results = []
-    for every in (0, 1):
-        with torch.autocast("cpu", torch.bfloat16):
-            assert sde.drift(torch.tensor(0.01), x0).dtype == torch.bfloat16
-            results.append(gradients(sde, x0, every, mean=False))
-    assert torch.equal(results[0][0], results[1][0])
-    # Cotangents are rounded to 8 bits on the way, and summed over steps in another order.
-    flat = [torch.cat([grad.flatten() for grad in one[1:]]) for one in results]
-    assert float((flat[1] - flat[0]).norm() / flat[0].norm()) < 2 * 2.0**-8
-    plain = gradients(sde, x0, 1)[0]
-    torch.testing.assert_close(results[0][0], plain, rtol=0.05, atol=0)
-    assert results[0][0] != plain
-
-
 # --- errors --------------------------------------------------------------------------------------
 
 

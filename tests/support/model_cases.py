@@ -73,18 +73,6 @@ def exact_model(deviation: float, schedule: Any = "linear", T: int | None = None
     return model, data
 
 
-class Recorder:
-    """A network that remembers the times it was asked about."""
-
-    def __init__(self, net: Any = None) -> None:
-        self.times: list[Tensor] = []
-        self.net = net or (lambda t, x: 0.3 * x)
-
-    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        self.times.append(t)
-        return self.net(t, x)
-
-
 class Textbook:
     """The quantities of Ho et al., i = 1 ... T, from the betas alone."""
 
