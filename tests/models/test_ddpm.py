@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import math
 from typing import Any
 
@@ -34,29 +32,6 @@ def test_loss_is_the_documented_function_of_the_noise() -> None:
         guess = model.eps_net((i / T)[:, 0], bar.sqrt() * x0 + (1 - bar).sqrt() * eps)
         loss = model.loss(x0, KEY, sample_offset=7)
     assert torch.allclose(loss, (eps - guess).square().mean(1), rtol=1e-12)
-
-
-def test_gradients_are_those_of_the_sum() -> None:
-    x0 = torch.randn(5, 2, dtype=F64)
-
-    def value(weight: Tensor, x: Tensor) -> Tensor:
-        def net(t: Tensor, z: Tensor) -> Tensor:
-            return torch.sin(weight[0] * z + weight[1] * t[:, None]) + weight[2]
-
-        return DDPM(net, "cosine", 30).loss(x, KEY)
-
-    weight = torch.tensor([0.4, -1.0, 0.2], dtype=F64, requires_grad=True)
-    assert torch.autograd.gradcheck(value, (weight, x0.requires_grad_()))
-
-
-def test_mean_loss_and_weights() -> None:
-    model = DDPM(WavyNet())
-    x0, weight = torch.randn(6, 2), torch.rand(6)
-    loss = model.loss(x0, KEY)
-    assert torch.allclose(model.mean_loss(x0, KEY), loss.mean())
-    assert torch.equal(model(x0, KEY), model.mean_loss(x0, KEY))
-    weighted = model.mean_loss(x0, KEY, weight=weight)
-    assert torch.allclose(weighted, (weight * loss).sum())
 
 
 # --- samples -------------------------------------------------------------------------------------
@@ -144,86 +119,6 @@ def test_log_prob_of_gaussian_data(schedule: Any) -> None:
 
 
 # --- what all calls have in common ---------------------------------------------------------------
-
-CALLS: dict[str, Any] = {
-    "loss": lambda m, x, **at: m.loss(x, KEY, **at),
-    "elbo": lambda m, x, **at: m.elbo(x, KEY, **at),
-    "strata": lambda m, x, **at: m.elbo(x, KEY, timesteps=3, clip=True, **at),
-    "log_prob": lambda m, x, **at: m.log_prob(x, 5, KEY, divergence="hutchinson", **at),
-    "ancestral": lambda m, x, **at: m.sample(tuple(x.shape), 4, KEY, **at),
-    "ddim": lambda m, x, **at: m.sample(
-        tuple(x.shape), 4, KEY, sampler="ddim", eta=0.5, clip=True, **at
-    ),
-}
-each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-
-
-@each_call
-@torch.no_grad()
-def test_results_do_not_depend_on_how_a_batch_is_split(call: Any) -> None:
-    model, x = DDPM(WavyNet(), "linear", 12), torch.randn(50, 4)
-    whole = call(model, x)
-    parts = [call(model, x[a:b], sample_offset=a) for a, b in ((0, 1), (1, 30), (30, 50))]
-    assert torch.equal(torch.cat(parts), whole)
-
-
-@each_call
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("event", [(), (3,), (2, 4, 4)])
-@torch.no_grad()
-def test_shapes_and_dtypes(call: Any, event: tuple[int, ...], dtype: torch.dtype) -> None:
-    model = DDPM(WavyNet().to(dtype), "cosine", 6)
-    for batch in (5, 0):
-        value = call(model, torch.randn(batch, *event).to(dtype))
-        sampled = value.shape == (batch, *event)
-        assert sampled or value.shape == (batch,)
-        assert value.dtype == dtype
-        assert value.isfinite().all()
-
-
-@each_call
-def test_networks_in_bfloat16(call: Any) -> None:
-    model = DDPM(WavyNet(), "linear", 12)
-    reduced = DDPM(lambda t, x: model.eps_net(t, x).bfloat16(), model.process)
-    x = torch.randn(20, 4)
-    value, exact = call(reduced, x).detach(), call(model, x).detach()
-    assert value.dtype == torch.float32
-    # Predictions of size 1 are right to 2^-9; few steps add up, the bound divides by sigma.
-    assert torch.allclose(value, exact, rtol=0.05, atol=0.05)
-    assert not torch.equal(value, exact)
-
-
-def test_default_keys_come_from_torch() -> None:
-    model, x = DDPM(WavyNet(), "linear", 6), torch.randn(5, 2)
-    for call in (model.loss, model.elbo, lambda x: model.sample(tuple(x.shape))):
-        torch.manual_seed(3)
-        first, second = call(x), call(x)
-        torch.manual_seed(3)
-        assert torch.equal(call(x), first)
-        assert not torch.equal(first, second)
-
-
-@torch.no_grad()
-def test_a_key_may_be_a_tensor() -> None:
-    model, x = DDPM(WavyNet(), "linear", 6), torch.randn(5, 2)
-    assert torch.equal(model.loss(x, KEY.to_tensor()), model.loss(x, KEY))
-    assert torch.equal(model.elbo(x, KEY.to_tensor()), model.elbo(x, KEY))
-    assert torch.equal(model.sample((5, 2), 3, KEY.to_tensor()), model.sample((5, 2), 3, KEY))
-
-
-def test_module_behaviour() -> None:
-    model = DDPM(WavyNet(), "cosine", 20)
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    other = DDPM(WavyNet(1.0), "cosine", 20)
-    other.load_state_dict(torch.load(file))
-    x0 = torch.randn(4, 2)
-    assert torch.equal(other.loss(x0, KEY), model.loss(x0, KEY))
-    clone = copy.deepcopy(model).double()
-    assert clone.sample((3, 2), 2).dtype == F64
-    assert model.sample((3, 2), 2).dtype == torch.float32
-    assert [name for name, _ in model.named_parameters()] == ["eps_net.weight"]
 
 
 def test_compiled_loss_has_no_graph_break() -> None:

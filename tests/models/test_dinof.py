@@ -87,28 +87,6 @@ def test_the_two_losses_have_independent_noise_and_no_common_gradient() -> None:
     assert abs(float((eps * other).mean())) < SIGMAS / math.sqrt(60)
 
 
-def test_gradients_are_those_of_the_sum() -> None:
-    x0 = torch.randn(5, 2, dtype=F64)
-
-    def value(weight: Tensor, x: Tensor) -> Tensor:
-        def net(t: Tensor, z: Tensor) -> Tensor:
-            return torch.sin(weight[0] * z + weight[1] * t[:, None]) + weight[2]
-
-        model = DiNof(net, None, "subvp", loss_weight="likelihood")
-        return model.score_loss(x, KEY) + model.flow_loss(x, KEY)
-
-    weight = torch.tensor([0.4, -1.0, 0.2], dtype=F64, requires_grad=True)
-    assert torch.autograd.gradcheck(value, (weight, x0.requires_grad_()))
-
-
-def test_mean_loss_and_weights() -> None:
-    model, x0, weight = DiNof(WavyNet(), Gaussian(2)), torch.randn(6, 2), torch.rand(6)
-    both = model.score_loss(x0, KEY) + model.flow_loss(x0, KEY)
-    assert torch.allclose(model.mean_loss(x0, KEY), both.mean())
-    assert torch.equal(model(x0, KEY), model.mean_loss(x0, KEY))
-    assert torch.allclose(model.mean_loss(x0, KEY, weight=weight), (weight * both).sum())
-
-
 # --- plain diffusion -----------------------------------------------------------------------------
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import math
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from diffflow_ext import DiNof, TimeGrid
 from diffflow_ext.flows import StandardNormal, spline_flow
-from diffflow_ext.processes import VE, VP, DiscreteVP, LinearProcess, SubVP
+from diffflow_ext.processes import VE, VP, DiscreteVP, LinearProcess
 
 # --- density -------------------------------------------------------------------------------------
 
@@ -80,30 +78,6 @@ def test_probes_of_a_diagonal_jacobian_are_exact() -> None:
 
 # --- what all calls have in common ---------------------------------------------------------------
 
-CALLS: dict[str, Any] = {
-    "score_loss": lambda m, x, **on: m.score_loss(x, KEY, **on),
-    "flow_loss": lambda m, x, **on: m.flow_loss(x, KEY, **on),
-    "log_prob": lambda m, x, **on: m.log_prob(x, 5, KEY, **on),
-    "em": lambda m, x, **on: m.sample(
-        tuple(x.shape), 4, KEY, sampler="em", last_step="tweedie", **on
-    ),
-    "reverse": lambda m, x, **on: m.sample(
-        tuple(x.shape), 4, KEY, sampler="reverse_diffusion", corrector_steps=1, **on
-    ),
-    "ode": lambda m, x, **on: m.sample(tuple(x.shape), 4, KEY, sampler="ode", **on),
-}
-each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-
-
-@each_call
-@pytest.mark.parametrize("name", ["vp", "ve"])
-@torch.no_grad()
-def test_results_do_not_depend_on_how_a_batch_is_split(call: Any, name: Any) -> None:
-    model, x = DiNof(WavyNet(), None, name), torch.randn(50, 4)
-    whole = call(model, x)
-    parts = [call(model, x[a:b], sample_offset=a) for a, b in ((0, 1), (1, 30), (30, 50))]
-    assert torch.equal(torch.cat(parts), whole)
-
 
 @torch.no_grad()
 def test_samples_through_a_spline_flow_follow_their_index() -> None:
@@ -112,67 +86,6 @@ def test_samples_through_a_spline_flow_follow_their_index() -> None:
     parts = [model.sample((b - a, 3), 4, KEY, sample_offset=a) for a, b in ((0, 4), (4, 9))]
     # The flow's matrix products may round by the size of a batch.
     assert torch.allclose(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)
-
-
-@each_call
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("event", [(), (3,), (2, 4, 4)])
-@torch.no_grad()
-def test_shapes_and_dtypes(call: Any, event: tuple[int, ...], dtype: torch.dtype) -> None:
-    model = DiNof(WavyNet().to(dtype))
-    for batch in (5, 0):
-        value = call(model, torch.randn(batch, *event).to(dtype))
-        assert value.shape in ((batch, *event), (batch,))
-        assert value.dtype == dtype
-        assert value.isfinite().all()
-
-
-@each_call
-def test_networks_in_bfloat16(call: Any) -> None:
-    net, x = WavyNet(), torch.randn(20, 4)
-    value = call(DiNof(lambda t, x: net(t, x).bfloat16()), x).detach()
-    exact = call(DiNof(net), x).detach()
-    assert value.dtype == torch.float32
-    # Predictions of size 1 are right to 2^-9; four steps divide them by sigma.
-    assert torch.allclose(value, exact, rtol=0.05, atol=0.05)
-
-
-def test_default_keys_come_from_torch() -> None:
-    model, x = DiNof(WavyNet()), torch.randn(5, 2)
-    for call in (model.score_loss, model.flow_loss, lambda x: model.sample(tuple(x.shape), 3)):
-        torch.manual_seed(3)
-        first, second = call(x), call(x)
-        torch.manual_seed(3)
-        assert torch.equal(call(x), first)
-        assert not torch.equal(first, second)
-
-
-@torch.no_grad()
-def test_a_key_may_be_a_tensor() -> None:
-    model, x = DiNof(WavyNet(), None, "ve"), torch.randn(5, 2)
-    for call in (
-        lambda key: model.score_loss(x, key),
-        lambda key: model.flow_loss(x, key),
-        lambda key: model.sample((5, 2), 3, key),
-    ):
-        assert torch.equal(call(KEY.to_tensor()), call(KEY))
-
-
-def test_module_behaviour() -> None:
-    model = DiNof(WavyNet(), zuko.flows.NSF(2, transforms=1, hidden_features=(8,)), SubVP())
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    other = DiNof(WavyNet(1.0), zuko.flows.NSF(2, transforms=1, hidden_features=(8,)), SubVP())
-    other.load_state_dict(torch.load(file))
-    x0 = torch.randn(4, 2)
-    assert torch.equal(other.mean_loss(x0, KEY), model.mean_loss(x0, KEY))
-    clone = copy.deepcopy(model).double()
-    assert clone.sample((3, 2), 2).dtype == F64
-    assert clone.log_prob(x0.double(), 2).dtype == F64
-    parts = [set(model.score_parameters()), set(model.flow_parameters())]
-    assert not parts[0] & parts[1]
-    assert parts[0] | parts[1] == set(model.parameters())
 
 
 def test_defaults_of_processes() -> None:
