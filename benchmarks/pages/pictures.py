@@ -296,6 +296,6 @@ def _images(report: Report, folder: Path, out: Path) -> list[Path]:
         figures.image_rows(out / "compare_images.png", rows, "MNIST at 16 x 16: samples"),
         figures.metric_curves(
             out / "compare_images_fd.png", curves, "network evaluations N", report["label"],
-            "MNIST at 16 x 16: samples against steps", log_x=True, log_y=True, floor=floor,
+            "MNIST at 16 x 16: samples against steps", floor,
         ),
     ]  # fmt: skip
