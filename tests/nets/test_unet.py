@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
-from diffflow_ext.nets import UNet, unet
+from diffflow_ext.nets import UNet
 from diffflow_ext.nets.unet import _norm
 
 TINY: dict[str, Any] = {"channels": 1, "size": 8, "base": 8, "mults": (1, 2), "blocks": 1}
@@ -23,12 +22,6 @@ def awake(net: UNet) -> UNet:
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
     return net
-
-
-def test_doctests() -> None:
-    result = doctest.testmod(unet, extraglobs={"torch": torch})
-    assert result.failed == 0
-    assert result.attempted == 2
 
 
 # --- size ----------------------------------------------------------------------------------------
