@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import pytest
@@ -176,22 +175,6 @@ def test_shapes_of_samples() -> None:
     with pytest.raises(ValueError, match=r"FFJORD\.sample: expected a shape \(B, \*event\)"):
         FFJORD(lambda _, x: -x).sample(5)
     assert flow.log_prob(torch.zeros(0, 2, 2)).shape == (0,)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"solver": "magic"}, "solver to be one of .*, got 'magic'"),
-        ({"divergence": "none"}, "divergence to be one of .*, got 'none'"),
-        ({"t_end": 0.0}, "positive, finite t_end, got 0.0"),
-        ({"rtol": -1.0}, "positive, finite rtol, got -1.0"),
-        ({"atol": math.inf}, "positive, finite atol, got inf"),
-        ({"num_steps": 0}, "num_steps >= 1, got 0"),
-    ],
-)
-def test_ffjord_arguments_are_named(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=f"FFJORD: expected .*{words}"):
-        FFJORD(FourierMLP(2, 4), **options)
 
 
 def test_wrong_nets_are_named() -> None:

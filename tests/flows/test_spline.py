@@ -48,17 +48,3 @@ def test_samples_come_from_normals() -> None:
     torch.testing.assert_close(flow().transform(flow.sample_from(z)), z, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match=r"spline_flow: expected z of shape \(B, 3\), got \(9, 2"):
         flow.sample_from(z[:, :2])
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"dim": 0}, "dim >= 1, got 0"),
-        ({"dim": 2, "transforms": 0}, "transforms >= 1, got 0"),
-        ({"dim": 2, "bins": 1}, "bins >= 2, got 1"),
-        ({"dim": 2, "hidden": ()}, r"widths >= 1, got \(\)"),
-    ],
-)
-def test_spline_arguments_are_named(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=f"spline_flow: expected .*{words}"):
-        spline_flow(**options)
