@@ -58,29 +58,6 @@ def test_elbo_has_the_closed_form_expectation(variance: Any, timesteps: int | No
         assert abs(float(part.mean() - truth[0])) < SIGMAS * standard_error(part)
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
-def test_bound_lies_below_the_density_of_ancestral_samples(variance: Any) -> None:
-    """With Gaussian data and a linear network the samples are Gaussian: both sides are known."""
-    T = 40
-    model, _ = exact_model(0.7, "cosine", T)
-    book, spread = Textbook(model.process.betas), 1.0
-    for i in range(T, 0, -1):
-        bar = float(book.bar[i])
-        of_x0, of_x, small = book.posterior(i, i - 1)
-        a = of_x + of_x0 * math.sqrt(bar) * 0.49 / (bar * 0.49 + 1 - bar)
-        noise = small if variance == "small" else float(book.beta[i])
-        spread = a * a * spread + ((1 - bar) / bar if i == 1 else noise)
-    x = model.sample((60_000, 1), None, KEY, variance=variance, last_step="noisy").double()
-    assert abs(float(x.var()) - spread) < SIGMAS * spread * math.sqrt(2 / 60_000)
-    x0 = torch.linspace(-2, 2, 9, dtype=F64)
-    density = Normal(0.0, math.sqrt(spread)).log_prob(x0)
-    gap = density - expected_elbo(model, 0.7, x0, variance)
-    assert float(gap.min()) > 0
-    elbo = model.elbo(x0.repeat_interleave(4000)[:, None], KEY, variance=variance)
-    for part, truth in zip(elbo.split(4000), density, strict=True):
-        assert float(part.mean()) < float(truth) + SIGMAS * standard_error(part)
-
-
 def test_all_strata_are_all_terms() -> None:
     model = DDPM(WavyNet().double(), "linear", 25)
     x0 = torch.randn(6, 2, dtype=F64)

@@ -18,15 +18,13 @@ from model_cases import (
     at,
     each_process,
     gaussian_model,
-    two_peaks,
 )
 from torch import Tensor
-from torch.distributions import Normal
 
 from diffflow_ext import DiNof, NoiseKey, TimeGrid
 from diffflow_ext.flows import StandardNormal
 from diffflow_ext.functional import affine_step, normal
-from diffflow_ext.processes import VE, VP, LinearProcess
+from diffflow_ext.processes import VP, LinearProcess
 
 # --- losses --------------------------------------------------------------------------------------
 
@@ -174,23 +172,6 @@ def test_samplers_have_the_documented_steps(
     expected = predicted_variance(process, data, grid, kind, corrections, last_step)
     assert abs(float(x.var()) - expected) < SIGMAS * expected * math.sqrt(2 / n)
     assert abs(float(x.mean())) < SIGMAS * math.sqrt(expected / n)
-
-
-@pytest.mark.parametrize("sampler", ["auto", "ode"])
-@pytest.mark.parametrize("process", [VP(), VE(0.01, 20.0)], ids=["vp", "ve"])
-def test_samples_of_a_mixture_have_its_law(process: LinearProcess, sampler: Any) -> None:
-    """The exact mixture stands for the flow, as a distribution of torch without a latent."""
-    data = two_peaks(process)
-    flow = data.marginal(torch.tensor(0.6, dtype=F64))
-    model = DiNof(data.eps, flow, process, 0.6)
-    n = 4000
-    x = model.sample((n, 1), 200, KEY, sampler=sampler)[:, 0].double().sort().values
-    law = data.marginal(torch.tensor(model.t_min, dtype=F64))
-    parts = law.component_distribution.base_dist
-    cdf = (data.weights * Normal(parts.loc[:, 0], parts.scale[:, 0]).cdf(x[:, None])).sum(1)
-    distance = float((cdf - (torch.arange(n) + 0.5) / n).abs().max())
-    # Kolmogorov's 1 in 10,000, and what 200 steps leave.
-    assert distance < 2.2 / math.sqrt(n) + 0.01
 
 
 @pytest.mark.parametrize("sampler", ["em", "ode"])

@@ -38,15 +38,6 @@ def gaussian_model(
     return DiNof(data.eps, flow, process, t_cutoff), data
 
 
-def two_peaks(process: LinearProcess) -> GaussianMixture:
-    return GaussianMixture(
-        process,
-        torch.tensor([[-1.2], [0.8]], dtype=F64),
-        torch.tensor([0.15, 0.3], dtype=F64),
-        torch.tensor([0.3, 0.7], dtype=F64),
-    )
-
-
 class Gaussian(nn.Module):
     """A trainable flow: N(loc, scale^2 I)."""
 
