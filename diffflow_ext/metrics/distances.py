@@ -13,6 +13,7 @@ import operator
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from .points import Points, chunks, distances, pair
 
@@ -187,7 +188,7 @@ def gaussian_nll(train: Points, test: Points) -> tuple[float, float]:
     """
     fit, rows = pair("gaussian_nll", train, test, 2, names=("train", "test"))
     mean = fit.mean(dim=0)
-    covariance = (fit - mean).T @ (fit - mean) / len(fit)
+    covariance = fit.T.cov(correction=0)
     factor, failed = torch.linalg.cholesky_ex(covariance)
     pivots = factor.diagonal()
     # A column that repeats others leaves a pivot of rounding error, not always an exact zero.
@@ -197,7 +198,5 @@ def gaussian_nll(train: Points, test: Points) -> tuple[float, float]:
             f"{fit.shape[1]} give a singular one; add rows, or leave out columns that are "
             "constant or repeat others"
         )
-    white = torch.linalg.solve_triangular(factor, (rows - mean).T, upper=False)
-    constant = float(pivots.log().sum()) + 0.5 * fit.shape[1] * math.log(2.0 * math.pi)
-    nll = 0.5 * white.square().sum(dim=0) + constant
+    nll = -MultivariateNormal(mean, scale_tril=factor, validate_args=False).log_prob(rows)
     return float(nll.mean()), float(nll.std(correction=1)) / math.sqrt(len(nll))
