@@ -1,4 +1,4 @@
-"""Networks: size, shapes, errors, gradients, and the names under which weights are stored."""
+"""Perceptrons: their formula, by the names under which weights are stored."""
 
 import torch
 
@@ -32,13 +32,3 @@ def test_embed_and_trunk_make_forward() -> None:
     table = net.embed(times)
     assert table.shape == (7, 16)
     torch.testing.assert_close(net.trunk(x, table[3]), net(times[3], x))
-
-
-def test_state_dict_keys_are_stable_and_restore_the_net() -> None:
-    net, other = FourierMLP(2, width=8, depth=2), FourierMLP(2, width=8, depth=2)
-    layers = ["time_in", "time_out", "input", "hidden.0", "hidden.1", "output"]
-    expected = {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
-    assert set(net.state_dict()) == expected | {"phase", "frequencies"}
-    other.load_state_dict(net.state_dict())
-    t, x = torch.tensor(0.1), torch.randn(3, 2)
-    torch.testing.assert_close(other(t, x), net(t, x), rtol=0, atol=0)

@@ -68,7 +68,10 @@ def test_no_group_has_one_channel_only(channels: int) -> None:
 
 
 def by_hand(w: dict[str, Tensor], t: Tensor, x: Tensor, time_scale: float) -> Tensor:
-    """Two levels, one block each, attention on the second: DDPM's figure, spelled out."""
+    """Two levels, one block each, attention on the second: DDPM's figure, spelled out.
+
+    By the names under which weights are stored, which must not change.
+    """
 
     def norm(name: str, h: Tensor) -> Tensor:
         groups = max(1, h.shape[1] // 4)
@@ -213,27 +216,6 @@ def test_dropout_acts_in_training_alone() -> None:
     assert not torch.equal(net(t, x), net(t, x))
     net.eval()
     assert torch.equal(net(t, x), net(t, x))
-
-
-def test_state_dict_keys_are_stable_and_restore_the_net() -> None:
-    net, other = awake(UNet(**TINY, attention=(4,))), UNet(**TINY, attention=(4,))
-    names = {name.rsplit(".", 1)[0] for name in net.state_dict()}
-    block = ["norm_in", "conv_in", "time", "norm_out", "conv_out"]
-    attention = ["norm", "qkv", "output"]
-    stages = {"down.0.stages.0": "", "down.1.stages.0": "sa", "middle.0": "a", "middle.1": ""}
-    stages |= {
-        f"up.{level}.stages.{i}": "s" + "a" * (1 - level) for level in (0, 1) for i in (0, 1)
-    }
-    expected = {"frequencies", "time_in", "time_out", "input", "norm", "output"}
-    expected |= {"down.0.halve", "up.0.smooth"}
-    for stage, kind in stages.items():
-        expected |= {f"{stage}.block.{part}" for part in block}
-        expected |= {f"{stage}.block.shortcut"} if "s" in kind else set()
-        expected |= {f"{stage}.attention.{part}" for part in attention} if "a" in kind else set()
-    assert names == expected
-    other.load_state_dict(net.state_dict())
-    t, x = torch.tensor(0.1), torch.randn(2, 1, 8, 8)
-    assert torch.equal(other(t, x), net(t, x))
 
 
 # --- in DiffFlowSDE ------------------------------------------------------------------------------
