@@ -17,7 +17,7 @@ from diffflow_ext import build_info
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     *("numpy", "scipy", "torch", "triton", "torchsde", "zuko", "normflows", "torchdiffeq"),
-    *("scikit-learn", "jax", "diffrax", "optax"),
+    *("scikit-learn", "jax", "diffrax", "optax", "pytest-benchmark"),
 )
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from diffflow_ext import figures
+from diffflow_ext.figures.panels import FAINT, INK, grid_lines, new_figure
 
 from ..common.reports import read_samples
 from .tables import Report, Results
@@ -19,8 +18,9 @@ from .tables import Report, Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
-INK, FAINT, DATA = "#22262b", "#c9ced6", "#6b7280"
+DATA = "#6b7280"
 COLOURS = ("#1f4e8c", "#d2570c", "#2a9d8f", "#7b4bb3", "#c2335a", "#7a9e2e", "#6b7280")
 MARKERS = "osD^vPX"
 DASHED = (0, (5, 3))
@@ -60,7 +60,7 @@ def draw_pictures(results: Results, folder: Path, out: Path) -> list[Path]:
     made |= {name: _sweep(results[name]) for name in sweeps}
     paths = [out / f"{name}.png" for name in made]
     for path, figure in zip(paths, made.values(), strict=True):
-        figure.savefig(path)
+        figure.savefig(path, dpi=130)
     images = results.get("compare_images_mnist16")
     return paths if images is None else [*paths, *_images(images, folder, out)]
 
@@ -68,18 +68,11 @@ def draw_pictures(results: Results, folder: Path, out: Path) -> list[Path]:
 # --- parts ---------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _plain(panel: Axes) -> None:
     panel.tick_params(labelsize=8.5, color=FAINT, labelcolor=INK)
-    panel.grid(True, color=FAINT, linewidth=0.5, alpha=0.6)
-    for side, spine in panel.spines.items():
+    for spine in panel.spines.values():
         spine.set_color(FAINT)
-        spine.set_visible(side in ("left", "bottom"))
+    grid_lines(panel)
 
 
 def _label(panel: Axes, x: str = "", y: str = "") -> None:
@@ -107,7 +100,7 @@ def _steps(reports: Mapping[str, Report]) -> Figure:
     """Ratios to DDPM, a bar for each variant, a panel for each problem."""
     columns = min(2, len(reports))
     rows = -(-len(reports) // columns)
-    figure = _figure(5.2 * columns, 3.1 * rows)
+    figure = new_figure(5.2 * columns, 3.1 * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel, (title, report) in zip(panels, reports.items(), strict=False):
         _bars(panel, report["variants"])
@@ -136,7 +129,6 @@ def _bars(panel: Axes, variants: Mapping[str, Any]) -> None:
     panel.set_xlim(0, 1.12 * reach)
     _plain(panel)
     panel.grid(visible=False, axis="y")
-    panel.set_axisbelow(True)
 
 
 def _short(title: str) -> str:
@@ -148,7 +140,7 @@ def _short(title: str) -> str:
 def _scaling(report: Report) -> Figure:
     """Time and memory against N, B and width, both axes logarithmic."""
     axes = report["axes"]
-    figure = _figure(3.5 * len(axes), 5.6)
+    figure = new_figure(3.5 * len(axes), 5.6)
     grid = figure.subplots(2, len(axes), squeeze=False, sharex="col", sharey="row")
     for column, (name, found) in zip(grid.T, axes.items(), strict=True):
         for panel, what in zip(column, ("time", "memory"), strict=True):
@@ -179,7 +171,7 @@ def _growth(panel: Axes, found: Mapping[str, Any], what: str) -> None:
 
 def _equal_compute(report: Report) -> Figure:
     """Bounds against seconds of training."""
-    figure = _figure(7.2, 4.9)
+    figure = new_figure(7.2, 4.9)
     panel = figure.subplots()
     for index, run in enumerate(report["runs"].values()):
         x, y, error = ([p[part] for p in run["points"]] for part in ("seconds", "nats", "error"))
@@ -200,7 +192,7 @@ def _equal_compute(report: Report) -> Figure:
 
 def _clouds(reports: Sequence[Report], folder: Path) -> Figure:
     """Samples beside data, a row for each set."""
-    figure = _figure(2.0 * len(COLUMNS_2D), 2.0 * len(reports) + 0.3)
+    figure = new_figure(2.0 * len(COLUMNS_2D), 2.0 * len(reports) + 0.3)
     axes = figure.subplots(len(reports), len(COLUMNS_2D), squeeze=False)
     for report, panels in zip(reports, axes, strict=True):
         samples = read_samples(folder / report["samples"])
@@ -222,7 +214,7 @@ def _clouds(reports: Sequence[Report], folder: Path) -> Figure:
 
 def _steps_2d(reports: Sequence[Report]) -> Figure:
     """Energy distance against network evaluations, a panel for each set."""
-    figure = _figure(2.7 * len(reports), 3.3)
+    figure = new_figure(2.7 * len(reports), 3.3)
     axes = figure.subplots(1, len(reports), squeeze=False, sharey=True)[0]
     for report, panel in zip(reports, axes, strict=True):
         for index, (title, points) in enumerate(_curves_2d(report).items()):
@@ -266,7 +258,7 @@ def _sweep(report: Report) -> Figure:
     """Quality, likelihood and time against the cutoff; the ends as lines across."""
     found = {name: _sweep_measures(one) for name, one in report["parts"].items()}
     ends = {n: found.pop(n) for n in ("flow", "diffusion") if n in found}
-    figure, cutoffs = _figure(10.5, 3.3), [float(name) for name in found]
+    figure, cutoffs = new_figure(10.5, 3.3), [float(name) for name in found]
     labels = next(iter(found.values()))
     for panel, label in zip(figure.subplots(1, 3), labels, strict=True):
         y, error = (np.array(v) for v in zip(*(one[label] for one in found.values()), strict=True))
@@ -296,6 +288,6 @@ def _images(report: Report, folder: Path, out: Path) -> list[Path]:
         figures.image_rows(out / "compare_images.png", rows, "MNIST at 16 x 16: samples"),
         figures.metric_curves(
             out / "compare_images_fd.png", curves, "network evaluations N", report["label"],
-            "MNIST at 16 x 16: samples against steps", log_x=True, log_y=True, floor=floor,
+            "MNIST at 16 x 16: samples against steps", floor,
         ),
     ]  # fmt: skip

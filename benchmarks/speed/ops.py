@@ -1,28 +1,30 @@
 """What the fused ops cost by themselves, beside eager and compiled twins in plain torch.
 
     python -m benchmarks.speed.ops                       # about two minutes
-    python -m benchmarks.speed.ops --ops em_step perturb --ways fused eager --seconds 0.1
+    python -m benchmarks.speed.ops --only "em_step and not compiled" --seconds 0.1
 
-One thread, values without gradients; each is timed by torch.utils.benchmark. The twins are those
-of diffflow_ext.functional.reference, with noise from torch's generator in the place of the
+One thread, values without gradients; pytest-benchmark times test_ops.py. The twins are those of
+diffflow_ext.functional.reference, with noise from torch's generator in the place of the
 reference's own slow one: they draw other numbers, as fast as torch can. Writes ops_1.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from diffflow_ext import NoiseKey, functional
 from diffflow_ext.functional import reference
 
-from ..common.reports import parse, parser, write_report
-from .paired import spread
+from ..common.machine import ROOT
+from ..common.reports import parse, parser, run_python, write_report
 
 STEP = {"dt": 0.03125, "g": 0.75}
 RESIDUAL = {"dt": 0.03125, "g_next": 0.75}
@@ -86,37 +88,47 @@ def variant(op: str, way: str) -> Callable[[Inputs], Any]:
     return torch.compile(call, dynamic=False) if way == "compiled" else call
 
 
-def measure(op: str, size: str, ways: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Medians and quartiles of an op by way, and how many times the fused one's."""
-    given, times = inputs(SIZES[size]), {}
-    for way in ways:
-        call = variant(op, way)
-        call(given)
-        timer = Timer("call(given)", globals={"call": call, "given": given})
-        found = timer.blocked_autorange(min_run_time=seconds).times
-        middle = spread(found)
-        times[way] = {part: middle[part] for part in ("median", "quartiles")}
-        times[way]["rounds"] = len(found)
-    over = {}
-    if "fused" in times:
-        base = times["fused"]["median"]
-        over = {way: one["median"] / base for way, one in times.items() if way != "fused"}
-    return {"op": op, "size": size, "shape": SIZES[size], "seconds": times, "over_fused": over}
+def measure(seconds: float, only: str) -> dict[str, Any]:
+    """Runs test_ops.py and returns the report of pytest-benchmark."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "benchmark.json"
+        done = run_python(
+            *("-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "-k", only),
+            *("--benchmark-only", f"--benchmark-json={report}", "--benchmark-warmup=on"),
+            *(f"--benchmark-max-time={seconds}", str(Path(__file__).with_name("test_ops.py"))),
+        )
+        if done.returncode:
+            raise RuntimeError(f"ops: expected pytest to succeed, got\n{done.stdout[-3000:]}")
+        return json.loads(report.read_text())
+
+
+def condensed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Medians and quartiles of each op and size by way, and how many times the fused one's."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in report["benchmarks"]:
+        about, stats = one["params"], one["stats"]
+        found.setdefault((about["op"], about["size"]), {})[about["way"]] = {
+            "median": stats["median"],
+            "quartiles": [stats["q1"], stats["q3"]],
+            "rounds": stats["rounds"],
+        }
+    rows = []
+    for (op, size), times in found.items():
+        base = times.get("fused", {}).get("median")
+        over = {w: one["median"] / base for w, one in times.items() if base and w != "fused"}
+        row = {"op": op, "size": size, "shape": SIZES[size], "seconds": times, "over_fused": over}
+        rows.append(row)
+    return rows
 
 
 def main(words: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--seconds", type=float, default=1.0, help="at least, for each")
-    made.add_argument("--ops", nargs="+", choices=list(OPS), default=list(OPS))
-    made.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    made.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    made.add_argument("--seconds", type=float, default=1.0, help="at most, for each")
+    made.add_argument("--only", default="", help="an expression of pytest -k")
     args = parse(made, words)
     torch.set_num_threads(1)
-    with torch.no_grad():
-        found = [
-            measure(op, size, args.ways, args.seconds) for op in args.ops for size in args.sizes
-        ]
-    write_report(args, "speed.ops", "ops_1", ops=found)
+    ops = condensed(measure(args.seconds, args.only))
+    write_report(args, "speed.ops", "ops_1", ops=ops)
 
 
 if __name__ == "__main__":

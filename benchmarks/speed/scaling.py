@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -54,10 +55,7 @@ def timed(step: Step, reference: Step, most_rounds: int = MOST_ROUNDS) -> dict[s
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """The slope of log y by log x, by least squares."""
-    u, v = ([math.log(one) for one in many] for many in (x, y))
-    mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
-    above = sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True))
-    return above / sum((a - mean_u) ** 2 for a in u)
+    return statistics.linear_regression(*([math.log(v) for v in many] for many in (x, y))).slope
 
 
 def exponents(values: Sequence[int], points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,11 +4,14 @@ Every function takes NumPy arrays and a path ending in .png, .pdf or .svg, write
 returns the path. Matplotlib is imported when the first picture is drawn, and only its
 object-oriented interface is used: no window, no global figure, no change to the caller's style.
 Data are blue and samples orange throughout; points that are followed in time keep one colour.
+
+All raise `FileNotFoundError` if the folder of the path does not exist, `ModuleNotFoundError` if
+matplotlib is missing, and `ValueError` if shapes don't fit or values are not finite.
 """
 
 from .images import image_grid, image_rows, metric_curves
 from .panels import SUFFIXES
-from .points import loss_curve, particle_paths, samples_beside_data, trajectories
+from .points import loss_curve, samples_beside_data, trajectories
 
 __all__ = [
     "SUFFIXES",
@@ -16,7 +19,6 @@ __all__ = [
     "image_rows",
     "loss_curve",
     "metric_curves",
-    "particle_paths",
     "samples_beside_data",
     "trajectories",
 ]

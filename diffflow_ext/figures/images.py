@@ -41,31 +41,18 @@ CURVES = (BLUE, ORANGE, "#2a9d8f", "#7b4bb3", "#c2335a", "#7a9e2e", "#b07d00", "
 MARKERS = "osD^vPX*"
 
 
-def image_grid(
-    path: str | os.PathLike[str], images: ArrayLike, title: str, *, columns: int | None = None
-) -> Path:
-    """Draws images in a grid, row by row, each pixel as a square of whole screen pixels.
+def image_grid(path: str | os.PathLike[str], images: ArrayLike, title: str) -> Path:
+    """Draws images in a square grid, row by row, each pixel as a square of whole screen pixels.
 
     Arguments:
-        path: Where to write; the folder must exist.
+        path: Where to write.
         images: uint8, or floats from -1 (black) to 1 (white), clamped; shape (n, C, H, W) with
             C = 1 or 3 and n <= 4096.
         title: The title.
-        columns: The number of columns; as many as there are rows if None.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ModuleNotFoundError: If matplotlib is missing.
-        ValueError: If shapes don't fit or values are not finite.
     """
     op = "image_grid"
     file, levels = checked_path(op, path), _levels(op, "images", images)
-    width = columns if columns is not None else math.ceil(math.sqrt(len(levels)))
-    if width < 1:
-        raise ValueError(f"{op}: expected columns >= 1, got {width}; leave it out for a square")
+    width = math.ceil(math.sqrt(len(levels)))
     rows = [levels[start : start + width] for start in range(0, len(levels), width)]
     figure, _ = _montage(rows, 0.0)
     return save(figure, file, title, 0.5 * MARGIN_INCHES)
@@ -75,18 +62,10 @@ def image_rows(path: str | os.PathLike[str], rows: Mapping[str, ArrayLike], titl
     """Draws one row of images under another, each with its name: data, models, step counts.
 
     Arguments:
-        path: Where to write; the folder must exist.
+        path: Where to write.
         rows: Images by name of the row, from above, as in `image_grid`. All have one size; rows
             may differ in length.
         title: The title.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ModuleNotFoundError: If matplotlib is missing.
-        ValueError: If shapes don't fit or values are not finite.
     """
     op = "image_rows"
     file = checked_path(op, path)
@@ -112,31 +91,19 @@ def metric_curves(
     xlabel: str,
     ylabel: str,
     title: str,
-    *,
-    log_x: bool = False,
-    log_y: bool = False,
-    floor: tuple[str, float] | None = None,
+    floor: tuple[str, float],
 ) -> Path:
     """Draws a measure of several models against what was varied, such as the number of steps.
 
+    Both axes are logarithmic.
+
     Arguments:
-        path: Where to write; the folder must exist.
+        path: Where to write.
         curves: Points (x, y) by name of the curve, at most eight; drawn in increasing x.
         xlabel: The name and unit of the horizontal axis.
         ylabel: The name and unit of the vertical axis.
         title: The title.
-        log_x: Whether the horizontal axis is logarithmic.
-        log_y: Whether the vertical axis is.
         floor: A name and a level to draw across, such as what real data reach.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ModuleNotFoundError: If matplotlib is missing.
-        ValueError: If there are no or too many curves, points aren't finite pairs, or a
-            logarithmic axis gets numbers that aren't positive.
     """
     op = "metric_curves"
     file = checked_path(op, path)
@@ -145,16 +112,24 @@ def metric_curves(
             f"{op}: expected 1 to {len(CURVES)} curves, got {len(curves)}; draw several pictures"
         )
     points = {name: _pairs(op, name, pairs) for name, pairs in curves.items()}
-    level = [] if floor is None else [float(finite_array(op, "floor", [floor[1]], 1)[0])]
-    _require_positive(op, "log_x", log_x, [p[:, 0] for p in points.values()])
-    _require_positive(op, "log_y", log_y, [*(p[:, 1] for p in points.values()), np.array(level)])
+    level = finite_array(op, "floor", [floor[1]], 1)
+    least = min(float(some.min()) for some in (level, *points.values()))
+    if least <= 0.0:
+        raise ValueError(
+            f"{op}: expected positive numbers on logarithmic axes, got {least:.6g}; leave them out"
+        )
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
     for (name, p), colour, marker in zip(points.items(), CURVES, MARKERS, strict=False):
         axes.plot(*p.T, color=colour, marker=marker, markersize=5, linewidth=1.6, label=name)
-    if floor is not None:
-        axes.axhline(level[0], color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label=floor[0])
-    _curve_axes(axes, np.unique(np.concatenate([p[:, 0] for p in points.values()])), log_x, log_y)
+    axes.axhline(level[0], color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label=floor[0])
+    style(axes)  # Before the scales: it asks for a number of ticks, which logarithmic ones refuse.
+    axes.set(xscale="log", yscale="log")
+    ticks = np.unique(np.concatenate([p[:, 0] for p in points.values()]))
+    if len(ticks) <= 8:
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
+    grid_lines(axes)
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
@@ -228,26 +203,3 @@ def _pairs(op: str, name: str, pairs: Sequence[tuple[float, float]]) -> NDArray[
             "for each x"
         )
     return points[np.argsort(points[:, 0], kind="stable")]
-
-
-def _require_positive(
-    op: str, option: str, wanted: bool, values: Sequence[NDArray[np.float64]]
-) -> None:
-    least = min((float(v.min()) for v in values if len(v)), default=1.0)
-    if wanted and least <= 0.0:
-        raise ValueError(
-            f"{op}: expected positive numbers on a logarithmic axis, got {least:.6g}; leave out "
-            f"{option}"
-        )
-
-
-def _curve_axes(axes: Axes, ticks: NDArray[np.float64], log_x: bool, log_y: bool) -> None:
-    style(axes)  # Before the scales: it asks for a number of ticks, which logarithmic ones refuse.
-    if log_x:
-        axes.set_xscale("log")
-    if log_y:
-        axes.set_yscale("log")
-    if log_x and len(ticks) <= 8:
-        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        axes.minorticks_off()
-    grid_lines(axes)

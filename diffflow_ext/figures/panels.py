@@ -16,7 +16,6 @@ from scipy import ndimage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 
@@ -134,15 +133,13 @@ def turns(points: Array) -> Array:
     return np.arctan2(y, x) / (2.0 * np.pi) + 0.5
 
 
-def wheel_map() -> Colormap:
-    """Returns the colours of `turns`, the same at 0 and 1."""
-    colors = importlib.import_module("matplotlib.colors")
-    return colors.LinearSegmentedColormap.from_list("wheel", list(WHEEL))
-
-
 def cloud(panel: Axes, points: Array, colours: Array | str, limits: Box, size: float) -> None:
     """Draws points as dots, in one colour or each by its turn."""
-    wheel = {} if isinstance(colours, str) else {"cmap": wheel_map(), "vmin": 0.0, "vmax": 1.0}
+    colors = importlib.import_module("matplotlib.colors")
+    wheel = {} if isinstance(colours, str) else {
+        "cmap": colors.LinearSegmentedColormap.from_list("wheel", list(WHEEL)),
+        "vmin": 0.0, "vmax": 1.0,
+    }  # fmt: skip
     panel.scatter(
         points[:, 0], points[:, 1], s=size, c=colours, linewidths=0, rasterized=True, **wheel
     )
@@ -203,36 +200,12 @@ def overlay(panel: Axes, data: Array, samples: Array, box: Box) -> None:
     panel.set_ylim(*box[1])
 
 
-def legend(figure: Figure, panel: Axes | None, n: int, m: int) -> None:
-    """Names the colours inside a panel, or in the empty corner of a grid."""
+def legend(figure: Figure, data: str, samples: str) -> None:
+    """Names the colours in the upper right corner, which a grid leaves empty."""
     patch = importlib.import_module("matplotlib.patches").Patch
     line = importlib.import_module("matplotlib.lines").Line2D
     handles = [patch(color=BLUE, alpha=0.4), line([], [], color=ORANGE, linewidth=1.6)]
-    labels = [f"data, n = {n:,}", f"samples, n = {m:,}"]
-    if panel is not None:
-        panel.legend(handles, labels, frameon=False, fontsize=9, labelcolor=INK)
-        return
-    labels[1] += "\n(contours: 50 %, 90 %)"
     figure.legend(
-        handles,
-        labels,
-        loc="upper right",
-        bbox_to_anchor=(0.98, 0.9),
-        frameon=False,
-        fontsize=11,
+        handles, [data, samples], loc="upper right", bbox_to_anchor=(0.98, 0.9), frameon=False,
         labelcolor=INK,
-    )
-
-
-def moving_average(values: Array, window: int) -> Array:
-    """The mean of the finite values around each, of fewer at the ends.
-
-    At the start, where losses fall fast, the window stays symmetric so that the mean doesn't lag.
-    """
-    n, finite, index = len(values), np.isfinite(values), np.arange(len(values))
-    half = np.minimum(max(1, window) // 2, index)
-    low, high = index - half, np.minimum(index + half + 1, n)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    total, count = sums[high] - sums[low], counts[high] - counts[low]
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    )  # fmt: skip

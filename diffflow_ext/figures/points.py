@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from .panels import (
     BLUE,
-    FAINT,
     INK,
     ORANGE,
     Array,
     checked_path,
     cloud,
     finite_array,
-    frame,
     grid_lines,
     legend,
     marginal,
-    moving_average,
     new_figure,
     overlay,
     save,
@@ -32,7 +29,6 @@ from .panels import (
     square,
     style,
     turns,
-    wheel_map,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +38,7 @@ if TYPE_CHECKING:
 
 MAX_CORNER = 5
 MAX_DOTS = 20_000
+SNAPSHOTS = 6
 
 
 def samples_beside_data(
@@ -59,19 +56,11 @@ def samples_beside_data(
     with contours around the densest 50 % and 90 % of the samples.
 
     Arguments:
-        path: Where to write; the folder must exist.
+        path: Where to write.
         data: Points with shape (n, d).
         samples: Points with shape (m, d).
         title: The title.
         columns: The d column names; x1, x2, ... if None.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ModuleNotFoundError: If matplotlib is missing.
-        ValueError: If shapes don't fit or values are not finite.
     """
     op = "samples_beside_data"
     file = checked_path(op, path)
@@ -96,9 +85,6 @@ def trajectories(
     reverse: ArrayLike,
     times: ArrayLike,
     title: str,
-    *,
-    num_columns: int = 6,
-    max_particles: int = 4000,
 ) -> Path:
     """Draws snapshots of both processes: above data to noise, below noise to data.
 
@@ -106,29 +92,18 @@ def trajectories(
     row is read from right to left. A particle keeps the colour of its place in the data.
 
     Arguments:
-        path: Where to write; the folder must exist.
+        path: Where to write.
         forward: States, shape (N + 1, B, 2), `forward[i]` at `times[i]`.
         reverse: States, shape (N + 1, B', 2), `reverse[i]` at `times[i]` too: reverse the order
             of a sampler that starts from noise.
         times: The N + 1 grid times, increasing.
         title: The title.
-        num_columns: The number of snapshots.
-        max_particles: The most particles to draw of each process.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ModuleNotFoundError: If matplotlib is missing.
-        ValueError: If shapes don't fit or values are not finite.
     """
     op = "trajectories"
     file = checked_path(op, path)
     rows = [_states(op, "forward", forward), _states(op, "reverse", reverse)]
     grid = _times(op, times, [len(states) for states in rows])
-    rows = [states[:, :max_particles] for states in rows]
-    picks = np.unique(np.linspace(0, len(grid) - 1, max(2, num_columns)).round().astype(int))
+    picks = np.unique(np.linspace(0, len(grid) - 1, SNAPSHOTS).round().astype(int))
     limits = square(np.concatenate([states[picks].reshape(-1, 2) for states in rows]))
     figure = new_figure(1.75 * len(picks) + 0.5, 1.75 * 2 + 0.75)
     axes = figure.subplots(2, len(picks), squeeze=False)
@@ -148,56 +123,6 @@ def trajectories(
     return save(figure, file, title)
 
 
-def particle_paths(
-    path: str | os.PathLike[str],
-    paths: ArrayLike,
-    title: str,
-    *,
-    max_particles: int = 100,
-    background: ArrayLike | None = None,
-) -> Path:
-    """Draws the paths of single particles in the plane, from data (dots) to noise (rings).
-
-    Arguments:
-        path: Where to write; the folder must exist.
-        paths: States, shape (N + 1, B, 2), in increasing time.
-        title: The title.
-        max_particles: The most particles to draw.
-        background: Points with shape (n, 2) to draw faintly behind, such as data.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ModuleNotFoundError: If matplotlib is missing.
-        ValueError: If shapes don't fit or values are not finite.
-    """
-    op = "particle_paths"
-    file = checked_path(op, path)
-    states = _states(op, "paths", paths)[:, :max_particles]
-    behind = (
-        np.empty((0, 2)) if background is None else finite_array(op, "background", background, 2)
-    )
-    figure = new_figure(5.6, 5.9)
-    axes = figure.subplots()
-    lines = importlib.import_module("matplotlib.collections").LineCollection
-    colours = wheel_map()(turns(states[0]))
-    axes.scatter(*behind[:MAX_DOTS].T, s=1.5, c=FAINT, linewidths=0, rasterized=True)
-    axes.add_collection(
-        lines(list(states.transpose(1, 0, 2)), colors=colours, linewidths=0.8, alpha=0.7)
-    )
-    axes.scatter(*states[0].T, s=16, c=colours, linewidths=0, zorder=3)
-    axes.scatter(
-        *states[-1].T, s=18, facecolors="white", edgecolors=list(map(tuple, colours)), zorder=3
-    )
-    limits = square(np.concatenate([states.reshape(-1, 2), behind]), spread=1.0)
-    frame(axes, limits)
-    axes.set_xlabel("x1", color=INK)
-    axes.set_ylabel("x2", color=INK)
-    return save(figure, file, title)
-
-
 def loss_curve(
     path: str | os.PathLike[str],
     steps: ArrayLike,
@@ -205,50 +130,39 @@ def loss_curve(
     *,
     title: str = "Training loss",
     label: str = "loss per sample [nats]",
-    window: int | None = None,
-    valid: tuple[ArrayLike, ArrayLike] | None = None,
-    reference: tuple[str, float] | None = None,
 ) -> Path:
     """Draws the loss against the training step: raw light, smoothed dark.
 
     The axis follows the bulk of the curve; a first spike may leave it. NaN leaves a gap.
 
     Arguments:
-        path: Where to write; the folder must exist.
+        path: Where to write.
         steps: The training steps, increasing.
         losses: A loss for each, in the units that `label` names.
         title: The title.
         label: The name and unit of the vertical axis.
-        window: The number of neighbours that are averaged; a fortieth of the curve if None.
-        valid: Steps and losses of a validation set.
-        reference: A name and a level, such as the entropy, to draw across.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileNotFoundError: If the folder does not exist.
-        ModuleNotFoundError: If matplotlib is missing.
-        ValueError: If lengths differ or no loss is finite.
     """
     op = "loss_curve"
     file = checked_path(op, path)
-    step, raw = _curve(op, "losses", steps, losses)
-    smooth = moving_average(raw, window if window is not None else max(1, len(raw) // 40))
+    step, raw = finite_array(op, "steps", steps, 1), np.asarray(losses, np.float64)
+    if raw.shape != step.shape or not np.isfinite(raw).any():
+        raise ValueError(
+            f"{op}: expected losses of shape {step.shape}, as steps, with a finite value, got "
+            f"{raw.shape} and {int(np.isfinite(raw).sum())} finite; give one loss for each step"
+        )
+    raw = np.where(np.isfinite(raw), raw, np.nan)
+    window = pd.Series(raw).rolling(max(1, len(raw) // 40), center=True, min_periods=1)
     figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
     axes.plot(step, raw, color=BLUE, alpha=0.28, linewidth=0.8, label="each step")
-    axes.plot(step, smooth, color=BLUE, linewidth=1.8, label="smoothed")
-    shown = [raw[np.isfinite(raw)]]
-    if valid is not None:
-        step_valid, loss_valid = _curve(op, "valid", *valid)
-        axes.plot(step_valid, loss_valid, "o-", color=ORANGE, markersize=4, label="validation")
-        shown.append(loss_valid[np.isfinite(loss_valid)])
-    if reference is not None:
-        name, level = reference
-        axes.axhline(level, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label=name)
-        shown.append(np.array([level]))
-    _loss_limits(axes, shown)
+    axes.plot(step, window.mean(), color=BLUE, linewidth=1.8, label="smoothed")
+    settled = raw[np.isfinite(raw)]
+    settled = settled[len(settled) // 20 :]
+    low, high = float(settled.min()), float(np.quantile(settled, 0.995))
+    pad = 0.06 * (high - low) or 1.0
+    axes.set_ylim(low - pad, high + pad)
+    style(axes)
+    grid_lines(axes)
     axes.set_xlabel("training step", color=INK)
     axes.set_ylabel(label, color=INK)
     axes.legend(frameon=False, fontsize=9, loc="upper right")
@@ -289,7 +203,8 @@ def _corner(data: Array, samples: Array, names: list[str]) -> Figure:
                 overlay(panel, data[:, pick], samples[:, pick], box)
             _outer_labels(panel, row, column, count, names)
     figure.align_labels()
-    legend(figure, axes[0, 0] if count == 1 else None, len(data), len(samples))
+    lines = "\n(contours: 50 %, 90 %)" if count > 1 else ""
+    legend(figure, f"data, n = {len(data):,}", f"samples, n = {len(samples):,}{lines}")
     return figure
 
 
@@ -303,17 +218,6 @@ def _outer_labels(panel: Axes, row: int, column: int, count: int, names: list[st
         panel.set_ylabel(names[row], fontsize=10, color=INK)
     elif row == column == 0:
         panel.set_ylabel("density", fontsize=10, color=INK)
-
-
-def _loss_limits(axes: Axes, shown: list[Array]) -> None:
-    raw, *others = shown
-    settled = raw[len(raw) // 20 :]
-    low = min([float(settled.min()), *(float(o.min()) for o in others if len(o))])
-    high = max([float(np.quantile(settled, 0.995)), *(float(o.max()) for o in others if len(o))])
-    pad = 0.06 * (high - low) or 1.0
-    axes.set_ylim(low - pad, high + pad)
-    style(axes)
-    grid_lines(axes)
 
 
 def _states(op: str, name: str, values: ArrayLike) -> Array:
@@ -334,13 +238,3 @@ def _times(op: str, values: ArrayLike, lengths: list[int]) -> Array:
             f"for {lengths} states; give the grid of the paths"
         )
     return grid
-
-
-def _curve(op: str, name: str, steps: ArrayLike, losses: ArrayLike) -> tuple[Array, Array]:
-    step, raw = finite_array(op, "steps", steps, 1), np.asarray(losses, np.float64)
-    if raw.shape != step.shape or not np.isfinite(raw).any():
-        raise ValueError(
-            f"{op}: expected {name} of shape {step.shape}, as steps, with a finite value, got "
-            f"{raw.shape} and {int(np.isfinite(raw).sum())} finite; give one loss for each step"
-        )
-    return step, raw

@@ -15,18 +15,16 @@ beside its floor (`with_floor`).
 
 from .distances import energy_distance, gaussian_nll, kernel_distance, sliced_wasserstein
 from .floor import WithFloor, with_floor
-from .frechet import Statistics, feature_statistics, fid, frechet_distance
+from .frechet import fid, frechet_distance
 from .manifolds import PrecisionRecall, precision_recall
 from .two_sample import TwoSampleTest, c2st
 
 __all__ = [
     "PrecisionRecall",
-    "Statistics",
     "TwoSampleTest",
     "WithFloor",
     "c2st",
     "energy_distance",
-    "feature_statistics",
     "fid",
     "frechet_distance",
     "gaussian_nll",

@@ -13,27 +13,26 @@ import operator
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from .points import Points, chunks, distances, pair
 
 DEGREE = 3  # of the kernel
 
 
-def energy_distance(x: Points, y: Points, *, unbiased: bool = False) -> float:
+def energy_distance(x: Points, y: Points) -> float:
     r"""Returns the squared energy distance of two samples.
 
     .. math:: 2 E|X - Y| - E|X - X'| - E|Y - Y'|
 
-    with Euclidean norms and no root taken. By default the V-statistic, in which a point is also
-    paired with itself: the exact distance of the two empirical distributions, never negative,
-    about :math:`E|X - X'| (1/n + 1/m)` for two samples of one distribution. Unbiased, the
-    U-statistic, in which it is not: zero in expectation for such samples, and of either sign.
-    Sums are in float64, in time O((n + m)^2 d) and bounded memory.
+    with Euclidean norms and no root taken. It is the V-statistic, in which a point is also paired
+    with itself: the exact distance of the two empirical distributions, never negative, about
+    :math:`E|X - X'| (1/n + 1/m)` for two samples of one distribution. Sums are in float64, in time
+    O((n + m)^2 d) and bounded memory.
 
     Arguments:
         x: The first sample, with shape :math:`(n, d)`.
         y: The second, with shape :math:`(m, d)`.
-        unbiased: Whether to leave out pairs of a point with itself.
 
     Returns:
         The squared distance, in data units.
@@ -46,13 +45,10 @@ def energy_distance(x: Points, y: Points, *, unbiased: bool = False) -> float:
         | Energy statistics (Szekely & Rizzo, 2013)
         | https://doi.org/10.1016/j.jspi.2013.03.018
     """
-    least = 2 if unbiased else 1
-    a, b = pair("energy_distance", x, y, least)
+    a, b = pair("energy_distance", x, y, 1)
     n, m = len(a), len(b)
     cross = sum(float(distances(rows, b).sum()) for _, rows in chunks(a, m)) / (n * m)
-    within_a = _distances_within(a) / (n * (n - 1 if unbiased else n))
-    within_b = _distances_within(b) / (m * (m - 1 if unbiased else m))
-    return 2.0 * cross - within_a - within_b
+    return 2.0 * cross - _distances_within(a) / n**2 - _distances_within(b) / m**2
 
 
 def _distances_within(x: Tensor) -> float:
@@ -192,7 +188,7 @@ def gaussian_nll(train: Points, test: Points) -> tuple[float, float]:
     """
     fit, rows = pair("gaussian_nll", train, test, 2, names=("train", "test"))
     mean = fit.mean(dim=0)
-    covariance = (fit - mean).T @ (fit - mean) / len(fit)
+    covariance = fit.T.cov(correction=0)
     factor, failed = torch.linalg.cholesky_ex(covariance)
     pivots = factor.diagonal()
     # A column that repeats others leaves a pivot of rounding error, not always an exact zero.
@@ -202,7 +198,5 @@ def gaussian_nll(train: Points, test: Points) -> tuple[float, float]:
             f"{fit.shape[1]} give a singular one; add rows, or leave out columns that are "
             "constant or repeat others"
         )
-    white = torch.linalg.solve_triangular(factor, (rows - mean).T, upper=False)
-    constant = float(pivots.log().sum()) + 0.5 * fit.shape[1] * math.log(2.0 * math.pi)
-    nll = 0.5 * white.square().sum(dim=0) + constant
+    nll = -MultivariateNormal(mean, scale_tril=factor, validate_args=False).log_prob(rows)
     return float(nll.mean()), float(nll.std(correction=1)) / math.sqrt(len(nll))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,42 +19,11 @@ from torch import Tensor
 
 from .points import Images, Points, byte_images, points
 
-
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """Mean and covariance of a sample, all that the Fréchet distance takes from it.
-
-    Attributes:
-        mean: float64, shape (d,).
-        covariance: With the divisor n - 1; float64, shape (d, d).
-        count: The number of rows n.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    count: int
+BATCH_SIZE = 50  # images that the Inception network is given at a time
 
 
-def feature_statistics(x: Points) -> Statistics:
-    """Returns mean and covariance of a sample, to be compared with several others.
-
-    Arguments:
-        x: Features, with shape (n, d), n >= 2.
-
-    Raises:
-        TypeError: If `x` is neither a tensor nor an array of real numbers.
-        ValueError: If its shape doesn't fit or values aren't finite.
-    """
-    rows = points("feature_statistics", "x", x, 2)
-    mean = rows.mean(dim=0)
-    centred = rows - mean
-    return Statistics(mean, centred.T @ centred / (len(rows) - 1), len(rows))
-
-
-def frechet_distance(
-    x: Points | Statistics, y: Points | Statistics, *, allow_singular: bool = False
-) -> float:
-    r"""Returns the Fréchet distance of two samples (see above), or of their statistics.
+def frechet_distance(x: Points, y: Points) -> float:
+    r"""Returns the Fréchet distance of two samples (see above).
 
     The squared 2-Wasserstein distance of the normal distributions with these means and
     covariances. It's biased upwards, by about 1/n, and its size depends on the features: name
@@ -63,16 +31,14 @@ def frechet_distance(
     FID where they are those of the Inception network (`fid`), and only there.
 
     Arguments:
-        x: Features with shape :math:`(n, d)`, or their statistics.
+        x: Features with shape :math:`(n, d)`, n > d.
         y: The same of the other sample.
-        allow_singular: Compute it for n <= d too. The covariances are then singular and the
-            distance, though well defined, says more about n than about the samples.
 
     Returns:
         The distance, in squared units of the features, >= 0; computed in float64.
 
     Raises:
-        TypeError: If an argument is no statistics, tensor or array of real numbers.
+        TypeError: If an argument is no tensor or array of real numbers.
         ValueError: If shapes don't fit, values aren't finite, or a sample has no more rows than
             features.
 
@@ -80,19 +46,31 @@ def frechet_distance(
         | GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017)
         | https://arxiv.org/abs/1706.08500
     """
-    a, b = _statistics("x", x), _statistics("y", y)
-    _require_comparable(a, b, allow_singular)
-    device = a.mean.device
-    root_a, root_b = _factor(a.covariance), _factor(b.covariance).to(device)
+    op = "frechet_distance"
+    a, b = points(op, "x", x, 2), points(op, "y", y, 2)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"{op}: expected x and y with as many features, got {a.shape[1]} and {b.shape[1]}; "
+            "compare features of one extractor"
+        )
+    for name, rows in (("x", a), ("y", b)):
+        if len(rows) <= rows.shape[1]:
+            raise ValueError(
+                f"{op}: expected more rows than the {rows.shape[1]} features, got {len(rows)} "
+                f"rows of {name}, whose covariance is singular; add rows, or use kernel_distance"
+            )
+    return distance_of_normals(a.mean(0), a.T.cov(), b.mean(0).to(a), b.T.cov().to(a))
+
+
+def distance_of_normals(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
+    """Returns the squared 2-Wasserstein distance of two normal distributions."""
+    root_a, root_b = _factor(cov_a), _factor(cov_b)
     shared = float(torch.linalg.svdvals(root_a @ root_b.T).sum())
     spread = float(root_a.square().sum() + root_b.square().sum())
-    apart = float((a.mean - b.mean.to(device)).square().sum())
-    return apart + max(0.0, spread - 2.0 * shared)
+    return float((mean_a - mean_b).square().sum()) + max(0.0, spread - 2.0 * shared)
 
 
-def fid(
-    samples: Images, data: Images, weights: str | os.PathLike[str], *, batch_size: int = 50
-) -> float:
+def fid(samples: Images, data: Images, weights: str | os.PathLike[str]) -> float:
     """Returns the Fréchet inception distance of two sets of images, through torchmetrics.
 
     The Fréchet distance in 2048 features of the Inception network, whose weights are not part of
@@ -106,7 +84,6 @@ def fid(
         data: Images to compare with, uint8, shape (m, C, H, W), m >= 2.
         weights: The file of the weights as torch-fidelity publishes it,
             ``weights-inception-2015-12-05-6726825d.pth``. One that holds code is refused.
-        batch_size: The number of images that the network is given at a time.
 
     Returns:
         The distance, computed on the device of the samples.
@@ -124,7 +101,7 @@ def fid(
     sets = {True: _colour_images("data", data), False: _colour_images("samples", samples)}
     metric = _inception_distance(weights).to(sets[False].device)
     for is_data, images in sets.items():
-        for batch in images.split(batch_size):
+        for batch in images.split(BATCH_SIZE):
             metric.update(batch.to(sets[False].device), real=is_data)
     return float(metric.compute())
 
@@ -162,28 +139,6 @@ def _inception_distance(weights: str | os.PathLike[str]) -> Any:
             "fid: expected torchmetrics and torch-fidelity to be installed; "
             "pip install 'diffflow_ext[fid]'"
         ) from error
-
-
-def _statistics(name: str, x: Points | Statistics) -> Statistics:
-    if isinstance(x, Statistics):
-        return x
-    return feature_statistics(points("frechet_distance", name, x, 2))
-
-
-def _require_comparable(a: Statistics, b: Statistics, allow_singular: bool) -> None:
-    op = "frechet_distance"
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(
-            f"{op}: expected x and y with as many features, got {len(a.mean)} and "
-            f"{len(b.mean)}; compare features of one extractor"
-        )
-    for name, one in (("x", a), ("y", b)):
-        if one.count <= len(one.mean) and not allow_singular:
-            raise ValueError(
-                f"{op}: expected more rows than the {len(one.mean)} features, got {one.count} "
-                f"rows of {name}, whose covariance is singular; add rows, use kernel_distance, "
-                "or set allow_singular"
-            )
 
 
 def _factor(covariance: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from benchmarks.common import machine
 from benchmarks.common.reports import read_samples
 from benchmarks.pages import pictures, quality, write
 from benchmarks.quality import compare_2d, compare_images, compare_tables, dinof_sweep, trainings
-from benchmarks.quality.measures import Counter, drawn, energy_floor, energy_ratios, mean_error
+from benchmarks.quality.measures import Counter, drawn, energy_floor, energy_ratios
 from benchmarks.quality.trainings import Training
 from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.metrics import energy_distance
@@ -105,19 +105,6 @@ def test_finished_parts_are_not_done_again(reports, monkeypatch):
     before = read(root, "compare_2d_checkerboard")["models"]
     run(compare_2d, "--sets", "checkerboard", "--models", "diffflow", "ddpm_time", *steps)
     assert read(root, "compare_2d_checkerboard")["models"] == before
-
-
-def test_lost_measures_are_made_anew_from_the_same_run(reports, monkeypatch):
-    root, run, steps = reports
-    monkeypatch.setattr(trainings, "train", lambda *_, **__: pytest.fail("trained again"))
-    folder = root / "compare_2d/checkerboard/diffflow"
-    before = json.loads((folder / "result.json").read_text())
-    (folder / "result.json").unlink()
-    run(compare_2d, "--sets", "checkerboard", "--models", "diffflow", *steps)
-    again = json.loads((folder / "result.json").read_text())
-    assert again["likelihood"] == before["likelihood"]
-    ratios = [[way["ratios"] for way in one["sampling"]] for one in (again, before)]
-    assert ratios[0] == ratios[1]
 
 
 def test_gaussian_of_the_table_is_that_of_numpy(reports):
@@ -239,14 +226,6 @@ def test_floor_of_energy_distance_is_that_of_normals():
     """E|X - X'| of standard normals in one dimension is 2 / sqrt(pi)."""
     data = torch.randn(8000, 1, generator=torch.Generator().manual_seed(0))
     assert energy_floor(data, 50) == pytest.approx(2 * 2 / math.sqrt(math.pi) / 50, rel=0.02)
-
-
-def test_mean_error_is_that_of_numpy():
-    values = [1.0, 2.0, 4.0]
-    found = mean_error(values)
-    assert found["mean"] == pytest.approx(7 / 3)
-    assert found["error"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(3))
-    assert mean_error([2.0]) == {"mean": 2.0, "error": None}
 
 
 def test_counter_weighs_networks_by_size():

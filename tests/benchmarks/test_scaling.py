@@ -14,13 +14,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = Problem(batch=8, num_steps=2, width=8, depth=1)
 
 
-def test_slope_is_the_power() -> None:
-    x = [3.0, 10.0, 80.0]
-    assert scaling.slope(x, [5 * value**1.7 for value in x]) == pytest.approx(1.7)
-    # Least squares: of a triangle in the logarithms, half of the rise counts.
-    assert scaling.slope([1.0, 10.0, 100.0], [1.0, 1.0, 10.0]) == pytest.approx(0.5)
-
-
 def test_exponents_of_time_and_memory() -> None:
     values = [1, 2, 4, 8]
     points = [

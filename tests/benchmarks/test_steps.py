@@ -182,10 +182,6 @@ def test_report_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert {one["mebibytes"] for one in report["variants"].values()} == {None}
 
 
-def test_a_trial_replaces_no_report_of_the_pages() -> None:
-    assert steps.arguments([]).results.parts[-2:] == ("runs", "results")
-
-
 def test_what_cannot_run_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: None)
     names, left_out = steps.chosen(None, SMALL, "step")

@@ -17,7 +17,6 @@ from diffflow_ext import figures
 from diffflow_ext.figures import (
     loss_curve,
     panels,
-    particle_paths,
     samples_beside_data,
     trajectories,
 )
@@ -88,63 +87,30 @@ def test_nearly_constant_and_outlying_columns(tmp_path: Path) -> None:
 
 
 def test_trajectories(tmp_path: Path) -> None:
-    path = trajectories(tmp_path / "t.png", WALK, WALK[:, :20], TIMES, "rows", num_columns=4)
+    path = trajectories(tmp_path / "t.png", WALK, WALK[:, :20], TIMES, "rows")
     picture = _rgb(path)
-    assert picture.shape[:2] == (int(150 * 4.25), int(150 * 7.5))
+    assert picture.shape[:2] == (int(150 * 4.25), int(150 * 11.0))
     inked = (picture.max(axis=2) - picture.min(axis=2)) > 0.3
     height, width = inked.shape
     for row in range(2):
-        for column in range(4):
+        for column in range(6):
             part = inked[
                 height * row // 2 : height * (row + 1) // 2,
-                width * column // 4 : width * (column + 1) // 4,
+                width * column // 6 : width * (column + 1) // 6,
             ]
             assert part.sum() > 30, (row, column)
-
-
-def test_more_columns_than_times(tmp_path: Path) -> None:
-    path = trajectories(tmp_path / "t.png", WALK[:2], WALK[:2], TIMES[:2], "two", num_columns=9)
-    assert _rgb(path).shape[1] == int(150 * (1.75 * 2 + 0.5))
-
-
-@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
-def test_particle_paths_and_file_kinds(tmp_path: Path, suffix: str) -> None:
-    first = particle_paths(tmp_path / f"a.{suffix}", WALK, "paths", background=CLOUD)
-    second = particle_paths(tmp_path / f"b.{suffix}", WALK, "paths", background=CLOUD)
-    assert first.stat().st_size > 10_000
-    start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix]
-    assert first.read_bytes().startswith(start)
-    if suffix != "svg":  # SVG names its parts by random identifiers
-        assert first.read_bytes() == second.read_bytes()
 
 
 def test_loss_curve(tmp_path: Path) -> None:
     steps = np.arange(500)
     losses = 2.0 + np.exp(-steps / 50) + 0.1 * RNG.normal(size=500)
     losses[0], losses[250] = 1e6, np.nan
-    picture = _rgb(
-        loss_curve(
-            tmp_path / "l.png",
-            steps,
-            losses,
-            valid=(steps[::100], 2.1 + 0 * steps[::100]),
-            reference=("entropy", 1.5),
-        )
-    )
+    picture = _rgb(loss_curve(tmp_path / "l.png", steps, losses))
     smooth = _near(picture, panels.BLUE)
-    # The spike does not press the rest of the curve flat: it ends at mid-height.
-    rows = np.flatnonzero(smooth[:, -300:-120].any(axis=1)) / len(picture)
-    assert 0.4 < rows.mean() < 0.8
-    assert _near(picture, panels.ORANGE).sum() > 100
+    # The spike does not press the rest of the curve flat: it falls over half of the height.
+    rows = np.flatnonzero(smooth[:, 120:-120].any(axis=1)) / len(picture)
+    assert np.ptp(rows) > 0.4
     assert loss_curve(tmp_path / "one.png", [7], [3.0]).exists()
-
-
-def test_moving_average_by_hand() -> None:
-    values = np.array([8.0, 4.0, 2.0, np.nan, 1.0, 1.0, 4.0])
-    expected = [8.0, 14.0 / 3.0, 15.0 / 4.0, 2.0, 2.0, 2.0, 2.0]
-    assert np.allclose(panels.moving_average(values, 5), expected)
-    assert np.allclose(panels.moving_average(values, 1), values, equal_nan=True)
-    assert np.isnan(panels.moving_average(np.array([1.0, np.nan, np.nan, np.nan]), 2)[2])
 
 
 def test_mass_levels_of_a_gaussian() -> None:
@@ -152,16 +118,6 @@ def test_mass_levels_of_a_gaussian() -> None:
     axis = np.linspace(-6.0, 6.0, 401)
     density = np.exp(-0.5 * (axis[:, None] ** 2 + axis**2))
     assert np.allclose(panels._mass_levels(density, (0.9, 0.5)), [0.1, 0.5], atol=0.003)
-
-
-def test_turns_and_square() -> None:
-    cross = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 1e-9], [0.0, -1.0]])
-    assert np.allclose(panels.turns(cross + 5.0), [0.5, 0.75, 1.0, 0.25], atol=1e-6)
-    (left, right), (low, high) = panels.square(cross * [10.0, 1.0] + [3.0, 7.0], 1.0)
-    assert right - left == pytest.approx(high - low)
-    assert right - left > 20.0
-    assert (left + right) / 2.0 == pytest.approx(3.0)
-    assert (low + high) / 2.0 == pytest.approx(7.0)
 
 
 def test_no_window_and_no_global_state(tmp_path: Path) -> None:
@@ -209,7 +165,7 @@ def test_bad_arrays(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="increasing times"):
         trajectories(path, WALK, WALK, TIMES[::-1], "t")
     with pytest.raises(ValueError, match=r"\(N \+ 1, B, 2\) with N >= 1, got \(1, 50, 2\)"):
-        particle_paths(path, WALK[:1], "t")
+        trajectories(path, WALK[:1], WALK, TIMES, "t")
     with pytest.raises(ValueError, match=r"losses of shape \(2,\)"):
         loss_curve(path, [1, 2], [1.0])
     with pytest.raises(ValueError, match="0 finite"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pytest
@@ -152,38 +151,3 @@ def test_images_of_any_strides_have_a_density() -> None:
     strided = torch.randn(4, 8, 8, 1).permute(0, 3, 2, 1)
     expected = flow.log_prob(strided.contiguous(), None)
     torch.testing.assert_close(FlowPrior(flow).log_prob(strided), expected)
-
-
-def test_glow_learns() -> None:
-    prior = FlowPrior(glow((1, 4, 4), blocks=2, hidden=16))
-    optimiser = torch.optim.Adam(prior.parameters(), lr=3e-3)
-    # Two Gaussians beside one another: neighbouring pixels are equal up to noise.
-    x = torch.randn(256, 1, 4, 2).repeat_interleave(2, 3) + 0.1 * torch.randn(256, 1, 4, 4)
-    losses = []
-    for _ in range(60):
-        optimiser.zero_grad()
-        loss = -prior.log_prob(x).mean()
-        loss.backward()
-        optimiser.step()
-        losses.append(float(loss.detach()))
-    covariance = torch.cov(x.flatten(1).T)
-    independent = 16 * 0.5 * math.log(2 * math.pi * math.e)
-    gaussian = independent + 0.5 * float(torch.logdet(covariance))
-    assert losses[-1] < 0.5 * (independent + gaussian)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"shape": (16, 16)}, r"a shape \(C, H, W\), got \(16, 16\)"),
-        ({"shape": (0, 4, 4)}, r"a shape \(C, H, W\), got \(0, 4, 4\)"),
-        ({"shape": (1, 28, 28), "levels": 3}, r"divisible by 2\^3, got 28 x 28; take at most 2"),
-        ({"shape": (1, 7, 8)}, r"divisible by 2\^1, got 7 x 8"),
-        ({"shape": (1, 8, 8), "levels": 0}, "levels >= 1, got 0"),
-        ({"shape": (1, 8, 8), "blocks": 0}, "blocks >= 1, got 0"),
-        ({"shape": (1, 8, 8), "hidden": 0}, "hidden >= 1, got 0"),
-    ],
-)
-def test_glow_arguments_are_named(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=f"glow: expected .*{words}"):
-        glow(**options)

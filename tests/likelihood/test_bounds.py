@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -68,36 +67,15 @@ def test_hutchinson_log_prob_is_unbiased() -> None:
     assert abs(float(estimate.mean() - exact)) < 4.5 * error
 
 
-def trained(dim: int, draw: Callable[[int], Tensor], steps: int) -> DiffFlowSDE:
-    nets = [FourierMLP(dim, width=24, depth=1, time_scale=0.4) for _ in range(2)]
-    sde = DiffFlowSDE(nets[0], nets[1], GeometricDiffusion(0.2, 0.4, 0.5))
-    adam = torch.optim.Adam(sde.parameters(), lr=1e-2)
-    for step in range(steps):
-        grid = TimeGrid.stratified(8, 0.5, key=NoiseKey(1, step))
-        loss = sde.mean_loss(draw(128), grid, NoiseKey(0, step))
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-    return sde.eval()
-
-
-def test_density_of_a_trained_net_has_mass_one_on_the_line() -> None:
-    sde = trained(1, lambda n: torch.randn(n, 1) * 0.3 + torch.randint(2, (n, 1)) * 2.0 - 1.0, 150)
+def test_the_density_of_any_networks_has_mass_one() -> None:
+    nets = [FourierMLP(1, width=24, depth=1, time_scale=0.4) for _ in range(2)]
+    for parameter in (p for net in nets for p in net.parameters()):
+        nn.init.normal_(parameter, std=0.4)
+    sde = DiffFlowSDE(*nets, GeometricDiffusion(0.2, 0.4, 0.5)).double()
     x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
-    log_p = sde.double().log_prob(x[:, None], TimeGrid.power(40, 0.5))
+    log_p = sde.log_prob(x[:, None], TimeGrid.power(40, 0.5)).detach()
     assert math.isclose(float(torch.trapezoid(log_p.exp(), x)), 1.0, abs_tol=2e-3)
-    # The set has two humps: the net has learned something that a Gaussian has not.
-    at = {value: float(log_p[(x - value).abs().argmin()]) for value in (-1.0, 0.0, 1.0)}
-    assert min(at[-1.0], at[1.0]) > at[0.0] + 0.5
-
-
-def test_density_of_a_trained_net_has_mass_one_in_the_plane() -> None:
-    sde = trained(2, lambda n: mixture().sample((n,)).float(), 120).double()
-    axis = torch.linspace(-6, 6, 161, dtype=torch.float64)
-    x = torch.cartesian_prod(axis, axis)
-    log_p = sde.log_prob(x, TimeGrid.power(12, 0.5))
-    mass = float(log_p.exp().sum()) * float(axis[1] - axis[0]) ** 2
-    assert math.isclose(mass, 1.0, abs_tol=5e-3)
+    assert float((log_p - Normal(0.0, 1.0).log_prob(x)).abs()[abs(x) < 1].max()) > 0.1
 
 
 # --- importance weighting ------------------------------------------------------------------------

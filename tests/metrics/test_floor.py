@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffflow_ext.metrics import c2st, floor, frechet_distance, precision_recall, with_floor
+from diffflow_ext.metrics import c2st, frechet_distance, with_floor
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(57, 3)), RNG.normal(0.3, 1.4, size=(49, 3))
@@ -61,11 +60,6 @@ def test_floor_of_the_measures() -> None:
     assert again == far
     other = with_floor(frechet_distance, bad, data[:200], data[200:], seed=1)
     assert other.floor != far.floor
-
-
-def test_floor_example() -> None:
-    names = {"precision_recall": precision_recall}
-    assert doctest.testmod(floor, extraglobs=names) == (0, 3)
 
 
 def test_floor_is_refused() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -48,32 +46,6 @@ def test_precision_recall_by_brute_force(
     for x, y in ((X, torch.as_tensor(Y)), (Y[:20], X), (GRID_X, GRID_Y)):
         expected = _brute_precision_recall(x, np.asarray(y), k)
         assert list(precision_recall(x, y, k)) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize("k", [1, 3, 5])
-def test_expected_density_and_coverage_of_one_distribution(k: int) -> None:
-    """Naeem et al.: E density = 1; E coverage is known for any n, m and k, near 1 - 2^-k."""
-    rng, n = np.random.default_rng(2), 400
-    found = [
-        precision_recall(rng.normal(size=(n, 4)), rng.normal(size=(n, 4)), k) for _ in range(20)
-    ]
-    missed = math.prod((n - i) / (2 * n - i) for i in range(1, k + 1))
-    assert np.mean([f.coverage for f in found]) == pytest.approx(1.0 - missed, abs=0.015)
-    assert np.mean([f.coverage for f in found]) == pytest.approx(1.0 - 2.0**-k, abs=0.015)
-    assert np.mean([f.density for f in found]) == pytest.approx(1.0, abs=0.03)
-
-
-def test_precision_recall_of_typical_failures() -> None:
-    rng = np.random.default_rng(13)
-    data, other = rng.normal(size=(2, 500, 2))
-    assert precision_recall(data + 50.0, data) == (0.0, 0.0, 0.0, 0.0)
-    memorised = precision_recall(np.repeat(other[:25], 20, axis=0), data)
-    assert memorised.precision > 0.9
-    assert memorised.recall < 0.05
-    assert memorised.coverage < 0.4
-    noisy = precision_recall(other + 5.0 * rng.normal(size=(500, 2)), data)
-    assert noisy.precision < 0.4
-    assert noisy.recall > 0.9
 
 
 @given(small, small, st.integers(1, 4))

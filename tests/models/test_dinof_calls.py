@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import math
 from typing import Any
 
@@ -18,13 +16,12 @@ from model_cases import (
     at,
     each_process,
     gaussian_model,
-    two_peaks,
 )
 from torch import Tensor
 
-from diffflow_ext import DiNof, NoiseKey, TimeGrid
+from diffflow_ext import DiNof, TimeGrid
 from diffflow_ext.flows import StandardNormal, spline_flow
-from diffflow_ext.processes import VE, VP, DiscreteVP, LinearProcess, SubVP
+from diffflow_ext.processes import VE, VP, DiscreteVP, LinearProcess
 
 # --- density -------------------------------------------------------------------------------------
 
@@ -40,21 +37,6 @@ def test_log_prob_of_gaussian_data(process: LinearProcess) -> None:
         assert errors[1] < errors[0] / 30  # Heun's order 2, eight times
         assert torch.allclose(model.log_prob(x, 40, solver="rk4"), truth, atol=1e-5)
         assert torch.allclose(model.log_prob(x, solver="dopri5"), truth, atol=1e-3)
-
-
-@pytest.mark.parametrize("process", [VP(), SubVP(), VE(0.01, 20.0)], ids=["vp", "subvp", "ve"])
-@pytest.mark.parametrize("t_cutoff", [0.3, 1.0])
-def test_log_prob_of_a_mixture(process: LinearProcess, t_cutoff: float) -> None:
-    data = two_peaks(process)
-    flow = data.marginal(torch.tensor(t_cutoff, dtype=F64))
-    model = DiNof(data.eps, flow, process, t_cutoff)
-    x = torch.linspace(-2, 2, 21, dtype=F64)[:, None]
-    truth = data.log_prob(x, model.t_min)
-    steps = round(30 + 120 * t_cutoff)
-    assert torch.allclose(model.log_prob(x, steps, solver="rk4"), truth, atol=2e-4)
-    # Another density at the noise end is another model.
-    moved = DiNof(data.eps, StandardNormal(2.0), process, t_cutoff)
-    assert float((moved.log_prob(x, 30) - truth).abs().max()) > 0.01
 
 
 @pytest.mark.parametrize("process", [VP(), VE(0.01, 20.0)], ids=["vp", "ve"])
@@ -96,30 +78,6 @@ def test_probes_of_a_diagonal_jacobian_are_exact() -> None:
 
 # --- what all calls have in common ---------------------------------------------------------------
 
-CALLS: dict[str, Any] = {
-    "score_loss": lambda m, x, **on: m.score_loss(x, KEY, **on),
-    "flow_loss": lambda m, x, **on: m.flow_loss(x, KEY, **on),
-    "log_prob": lambda m, x, **on: m.log_prob(x, 5, KEY, **on),
-    "em": lambda m, x, **on: m.sample(
-        tuple(x.shape), 4, KEY, sampler="em", last_step="tweedie", **on
-    ),
-    "reverse": lambda m, x, **on: m.sample(
-        tuple(x.shape), 4, KEY, sampler="reverse_diffusion", corrector_steps=1, **on
-    ),
-    "ode": lambda m, x, **on: m.sample(tuple(x.shape), 4, KEY, sampler="ode", **on),
-}
-each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-
-
-@each_call
-@pytest.mark.parametrize("name", ["vp", "ve"])
-@torch.no_grad()
-def test_results_do_not_depend_on_how_a_batch_is_split(call: Any, name: Any) -> None:
-    model, x = DiNof(WavyNet(), None, name), torch.randn(50, 4)
-    whole = call(model, x)
-    parts = [call(model, x[a:b], sample_offset=a) for a, b in ((0, 1), (1, 30), (30, 50))]
-    assert torch.equal(torch.cat(parts), whole)
-
 
 @torch.no_grad()
 def test_samples_through_a_spline_flow_follow_their_index() -> None:
@@ -128,67 +86,6 @@ def test_samples_through_a_spline_flow_follow_their_index() -> None:
     parts = [model.sample((b - a, 3), 4, KEY, sample_offset=a) for a, b in ((0, 4), (4, 9))]
     # The flow's matrix products may round by the size of a batch.
     assert torch.allclose(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)
-
-
-@each_call
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-@pytest.mark.parametrize("event", [(), (3,), (2, 4, 4)])
-@torch.no_grad()
-def test_shapes_and_dtypes(call: Any, event: tuple[int, ...], dtype: torch.dtype) -> None:
-    model = DiNof(WavyNet().to(dtype))
-    for batch in (5, 0):
-        value = call(model, torch.randn(batch, *event).to(dtype))
-        assert value.shape in ((batch, *event), (batch,))
-        assert value.dtype == dtype
-        assert value.isfinite().all()
-
-
-@each_call
-def test_networks_in_bfloat16(call: Any) -> None:
-    net, x = WavyNet(), torch.randn(20, 4)
-    value = call(DiNof(lambda t, x: net(t, x).bfloat16()), x).detach()
-    exact = call(DiNof(net), x).detach()
-    assert value.dtype == torch.float32
-    # Predictions of size 1 are right to 2^-9; four steps divide them by sigma.
-    assert torch.allclose(value, exact, rtol=0.05, atol=0.05)
-
-
-def test_default_keys_come_from_torch() -> None:
-    model, x = DiNof(WavyNet()), torch.randn(5, 2)
-    for call in (model.score_loss, model.flow_loss, lambda x: model.sample(tuple(x.shape), 3)):
-        torch.manual_seed(3)
-        first, second = call(x), call(x)
-        torch.manual_seed(3)
-        assert torch.equal(call(x), first)
-        assert not torch.equal(first, second)
-
-
-@torch.no_grad()
-def test_a_key_may_be_a_tensor() -> None:
-    model, x = DiNof(WavyNet(), None, "ve"), torch.randn(5, 2)
-    for call in (
-        lambda key: model.score_loss(x, key),
-        lambda key: model.flow_loss(x, key),
-        lambda key: model.sample((5, 2), 3, key),
-    ):
-        assert torch.equal(call(KEY.to_tensor()), call(KEY))
-
-
-def test_module_behaviour() -> None:
-    model = DiNof(WavyNet(), zuko.flows.NSF(2, transforms=1, hidden_features=(8,)), SubVP())
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
-    other = DiNof(WavyNet(1.0), zuko.flows.NSF(2, transforms=1, hidden_features=(8,)), SubVP())
-    other.load_state_dict(torch.load(file))
-    x0 = torch.randn(4, 2)
-    assert torch.equal(other.mean_loss(x0, KEY), model.mean_loss(x0, KEY))
-    clone = copy.deepcopy(model).double()
-    assert clone.sample((3, 2), 2).dtype == F64
-    assert clone.log_prob(x0.double(), 2).dtype == F64
-    parts = [set(model.score_parameters()), set(model.flow_parameters())]
-    assert not parts[0] & parts[1]
-    assert parts[0] | parts[1] == set(model.parameters())
 
 
 def test_defaults_of_processes() -> None:
@@ -247,6 +144,8 @@ def test_score_takes_one_time_or_many() -> None:
             ValueError,
             "expected solver to be one of",
         ),
+        (lambda m, x: m.sample((3, 2), 4, solver="nonsense"), ValueError, "solver"),
+        (lambda m, x: m.score(0.0, x), ValueError, "expected t > 0"),
         (
             lambda m, x: DiNof(lambda t, x: x[:, :1]).score_loss(x),
             ValueError,
@@ -257,30 +156,6 @@ def test_score_takes_one_time_or_many() -> None:
 def test_bad_arguments(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(DiNof(WavyNet()), torch.ones(3, 2))
-
-
-@pytest.mark.parametrize("cutoff", [0.6, 0.8])
-def test_the_default_prior_of_ve_has_the_noise_of_the_cutoff(cutoff: float) -> None:
-    """With the exact score of N(0, 1) data, samples have their spread: no jump at the cutoff."""
-    process = VE()
-
-    def eps(t: Tensor, x: Tensor) -> Tensor:
-        sigma = process.sigma(t).reshape(-1, *(1,) * (x.dim() - 1))
-        return sigma * x / (1 + sigma**2)
-
-    model = DiNof(eps, None, "ve", t_cutoff=cutoff)
-    x = model.sample((4000, 2), 200, NoiseKey(3), sampler="ode")
-    # N(0, sigma^2) in the place of N(0, 1 + sigma^2) leaves a little to be wished.
-    assert abs(float(x.std()) - 1) < 0.2
-    assert DiNof(eps, None, "ve", t_cutoff=1.0).prior.scale == process.prior_scale
-
-
-def test_arguments_that_a_sampler_does_not_take_are_refused() -> None:
-    model = DiNof(lambda t, x: x, None, "vp")
-    with pytest.raises(ValueError, match="corrector_steps"):
-        model.sample((2, 2), 5, sampler="ode", corrector_steps=2)
-    with pytest.raises(ValueError, match="solver"):
-        model.sample((2, 2), 5, solver="nonsense")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -296,11 +171,6 @@ def test_a_network_that_writes_into_its_arguments_is_refused(call: Any) -> None:
     for net in (lambda t, x: x.mul_(2), lambda t, x: x + t.mul_(2).sum()):
         with pytest.raises(RuntimeError, match=r"modified x or t in place|in-place operation"):
             call(DiNof(net), torch.ones(3, 2))
-
-
-def test_there_is_no_score_without_noise() -> None:
-    with pytest.raises(ValueError, match="expected t > 0"):
-        DiNof(WavyNet()).score(0.0, torch.ones(3, 2))
 
 
 def test_steps_may_be_integers_of_numpy_and_a_process_no_object() -> None:

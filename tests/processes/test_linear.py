@@ -65,21 +65,6 @@ def test_the_ends_are_data_and_prior(process: LinearProcess, start: float) -> No
     assert sigma[1] == pytest.approx(process.prior_scale, abs=3e-4)
 
 
-@each_process
-def test_the_sde_is_simulated_to_the_marginal(process: LinearProcess) -> None:
-    """Euler's moments of dx = r x dt + g dw, a truth that knows only r and g."""
-    n, start = 200_000, 1e-9
-    t = torch.linspace(start, 0.6, n + 1, dtype=torch.float64)
-    t, h = 0.5 * (t[1:] + t[:-1]), (0.6 - start) / n
-    rate, g = process.drift_rate(t), process.diffusion(t)
-    end = torch.tensor([start, 0.6], dtype=torch.float64)
-    log_mean = rate.cumsum(0) * h
-    variance = process.sigma(end)[0] ** 2 * torch.exp(2 * log_mean[-1])
-    variance = variance + (h * g**2 * torch.exp(2 * (log_mean[-1] - log_mean))).sum()
-    assert float(log_mean[-1].exp()) == pytest.approx(float(process.alpha(end)[1]), rel=1e-4)
-    assert float(variance.sqrt()) == pytest.approx(float(process.sigma(end)[1]), rel=1e-4)
-
-
 @pytest.mark.parametrize(
     ("process", "alpha", "sigma"),
     [(VE(), "1.000", "1.66"), (VE(0.01, 348.0), "1.000", "5.31"),

@@ -38,15 +38,6 @@ def gaussian_model(
     return DiNof(data.eps, flow, process, t_cutoff), data
 
 
-def two_peaks(process: LinearProcess) -> GaussianMixture:
-    return GaussianMixture(
-        process,
-        torch.tensor([[-1.2], [0.8]], dtype=F64),
-        torch.tensor([0.15, 0.3], dtype=F64),
-        torch.tensor([0.3, 0.7], dtype=F64),
-    )
-
-
 class Gaussian(nn.Module):
     """A trainable flow: N(loc, scale^2 I)."""
 
@@ -71,18 +62,6 @@ def exact_model(deviation: float, schedule: Any = "linear", T: int | None = None
     data = GaussianMixture.single(model.process, deviation, dim)
     model.eps_net = data.eps
     return model, data
-
-
-class Recorder:
-    """A network that remembers the times it was asked about."""
-
-    def __init__(self, net: Any = None) -> None:
-        self.times: list[Tensor] = []
-        self.net = net or (lambda t, x: 0.3 * x)
-
-    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        self.times.append(t)
-        return self.net(t, x)
 
 
 class Textbook:

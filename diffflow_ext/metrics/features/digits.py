@@ -21,6 +21,7 @@ MIN_SIZE, MAX_SIZE = 14, 32
 MAX_CLASSES = 1000
 RATE = 2e-3  # of learning
 HASH_DIGITS = 12
+BATCH_SIZE = 512  # images that are evaluated at a time
 
 
 class DigitClassifier(nn.Module):
@@ -103,12 +104,11 @@ class DigitExtractor:
         return f"FD({self.identity}, n={n})"
 
     @torch.no_grad()
-    def features(self, images: Images, *, batch_size: int = 512) -> Tensor:
+    def features(self, images: Images) -> Tensor:
         """Returns the features of images, float32 on the CPU, with shape (n, 64).
 
         Arguments:
             images: uint8, shape (n, 1, S, S), n >= 1, with the classifier's size S.
-            batch_size: The number of images that are evaluated at a time.
 
         Raises:
             TypeError: If `images` are not uint8.
@@ -120,7 +120,7 @@ class DigitExtractor:
                 f"{self.name}: expected images of shape (n, 1, {size}, {size}), got "
                 f"{tuple(levels.shape)}; train an extractor for this size, or resize the images"
             )
-        batches = levels.cpu().split(batch_size)
+        batches = levels.cpu().split(BATCH_SIZE)
         return torch.cat([self.classifier.trunk(batch.float() / 127.5 - 1.0) for batch in batches])
 
     @torch.no_grad()
