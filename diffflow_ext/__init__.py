@@ -1,13 +1,13 @@
 """Generative models with a learned forward process, trained fast, exactly and in little memory.
 
-Three layers, each usable without the one above:
+Three layers, each usable without the next:
 
 - `functional`: fused operations with gradients (Euler-Maruyama step, backward residual, noise).
 - `DiffFlowSDE`, `diffflow_loss`: the loss of DiffFlow (arXiv 2110.07579) with its exact adjoint;
   `DiNof` (arXiv 2309.01274) and `DDPM` on the same ops.
 - `diffflow_ext.training` and the command `diffflow`: train, sample, evaluate.
 
-What is here is imported when it is first used (PEP 562), so that `diffflow --help` needs no torch.
+Names are imported on first use (PEP 562), so that `diffflow --help` does not import torch.
 """
 
 from __future__ import annotations

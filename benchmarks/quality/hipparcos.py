@@ -12,7 +12,6 @@ parallax of 0.0 stands for one that was not measured or came out negative: those
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -69,8 +68,7 @@ def read_hipparcos(path: str | os.PathLike[str]) -> Table:
     dec = dec.where(fields["sign"] == "+", -dec)
     measured = value[list(MEASURED)].to_numpy()
     values = _transformed(ra.to_numpy(), dec.to_numpy(), measured)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Table(values, list(HIPPARCOS_COLUMNS), str(file), digest)
+    return Table(values, list(HIPPARCOS_COLUMNS), str(file))
 
 
 def _transformed(

@@ -1,5 +1,5 @@
-// What Python sends as a tuple becomes a struct here, once: a Target, a Number and a NoiseSource.
-// Everything else has named fields (problems.h).
+// Conversion of tuples from Python to structs: Target, Number and NoiseSource. All other arguments
+// have named fields (problems.h).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,7 +9,7 @@
 namespace pybind11 {
 namespace detail {
 
-/// Reads the entries of a tuple into as many variables; false where they do not fit.
+/// Reads the entries of a tuple into variables; false if number or types differ.
 template <typename... Parts>
 bool read_tuple(handle source, bool convert, Parts&... parts) {
   PyObject* const tuple = source.ptr();

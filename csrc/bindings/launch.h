@@ -1,6 +1,5 @@
-// From numbers that Python sends (addresses, sizes, codes) to a typed kernel on the right device.
-// Nothing here knows torch: the caller, diffflow_ext/functional, checks tensors and keeps them
-// alive.
+// Calls typed kernels on a device, from addresses, sizes and codes of Python. It does not depend on
+// torch: the caller, diffflow_ext/functional, checks tensors and keeps them alive.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +20,7 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-/// Where and on what a kernel runs.
+/// Device, stream, types and sizes of a kernel's launch.
 struct Target {
   int device;      ///< -1 for the CPU, else a CUDA device
   Address stream;  ///< a cudaStream_t

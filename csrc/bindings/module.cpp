@@ -1,5 +1,4 @@
-// The Python module diffflow_ext._core. Private: functional/core.py of the package loads it and
-// lists what of it is called.
+// The private Python module diffflow_ext._core; functional/core.py of the package loads it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

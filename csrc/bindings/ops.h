@@ -6,7 +6,7 @@
 namespace diffflow {
 namespace ops {
 
-/// A value, or an address on the kernel's device where it will lie at run time (0: use the value).
+/// A value, or an address from which the kernel reads it at run time (0: use the value).
 struct Number {
   double value;
   Address address;
@@ -146,7 +146,7 @@ inline void affine_step(const Target& target, const NoiseSource& noise, Number c
     const AffineSource<T> factors{c_x.as<T>(), c_a.as<T>(), c_b.as<T>(), noise_scale.as<T>()};
     const AffineStep<T, N> body{pointer<T>(x), pointer<N>(a), pointer<N>(b),
                                 pointer<T>(y), factors,       noise};
-    // Only noise needs to know where a row ends.
+    // Only noise depends on rows.
     run_each(target, factors.draws() ? target.rows() : target.flat(), body,
              starts_aligned<T>({body.x, body.y}) && starts_aligned<N>({body.a, body.b}));
   });
@@ -218,7 +218,7 @@ inline void adjoint_step(const Target& target, const NoiseSource& noise, Number 
     if (at.grad_g != 0) {
       return run_reduction(target, AdjointStepLearnedG<T, N>{body}, aligned, at.partials);
     }
-    // A weight per sample needs to know its row; otherwise rows do not matter.
+    // Only weights per sample depend on rows.
     const Shape shape = at.weight != 0 ? target.rows() : target.flat();
     run_each(target, shape, AdjointStepFixedG<T, N>{body}, aligned);
   });

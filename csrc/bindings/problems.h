@@ -1,6 +1,6 @@
 // The structs of fused/problem.h, of fused/gpu/paths.h and of the adjoint as Python classes with
-// the same fields, all zero at first. Pointers are integers there: addresses, 0 for what is absent.
-// They are local to the module, so that tests can load a second build of it.
+// the same fields, all zero at first. Pointers are integers in Python, 0 for absent tensors. The
+// classes are local to the module, so that tests can load a second build of it.
 #pragma once
 
 #include <pybind11/pybind11.h>

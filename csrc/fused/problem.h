@@ -1,5 +1,5 @@
-// What the compiled engines are asked, as plain data with named fields: what Python fills in
-// (bindings/problems.h) and what the engines read. A null pointer stands for what is not wanted.
+// Input and output of the compiled engines: plain data that Python fills in (bindings/problems.h).
+// Null pointers stand for results that are not wanted.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,7 @@ struct Mlp {
   MlpTensors<const float> weights;
 };
 
-/// How a batch goes through an engine on the CPU.
+/// Tiles, threads and scratch memory of a call on the CPU.
 struct Work {
   int64_t tile;   ///< samples that go through all steps together
   int threads;    ///< at most
@@ -82,7 +82,7 @@ struct RegressionProblem {
 };
 
 /// dx/dt = v = c_x x + sum_n c_n net_n(t, x) in explicit Runge-Kutta steps whose stages use only
-/// the one before, and the integral of div v along the way. Embeddings have `times` rows.
+/// the one before, and the integral of div v along the path. Embeddings have `times` rows.
 struct OdeProblem {
   static constexpr int kMaxNets = 2;
   int64_t samples, dim, num_steps, num_stages, times;

@@ -1,5 +1,5 @@
 // The affine step: one state and up to two network outputs, each with a coefficient, plus noise.
-// Every solver of a linear SDE or its ODE is made of such steps; they differ in coefficients alone.
+// Solvers of linear SDEs and their ODEs consist of such steps, with different coefficients.
 #pragma once
 
 #include "host_device.h"

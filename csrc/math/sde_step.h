@@ -64,8 +64,8 @@ DF_HD T reverse_step(T x_next, T f_next, T s_next, T eps, T stochasticity, StepS
          stochasticity * next.g * next.sqrt_dt * eps;
 }
 
-/// What one state k of the adjoint sweep adds and hands on. q = c delta_b_k / (g_k sqrt(dt_k)) with
-/// c the weight of the sample's loss; total = dL/dx_{k+1}; a prime marks the step k+1.
+/// The terms of the adjoint at state k. q = c delta_b_k / (g_k sqrt(dt_k)) with c the weight of the
+/// sample's loss; total = dL/dx_{k+1}; a prime marks the step k+1.
 template <typename T>
 struct AdjointTerms {
   T cotangent_f;  ///< dt q + dt' total           for f(t_k, x_k)

@@ -10,8 +10,7 @@ namespace diffflow {
 /// residual of step k, cotangents for both networks, and the local part of dL/dx_k, in one pass.
 ///
 /// At k = 0 `x_prev` and `s` are null, at k = N `total_next` is null. total_next = dL/dx_{k+1}
-/// comes in up to three parts, so that the sum over the networks' contributions needs no pass of
-/// its own.
+/// is given in up to three parts, whose sum needs no separate pass.
 template <typename T, typename N>
 struct AdjointStep {
   using Sum = T;

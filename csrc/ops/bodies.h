@@ -1,10 +1,10 @@
-// One struct per kernel: its arguments, and what it does with one quad. Host and device run the
-// same source; the loops around it are in loop_cpu.h and loop_cuda.cuh.
+// One struct per kernel: its arguments and its computation for one quad. Host and device run the
+// same source; the loops are in loop_cpu.h and loop_cuda.cuh.
 //
 // T is the type of the state and of all arithmetic, N the storage type of network outputs.
 // A body is elementwise (operator() returns nothing) or a reduction: operator() returns the quad's
 // part of a per-sample sum and finish() receives the sum. Elementwise bodies that draw noise have
-// apply(at, normals), and draws() says whether they want any: a CPU draws many quads at a time.
+// apply(at, normals), and draws() says whether they need it: a CPU draws many quads at a time.
 #pragma once
 
 #include "adjoint.h"

@@ -1,5 +1,5 @@
-// What a .cu file needs of CUDA: the real runtime under nvcc, or the host emulation that the tests
-// use to execute the same source without a GPU (tests/native/cuda_host.h).
+// The CUDA runtime under nvcc, or the host emulation with which the tests execute the same source
+// without a GPU (tests/native/cuda_host.h).
 #pragma once
 
 #ifdef DIFFFLOW_CUDA_ON_HOST
@@ -8,7 +8,7 @@
 #include <cuda_runtime.h>
 
 #define DF_UNPAREN(...) __VA_ARGS__
-/// Launches a kernel; its name stands in parentheses because templates contain commas.
+/// Launches a kernel; its name is in parentheses because templates contain commas.
 #define DF_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   DF_UNPAREN kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
 /// A shared array of a block. The emulation poisons it at the start of every block.

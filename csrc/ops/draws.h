@@ -1,4 +1,4 @@
-// Bodies of what noise is made of and measured by; see bodies.h for what a body is.
+// Bodies for noise: words, normals, and sums of noise; bodies.h says what a body is.
 #pragma once
 
 #include "noise.h"
@@ -32,7 +32,7 @@ struct Normal {
   DF_HD void apply(const Place& at, const Quad<T>& eps) const { store(out, at, eps); }
 };
 
-/// dot_b = sum_e v eps, with the noise made again: the gradient of every noise scale.
+/// dot_b = sum_e v eps, with the noise computed again: the gradient of every noise scale.
 template <typename T>
 struct NoiseDot {
   using Sum = T;

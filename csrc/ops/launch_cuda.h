@@ -1,4 +1,4 @@
-// Entry points of the CUDA side, free of CUDA headers: what the bindings call.
+// Entry points of the CUDA kernels for the bindings, without CUDA headers.
 #pragma once
 
 #include "bodies.h"
@@ -7,7 +7,7 @@ namespace diffflow {
 namespace cuda {
 
 /// Runs an elementwise body on `device` in `stream` (a cudaStream_t). Throws std::runtime_error
-/// with CUDA's own words when the launch fails.
+/// with CUDA's message if the launch fails.
 template <class Body>
 void for_each(const Body& body, const Shape& shape, bool aligned, int device, void* stream);
 

@@ -8,7 +8,7 @@
 namespace diffflow {
 namespace cpu {
 
-/// Below this many quads a parallel region costs more than it saves.
+/// With fewer quads a parallel region costs more than it saves.
 constexpr int64_t kParallelQuads = 2048;
 
 /// Runs a body on quads that follow one another, kDrawn at most.

@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kBlock)
 
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
-    cudaGetLastError();  // or the next launch, a good one, would be blamed for it
+    cudaGetLastError();  // clears the error, which the next launch would report otherwise
     throw std::runtime_error(std::string("diffflow_ext: ") + what + ": " +
                              cudaGetErrorString(status));
   }

@@ -1,5 +1,5 @@
 // The noise contract: a standard normal is a pure function of (seed, stream, purpose, step, sample,
-// element) and of nothing else. diffflow_ext/functional/noise.py says what users may rely on.
+// element). diffflow_ext/functional/noise.py documents it for users.
 #pragma once
 
 #include "../math/normal.h"
@@ -7,7 +7,7 @@
 
 namespace diffflow {
 
-/// Names the draws of one step.
+/// Identifies the draws of one step.
 ///   counter = (element / 4, global sample, step | purpose << 24, stream), key = seed
 struct NoiseSource {
   uint64_t seed;

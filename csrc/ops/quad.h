@@ -9,7 +9,7 @@
 namespace diffflow {
 
 /// A batch of `samples` rows of `elements` values, row-major and contiguous. Bodies without noise
-/// do not care where a row ends and are run on {1, samples * elements}.
+/// do not depend on rows and are run on {1, samples * elements}.
 struct Shape {
   int64_t samples, elements;
 
@@ -17,7 +17,7 @@ struct Shape {
   DF_HD int64_t quads() const { return samples * quads_per_sample(); }
 };
 
-/// Where a quad lies. `wide` promises four elements whose addresses suit one access (see Packed).
+/// Position of a quad. `wide`: four elements whose addresses allow one access (see Packed).
 struct Place {
   int64_t sample, quad;  ///< row, and number of the quad within the row
   int64_t offset;        ///< of the first element in the tensor
@@ -60,7 +60,7 @@ DF_HD Quad<T> load(const S* pointer, const Place& at) {
   return out;
 }
 
-/// Loads a quad, or zeros where the tensor is absent.
+/// Loads a quad, or zeros if the tensor is absent.
 template <typename T, typename S>
 DF_HD Quad<T> load_or_zero(const S* pointer, const Place& at) {
   if (pointer == nullptr) return Quad<T>{};

@@ -45,7 +45,7 @@ struct BackwardResidual {
   }
 };
 
-/// cost_b = (previous_b +) 1/2 |delta_b|^2, the residual itself never written.
+/// cost_b = (previous_b +) 1/2 |delta_b|^2; the residual is not stored.
 template <typename T, typename N>
 struct ResidualCost {
   using Sum = T;
@@ -87,8 +87,8 @@ struct ResidualVjp {
   }
 };
 
-/// Gradients of sum_b grad_b 1/2 |delta_b|^2, with delta_b made again from the inputs. As a
-/// reduction it also gives, per sample, the gradient with respect to g.
+/// Gradients of sum_b grad_b 1/2 |delta_b|^2, with delta_b computed again from the inputs. The
+/// reduction is the gradient with respect to g for each sample.
 template <typename T, typename N>
 struct ResidualCostVjp {
   using Sum = T;

@@ -6,8 +6,8 @@
 
 namespace diffflow {
 
-/// A number, or the address where it lies on the kernel's device. A CUDA graph and a learnable
-/// diffusion need the second form: their values are not known when the call is made.
+/// A number, or its address on the kernel's device. A CUDA graph and a learnable diffusion need the
+/// second form: their values are not known when the call is made.
 template <typename T>
 struct Scalar {
   T value;
@@ -27,8 +27,8 @@ struct StepSource {
   }
 };
 
-/// The factors of an affine step. A noise that is the number zero is never drawn; one that lies in
-/// memory always is, because a captured CUDA graph may find another value there.
+/// The factors of an affine step. Noise is not drawn if its factor is the number zero; it is always
+/// drawn if the factor is in memory, where a captured CUDA graph may read another value.
 template <typename T>
 struct AffineSource {
   Scalar<T> x, a, b, noise;

@@ -28,7 +28,7 @@ DF_HD int num_lanes(int64_t quads_per_sample) {
   return lanes;
 }
 
-/// Sums what one lane is responsible for. `partial_of(quad)` gives a quad's part.
+/// Sums the quads of one lane. `partial_of(quad)` returns a quad's part.
 template <typename T, class PartialOf>
 DF_HD T lane_sum(int64_t segment, int lane, int lanes, int64_t quads_per_sample,
                  const PartialOf& partial_of) {

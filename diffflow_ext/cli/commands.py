@@ -38,7 +38,7 @@ RunArgument = Annotated[Positional[str], arg(metavar="RUN")]
 DeviceName = Annotated[str, arg(metavar="NAME")]
 Switch = FlagCreatePairsOff[bool]
 SETS_TO_FETCH = f"{', '.join(FETCHABLE)}."
-#: How much later than the process that failed the others end: torchrun calls the first the cause.
+#: The delay of processes after another has failed: torchrun reports the first that ends.
 SECONDS_BEHIND = 2
 
 
@@ -48,22 +48,17 @@ def run(command: str, words: Sequence[str]) -> int:
 
 
 def parse_command(command: str, words: Sequence[str]) -> Callable[[], int]:
-    """Returns what a command line asks for, ready to be called.
-
-    Raises:
-        ValueError, TypeError: If a word is unknown, missing or wrong.
-        OSError: If a file of values can't be read.
-    """
+    """Returns a command with its flags, to be called."""
     if command == "train":
         return _parse_train(list(words))
     kind = COMMANDS[command]
-    made, unknown = parse(kind, words, command)
+    parsed, unknown = parse(kind, words, command)
     refuse_unknown(unknown, _names(kind), command)
-    return made
+    return parsed
 
 
 def exit_code(error: BaseException) -> int:
-    """Returns the exit code of what ended a command; 0 where that is a defect of the program."""
+    """Returns the exit code for an error; 0 for errors that are defects of the program."""
     if isinstance(error, Interrupted):
         return 128 + error.signum
     if isinstance(error, KeyboardInterrupt):
@@ -79,17 +74,17 @@ def exit_code(error: BaseException) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Where a run lies, and where its configuration comes from."""
+    """The directory of a run, and the source of its configuration."""
 
     #: The run directory.
     out: Annotated[str, arg(metavar="RUN")]
     #: Values for the flags not given.
     config: Annotated[Maybe[str], arg(metavar="FILE.toml")] = None
-    #: Go on with the run in RUN, if any.
+    #: Continue the run in RUN, if any.
     resume: Switch = False
     #: Remove the run in RUN first.
     overwrite: Switch = False
-    #: Print the configuration and stop there.
+    #: Print the configuration and stop.
     dry_run: Switch = False
 
 
@@ -106,15 +101,15 @@ class Sample:
 
     #: The run directory.
     run: RunArgument
-    #: A .npy or .csv file; of images .npz or .npy, bytes of shape (n, H, W, C).
+    #: A .npy or .csv file; for images .npz or .npy, bytes of shape (n, H, W, C).
     out: Annotated[str, arg(metavar="FILE")]
-    #: How many.
+    #: Number of samples.
     n: int = 10000
     #: Seed.
     seed: int = 0
-    #: Draw the samples too.
+    #: Picture of the samples.
     figure: Annotated[Maybe[str], arg(metavar="FILE.png")] = None
-    #: Replace files that are there.
+    #: Replace existing files.
     overwrite: Switch = False
     #: auto, cpu, cuda or cuda:INDEX.
     device: DeviceName = "auto"
@@ -145,14 +140,13 @@ class Evaluate:
 
     #: The run directory.
     run: RunArgument
-    #: Samples and data, at most; None takes 10000, of images 1000.
+    #: Largest number of samples and of data; None takes 10000, for images 1000.
     n: Maybe[int] = None
     #: Seed.
     seed: int = 0
-    #: Paths K of the importance-weighted bound (diffflow); 1 leaves it out.
+    #: Paths K of the importance-weighted bound (diffflow); 1 for none.
     num_paths: int = 1
-    #: Data that get the density of the probability flow; 0 leaves it out; None takes 2000, of
-    #: images 64.
+    #: Number of data for the density of the ODE; 0 for none; None takes 2000, for images 64.
     ode_n: Maybe[int] = None
     #: Features of images (see: diffflow extractor), for distances between samples and data.
     extractor: Annotated[Maybe[str], arg(metavar="FILE")] = None
@@ -174,12 +168,12 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class DataSets:
-    """Say which data sets there are, or get one."""
+    """List the data sets, or download one."""
 
-    #: list: a set on each line; fetch: get one, checked by SHA-256.
+    #: list: a set on each line; fetch: download one, checked by SHA-256.
     action: Annotated[Positional[Literal["list", "fetch"]], arg(metavar="list|fetch")]
     name: Annotated[Positional[Maybe[str]], arg(metavar="[NAME]", help=SETS_TO_FETCH)] = None
-    #: Where to; None takes where train looks.
+    #: Folder for the files; None takes the one in which train looks.
     to: Annotated[Maybe[str], arg(metavar="DIR")] = None
 
     def __call__(self) -> int:
@@ -204,13 +198,13 @@ class ExtractorTraining:
     data: Annotated[Positional[str], arg(metavar="DATA")]
     #: A .safetensors file.
     out: Annotated[str, arg(metavar="FILE")]
-    #: Side in pixels as in the runs; None leaves that of the set.
+    #: Side in pixels as in the runs; None takes that of the set.
     image_size: Maybe[int] = None
     #: Seed.
     seed: int = 0
-    #: How often each image is seen.
+    #: Number of epochs.
     epochs: int = 3
-    #: Replace a file that is there.
+    #: Replace an existing file.
     overwrite: Switch = False
 
     def __call__(self) -> int:
@@ -223,10 +217,10 @@ class ExtractorTraining:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Say what this installation can do, and check it."""
+    """Show what this installation has, and check it."""
 
     def __call__(self) -> int:
-        """Prints what was found; returns the exit code."""
+        """Prints the findings; returns the exit code."""
         lines, healthy = examine()
         print("\n".join(lines))
         return 0 if healthy else 1
@@ -265,7 +259,7 @@ def _train(options: TrainOptions, config: Config) -> int:
 
 
 def _config(options: TrainOptions, model: str | None, words: list[str]) -> Config:
-    """Returns defaults, replaced by a file or the run to resume, replaced by flags."""
+    """Returns defaults, overridden by a file or the run to resume, overridden by flags."""
     resumed, source = RunDirectory(options.out).config, options.config
     if options.resume and resumed.exists():
         if source:
@@ -277,13 +271,13 @@ def _config(options: TrainOptions, model: str | None, words: list[str]) -> Confi
     config, unknown = parse(type(base), words, f"train {base.name}", base)
     _refuse_unknown(config, unknown)
     data = config.data.data
-    # A path must still hold when the run is evaluated from another folder.
+    # The path must be absolute, for an evaluation from another folder.
     is_file = data != "" and data not in describe_sets() and Path(data).exists()
     return config.replaced(data=str(Path(data).resolve())) if is_file else config
 
 
 def _refuse_unknown(config: Config, unknown: list[str]) -> None:
-    """Refuses words that are no flags of a model's, nor its data."""
+    """Refuses words that are neither flags of a model nor its data."""
     if not unknown:
         return
     word, data = unknown[0], config.data.data

@@ -1,4 +1,4 @@
-"""What this installation can do, and whether its noise is the promised one."""
+"""`diffflow doctor`: the state of an installation, and checks of its engine and noise."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KNOWN_ANSWERS = (
     ),
 )
 
-#: Libraries that only some things need: what for, and the extra that brings them.
+#: Optional libraries: their purpose, and the extra that installs them.
 OPTIONAL = {
     "matplotlib": ("figures", "plot"),
     "pillow": ("PNG and JPEG files", "data"),
@@ -39,16 +39,13 @@ OPTIONAL = {
     "torchdiffeq": ("the adaptive solver and FFJORD", "flows"),
 }
 
-#: Largest difference of two engines' losses, relative: some dozens of float32 roundings.
+#: Largest relative difference of two engines' losses: some dozens of float32 roundings.
 ENGINES_AGREE = 1e-4
 Finding = tuple[str, bool]
 
 
 def examine() -> tuple[list[str], bool]:
-    """Returns lines for a person, and whether all is well.
-
-    What is WRONG makes the installation unfit; a WARNING names something that is missing.
-    """
+    """Returns lines of text, and whether nothing is WRONG; a WARNING is about missing options."""
     findings = [*_required(), *_optional(), *_build(), *_devices(), *_processes(), _data_folder()]
     findings += [_check_core(), *_check_engine(), _check_noise()]
     return [line for line, _ in findings], all(good for _, good in findings)
@@ -62,7 +59,7 @@ def _version(name: str) -> str | None:
 
 
 def _required() -> list[Finding]:
-    """Python, and each package that the installation asks for beside what is there."""
+    """Reports Python and the required packages."""
     lines = [(f"python: {platform.python_version()} on {platform.system()} "
               f"{platform.machine()}", True)]  # fmt: skip
     needs = _requirements()
@@ -74,14 +71,14 @@ def _required() -> list[Finding]:
 
 
 def _requirements() -> dict[str, str]:
-    """The least versions of all packages that are needed on this Python."""
+    """Returns the smallest allowed versions of the required packages."""
     try:
         listed = importlib.metadata.requires("diffflow_ext") or []
     except importlib.metadata.PackageNotFoundError:
         return {}
     plain = [text for text in listed if ";" not in text]
-    found = [re.match(r"([\w.-]+)>=([\d.]+)", text) for text in plain]
-    return {match[1]: match[2] for match in found if match}
+    matches = [re.match(r"([\w.-]+)>=([\d.]+)", text) for text in plain]
+    return {match[1]: match[2] for match in matches if match}
 
 
 def _against(name: str, least: str) -> Finding:
@@ -95,7 +92,7 @@ def _against(name: str, least: str) -> Finding:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (2, 13, 0) of 2.13.0+cpu."""
+    """Returns the leading numbers of a version: (2, 13, 0) for 2.13.0+cpu."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, match[0].split("."))) if match else ()
 
@@ -141,18 +138,18 @@ def _devices() -> list[Finding]:
 
 
 def _processes() -> list[Finding]:
-    """What torchrun needs: a library of torch, and the program."""
+    """Reports the backends of torch.distributed, and whether torchrun is installed."""
     if not torch.distributed.is_available():
         return [("WARNING: several processes: this torch has no torch.distributed", True)]
-    there = {
+    available = {
         "gloo": torch.distributed.is_gloo_available(),
         "nccl": torch.distributed.is_nccl_available(),
     }
-    ways = [name for name, good in there.items() if good]
-    lines = [f"several processes: by {' and '.join(ways) or 'nothing'}"]
-    if "gloo" not in ways:
+    backends = [name for name, good in available.items() if good]
+    lines = [f"several processes: by {' and '.join(backends) or 'nothing'}"]
+    if "gloo" not in backends:
         lines.append("WARNING: several processes on a CPU need gloo, which this torch lacks")
-    if torch.cuda.device_count() > 1 and "nccl" not in ways:
+    if torch.cuda.device_count() > 1 and "nccl" not in backends:
         lines.append("WARNING: several GPUs need nccl, which this torch lacks")
     if shutil.which("torchrun") is None:
         lines.append("WARNING: torchrun is not on the PATH; take python -m torch.distributed.run")
@@ -160,17 +157,17 @@ def _processes() -> list[Finding]:
 
 
 def _data_folder() -> Finding:
-    """Whether named sets can be put where train looks for them."""
+    """Reports whether the folder of named sets can be written."""
     home = data_home()
-    there = next(folder for folder in (home, *home.parents) if folder.exists())
-    if there.is_dir() and os.access(there, os.W_OK):
+    parent = next(folder for folder in (home, *home.parents) if folder.exists())
+    if parent.is_dir() and os.access(parent, os.W_OK):
         return f"data: {home}", True
-    reason = "may not be written" if there.is_dir() else "is not a folder"
-    return f"WARNING: data: {home}: {there} {reason}; set DIFFFLOW_DATA to another folder", True
+    reason = "may not be written" if parent.is_dir() else "is not a folder"
+    return f"WARNING: data: {home}: {parent} {reason}; set DIFFFLOW_DATA to another folder", True
 
 
 def _check_core() -> Finding:
-    """Whether the compiled module has all that the package calls."""
+    """Reports whether the compiled module has all functions that the package calls."""
     missing = [name for name in FUNCTIONS if not hasattr(core, name)]
     if missing:
         return (f"core: WRONG, the compiled module lacks {', '.join(missing)}: it is older than "
@@ -179,7 +176,7 @@ def _check_core() -> Finding:
 
 
 def _check_engine() -> list[Finding]:
-    """Whether the fused engine, where there is one, has the losses of the adjoint."""
+    """Reports whether the losses of the fused engine, if there is one, agree with the adjoint."""
     try:
         name = instructions_name()
         if name is None:

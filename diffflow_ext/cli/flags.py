@@ -1,4 +1,4 @@
-"""Flags by tyro: a class is made from words, and what is wrong with them is said in one line."""
+"""Parsing of flags by tyro, with errors of one line."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sampler:
-    """Options of the sampler, of which each model has its own; None is the model's default."""
+    """Options of the sampler, different for each model; None is the model's default."""
 
     #: Steps of the model; None takes those of the run (diffflow), all (ddpm), 1000 for the whole
     #: diffusion (dinof).
     num_steps: Maybe[int] = None
     #: Noise of the reverse process: 1 as trained, 0 none (diffflow).
     stochasticity: Maybe[float] = None
-    #: How a reverse process without noise is solved (diffflow, dinof).
+    #: Solver of a reverse process without noise (diffflow, dinof).
     solver: Maybe[Literal["euler", "heun", "rk4"]] = None
     #: ancestral or ddim (ddpm); auto, em, reverse_diffusion or ode (dinof).
     sampler: Annotated[Maybe[str], arg(metavar="NAME")] = None
@@ -39,13 +39,13 @@ class Sampler:
     clip: FlagCreatePairsOff[bool] = False
     #: Don't clip them (ddpm).
     no_clip: FlagCreatePairsOff[bool] = False
-    #: How the last step ends (diffflow, dinof; ddpm: noisy or mean).
+    #: Treatment of the last step (diffflow, dinof; ddpm: noisy or mean).
     last_step: Maybe[Literal["noisy", "mean", "tweedie"]] = None
-    #: Langevin moves after each step (diffflow, dinof).
+    #: Langevin steps after each step (diffflow, dinof).
     corrector_steps: Maybe[int] = None
-    #: Size of a Langevin move (diffflow).
+    #: Size of a Langevin step (diffflow).
     corrector_scale: Maybe[float] = None
-    #: Size of a Langevin move (dinof).
+    #: Size of a Langevin step (dinof).
     snr: Maybe[float] = None
 
     def options(self) -> dict[str, Any]:
@@ -53,55 +53,41 @@ class Sampler:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         no_clip = values.pop("no_clip")
         values["clip"] = False if no_clip else values["clip"] or None
-        kept = ("num_steps",)
-        return {n: value for n, value in values.items() if n in kept or value is not None}
+        return {n: value for n, value in values.items() if n == "num_steps" or value is not None}
 
 
 def parse(
     kind: type[T], words: Sequence[str], command: str, default: T | None = None
 ) -> tuple[T, list[str]]:
-    """Returns an object of a class made from flags, and the words that it has no use for.
+    """Returns a dataclass with the values of flags, and the unknown words.
 
-    Arguments:
-        kind: A dataclass; flags have the names of its fields and of those of dataclasses in it.
-        words: The command line behind the command.
-        command: The command, for help texts.
-        default: Values for the flags that aren't given.
+    Flags have the names of its fields and of the fields of dataclasses in it.
 
     Raises:
         ValueError: If a flag is missing or has a wrong value.
         SystemExit: After help was shown.
     """
-    said = io.StringIO()
-    more: dict[str, Any] = {} if default is None else {"default": default}
+    errors = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(said):
-            made, unknown = tyro.cli(
+        with contextlib.redirect_stderr(errors):
+            parsed, unknown = tyro.cli(
                 kind,
                 prog=f"diffflow {command}",
                 args=words,
                 return_unknown_args=True,
                 config=(OmitArgPrefixes,),
-                **more,
+                **options,
             )
     except SystemExit as end:
         if end.code == 0:
             raise
-        raise ValueError(message(said.getvalue(), command)) from None
-    return made, unknown
+        raise ValueError(message(errors.getvalue(), command)) from None
+    return parsed, unknown
 
 
 def refuse_unknown(unknown: Sequence[str], known: Iterable[str], command: str) -> None:
-    """Refuses words that no flag took.
-
-    Arguments:
-        unknown: The words.
-        known: The names of the fields that there are.
-        command: The command.
-
-    Raises:
-        ValueError: If there are any.
-    """
+    """Refuses unknown words, with the nearest flag of the known fields."""
     if not unknown:
         return
     word = unknown[0].split("=")[0]
@@ -112,10 +98,10 @@ def refuse_unknown(unknown: Sequence[str], known: Iterable[str], command: str) -
 
 
 def message(box: str, command: str) -> str:
-    """Returns the message in a box that tyro has drawn, in one line."""
+    """Returns the text in a box that tyro has drawn, in one line."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", box)
     lines = [line.strip(" │") for line in plain.splitlines()[1:]]
-    # Between a title and the next rule, which is drawn in characters that the terminal has.
+    # The text is between a title and the next rule.
     paragraphs = " ".join("\0" if re.fullmatch(r"[─╰╯-]*", line) else line for line in lines)
     text = next((part for part in paragraphs.split("\0") if part.strip()), plain).strip()
     text = re.sub(r"^Error parsing [\w.]*: ", "", text)

@@ -1,7 +1,6 @@
-"""The program `diffflow`: which command is meant, and how errors end it.
+"""The program `diffflow`: choice of the command, and errors.
 
-Help, version and unknown commands need no torch: what the commands import, which takes seconds, is
-imported when one runs.
+Help, version and unknown commands do not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ COMMANDS = {
     "train": "Train a model on data.",
     "sample": "Draw samples in the units of the data.",
     "evaluate": "Compare a model with held-out data; write RUN/evaluation.json and RUN/figures/.",
-    "data": "Say which data sets there are, or get one.",
+    "data": "List the data sets, or download one.",
     "extractor": "Train a classifier on labelled images; its features compare samples with data.",
-    "doctor": "Say what this installation can do, and check it.",
+    "doctor": "Show what this installation has, and check it.",
 }
 
 MODELS = {
@@ -42,13 +41,13 @@ commands (diffflow COMMAND --help):
 options:
   -h, --help  show this help message and exit
   --version   show the version and exit
-  --debug     with any command, show where an error came from
+  --debug     with any command, show the traceback of an error
 
 exit codes:
   0    done
-  1    failed: training can't go on, or doctor found a fault
+  1    failed: training can't continue, or doctor found a fault
   2    bad input: one line on stderr says what and how to mend it
-  130  Ctrl-C; 143 SIGTERM; train saves first, and --resume goes on from there
+  130  Ctrl-C; 143 SIGTERM; train saves first, and --resume continues
 """
 
 TRAIN_HELP = """usage: diffflow train [MODEL] DATA --out RUN [FLAGS]
@@ -64,14 +63,7 @@ DATA is a built-in set (see: diffflow data list) or a file.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program.
-
-    Arguments:
-        arguments: The command line without the program's name; by default that of the process.
-
-    Returns:
-        The exit code.
-    """
+    """Runs a command line, by default that of the process; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in given if word != "--debug"]
     text = _information(words)
@@ -97,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _information(words: list[str]) -> str | None:
-    """Returns what a command line asks to know that needs nothing of the rest of the package."""
+    """Returns the version or a help text that needs no command, else None."""
     asked = words[-1] if words else "--help"
     if words[:1] == ["--version"]:
         return f"diffflow {_version()}\n"
@@ -127,7 +119,7 @@ def _unknown_command(word: str) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    """Says in one line what went wrong; what follows a blank line is shown as it is."""
+    """Prints an error in one line; text after a blank line is printed unchanged."""
     line, _, rest = message.partition("\n\n")
     print(f"diffflow: {' '.join(line.split())}", *rest.splitlines(), sep="\n", file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-r"""Training, validation and test sets, and the order in which training visits them.
+r"""Training, validation and test sets, and the order of training batches.
 
 A table's columns are standardised by the training split's mean :math:`m` and deviation
 :math:`\sigma`. With :math:`x = (y - m) / \sigma` the negative log-likelihood
@@ -6,9 +6,9 @@ changes by a constant,
 
 .. math:: -\log p_Y(y) = -\log p_X(x) + \sum_j \log \sigma_j
 
-in nats, which `Dataset.log_abs_scale` holds. Images stay bytes. A byte `k` reaches a model as
+in nats, `Dataset.log_abs_scale`. Images are stored as bytes. The input of a model for byte `k` is
 :math:`x = 2 (k + u) / 256 - 1` with uniform `u`, so :math:`y = k + u` are the original units and
-:math:`m = \sigma = 128` for every pixel: the same formula gives the NLL per pixel value, and with
+:math:`m = \sigma = 128` for every pixel. The same formula gives the NLL in these units, and with
 d pixels :math:`-\log p_Y / (d \ln 2)` is the number of bits per dimension.
 """
 
@@ -41,25 +41,25 @@ _FINGERPRINT_GRID = 4096.0
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits: rows in the units in which a model is trained, or images in bytes.
+    """Three splits of standardised rows, or of images in bytes.
 
     Attributes:
         name: The name of the set, or the path of the data.
         train: float32, shape (n, d); of images uint8, shape (n, C, H, W).
         valid: Likewise, n_valid rows.
         test: Likewise, n_test rows.
-        mean: The means that were subtracted, float64, shape (d,), in original units; of images
-            128, shape (1,).
-        std: The deviations that were divided by, likewise.
-        columns: The d column names; of images none.
+        mean: The subtracted means, float64, shape (d,), in original units; 128 for images, with
+            shape (1,).
+        std: The deviations, the divisors, likewise.
+        columns: The d column names; none for images.
         log_abs_scale: The sum of log std over all d values; NLL in original units is
             NLL + log_abs_scale.
-        fingerprint: SHA-256 of the three splits; of tables rounded to 2^-12, so that it survives
-            the last bits in which processors differ.
-        flip: Whether training may mirror images left to right (true of photographs, false of
+        fingerprint: SHA-256 of the three splits. Tables are rounded to 2^-12 before, because the
+            last bits differ between processors.
+        flip: Whether training may mirror images left to right (true for photographs, false for
             digits and letters).
         labels: The class of each row as int64, shape (rows,), under `train`, `valid` and `test`;
-            None where the set has none. No part of the fingerprint.
+            None if the set has none. Not part of the fingerprint.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Dataset:
     def to_original(self, x: Tensor) -> Tensor:
         """Returns points of the model in original units, float64, on the device of `x`.
 
-        Of images these are pixel values from 0 to 256; floor them for bytes.
+        For images these are pixel values from 0 to 256; floor them for bytes.
         """
         return x.double() * self.std.to(x.device) + self.mean.to(x.device)
 
@@ -112,8 +112,8 @@ def draw_dataset(name: str, seed: int, num_points: int) -> Dataset:
 def split_images(images: Mapping[str, Tensor], *, name: str, flip: bool = False) -> Dataset:
     """Splits images by a fixed permutation.
 
-    Where there is a test set, it stays, and the last 5,000 of the permuted training images (or a
-    tenth, if that is less) become the validation set. Without one the split is 80/10/10.
+    With a test set, the last 5,000 of the permuted training images (or a tenth, if that is less)
+    become the validation set. Without one the split is 80/10/10.
 
     Arguments:
         images: `train` and possibly `test`: uint8, shape (n, C, H, W); possibly `train_labels` and
@@ -176,12 +176,9 @@ def _image_fingerprint(parts: list[Tensor]) -> str:
 
 
 def limit_training(data: Dataset, limit: int) -> Dataset:
-    """Returns a dataset with `limit` of the training rows; the other splits and the units stay.
+    """Returns a dataset with `limit` of the training rows and unchanged units and other splits.
 
-    The rows are the first of a fixed permutation, so that a larger limit holds a smaller one.
-
-    Raises:
-        ValueError: If `limit` is not between 1 and the number of training rows.
+    The rows are the first of a fixed permutation, so a larger limit contains those of a smaller.
     """
     if not 1 <= limit <= len(data.train):
         raise ValueError(
@@ -222,7 +219,7 @@ def split_table(table: Table, *, name: str | None = None) -> Dataset:
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = train.mean(axis=0), train.std(axis=0)
     _check_scale(train, std, table)
-    with np.errstate(over="ignore"):  # What overflows is named by the check of the reach.
+    with np.errstate(over="ignore"):  # Overflow is reported by _check_reach.
         scaled = (rows - mean) / std
     parts = np.split(scaled, [len(train), len(train) + held_out])
     return table_dataset(label, parts, mean, std, list(table.columns))
@@ -262,17 +259,9 @@ def table_dataset(
     std: NDArray[np.float64],
     columns: list[str],
 ) -> Dataset:
-    """Returns the dataset of three splits that are standardised already.
+    """Returns the dataset of training, validation and test rows that are standardised already.
 
-    Arguments:
-        name: The dataset's name.
-        parts: Training, validation and test rows, each of shape (n, d).
-        mean: What was subtracted, shape (d,).
-        std: What was divided by, shape (d,).
-        columns: The d column names.
-
-    Raises:
-        ValueError: If a value is not finite or lies beyond 10^12 deviations.
+    A ValueError says that a value is not finite or beyond 10^12 deviations.
     """
     for part in parts:
         _check_reach(part, name, columns)
@@ -313,17 +302,17 @@ def _fingerprint(parts: Sequence[NDArray[np.floating]]) -> str:
 
 @lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    # Sorting raw words, not Generator.permutation: NumPy fixes the former for all versions.
+    # NumPy guarantees raw words for all versions, but not Generator.permutation.
     words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Returns the rows that training step `step` sees.
+    """Returns the rows of the batch of a training step.
 
-    A pure function of its arguments: nothing is to be saved to resume. Steps take consecutive
-    slices of an endless sequence, one keyed permutation of the n rows after another, so every
-    epoch visits each row once and a batch may run across the border of two.
+    It is a pure function, so resuming needs no saved state. Batches are consecutive slices of an
+    endless sequence of keyed permutations of the n rows: every epoch has each row once, and a
+    batch may contain rows of two epochs.
 
     Arguments:
         n: The number of rows, at least 1.

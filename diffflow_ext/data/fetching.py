@@ -1,4 +1,4 @@
-"""Brings public data sets into the folder of named sets: by URL, checked by SHA-256."""
+"""Downloads public data sets into the folder of named sets, checked by SHA-256."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .sets.home import data_home
 
 
 class FetchError(OSError):
-    """A set that could not be brought: no network, no room, or other bytes."""
+    """A failed download: no network, no disk space, or unexpected bytes."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a set comes from: `files` are the SHA-256 and the names of the files under `url`."""
+    """The source of a set: `files` are the SHA-256 and the names of the files under `url`."""
 
     url: str
     files: str
@@ -63,8 +63,8 @@ FETCHABLE: Mapping[str, str] = MappingProxyType(
 def fetch(name: str, dest: str | os.PathLike[str] | None = None) -> Path:
     """Downloads a data set.
 
-    What is there already, with the right bytes, is left alone. A file gets its name only when it
-    is complete and checked: a run that is cut short leaves nothing half.
+    Files that are present and correct are kept. A file gets its name only when it is complete and
+    checked, so an interrupted download leaves no partial file.
 
     Arguments:
         name: A key of `FETCHABLE`: `mnist`, `fashion-mnist` or `cifar10`.
@@ -76,7 +76,7 @@ def fetch(name: str, dest: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         ImportError: If the package pooch, which downloads, is not installed.
         ValueError: If `name` is no such set.
-        FetchError: If the server cannot be reached, gives other bytes, or the folder cannot be
+        FetchError: If the server cannot be reached, its bytes differ, or the folder cannot be
             written.
     """
     if name not in _SOURCES:
@@ -90,8 +90,8 @@ def fetch(name: str, dest: str | os.PathLike[str] | None = None) -> Path:
     for file, digest in source.digests.items():
         try:
             path = pooch.retrieve(f"{source.url}/{file}", f"sha256:{digest}", file, folder)
-            os.chmod(path, 0o644)  # pooch makes files that their owner alone can read.
-        # Other bytes are a ValueError, all that happens to a connection or a disk an OSError.
+            os.chmod(path, 0o644)  # pooch makes files readable only by their owner.
+        # A wrong hash is a ValueError, failures of network and disk are OSErrors.
         except (ValueError, OSError) as error:
             raise FetchError(
                 f"fetch: expected {file} with SHA-256 {digest} from {source.url} in "

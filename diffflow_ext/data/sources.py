@@ -1,4 +1,4 @@
-"""From the name of a set, or a path, to a dataset that a model can be trained on."""
+"""Opens a dataset by its name or path."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAF_ARCHIVE = "https://zenodo.org/records/1161203"
 
 @dataclass(frozen=True)
 class _Named:
-    """A set that is known by name: what it is, where it is, and how to bring it here."""
+    """A set known by name: its description, its path if present, and how to install it."""
 
     description: str
     find: Callable[[], Path | None]
@@ -38,7 +38,7 @@ class _Named:
 
     @property
     def advice(self) -> str:
-        """How to bring the set to this machine."""
+        """How to install the set on this machine."""
         return self.mend.format(home=data_home())
 
 
@@ -53,9 +53,9 @@ def open_dataset(
     """Opens a two-dimensional set, a set known by name, or data in a file or folder.
 
     Two-dimensional sets are drawn: `num_points` training points, 10,000 for validation and
-    20,000 for the test, independent of one another. Tables are split 80/10/10 by one fixed
-    permutation, which does not depend on `seed`, so that test scores compare across runs. Image
-    sets keep their official test images, and 5,000 of the others become the validation set.
+    20,000 for the test, all independent. Tables are split 80/10/10 by a fixed permutation, which
+    does not depend on `seed`, so test scores of different runs are comparable. Image sets keep
+    their official test images, and 5,000 of the others become the validation set.
 
     Arguments:
         source: A key of `describe_sets`, or a path: a table (see `read_table`; of a `.dat` file
@@ -64,9 +64,9 @@ def open_dataset(
             and JPEG images, or an array of images in `.npy` or `.npz`.
         seed: The seed of the drawn points, >= 0; other sets don't use it.
         num_points: The number of drawn training points, at least 1; other sets don't use it.
-        image_size: Height and width to which images are brought (see `resize_images`); None
-            leaves them as they are.
-        limit: How many of the training rows to keep; None for all.
+        image_size: Height and width to which images are resized (see `resize_images`); None for
+            their own.
+        limit: The number of training rows to use; None for all.
 
     Returns:
         The dataset: tables and points standardised, images in bytes.
@@ -125,9 +125,9 @@ def _no_images(name: str, image_size: int | None) -> None:
 
 
 def _open_path(name: str, path: Path, image_size: int | None) -> Dataset:
-    found = _read_images(path, image_size)
-    if found is not None:
-        images, flip = found
+    images_and_flip = _read_images(path, image_size)
+    if images_and_flip is not None:
+        images, flip = images_and_flip
         return split_images(_resized(images, image_size), name=name, flip=flip)
     _no_images(name, image_size)
     known = maf_name(path)
@@ -137,10 +137,7 @@ def _open_path(name: str, path: Path, image_size: int | None) -> Dataset:
 
 
 def _read_images(path: Path, image_size: int | None) -> tuple[Images, bool] | None:
-    """Images under `train` and, where there are any, `test`, and whether they may be mirrored.
-
-    None where the path holds a table.
-    """
+    """Returns images under `train` and perhaps `test`, and `flip`; None if the path is a table."""
     if path.is_dir():
         return None if maf_name(path) else _read_folder(path, image_size)
     if is_idx(path):
@@ -192,8 +189,8 @@ def _find_idx_set(name: str, *elsewhere: str) -> Callable[[], Path | None]:
 
 
 def _find_cifar10() -> Path | None:
-    found = (find_cifar(folder) for folder in (data_home() / "cifar10", data_home()))
-    return next((path for path in found if path is not None), None)
+    paths = (find_cifar(folder) for folder in (data_home() / "cifar10", data_home()))
+    return next((path for path in paths if path is not None), None)
 
 
 def _from_maf(name: str) -> _Named:
@@ -220,9 +217,9 @@ _NAMED: dict[str, _Named] = {
 
 
 def describe_sets() -> dict[str, str]:
-    """Returns all sets that `open_dataset` knows by name, each with a line that describes it.
+    """Returns a line of description for each set that `open_dataset` knows by name.
 
-    The line ends with where the set is, or what to do where it is not on this machine.
+    It ends with the path of the set, or how to install it if it is not on this machine.
     """
     return {**TOY_SETS, **{name: _describe(entry) for name, entry in _NAMED.items()}}
 

@@ -1,4 +1,4 @@
-"""Who computes losses, paths and densities: any networks by the adjoint, perceptrons fused."""
+"""Engines for losses, paths and densities: the adjoint for any networks, fused perceptrons."""
 
 from .choice import Engine, EngineChoice
 from .cuda_graph import CapturedStep, GridBuffer

@@ -1,4 +1,4 @@
-"""Which engine computes, and the error where the one asked for cannot."""
+"""The choice of an engine, and the error if the requested one is not possible."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Literal, NamedTuple
 
 from diffflow_ext.functional.checks import check_choice
 
-#: Who computes a loss: the fused engine, the adjoint for any networks, or the faster that fits.
+#: "fused" for perceptrons, "autograd" (the adjoint) for any networks, "auto" the faster possible.
 Engine = Literal["auto", "fused", "autograd"]
 
 
 class EngineChoice(NamedTuple):
-    """Which engine computes, and why not the fused one; "" where it does."""
+    """The engine's name, and why the fused engine is not possible ("" if it is)."""
 
     name: Literal["fused", "autograd"]
     reason: str
 
 
 def check_engine(op: str, engine: object) -> None:
-    """Refuses a name that no engine has."""
+    """Refuses an unknown name."""
     check_choice(op, "engine", engine, Engine)
 
 
 def refuse(op: str, engine: Engine, reason: str) -> None:
-    """Raises a ValueError where the fused engine was asked for by name."""
+    """Raises a ValueError if the fused engine was requested by name."""
     if engine == "fused":
         raise ValueError(f"{op}: engine='fused' is not possible here: {reason}; take 'auto'")

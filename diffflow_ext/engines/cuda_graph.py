@@ -1,9 +1,9 @@
-"""A training step as one CUDA graph: launched once instead of once a kernel.
+"""A training step as one CUDA graph: one launch instead of one for each kernel.
 
-Small networks leave a GPU waiting for Python. A graph that is captured once and replayed does
-not, but it repeats itself to the letter: whatever changes from step to step must lie in the
-device's memory. Here these are the data, the times of the grid, the noise's stream (which the
-graph counts on by itself), the learning rates and the decay of averaged weights.
+With small networks a GPU waits for Python. Replaying a captured graph avoids that, but repeats the
+same operations on the same addresses: everything that changes from step to step must be in device
+memory. Here these are the data, the times of the grid, the stream of the noise (which the graph
+increments), the learning rates and the decay of averaged weights.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Loss = Callable[[Tensor, TimeGrid, Tensor], Tensor]
 
 
 class GridBuffer(TimeGrid):
-    """A grid whose times and step lengths kernels read from memory when they run.
+    """A grid whose times and step lengths kernels read from device memory.
 
-    It serves as the :class:`TimeGrid` of a loss. A graph that was captured with it follows what is
-    written into it later.
+    It serves as the :class:`TimeGrid` of a loss. A graph captured with it uses the times written
+    by :meth:`write` at each replay.
 
     Arguments:
-        grid: The times to begin with, which fix the number of steps.
-        device: Where the kernels run.
+        grid: The initial times, which fix the number of steps.
+        device: The device of the kernels.
         dtype: The dtype of the states, float32 or float64.
 
     Raises:
@@ -55,7 +55,7 @@ class GridBuffer(TimeGrid):
         return self is other
 
     def write(self, grid: TimeGrid) -> None:
-        """Takes over other times, without waiting for the device.
+        """Replaces the times, without waiting for the device.
 
         Raises:
             ValueError: If `grid` has another number of steps.
@@ -69,16 +69,16 @@ class GridBuffer(TimeGrid):
         object.__setattr__(self, "times", grid.times)
         padded = torch.tensor([*lengths, 1.0], dtype=torch.float64)
         rows = torch.stack([grid.times, padded]).to(self.memory.dtype)
-        # From pinned memory a copy joins the queue; its block is kept until the copy is done.
+        # Copies from pinned memory are asynchronous; torch keeps the block until they are done.
         self.memory.copy_(rows.pin_memory() if self.memory.is_cuda else rows, non_blocking=True)
 
     def times_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Returns the times as they are when this runs."""
+        """Returns a copy of the times, made on the device."""
         self._require(device, dtype)
         return self.memory[0].clone()
 
     def steps_on(self, device: torch.device, dtype: torch.dtype) -> Sequence[float | Tensor]:
-        """Returns the step lengths as they are when this runs, each a tensor of one element."""
+        """Returns copies of the step lengths, each a tensor of one element."""
         self._require(device, dtype)
         return self.memory[1, :-1].clone().unbind()
 
@@ -92,7 +92,7 @@ class GridBuffer(TimeGrid):
 
 
 class StepResult(NamedTuple):
-    """The loss of a training step and the length of its gradient, float64, shape ()."""
+    """The loss of a training step and the norm of its gradient, float64, shape ()."""
 
     loss: Tensor
     grad_norm: Tensor
@@ -101,25 +101,25 @@ class StepResult(NamedTuple):
 class CapturedStep:
     r"""Loss, gradient, clipping, optimiser and averaged weights, replayed as one CUDA graph.
 
-    On a GPU the first steps with each number of grid steps (and each shape of the data) run as
-    they are, so that libraries settle; the next one is captured and all later ones are replays.
-    Nothing waits for the device, so a step that is not finite shows in the result alone: look at
-    it before you save anything. On the CPU the same code runs without a graph.
+    On a GPU the first `warm_up` steps with each number of grid steps (and each shape of the data)
+    run without a graph; the next one is captured and all later ones are replays. Nothing waits for
+    the device: check that the result is finite before you save anything. On the CPU the same code
+    runs without a graph.
 
-    What is computed must depend on the arguments of the loss alone: the key, not torch's
-    generators, for all that is random (networks with dropout are refused on a GPU); no `.item()`,
-    no `if` on a tensor's value.
+    The loss must depend only on its arguments: its noise comes from the key, not from torch's
+    generators (networks with dropout are refused on a GPU), and it has no `.item()` and no `if` on
+    a tensor's value.
 
     Arguments:
-        loss: From data, grid and key to a loss of shape (), such as
+        loss: Maps data, grid and key to a loss of shape (), such as
             ``lambda x0, grid, key: sde.mean_loss(x0, grid, key)``. Enter autocast inside.
         model: The module whose weights are averaged, on its device.
-        optimizer: Of Adam's kind on a GPU: it must know `capturable`, which is set here, and its
-            learning rates become tensors; change them by :meth:`set_learning_rates`.
-        key: The seed of the noise, and the stream of the first step; each step takes the next.
+        optimizer: On a GPU an optimiser with the option `capturable`, such as Adam. It is set
+            here, and learning rates become tensors; change them by :meth:`set_learning_rates`.
+        key: The seed of the noise, and the stream of the first step; each step uses the next.
         ema: Averaged weights, :math:`\bar w \leftarrow \bar w + (1 - \text{decay})(w - \bar w)`;
             the first time :math:`\bar w = w`.
-        clip: The longest gradient; a longer one is scaled down to it.
+        clip: The largest norm of the gradient; a larger gradient is scaled down to it.
         warm_up: Steps before a capture, at least 1.
 
     Raises:
@@ -154,7 +154,7 @@ class CapturedStep:
         self.device = self.parameters[0].device
         self.seed, self.stream = key.seed, key.stream
         self.key = key.to_tensor(self.device)
-        #: How much of the new weights goes into the average.
+        #: The weight of the new weights in the average, 1 - decay.
         self.share = torch.zeros((), dtype=torch.float64, device=self.device)
         self.averaged = 0 if ema is None else int(ema.n_averaged)
         self.uses_graphs = self.device.type == "cuda"
@@ -187,13 +187,13 @@ class CapturedStep:
 
         Arguments:
             x0: The data, shape (B, *event), on the device of the model.
-            grid: The times; None if the loss has no use for any.
+            grid: The times; None if the loss does not use them.
             stream: The stream of the noise. Default: the one after the last step's.
             decay: The decay of the averaged weights.
 
         Raises:
-            RuntimeError: If the loss draws from torch's generators on a GPU, or does what cannot
-                be captured.
+            RuntimeError: If the loss draws from torch's generators on a GPU, or cannot be
+                captured.
         """
         self._set_stream(self.stream if stream is None else stream)
         self.share.fill_(1.0 if self.averaged == 0 else 1 - decay)
@@ -212,17 +212,17 @@ class CapturedStep:
     # --- one step, in a graph or not -------------------------------------------------------------
 
     def _run(self, x0: Tensor, grid: TimeGrid | None) -> Tensor:
-        """Takes a step; returns loss and length of the gradient."""
+        """Takes a step; returns the loss and the norm of the gradient."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(x0, grid, self.key)  # pyright: ignore[reportArgumentType]
         loss.backward()
-        norm = self._clipped()
+        norm = self._clip_gradients()
         self.optimizer.step()
         self._average()
         self.key[1].add_(1)
         return torch.stack([loss.detach().double(), norm.double()])
 
-    def _clipped(self) -> Tensor:
+    def _clip_gradients(self) -> Tensor:
         if self.clip is not None:
             return torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         grads = [p.grad for p in self.parameters if p.grad is not None]
@@ -230,13 +230,13 @@ class CapturedStep:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Moves the averaged weights; AveragedModel's own update waits for the device."""
+        """Updates the averaged weights; AveragedModel's own update waits for the device."""
         if self.ema is None:
             return
-        for own, new in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-            own.lerp_(new, self.share.to(own.dtype))
-        for own, new in zip(self.ema.module.buffers(), self.model.buffers(), strict=True):
-            own.copy_(new)
+        for average, new in zip(self.ema.parameters(), self.model.parameters(), strict=True):
+            average.lerp_(new, self.share.to(average.dtype))
+        for average, new in zip(self.ema.module.buffers(), self.model.buffers(), strict=True):
+            average.copy_(new)
 
     # --- graphs ----------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class CapturedStep:
         return slot.values.clone()
 
     def _eager(self, slot: _Slot) -> Tensor:
-        """Runs beside the stream in use, as torch asks of what precedes a capture."""
+        """Runs a step in a side stream, which torch requires of steps before a capture."""
         before = self._generators()
         current = torch.cuda.current_stream(self.device)
         self._side.wait_stream(current)
@@ -277,15 +277,15 @@ class CapturedStep:
         return torch.get_rng_state(), torch.cuda.get_rng_state(self.device)
 
     def _capture(self, slot: _Slot) -> None:
-        # Gradients are to lie in the graph's memory. One pool serves all graphs: each leaves
-        # nothing there that another would need.
+        # Gradients must be allocated in the graph's memory. All graphs can share one pool, because
+        # no graph reads memory of another.
         self.optimizer.zero_grad(set_to_none=True)
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._side):
                 slot.values = self._run(slot.x0, slot.grid)
         except RuntimeError as error:
-            torch.cuda.set_stream(current)  # Where ending the capture failed, torch does not.
+            torch.cuda.set_stream(current)  # torch does not if the end of the capture failed.
             raise RuntimeError(
                 f"CapturedStep: the step cannot be captured in a CUDA graph: {error}; look for "
                 ".item(), copies from the host and sizes that depend on values, or train without "
@@ -296,7 +296,7 @@ class CapturedStep:
 
 
 class _Slot:
-    """The memory from which a graph reads data and grid, and into which it writes its result."""
+    """The memory of a graph's data, grid and result."""
 
     def __init__(self, x0: Tensor, grid: TimeGrid | None) -> None:
         self.x0 = torch.empty_like(x0)
@@ -311,7 +311,7 @@ class _Slot:
 
 
 def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
-    """Moves into the device's memory what an optimiser reads in each step."""
+    """Moves the values that an optimiser reads in each step into device memory."""
     for group in optimizer.param_groups:
         if "capturable" not in group:
             raise ValueError(
@@ -321,7 +321,7 @@ def _make_capturable(optimizer: Optimizer, device: torch.device) -> None:
         group["capturable"] = True
         if not isinstance(group["lr"], Tensor) or group["lr"].device != device:
             group["lr"] = torch.tensor(float(group["lr"]), device=device)
-    # The steps before a capture are meant: torch need not warn of them.
+    # Uncaptured steps are intended, so torch should not warn of them.
     optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):

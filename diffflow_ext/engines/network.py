@@ -1,4 +1,4 @@
-"""Networks `net(t, x)`: the type, a call with its checks, the autocast mode it is called in."""
+"""Networks `net(t, x)`: their type, checked calls, and the autocast mode of calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffflow_ext.functional.checks import checked_network_output
 def call_network(
     op: str, name: str, net: Callable[[Tensor, Tensor], Any], t: Tensor, x: Tensor
 ) -> Tensor:
-    """Returns net(t, x), which must leave its arguments alone: they are used again."""
+    """Returns net(t, x), checked; a network must not modify its arguments."""
     if torch.compiler.is_compiling():
         return checked_network_output(op, name, net(t, x), x)
     versions = _versions(t, x)
@@ -35,13 +35,13 @@ def call_network(
 
 
 def _versions(*tensors: Tensor) -> list[int]:
-    """Returns how often tensors were written to, where torch counts that."""
+    """Returns torch's counts of writes to tensors, except for inference tensors."""
     return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 @dataclass(frozen=True)
 class Autocast:
-    """The autocast mode of one device type, to be entered again."""
+    """The autocast mode of one device type."""
 
     device_type: str
     enabled: bool
@@ -49,19 +49,15 @@ class Autocast:
 
     @classmethod
     def current(cls, device_type: str) -> Autocast:
-        """Reads the mode that is in force."""
-        return cls(
-            device_type,
-            torch.is_autocast_enabled(device_type),
-            torch.get_autocast_dtype(device_type),
-        )
+        """Returns the current mode."""
+        enabled = torch.is_autocast_enabled(device_type)
+        return cls(device_type, enabled, torch.get_autocast_dtype(device_type))
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Enters the mode.
+        """Enters the mode, without autocast's cache of converted weights.
 
-        Without autocast's cache of converted weights: weights that were converted while gradients
-        were off would be taken for constants when they are on.
+        Weights converted while gradients were off would be constants when gradients are on.
         """
         if not self.enabled and not torch.is_autocast_enabled(self.device_type):
             yield
@@ -71,7 +67,7 @@ class Autocast:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Leaves whatever mode is in force, as a backward pass should."""
+        """Switches autocast off, as in backward passes."""
         if not torch.is_autocast_enabled(self.device_type):
             yield
             return

@@ -1,4 +1,4 @@
-"""The engine for a problem, and DiffFlow's losses as functions."""
+"""Choice of the engine for a problem, and DiffFlow's losses as functions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .problem import PathModel, PathProblem, SweepOptions, build_problem
 
 
 class PathEngine(Protocol):
-    """Who computes losses and paths of one problem. All engines draw the same noise."""
+    """Computes losses and paths of one problem. All engines draw the same noise."""
 
     def losses(self, x0: Tensor) -> Tensor:
         """Returns the loss of each sample, shape (B,), differentiable."""
@@ -64,10 +64,10 @@ def diffflow_loss(
 
     .. math:: L = -\log \mathcal N(x_N; 0, I) + \sum_{i=0}^{N-1} \tfrac12 \| \delta^B_i \|^2
 
-    along one path of the forward SDE from each `x0`. Costs 2N+1 network evaluations, and as many
-    again with their vector-Jacobian products in the backward pass.
+    along one path of the forward SDE from each `x0`. The forward pass costs 2N+1 network
+    evaluations, the backward pass as many again with their vector-Jacobian products.
 
-    The last three arguments trade memory for time. Neither values nor gradients depend on them.
+    The last three arguments trade memory for time and do not change values or gradients.
 
     Arguments:
         drift: The drift f(t, x), any callable.
@@ -79,13 +79,13 @@ def diffflow_loss(
         prior: The density of x_N instead of N(0, I), see :mod:`diffflow_ext.flows.prior`.
         key: Seed and stream of the noise. Default: drawn from torch's generator.
         sample_offset: The global index of the first sample.
-        checkpoint_every: Keep every k-th state and simulate the others again; 0 keeps the graph of
-            every step (fastest, most memory).
+        checkpoint_every: Store every k-th state and simulate the others again; 0 stores the graph
+            of every step (fastest, most memory).
         scores_per_call: The number of states at which one call evaluates the score, with t of
-            shape (n B,): fewer and larger calls, and the activations of that many states at a
-            time. Without effect where `checkpoint_every` is 0.
-        kept_graphs: The number of last states at which the forward pass keeps the activations of
-            the networks, so that the backward pass need not evaluate them again there.
+            shape (n B,): fewer and larger calls, which need the memory of that many states.
+            No effect if `checkpoint_every` is 0.
+        kept_graphs: The number of last states at which the forward pass stores the networks'
+            activations, so that the backward pass does not evaluate them again.
 
     Returns:
         The losses, shape (B,), in nats. Differentiable in `x0`, `params` and what `diffusion`
@@ -129,11 +129,10 @@ def diffflow_mean_loss(
 
     .. math:: \bar L = \sum_b w_b L_b, \qquad w_b = 1/B \text{ by default}
 
-    Because the weights are known, networks are evaluated N+1 times fewer than by the mean of
-    :func:`diffflow_loss`; the backward pass only scales gradients that are there. Arguments and
-    errors are those of :func:`diffflow_loss`; `kept_graphs` counts drifts alone, because the score
-    is evaluated once anyway. The weights :math:`w_b` have shape (B,), and no gradient flows into
-    them.
+    Because the weights are known, this takes N+1 network evaluations less than the mean of
+    :func:`diffflow_loss`; the backward pass only scales stored gradients. Arguments and errors are
+    those of :func:`diffflow_loss`; `kept_graphs` counts drifts only, because the score is
+    evaluated once anyway. The weights :math:`w_b` have shape (B,) and get no gradient.
 
     Returns:
         The mean, shape (), in nats.
@@ -148,17 +147,9 @@ def diffflow_mean_loss(
 
 
 def path_engine(op: str, name: Engine, problem: PathProblem, x0: Tensor) -> PathEngine:
-    """Returns the engine of a name; "auto" is the fused one where :func:`engine_choice` says so.
+    """Returns the engine of a name; "auto" is that of :func:`engine_choice`.
 
-    Arguments:
-        op: The name of the calling function, for error messages.
-        name: "fused", "autograd" or "auto".
-        problem: The problem.
-        x0: The data, or states like them.
-
-    Raises:
-        ValueError: If "fused" is asked for and not possible, with the reason, or the name is
-            unknown.
+    A ValueError, which names `op`, says why "fused" is not possible or that the name is unknown.
     """
     check_engine(op, name)
     if name == "autograd":
@@ -171,12 +162,12 @@ def path_engine(op: str, name: Engine, problem: PathProblem, x0: Tensor) -> Path
 
 
 def engine_choice(problem: PathProblem, x0: Tensor) -> EngineChoice:
-    """Returns which engine "auto" takes, and why not the fused one."""
+    """Returns the engine that "auto" takes, and why the fused one is not possible."""
     fused = fused_or_reason(problem, x0)
     return EngineChoice("autograd", fused) if isinstance(fused, str) else EngineChoice("fused", "")
 
 
-#: Kernels for CUDA are taken where they are asked for by name.
+#: The reason why "auto" does not take the kernels for CUDA.
 _UNMEASURED = "the kernel for CUDA is new and has not been measured; engine='fused' takes it"
 
 

@@ -1,4 +1,4 @@
-"""What is asked of an engine: networks, grid, coefficients, noise and prior, checked once."""
+"""The input of an engine: networks, grid, coefficients, noise and prior, checked once."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .network import Autocast, Network, call_network
 
 @dataclass(frozen=True)
 class PathModel:
-    """The pair of SDEs: drift, score, diffusion coefficient and prior, and the networks' tensors.
+    """The pair of SDEs: drift, score, diffusion coefficient and prior (None: N(0, I)).
 
-    Without a `prior` it is N(0, I), whose gradient the kernels know.
+    `params` are the tensors that get gradients through the networks and the prior.
     """
 
     drift: Network
@@ -43,10 +43,7 @@ class PathModel:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What the adjoint's sweeps keep and evaluate together.
-
-    See :func:`diffflow_ext.engines.diffflow_loss` for the three counts.
-    """
+    """Memory and calls of the adjoint; see :func:`diffflow_ext.engines.diffflow_loss`."""
 
     checkpoint_every: int = 1
     scores_per_call: int = 1
@@ -60,10 +57,8 @@ DEFAULT_SWEEPS = SweepOptions()
 class PathProblem:
     """Paths of one batch: networks, grid, coefficients and noise, checked and converted.
 
-    `g` holds the coefficient at all times, shape (N+1,); `learned_g` says whether its gradient may
-    be asked for.
-    `steps` holds numbers, or one-element tensors for a grid in a device's memory, which kernels
-    read when they run.
+    `g` is the coefficient at all times, shape (N+1,), and `learned_g` says whether it may need a
+    gradient. `steps` are numbers, or tensors of one element for a grid in device memory.
     """
 
     drift: Network
@@ -86,7 +81,7 @@ class PathProblem:
 
     @cached_property
     def g_values(self) -> Sequence[float | Tensor]:
-        """`g` as kernels take it: numbers, or views on a device, whose values nobody waits for."""
+        """`g` as arguments of kernels: numbers, or on a GPU tensors, to avoid a wait."""
         return self.g.detach().unbind() if self.g.is_cuda else self.g.tolist()
 
     def modes(self) -> list[bool]:
@@ -106,13 +101,9 @@ class PathProblem:
         return launch_residual_cost(x_prev, x, f, s, self.steps[k - 1], self.g_values[k], total)
 
     def network(self, name: str, k: int, x: Tensor, states: int = 1) -> Tensor:
-        """Evaluates drift or score at state k, or at several states from k on in one call.
+        """Evaluates "drift" or "score" at state k, or at several states from k on in one call.
 
-        Arguments:
-            name: "drift" or "score".
-            k: The index of the first state.
-            x: The states one after the other, shape (states * B, *event).
-            states: The number of states.
+        x holds the states one after the other, shape (states * B, *event).
         """
         net = self.drift if name == "drift" else self.score
         t = self.times[k]
@@ -128,10 +119,9 @@ class PathProblem:
         with self.autocast.off():
             log_prob = self.prior.log_prob(x_last)
         if not isinstance(log_prob, Tensor) or log_prob.shape != x_last.shape[:1]:
-            got = tuple(log_prob.shape) if isinstance(log_prob, Tensor) else log_prob
             raise ValueError(
                 f"DiffFlowSDE: expected prior.log_prob(x) of shape ({x_last.shape[0]},), one "
-                f"number for each sample, got {got}"
+                f"number for each sample, got {in_words(log_prob)}"
             )
         return -log_prob.to(x_last.dtype)
 
@@ -183,19 +173,19 @@ def build_problem(
 
 
 def _checked_sweeps(op: str, sweeps: SweepOptions) -> SweepOptions:
-    every = checked_count(op, "checkpoint_every", sweeps.checkpoint_every, 0, 2**31)
-    together = checked_count(op, "scores_per_call", sweeps.scores_per_call, 1, 2**31)
-    kept = checked_count(op, "kept_graphs", sweeps.kept_graphs, 0, 2**31)
-    if kept and every == 0:
+    checkpoint_every = checked_count(op, "checkpoint_every", sweeps.checkpoint_every, 0, 2**31)
+    scores_per_call = checked_count(op, "scores_per_call", sweeps.scores_per_call, 1, 2**31)
+    kept_graphs = checked_count(op, "kept_graphs", sweeps.kept_graphs, 0, 2**31)
+    if kept_graphs and checkpoint_every == 0:
         raise ValueError(
             f"{op}: expected kept_graphs=0 with checkpoint_every=0, which keeps the graphs of all "
-            f"steps, got {kept}; leave one of the two out"
+            f"steps, got {kept_graphs}; leave one of the two out"
         )
-    return SweepOptions(every, together, kept)
+    return SweepOptions(checkpoint_every, scores_per_call, kept_graphs)
 
 
 def _fixed_key(op: str, key: Key | None, x0: Tensor) -> Key:
-    """Returns a key that stays as it is until the backward pass, whatever its tensor becomes."""
+    """Returns a copy of the key: its tensor may be overwritten before the backward pass."""
     if key is None:
         return NoiseKey.from_torch()
     key = checked_key(op, key, x0.device)
@@ -235,7 +225,7 @@ def checked_params(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _trainable(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Returns the tensors that get gradients, each once."""
+    """Returns the tensors that get gradients, without repetitions."""
     trainable = {id(p): p for p in checked_params(op, params) if p.requires_grad}
     for p in trainable.values():
         _refuse_hooks(op, p)

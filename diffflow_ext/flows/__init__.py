@@ -1,7 +1,7 @@
 """Priors, the densities of a model's last state: a Gaussian, or a normalizing flow.
 
-`as_prior` gives every flow the same `log_prob(x)` and `sample(shape, key)`. Libraries of flows are
-the extra ``pip install 'diffflow_ext[flows]'``, imported when a flow is made.
+`as_prior` gives every flow the same `log_prob(x)` and `sample(shape, key)`. The libraries of flows
+are the optional dependency ``diffflow_ext[flows]``, imported when a flow is made.
 """
 
 from .ffjord import FFJORD

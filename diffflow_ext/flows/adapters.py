@@ -1,7 +1,6 @@
-"""Flows of other libraries: how to ask them for densities and samples.
+"""Densities and samples of flows of other libraries.
 
-No library is imported to recognise its objects: whoever made one has imported it. `library`
-imports one for a flow that is made here.
+Objects are recognised without importing their library: it is imported already if there is one.
 """
 
 from __future__ import annotations
@@ -19,19 +18,11 @@ from diffflow_ext.functional.noise import PURPOSES, Key, NoiseKey, normal, philo
 
 
 def library(op: str, name: str) -> Any:
-    """Imports an optional library.
-
-    Arguments:
-        op: What needs it.
-        name: The library.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
+    """Imports an optional library that `op` needs, or raises an ImportError that says so."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:  # The library is there, and lacks something itself.
+        if error.name != name:  # The library is installed, and one of its own imports failed.
             raise
         raise ImportError(
             f"{op}: expected {name} to be installed; pip install 'diffflow_ext[flows]'", name=name
@@ -39,7 +30,7 @@ def library(op: str, name: str) -> Any:
 
 
 def check_flow(flow: Any) -> None:
-    """Raises a TypeError where an object cannot be a prior."""
+    """Refuses an object that cannot be a prior."""
     if _is_normflows(flow, "ClassCondFlow", "ConditionalNormalizingFlow") or (
         _is_normflows(flow, "MultiscaleFlow") and flow.class_cond
     ):
@@ -47,8 +38,8 @@ def check_flow(flow: Any) -> None:
             f"FlowPrior: expected a flow without classes and context, got {type(flow).__name__}; "
             "build it with class_cond=False"
         )
-    whole = all(callable(getattr(flow, name, None)) for name in ("log_prob", "sample"))
-    if isinstance(flow, type) or not (whole or _is_lazy(flow)):
+    complete = all(callable(getattr(flow, name, None)) for name in ("log_prob", "sample"))
+    if isinstance(flow, type) or not (complete or _is_lazy(flow)):
         raise TypeError(
             "FlowPrior: expected a flow of zuko or normflows, a torch distribution, or an object "
             f"with log_prob(x) and sample(n), got {in_words(flow)}"
@@ -85,7 +76,7 @@ def _resolved(flow: Any) -> Any:
 
 
 def tensor_of(flow: Any) -> Tensor:
-    """Returns a floating tensor that has the flow's device and dtype, an empty one if none."""
+    """Returns a floating tensor of the flow, for its device and dtype; an empty one if none."""
     tensors = (*flow.parameters(), *flow.buffers()) if isinstance(flow, nn.Module) else ()
     if isinstance(flow, Distribution):
         tensors = tuple(
@@ -97,14 +88,14 @@ def tensor_of(flow: Any) -> Tensor:
 
 
 def log_prob(flow: Any, x: Tensor) -> Any:
-    """Returns what the flow says of the density at x, unchecked."""
+    """Returns the flow's log-density at x, unchecked."""
     if _is_normflows(flow, "MultiscaleFlow"):
         return flow.log_prob(x, None)
     return _resolved(flow).log_prob(x)
 
 
 def sample(flow: Any, shape: tuple[int, ...], key: Key, offset: int) -> Any:
-    """Returns samples, unchecked: from keyed normals where the flow maps them to samples."""
+    """Returns samples, unchecked; from keyed normals if the flow has `sample_from`."""
     like = tensor_of(flow)
     if not callable(getattr(flow, "sample_from", None)):
         return _forked_sample(flow, shape[0], key, offset, like.device)
@@ -115,20 +106,20 @@ def sample(flow: Any, shape: tuple[int, ...], key: Key, offset: int) -> Any:
 
 
 def _forked_sample(flow: Any, n: int, key: Key, offset: int, device: torch.device) -> Any:
-    """Samples with torch's own generators, which are as they were afterwards."""
+    """Samples with torch's generators, whose states are restored afterwards."""
     seed = _torch_seed(key, offset)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # torch.manual_seed would seed devices too that were not forked.
+        # torch.manual_seed would also seed devices that were not forked.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        x = _drawn(_resolved(flow), n)
+        x = _draw(_resolved(flow), n)
     return x[0] if isinstance(x, tuple) else x
 
 
-def _drawn(flow: Any, n: int) -> Any:
-    """Returns what the flow draws; sample(n) and sample((n,)) can only be told apart by a try."""
+def _draw(flow: Any, n: int) -> Any:
+    """Calls sample(n), or sample((n,)) if that raises a TypeError."""
     if isinstance(flow, Distribution):
         return flow.sample(torch.Size((n,)))
     try:
@@ -138,7 +129,7 @@ def _drawn(flow: Any, n: int) -> Any:
 
 
 def _torch_seed(key: Key, offset: int) -> int:
-    """Returns 63 bits of Philox that depend on (seed, stream, sample_offset) alone."""
+    """Returns 63 bits that depend only on (seed, stream, sample_offset)."""
     seed, stream = (key if isinstance(key, NoiseKey) else NoiseKey(*key.tolist())).to_tensor()
     low, high = int(seed) & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF
     counter = torch.tensor([0, offset, PURPOSES["prior"] << 24, int(stream)])

@@ -3,8 +3,7 @@ r"""FFJORD: a continuous normalizing flow along any network.
 .. math:: \frac{dx}{dt} = v(t, x), \qquad
           \log p(x_0) = \log \mathcal N(x_T; 0, I) + \int_0^T \nabla \cdot v(t, x_t) \, dt
 
-from data at time 0 to noise at time T. The equation is solved, and gradients are found, by
-torchdiffeq.
+from data at time 0 to noise at time T. torchdiffeq solves the equation and computes gradients.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ FIXED: tuple[Solver, ...] = ("euler", "midpoint", "rk4")
 
 
 class FFJORD(nn.Module):
-    r"""A density and samples from a velocity v(t, x), for any dimension-keeping network.
+    r"""A density and samples from a velocity v(t, x), any network that keeps the shape of x.
 
     Gradients of :meth:`log_prob` come from the continuous adjoint: memory does not grow with the
-    steps, and they are as exact as the tolerances. With ``adjoint=False`` the solver's own steps
+    steps, and their error is that of the tolerances. With ``adjoint=False`` the solver's steps
     are differentiated instead.
 
-    An adaptive solver picks its steps by the error of a whole batch, so a sample's last digits
-    depend on its neighbours; fixed steps ("euler", "midpoint", "rk4") treat samples one by one.
+    An adaptive solver chooses its steps by the error of a whole batch, so a sample depends on the
+    others within the tolerance; fixed steps ("euler", "midpoint", "rk4") treat samples separately.
 
     Arguments:
         net: The velocity, called as ``net(t, x)`` with t of shape () and x of shape (B, *event).
@@ -159,7 +158,7 @@ class FFJORD(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns the state at `end`, and the integral of the divergence, 0 without density."""
         if torch.is_inference_mode_enabled():
-            # It records no graph, whatever enable_grad says, and would lose the divergence.
+            # Inference mode records no graph, not even under enable_grad.
             with torch.inference_mode(False), torch.no_grad():
                 probe = None if probe is None else probe.clone()
                 return self._solve(x.clone(), start, end, probe, density=density)
@@ -175,7 +174,7 @@ class FFJORD(nn.Module):
         times = torch.tensor([start, end], dtype=x.dtype, device=x.device)
         try:
             states, integrals = self._odeint(velocity, (x, integral), times)
-        except AssertionError as error:  # so torchdiffeq tells of a vanishing step
+        except AssertionError as error:  # torchdiffeq's error for a vanishing step
             raise RuntimeError(
                 f"FFJORD: expected a solvable equation, got {error} from {self.solver}; the "
                 "network's values may not be finite, or grow too steep: loosen rtol and atol, "
@@ -185,7 +184,7 @@ class FFJORD(nn.Module):
 
     def _odeint(self, velocity: Any, state: tuple[Tensor, Tensor], times: Tensor) -> Any:
         torchdiffeq = library("FFJORD", "torchdiffeq")
-        # Adaptive solvers interpolate between their steps, dopri8 badly: let one end where we do.
+        # Adaptive solvers interpolate between their steps, dopri8 badly: one step must end here.
         options = {"grid_constructor": self._grid} if self.solver in FIXED else {"step_t": times}
         common = {"rtol": self.rtol, "atol": self.atol, "method": self.solver, "options": options}
         if not self.adjoint:
@@ -195,7 +194,7 @@ class FFJORD(nn.Module):
         )
 
     def _grid(self, _: Any, __: Any, times: Tensor) -> Tensor:
-        """Returns the times of a fixed solver; a step length could round to one step more."""
+        """Returns the times of a fixed solver; rounding of a step length could add a step."""
         ends = times.tolist()
         return torch.linspace(ends[0], ends[-1], self.num_steps + 1).to(times)
 
@@ -211,7 +210,7 @@ class FFJORD(nn.Module):
     def _velocity_and_divergence(
         self, t: Tensor, x: Tensor, probe: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The adjoint differentiates this again where gradients are on as it is called."""
+        """Keeps the graph if gradients are on, because the adjoint differentiates the result."""
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_()
@@ -255,7 +254,7 @@ def _vjp(
 
 
 def _event_shape(net: Any) -> tuple[int, ...] | None:
-    """Returns the event's shape where the network is one of ours."""
+    """Returns the event's shape of a network of :mod:`diffflow_ext.nets`."""
     if hasattr(net, "channels") and hasattr(net, "size"):
         return (net.channels, net.size, net.size)
     return (net.dim,) if isinstance(getattr(net, "dim", None), int) else None

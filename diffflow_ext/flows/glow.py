@@ -1,12 +1,12 @@
 r"""Glow: an invertible network over images, from normflows.
 
-At each level pixels are folded into channels, blocks of
+Each level folds pixels into channels, applies blocks of
 
 .. math:: \text{ActNorm} \to \text{invertible } 1 \times 1 \text{ convolution}
           \to \text{affine coupling}
 
-follow, and half of the channels leave as latents. Images are taken as they are, without
-dequantising or logit: the states of a diffusion are noisy and continuous.
+and splits off half of the channels as latents. There is no dequantisation and no logit, because
+the states of a diffusion are noisy and continuous.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ def glow(
 ) -> Any:
     """Returns a multi-scale Glow flow over images.
 
-    LU-parametrised 1 x 1 convolutions, couplings of channel halves with a sigmoid scale, whose
-    networks (3 x 3, 1 x 1 and 3 x 3 convolutions) end in zeros, and a learned diagonal Gaussian
-    at each level. With 3 levels, 16 blocks and 256 hidden channels it has 7.92 million parameters
-    at shape (3, 32, 32).
+    It has LU-parametrised 1 x 1 convolutions, couplings of channel halves with a sigmoid scale,
+    whose networks (3 x 3, 1 x 1 and 3 x 3 convolutions) are initialised to zero, and a learned
+    diagonal Gaussian at each level. With 3 levels, 16 blocks and 256 hidden channels it has
+    7.92 million parameters at shape (3, 32, 32).
 
-    The first batch of :class:`ActNorm` counts: draw a large one from the training data, and before
-    several processes wrap the model, evaluate it once on the same batch in each.
+    :class:`ActNorm` is initialised by the first batch, which should be large and from the training
+    data. With several processes, evaluate the model once on the same batch in each.
 
     Arguments:
         shape: The shape (C, H, W) of an image; H and W divisible by 2^levels.
-        levels: How often the sides are halved, >= 1. Default: as often as they can, at most 3,
-            so 3 for sides of 32 and 16, and 2 for 28.
+        levels: The number of times that the sides are halved, >= 1. Default: as often as possible,
+            at most 3: 3 for sides of 32 and 16, and 2 for 28.
         blocks: Blocks in each level, >= 1.
-        hidden: Channels inside of the networks of the couplings, >= 1.
+        hidden: Hidden channels of the networks of the couplings, >= 1.
 
     Returns:
         A `normflows.MultiscaleFlow` without classes: ``log_prob(x, None)``, ``sample(n)``, and
@@ -74,19 +74,16 @@ def glow(
     for level in range(levels):
         halvings = levels - level
         folded = channels * 2 ** (halvings + 1)
-        kept = folded if level == 0 else folded // 2
-        bases.append(
-            normflows.distributions.DiagGaussian(
-                (kept, height // 2**halvings, width // 2**halvings)
-            )
-        )
+        latents = folded if level == 0 else folded // 2
+        latent_shape = (latents, height // 2**halvings, width // 2**halvings)
+        bases.append(normflows.distributions.DiagGaussian(latent_shape))
         flows.append(
             [_block(normflows, folded, hidden) for _ in range(blocks)]
             + [normflows.flows.Squeeze()]
         )
     merges = [normflows.flows.Merge() for _ in range(levels - 1)]
     flow = normflows.MultiscaleFlow(bases, flows, merges, class_cond=False)
-    # Unlike a closure, a partial is copied and pickled together with its flow.
+    # Unlike a closure, a partial can be copied and pickled with its flow.
     flow.sample_from = functools.partial(_sample_from, flow, (channels, height, width))
     return flow
 
@@ -112,14 +109,14 @@ def _block(normflows: Any, channels: int, hidden: int) -> nn.Module:
 
 
 class ActNorm(nn.Module):
-    r"""An affine map for each channel, which starts by standardising the first batch.
+    r"""An affine map for each channel, initialised to standardise the first batch.
 
     .. math:: z_c = (x_c - t_c) \, e^{-s_c}
 
-    normflows' own layer would take the first batch in either direction and in any mode, so that a
-    sample from a new model would set it by noise. This one takes the first batch that goes from
-    data to latents while the module trains; until then it is the identity. `initialised` is a
-    buffer: a model that was loaded keeps what it learned.
+    The first batch mapped from data to latents in training mode initialises it; until then it is
+    the identity. (normflows' own layer takes the first batch in either direction and any mode, so
+    that a sample of a new model would initialise it from noise.) `initialised` is a buffer, so
+    loaded models keep their weights.
 
     Arguments:
         channels: The number of channels.
@@ -132,7 +129,7 @@ class ActNorm(nn.Module):
         self.s = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.t = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.register_buffer("initialised", torch.tensor(False))
-        # Looking at a buffer on a GPU waits for it; once is enough.
+        # Reading a buffer on a GPU waits for the device, so it is read only once.
         self._seen = False
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +148,7 @@ class ActNorm(nn.Module):
             return
         if not bool(self.initialised):
             std, mean = torch.std_mean(x, dim=(0, 2, 3), keepdim=True, correction=0)
-            # A channel that does not vary has no scale.
+            # A constant channel is not scaled.
             self.s.copy_(torch.where(std > SMALLEST_STD, std, 1.0).log())
             self.t.copy_(mean)
             self.initialised.fill_(True)
@@ -169,7 +166,6 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _check_levels(height: int, width: int, levels: int | None) -> int:
-    """Returns the number of levels; all sides down to the last must be even."""
     possible = min((side & -side).bit_length() - 1 for side in (height, width))
     if levels is None:
         levels = max(1, min(MAX_LEVELS, possible))

@@ -5,8 +5,8 @@ Either a Gaussian or a normalizing flow,
 .. math:: \log p(x) = \log \mathcal N(z; 0, I) + \log \left| \det \frac{dz}{dx} \right|,
           \qquad x = h(z), \quad z \sim \mathcal N(0, I)
 
-A flow may come from zuko, normflows, torch.distributions or be any module with `log_prob` and
-`sample`; none of these libraries is imported here.
+A flow may be of zuko, normflows or torch.distributions, or any module with `log_prob` and
+`sample`; no library of flows is imported here.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ from .adapters import check_flow, log_prob, sample, tensor_of
 
 
 class Prior(Protocol):
-    """A density of the last state and samples of it, as models ask for them."""
+    """The interface of the density of a model's last state."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Returns log-densities in nats, shape (B,), differentiable in x and in parameters."""
+        """Returns log-densities in nats, shape (B,), differentiable in x and in parameters.
+
+        `x` has shape (B, *event) and is float32 or float64. TypeErrors and ValueErrors are about
+        its dtype and its shape.
+        """
         ...
 
     def sample(
@@ -46,7 +50,19 @@ class Prior(Protocol):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Returns samples of shape (B, *event), without gradients."""
+        """Returns samples, without gradients.
+
+        Arguments:
+            shape: The shape (B, *event).
+            key: Seed and stream of the noise.
+            sample_offset: The global index of the first sample.
+            dtype: The dtype of the result.
+            device: The device of the result.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument is out of its range.
+        """
         ...
 
 
@@ -73,19 +89,9 @@ class StandardNormal(nn.Module):
             raise ValueError(f"StandardNormal: expected scale > 0, got {self.scale}")
 
     def log_prob(self, x: Tensor) -> Tensor:
-        r"""Returns log-densities.
+        r"""Returns log-densities, as :meth:`Prior.log_prob`.
 
         .. math:: \log p(x) = -\tfrac12 \| x / s \|^2 - \tfrac d2 \log (2 \pi s^2)
-
-        Arguments:
-            x: States, shape (B, *event), float32 or float64.
-
-        Returns:
-            Shape (B,), in nats. Differentiable.
-
-        Raises:
-            TypeError: If `x` is no tensor of a state's dtype.
-            ValueError: If `x` has no batch dimension.
         """
         x = checked_state("StandardNormal.log_prob", "x", x)
         dimensions = math.prod(x.shape[1:])
@@ -102,54 +108,42 @@ class StandardNormal(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Returns ``scale * normal(shape, key, purpose="prior")``, bit for bit.
-
-        Arguments:
-            shape: The shape (B, *event).
-            key: Seed and stream of the noise.
-            sample_offset: The global index of the first sample.
-            dtype: A floating dtype.
-            device: Where the samples lie.
-
-        Raises:
-            TypeError: If an argument has the wrong type.
-            ValueError: If an argument is out of its range.
-        """
+        """Returns ``scale * normal(shape, key, purpose="prior")``; see :meth:`Prior.sample`."""
         return self.scale * normal(
             shape, key, purpose="prior", sample_offset=sample_offset, dtype=dtype, device=device
         )
 
     def extra_repr(self) -> str:
-        """Shows the scale."""
+        """Returns the scale, for `repr`."""
         return f"scale={self.scale}"
 
 
 class FlowPrior(nn.Module):
     r"""A normalizing flow, or any distribution, as a prior.
 
-    Taken are
+    It may be of
 
     - zuko: a lazy distribution, ``flow() -> distribution`` (`zuko.flows.NSF(2)`);
     - normflows: `NormalizingFlow` and `MultiscaleFlow` without classes;
     - `torch.distributions`: a distribution with an event of the shape of a sample. Its tensors
-      belong to no module: they move with no ``.to()`` and get no place in the state dict;
-    - any module with `log_prob(x)` and `sample(n)` or `sample((n,))`, which may return samples or
-      (samples, log-densities).
+      belong to no module: ``.to()`` does not move them, and the state dict does not have them;
+    - or any module with `log_prob(x)` and `sample(n)` or `sample((n,))`, which may return samples
+      or (samples, log-densities).
 
     Flows with a method ``sample_from(z)``, which maps standard normals z of the shape of the
-    samples to them, such as those of this package, get keyed normals: sample i depends on the key
-    and its global index alone, as far as the flow treats samples independently. All others draw
+    samples to samples, such as those of this package, are given keyed normals: a sample depends
+    only on the key and its global index, if the flow treats samples independently. All others draw
     from torch's generator, forked and seeded by (seed, stream, sample_offset): their samples
-    repeat, but depend on how a batch is split and on the device.
+    are reproducible, but depend on how a batch is split and on the device.
 
-    The flow computes in its own precision, outside of autocast: log-determinants of many
-    dimensions do not fit 8 bits. A ``flow`` that is a module is registered under that name.
+    The flow computes in its own precision, without autocast, because log-determinants of many
+    dimensions need more than 8 bits.
 
     Arguments:
         flow: The flow.
 
     Raises:
-        TypeError: If `flow` is nothing of the above, or depends on a class or context.
+        TypeError: If `flow` is none of these, or depends on a class or context.
 
     Example:
         >>> prior = FlowPrior(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
@@ -163,25 +157,21 @@ class FlowPrior(nn.Module):
         self.flow = flow
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Returns log-densities of the flow.
+        """Returns log-densities of the flow, as :meth:`Prior.log_prob`.
 
-        Arguments:
-            x: States, shape (B, *event), in the dtype and on the device of the flow.
-
-        Returns:
-            Shape (B,), in nats, dtype of `x`. Differentiable in `x` and the flow's parameters.
-            Minus infinity is a legitimate value, outside of the flow's support.
+        `x` must have the dtype and the device of the flow. Outside of the flow's support the value
+        is minus infinity.
 
         Raises:
             TypeError: If dtypes differ, or the flow returns no floating tensor.
-            ValueError: If `x` lies on another device, or the flow returns another shape.
-            RuntimeError: If the flow cuts the gradient.
+            ValueError: If `x` is on another device, or the flow returns another shape.
+            RuntimeError: If the flow detaches the result.
         """
         op = "FlowPrior.log_prob"
         x = checked_state(op, "x", x)
         self._check_device_and_dtype(op, x)
         if not len(x):
-            return x.flatten(1).sum(1)  # Flows reshape, which nothing can be; the graph stays.
+            return x.flatten(1).sum(1)  # Some flows fail for empty batches; this has a graph.
         with torch.autocast(x.device.type, enabled=False):
             values = log_prob(self.flow, x)
         values = _checked_values(op, values, x)
@@ -198,22 +188,14 @@ class FlowPrior(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Returns samples of the flow; see the class for what they depend on.
+        """Returns samples of the flow, as :meth:`Prior.sample`.
 
-        Arguments:
-            shape: The shape (B, *event).
-            key: Seed and stream of the noise, a NoiseKey or its tensor on the flow's device.
-            sample_offset: The global index of the first sample.
-            dtype: The dtype of the result; the flow computes in its own.
-            device: Where the result lies; the flow computes where it is.
-
-        Returns:
-            The samples, without gradients.
+        A key tensor must be on the flow's device. The flow computes on its device and in its
+        dtype; the result is converted.
 
         Raises:
             TypeError: If an argument has the wrong type.
-            ValueError: If an argument is out of its range, or the flow's samples have another
-                shape.
+            ValueError: If an argument is out of its range, or samples have another shape.
             RuntimeError: If a sample is not finite.
         """
         op = "FlowPrior.sample"
@@ -251,11 +233,8 @@ class FlowPrior(nn.Module):
 def as_prior(flow: Any = None) -> Prior:
     """Returns a prior: N(0, I) for None, priors as they are, flows in a :class:`FlowPrior`.
 
-    A prior is known by a `sample` that takes a `key`. Samples of a flow without `sample_from(z)`
-    depend on how a batch is split (see :class:`FlowPrior`).
-
-    Raises:
-        TypeError: If `flow` is neither.
+    An object whose `sample` takes a `key` is a prior. Others are refused by a TypeError if they
+    are no flows.
     """
     if flow is None:
         return StandardNormal()

@@ -18,14 +18,12 @@ def spline_flow(
 
     .. math:: z_i = h_{\theta_i}(x_i), \qquad \theta_i = \text{net}(x_1 \dots x_{i-1})
 
-    Splines act within [-5, 5]; a component outside is left as it is, so bring states to about
-    unit variance first. A density costs one pass through each transform's network, a sample `dim`
-    passes.
+    Splines act within [-5, 5] and are the identity outside, so states should have about unit
+    variance. A density costs one pass through each transform's network, a sample `dim` passes.
 
     Arguments:
         dim: The number of components, >= 1.
-        transforms: How many such maps follow one another, >= 1; the order of the components
-            alternates.
+        transforms: The number of such maps, >= 1; the order of the components alternates.
         hidden: Widths of the hidden layers of each network.
         bins: Pieces of each spline, >= 2.
 
@@ -54,7 +52,7 @@ def spline_flow(
     flow = library("spline_flow", "zuko").flows.NSF(
         dim, transforms=transforms, hidden_features=tuple(hidden), bins=bins
     )
-    # Unlike a closure, a partial is copied and pickled together with its flow.
+    # Unlike a closure, a partial can be copied and pickled with its flow.
     flow.sample_from = functools.partial(_sample_from, flow, dim)
     return flow
 

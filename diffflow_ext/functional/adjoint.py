@@ -15,7 +15,7 @@ from .noise import PURPOSES, Key, noise_source
 
 
 class AdjointState(NamedTuple):
-    """What one state of the adjoint sweep hands to the one before it in time."""
+    """Results at one state that the adjoint sweep needs at the state before it in time."""
 
     local: Tensor
     vjp_f: Tensor | None
@@ -43,7 +43,7 @@ def _adjoint_tensors(
     result: AdjointResult,
     scratch: Tensor | None,
 ) -> Any:
-    """Returns the addresses of one state of the adjoint, by name; absent ones stay 0."""
+    """Returns the addresses of one state's tensors; those of absent tensors stay 0."""
     tensors = core.AdjointTensors()
     tensors.x, tensors.f = x.data_ptr(), f.data_ptr()
     tensors.cotangent_f, tensors.local = result.cotangent_f.data_ptr(), result.local.data_ptr()

@@ -1,9 +1,9 @@
-r"""The affine step, of which every solver of a linear SDE or of its ODE is made.
+r"""The affine step, the building block of solvers of linear SDEs and of their ODEs.
 
 .. math:: y = c_x x + c_a a + c_b b + s z
 
-It is linear in all that it is given, so that gradients need the coefficients alone, and those of
-coefficients the tensor beside each.
+It is linear in tensors and in coefficients: the gradient of a tensor needs only its coefficient,
+and the gradient of a coefficient only its tensor.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def launch_affine_step(
     step: int,
     sample_offset: int,
 ) -> Tensor:
-    """c_x x + c_a a + c_b b + noise_scale z; no key where `noise_scale` is the number 0."""
+    """Returns c_x x + c_a a + c_b b + noise_scale z; without a key there is no noise."""
     x = x.contiguous()
     if b is None:
         (a,) = network_values(x, a)
@@ -52,7 +52,7 @@ def launch_affine_step(
     noise = NO_NOISE
     if key is not None:
         noise = noise_source(key, purpose, step, sample_offset)
-    # Held until the call returns: a converted tensor belongs to nobody else.
+    # The list keeps converted tensors alive until the call returns.
     factors = [scalar_like(c, x) for c in (c_x, c_a, c_b, noise_scale)]
     out = torch.empty_like(x)
     core.affine_step(
@@ -80,7 +80,7 @@ def _traced_affine_step(
     step: int,
     sample_offset: int,
 ) -> Tensor:
-    """No key says that there is no noise, which a tensor's value cannot."""
+    """Drops the noise where there is no key: in a traced graph the scale is always a tensor."""
     scale = 0.0 if key is None else noise_scale
     return launch_affine_step(x, a, b, c_x, c_a, c_b, scale, key, purpose, step, sample_offset)
 
@@ -141,7 +141,7 @@ class _AffineStep(Function):
 
 
 def _scaled(grad: Tensor, factor: Scalar) -> Tensor:
-    """Multiplies by a factor as the kernel sees it: one number, in the dtype of the state."""
+    """Multiplies by a factor rounded to the dtype of the state, as in the kernel."""
     if isinstance(factor, Tensor):
         return grad * factor.to(grad.dtype).reshape(())
     return grad if factor == 1 else grad * factor
@@ -167,8 +167,7 @@ def affine_step(
 
     One pass over memory for a step of a solver whose coefficients are known: Euler and Heun steps
     of a probability-flow ODE, ancestral and implicit (DDIM) steps of a discrete chain, predictors
-    and Langevin correctors. Without `b` it is never read, and where `noise_scale` is the number 0,
-    its default, no noise is made.
+    and Langevin correctors. If `noise_scale` is the number 0, its default, no noise is drawn.
 
     Arguments:
         x: The state, shape (B, *event), in data units.
@@ -190,7 +189,7 @@ def affine_step(
 
     Raises:
         ValueError: If shapes differ, a coefficient is not finite or `noise_scale` is negative, or
-            if `key` or `b` is missing where its coefficient asks for it.
+            if `key` or `b` is missing although its coefficient is not 0.
         TypeError: If an argument has the wrong type.
         RuntimeError: If `x` lies on a device that this build has no kernels for.
 
@@ -220,12 +219,12 @@ def affine_step(
 
 
 def _present(coefficient: Scalar) -> bool:
-    """Says whether a term takes part: a tensor always does, because nobody looks at its value."""
+    """Says whether a term may be non-zero: the value of a tensor is not read."""
     return isinstance(coefficient, Tensor) or coefficient != 0
 
 
 def _noise_key(op: str, key: object, noise_scale: Scalar, device: torch.device) -> Key | None:
-    """Returns the key where noise is drawn, and None where it is not."""
+    """Returns the key if noise is drawn, else None."""
     if not _present(noise_scale):
         return None
     if key is None:

@@ -1,6 +1,6 @@
-"""Checks of arguments: the one place where bad input is turned away, before anything is allocated.
+"""Checks of arguments, made once, before anything is allocated.
 
-The kernels work on raw addresses and check nothing themselves. Messages have one form:
+The kernels work on raw addresses and check nothing. Messages have one form:
 ``op: what was expected, what came, how to mend it``.
 """
 
@@ -23,7 +23,7 @@ STATE_DTYPES = (torch.float32, torch.float64)
 NETWORK_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 #: Element indices are counted in fours in a 32-bit word.
 _MAX_ELEMENTS = 2**34
-#: Asked for at every call, and slow to look up.
+#: Smallest and largest positive numbers; torch.finfo is slow.
 _RANGES = {d: (torch.finfo(d).tiny, torch.finfo(d).max) for d in STATE_DTYPES}
 #: Characters of a value in a message.
 _LONGEST = 100
@@ -35,7 +35,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def in_words(value: object) -> str:
-    """Returns a value in words for the line of an error."""
+    """Returns a short description of a value for an error message."""
     if isinstance(value, Tensor):
         shape = "unknown shape" if is_lazy(value) or value.is_nested else f"{tuple(value.shape)}"
         return f"a tensor of {shape}" if shape[0] == "u" else f"a tensor of shape {shape}"
@@ -56,12 +56,7 @@ def _holds_tensors(values: object) -> bool:
 
 
 def resolve_device(op: str, device: torch.device | str) -> torch.device:
-    """Returns a device that is there, with its index.
-
-    Raises:
-        TypeError: If `device` names none.
-        ValueError: If this machine or this build of torch does not have it.
-    """
+    """Returns a device of this machine, with its index."""
     if not isinstance(device, (torch.device, str)):
         raise TypeError(
             f"{op}: expected device to be a torch.device or its name, got {in_words(device)}"
@@ -92,12 +87,12 @@ def checked_tensor(op: str, name: str, value: object) -> Tensor:
         return value.resolve_neg()
     if _may_lack_memory(value):
         _refuse_without_memory(op, name, value)
-    # Kernels read memory, where a lazy minus sign is not.
+    # Kernels read memory, which does not contain torch's lazy minus sign.
     return value.resolve_neg() if value.is_neg() else value
 
 
 def _may_lack_memory(value: Tensor) -> bool:
-    """Says whether a tensor is empty or, what is rare, has no memory of its own."""
+    """Says whether a tensor is empty or has no memory of its own."""
     if type(value) is not Tensor and torch.nn.parameter.is_lazy(value):
         return True
     return value.data_ptr() == 0 or value.untyped_storage().nbytes() == 0
@@ -153,12 +148,12 @@ def check_device(op: str, name: str, x: Tensor) -> None:
 
 
 def check_finite(op: str, name: str, x: Tensor) -> None:
-    """Refuses NaN and infinity on the CPU. On a device, looking would wait for all queued work."""
+    """Refuses NaN and infinity on the CPU. On a GPU the check would wait for all queued work."""
     if x.is_cuda or torch.compiler.is_compiling() or bool(torch.isfinite(x).all()):
         return
-    where = tuple((~torch.isfinite(x)).nonzero()[0].tolist())
+    index = tuple((~torch.isfinite(x)).nonzero()[0].tolist())
     raise ValueError(
-        f"{op}: expected finite {name}, got {float(x[where])} at index {where}; "
+        f"{op}: expected finite {name}, got {float(x[index])} at index {index}; "
         "remove or repair that sample"
     )
 
@@ -218,7 +213,7 @@ def _companion(op: str, name: str, value: object, x: Tensor, x_name: str) -> Ten
 def checked_positive(op: str, name: str, value: object, x: Tensor) -> float | Tensor:
     """Returns a positive scalar: a Python number, or a tensor of one element beside `x`.
 
-    The value of a device's tensor is not looked at: reading it would wait for the device.
+    The value of a tensor on a GPU is not checked: reading it would wait for the device.
     """
     return _scalar(op, name, value, x, _fits)
 
@@ -252,7 +247,7 @@ def _scalar(
 
 
 def _within(op: str, name: str, number: float, dtype: torch.dtype) -> None:
-    """Refuses what is not finite in the dtype of the state."""
+    """Refuses a number that is not finite in the dtype of the state."""
     high = _RANGES[dtype][1]
     if not -high <= number <= high:
         raise ValueError(
@@ -268,7 +263,7 @@ def _not_negative(op: str, name: str, number: float, dtype: torch.dtype) -> None
 
 
 def _fits(op: str, name: str, number: float, dtype: torch.dtype) -> None:
-    """Refuses what is not positive, or would be zero or infinite in the dtype of the state."""
+    """Refuses a number that is not positive and finite in the dtype of the state."""
     low, high = _RANGES[dtype]
     if not number > 0:
         raise ValueError(f"{op}: expected {name} > 0, got {name}={number}")
@@ -342,7 +337,7 @@ def checked_count(op: str, name: str, value: object, low: int, high: int) -> int
 
 
 def check_choice(op: str, name: str, value: object, kind: object) -> None:
-    """Refuses a name that is not among those of a Literal."""
+    """Refuses a value that is not one of a Literal's names."""
     if not isinstance(value, str) or value not in get_args(kind):
         raise ValueError(
             f"{op}: expected {name} to be one of {get_args(kind)}, got {in_words(value)}"

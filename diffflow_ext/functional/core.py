@@ -19,7 +19,7 @@ from torch import Tensor
 
 PACKAGE = "diffflow_ext"
 
-#: All that the package calls in the core; `diffflow doctor` says what an older build of it lacks.
+#: All that the package uses of the core; `diffflow doctor` lists what an outdated build lacks.
 FUNCTIONS = (
     "Activation",
     "AdjointTensors",
@@ -138,13 +138,13 @@ def number(value: Scalar) -> Number:
 
 
 def target(x: Tensor, network_dtype: torch.dtype | None = None) -> Target:
-    """Returns where a kernel runs and on what: device, stream, types, samples, elements."""
+    """Returns device, stream, types, samples and elements of a kernel's launch."""
     samples = x.shape[0]
     elements = x.numel() // samples if samples else 0
     return *device_and_stream(x), _TYPES[x.dtype, network_dtype or x.dtype], samples, elements
 
 
-def pairs(state: torch.dtype, network: torch.dtype) -> bool:
+def has_kernels(state: torch.dtype, network: torch.dtype) -> bool:
     """Says whether there are kernels for this pair of dtypes."""
     return (state, network) in _TYPES
 
@@ -162,9 +162,8 @@ def scalar_like(value: Scalar, x: Tensor) -> Scalar:
 
 
 def network_values(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """Returns network outputs contiguous and in one dtype that pairs with the state's."""
+    """Returns network outputs contiguous and in one dtype for which there are kernels."""
     dtype = values[0].dtype
-    alike = all(value.dtype == dtype for value in values)
-    if not alike or not pairs(x.dtype, dtype):
+    if any(value.dtype != dtype for value in values) or not has_kernels(x.dtype, dtype):
         dtype = x.dtype
     return tuple(value.to(dtype).contiguous() for value in values)

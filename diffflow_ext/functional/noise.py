@@ -1,14 +1,14 @@
 """Noise as a value: a standard normal is a pure function of where it is used.
 
-Every draw of the package is ``normal(seed, stream, purpose, step, sample, element)``:
-Philox4x32-10 with the 64-bit seed as its key and the counter::
+Every draw is a function of (seed, stream, purpose, step, sample, element): Philox4x32-10 with the
+64-bit seed as its key and the counter::
 
     word 0   element // 4          word 2   step | purpose << 24
     word 1   global sample index   word 3   stream
 
-so it depends on nothing else: not on how a batch is split, on threads, dtype, device or the number
-of processes. Nobody advances a generator, and noise that a backward pass needs is made again
-instead of being stored.
+It does not depend on how a batch is split, on threads, dtype, device or the number of processes.
+There is no generator with a state, and backward passes compute their noise again instead of
+storing it.
 
 References:
     | Parallel random numbers: as easy as 1, 2, 3 (Salmon et al., SC 2011)
@@ -36,7 +36,7 @@ from .checks import (
 from .core import Noise, address, core, device_and_stream, partials, target
 from .operator import Operator, per_sample
 
-#: What draws are for. Two purposes never share a counter, so their noise is independent.
+#: Uses of noise. Different purposes have different counters, so their noise is independent.
 PURPOSES: dict[str, int] = {
     "forward": 0,
     "reverse": 1,
@@ -56,7 +56,7 @@ MAX_STREAM = 2**32
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """Names a family of draws.
+    """Selects noise by a seed and a stream.
 
     Arguments:
         seed: The seed of a run. Any integer; its lowest 64 bits count.
@@ -107,11 +107,7 @@ Key = NoiseKey | Tensor
 
 
 def purpose_code(op: str, purpose: str) -> int:
-    """Returns the number of a purpose.
-
-    Raises:
-        ValueError: If there is no such purpose.
-    """
+    """Returns the number of a purpose."""
     code = PURPOSES.get(purpose) if isinstance(purpose, str) else None
     if code is None:
         raise ValueError(
@@ -170,7 +166,7 @@ def noise_source(key: Key, purpose: int, step: int, sample_offset: int) -> Noise
 
 
 def launch_philox_words(counter: Tensor, key: Tensor) -> Tensor:
-    """Philox words of int64 counters (n, 4) and keys (n, 2)."""
+    """Returns the Philox words of int64 counters (n, 4) and keys (n, 2)."""
     words = torch.empty_like(counter)
     core.philox_words(
         (*device_and_stream(counter), 0, *counter.shape),
@@ -264,12 +260,12 @@ def normal(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    r"""Returns the standard normals that the other ops make in registers.
+    r"""Returns the standard normals that the other ops compute in registers.
 
     .. math:: z = \sqrt{-2 \log u} \, (\cos 2 \pi v, \sin 2 \pi v)
 
-    with u and v from Philox. A draw depends on (seed, stream, purpose, step, sample, element)
-    alone, so that any part of the noise can be made again anywhere, bit for bit.
+    with u and v from Philox. A draw depends only on (seed, stream, purpose, step, sample,
+    element), so any part of the noise can be computed again, bit for bit.
 
     Arguments:
         shape: The shape (B, *event).
@@ -277,8 +273,8 @@ def normal(
         purpose: What the draw is for, a name in :data:`diffflow_ext.functional.PURPOSES`.
         step: The step of the grid, in [0, 2^24).
         sample_offset: The global index of the first sample, in [0, 2^32).
-        dtype: float32, or another floating type that holds the same draws, rounded.
-        device: Where the result lies.
+        dtype: float32, or another floating dtype, to which the same draws are rounded.
+        device: The device of the result.
 
     Returns:
         Normals of the given shape, |z| <= 5.77.
@@ -307,12 +303,12 @@ def normal(
     return launch_normal(out, key, code, step, sample_offset).to(dtype)
 
 
-#: Times of samples are draws of purpose "grid"; step 0 of it belongs to TimeGrid.stratified.
+#: Random times of samples are draws of purpose "grid"; TimeGrid.stratified uses its step 0.
 _TIMES_STEP = 1
 
 
 def sample_uniforms(like: Tensor, key: Key, count: int, sample_offset: int) -> Tensor:
-    """Returns `count` uniforms in (0, 1) for each sample, float64: pure functions of its index."""
+    """Returns `count` uniforms in (0, 1) for each sample, float64, functions of its index."""
     normals = normal(
         (like.shape[0], count),
         key,
@@ -333,7 +329,7 @@ def uniforms(count: int, key: NoiseKey) -> Tensor:
 
 
 def signs(like: Tensor, key: Key, step: int, sample_offset: int) -> Tensor:
-    """Random signs: of all probes with independent entries they have the least variance."""
+    """Returns random signs, the probes of least variance among those with independent entries."""
     normals = launch_normal(
         torch.empty_like(like), key, PURPOSES["hutchinson"], step, sample_offset
     )
@@ -341,7 +337,7 @@ def signs(like: Tensor, key: Key, step: int, sample_offset: int) -> Tensor:
 
 
 def _launch_noise_dot(v: Tensor, key: Key, purpose: int, step: int, sample_offset: int) -> Tensor:
-    """Per-sample sum of v eps, with the noise of a step made again."""
+    """Returns the sum of v eps for each sample, with the noise of a step."""
     v = v.contiguous()
     dot, scratch = v.new_empty(v.shape[0]), partials(v)
     core.noise_dot(
@@ -364,7 +360,7 @@ noise_dot = Operator(
 def noise_energy(
     x: Tensor, key: Key, step: int, sample_offset: int, previous: Tensor | None = None
 ) -> Tensor:
-    """Per-sample 1/2 |delta_f|^2 of a forward step over a state shaped like x."""
+    """Returns 1/2 |delta_f|^2 of a forward step for each sample of a state shaped like x."""
     energy, scratch = x.new_empty(x.shape[0]), partials(x)
     core.noise_energy(
         target(x),

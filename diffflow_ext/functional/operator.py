@@ -1,4 +1,4 @@
-"""What all ops are made of: an operator, what its backward pass saves, sums of gradients.
+"""Parts of every op: the operator, tensors saved for the backward pass, sums of gradients.
 
 An op is one block of one file: the launch, which allocates the result and calls the core; its
 `Operator`; the autograd function; the public function with the formula and the checks.
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import Scalar, pairs
+from .core import Scalar, has_kernels
 
 _LIBRARY = torch.library.Library("diffflow_ext", "DEF")
 operators = torch.ops.diffflow_ext
@@ -29,7 +29,7 @@ class Operator:
         schema: The operator's name and arguments, as torch.library takes them.
         launch: Allocates the result and calls the core.
         fake: Returns a result of the same shape and dtype without computing it.
-        traced: What the operator runs where its arguments differ from those of `launch`.
+        traced: The operator's implementation if its arguments differ from those of `launch`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ def per_sample(x: Tensor, *_: Any) -> Tensor:
 def network_like(x: Tensor, value: Tensor, other: Tensor) -> Tensor:
     """Returns an empty result of the shape of x, in the dtype of network outputs."""
     dtype = value.dtype
-    if other.dtype != dtype or not pairs(x.dtype, dtype):
+    if other.dtype != dtype or not has_kernels(x.dtype, dtype):
         dtype = x.dtype
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
@@ -76,14 +76,14 @@ def traceable_scalar(value: Scalar, x: Tensor) -> Scalar:
 
 
 def save(ctx: Any, **values: Any) -> None:
-    """Saves tensors where autograd watches them, everything else on the context."""
+    """Saves tensors by `save_for_backward`, other values as attributes of the context."""
     ctx.names = [name for name, value in values.items() if isinstance(value, Tensor)]
     ctx.plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
     ctx.save_for_backward(*(values[name] for name in ctx.names))
 
 
 def saved(ctx: Any) -> dict[str, Any]:
-    """Returns by name what `save` was given."""
+    """Returns the values that `save` was given, by name."""
     return {**ctx.plain, **dict(zip(ctx.names, ctx.saved_tensors, strict=True))}
 
 
@@ -101,8 +101,8 @@ def scalar_grad(per_sample: Tensor, scalar: Scalar) -> Tensor:
 def first_order(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """Makes a backward pass refuse `create_graph=True`.
 
-    torch's once_differentiable hands out constants where the incoming gradient is a constant, so
-    that a gradient penalty would silently train nothing.
+    torch's once_differentiable returns constants if the incoming gradient is a constant: a
+    gradient penalty would silently have no effect.
     """
 
     @functools.wraps(backward)

@@ -1,4 +1,4 @@
-"""Noisy data of a linear diffusion, which denoising losses are made of."""
+"""Noisy data of a linear diffusion, for denoising losses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .sums import row_dot
 def launch_perturb(
     x0: Tensor, alpha_t: Tensor, sigma_t: Tensor, key: Key, step: int, sample_offset: int
 ) -> tuple[Tensor, Tensor]:
-    """alpha_t x0 + sigma_t eps, and eps. The scalars have shape (1,) or (B,)."""
+    """Returns alpha_t x0 + sigma_t eps, and eps. The scalars have shape (1,) or (B,)."""
     x0 = x0.contiguous()
     alpha_t, sigma_t = alpha_t.to(x0.dtype).contiguous(), sigma_t.to(x0.dtype).contiguous()
     x_t, eps = torch.empty_like(x0), torch.empty_like(x0)

@@ -222,11 +222,11 @@ def perturb(
 ) -> tuple[Tensor, Tensor]:
     r"""Returns :math:`\alpha_t x_0 + \sigma_t \varepsilon` and :math:`\varepsilon`."""
     draw = _noise(x0, eps, key, "dsm", step, sample_offset)
-    return _each(alpha_t, x0) * x0 + _each(sigma_t, x0) * draw, draw
+    return _per_sample(alpha_t, x0) * x0 + _per_sample(sigma_t, x0) * draw, draw
 
 
-def _each(value: Scalar, x: Tensor) -> Tensor:
-    """Returns one scalar for all samples or one for each, ready to multiply x."""
+def _per_sample(value: Scalar, x: Tensor) -> Tensor:
+    """Returns one scalar for all samples, or one for each, in a shape that multiplies x."""
     if not isinstance(value, Tensor) or value.numel() == 1:
         return _number(value, x)
     return value.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
@@ -249,7 +249,7 @@ def adjoint_step(
     want_grad_g: bool = False,
     eps: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    r"""Returns what the adjoint sweep computes at one state, by differentiating the loss there.
+    r"""Returns the adjoint at one state, by differentiating the terms of the loss with autograd.
 
     With :math:`A' = \partial L / \partial x_{k+1}` (the sum of `after`'s first three parts) and
     :math:`q' = c \, \delta^B_{k+1} / (g_{k+1} \sqrt{\Delta_{k+1}})` (its fourth), the loss depends
@@ -262,26 +262,27 @@ def adjoint_step(
 
     Returns:
         Gradients of f, s and x, then q at this state and the gradient of g for each sample; None
-        where `residual.adjoint_step` gives None.
+        where `functional.adjoint.adjoint_step` returns None.
     """
     with torch.enable_grad():
-        at, net_f = x.detach().requires_grad_(), f.detach().to(x.dtype).requires_grad_()
+        state, net_f = x.detach().requires_grad_(), f.detach().to(x.dtype).requires_grad_()
         net_s = None if s is None else s.detach().to(x.dtype).requires_grad_()
-        each_g = _number(g, x).detach().expand(x.shape[0]).clone().requires_grad_()
-        rows = each_g.reshape(-1, *(1,) * (x.dim() - 1))
+        sample_g = _number(g, x).detach().expand(x.shape[0]).clone().requires_grad_()
+        rows = sample_g.reshape(-1, *(1,) * (x.dim() - 1))
         c = weight if isinstance(weight, Tensor) else x.new_full((x.shape[0],), weight)
-        loss, delta_b = 0.0 * (at.sum() + net_f.sum() + each_g.sum()), None
+        loss, delta_b = 0.0 * (state.sum() + net_f.sum() + sample_g.sum()), None
         if x_prev is not None and net_s is not None:
-            delta_b = (x_prev - at + (net_f - rows**2 * net_s) * dt) / (rows * dt**0.5)
+            delta_b = (x_prev - state + (net_f - rows**2 * net_s) * dt) / (rows * dt**0.5)
             loss = loss + (c * _row_sum(delta_b.square()) / 2).sum()
         if after is None:
-            loss = loss + (c * _row_sum(at.square()) / 2).sum()
+            loss = loss + (c * _row_sum(state.square()) / 2).sum()
         else:
             total = sum(part for part in after[:3] if part is not None)
             delta_f = _noise(x, eps, key, "forward", step, sample_offset)
-            loss = loss + (total * (at + net_f * dt_next + rows * dt_next**0.5 * delta_f)).sum()
-            loss = loss + (0.0 if after[3] is None else (after[3] * at).sum())
-        leaves = [net_f, at, each_g, *([] if net_s is None else [net_s])]
+            x_next = state + net_f * dt_next + rows * dt_next**0.5 * delta_f
+            loss = loss + (total * x_next).sum()
+            loss = loss + (0.0 if after[3] is None else (after[3] * state).sum())
+        leaves = [net_f, state, sample_g, *([] if net_s is None else [net_s])]
         grad_f, grad_x, grad_g, *rest = torch.autograd.grad(loss, leaves, allow_unused=True)
     grad_s = None if net_s is None else rest[0]
     carry = None

@@ -1,4 +1,4 @@
-"""The backward residual, its cost, and the least noise that residuals can be divided by."""
+"""The backward residual, its cost, and the smallest noise that residuals can be divided by."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def check_noise_floor(
         if g < low_g or g * math.sqrt(dt) < low:
             raise ValueError(
                 f"{op}: expected g >= {low_g:g} and g sqrt(dt) >= {low:g} for "
-                f"{dtype_name(x.dtype)}, got g={g:g} and dt={dt:g} at step {i}, by whose noise "
-                "residuals are divided; take a larger g, longer steps or float64"
+                f"{dtype_name(x.dtype)}, got g={g:g} and dt={dt:g} at step {i}: residuals are "
+                "divided by this noise; take a larger g, longer steps or float64"
             )
 
 
@@ -84,7 +84,7 @@ def _residual_arguments(
 def launch_backward_residual(
     x: Tensor, x_next: Tensor, f_next: Tensor, s_next: Tensor, dt: Scalar, g_next: Scalar
 ) -> Tensor:
-    """delta_b of one step."""
+    """Returns delta_b of one step."""
     x, x_next = x.contiguous(), x_next.contiguous()
     f_next, s_next = network_values(x, f_next, s_next)
     dt, g_next = scalar_like(dt, x), scalar_like(g_next, x)
@@ -105,7 +105,7 @@ def launch_backward_residual(
 def backward_residual_vjp(
     grad: Tensor, dt: Scalar, g_next: Scalar
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Transpose of backward_residual: gradients of x, x_next, f_next, s_next."""
+    """Returns the gradients of x, x_next, f_next and s_next, the transpose of the residual."""
     grad = grad.contiguous()
     dt, g_next = scalar_like(dt, grad), scalar_like(g_next, grad)
     outs = tuple(torch.empty_like(grad) for _ in range(4))
@@ -178,16 +178,16 @@ def backward_residual(
     Returns:
         The residual :math:`\delta^B_i`, dimensionless, same shape. Differentiable in all tensors.
 
-    The noise of the step is divided by, so it has a floor: :math:`g \ge 10^{-9}` and
-    :math:`g \sqrt{\Delta t} \ge 10^{-10}` in float32 (:math:`10^{-90}` and :math:`10^{-95}` in
-    float64). Above it value and gradients are finite and right to 1e-5 of the sum of their terms'
-    magnitudes in float32, if data and the terms :math:`f \Delta t`, :math:`g^2 s \Delta t` are of
-    size M with :math:`M \sqrt d \le 10^4`. Noise below :math:`10^{-7} M` drowns in the rounding of
-    the states before that: the residual then is a number, but not one that means much.
+    The residual divides by the noise of the step, which therefore has a floor:
+    :math:`g \ge 10^{-9}` and :math:`g \sqrt{\Delta t} \ge 10^{-10}` in float32 (:math:`10^{-90}`
+    and :math:`10^{-95}` in float64). Above it value and gradients are finite and right to 1e-5 of
+    the sum of their terms' magnitudes in float32, if data and the terms :math:`f \Delta t`,
+    :math:`g^2 s \Delta t` are of size M with :math:`M \sqrt d \le 10^4`. If the noise is below
+    :math:`10^{-7} M`, rounding errors of the states dominate the residual.
 
     Raises:
         ValueError: If shapes differ, `dt` or `g_next` is not positive, or they are below the floor
-            (tensors on a device are not looked at).
+            (values of tensors on a GPU are not checked).
         TypeError: If an argument has the wrong type.
 
     References:
@@ -207,7 +207,7 @@ def launch_residual_cost(
     g_next: Scalar,
     previous: Tensor | None = None,
 ) -> Tensor:
-    """Per-sample 1/2 |delta_b|^2, added to `previous` where given."""
+    """Returns 1/2 |delta_b|^2 for each sample, added to `previous` if given."""
     x, x_next = x.contiguous(), x_next.contiguous()
     f_next, s_next = network_values(x, f_next, s_next)
     dt, g_next = scalar_like(dt, x), scalar_like(g_next, x)
@@ -236,7 +236,7 @@ def residual_cost_vjp(
     dt: Scalar,
     g_next: Scalar,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of sum_b grad_b 1/2 |delta_b|^2: x, x_next, f_next, s_next and g (per sample)."""
+    """Returns the gradients of sum_b grad_b 1/2 |delta_b|^2; that of g is per sample."""
     x, x_next, grad = x.contiguous(), x_next.contiguous(), grad.contiguous()
     f_next, s_next = network_values(x, f_next, s_next)
     dt, g_next = scalar_like(dt, x), scalar_like(g_next, x)
@@ -301,27 +301,13 @@ class _ResidualCost(Function):
 def residual_cost(
     x: Tensor, x_next: Tensor, f_next: Tensor, s_next: Tensor, *, dt: Scalar, g_next: Scalar
 ) -> Tensor:
-    r"""Returns the cost of one step for each sample; the residual itself is never written.
+    r"""Returns the cost of one step for each sample, shape (B,), in nats.
 
     .. math:: c_i = \tfrac12 \| \delta^B_i \|^2
 
-    The sum runs in a fixed order, the same on every device and for any number of threads.
-
-    Arguments:
-        x: The state :math:`x_i`, shape (B, *event), in data units.
-        x_next: The state :math:`x_{i+1}`, same shape.
-        f_next: The drift at :math:`(t_{i+1}, x_{i+1})`, same shape.
-        s_next: The score at :math:`(t_{i+1}, x_{i+1})`, same shape.
-        dt: The step :math:`\Delta t_i > 0`, a number or a tensor of one element.
-        g_next: The diffusion :math:`g_{i+1} > 0`, a number or a tensor of one element.
-
-    Returns:
-        The costs, shape (B,), in nats. Differentiable in all tensors.
-
-    Raises:
-        ValueError: If shapes differ, `dt` or `g_next` is not positive, or they are below the floor
-            of :func:`backward_residual`.
-        TypeError: If an argument has the wrong type.
+    Arguments and errors are those of :func:`backward_residual`, whose result is not stored. The
+    sum has a fixed order, the same on every device and for any number of threads. Differentiable
+    in all tensors.
 
     References:
         | Diffusion Normalizing Flow (Zhang & Chen, 2021), equation 16

@@ -34,7 +34,7 @@ def launch_em_step(
     sample_offset: int,
     out: Tensor | None = None,
 ) -> Tensor:
-    """x + f dt + g sqrt(dt) delta_f, into `out` (contiguous) where given."""
+    """Returns x + f dt + g sqrt(dt) delta_f, in `out` (contiguous) if given."""
     x = x.contiguous()
     (f,) = network_values(x, f)
     dt, g = scalar_like(dt, x), scalar_like(g, x)
@@ -99,7 +99,7 @@ def em_step(
     step: int,
     sample_offset: int = 0,
 ) -> Tensor:
-    r"""Returns the next state of the forward SDE, one Euler-Maruyama step with noise made on chip.
+    r"""Returns the next state of the forward SDE: one Euler-Maruyama step, with its noise.
 
     .. math:: x_{i+1} = x_i + f_i \Delta t_i + g_i \sqrt{\Delta t_i} \, \delta^F_i
 
@@ -147,7 +147,7 @@ def launch_reverse_step(
     stochasticity: float,
     sample_offset: int,
 ) -> Tensor:
-    """x_next - [f - (1 + lambda^2)/2 g^2 s] dt + lambda g sqrt(dt) eps."""
+    """Returns x_next - [f - (1 + lambda^2)/2 g^2 s] dt + lambda g sqrt(dt) eps."""
     x_next = x_next.contiguous()
     f_next, s_next = network_values(x_next, f_next, s_next)
     dt, g_next = scalar_like(dt, x_next), scalar_like(g_next, x_next)
@@ -226,13 +226,13 @@ def reverse_step(
     stochasticity: float = 1.0,
     sample_offset: int = 0,
 ) -> Tensor:
-    r"""Returns the previous state of the reverse family, one step with noise made on chip.
+    r"""Returns the previous state of the reverse family: one Euler step, with its noise.
 
     .. math:: x_i = x_{i+1} - \left[ f_{i+1} - \tfrac{1 + \lambda^2}{2} g_{i+1}^2 s_{i+1} \right]
                     \Delta t_i + \lambda g_{i+1} \sqrt{\Delta t_i} \, \varepsilon
 
     :math:`\lambda = 1` is the process that training fits, :math:`\lambda = 0` an Euler step of the
-    probability-flow ODE; all keep the same marginals in continuous time.
+    probability-flow ODE; in continuous time all have the same marginals.
 
     Arguments:
         x_next: The state :math:`x_{i+1}`, shape (B, *event), in data units.

@@ -8,7 +8,7 @@ With :math:`w_k` the bound's estimate on path k,
                  \ge \mathbb E [w_1]
 
 The bound rises to log p(x0) as K grows. The last term of :math:`w_k` comes from the normalisers of
-the Gaussian steps; without it the bound is wrong as soon as g varies.
+the Gaussian steps. It vanishes only if :math:`g_N = g_0`.
 
 References:
     | Diffusion Normalizing Flow (Zhang & Chen, 2021), equation 16
@@ -41,7 +41,7 @@ def path_bound(op: str, problem: PathProblem, x0: Tensor) -> Tensor:
 
 
 def bound_minus_loss(problem: PathProblem, x0: Tensor) -> Tensor:
-    """Returns -w_1 - L of each sample, which the noise alone determines."""
+    """Returns -w_1 - L of each sample, which depends only on the noise."""
     return _log_volume(problem, x0) - _path_noise_energy(problem, x0)
 
 
@@ -58,7 +58,7 @@ def bound_of_paths(
 
     Arguments:
         op: The name of the calling function, for error messages.
-        bound: From data and the global index of their first sample to the bound of one path.
+        bound: Maps data and the global index of their first sample to the bound of one path.
         x0: The data.
         num_paths: The number of paths K.
         sample_offset: The global index of the first sample.

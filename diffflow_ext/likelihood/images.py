@@ -1,4 +1,4 @@
-r"""Likelihoods of 8-bit images: noise between their levels, and bits per dimension.
+r"""Likelihoods of 8-bit images: dequantisation and bits per dimension.
 
 A pixel of level k in 0 ... 255 becomes a number in [-1, 1),
 
@@ -32,15 +32,15 @@ from diffflow_ext.functional.noise import (
 
 #: Levels of a pixel over the width of the interval it is scaled to: 256 / 2.
 LEVELS_PER_UNIT = 128
-#: Any more, and k + u would round up to the next level in float32.
-_MOST_NOISE = 1.0 - 2.0**-16
+#: A larger u could round k + u up to the next level in float32.
+_MAX_NOISE = 1.0 - 2.0**-16
 Number = TypeVar("Number", float, Tensor)
 
 
 def dequantise(
     images: Tensor, key: NoiseKey | Tensor | None = None, *, sample_offset: int = 0
 ) -> Tensor:
-    r"""Returns images with uniform noise between their levels, scaled to [-1, 1).
+    r"""Returns images with uniform noise added to their levels, scaled to [-1, 1).
 
     .. math:: x = \frac{k + u}{128} - 1, \qquad u = \Phi(n)
 
@@ -72,7 +72,7 @@ def dequantise(
     offset = checked_sample_offset(op, sample_offset, images.shape[0])
     normals = torch.empty(images.shape, dtype=torch.float32, device=images.device)
     launch_normal(normals, key, PURPOSES["dequantise"], 0, offset)
-    uniforms = torch.special.ndtr(normals).clamp_(max=_MOST_NOISE)
+    uniforms = torch.special.ndtr(normals).clamp_(max=_MAX_NOISE)
     return (images + uniforms) / LEVELS_PER_UNIT - 1
 
 

@@ -16,18 +16,18 @@ from diffflow_ext.processes.grids import TimeGrid
 def flow_log_prob(
     ode: ProbabilityFlow, x: Tensor, grid: TimeGrid, prior: Prior, **options: Any
 ) -> Tensor:
-    r"""Returns the log-density at the data of an ordinary differential equation and its prior.
+    r"""Returns log p(x) of the samples that an ODE maps from a prior to the data.
 
     .. math:: \log p_0(x) = \log p_{prior}(x_N) + \int_{t_0}^{t_N} \nabla \cdot v(t, x_t) \, dt
 
-    It is the density of samples that the equation brings from the prior to the data. Networks must
-    act on each sample alone and not draw random numbers: switch dropout off with eval().
+    Networks must act on each sample alone and not draw random numbers: switch dropout off with
+    eval().
 
     Arguments:
         ode: The velocity v of the equation.
         x: The data, shape (B, *event), float32 or float64.
-        grid: The times, from data to noise. Fixed solvers take one step for each of the grid;
-            "dopri5" needs its ends alone.
+        grid: The times, from data to noise. Fixed solvers take the steps of the grid; "dopri5"
+            uses only its ends.
         prior: The density of the state at the last time.
         options: `solver`, `divergence`, `num_probes`, `key`, `sample_offset`, `rtol`, `atol` and
             `engine` of :func:`diffflow_ext.engines.integrate`. `divergence` is "auto" by default.

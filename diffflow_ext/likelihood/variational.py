@@ -34,7 +34,7 @@ from diffflow_ext.processes.chain import DiscreteVP
 Decoder = Literal["gaussian", "discretised"]
 #: The variance of a reverse step: that of the posterior given x_0, or beta.
 Variance = Literal["small", "large"]
-#: Stands for infinity at the outermost levels; its tail has no gradient that is not finite.
+#: Replaces infinity at the outermost levels, so that gradients stay finite.
 _FAR = 1e8
 
 
@@ -47,7 +47,7 @@ def prior_kl(process: DiscreteVP, x0: Tensor) -> Tensor:
 
 
 def kl_weights(process: DiscreteVP, variance: Variance) -> tuple[Tensor, Tensor]:
-    """Returns what |e|^2 and d are multiplied by in L_{i-1}, shape (T+1,), zero for i < 2."""
+    """Returns the factors of |e|^2 and of d in L_{i-1}, shape (T+1,), zero for i < 2."""
     beta, log_alphas = process.betas[1:], process.log_alphas
     before, now = -torch.expm1(2 * log_alphas[1:-1]), -torch.expm1(2 * log_alphas[2:])
     ratio = before / now if variance == "large" else torch.ones_like(now)
@@ -91,7 +91,7 @@ def discretised_log_prob(levels: Tensor, mean: Tensor, deviation: float) -> Tens
     centred, half = 2 * levels / 255 - 1 - mean, 1 / 255
     upper = ((centred + half) / deviation).masked_fill(levels == 255, _FAR)
     lower = ((centred - half) / deviation).masked_fill(levels == 0, -_FAR)
-    # In the lower tail both ends of the interval keep their digits.
+    # Intervals are mirrored into the lower tail, where log_ndtr is accurate.
     mirrored = centred > 0
     upper, lower = torch.where(mirrored, -lower, upper), torch.where(mirrored, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)

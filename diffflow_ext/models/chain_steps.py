@@ -7,8 +7,8 @@ r"""Steps of a discrete chain from time i to any earlier time k, with the data p
     x_k &= \alpha_k \hat x_0 + \sqrt{\sigma_k^2 - s^2} \,
            \frac{x_i - \alpha_i \hat x_0}{\sigma_i} + s z
 
-Were :math:`\hat x_0` the data themselves, x_k would have its true law for every s; s with
-:math:`\eta = 1` is the deviation of the posterior of x_k given x_i and x_0: ancestral sampling.
+If :math:`\hat x_0` were the data, x_k would have its true distribution for every s. With
+:math:`\eta = 1`, ancestral sampling, s is the deviation of the posterior of x_k given x_i and x_0.
 
 References:
     | Denoising Diffusion Probabilistic Models (Ho et al., 2020), Algorithm 2
@@ -37,8 +37,8 @@ Sampler = Literal["ancestral", "ddim"]
 LastStep = Literal["mean", "noisy"]
 
 
-def visited(op: str, T: int, num_steps: int | None) -> list[int]:
-    """Returns the visited times in steps of the chain: evenly from T to 1, then 0."""
+def sampled_times(op: str, T: int, num_steps: int | None) -> list[int]:
+    """Returns the time indices of a sampler: spread evenly from T to 1, then 0."""
     n = T if num_steps is None else checked_count(op, "num_steps", num_steps, 1, T + 1)
     if n == 1:
         return [T, 0]
@@ -56,12 +56,12 @@ class Step:
     noise: float
     #: The deviation of the forward step from k to i.
     forward: float
-    #: sigma_i / alpha_i and 1 / alpha_i, which make x_0 of x_i and the predicted noise.
+    #: sigma_i / alpha_i and 1 / alpha_i: x_0 = inverse * x_i - ratio * eps.
     ratio: float
     inverse: float
 
 
-def plan(
+def sampler_steps(
     op: str,
     process: DiscreteVP,
     indices: list[int],
@@ -71,7 +71,7 @@ def plan(
     variance: str,
     last_step: str,
 ) -> list[Step]:
-    """Returns all steps; refuses options that do not belong to the sampler."""
+    """Returns the steps between times; refuses options of the other sampler."""
     check_choice(op, "sampler", sampler, Sampler)
     check_choice(op, "variance", variance, Variance)
     check_choice(op, "last_step", last_step, LastStep)
@@ -95,7 +95,7 @@ def plan(
 
 
 def _step(i: int, log_alpha: float, k: int, log_alpha_k: float, eta: float) -> Step:
-    """The coefficients; every 1 - alpha^2 keeps its digits where alpha is near 1."""
+    """Returns one step; expm1 keeps 1 - alpha^2 accurate for alpha near 1."""
     alpha, alpha_k = math.exp(log_alpha), math.exp(log_alpha_k)
     variance, variance_k = -math.expm1(2 * log_alpha), -math.expm1(2 * log_alpha_k)
     forward = -math.expm1(2 * (log_alpha - log_alpha_k))
@@ -113,7 +113,7 @@ def _step(i: int, log_alpha: float, k: int, log_alpha_k: float, eta: float) -> S
     )
 
 
-def reverse(
+def take_step(
     x: Tensor, eps: Tensor, step: Step, key: Key, clip: bool, sample_offset: int
 ) -> Tensor:
     """Returns x_k; the noise of the step to time k is draw k of purpose "reverse"."""

@@ -1,11 +1,11 @@
-r"""DDPM: the fixed diffusion that learned ones are compared with.
+r"""DDPM: a diffusion with a fixed forward process.
 
 .. math::
     x_i = \alpha_i x_0 + \sigma_i \varepsilon, \quad
     \alpha_i^2 = \prod_{j \le i} (1 - \beta_j), \quad \sigma_i^2 = 1 - \alpha_i^2,
     \qquad i = 1 \dots T
 
-A network predicts :math:`\varepsilon`; it is told the time :math:`t_i = i/T \in (0, 1]`.
+A network predicts :math:`\varepsilon` from :math:`x_i` and the time :math:`t_i = i/T \in (0, 1]`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from diffflow_ext.likelihood.variational import (
 from diffflow_ext.processes.chain import DiscreteVP
 from diffflow_ext.processes.grids import TimeGrid
 
-from .chain_steps import LastStep, Sampler, plan, reverse, visited
+from .chain_steps import LastStep, Sampler, sampled_times, sampler_steps, take_step
 from .denoising import (
     EpsNetwork,
     check_network,
@@ -59,9 +59,9 @@ class DDPM(nn.Module):
     Arguments:
         eps_net: The network :math:`\varepsilon(t, x)`, an nn.Module or any callable, called with
             t of shape () or (B,) in (0, 1] and x of shape (B, *event).
-        schedule: "linear", "cosine", or a chain of one's own. "linear" spaces :math:`\beta_i`
-            evenly from 0.1/T to 20/T (at most 0.999), which is the published schedule for
-            T = 1000; shorter chains destroy the data as much, but for T < 3.
+        schedule: "linear", "cosine", or a :class:`diffflow_ext.processes.DiscreteVP`. "linear"
+            spaces :math:`\beta_i` evenly from 0.1/T to 20/T (at most 0.999), the published
+            schedule for T = 1000. For T >= 3 the last state is about as close to noise.
         num_timesteps: The length T of the chain. Default: 1000, or that of `schedule`.
 
     Raises:
@@ -115,7 +115,7 @@ class DDPM(nn.Module):
         .. math:: L = \tfrac1d \| \varepsilon - \varepsilon(t_i, x_i) \|^2, \quad
                   i \sim U\{1 \dots T\}
 
-        Time and noise of a sample are functions of the key and its global index alone.
+        Time and noise of a sample depend only on the key and its global index.
 
         Arguments:
             x0: The data, shape (B, *event), float32 or float64.
@@ -190,9 +190,9 @@ class DDPM(nn.Module):
 
         .. math:: \log p(x_0) \ge -L_T - \sum_{i=2}^T L_{i-1} - L_0
 
-        with one draw of the noise for each term. All T of them, or an unbiased estimate from
-        `timesteps` network evaluations: L_0 always, and one term of each of `timesteps` - 1 equal
-        strata of the others, drawn for each sample.
+        with one draw of the noise for each term. Either all T terms are evaluated, or `timesteps`
+        of them for an unbiased estimate: L_0, and one term drawn for each sample from each of
+        `timesteps` - 1 equal strata of the others.
 
         Arguments:
             x0: The data, shape (B, *event).
@@ -240,7 +240,7 @@ class DDPM(nn.Module):
     def _terms(
         self, op: str, x0: Tensor, timesteps: int | None, key: Key, offset: int
     ) -> list[tuple[int | Tensor, float]]:
-        """Returns which i to evaluate, one or one for each sample, and how much each counts."""
+        """Returns the indices i to evaluate, shape () or (B,), and their weights."""
         T = self.num_timesteps
         if timesteps is None:
             return [(i, 1.0) for i in range(1, T + 1)]
@@ -283,10 +283,10 @@ class DDPM(nn.Module):
         .. math:: \frac{dx}{dt} = -\tfrac12 \beta(t)
                   \Bigl( x - \frac{\varepsilon(t, x)}{\sigma(t)} \Bigr)
 
-        It starts at the first time that the network knows, :math:`t_1 = 1/T`, whose noise of
-        standard deviation :math:`\sigma_1` (0.01) counts as part of the data. Arguments, values
-        and errors are those of :func:`diffflow_ext.likelihood.flow_log_prob`, but that `grid` may
-        be a number of steps from 1/T to 1, small at the data.
+        It starts at the first time that the network is trained on, :math:`t_1 = 1/T`. The noise
+        there, of standard deviation :math:`\sigma_1` (0.01), counts as part of the data.
+        Arguments, values and errors are those of :func:`diffflow_ext.likelihood.flow_log_prob`;
+        `grid` may also be a number of steps from 1/T to 1, which are small near the data.
         """
         op = "DDPM.log_prob"
         x = checked_data(op, x, "x")
@@ -356,8 +356,8 @@ class DDPM(nn.Module):
         op = "DDPM.sample"
         checked_flag(op, "clip", clip)
         shape = checked_shape(op, "shape", shape)
-        indices = visited(op, self.num_timesteps, num_steps)
-        steps = plan(
+        indices = sampled_times(op, self.num_timesteps, num_steps)
+        steps = sampler_steps(
             op, self.process, indices,
             sampler=sampler, eta=eta, variance=variance, last_step=last_step,
         )  # fmt: skip
@@ -368,7 +368,7 @@ class DDPM(nn.Module):
         )
         for step in steps:
             eps = predicted_noise(op, self.eps_net, step.i / self.num_timesteps, x)
-            x = reverse(x, eps, step, key, clip, sample_offset)
+            x = take_step(x, eps, step, key, clip, sample_offset)
         return x
 
 

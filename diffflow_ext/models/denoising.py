@@ -1,10 +1,11 @@
-"""What models share, most of all models that predict noise: keys, grids, losses of a batch.
+"""Parts that the models share: checks, keys, time grids, and losses of predicted noise.
 
 A network is called as ``eps_net(t, x)`` and predicts the noise in x; its score is -eps / sigma(t).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Callable, Iterable
@@ -27,12 +28,20 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def eager(method: _Method) -> _Method:
-    """Keeps a method out of graphs that torch.compile records."""
-    return torch.compiler.disable(method)  # pyright: ignore
+    """Keeps a method out of compiled graphs, without importing torch's compiler before a call."""
+    disabled: list[Callable[..., Any]] = []
+
+    @functools.wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not disabled:
+            disabled.append(torch.compiler.disable(method))
+        return disabled[0](*args, **kwargs)
+
+    return run  # pyright: ignore[reportReturnType]
 
 
 def check_network(op: str, net: object) -> None:
-    """Refuses what cannot be called."""
+    """Refuses a network that cannot be called."""
     if not callable(net):
         raise TypeError(
             f"{op}: expected eps_net to be callable as eps_net(t, x), got {in_words(net)}"
@@ -47,7 +56,7 @@ def checked_data(op: str, x0: object, name: str = "x0") -> Tensor:
 
 
 def fixed_key(op: str, key: Key | None, device: torch.device) -> Key:
-    """Returns the key, drawn from torch's generator where there is none."""
+    """Returns the key; without one, a key drawn from torch's generator."""
     return NoiseKey.from_torch() if key is None else checked_key(op, key, device)
 
 
@@ -78,7 +87,7 @@ def mean_square_error_of_batch(
     weight: Tensor | None,
     engine: Engine,
 ) -> Tensor:
-    """Returns :func:`batch_mean` of :func:`mean_square_error`, in one pass where that is fused."""
+    """Returns :func:`batch_mean` of :func:`mean_square_error`, in one pass if it is fused."""
     call = regression.prepare(op, engine, net, t, x_t)
     if call is None:
         return batch_mean(op, mean_square_error(op, net, t, x_t, eps, "autograd"), weight)
@@ -89,13 +98,13 @@ def mean_square_error_of_batch(
 
 
 def batch_mean(op: str, loss: Tensor, weight: Tensor | None) -> Tensor:
-    """Returns the mean, or the weighted sum, over a batch, in float64 inside."""
+    """Returns the mean, or the weighted sum, over a batch, summed in float64."""
     weight = checked_weights(op, weight, loss)
     return weighted_sum(loss, 1.0 / max(loss.shape[0], 1) if weight is None else weight)
 
 
 def zeros_beside(shape: tuple[int, ...], parameters: Iterable[Tensor]) -> Tensor:
-    """Returns zeros where the parameters are; float64 parameters make a float64 state."""
+    """Returns zeros on the device of the parameters, float64 if they are, else float32."""
     like = next(iter(parameters), torch.empty(0))
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     return torch.zeros(shape, dtype=dtype, device=like.device)
@@ -104,7 +113,7 @@ def zeros_beside(shape: tuple[int, ...], parameters: Iterable[Tensor]) -> Tensor
 def time_grid(
     op: str, grid: TimeGrid | int, t_start: float, t_end: float, power: float
 ) -> TimeGrid:
-    """Returns a grid that ends at `t_end`, from one or from a number of steps."""
+    """Returns a grid that ends at `t_end`, given such a grid or a number of steps."""
     if not isinstance(grid, TimeGrid):
         if isinstance(grid, bool) or not isinstance(grid, numbers.Integral):
             raise TypeError(

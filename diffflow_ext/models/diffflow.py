@@ -57,8 +57,8 @@ class DiffFlowSDE(nn.Module):
             (:class:`diffflow_ext.processes.GeometricDiffusion`, learnable or not).
         params: Tensors that drift and score depend on besides the parameters of nn.Modules. Only
             callables that are not modules need it.
-        prior: The density of the last state in the place of N(0, I): a flow of zuko or normflows,
-            or anything with ``log_prob(x)`` and ``sample(n)``; see
+        prior: The density of the last state instead of N(0, I): a flow of zuko or normflows, or
+            any object with ``log_prob(x)`` and ``sample(n)``; see
             :func:`diffflow_ext.flows.as_prior`. Its parameters train together with the networks.
         scores_per_call: The number of states at which one call of the score evaluates it, see
             :func:`diffflow_ext.engines.diffflow_loss`. More than one pays on a GPU with small
@@ -96,7 +96,7 @@ class DiffFlowSDE(nn.Module):
         self.drift: Any = drift
         self.score: Any = score
         self.diffusion: Any = diffusion
-        # Without one, the kernels' own N(0, I).
+        # None is N(0, I), which the kernels compute themselves.
         self.prior: Any = None if prior is None else as_prior(prior)
         self.extra_params = checked_params("DiffFlowSDE", params)
         self.scores_per_call = scores_per_call
@@ -153,11 +153,11 @@ class DiffFlowSDE(nn.Module):
         """Returns the loss of each sample along one path, shape (B,), with its exact gradient.
 
         Arguments, values and errors are those of :func:`diffflow_ext.engines.diffflow_loss` for
-        the networks, parameters and prior of this model, with a choice of the engine: "autograd",
-        the adjoint for any networks; "fused", one call of compiled code for perceptrons (see
+        the networks, parameters and prior of this model. `engine` is "autograd", the adjoint for
+        any networks; "fused", one call of compiled code for perceptrons (see
         :mod:`diffflow_ext.engines.fused.paths`), which ignores `scores_per_call` and
-        `kept_graphs`; "auto", the second where it is possible. Both give the same noise, and the
-        same values and gradients but for rounding; :meth:`engine_for` says which "auto" takes.
+        `kept_graphs`; or "auto", which is "fused" where possible. Noise is the same in both,
+        values and gradients up to rounding; :meth:`engine_for` says which one "auto" takes.
         """
         paths, x0 = self._engine(
             "loss", x0, grid, key, sample_offset, engine=engine,
@@ -237,9 +237,9 @@ class DiffFlowSDE(nn.Module):
 
         .. math:: -\text{elbo} - L = d \log \frac{g_N}{g_0} - \sum_i \tfrac12 \| \delta^F_i \|^2
 
-        The sum is known from the noise alone. Its mean, N d / 2, would do in expectation, but L
-        and the sum scatter together, and much more than their difference. Grid, key and offset
-        are those of the loss; of the data only shape, dtype and device count.
+        The sum depends only on the noise. Replacing it by its mean, N d / 2, would give the same
+        expectation with a much larger variance, because L and the sum are correlated. Grid, key
+        and offset are those of the loss; of the data only shape, dtype and device matter.
         """
         problem, x0 = self._problem("bound_minus_loss", x0, grid, key, sample_offset)
         return bound_minus_loss(problem, x0)
@@ -263,10 +263,9 @@ class DiffFlowSDE(nn.Module):
 
         .. math:: \frac{dx}{dt} = f - \tfrac12 g^2 s
 
-        Its density equals that of the stochastic processes only where both networks are at their
-        optimum; it is a density of its own otherwise, that of samples with ``stochasticity=0``.
-        Arguments and errors are those of :func:`diffflow_ext.likelihood.flow_log_prob`. The grid
-        need not be one that was trained on.
+        It is the density of samples with ``stochasticity=0``, and equals that of the stochastic
+        process only if both networks are optimal. Arguments and errors are those of
+        :func:`diffflow_ext.likelihood.flow_log_prob`. The grid may differ from those of training.
 
         References:
             | Diffusion Normalizing Flow (Zhang & Chen, 2021), section 3.4, equation 17
@@ -282,7 +281,7 @@ class DiffFlowSDE(nn.Module):
     def probability_flow(self, device: torch.device | str = "cpu") -> ProbabilityFlow:
         r"""Returns the velocity :math:`v = f - \tfrac12 g^2 s` as networks and coefficients.
 
-        `device` is that of the diffusion, if it is a module or a function of tensors.
+        `device` is where the diffusion is evaluated if it is a module or a function.
         """
 
         def coefficients(t: float) -> tuple[float, ...]:
@@ -338,9 +337,9 @@ class DiffFlowSDE(nn.Module):
             key: Seed and stream of the noise.
             stochasticity: The factor :math:`\lambda \ge 0`. 1 is the trained process, 0 the
                 probability-flow ODE.
-            last_step: "noisy" takes the step into the data like all others; "mean" leaves its
-                noise out; "tweedie" takes it and then denoises, :math:`x + \sigma^2 s(t_1, x)`
-                with :math:`\sigma = \lambda g_1 \sqrt{\Delta t_0}`, for one more evaluation.
+            last_step: "noisy" treats the last step like all others; "mean" omits its noise;
+                "tweedie" keeps it and then denoises, :math:`x + \sigma^2 s(t_1, x)` with
+                :math:`\sigma = \lambda g_1 \sqrt{\Delta t_0}`, for one more evaluation.
             solver: "euler"; for the ODE (:math:`\lambda = 0`) also "heun" (order 2) and "rk4".
             corrector_steps: Langevin moves after each step but the last, each of one evaluation
                 of the score: :math:`x + \eta s + \sqrt{2 \eta} \, \varepsilon`.

@@ -1,11 +1,11 @@
-r"""DiNof: a linear diffusion of short time, and a normalizing flow for what it leaves.
+r"""DiNof: a linear diffusion that stops early, and a normalizing flow as its prior.
 
 .. math::
     x_t = \alpha(t) \, x_0 + \sigma(t) \, \varepsilon, \quad t \in (0, T_m], \qquad
     x_{T_m} \sim p_{flow}
 
-A network predicts :math:`\varepsilon` up to the cutoff :math:`T_m`; beyond it a flow takes the
-place of the diffusion. With :math:`T_m = T` and a Gaussian for the flow this is plain diffusion.
+A network predicts :math:`\varepsilon` up to the cutoff :math:`T_m`; the flow models the states
+there. With :math:`T_m = T` and a Gaussian as the flow this is a plain diffusion model.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ LossWeight = Literal["variance", "likelihood"]
 _FLOW_DRAW = 1
 #: Steps of a sampler over the whole time of a process.
 _DEFAULT_STEPS = 1000
-#: Moves grow with its square, which must be a number.
+#: Langevin steps grow with the square of the ratio, which must be finite.
 MAX_SNR = 1e100
 
 
@@ -75,12 +75,12 @@ class DiNof(nn.Module):
             :math:`-\varepsilon(t, x) / \sigma(t)`.
         flow: The flow: of zuko or normflows, or anything that :func:`diffflow_ext.flows.as_prior`
             takes. Default: :math:`\mathcal N(0, s^2 I)` with the process's `prior_scale`, or the
-            noise at the cutoff, :math:`s = \sigma(T_m)`, where the process explodes ("ve"). It is
-            a good prior only where the noise has covered the data.
+            noise at the cutoff, :math:`s = \sigma(T_m)`, for "ve". It is a good prior only if the
+            noise at the cutoff dominates the data.
         process: "vp", "subvp", "ve", or a :class:`diffflow_ext.processes.LinearProcess`.
         t_cutoff: The cutoff :math:`T_m`, at most the process's `t_end`.
-        t_min: The earliest time, where sampling and the ODE end. Default: the process's: 1e-3, for
-            "ve" 1e-5.
+        t_min: The earliest time, where sampling and the ODE end. Default: that of the process,
+            1e-3, for "ve" 1e-5.
         loss_weight: The weight :math:`\lambda(t)` of :meth:`score_loss`: "variance",
             :math:`\sigma^2`, for samples, or "likelihood", :math:`g^2`.
 
@@ -173,21 +173,9 @@ class DiNof(nn.Module):
         .. math:: L = \frac{\lambda(t)}{d \, \sigma(t)^2}
                       \| \varepsilon - \varepsilon(t, x_t) \|^2, \quad t \sim U(t_{min}, T_m)
 
-        Time and noise of a sample are functions of the key and its global index alone.
-
-        Arguments:
-            x0: The data, shape (B, *event), float32 or float64.
-            key: Seed and stream of the noise. Default: drawn from torch's generator.
-            sample_offset: The global index of the first sample.
-            engine: "auto", "fused" (one call of compiled code, for perceptrons on the CPU) or
-                "autograd", which has second derivatives.
-
-        Returns:
-            The losses, shape (B,). Differentiable in the network's parameters.
-
-        Raises:
-            ValueError: If an argument is out of its range, or data are not finite.
-            TypeError: If an argument has the wrong type.
+        Time and noise of a sample depend only on the key and its global index. Arguments and
+        errors are those of :meth:`diffflow_ext.models.DDPM.loss`. The losses have shape (B,) and
+        are differentiable in the network's parameters.
 
         References:
             | Score-Based Generative Modeling through SDEs (Song et al., 2021), equation 7
@@ -240,8 +228,8 @@ class DiNof(nn.Module):
     ) -> Tensor:
         """Returns the mean (or weighted sum) of both losses over the batch, shape ().
 
-        Its gradients are those of the two losses: no parameter has part in both. Weights have
-        shape (B,) and are 1/B by default; other arguments are those of :meth:`score_loss`.
+        No parameter has a gradient from both. Weights have shape (B,) and are 1/B by default;
+        other arguments are those of :meth:`score_loss`.
         """
         op = "DiNof.mean_loss"
         key = fixed_key(op, key, checked_data(op, x0).device)
@@ -275,8 +263,8 @@ class DiNof(nn.Module):
 
         The noise of standard deviation :math:`\sigma(t_{min})` counts as part of the data: 0.01
         for "vp" and "ve", 1e-4 for "subvp". Arguments, values and errors are those of
-        :func:`diffflow_ext.likelihood.flow_log_prob`, but that `grid` may be a number of steps
-        from `t_min` to `t_cutoff`.
+        :func:`diffflow_ext.likelihood.flow_log_prob`; `grid` may also be a number of steps from
+        `t_min` to `t_cutoff`.
         """
         op = "DiNof.log_prob"
         x = checked_data(op, x, "x")
@@ -314,25 +302,25 @@ class DiNof(nn.Module):
             \text{corrector} \quad x_{i+1} &\leftarrow x_{i+1} + \delta s + \sqrt{2 \delta} \, z,
             \qquad \delta = 2 (\text{snr} \cdot \sigma)^2
 
-        The corrector runs before each predictor. Its step takes norms by their expectations:
-        :math:`\| z \| / \| s \|` is :math:`\sigma`. Norms of the batch would make a sample depend
-        on its neighbours, norms of the sample would make steps unbounded where the score vanishes.
+        The corrector runs before each predictor. Its step replaces :math:`\| z \| / \| s \|` by
+        :math:`\sigma`, the ratio of expectations. With norms of the batch a sample would depend
+        on the others; with norms of the sample, steps would be unbounded where the score vanishes.
 
         Arguments:
             shape: The shape (B, *event).
-            num_steps: The number of steps, even in time, or a grid from about `t_min` to
+            num_steps: The number of steps, equal in time, or a grid from about `t_min` to
                 `t_cutoff`. Default: 1000 for the whole time of the process, so 600 for a cutoff
-                of 0.6. The "ode" sampler's steps are small at the data, as in :meth:`log_prob`.
+                of 0.6. Steps of "ode" are smaller near the data, as in :meth:`log_prob`.
             key: Seed and stream of the noise.
             sampler: "em", "reverse_diffusion", "ode" (the probability flow), or "auto":
                 "reverse_diffusion" for "ve", "em" for others.
             corrector_steps: Langevin steps before each predictor. Default: 1 for "ve" unless the
                 sampler is "ode", 0 for others.
             snr: The signal-to-noise ratio of the corrector, > 0.
-            last_step: "mean" leaves the noise of the last step out; "noisy" keeps it; "tweedie"
-                keeps it and then denoises at t_min, for one more evaluation. "ode" has no noise,
-                so that the first two are the same.
-            solver: The solver of "ode"; others do not use it.
+            last_step: "mean" omits the noise of the last step; "noisy" keeps it; "tweedie" keeps
+                it and then denoises at t_min, for one more evaluation. "ode" has no noise, so the
+                first two are the same.
+            solver: The solver of "ode"; not used by the other samplers.
             sample_offset: The global index of the first sample.
 
         Returns:

@@ -22,7 +22,7 @@ Sampler = Literal["auto", "em", "reverse_diffusion", "ode"]
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation: y = c_x x + c_eps eps(t, x) + noise z, z draw `step` of `purpose`."""
+    """One step: y = c_x x + c_eps eps(t, x) + noise z, with z from draw `step` of `purpose`."""
 
     t: float
     c_x: float
@@ -54,7 +54,7 @@ def resolve_sampler(
 def sampler_steps(
     process: LinearProcess, grid: TimeGrid, sampler: str, repeats: int, snr: float, last_step: str
 ) -> list[Step]:
-    """Returns all evaluations of a sampler, from noise to data."""
+    """Returns all steps of a sampler, from noise to data."""
     steps = []
     edges = list(enumerate(pairwise(grid.times.tolist())))
     sigmas = process.sigma(grid.times).tolist()

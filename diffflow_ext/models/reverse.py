@@ -3,9 +3,9 @@ r"""Sampling: the reverse family of SDEs from noise to data, on any grid.
 .. math:: x_i = x_{i+1} - \left[ f - \tfrac{1 + \lambda^2}{2} g^2 s \right](t_{i+1}, x_{i+1})
                 \Delta t_i + \lambda g_{i+1} \sqrt{\Delta t_i} \, \varepsilon
 
-All members have the same marginals as :math:`\Delta t \to 0`. At :math:`\lambda = 0` the equation
-is ordinary and may be solved at a higher order. Between steps, Langevin moves at a fixed time draw
-the sample towards the marginal of that time:
+All have the same marginals as :math:`\Delta t \to 0`. At :math:`\lambda = 0` the equation is
+ordinary, and there are solvers of higher order. Langevin steps at a fixed time bring samples
+closer to the marginal of that time:
 
 .. math:: x \leftarrow x + \eta \, s(t_i, x) + \sqrt{2 \eta} \, \varepsilon,
           \qquad \eta = c \, g_i^2 \, \Delta t_i
@@ -29,27 +29,15 @@ from diffflow_ext.functional.affine import launch_affine_step
 from diffflow_ext.functional.checks import check_choice, checked_count, checked_finite
 from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, launch_normal
 
-#: How the step into the data is taken; see DiffFlowSDE.sample.
+#: The treatment of the last step; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
-#: How a step is taken; all but "euler" are for the ODE.
+#: Solvers of one step; all but "euler" are for the ODE.
 ReverseSolver = Literal["euler", "heun", "rk4"]
 
 
 @dataclass(frozen=True)
 class ReverseSampler:
-    """How to go from noise to data, checked.
-
-    Arguments:
-        stochasticity: The factor lambda >= 0.
-        last_step: "noisy", "mean" or "tweedie".
-        solver: "euler", or for lambda = 0 also "heun" or "rk4".
-        corrector_steps: Langevin moves after each step but the last.
-        corrector_scale: Their size c > 0.
-
-    Raises:
-        ValueError: If an argument is out of its range or they do not go together.
-        TypeError: If an argument has the wrong type.
-    """
+    """Options of :meth:`diffflow_ext.models.DiffFlowSDE.sample`, checked."""
 
     stochasticity: float = 1.0
     last_step: LastStep = "noisy"
@@ -88,13 +76,7 @@ def reverse_path(
 ) -> Tensor:
     """Returns x_0 from x_N; writes x_0 ... x_{N-1} into `states`, shape (N+1, B, *event).
 
-    Arguments:
-        p: The problem.
-        ode: The velocity of the ordinary equation.
-        times: The times of the grid.
-        x_last: The state x_N.
-        sampler: How to take the steps.
-        states: All states, None where they are not wanted.
+    `ode` is the equation for lambda = 0, and `times` are those of the grid.
     """
     op = "DiffFlowSDE.sample"
     if p.num_steps * sampler.corrector_steps >= MAX_STEP:
@@ -131,14 +113,14 @@ def _corrected_path(
 
 
 def _correct(p: PathProblem, x: Tensor, i: int, sampler: ReverseSampler) -> Tensor:
-    """Makes Langevin moves at time t_i."""
+    """Takes Langevin steps at time t_i."""
     size = sampler.corrector_scale * p.steps[i] * p.g_values[i] * p.g_values[i]
     root = (2 * size).sqrt() if isinstance(size, Tensor) else math.sqrt(2 * size)
-    for move in range(sampler.corrector_steps):
-        count = i * sampler.corrector_steps + move
+    for j in range(sampler.corrector_steps):
+        draw = i * sampler.corrector_steps + j
         s = p.network("score", i, x)
         x = launch_affine_step(
-            x, s, None, 1.0, size, 0.0, root, p.key, PURPOSES["langevin"], count, p.sample_offset
+            x, s, None, 1.0, size, 0.0, root, p.key, PURPOSES["langevin"], draw, p.sample_offset
         )
     return x
 

@@ -1,8 +1,7 @@
 r"""A perceptron over vectors, conditioned on time through learned Fourier features.
 
-The same class serves as drift :math:`f(t, x)` and as score :math:`s(t, x)` of low-dimensional
-data. Time enters once, before the first activation, so that all samples which share a time also
-share its embedding.
+It serves as drift :math:`f(t, x)` and as score :math:`s(t, x)` of low-dimensional data. Time
+enters once, before the first activation, so samples with the same time share its embedding.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ MIN_FREQUENCY, MAX_FREQUENCY = 0.1, 100.0
 
 @dataclass(frozen=True)
 class Perceptron:
-    r"""A network at given times: a perceptron, without its time embedding.
+    r"""The perceptron that a network is at given times.
 
     .. math:: h_0 = \sigma(e_k + W x), \quad h_l = \sigma(U_l h_{l-1} + c_l), \quad
               \text{net}(t_k, x) = V h_{\text{depth}} + v
 
     Arguments:
         activation: The name of :math:`\sigma`.
-        embedding: :math:`e`, shape (times, width): all that the first layer adds to W x.
+        embedding: :math:`e`, shape (times, width): the sum that the first layer adds to W x.
         input: W, shape (width, dim).
         output: V, shape (dim, width).
         output_bias: v, shape (dim,).
@@ -144,8 +143,7 @@ class FourierMLP(nn.Module):
         r"""Evaluates the network.
 
         Arguments:
-            t: The time :math:`t`, one for all samples or one for each, with shape :math:`()` or
-                :math:`(B,)`. A single time is embedded once.
+            t: The time :math:`t` of all samples, shape :math:`()`, or of each, shape :math:`(B,)`.
             x: The vectors :math:`x`, with shape :math:`(B, D)`.
 
         Returns:
@@ -197,19 +195,11 @@ class FourierMLP(nn.Module):
         return self.output(h)
 
     def perceptron_at(self, t: Tensor) -> Perceptron:
-        r"""Returns the perceptron that the network is at given times, for fused engines.
-
-        Arguments:
-            t: The times, shape (times,).
-        """
+        r"""Returns the perceptron that the network is at times t, shape (times,)."""
         return self.perceptron_with(_sum(self.embed(t), self.input.bias))
 
     def perceptron_with(self, embedding: Tensor) -> Perceptron:
-        r"""Returns the perceptron that the network is with given embeddings, for fused engines.
-
-        Arguments:
-            embedding: All that the first layer adds to W x, shape (times, width).
-        """
+        r"""Returns the perceptron for a given `Perceptron.embedding`, shape (times, width)."""
         return Perceptron(
             self.activation,
             embedding,
@@ -220,7 +210,7 @@ class FourierMLP(nn.Module):
         )
 
     def time_embedding(self) -> TimeEmbedding:
-        """Returns the tensors from which `Perceptron.embedding` is made, for fused engines."""
+        """Returns the tensors from which the fused engine computes `Perceptron.embedding`."""
         return TimeEmbedding(
             self.activation,
             self.time_scale,
@@ -233,7 +223,7 @@ class FourierMLP(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Names the arguments that no submodule shows."""
+        """Returns the arguments that no submodule shows, for `repr`."""
         return (
             f"dim={self.dim}, width={self.width}, depth={self.depth}, "
             f"activation={self.activation!r}, time_scale={self.time_scale}"
@@ -241,12 +231,11 @@ class FourierMLP(nn.Module):
 
 
 def _sum(value: Tensor, bias: Tensor | None) -> Tensor:
-    """Adds a bias; users may have put in layers without one."""
+    """Adds a bias, None in layers of users that have none."""
     return value if bias is None or value is None else value + bias  # pyright: ignore
 
 
 def _check_arguments(dim: int, width: int, depth: int, activation: str, time_scale: float) -> None:
-    """Raises a ValueError that names the first argument out of range."""
     for name, value, least in (("dim", dim, 1), ("width", width, 1), ("depth", depth, 0)):
         if value < least:
             raise ValueError(f"FourierMLP: expected {name} >= {least}, got {value}")

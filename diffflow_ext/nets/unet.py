@@ -1,12 +1,12 @@
 r"""The U-Net of denoising diffusion models, for drift, score or noise of small images.
 
-Residual blocks of two 3 x 3 convolutions at several resolutions, each given the time; on the way
-back up every block also takes the state of its counterpart on the way down. Self-attention follows
-the blocks of chosen resolutions and the first of the middle.
+It has residual blocks of two 3 x 3 convolutions at several resolutions, each with the time as an
+input, and skip connections from the downward to the upward blocks. Self-attention follows the
+blocks of chosen resolutions and the first middle block.
 
-Time enters as sinusoids made for indices 0 ... 1000, so `time_scale` must bring the times of a
-model to that range: ``time_scale = 1000 / t_end``. With raw times in [0, 0.05] the sinusoids of
-both ends all but coincide, and the network cannot tell data from noise.
+The time embedding is made for indices 0 ... 1000, so `time_scale` must map the times of a model
+to that range: ``time_scale = 1000 / t_end``. Without scaling, times in [0, 0.05] have nearly equal
+embeddings.
 
 References:
     | Denoising Diffusion Probabilistic Models (Ho et al., 2020), appendix B
@@ -46,13 +46,13 @@ class UNet(nn.Module):
         base: Channels of the first level, before `channel_multiplier`.
         mults: For each level, how many times `base` its channels are.
         blocks: Residual blocks per level on the way down, :math:`\geq 1`; one more on the way up.
-        attention: Sides at which to attend. One that no level has counts for the next smaller
-            level: 16 is 14 in images of side 28. () attends nowhere, not in the middle either.
+        attention: Sides of the levels with attention. A side that no level has stands for the next
+            smaller level: 16 is 14 in images of side 28. () is no attention at all.
         dropout: The probability of dropping an entry before each block's second convolution.
         channel_multiplier: Scales the channels of all levels: 0.5 for half, 0.25 for a quarter.
-        time_scale: From time to indices 0 ... 1000: 1000 divided by the last time.
-        scale_shift: Whether time scales and shifts what a block's second norm returns, instead of
-            being added before it.
+        time_scale: The factor from time to indices 0 ... 1000: 1000 divided by the last time.
+        scale_shift: Whether the time embedding scales and shifts the output of a block's second
+            norm, instead of being added to its input.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -118,8 +118,7 @@ class UNet(nn.Module):
         r"""Evaluates the network.
 
         Arguments:
-            t: The time, one for all samples or one for each, with shape :math:`()` or
-                :math:`(B,)`. A single time is embedded once.
+            t: The time of all samples, shape :math:`()`, or of each, shape :math:`(B,)`.
             x: The images, with shape :math:`(B, C, \text{size}, \text{size})`.
 
         Returns:
@@ -158,7 +157,7 @@ class UNet(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
     def embed(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        r"""Returns the time embedding that the blocks are given.
+        r"""Returns the time embedding, an input of all blocks.
 
         Arguments:
             t: Times of any shape :math:`(*)`.
@@ -167,7 +166,7 @@ class UNet(nn.Module):
         Returns:
             The embeddings, with shape :math:`(*, 4\,\text{width})`.
         """
-        # An index has ten bits before its point: more than 16-bit types hold.
+        # Indices up to 1000 need more bits than 16-bit dtypes have.
         exact = t.to(torch.promote_types(dtype, torch.float32))
         features = self.sinusoids(exact).to(dtype)
         return functional.silu(self.time_out(functional.silu(self.time_in(features))))
@@ -186,12 +185,12 @@ class UNet(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """Names the arguments that no submodule shows."""
+        """Returns the arguments that no submodule shows, for `repr`."""
         return f"channels={self.channels}, size={self.size}, time_scale={self.time_scale}"
 
 
 class _Options(NamedTuple):
-    """What all blocks of a net share."""
+    """Options of all blocks of a network."""
 
     embedding: int  # width of the time embedding
     dropout: float  # probability
@@ -218,10 +217,10 @@ class _DownLevel(nn.Module):
 
 
 class _UpLevel(nn.Module):
-    """Blocks at one resolution on the way up, each with a state of the way down.
+    """Blocks at one resolution on the way up, each with a skip connection.
 
-    `widths` are the channels of the level before (on the way down), of this one, and of what
-    comes in; `side` is that of the next images, None at the top.
+    `widths` are the channels of the next finer level, of this level, and of the input; `side` is
+    that of the next finer level, None at the top.
     """
 
     def __init__(
@@ -291,8 +290,8 @@ class _ResidualBlock(nn.Module):
 class _SelfAttention(nn.Module):
     r"""Attention with one head over the pixels: :math:`y = x + P \, v \, \text{softmax}(q^T k)`.
 
-    Plain products on purpose: they have second derivatives, which continuous flows train with,
-    and the same bits in every run, which the backward passes of fused attention do not have.
+    Plain products have second derivatives, which continuous flows need, and are deterministic.
+    Fused attention has neither.
     """
 
     def __init__(self, channels: int) -> None:
@@ -308,14 +307,14 @@ class _SelfAttention(nn.Module):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """Returns a group norm; groups of one channel would wipe out the time that was added."""
+    """Returns a group norm; groups of one channel would remove the added time embedding."""
     most = max(1, min(MAX_GROUPS, channels // MIN_GROUP_SIZE))
     groups = next(n for n in range(most, 0, -1) if channels % n == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def _initialise(net: UNet) -> None:
-    """Draws weights of equal variance forwards and backwards; branches and output start at 0."""
+    """Draws Xavier weights; the last layers of branches and of the network start at 0."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -337,7 +336,6 @@ def _check_arguments(
     dropout: float,
     time_scale: float,
 ) -> None:
-    """Raises a ValueError that names the first argument out of range."""
     least = {"channels": channels, "size": size, "base": base, "blocks": blocks}
     for name, value in least.items():
         if value < 1:
@@ -351,7 +349,7 @@ def _check_arguments(
 
 
 def _width(base: int, channel_multiplier: float) -> int:
-    """Returns the channels of the first level; sinusoids come in pairs, and two need a range."""
+    """Returns the channels of the first level; the time embedding needs an even number >= 4."""
     width = base * channel_multiplier
     if width < 4 or width % 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How time and noise run: grids of times, diffusion coefficients, closed-form diffusions."""
+"""Grids of times, diffusion coefficients, and linear diffusions in closed form."""
 
 from .chain import DiscreteVP
 from .diffusion import ConstantDiffusion, Diffusion, GeometricDiffusion

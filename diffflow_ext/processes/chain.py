@@ -12,7 +12,7 @@ from diffflow_ext.functional.checks import checked_count, checked_finite, checke
 
 from .linear import LinearProcess
 
-#: Times this close above i/T count as i/T: those in float32 are rounded by 6e-8.
+#: Times up to this much above i/T count as i/T, because float32 times are rounded by 6e-8.
 _ROUNDING = 1e-7
 
 

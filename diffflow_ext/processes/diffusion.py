@@ -1,7 +1,7 @@
-"""Diffusion coefficients g(t) > 0 of the two SDEs, common to both and scalar.
+"""Scalar diffusion coefficients g(t) > 0, common to the forward and the reverse SDE.
 
-A coefficient is a float, a function from a tensor of times to a tensor of the same shape, or such
-a module with parameters. Bounds contain its boundary term d log(g_N / g_0), whatever g is.
+A coefficient is a float, a function from a tensor of times to a tensor of the same shape, or a
+module that is such a function and may have parameters.
 """
 
 from __future__ import annotations
@@ -80,7 +80,6 @@ class GeometricDiffusion(nn.Module):
 
 
 def _store_log_g(module: nn.Module, op: str, log_g: Tensor, learnable: bool) -> None:
-    """Keeps log g as a parameter or as a buffer."""
     if checked_flag(op, "learnable", learnable):
         module.register_parameter("log_g", nn.Parameter(log_g))
     else:
@@ -125,18 +124,12 @@ def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
             )
         g = g.reshape(()).expand(times.shape)
     g = g.to(times.dtype)
-    if not torch.compiler.is_compiling():
-        _check_positive(g, times)
-    return g
-
-
-def _check_positive(g: Tensor, times: Tensor) -> None:
-    """Refuses coefficients that are not positive; skipped while a CUDA graph is captured."""
     if g.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
+        return g  # Values cannot be read while a CUDA graph is captured.
     bad = (~(torch.isfinite(g) & (g > 0))).nonzero()
     if bad.numel():
         i = int(bad[0])
         raise ValueError(
             f"diffusion: expected g(t) > 0, got g({float(times[i])}) = {float(g.detach()[i])}"
         )
+    return g

@@ -26,7 +26,7 @@ from diffflow_ext.functional.noise import MAX_STEP, NoiseKey, checked_key, unifo
 
 @dataclass(frozen=True, eq=False)
 class TimeGrid:
-    """An increasing sequence of times, as a value.
+    """An immutable, increasing sequence of times.
 
     Build one with :meth:`power`, :meth:`stratified` or :meth:`from_times`.
 
@@ -90,15 +90,14 @@ class TimeGrid:
     def times_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Returns the times as a new tensor on a device.
 
-        A device's copies are remembered by value: with a grid that was used before, a CUDA graph
-        can be captured.
+        Copies on a GPU are cached by value. A CUDA graph can only be captured with a cached grid.
         """
         if device.type == "cpu":
             return self.times.to(dtype, copy=True)
         return _device_times(self, device, dtype).clone()
 
     def steps_on(self, device: torch.device, dtype: torch.dtype) -> Sequence[float | Tensor]:
-        """Returns the step lengths in the form in which kernels on a device take them."""
+        """Returns the step lengths as arguments of kernels on a device."""
         return self.steps()
 
     def __len__(self) -> int:
@@ -128,12 +127,12 @@ class TimeGrid:
     def power(
         cls, num_steps: int, t_end: float, t_start: float = 0.0, power: float = 0.9
     ) -> TimeGrid:
-        r"""Returns a grid that is even in t to a power.
+        r"""Returns a grid with equal steps in t to a power.
 
         .. math:: t_i = \left[ t_0^p + \frac{i}{N} (t_N^p - t_0^p) \right]^{1/p}
 
-        Below 1 the power makes steps small near the data and large near the noise. This is the
-        meaning of the authors' code; the exponent printed in the paper is its inverse.
+        A power below 1 makes steps small near the data and large near the noise. It is that of the
+        authors' code; the exponent printed in the paper is its inverse.
 
         Arguments:
             num_steps: The number of steps :math:`N \ge 1`.
@@ -163,24 +162,13 @@ class TimeGrid:
         *,
         key: NoiseKey | None = None,
     ) -> TimeGrid:
-        r"""Returns a random grid, to be drawn anew for every batch: the paper's flexible grid.
+        r"""Returns a random grid, the paper's flexible grid; draw one for every batch.
 
-        The N-1 inner times fall one into each of N-1 strata that are even in :math:`t^p`; both
-        ends stay. Training on such grids makes the networks smooth in t.
+        Each of N-1 strata of equal width in :math:`t^p` contains one of the N-1 inner times; both
+        ends are fixed. Training on such grids makes the networks smooth in t.
 
-        Arguments:
-            num_steps: The number of steps :math:`N \ge 1`.
-            t_end: The time of the noise :math:`t_N`.
-            t_start: The time of the data, :math:`0 \le t_0 < t_N`.
-            power: The power :math:`p > 0`, as in :meth:`power`.
-            key: The noise that the draw is a function of. Default: drawn from torch's generator.
-
-        Raises:
-            ValueError: If an argument is out of its range.
-
-        References:
-            | Diffusion Normalizing Flow (Zhang & Chen, 2021), section 3.3
-            | https://arxiv.org/abs/2110.07579
+        Arguments and errors are those of :meth:`power`, and `key` is the seed and stream of the
+        draw, by default drawn from torch's generator.
         """
         op = "TimeGrid.stratified"
         _check_power_grid(op, num_steps, t_end, t_start, power)
@@ -237,14 +225,14 @@ def _spread(op: str, fractions: Tensor, t_end: float, t_start: float, power: flo
             f"power={power}; rescale the time"
         ) from error
     times = (low + fractions * (high - low)) ** (1.0 / power)
-    # The ends are given numbers; rounding in the powers must not move them.
+    # Rounding of the powers must not change the given ends.
     times[0], times[-1] = t_start, t_end
     return times
 
 
 @dataclass(frozen=True)
 class ProgressiveGrid:
-    """How many steps to use at which training iteration: few at first, more later.
+    """The number of steps at each training iteration: few at first, more later.
 
     Arguments:
         stages: Pairs (first iteration, number of steps). The first pair starts at iteration 0 and
@@ -287,7 +275,6 @@ class ProgressiveGrid:
 
 
 def _checked_stages(stages: object) -> tuple[tuple[int, int], ...]:
-    """Returns the pairs of a ProgressiveGrid as whole numbers, not yet in any order."""
     op = "ProgressiveGrid"
     if isinstance(stages, (str, bytes, Tensor)) or not isinstance(stages, Iterable):
         raise TypeError(

@@ -4,7 +4,7 @@ r"""Linear diffusions whose marginals are known in closed form.
     dx = r(t) \, x \, dt + g(t) \, dw, \qquad
     x_t = \alpha(t) \, x_0 + \sigma(t) \, \varepsilon, \quad \varepsilon \sim \mathcal N(0, I)
 
-A process is a value: four functions of time, related by
+A process is immutable and has four functions of time, related by
 
 .. math:: \dot\alpha = r \alpha, \qquad \frac{d \sigma^2}{dt} = 2 r \sigma^2 + g^2
 
@@ -34,9 +34,9 @@ class LinearProcess(ABC):
 
     #: The time of the noise.
     t_end: float = 1.0
-    #: The earliest time that networks are asked about; there sigma is small, but not zero.
+    #: The earliest time at which networks are evaluated; sigma is small there, but not zero.
     t_min: float = 1e-3
-    #: Default grids of the ODE are even in t to this power: about even in log sigma at the data.
+    #: Default grids of the ODE have equal steps in t to this power.
     ode_power: float = 0.5
     #: The standard deviation of the Gaussian that x(t_end) is taken to have, in data units.
     prior_scale: float = 1.0
@@ -179,14 +179,14 @@ class SubVP(_LinearBeta):
 
 @dataclass(frozen=True)
 class VE(LinearProcess):
-    r"""The variance-exploding process: noise is added, data are not shrunk.
+    r"""The variance-exploding process: noise is added, data are not scaled.
 
     .. math::
         dx = \sigma(t) \sqrt{2 \log(\sigma_{max} / \sigma_{min})} \, dw, \quad
         \alpha = 1, \quad \sigma(t) = \sigma_{min} (\sigma_{max} / \sigma_{min})^t
 
-    on [0, 1]. At t = 0 the noise is :math:`\sigma_{min}`, not 0. Networks see states as large as
-    :math:`\sigma(t)`: scale them inside.
+    on [0, 1]. At t = 0 the noise is :math:`\sigma_{min}`, not 0. States are as large as
+    :math:`\sigma(t)`: networks must scale them.
 
     Arguments:
         sigma_min: The standard deviation at t = 0, > 0, in data units.

@@ -1,4 +1,4 @@
-"""Training: one configuration in, a run directory out, and what to do with it afterwards."""
+"""Training of a configuration into a run directory, and sampling and evaluation of runs."""
 
 from .config.fields import (
     Config,

@@ -13,7 +13,7 @@ from diffflow_ext.data import Table, batch_indices, dataset, open_dataset, sampl
 
 
 def _table(values: np.ndarray, names: str = "abcdefgh") -> Table:
-    return Table(values, list(names[: values.shape[1]]), "memory", "0" * 64)
+    return Table(values, list(names[: values.shape[1]]), "memory")
 
 
 ROWS = np.random.default_rng(1).normal([5.0, -300.0], [0.1, 40.0], size=(1003, 2))

@@ -1,4 +1,4 @@
-// Scratch memory of a call, handed out in parts.
+// Allocation of parts of the scratch memory of a call.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 namespace diffflow {
 namespace DF_NAMESPACE {
 
-/// Hands out aligned parts of a block of memory; from address 0 it only counts. Under
-/// AddressSanitizer parts end at a wall.
+/// Allocates aligned parts of a block of memory; from address 0 it only counts bytes. Under
+/// AddressSanitizer parts are separated by poisoned memory.
 class Arena {
  public:
   explicit Arena(void* start)

@@ -1,4 +1,4 @@
-// Time embeddings of many times: Fourier features through two layers, and the way back.
+// Time embeddings of many times: Fourier features and two layers, with gradients.
 #pragma once
 
 #include "mlp.h"
@@ -11,7 +11,7 @@ struct SinCosVec {
   Vec sin, cos;
 };
 
-/// Beyond this the parts of pi / 2 do not leave the angle's own digits.
+/// For larger angles the reduction by the parts of pi / 2 is inaccurate.
 constexpr float kLargestAngle = 8192.0f;
 
 /// Within 2 ulp of 1 for |v| <= kLargestAngle. v = n pi/2 + r, pi/2 in three parts of few digits;
@@ -48,7 +48,7 @@ DF_INLINE float largest_of(const float* values, int64_t count) {
   float out = 0;
   for (int64_t i = 0; i < count; ++i) {
     const float size = __builtin_fabsf(values[i]);
-    // Whatever is no number stays.
+    // NaN and infinity are unchanged.
     if (!(size <= out)) out = size;
   }
   return out;
@@ -70,13 +70,13 @@ struct EmbeddingShared {
   int64_t num_sums;
 };
 
-struct EmbeddingRoom {
+struct EmbeddingScratch {
   float *activations, *sums, *delta, *other, *grad;
   EmbeddingSums of_tile;
   float* sums_begin;
 };
 
-/// What a tile leaves for the way back.
+/// Results of a tile that its gradients need.
 struct EmbeddingTile {
   float *sine, *cosine, *hidden, *slope;  ///< (tile, width)
 };
@@ -110,9 +110,9 @@ DF_INLINE EmbeddingShared carve_embedding(Arena& arena, const EmbeddingProblem& 
   return out;
 }
 
-DF_INLINE EmbeddingRoom carve_embedding_room(Arena& arena, const EmbeddingProblem& p,
-                                             const EmbeddingShared& shared) {
-  EmbeddingRoom out;
+DF_INLINE EmbeddingScratch carve_embedding_room(Arena& arena, const EmbeddingProblem& p,
+                                                const EmbeddingShared& shared) {
+  EmbeddingScratch out;
   const int64_t layer = p.work.tile * shared.width;
   int64_t count;
   out.activations = arena.take<float>(4 * layer);
@@ -165,7 +165,7 @@ static void embed_tile(const EmbeddingProblem& p, const EmbeddingShared& shared,
   const float steepest = largest_of(shared.frequencies, width);
   const float farthest = largest_of(shared.phase, width);
   for (int64_t m = 0; m < p.work.tile; ++m) {
-    // The products and sums are torch's, one rounding each.
+    // Products and sums are rounded separately, as in torch.
     const float time = p.times[rows.first + (m < rows.count ? m : 0)] * p.scale;
     const bool near = __builtin_fabsf(time) * steepest + farthest < kLargestAngle;
     for (int64_t j = 0; j < width; j += kLanes) {
@@ -185,29 +185,29 @@ static void embed_tile(const EmbeddingProblem& p, const EmbeddingShared& shared,
   }
 }
 
-/// Gradients of one tile's embeddings, from what it left. See FourierMLP in
-/// diffflow_ext/nets/mlp.py.
+/// Gradients of one tile's embeddings. See FourierMLP in diffflow_ext/nets/mlp.py.
 static void embed_tile_vjp(const EmbeddingProblem& p, const EmbeddingShared& shared,
-                           const EmbeddingTile& at, const EmbeddingRoom& room, const Rows& rows) {
+                           const EmbeddingTile& at, const EmbeddingScratch& scratch,
+                           const Rows& rows) {
   const int64_t width = shared.width, layer = p.work.tile * width;
-  const EmbeddingSums& to = room.of_tile;
-  memset(room.sums_begin, 0, shared.num_sums * sizeof(float));
-  memset(room.grad, 0, layer * sizeof(float));
-  copy_rows(room.grad, width, p.grad + rows.first * p.width, p.width, rows.count);
-  add_columns(to.constant, room.grad, p.work.tile, width);
-  add_outer(p.work.tile, width, to.second, room.grad, at.hidden);
-  times_square<false>(p.work.tile, width, room.sums, room.grad, shared.second_back);
-  multiply(room.delta, room.sums, at.slope, layer);
-  add_columns(to.first_bias, room.delta, p.work.tile, width);
-  add_outer(p.work.tile, width, to.of_sine, room.delta, at.sine);
-  add_outer(p.work.tile, width, to.of_cosine, room.delta, at.cosine);
-  times_square<false>(p.work.tile, width, room.sums, room.delta, shared.sine_back);
-  times_square<false>(p.work.tile, width, room.other, room.delta, shared.cosine_back);
+  const EmbeddingSums& to = scratch.of_tile;
+  memset(scratch.sums_begin, 0, shared.num_sums * sizeof(float));
+  memset(scratch.grad, 0, layer * sizeof(float));
+  copy_rows(scratch.grad, width, p.grad + rows.first * p.width, p.width, rows.count);
+  add_columns(to.constant, scratch.grad, p.work.tile, width);
+  add_outer(p.work.tile, width, to.second, scratch.grad, at.hidden);
+  times_square<false>(p.work.tile, width, scratch.sums, scratch.grad, shared.second_back);
+  multiply(scratch.delta, scratch.sums, at.slope, layer);
+  add_columns(to.first_bias, scratch.delta, p.work.tile, width);
+  add_outer(p.work.tile, width, to.of_sine, scratch.delta, at.sine);
+  add_outer(p.work.tile, width, to.of_cosine, scratch.delta, at.cosine);
+  times_square<false>(p.work.tile, width, scratch.sums, scratch.delta, shared.sine_back);
+  times_square<false>(p.work.tile, width, scratch.other, scratch.delta, shared.cosine_back);
   for (int64_t i = 0; i < layer; i += kLanes) {
-    store(room.sums + i,
-          load(room.sums + i) * load(at.cosine + i) - load(room.other + i) * load(at.sine + i));
+    store(scratch.sums + i, load(scratch.sums + i) * load(at.cosine + i) -
+                                load(scratch.other + i) * load(at.sine + i));
   }
-  add_columns(to.phase, room.sums, p.work.tile, width);
+  add_columns(to.phase, scratch.sums, p.work.tile, width);
 }
 
 static void unpack_embedding_sums(const EmbeddingProblem& p, const EmbeddingShared& shared) {
@@ -223,7 +223,7 @@ static void unpack_embedding_sums(const EmbeddingProblem& p, const EmbeddingShar
   }
 }
 
-/// Embeddings, or where `grad` is given the gradients of what made them.
+/// Embeddings, or, if `grad` is given, the gradients of their parameters.
 static void run_embedding(const EmbeddingProblem& p) {
   const bool back = p.grad != nullptr;
   Arena arena(p.work.scratch);
@@ -232,15 +232,15 @@ static void run_embedding(const EmbeddingProblem& p) {
   const int64_t layer = p.work.tile * shared.width;
   for_tiles(
       p, arena, [&](Arena& own) { return carve_embedding_room(own, p, shared); },
-      [&](const EmbeddingRoom& room, const Rows& rows) {
+      [&](const EmbeddingScratch& scratch, const Rows& rows) {
         float* begin = p.activations != nullptr ? p.activations + 4 * rows.first * shared.width
-                                                : room.activations;
+                                                : scratch.activations;
         const EmbeddingTile at = activations_from(begin, layer);
-        if (!back) embed_tile(p, shared, at, room.sums, rows);
-        if (back) embed_tile_vjp(p, shared, at, room, rows);
+        if (!back) embed_tile(p, shared, at, scratch.sums, rows);
+        if (back) embed_tile_vjp(p, shared, at, scratch, rows);
       },
-      [&](const EmbeddingRoom& room, const Rows&) {
-        if (back) add_block(shared.sums_begin, room.sums_begin, shared.num_sums);
+      [&](const EmbeddingScratch& scratch, const Rows&) {
+        if (back) add_block(shared.sums_begin, scratch.sums_begin, shared.num_sums);
       });
   if (back) unpack_embedding_sums(p, shared);
 }

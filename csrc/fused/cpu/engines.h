@@ -2,7 +2,7 @@
 // DF_NAMESPACE and DF_LANES before it includes this file.
 #pragma once
 
-// No function of this source may be linked into that of another set of instructions.
+// No function of this source may be linked into code for another set of instructions.
 #define DF_HD inline __attribute__((always_inline))
 
 #include "embedding.h"

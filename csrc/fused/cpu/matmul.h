@@ -57,7 +57,7 @@ static void product(int64_t rows, int64_t columns, int64_t inner, float* c, int6
     for (; m + kRows <= rows; m += kRows) {
       block<kRows, add>(c + m * c_row + n, c_row, at(m), panel, b_row, inner);
     }
-    // Few rows at a time leave the units of multiplication waiting for sums.
+    // With few rows at a time, multiplications wait for the previous sums.
     if (m + 6 <= rows) {
       block<6, add>(c + m * c_row + n, c_row, at(m), panel, b_row, inner);
       m += 6;

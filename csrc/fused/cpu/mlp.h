@@ -8,10 +8,10 @@
 namespace diffflow {
 namespace DF_NAMESPACE {
 
-/// Up to here a product with so few columns is taken column by column.
+/// Products with up to this many columns are computed column by column.
 constexpr int64_t kNarrow = 8;
 
-/// Weights with rows of `width`, which is padded with units that are always 0.
+/// Weights with rows of `width`, padded with units that are always 0.
 struct PackedMlp {
   int64_t width, depth, dim, outer;  ///< outer: dim, padded
   Activation activation;
@@ -35,7 +35,7 @@ struct Operand {
   Unit *rows, *columns;
 };
 
-/// What the forward pass leaves of a tile.
+/// Results of the forward pass of a tile that the backward pass needs.
 struct Activations {
   Operand inputs;  ///< of the hidden layers, (depth, tile, width)
   float* last;     ///< values of the last layer, (tile, width)
@@ -63,7 +63,7 @@ DF_INLINE Activations carve_activations(Arena& arena, const PackedMlp& mlp, int6
   return out;
 }
 
-/// Those of one of several times.
+/// The same for one of several times.
 DF_INLINE Activations activations_of(const Activations& all, const PackedMlp& mlp, int64_t tile,
                                      int64_t k) {
   const int64_t layer = k * tile * mlp.width;
@@ -167,13 +167,13 @@ static void unpack_sums(const MlpTensors<float>& to, const MlpSums& from, const 
 
 // --- forward -------------------------------------------------------------------------------------
 
-/// Where the values of one layer go: to the next layer as a factor, or to the output as floats.
+/// The destination of a layer's values: a factor of the next layer, or floats of the output.
 struct Layer {
   const Operand* inputs;
   float *last, *slope;
 };
 
-/// Rows of `bias` lie `bias_row` apart; 0 for one row for all.
+/// `bias_row` is the distance of rows of `bias`; 0 for a common row.
 template <Activation kind>
 static void activate_rows(int64_t rows, int64_t width, const float* sums, const float* bias,
                           int64_t bias_row, const Layer& to) {
@@ -204,14 +204,14 @@ static void activate_layer(Activation kind, int64_t rows, int64_t width, const f
   }
 }
 
-/// Room for one tile's work inside a network.
-struct TileRoom {
+/// Scratch memory for one tile inside a network.
+struct TileScratch {
   float *sums, *delta;  ///< (tile, max(width, outer)), (tile, width)
   Operand factor;       ///< delta as a factor
 };
 
-DF_INLINE TileRoom carve_tile_room(Arena& arena, int64_t tile, int64_t width, int64_t outer) {
-  TileRoom out;
+DF_INLINE TileScratch carve_tile_room(Arena& arena, int64_t tile, int64_t width, int64_t outer) {
+  TileScratch out;
   out.sums = arena.take<float>(tile * (width > outer ? width : outer));
   out.delta = arena.take<float>(tile * width);
   if (kPerUnit > 1) out.factor = carve_operand(arena, tile * width);
@@ -219,19 +219,19 @@ DF_INLINE TileRoom carve_tile_room(Arena& arena, int64_t tile, int64_t width, in
 }
 
 /// delta (rows, width) as a factor.
-DF_INLINE Operand factor_of(const TileRoom& room, int64_t rows, int64_t width) {
+DF_INLINE Operand factor_of(const TileScratch& scratch, int64_t rows, int64_t width) {
 #ifdef DF_BF16
   for (int64_t m = 0; m < rows; m += 2) {
     for (int64_t j = 0; j < width; j += kLanes) {
-      const Vec values[2] = {load(room.delta + m * width + j),
-                             load(room.delta + (m + 1) * width + j)};
-      put(room.factor, width, m, j, values);
+      const Vec values[2] = {load(scratch.delta + m * width + j),
+                             load(scratch.delta + (m + 1) * width + j)};
+      put(scratch.factor, width, m, j, values);
     }
   }
-  return room.factor;
+  return scratch.factor;
 #else
   (void)rows, (void)width;
-  return {room.delta, room.delta};
+  return {scratch.delta, scratch.delta};
 #endif
 }
 
@@ -256,28 +256,28 @@ DF_INLINE void to_state(const PackedMlp& mlp, int64_t rows, const float* a, cons
   }
 }
 
-/// out (rows, dim) = net(x) with the given embedding, one row or one for each sample; leaves values
+/// out (rows, dim) = net(x) with the given embedding, one row or one for each sample; stores values
 /// and slopes of all layers.
 static void evaluate(const PackedMlp& mlp, const float* embedding, int64_t embedding_row,
                      int64_t rows, const float* x, const Activations& at, float* out,
-                     const TileRoom& room) {
+                     const TileScratch& scratch) {
   const int64_t width = mlp.width, layer = rows * width;
-  product<false>(rows, width, mlp.dim, room.sums, width, Left<float>{x, mlp.dim, 1}, mlp.input,
+  product<false>(rows, width, mlp.dim, scratch.sums, width, Left<float>{x, mlp.dim, 1}, mlp.input,
                  width, kPanel);
   for (int64_t l = 0; l <= mlp.depth; ++l) {
     const Operand inputs = shifted(at.inputs, l * layer);
     const Layer to = {l < mlp.depth ? &inputs : nullptr, at.last, at.slope + l * layer};
     const float* bias = l == 0 ? embedding : mlp.bias[l - 1];
-    activate_layer(mlp.activation, rows, width, room.sums, bias, l == 0 ? embedding_row : 0, to);
-    if (l < mlp.depth) square_product(rows, width, room.sums, inputs.rows, mlp.forward[l]);
+    activate_layer(mlp.activation, rows, width, scratch.sums, bias, l == 0 ? embedding_row : 0, to);
+    if (l < mlp.depth) square_product(rows, width, scratch.sums, inputs.rows, mlp.forward[l]);
   }
-  to_state(mlp, rows, at.last, mlp.output, mlp.output_panels, mlp.output_bias, out, room.sums);
+  to_state(mlp, rows, at.last, mlp.output, mlp.output_panels, mlp.output_bias, out, scratch.sums);
 }
 
 /// The same with the network's own embedding of time k.
 DF_INLINE void evaluate_at(const PackedMlp& mlp, int64_t k, int64_t rows, const float* x,
-                           const Activations& at, float* out, const TileRoom& room) {
-  evaluate(mlp, mlp.embedding + k * mlp.width, 0, rows, x, at, out, room);
+                           const Activations& at, float* out, const TileScratch& scratch) {
+  evaluate(mlp, mlp.embedding + k * mlp.width, 0, rows, x, at, out, scratch);
 }
 
 // --- backward ------------------------------------------------------------------------------------
@@ -296,39 +296,39 @@ DF_INLINE void multiply(float* to, const float* a, const float* b, int64_t count
 }
 
 /// grad_x (rows, dim) = J^T cotangent. Adds the gradients of the weights to `sums`, and that
-/// of the embedding, where it is one row, to `grad_embedding`; room.delta keeps its rows.
+/// of the embedding, where it is one row, to `grad_embedding`; scratch.delta keeps its rows.
 static void pull_back(const PackedMlp& mlp, const MlpSums& sums, float* grad_embedding,
                       int64_t rows, const float* x, const Activations& at, const float* cotangent,
-                      float* grad_x, const TileRoom& room) {
+                      float* grad_x, const TileScratch& scratch) {
   const int64_t width = mlp.width, dim = mlp.dim, layer = rows * width;
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t j = 0; j < dim; ++j) sums.output_bias[j] += cotangent[m * dim + j];
   }
   product<true>(dim, width, rows, sums.output, width, Left<float>{cotangent, 1, dim}, at.last,
                 width, kPanel);
-  product<false>(rows, width, dim, room.sums, width, Left<float>{cotangent, dim, 1}, mlp.output,
+  product<false>(rows, width, dim, scratch.sums, width, Left<float>{cotangent, dim, 1}, mlp.output,
                  width, kPanel);
-  multiply(room.delta, room.sums, at.slope + mlp.depth * layer, layer);
+  multiply(scratch.delta, scratch.sums, at.slope + mlp.depth * layer, layer);
   for (int64_t l = mlp.depth - 1; l >= 0; --l) {
-    const Operand delta = factor_of(room, rows, width);
+    const Operand delta = factor_of(scratch, rows, width);
     product<true>(width, width, rows / kPerUnit, sums.hidden[l], width,
                   Left<Unit>{delta.columns, 1, width}, shifted(at.inputs, l * layer).columns, width,
                   kPanel);
-    add_columns(sums.bias[l], room.delta, rows, width);
-    square_product(rows, width, room.sums, delta.rows, mlp.backward[l]);
-    multiply(room.delta, room.sums, at.slope + l * layer, layer);
+    add_columns(sums.bias[l], scratch.delta, rows, width);
+    square_product(rows, width, scratch.sums, delta.rows, mlp.backward[l]);
+    multiply(scratch.delta, scratch.sums, at.slope + l * layer, layer);
   }
-  if (grad_embedding != nullptr) add_columns(grad_embedding, room.delta, rows, width);
-  product<true>(dim, width, rows, sums.input, width, Left<float>{x, 1, dim}, room.delta, width,
+  if (grad_embedding != nullptr) add_columns(grad_embedding, scratch.delta, rows, width);
+  product<true>(dim, width, rows, sums.input, width, Left<float>{x, 1, dim}, scratch.delta, width,
                 kPanel);
-  to_state(mlp, rows, room.delta, mlp.input, mlp.input_panels, nullptr, grad_x, room.sums);
+  to_state(mlp, rows, scratch.delta, mlp.input, mlp.input_panels, nullptr, grad_x, scratch.sums);
 }
 
 /// The same with the network's own embedding of time k.
 DF_INLINE void pull_back_at(const PackedMlp& mlp, const MlpSums& sums, int64_t k, int64_t rows,
                             const float* x, const Activations& at, const float* cotangent,
-                            float* grad_x, const TileRoom& room) {
-  pull_back(mlp, sums, sums.embedding + k * mlp.width, rows, x, at, cotangent, grad_x, room);
+                            float* grad_x, const TileScratch& scratch) {
+  pull_back(mlp, sums, sums.embedding + k * mlp.width, rows, x, at, cotangent, grad_x, scratch);
 }
 
 }  // namespace DF_NAMESPACE

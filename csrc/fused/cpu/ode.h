@@ -1,7 +1,7 @@
 // Tiles of samples along an ordinary differential equation of perceptrons, with its divergence.
 //
-// Divergences come from tangents: J e is carried through the layers beside the values, whose slopes
-// are there already. Directions e are taken one after the other, each for the whole tile.
+// Divergences are computed in forward mode: J e is propagated through the layers together with the
+// values, whose slopes it uses. Directions e follow one another, each for the whole tile.
 #pragma once
 
 #include "mlp.h"
@@ -14,9 +14,9 @@ struct OdeShared {
   PackedMlp nets[2];
 };
 
-struct OdeRoom {
+struct OdeScratch {
   Activations at[2];
-  TileRoom inside;
+  TileScratch inside;
   float *x, *y, *z, *velocity, *value;  ///< (tile, dim)
   float *direction, *product;           ///< (tile, dim), e and J e
   double *rate, *change;                ///< (tile), div v and its integral
@@ -30,8 +30,8 @@ DF_INLINE OdeShared carve_ode(Arena& arena, const OdeProblem& p) {
   return out;
 }
 
-DF_INLINE OdeRoom carve_ode_room(Arena& arena, const OdeProblem& p, const OdeShared& shared) {
-  OdeRoom out;
+DF_INLINE OdeScratch carve_ode_room(Arena& arena, const OdeProblem& p, const OdeShared& shared) {
+  OdeScratch out;
   int64_t width = 0;
   for (int n = 0; n < p.num_nets; ++n) {
     out.at[n] = carve_activations(arena, shared.nets[n], p.work.tile, 1);
@@ -52,13 +52,13 @@ static int64_t ode_scratch_bytes(const OdeProblem& p) {
       [&](Arena& arena, const OdeShared& shared) { carve_ode_room(arena, p, shared); });
 }
 
-/// Carries room.delta, the tangent after the first layer, to the last one.
+/// Propagates scratch.delta, the tangent after the first layer, to the last one.
 static void carry_tangent(const PackedMlp& mlp, int64_t rows, const Activations& at,
-                          const TileRoom& room) {
+                          const TileScratch& scratch) {
   const int64_t width = mlp.width, layer = rows * width;
   for (int64_t l = 0; l < mlp.depth; ++l) {
-    square_product(rows, width, room.sums, factor_of(room, rows, width).rows, mlp.forward[l]);
-    multiply(room.delta, room.sums, at.slope + (l + 1) * layer, layer);
+    square_product(rows, width, scratch.sums, factor_of(scratch, rows, width).rows, mlp.forward[l]);
+    multiply(scratch.delta, scratch.sums, at.slope + (l + 1) * layer, layer);
   }
 }
 
@@ -70,15 +70,15 @@ DF_INLINE float dot(const float* a, const float* b, int64_t count) {
 
 /// rate (rows) += scale trace J, one direction for each component.
 static void add_trace(const PackedMlp& mlp, int64_t rows, const Activations& at, double scale,
-                      double* rate, const TileRoom& room) {
+                      double* rate, const TileScratch& scratch) {
   const int64_t width = mlp.width;
   for (int64_t k = 0; k < mlp.dim; ++k) {
     for (int64_t m = 0; m < rows; ++m) {
-      multiply(room.delta + m * width, mlp.input + k * width, at.slope + m * width, width);
+      multiply(scratch.delta + m * width, mlp.input + k * width, at.slope + m * width, width);
     }
-    carry_tangent(mlp, rows, at, room);
+    carry_tangent(mlp, rows, at, scratch);
     for (int64_t m = 0; m < rows; ++m) {
-      rate[m] += scale * dot(room.delta + m * width, mlp.output + k * width, width);
+      rate[m] += scale * dot(scratch.delta + m * width, mlp.output + k * width, width);
     }
   }
 }
@@ -86,13 +86,14 @@ static void add_trace(const PackedMlp& mlp, int64_t rows, const Activations& at,
 /// rate (rows) += scale e . J e for one direction e (rows, dim) of each sample.
 static void add_product(const PackedMlp& mlp, int64_t rows, const Activations& at,
                         const float* direction, double scale, double* rate, float* product_room,
-                        const TileRoom& room) {
+                        const TileScratch& scratch) {
   const int64_t width = mlp.width, dim = mlp.dim;
-  product<false>(rows, width, dim, room.sums, width, Left<float>{direction, dim, 1}, mlp.input,
+  product<false>(rows, width, dim, scratch.sums, width, Left<float>{direction, dim, 1}, mlp.input,
                  width, kPanel);
-  multiply(room.delta, room.sums, at.slope, rows * width);
-  carry_tangent(mlp, rows, at, room);
-  to_state(mlp, rows, room.delta, mlp.output, mlp.output_panels, nullptr, product_room, room.sums);
+  multiply(scratch.delta, scratch.sums, at.slope, rows * width);
+  carry_tangent(mlp, rows, at, scratch);
+  to_state(mlp, rows, scratch.delta, mlp.output, mlp.output_panels, nullptr, product_room,
+           scratch.sums);
   for (int64_t m = 0; m < rows; ++m) {
     double total = 0;
     for (int64_t j = m * dim; j < (m + 1) * dim; ++j) {
@@ -105,8 +106,8 @@ static void add_product(const PackedMlp& mlp, int64_t rows, const Activations& a
 /// One tile from one end of the equation to the other.
 class OdeTile {
  public:
-  OdeTile(const OdeProblem& p, const OdeShared& shared, const OdeRoom& room)
-      : p_(p), shared_(shared), room_(room) {}
+  OdeTile(const OdeProblem& p, const OdeShared& shared, const OdeScratch& scratch)
+      : p_(p), shared_(shared), room_(scratch) {}
 
   void run(const Rows& rows) {
     rows_ = rows;
@@ -132,7 +133,7 @@ class OdeTile {
     if (p_.states != nullptr) copy_out(p_.states + k * p_.states_stride, room_.x, p_, rows_);
   }
 
-  /// Evaluates v at z; y takes its part of the step, and z goes to where the next stage is.
+  /// Evaluates v at z, adds its part of the step to y, and moves z to the next stage.
   void stage(int64_t step, int64_t j) {
     const int64_t at = step * p_.num_stages + j, time = p_.time_of[at];
     const double *c = p_.coefficients + 3 * time, *length = p_.lengths + 2 * at;
@@ -170,7 +171,7 @@ class OdeTile {
     for (int64_t m = 0; m < p_.work.tile; ++m) room_.change[m] += length * room_.rate[m];
   }
 
-  /// Of all directions with independent entries, random signs have the least variance.
+  /// Random signs, the directions of least variance among those with independent entries.
   void draw_signs(int64_t step) {
     draw(p_, step, rows_, room_.direction);
     for (int64_t i = 0; i < state(); ++i) {
@@ -180,7 +181,7 @@ class OdeTile {
 
   const OdeProblem& p_;
   const OdeShared& shared_;
-  const OdeRoom& room_;
+  const OdeScratch& room_;
   Rows rows_{};
 };
 
@@ -190,7 +191,7 @@ static void run_ode(const OdeProblem& p) {
   for (int n = 0; n < p.num_nets; ++n) pack_weights(shared.nets[n], p.nets[n], p.times);
   for_tiles(
       p, arena, [&](Arena& own) { return carve_ode_room(own, p, shared); },
-      [&](const OdeRoom& room, const Rows& rows) { OdeTile(p, shared, room).run(rows); });
+      [&](const OdeScratch& scratch, const Rows& rows) { OdeTile(p, shared, scratch).run(rows); });
 }
 
 }  // namespace DF_NAMESPACE

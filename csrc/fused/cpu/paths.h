@@ -8,7 +8,7 @@
 namespace diffflow {
 namespace DF_NAMESPACE {
 
-/// What all threads read, and the sums that they add to in turn.
+/// Data that all threads read, and sums to which they add in the order of the tiles.
 struct Shared {
   PackedMlp drift, score;
   MlpSums drift_sums, score_sums;
@@ -17,10 +17,10 @@ struct Shared {
   int64_t num_sums;
 };
 
-/// What one thread writes.
-struct Room {
+/// Memory that one thread writes.
+struct Scratch {
   Activations drift, score;
-  TileRoom inside;
+  TileScratch inside;
   float *states, *drifts;  ///< (num_steps + 1, tile, dim)
   float *noise, *value, *cotangent_f, *cotangent_s, *grad_f, *grad_s, *total, *carry;
   float* weight;  ///< (tile)
@@ -54,10 +54,10 @@ DF_INLINE Shared carve_shared(Arena& arena, const PathsProblem& p, bool gradient
   return out;
 }
 
-DF_INLINE Room carve_room(Arena& arena, const PathsProblem& p, const Shared& shared,
-                          bool gradients) {
+DF_INLINE Scratch carve_scratch(Arena& arena, const PathsProblem& p, const Shared& shared,
+                                bool gradients) {
   const int64_t state = p.work.tile * p.dim;
-  Room out;
+  Scratch out;
   out.drift = carve_activations(arena, shared.drift, p.work.tile,
                                 gradients && p.keep_activations ? times_of(p) : 1);
   out.score = carve_activations(arena, shared.score, p.work.tile, 1);
@@ -81,10 +81,10 @@ DF_INLINE Room carve_room(Arena& arena, const PathsProblem& p, const Shared& sha
 static int64_t paths_scratch_bytes(const PathsProblem& p, bool gradients) {
   return bytes_of(
       p.work, [&](Arena& arena) { return carve_shared(arena, p, gradients); },
-      [&](Arena& arena, const Shared& shared) { carve_room(arena, p, shared, gradients); });
+      [&](Arena& arena, const Shared& shared) { carve_scratch(arena, p, shared, gradients); });
 }
 
-/// Carves the scratch memory of a call and packs the weights.
+/// Divides the scratch memory of a call and packs the weights.
 DF_INLINE Shared prepare(const PathsProblem& p, bool gradients, Arena& arena) {
   const Shared shared = carve_shared(arena, p, gradients);
   pack_weights(shared.drift, p.drift, times_of(p));
@@ -102,11 +102,11 @@ DF_INLINE StepScalars<float> scalars(const PathsProblem& p, int64_t step, int64_
 
 // --- loss ----------------------------------------------------------------------------------------
 
-/// One tile: forward to the noise, then backward with costs, and with gradients where wanted.
+/// One tile: forward to the noise, then backward with costs and, if wanted, gradients.
 class LossTile {
  public:
-  LossTile(const PathsProblem& p, const Shared& shared, const Room& room)
-      : p_(p), shared_(shared), room_(room), keep_(p.weight && p.keep_activations) {}
+  LossTile(const PathsProblem& p, const Shared& shared, const Scratch& scratch)
+      : p_(p), shared_(shared), room_(scratch), keep_(p.weight && p.keep_activations) {}
 
   void run(const Rows& rows) {
     rows_ = rows;
@@ -213,7 +213,7 @@ class LossTile {
     room_.grad_g[k] += square_root(p_.dt[k]) * sum;
   }
 
-  /// State 0 has no residual behind it.
+  /// State 0 has no residual.
   void finish_gradients() {
     if (p_.grad_g != nullptr) add_noise_part(0);
     for (int64_t i = 0; i < state(); ++i) room_.cotangent_f[i] = p_.dt[0] * room_.total[i];
@@ -226,12 +226,12 @@ class LossTile {
 
   const PathsProblem& p_;
   const Shared& shared_;
-  const Room& room_;
+  const Scratch& room_;
   const bool keep_;
   Rows rows_{};
 };
 
-DF_INLINE void add_sums(const Shared& to, const Room& from, int64_t times) {
+DF_INLINE void add_sums(const Shared& to, const Scratch& from, int64_t times) {
   add_block(to.sums_begin, from.sums_begin, to.num_sums);
   for (int64_t k = 0; k < times; ++k) to.grad_g[k] += from.grad_g[k];
 }
@@ -241,10 +241,10 @@ static void run_paths(const PathsProblem& p) {
   Arena arena(p.work.scratch);
   const Shared shared = prepare(p, gradients, arena);
   for_tiles(
-      p, arena, [&](Arena& own) { return carve_room(own, p, shared, gradients); },
-      [&](const Room& room, const Rows& rows) { LossTile(p, shared, room).run(rows); },
-      [&](const Room& room, const Rows&) {
-        if (gradients) add_sums(shared, room, times_of(p));
+      p, arena, [&](Arena& own) { return carve_scratch(own, p, shared, gradients); },
+      [&](const Scratch& scratch, const Rows& rows) { LossTile(p, shared, scratch).run(rows); },
+      [&](const Scratch& scratch, const Rows&) {
+        if (gradients) add_sums(shared, scratch, times_of(p));
       });
   if (!gradients) return;
   if (p.grad_drift.embedding != nullptr) {

@@ -1,5 +1,5 @@
-// One evaluation of a perceptron at a time of each sample's own, against a target: the loss of
-// models that predict noise, with the same tiles as paths.
+// The loss of models that predict noise: a perceptron with one time for each sample, against a
+// target, with the same tiles as paths.
 #pragma once
 
 #include "mlp.h"
@@ -8,7 +8,7 @@
 namespace diffflow {
 namespace DF_NAMESPACE {
 
-/// Weights and sums of one network; of its embeddings, which may be many, each tile copies its own.
+/// Weights and sums of one network; each tile copies the embeddings of its samples.
 struct RegressionShared {
   PackedMlp mlp;
   MlpSums sums;
@@ -16,9 +16,9 @@ struct RegressionShared {
   int64_t num_sums;
 };
 
-struct RegressionRoom {
+struct RegressionScratch {
   Activations at;
-  TileRoom inside;
+  TileScratch inside;
   float* embedding;  ///< (tile, width)
   float *x, *value, *cotangent, *grad_x;
   MlpSums sums;
@@ -38,10 +38,10 @@ DF_INLINE RegressionShared carve_regression(Arena& arena, const RegressionProble
   return out;
 }
 
-DF_INLINE RegressionRoom carve_regression_room(Arena& arena, const RegressionProblem& p,
-                                               const RegressionShared& shared, bool gradients) {
+DF_INLINE RegressionScratch carve_regression_room(Arena& arena, const RegressionProblem& p,
+                                                  const RegressionShared& shared, bool gradients) {
   const int64_t width = shared.mlp.width, state = p.work.tile * p.dim;
-  RegressionRoom out;
+  RegressionScratch out;
   out.at = carve_activations(arena, shared.mlp, p.work.tile, 1);
   out.inside = carve_tile_room(arena, p.work.tile, width, shared.mlp.outer);
   out.embedding = arena.take<float>(p.work.tile * width);
@@ -63,45 +63,46 @@ static int64_t regression_scratch_bytes(const RegressionProblem& p, bool gradien
 }
 
 static void regression_tile(const RegressionProblem& p, const RegressionShared& shared,
-                            const RegressionRoom& room, const Rows& rows) {
+                            const RegressionScratch& scratch, const Rows& rows) {
   const PackedMlp& mlp = shared.mlp;
   const int64_t width = mlp.width, narrow = p.mlp.width;
-  memset(room.cotangent, 0, p.work.tile * p.dim * sizeof(float));
-  memcpy(room.x, p.x + rows.first * p.dim, rows.count * p.dim * sizeof(float));
+  memset(scratch.cotangent, 0, p.work.tile * p.dim * sizeof(float));
+  memcpy(scratch.x, p.x + rows.first * p.dim, rows.count * p.dim * sizeof(float));
   for (int64_t m = 0; m < rows.count; ++m) {
     const float* embedding = p.mlp.weights.embedding + p.time_of[rows.first + m] * narrow;
-    copy_rows(room.embedding + m * width, width, embedding, narrow, 1);
+    copy_rows(scratch.embedding + m * width, width, embedding, narrow, 1);
   }
-  repeat_first(room.x, p.dim, rows.count, p.work.tile);
-  repeat_first(room.embedding, width, rows.count, p.work.tile);
-  evaluate(mlp, room.embedding, width, p.work.tile, room.x, room.at, room.value, room.inside);
+  repeat_first(scratch.x, p.dim, rows.count, p.work.tile);
+  repeat_first(scratch.embedding, width, rows.count, p.work.tile);
+  evaluate(mlp, scratch.embedding, width, p.work.tile, scratch.x, scratch.at, scratch.value,
+           scratch.inside);
   for (int64_t m = 0; m < rows.count; ++m) {
     const int64_t sample = rows.first + m;
     float square = 0;
     const float scale = p.weight != nullptr ? 2.0f * p.weight[sample] / p.dim : 0.0f;
     for (int64_t j = 0; j < p.dim; ++j) {
-      const float error = room.value[m * p.dim + j] - p.target[sample * p.dim + j];
+      const float error = scratch.value[m * p.dim + j] - p.target[sample * p.dim + j];
       square += error * error;
-      room.cotangent[m * p.dim + j] = scale * error;
+      scratch.cotangent[m * p.dim + j] = scale * error;
     }
     p.cost[sample] = square / p.dim;
   }
   if (p.weight == nullptr) return;
-  memset(room.sums_begin, 0, shared.num_sums * sizeof(float));
-  pull_back(mlp, room.sums, nullptr, p.work.tile, room.x, room.at, room.cotangent, room.grad_x,
-            room.inside);
+  memset(scratch.sums_begin, 0, shared.num_sums * sizeof(float));
+  pull_back(mlp, scratch.sums, nullptr, p.work.tile, scratch.x, scratch.at, scratch.cotangent,
+            scratch.grad_x, scratch.inside);
   if (p.grad_x != nullptr) {
-    memcpy(p.grad_x + rows.first * p.dim, room.grad_x, rows.count * p.dim * sizeof(float));
+    memcpy(p.grad_x + rows.first * p.dim, scratch.grad_x, rows.count * p.dim * sizeof(float));
   }
 }
 
-/// Takes a tile's gradients in; room.delta still holds those of its embeddings.
+/// Adds a tile's gradients; scratch.delta holds those of its embeddings.
 static void add_regression(const RegressionProblem& p, const RegressionShared& shared,
-                           const RegressionRoom& room, const Rows& rows) {
-  add_block(shared.sums_begin, room.sums_begin, shared.num_sums);
+                           const RegressionScratch& scratch, const Rows& rows) {
+  add_block(shared.sums_begin, scratch.sums_begin, shared.num_sums);
   for (int64_t m = 0; m < rows.count; ++m) {
     float* to = p.grads.embedding + p.time_of[rows.first + m] * p.mlp.width;
-    add_block(to, room.inside.delta + m * shared.mlp.width, p.mlp.width);
+    add_block(to, scratch.inside.delta + m * shared.mlp.width, p.mlp.width);
   }
 }
 
@@ -116,9 +117,11 @@ static void run_regression(const RegressionProblem& p) {
   }
   for_tiles(
       p, arena, [&](Arena& own) { return carve_regression_room(own, p, shared, gradients); },
-      [&](const RegressionRoom& room, const Rows& rows) { regression_tile(p, shared, room, rows); },
-      [&](const RegressionRoom& room, const Rows& rows) {
-        if (gradients) add_regression(p, shared, room, rows);
+      [&](const RegressionScratch& scratch, const Rows& rows) {
+        regression_tile(p, shared, scratch, rows);
+      },
+      [&](const RegressionScratch& scratch, const Rows& rows) {
+        if (gradients) add_regression(p, shared, scratch, rows);
       });
   if (gradients) unpack_sums(p.grads, shared.sums, shared.mlp, p.mlp, 0);
 }

@@ -1,6 +1,6 @@
-// Vectors of DF_LANES floats, and the few operations for which compilers need to be told the
-// instruction. Everything lies in the namespace DF_NAMESPACE, so that no function compiled for one
-// set of instructions can be linked into another.
+// Vectors of DF_LANES floats, and the few operations that need intrinsics. Everything is in the
+// namespace DF_NAMESPACE, so that no function compiled for one set of instructions can be linked
+// into code for another.
 #pragma once
 
 #include <cstdint>
@@ -57,8 +57,8 @@ DF_INLINE float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 
 // --- factors of a product ------------------------------------------------------------------------
 //
-// Large products take their factors in units: a float, or two neighbours along the sum in bfloat16,
-// whose products are added in float32.
+// Factors of large products consist of units: one float, or two bfloat16 values that follow one
+// another in the sum, whose products are added in float32.
 
 typedef int32_t IntVecUnaligned __attribute__((vector_size(4 * DF_LANES), aligned(4), may_alias));
 

@@ -1,8 +1,8 @@
 // Tiles of samples: their rows, the memory that threads work in, and the loop over all tiles.
 //
-// Samples do not interact, so a tile needs nothing but the weights, which stay in the cache. What
-// tiles leave is added up in the order of the tiles: results depend on the size of a tile, but not
-// on the number of threads.
+// Samples are independent, so a tile needs only the weights, which stay in the cache. Sums over
+// tiles are taken in the order of the tiles: results depend on the size of a tile, but not on the
+// number of threads.
 #pragma once
 
 #ifdef _OPENMP
@@ -26,7 +26,7 @@ DF_INLINE int this_thread() {
 
 DF_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/// Samples [first, first + count) of the batch; the other rows of the tile are no samples.
+/// Samples [first, first + count) of the batch; further rows of the tile are padding.
 struct Rows {
   int64_t first, count;
 };
@@ -37,7 +37,7 @@ DF_INLINE Rows rows_of(const Problem& p, int64_t tile) {
   return {first, left < p.work.tile ? left : p.work.tile};
 }
 
-/// Rows behind the last sample repeat the first, so that they overflow only where it does.
+/// Rows after the last sample repeat the first, so that they overflow only if it does.
 DF_INLINE void repeat_first(float* rows, int64_t row, int64_t count, int64_t tile) {
   for (int64_t m = count; m < tile; ++m) memcpy(rows + m * row, rows, row * sizeof(float));
 }
@@ -85,50 +85,50 @@ static void draw(const Problem& p, int64_t step, const Rows& rows, float* out) {
 
 // --- memory and threads --------------------------------------------------------------------------
 
-/// Bytes of scratch memory for what all threads share, and a room for each thread.
-template <class CarveShared, class CarveRoom>
+/// Bytes of scratch memory: the shared part, and the scratch of each thread.
+template <class CarveShared, class CarveScratch>
 static int64_t bytes_of(const Work& work, const CarveShared& carve_shared,
-                        const CarveRoom& carve_room) {
+                        const CarveScratch& carve_scratch) {
   Arena arena(nullptr);
   const auto shared = carve_shared(arena);
-  for (int i = 0; i < work.threads; ++i) carve_room(arena, shared);
+  for (int i = 0; i < work.threads; ++i) carve_scratch(arena, shared);
   return static_cast<int64_t>(arena.next()) + 64;
 }
 
-/// This thread's room; rooms lie one behind the other.
-template <class CarveRoom>
-static auto own_room(Arena arena, const CarveRoom& carve_room) {
-  auto room = carve_room(arena);
-  for (int i = this_thread(); i > 0; --i) room = carve_room(arena);
-  return room;
+/// The scratch of this thread; those of the threads follow one another.
+template <class CarveScratch>
+static auto own_scratch(Arena arena, const CarveScratch& carve_scratch) {
+  auto scratch = carve_scratch(arena);
+  for (int i = this_thread(); i > 0; --i) scratch = carve_scratch(arena);
+  return scratch;
 }
 
-/// Calls `run(room, rows)` for all tiles. `arena` stands where the first room begins.
-template <class Problem, class CarveRoom, class Run>
-static void for_tiles(const Problem& p, const Arena& arena, const CarveRoom& carve_room,
+/// Calls `run(scratch, rows)` for all tiles. `arena` is positioned at the first of them.
+template <class Problem, class CarveScratch, class Run>
+static void for_tiles(const Problem& p, const Arena& arena, const CarveScratch& carve_scratch,
                       const Run& run) {
   const int64_t tiles = (p.samples + p.work.tile - 1) / p.work.tile;
 #pragma omp parallel num_threads(p.work.threads)
   {
-    const auto room = own_room(arena, carve_room);
+    const auto scratch = own_scratch(arena, carve_scratch);
 #pragma omp for schedule(static, 1)
-    for (int64_t i = 0; i < tiles; ++i) run(room, rows_of(p, i));
+    for (int64_t i = 0; i < tiles; ++i) run(scratch, rows_of(p, i));
   }
 }
 
-/// The same, and `add(room, rows)` for one tile after the other, in their order.
-template <class Problem, class CarveRoom, class Run, class Add>
-static void for_tiles(const Problem& p, const Arena& arena, const CarveRoom& carve_room,
+/// The same, and calls `add(scratch, rows)` for one tile after the other, in their order.
+template <class Problem, class CarveScratch, class Run, class Add>
+static void for_tiles(const Problem& p, const Arena& arena, const CarveScratch& carve_scratch,
                       const Run& run, const Add& add) {
   const int64_t tiles = (p.samples + p.work.tile - 1) / p.work.tile;
 #pragma omp parallel num_threads(p.work.threads)
   {
-    const auto room = own_room(arena, carve_room);
+    const auto scratch = own_scratch(arena, carve_scratch);
 #pragma omp for ordered schedule(static, 1)
     for (int64_t i = 0; i < tiles; ++i) {
-      run(room, rows_of(p, i));
+      run(scratch, rows_of(p, i));
 #pragma omp ordered
-      add(room, rows_of(p, i));
+      add(scratch, rows_of(p, i));
     }
   }
 }

@@ -1,5 +1,5 @@
-// One perceptron in the shared memory of a block, and a tile of kTileRows samples going through it,
-// forward or backward. Both ways are: a thin layer in, the hidden layers, a thin layer out.
+// One perceptron in the shared memory of a block, applied to a tile of kTileRows samples, forward
+// or backward. Both directions have a thin input layer, hidden layers and a thin output layer.
 #pragma once
 
 #include "../activations.h"
@@ -26,7 +26,7 @@ struct Layers {
   DF_HD uint32_t* tile(int layer) const { return tiles + layer % 2 * kTileRows * row; }
 };
 
-/// Lays out the parts; from null it only counts. Returns words.
+/// Divides shared memory into the parts; from null it only counts. Returns the number of words.
 DF_HD size_t carve(Layers* to, uint32_t* start, int units, int depth, int dim, int per_word) {
   const int row = units / per_word + kRowPadding;
   size_t next = 0;
@@ -59,13 +59,13 @@ DF_HD size_t carve(Layers* to, uint32_t* start, int units, int depth, int dim, i
   return next;
 }
 
-/// Of a matrix (rows, columns) in memory, or 0 outside of it.
+/// An element of a matrix (rows, columns), or 0 outside of it.
 DF_INLINE float element(const float* matrix, int rows, int columns, int row, int column) {
   return row < rows && column < columns ? matrix[row * columns + column] : 0.0f;
 }
 
-/// Copies one network: as it stands to go forward, its transpose to go backward. Units behind its
-/// width have weights 0, and stay 0.
+/// Copies one network, transposed for the backward direction. Units beyond its width have weights
+/// 0, and stay 0.
 template <class Factors>
 DF_INLINE void load(const Layers& to, const Mlp& net, Way way) {
   const int threads = blockDim.x, width = net.width, pairs = to.units / Factors::kPerWord;
@@ -147,8 +147,8 @@ DF_INLINE Activated activate_as(Activation kind, float h) {
   }
 }
 
-/// Where a tile's activations lie: at its first sample in layer 0, with layers `layer` words apart;
-/// null where they are not kept.
+/// Address of a tile's activations: its first sample in layer 0, with layers `layer` words apart;
+/// null if they are not stored.
 struct TileTrace {
   uint32_t *values, *slopes;
   size_t layer;
@@ -159,7 +159,7 @@ struct TileTrace {
   }
 };
 
-/// One layer forward: bias and activation; `to` takes the values, the trace values and slopes.
+/// One layer forward: bias and activation; writes values to `to`, values and slopes to the trace.
 template <class Factors>
 DF_INLINE void finish_forward(const Layers& at, const WarpSum& sum, const float* bias, int width,
                               Activation kind, uint32_t* to, const TileTrace& trace, int l) {
@@ -201,7 +201,7 @@ DF_INLINE void evaluate(const Layers& at, const Mlp& net, const float* embedding
   __syncthreads();
 }
 
-/// What a lane needs of the slopes of one layer; read before the product that they wait for.
+/// The slopes of one layer that a lane needs, read before the product.
 struct Slopes {
   Two two[2][2];
 };
@@ -223,7 +223,7 @@ DF_INLINE Slopes slopes_of(const TileTrace& trace, int l) {
   return out;
 }
 
-/// One layer backward: times the slope; `to` takes the deltas, and the trace in place of slopes.
+/// One layer backward: times the slope; writes deltas to `to`, and over the slopes of the trace.
 template <class Factors>
 DF_INLINE void finish_backward(const Layers& at, const WarpSum& sum, const Slopes& slopes,
                                uint32_t* to, const TileTrace& trace, int l) {

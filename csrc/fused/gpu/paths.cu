@@ -10,7 +10,7 @@ namespace gpu {
 
 constexpr int kMaxThreads = 2 * kMaxUnits;
 
-/// A tile's place in the batch; rows behind the last sample repeat the first and are not stored.
+/// Samples of a tile; rows after the last sample repeat the first and are not stored.
 struct Tile {
   int64_t first;
   int rows;
@@ -27,7 +27,7 @@ DF_INLINE StepScalars<float> scalars(const PathsProblem& p, int step, int g_at) 
   return {p.dt[step], square_root(p.dt[step]), p.g[g_at]};
 }
 
-/// Where state k of a sample lies in (times, samples, dim).
+/// Offset of state k of a sample in (times, samples, dim).
 DF_INLINE int64_t state_at(const PathsProblem& p, int64_t k, int64_t sample) {
   return (k * p.samples + sample) * p.dim;
 }
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(PathsProblem p)
     for_state(p, [&](int i, int row, int component) {
       if (row < tile.rows) p.states[state_at(p, k, tile.first + row) + component] = at.in[i];
     });
-    // Without drifts the last one is of no use.
+    // The last drift is needed only if drifts are stored.
     if (k == p.num_steps && p.drifts == nullptr) break;
     evaluate<Factors>(at, p.drift, p.drift.weights.embedding + k * p.drift.width,
                       trace_of<Factors>(p, p.drift_trace, at, p.num_steps + 1, k, tile));
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) forward_kernel(PathsProblem p)
   }
 }
 
-/// Scores at all states but the first, and what follows from them alone.
+/// Scores at all states but the first, with residuals and costs.
 template <class Factors>
 __global__ void __launch_bounds__(kMaxThreads, 1) residuals_kernel(PathsProblem p, int64_t tiles) {
   const Layers at = layers<Factors>(p.score, p.dim, Way::kForward);
@@ -148,7 +148,7 @@ DF_INLINE float scaled_residual(const PathsProblem& p, const StepScalars<float>&
   return p.weight[sample] / (step.g * step.sqrt_dt) * p.residuals[at];
 }
 
-/// Back through the scores, which depend on states alone.
+/// Gradients of the scores, which depend only on states.
 template <class Factors>
 __global__ void __launch_bounds__(kMaxThreads, 1) score_kernel(PathsProblem p, int64_t tiles) {
   const Layers at = layers<Factors>(p.score, p.dim, Way::kBackward);
@@ -172,8 +172,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) score_kernel(PathsProblem p, i
   }
 }
 
-/// g_k also scales the noise of the step k -> k + 1: adds sqrt(dt) total . noise to the part that
-/// the residual left, which still wants the sample's weight. Uses `in` and ends with a barrier.
+/// g_k also scales the noise of the step k -> k + 1: adds sqrt(dt) total . noise to the part of the
+/// residual, which is multiplied by the sample's weight. Uses `in` and ends with a barrier.
 DF_INLINE void add_noise_part(const PathsProblem& p, const Layers& at, const Tile& tile, int k) {
   for_noise(p, k, tile, [&](int row, const Place& place, const Quad<float>& noise) {
     for (int j = 0; j < place.count; ++j) {
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) backward_kernel(PathsProblem p
     const StepScalars<float> step = k > 0 ? scalars(p, k - 1, k) : StepScalars<float>{};
     for_state(p, [&](int i, int row, int component) {
       const int64_t sample = tile.sample(row), before = state_at(p, k - 1, sample) + component;
-      // State 0 has no residual behind it.
+      // State 0 has no residual.
       const float q = k > 0 ? scaled_residual(p, step, before, sample) : 0.0f;
       const AdjointTerms<float> terms =
           adjoint_terms(q, at.carry[i], at.total[i], step.dt, dt_next, step.g);
@@ -275,7 +275,7 @@ void launch_tiles(const Launch& at, void (*kernel)(PathsProblem)) {
   cuda::check(cudaGetLastError(), "kernel launch");
 }
 
-/// As many blocks as the device holds at a time, each for many tiles: weights are loaded once.
+/// As many blocks as run at a time, each for many tiles: weights are loaded once.
 void launch_scores(const Launch& at, void (*kernel)(PathsProblem, int64_t)) {
   const size_t bytes = make_room(at, at.problem.score, kernel);
   const unsigned threads = 2 * padded_width(at.problem.score.width);

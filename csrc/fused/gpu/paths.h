@@ -1,13 +1,13 @@
-// Whole paths on a GPU, as plain data: what Python fills in (bindings/problems.h) and paths.cu
-// reads. Free of CUDA headers.
+// Whole paths on a GPU: plain data that Python fills in (bindings/problems.h) and paths.cu reads.
+// No CUDA headers.
 //
-// A loss is four launches, each block carrying a tile of kTileRows samples with one network's
+// A loss is four launches, in which a block computes a tile of kTileRows samples with one network's
 // weights in its shared memory:
 //   forward   the drift through all steps: states, drifts, activations
 //   residuals the score at every state: residuals, costs, activations
-//   score     back through the score: its gradients in x, and deltas in the place of slopes
-//   backward  back through the drift from x_N to x_0, likewise
-// Gradients of the weights are products of deltas and activations over all rows, left to a library.
+//   score     backward through the score: its gradients in x, and deltas, written over slopes
+//   backward  backward through the drift from x_N to x_0, likewise
+// Gradients of the weights are products of deltas and activations over all rows, by a library.
 #pragma once
 
 #include <cstddef>
@@ -23,8 +23,8 @@ constexpr int kMaxHidden = 8;
 /// The widest network: one warp for every 16 units.
 constexpr int kMaxUnits = 256;
 
-/// How factors of large products are rounded; sums are float32. Of float32 factors each is split
-/// into two of TF32, and three of the four products are taken: errors near those of float32.
+/// Rounding of factors of large products; sums are float32. Float32 factors are split into two of
+/// TF32, of whose four products three are computed: errors are near those of float32.
 enum class Products : int { kFloat32 = 0, kTf32 = 1, kBfloat16 = 2 };
 
 /// Rows of activations, (depth + 1, times, samples, padded width), in bfloat16 or float32.
@@ -65,8 +65,8 @@ size_t shared_bytes(int width, int depth, int dim, Products products);
 /// Shared memory that a block of a device may have.
 size_t shared_limit(int device);
 
-/// Queues one phase in `stream`, a cudaStream_t. Throws std::runtime_error with CUDA's own words
-/// where the launch fails.
+/// Queues one phase in `stream`, a cudaStream_t. Throws std::runtime_error with CUDA's message if
+/// the launch fails.
 void run(Phase phase, Products products, const PathsProblem& problem, int device, void* stream);
 
 }  // namespace gpu

@@ -1,5 +1,5 @@
-// Products of 16 rows with tensor cores. Matrices lie in words of 32 bits: two bfloat16 neighbours
-// along the sum, or one float. Counted in words, all forms have the same layout.
+// Products of 16 rows with tensor cores. Matrices consist of words of 32 bits: two bfloat16 values
+// that follow one another in the sum, or one float. In words, all forms have the same layout.
 #pragma once
 
 #include "../../math/half_types.h"
@@ -103,7 +103,7 @@ struct Bfloat16Factors {
   }
 };
 
-/// Two neighbours move as 8 bytes: columns are even, and rows have an even number of words.
+/// Two words are copied as 8 bytes: columns are even, and rows have an even number of words.
 struct alignas(8) WordPair {
   uint32_t first, second;
 };
@@ -143,7 +143,7 @@ struct Float32Factors : FloatFactors {
     Right b_high, b_low;
     for (int i = 0; i < 4; ++i) split(left.word[i], a_high.word + i, a_low.word + i);
     for (int i = 0; i < 2; ++i) split(right.word[i], b_high.word + i, b_low.word + i);
-    // Tensor cores cut off what they add to a sum; so each block starts at 0.
+    // Tensor cores truncate when they add to a sum, so each block starts at 0.
     Sum block = {};
     multiply_tf32(block, a_low, b_high);
     multiply_tf32(block, a_high, b_low);
@@ -152,12 +152,12 @@ struct Float32Factors : FloatFactors {
   }
 };
 
-/// What a warp holds of 16 rows and 16 columns.
+/// A warp's part of 16 rows and 16 columns.
 struct WarpSum {
   Sum half[2];
 };
 
-/// Where the first of two neighbouring values of a lane's sum lies.
+/// Position of the first of two neighbouring values of a lane's sum.
 struct Position {
   int row, column;
 };

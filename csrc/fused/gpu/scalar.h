@@ -1,4 +1,4 @@
-// One float in the place of a vector: what activations.h is written in, for a thread of a GPU.
+// One float instead of a vector, for activations.h in a thread of a GPU.
 #pragma once
 
 #include "../../ops/device.h"
@@ -15,7 +15,7 @@ namespace DF_NAMESPACE {
 typedef float Vec;
 
 DF_INLINE float splat(float value) { return value; }
-// The build switches contraction off for the noise; networks ask for it by name.
+// The build switches contraction off for the noise; networks use explicit fused multiply-adds.
 DF_INLINE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DF_INLINE float choose(bool mask, float yes, float no) { return mask ? yes : no; }
 DF_INLINE float magnitude(float v) { return fabsf(v); }

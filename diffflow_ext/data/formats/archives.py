@@ -21,7 +21,7 @@ from .reading import (
     unpacked_limit,
 )
 
-# What damaged archives raise: zipfile and tarfile let the errors of their decoders through.
+# Errors of damaged archives, including those of decoders inside zipfile and tarfile.
 _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ArithmeticError),
     *(ValueError, LookupError, RuntimeError, AttributeError, TypeError),
@@ -43,17 +43,10 @@ def _damage(op: str, source: str, kind: str) -> Iterator[None]:
 
 
 def read_zip(op: str, file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yields names and bytes of files of a zip archive, in the order of their names.
+    """Yields names and bytes of the wanted files of a zip archive, in the order of their names.
 
-    Arguments:
-        op: The function that asks, for messages.
-        file: The archive.
-        wanted: Which names to read.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no zip archive, is damaged, encrypted or packed with another method
-            than deflate, or unpacks to far more than its size.
+    Archives that are damaged, encrypted, packed with another method than deflate, or unpack to far
+    more than their size are refused.
     """
     check_file(op, file)
     left = unpacked_limit(file.stat().st_size)
@@ -68,27 +61,17 @@ def read_zip(op: str, file: Path, wanted: Callable[[str], bool]) -> Iterator[tup
                 )
             check_size(op, source, member.file_size, left)
             with archive.open(member) as stream:
-                # The size that was stated may be a lie.
+                # The stated size may be wrong.
                 data = read_bounded(op, cast(BinaryIO, stream), source, left)
             left -= len(data)
             yield member.filename, data
 
 
 def read_tar(op: str, file: Path, names: Collection[str]) -> dict[str, bytes]:
-    """Reads files of a tar archive, which may be gzipped.
+    """Returns the bytes of files of a tar archive, by the last parts of their paths.
 
-    Arguments:
-        op: The function that asks, for messages.
-        file: The archive.
-        names: The last parts of the wanted files' paths (`data_batch_1`); links don't count.
-
-    Returns:
-        The bytes of those that are there, by the name asked for.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no tar archive, is damaged or unpacks to far more than it holds, or a
-            name stands there twice.
+    The archive may be gzipped; links and missing names are skipped. Archives that are damaged,
+    unpack to far more than their size, or have a name twice are refused.
     """
     data = read_file(op, file)
     if data[:2] == b"\x1f\x8b":
@@ -105,7 +88,7 @@ def read_tar(op: str, file: Path, names: Collection[str]) -> dict[str, bytes]:
                 continue
             if name in found:
                 raise Refused(
-                    f"{op}: expected one {name!r} in {str(file)!r}, it stands there twice; get "
+                    f"{op}: expected one {name!r} in {str(file)!r}, it has two; get "
                     "the archive again"
                 )
             found[name] = cast(BinaryIO, archive.extractfile(member)).read()

@@ -16,16 +16,7 @@ from .reading import Refused, check_file, check_size, unpacked_limit
 
 
 def load_array(op: str, file: Path, choose: Callable[[list[str]], str]) -> NDArray[Any]:
-    """Reads a `.npy` file, or one array of an `.npz` file; see `load_npy`.
-
-    Arguments:
-        op: The function that asks, for messages.
-        file: The file; its ending says which of the two it is.
-        choose: Picks one of the names of the arrays in an `.npz` file.
-
-    Raises:
-        ValueError: Also if an archive unpacks to far more than its size.
-    """
+    """Reads a `.npy` file, or the array of an `.npz` file whose name `choose` returns."""
     if file.suffix.lower() != ".npz":
         return load_npy(op, file)
     check_file(op, file)
@@ -47,17 +38,7 @@ def load_array(op: str, file: Path, choose: Callable[[list[str]], str]) -> NDArr
 def load_npy(op: str, file: Path) -> NDArray[Any]:
     """Maps a `.npy` file into memory, for reading.
 
-    Arguments:
-        op: The function that asks, for messages.
-        file: The file.
-
-    Returns:
-        The array, of any shape and type but Python objects.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no array file, holds objects, or is shorter or longer than its header
-            states.
+    Files with Python objects, or with another size than the header states, are refused.
     """
     check_file(op, file)
     size = file.stat().st_size
@@ -86,7 +67,7 @@ def _numpy_errors(op: str, source: str) -> Iterator[None]:
     # NumPy parses the header as a Python literal: a damaged one raises nearly any exception.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:200]
-        # NumPy takes whatever it doesn't know for a pickle, and would advise to load it.
+        # NumPy's message for unknown contents recommends unpickling.
         if "pickle" in reason or "Python objects" in reason:
             reason = "it holds Python objects or no array at all"
         raise Refused(

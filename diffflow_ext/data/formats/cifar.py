@@ -1,9 +1,9 @@
-"""CIFAR-10 as its authors give it: binary batches, Python batches, or the archive of either.
+"""CIFAR-10 as published: binary batches, Python batches, or the archive of either.
 
-A Python batch is a pickle, which is a program. Before it runs, its instructions are checked: only
-those that build numbers, text, lists, dictionaries and tuples are let through, and the few names
-that an array needs. These names stand for records of our own, so that nothing is imported and
-nothing but these records is made, whatever the file says.
+A Python batch is a pickle, which is a program. Its instructions are checked before it runs: only
+those that build numbers, text, lists, dictionaries and tuples are allowed, and the few names
+that an array needs. These names stand for classes of this module, so nothing is imported and no
+other object is made.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def is_tar(path: Path) -> bool:
 
 
 def find_cifar(folder: Path) -> Path | None:
-    """Returns the folder or archive of CIFAR-10 batches in a folder, None where there is none."""
-    for place in FOLDERS:
-        first = folder / place / STEMS[0]
+    """Returns the folder or archive of CIFAR-10 batches in a folder, None if there is none."""
+    for name in FOLDERS:
+        first = folder / name / STEMS[0]
         if first.is_file() or first.with_suffix(".bin").is_file():
-            return folder / place
+            return folder / name
     return next((folder / tar for tar in TARS if (folder / tar).is_file()), None)
 
 
@@ -92,20 +92,20 @@ def _read_folder(folder: Path) -> dict[str, bytes]:
 
 def _read_archive(file: Path) -> dict[str, bytes]:
     binary = [f"{stem}.bin" for stem in STEMS]
-    found = read_tar("read_cifar", file, {*binary, *STEMS})
-    names = binary if binary[0] in found else list(STEMS)
-    missing = [name for name in names if name not in found]
+    batches = read_tar("read_cifar", file, {*binary, *STEMS})
+    names = binary if binary[0] in batches else list(STEMS)
+    missing = [name for name in names if name not in batches]
     if missing:
         raise Refused(
             f"read_cifar: expected the batches {', '.join(names)} in {str(file)!r}, it lacks "
             f"{', '.join(missing)}; get the archive again"
         )
-    return {name: found[name] for name in names}
+    return {name: batches[name] for name in names}
 
 
-def _parse(name: str, data: bytes, place: str) -> tuple[Bytes, Bytes]:
-    """The images of a batch, shape (n, 3072), and their labels."""
-    source = f"{place}/{name}"
+def _parse(name: str, data: bytes, path: str) -> tuple[Bytes, Bytes]:
+    """Returns the images of a batch, shape (n, 3072), and their labels."""
+    source = f"{path}/{name}"
     images, labels = (
         _parse_binary(data, source) if name.endswith(".bin") else _parse_pickle(data, source)
     )
@@ -132,9 +132,9 @@ def _parse_pickle(data: bytes, source: str) -> tuple[Bytes, Bytes]:
     batch = read_batch_pickle(data, source)
     _check_batch(batch, source)
     pixels, labels = batch["data"], batch["labels"]
-    # Labels outside of a byte become 255, which is refused with the number of the image.
-    known = [label if 0 <= label <= 255 else 255 for label in labels]
-    return pixels, np.array(known, np.uint8)
+    # Labels that do not fit a byte become 255, which _parse refuses.
+    labels = [label if 0 <= label <= 255 else 255 for label in labels]
+    return pixels, np.array(labels, np.uint8)
 
 
 def _check_batch(batch: Mapping[str, object], source: str) -> None:
@@ -157,8 +157,8 @@ _TEXTS = {
     *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
-# What a pickle may refer to twice. Tuples are not among them: of tuples within tuples, each of
-# them twice, a few make a key of a dictionary that takes for ever to hash.
+# Values that a pickle may use twice. Nested tuples that are used twice could make a dictionary key
+# that takes forever to hash.
 _SHARED = _TEXTS | {"GLOBAL", "STACK_GLOBAL", "REDUCE"}
 _TUPLES = {"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 _STORES = {"BINPUT", "LONG_BINPUT", "MEMOIZE"}
@@ -172,22 +172,15 @@ _INSTRUCTIONS = {
 }
 
 MAX_STEPS = 1_000_000  # a batch of 10,000 images takes about 60,000
-# Deep ones overflow the stack of the C code that hashes them, and each may copy all the text.
+# Deeply nested tuples overflow the stack when they are hashed.
 MAX_TUPLES = 100
 
 
 def read_batch_pickle(data: bytes, source: str) -> dict[str, Any]:
-    """Reads a batch: a dictionary of lists, numbers, strings and arrays of bytes.
+    """Reads a pickled batch, protocol 2 to 4: a dictionary of lists, numbers, text and arrays.
 
-    Arguments:
-        data: The pickle, protocol 2, 3 or 4.
-        source: Its name, for messages.
-
-    Returns:
-        The dictionary, keys as text, arrays as uint8 with at most two axes.
-
-    Raises:
-        ValueError: If the pickle asks for anything else than a batch needs, or is damaged.
+    Arrays are uint8 with at most two axes. Pickles with anything that a batch does not need, and
+    damaged ones, are refused.
     """
     try:
         _check_instructions(data)
@@ -207,12 +200,12 @@ def read_batch_pickle(data: bytes, source: str) -> dict[str, Any]:
 
 
 class _Forbidden(Exception):
-    """What a pickle asks for and no batch needs."""
+    """A pickle has an instruction or a name that no batch needs."""
 
 
 def _check_instructions(data: bytes) -> None:
-    """Refuses instructions that do more than build plain values, and takes no memory for them."""
-    memo: dict[int | None, bool] = {}  # whether what is stored there may be taken again
+    """Refuses instructions that do more than build plain values."""
+    memo: dict[int | None, bool] = {}  # whether the stored value may be used again
     before, tuples = "", 0
     for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         name = opcode.name
@@ -222,7 +215,7 @@ def _check_instructions(data: bytes) -> None:
         if step >= MAX_STEPS or tuples > MAX_TUPLES:
             raise ValueError(f"more than {MAX_STEPS:,} instructions or {MAX_TUPLES:,} tuples")
         if name in _STORES:
-            # The C code takes memory up to the largest number under which something is stored.
+            # The unpickler allocates memory up to the largest index of a stored value.
             index = len(memo) if argument is None else argument
             if index > step:
                 raise ValueError(f"a value stored under {index:,}")
@@ -236,7 +229,7 @@ class _Unpickler(pickle.Unpickler):
     """Unpickles plain values and the records of arrays."""
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """Returns what stands for one of the names, and knows no other."""
+        """Returns the replacement of an allowed name, and refuses others."""
         if (module, name) not in _NAMES:
             raise _Forbidden(f"the name {f'{module} {name}'[:80]!r}")
         return _NAMES[module, name]
@@ -244,7 +237,7 @@ class _Unpickler(pickle.Unpickler):
 
 @dataclass(frozen=True)
 class _Name:
-    """One of the names that an array needs; it can be called and nothing else."""
+    """The replacement of a name that an array needs; it can only be called."""
 
     make: Callable[..., object]
 
@@ -272,7 +265,7 @@ class _Dtype:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Ignores byte order and alignment: one byte has neither."""
+        """Ignores byte order and alignment, which bytes do not have."""
 
 
 def _latin1(text: str, codec: str) -> bytes:
@@ -281,7 +274,7 @@ def _latin1(text: str, codec: str) -> bytes:
     return text.encode("latin-1")
 
 
-# All the names that a batch may refer to: numpy's modules were renamed once.
+# All names that a batch may use, with those of older versions of NumPy.
 _NAMES: Mapping[tuple[str, str], _Name] = {
     ("numpy.core.multiarray", "_reconstruct"): _Name(_Array),
     ("numpy._core.multiarray", "_reconstruct"): _Name(_Array),

@@ -17,7 +17,7 @@ from .reading import Refused, gunzip, read_file
 UINT8 = 0x08
 MAX_AXES = 3
 
-# Under what names and in which folders people have the four files.
+# Usual names and folders of the four files.
 STEMS: Mapping[str, tuple[str, ...]] = {
     "train": ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"),
@@ -89,19 +89,19 @@ def _shape(data: bytes, source: str) -> tuple[int, ...]:
 
 
 def find_idx(folder: Path) -> dict[str, Path] | None:
-    """Returns the files of the MNIST layout in a folder, None where the images are missing.
+    """Returns the files of the MNIST layout in a folder, None if the images are missing.
 
-    Keys are `train`, `test`, and `train_labels`, `test_labels` where these exist. Files may be
-    gzipped and may lie in `raw`, `MNIST/raw` or `FashionMNIST/raw`.
+    Keys are `train`, `test`, and `train_labels`, `test_labels` if these exist. Files may be
+    gzipped and may be in `raw`, `MNIST/raw` or `FashionMNIST/raw`.
     """
-    for place in FOLDERS:
-        found = {
+    for name in FOLDERS:
+        files = {
             role: file
             for role, stems in STEMS.items()
-            if (file := _first_file(folder / place, stems)) is not None
+            if (file := _first_file(folder / name, stems)) is not None
         }
-        if "train" in found and "test" in found:
-            return found
+        if "train" in files and "test" in files:
+            return files
     return None
 
 
@@ -111,15 +111,7 @@ def _first_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
 
 
 def read_idx_folder(files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """Reads the files that `find_idx` found.
-
-    Returns:
-        Images as uint8 with shape (n, 1, H, W) under `train` and `test`, labels as int64 with
-        shape (n,) under `train_labels` and `test_labels`.
-
-    Raises:
-        ValueError: If a file cannot be read, or the files don't fit each other.
-    """
+    """Reads the files of `find_idx`: images as uint8, (n, 1, H, W), and labels as int64, (n,)."""
     parts = {role: read_idx(file) for role, file in files.items()}
     for role, values in parts.items():
         axes = 1 if role.endswith("labels") else 3

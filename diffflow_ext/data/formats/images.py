@@ -31,28 +31,19 @@ CHANNELS = (1, 3)
 def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
     """Reads the PNG and JPEG images in a folder and its folders, in the order of their names.
 
-    Arguments:
-        folder: The folder; other files, hidden ones and folders, and links to folders are passed
-            over.
-        image_size: The size to which `resize_images` brings each, None to keep them.
-
-    Returns:
-        uint8, shape (n, 1, H, W) if all images are grey, else (n, 3, H, W). What is transparent
-        becomes white.
-
-    Raises:
-        ImportError: If pillow is not installed.
-        ValueError: If there is no image, one can't be read, or they differ in size.
+    Other files, hidden files and folders, and links to folders are skipped. With `image_size`,
+    each image is resized by `resize_images`. The result is uint8, of shape (n, 1, H, W) if all
+    images are grey, else (n, 3, H, W). Transparent pixels become white.
     """
-    files = sorted(_walk(folder))
+    files = sorted(_image_files(folder))
     images = ((str(file), read_file("read_images", file)) for file in files)
     return _stack(images, f"the folder {str(folder)!r}", image_size)
 
 
-def _walk(folder: Path) -> Iterable[Path]:
-    for place, folders, names in os.walk(folder):
+def _image_files(folder: Path) -> Iterable[Path]:
+    for path, folders, names in os.walk(folder):
         folders[:] = (name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in names if _is_image(name))
+        yield from (Path(path, name) for name in names if _is_image(name))
 
 
 def _is_image(name: str) -> bool:
@@ -61,14 +52,7 @@ def _is_image(name: str) -> bool:
 
 
 def read_image_zip(file: Path, image_size: int | None = None) -> Tensor:
-    """Reads the PNG and JPEG images of a zip archive, in the order of their names.
-
-    Nothing is written to disk. Arguments, results and errors are those of `read_image_folder`.
-
-    Raises:
-        ValueError: Also if the archive is damaged, encrypted, packed with another method than
-            deflate, or unpacks to far more than its size.
-    """
+    """Reads the images of a zip archive in memory, as `read_image_folder` those of a folder."""
     members = read_zip("read_images", file, _is_image)
     images = ((f"{file}[{name}]", data) for name, data in members)
     return _stack(images, f"the archive {str(file)!r}", image_size)
@@ -103,7 +87,7 @@ def _stack(images: Iterable[tuple[str, bytes]], where: str, image_size: int | No
 
 
 def _decode(pillow: Any, data: bytes, source: str) -> Bytes:
-    """Pixels with shape (H, W, 1) of grey images, else (H, W, 3)."""
+    """Returns pixels with shape (H, W, 1) for grey images, else (H, W, 3)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -142,19 +126,11 @@ def _shrunk(pixels: Bytes, image_size: int | None) -> Bytes:
 
 
 def read_image_array(path: Path) -> Tensor | None:
-    """Reads images from a NumPy array, or finds that the file holds none.
+    """Reads images from a `.npy` or `.npz` file (from `arr_0` or its first array).
 
-    Arguments:
-        path: A `.npy`, or an `.npz` whose array `arr_0`, or whose only one, is meant.
-
-    Returns:
-        uint8, shape (n, C, H, W), of an array of four axes: bytes as (n, H, W, C) or (n, C, H, W)
-        with one or three channels (the last axis is asked first); or of bytes as (n, H, W), which
-        are grey. None of other arrays.
-
-    Raises:
-        TypeError: If an array of four axes holds other numbers than bytes.
-        ValueError: If the file cannot be read, or has no axis for one or three channels.
+    Images are bytes of shape (n, H, W), which are grey, or (n, H, W, C) or (n, C, H, W) with one
+    or three channels. The result is uint8 of shape (n, C, H, W), and None for arrays of another
+    number of axes, which are tables.
     """
     array = load_array("read_images", path, _first_key)
     if array.ndim == 3 and array.dtype == np.uint8:

@@ -1,4 +1,4 @@
-"""What all formats share: optional packages, and bytes that are checked and bounded."""
+"""Helpers of all formats: optional packages, and reading of bytes with checks and limits."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_BYTES = 8 << 30
-# Data compress ten times, bombs a thousand times; what is small may be either.
+# Data are compressed about 10 times, decompression bombs 1000 times; small files may be either.
 MAX_RATIO = 100
 SMALL_BYTES = 64 << 20
 
 
 class Refused(ValueError):
-    """A message of ours, to be told from the libraries' errors."""
+    """An error of this package, distinct from those of libraries."""
 
 
 def optional_package(op: str, name: str, purpose: str) -> Any:
-    """Imports a module of a package that only some sets need.
-
-    Raises:
-        ImportError: If the package is not installed, with the command that installs it.
-    """
+    """Imports an optional package, or raises an ImportError with the command that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -37,20 +33,7 @@ def optional_package(op: str, name: str, purpose: str) -> Any:
 
 
 def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
-    """Reads a regular file that is not empty.
-
-    Arguments:
-        op: The function that asks, for the message.
-        file: The file.
-        limit: The largest accepted size in bytes, `MAX_BYTES` if None.
-
-    Returns:
-        Its bytes.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no file, cannot be read, is empty or too large.
-    """
+    """Returns the bytes of a regular file, not empty and of at most `limit` bytes."""
     check_file(op, file)
     check_size(op, str(file), file.stat().st_size, limit)
     data = file.read_bytes()
@@ -80,7 +63,7 @@ def check_file(op: str, file: Path) -> None:
 
 
 def check_size(op: str, source: str, size: int, limit: int | None = None) -> None:
-    """Raises ValueError where `size` bytes are more than `limit`, by default `MAX_BYTES`."""
+    """Raises a ValueError if `size` is above `limit`, by default `MAX_BYTES`."""
     limit = MAX_BYTES if limit is None else limit
     if size > limit:
         raise Refused(
@@ -89,12 +72,12 @@ def check_size(op: str, source: str, size: int, limit: int | None = None) -> Non
 
 
 def unpacked_limit(packed: int) -> int:
-    """Returns how many bytes `packed` compressed ones may become before they count as a bomb."""
+    """Returns the largest accepted size of `packed` compressed bytes after unpacking."""
     return min(MAX_BYTES, max(SMALL_BYTES, MAX_RATIO * packed))
 
 
 def read_bounded(op: str, stream: BinaryIO, source: str, limit: int) -> bytes:
-    """Reads a stream to its end, and refuses one that holds more than `limit` bytes."""
+    """Reads a stream to its end, and refuses more than `limit` bytes."""
     data = stream.read(limit + 1)
     if len(data) > limit:
         raise Refused(
@@ -105,11 +88,7 @@ def read_bounded(op: str, stream: BinaryIO, source: str, limit: int) -> bytes:
 
 
 def gunzip(op: str, data: bytes, source: str) -> bytes:
-    """Unpacks gzip data in bounded memory.
-
-    Raises:
-        ValueError: If the data are cut or damaged, or grow beyond `unpacked_limit`.
-    """
+    """Unpacks gzip data, and refuses more than `unpacked_limit` bytes."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
             return read_bounded(op, stream, source, unpacked_limit(len(data)))  # type: ignore[arg-type]

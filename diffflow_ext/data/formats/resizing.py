@@ -14,14 +14,14 @@ CHUNK = 2048
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
-    r"""Brings images to `size` x `size` pixels, each the mean of the area that it covers.
+    r"""Resizes images to `size` x `size` pixels, each the mean of the area that it covers.
 
     .. math:: y = \mathrm{round}\Big( \frac{W_H\, x\, W_W^T}{H W} \Big)
 
-    with integer overlaps :math:`W`, so the mean is exact and halves go to the even byte. Images
-    that are not square lose their longer ends first. Those of the MNIST family, 28 x 28 with one
-    channel and a black border, are padded to 32 x 32 where 28 is not a multiple of `size`
-    and 32 is: 14 and 7 come from 28; 32, 16 and 8 from 32.
+    with integer overlaps :math:`W`, so the mean is exact; halves are rounded to even. Images that
+    are not square are cropped to their centre first. Those of the MNIST family, 28 x 28 with one
+    channel and a black border, are padded to 32 x 32 if 32 is a multiple of `size` and 28 is not:
+    14 and 7 come from 28; 32, 16 and 8 from 32.
 
     Arguments:
         images: uint8, shape (n, C, H, W).
@@ -57,7 +57,7 @@ def _centre(images: Tensor, side: int) -> Tensor:
 
 
 def _overlaps(side: int, size: int) -> NDArray[np.float64]:
-    """How much of old pixel i lies in new pixel j, in units of 1 / size; shape (size, side)."""
+    """Returns the overlap of new pixel j and old pixel i times `size`, shape (size, side)."""
     old = np.arange(side) * size
     new = np.arange(size)[:, None] * side
     overlap = np.minimum(old + size, new + side) - np.maximum(old, new)

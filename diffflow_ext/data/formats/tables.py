@@ -1,8 +1,6 @@
 """Tables of numbers from files: NumPy arrays, CSV and KEEL text.
 
-A file is hashed and turned into float64 columns, or refused with an error that says what was
-expected, what came and how to mend it. Nothing in a file is ever executed, and sizes that a header
-claims are checked against the bytes that are there.
+Nothing in a file is ever executed, and sizes stated in a header are compared with the bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import load_array
-from .reading import Refused, check_file, sha256
+from .reading import Refused, check_file
 from .text import TEXT_SUFFIXES, read_text
 
 Values = NDArray[np.float64]
@@ -31,14 +29,12 @@ class Table:
     Attributes:
         values: Finite float64 values, shape (n, d), no column constant.
         columns: The d column names.
-        source: Where the table came from, for messages and records.
-        sha256: The hash of the file's bytes, in hexadecimal.
+        source: The origin of the table, for messages and records.
     """
 
     values: Values
     columns: list[str]
     source: str
-    sha256: str
 
 
 def read_table(
@@ -48,10 +44,10 @@ def read_table(
 
     Arguments:
         path: A `.npy` or `.npz` array with shape (n, d), or text with one row a line (`.csv`,
-            `.tsv`, `.txt`; comma, semicolon or tab, or spaces where the first line is numbers; a
-            header is found by itself), or KEEL `.dat` (`@` lines, then CSV with the class label
+            `.tsv`, `.txt`; comma, semicolon or tab, or spaces if the first line is numbers; a
+            header is recognised), or KEEL `.dat` (`@` lines, then CSV with the class label
             last). Text may be gzipped (`.csv.gz`).
-        key: The array's name in an `.npz` that holds several.
+        key: The array's name in an `.npz` file with several.
         drop_label: Whether the last column is a label to leave out (text files only).
 
     Returns:
@@ -78,14 +74,14 @@ def read_table(
         )
     columns = columns or [f"x{i + 1}" for i in range(values.shape[1])]
     _check_values(values, columns, str(file))
-    return Table(values, columns, str(file), sha256(file))
+    return Table(values, columns, str(file))
 
 
 def _array_values(loaded: NDArray[Any], source: str) -> Values:
     _check_dtype(loaded.dtype, source)
     _check_shape(loaded.shape, source)
     _check_rows(len(loaded), source)
-    # A wide float beyond the range of float64 becomes inf here and is named by _check_values.
+    # A wide float beyond the range of float64 becomes inf, which _check_values refuses.
     with np.errstate(over="ignore", invalid="ignore"):
         return np.array(loaded, np.float64, order="C")
 
@@ -100,7 +96,7 @@ def _choose_array(keys: list[str], source: str, key: str | None) -> str:
     raise Refused(f"read_table: expected {wanted} in {source!r}, found {keys}; {mend}")
 
 
-# What an array of another kind holds, and how to mend it.
+# Kinds of arrays that are refused, and how to mend them.
 _REFUSED = {
     "V": ("records", "stack its fields into one array with shape (n, d)"),
     "c": ("complex numbers", "save real and imaginary parts as separate columns"),

@@ -1,7 +1,7 @@
-"""Tables in text: CSV and its relatives, and KEEL.
+"""Tables in text: CSV and similar formats, and KEEL.
 
-pandas reads what is plain rows of numbers. All else goes line by line, which names the line and
-the column that are no number, or takes what only Python takes for one.
+pandas reads plain rows of numbers. Other texts are read line by line, with errors that name the
+line and the column.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from .reading import check_size, gunzip
 Values = NDArray[np.float64]
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
 _BOM = b"\xef\xbb\xbf"
-CELLS = 1 << 20  # that pandas holds at a time
-_STRAY = re.compile(rb"\0|\r(?!\r*\n|\r*\Z)")  # bytes that belong into no line of text
+CELLS = 1 << 20  # of a chunk that pandas reads
+_STRAY = re.compile(rb"\0|\r(?!\r*\n|\r*\Z)")  # bytes that no line of text has
 _ATTRIBUTE = re.compile(r"^\s*@attribute\s+('[^']*'|\"[^\"]*\"|[^\s{\[]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How the rows of a text are to be read.
+    """The layout of a text.
 
     Attributes:
         source: The file, for messages.
         keel: Whether lines may be declarations (`@`) and comments (`%`).
-        delimiter: What separates the columns.
-        names: The columns' names, none where the text has none.
-        named_by: What says how many columns there are, for messages.
+        delimiter: The separator of columns.
+        names: The columns' names, empty if the text has none.
+        named_by: The line that determines the number of columns, for messages.
         start: The first byte of the rows.
         line: The number of lines above them.
-        columns: How many columns each row has.
-        width: How many of them count.
+        columns: The number of columns of each row.
+        width: The number of columns without a label.
     """
 
     source: str
@@ -57,19 +57,9 @@ class _Layout:
 
 
 def read_text(file: Path, drop_label: bool) -> tuple[Values, list[str]]:
-    """Reads a table in text, which may be gzipped.
+    """Returns the values, shape (n, d), and column names, perhaps none; see `read_table`.
 
-    Arguments:
-        file: The file; see `read_table`.
-        drop_label: Whether the last column is left out, whatever it holds.
-
-    Returns:
-        The values, shape (n, d), which may be infinite or NaN; the columns' names, none where the
-        text has none.
-
-    Raises:
-        ValueError: If the file has no rows, or one with another number of columns or other things
-            than numbers.
+    Values may be infinite or NaN. With `drop_label` the last column is left out.
     """
     with _open(file) as stream:
         layout = _layout(stream, file, drop_label)
@@ -116,7 +106,6 @@ def _layout(stream: BinaryIO, file: Path, drop_label: bool) -> _Layout:
         )
     columns, named_by = len(names or cells), "the header" if names else f"line {number}"
     if not names and not any(map(_is_number, cells)):
-        # One row of text alone may be data as well as a header: either way no row is left.
         names = [cell or f"x{i + 1}" for i, cell in enumerate(cells)]
         start, above, named_by = stream.tell(), number, "the header"
     width = columns - int(drop_label)
@@ -129,19 +118,19 @@ def _layout(stream: BinaryIO, file: Path, drop_label: bool) -> _Layout:
 
 
 def _decoded(stream: BinaryIO, start: int, source: str) -> Iterator[str]:
-    """Yields the lines from byte `start` on; the stream stands behind the last one."""
+    """Yields the lines from byte `start` on; the stream's position is after the last one."""
     stream.seek(start)
     while line := stream.readline():
         stray = _STRAY.search(line)
-        place = stray.start() if stray else -1
+        position = stray.start() if stray else -1
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            text, place = "", error.start
-        if place >= 0:
+            text, position = "", error.start
+        if position >= 0:
             raise ValueError(
                 f"read_table: expected lines of UTF-8 text, {source!r} is none at place "
-                f"{stream.tell() - len(line) + place}; save it as UTF-8 with one kind of line "
+                f"{stream.tell() - len(line) + position}; save it as UTF-8 with one kind of line "
                 "ends, or give it its right file ending"
             )
         yield text
@@ -178,27 +167,27 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    # float() takes 1_000 for a number; in a file this is a slip.
+    # float() accepts 1_000, which is an error in a file.
     return "_" not in cell
 
 
 def _by_pandas(stream: BinaryIO, layout: _Layout) -> Values | None:
-    """The values, or None where the rows are not plain numbers, as many in each."""
+    """Returns the values, or None if the rows are not plain numbers or differ in length."""
     import pandas
 
     stream.seek(layout.start)
-    # Zero bytes end a cell for pandas, and what follows would be lost.
+    # pandas ends a cell at a zero byte and ignores the rest.
     if any(b"\0" in block for block in iter(lambda: stream.read(1 << 20), b"")):
         return None
     stream.seek(layout.start)
     options: Any = {"sep": layout.delimiter, "header": None, "skipinitialspace": True}
-    # The fast conversion would not round to the nearest number.
+    # The default conversion does not round to the nearest number.
     options |= {"engine": "c", "float_precision": "round_trip", "low_memory": False}
     options["chunksize"] = max(1, CELLS // layout.columns)
     try:
         with pandas.read_csv(stream, **options) as frames:
             parts = [_numbers(frame, layout) for frame in frames]
-    except ValueError:  # Reading line by line shows what was wrong.
+    except ValueError:  # Reading line by line gives a better error.
         return None
     return np.concatenate(parts)
 

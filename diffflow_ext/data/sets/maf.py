@@ -1,9 +1,8 @@
-r"""POWER, GAS, HEPMASS, MINIBOONE and BSDS300, cleaned as the papers on density estimation do.
+r"""POWER, GAS, HEPMASS, MINIBOONE and BSDS300, cleaned as in papers on density estimation.
 
-The steps are those of Masked Autoregressive Flow (Papamakarios et al., 2017), which later papers
-keep, so that scores compare with published ones: 6, 8, 21, 43 and 63 columns, nats in standardised
-units, splits by position and not by our own permutation. Each function takes the raw values and
-returns the training, validation and test rows together with what was subtracted and divided by.
+The steps are those of Masked Autoregressive Flow (Papamakarios et al., 2017) and of later papers,
+so scores are comparable with published ones: 6, 8, 21, 43 and 63 columns, nats in standardised
+units, splits by position.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class _Cleaned:
 
 @dataclass(frozen=True)
 class _MafSet:
-    """A set of the archive: `files` are the names under which people have it, the best first."""
+    """A set of the archive: `files` are its possible names, in order of preference."""
 
     description: str
     dim: int
@@ -48,7 +47,7 @@ class _MafSet:
 
 
 def _last_tenths(values: Values) -> tuple[Values, Values, Values]:
-    """The last tenth for the test, then the last tenth of the rest for validation."""
+    """Splits off the last tenth for the test, then the last tenth of the rest for validation."""
     rest, test = _last_tenth(values)
     return (*_last_tenth(rest), test)
 
@@ -61,9 +60,9 @@ def _last_tenth(values: Values) -> tuple[Values, Values]:
 
 
 def _standardised(parts: tuple[Values, Values, Values]) -> _Cleaned:
-    """By mean and deviation of training and validation rows together."""
-    known = np.concatenate(parts[:2])
-    return _Cleaned(parts, known.mean(axis=0), known.std(axis=0))
+    """Standardises by mean and deviation of training and validation rows together."""
+    rows = np.concatenate(parts[:2])
+    return _Cleaned(parts, rows.mean(axis=0), rows.std(axis=0))
 
 
 def _clean_power(file: Path) -> _Cleaned:
@@ -80,7 +79,7 @@ def _clean_power(file: Path) -> _Cleaned:
 
 
 def _clean_gas(file: Path) -> _Cleaned:
-    """Drops columns until no two correlate above 0.98; all rows standardise, as published."""
+    """Drops columns until no two correlate above 0.98; standardises by all rows, as published."""
     values = _read_gas(file)
     while True:
         crowded = (np.corrcoef(values, rowvar=False) > CORRELATED).sum(axis=1) > 1
@@ -91,13 +90,13 @@ def _clean_gas(file: Path) -> _Cleaned:
 
 
 def _clean_hepmass(file: Path) -> _Cleaned:
-    """Keeps the signal, and drops columns whose smallest value stands there more than five times.
+    """Keeps the signal, and drops columns whose smallest value occurs more than five times.
 
     That is the published test for columns of few values; the 1,000 GeV sample loses six.
     """
     train, test = _read_hepmass(file)
-    kept = (train == train.min(axis=0)).sum(axis=0) <= REPEATED
-    train, test = train[:, kept], test[:, kept]
+    columns = (train == train.min(axis=0)).sum(axis=0) <= REPEATED
+    train, test = train[:, columns], test[:, columns]
     rest, valid = _last_tenth(train)
     return _Cleaned((rest, valid, test), train.mean(axis=0), train.std(axis=0, ddof=1))
 
@@ -107,7 +106,7 @@ def _clean_miniboone(file: Path) -> _Cleaned:
 
 
 def _clean_bsds300(file: Path) -> _Cleaned:
-    """As it is: the patches come without their means, and nobody standardises them."""
+    """Returns the published patches, whose means are removed; papers do not standardise them."""
     parts = _read_bsds300(file)
     return _Cleaned(parts, np.zeros(parts[0].shape[1]), np.ones(parts[0].shape[1]))
 
@@ -137,20 +136,20 @@ MAF_SETS: Mapping[str, str] = MappingProxyType(
 
 
 def maf_name(path: Path) -> str | None:
-    """Returns the set that a folder or file of the archive holds, None where it holds none.
+    """Returns the set of a folder or file of the archive, None if it is no set.
 
-    Sets are known by the names of their folders, in any case: `maf/hepmass`, `BSDS300`; and a file
-    by that of its folder.
+    Sets are recognised by the names of their folders, in upper or lower case: `maf/hepmass`,
+    `BSDS300`.
     """
     name = path.name.lower() if path.is_dir() else path.parent.name.lower()
     if name not in _SETS:
         return None
-    found = _file_in(name, path) if path.is_dir() else path.name in _SETS[name].files
-    return name if found else None
+    is_set = _file_in(name, path) if path.is_dir() else path.name in _SETS[name].files
+    return name if is_set else None
 
 
 def find_maf(name: str) -> Path | None:
-    """Returns the folder of a set in `data_home`, None where its files are not there."""
+    """Returns the folder of a set in `data_home`, None if it has no file of the set."""
     folders = (data_home() / spelling for spelling in (name, name.upper()))
     return next((folder for folder in folders if _file_in(name, folder) is not None), None)
 
@@ -161,21 +160,10 @@ def _file_in(name: str, folder: Path) -> Path | None:
 
 
 def open_maf(name: str, path: Path) -> Dataset:
-    """Reads and cleans a set.
+    """Reads and cleans a set, a key of `MAF_SETS`, from its folder or file.
 
-    Arguments:
-        name: A key of `MAF_SETS`.
-        path: Its folder, or the file itself.
-
-    Returns:
-        The dataset, standardised as published (BSDS300 is not).
-
-    Raises:
-        FileNotFoundError: If the file is not there.
-        ImportError: If h5py, which BSDS300 needs, is not installed.
-        TypeError: If an array holds no real numbers.
-        ValueError: If the file cannot be read, or has another number of columns after cleaning
-            than the published one.
+    It is standardised as published (BSDS300 is not). Files that have another number of columns
+    after cleaning than the published one are refused.
     """
     entry = _SETS[name]
     file = path if path.is_file() else _file_in(name, path)
@@ -184,7 +172,7 @@ def open_maf(name: str, path: Path) -> Dataset:
             f"open_maf: expected {' or '.join(entry.files)} in {str(path)!r}, found none; unpack "
             "the archive of the five sets there (https://zenodo.org/records/1161203)"
         )
-    with np.errstate(all="ignore"):  # What overflows or can't be divided is named by checks.
+    with np.errstate(all="ignore"):  # Values that are not finite are refused by checks.
         cleaned = entry.clean(file)
         _check(cleaned, entry.dim, str(file))
         parts = [(part - cleaned.mean) / cleaned.std for part in cleaned.parts]
@@ -202,9 +190,9 @@ def _check(cleaned: _Cleaned, dim: int, source: str) -> None:
     for part in cleaned.parts:
         bad = np.argwhere(~np.isfinite(part))
         if len(bad) or not len(part):
-            where = f"row {bad[0][0]}, column {bad[0][1]}" if len(bad) else "an empty split"
+            fault = f"row {bad[0][0]}, column {bad[0][1]}" if len(bad) else "an empty split"
             raise Refused(
-                f"open_maf: expected finite numbers, {source!r} has {where} (counted from 0, "
+                f"open_maf: expected finite numbers, {source!r} has {fault} (counted from 0, "
                 "after cleaning) without; get the file again"
             )
     if not (np.isfinite(cleaned.std).all() and (cleaned.std > 0.0).all()):
@@ -215,7 +203,7 @@ def _check(cleaned: _Cleaned, dim: int, source: str) -> None:
 
 
 SENSORS = 16
-NO_SENSORS = ("Time", "Meth", "Eth")  # The first three columns: time and what was let in.
+NO_SENSORS = ("Time", "Meth", "Eth")  # The first three columns: time and two concentrations.
 CONVERT = (
     'import numpy, pandas; numpy.save("ethylene_CO.npy", '
     'pandas.read_pickle("ethylene_CO.pickle").to_numpy())'
@@ -224,12 +212,7 @@ PARTS = ("train", "validation", "test")
 
 
 def _read_values(file: Path, width: int | None = None) -> Values:
-    """Reads an `.npy` file of real numbers with shape (n, width) as float64.
-
-    Raises:
-        TypeError: If it holds other things than real numbers.
-        ValueError: If it cannot be read, or has another shape.
-    """
+    """Reads a `.npy` file of real numbers with shape (n, width) as float64."""
     array = load_npy("open_maf", file)
     if array.dtype.kind not in "fiu":
         raise TypeError(
@@ -249,7 +232,7 @@ def _read_values(file: Path, width: int | None = None) -> Values:
 def _read_gas(file: Path) -> Values:
     """Reads the sensors of the gas table from `.npy` or `.csv`; a pickle is refused.
 
-    Tables of 19 columns begin with time and the two concentrations, which are left out.
+    In tables of 19 columns the first three, time and two concentrations, are left out.
     """
     if file.suffix.lower() in (".pickle", ".pkl"):
         raise Refused(
@@ -269,9 +252,9 @@ def _read_gas(file: Path) -> Values:
 
 
 def _read_hepmass(file: Path) -> tuple[Values, Values]:
-    """Reads the signal rows for training and test, labels left out.
+    """Reads the signal rows for training and test, without labels.
 
-    The published test file has one column more than its partner, at the end, which goes.
+    The published test file has one more column, at the end, which is left out.
     """
     train = _signal(file, 0)
     test = _signal(file.with_name("1000_test.csv"), 1)
@@ -300,14 +283,14 @@ def _signal(file: Path, leave_out: int) -> Values:
 
 
 def _read_csv(file: Path, leave_out: int = 0) -> Values:
-    """Values of a CSV file with a header, without its last `leave_out` columns.
+    """Returns the values of a CSV file with a header, without its last `leave_out` columns.
 
-    Gaps are NaN, and cells beyond the header don't count.
+    Gaps are NaN, and cells beyond the header are ignored.
     """
     import pandas
 
     check_file("open_maf", file)
-    # The fast conversion of pandas would not round to the nearest number.
+    # The default conversion does not round to the nearest number.
     options: Any = {"dtype": np.float64, "float_precision": "round_trip", "index_col": False}
     try:
         values = pandas.read_csv(file, engine="c", **options).to_numpy()
@@ -320,12 +303,7 @@ def _read_csv(file: Path, leave_out: int = 0) -> Values:
 
 
 def _read_bsds300(file: Path) -> tuple[Values, Values, Values]:
-    """Reads the three arrays `train`, `validation` and `test` of an HDF5 file.
-
-    Raises:
-        ImportError: If h5py is not installed.
-        ValueError: If the file is damaged, lacks one, or leads to another file.
-    """
+    """Reads the arrays `train`, `validation` and `test` of an HDF5 file, without links."""
     h5py = optional_package("open_maf", "h5py", "reads BSDS300")
     check_file("open_maf", file)
     try:

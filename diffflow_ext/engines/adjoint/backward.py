@@ -1,7 +1,6 @@
-"""The backward sweep over a path: the adjoint, one state after the other.
+"""The backward sweep over a path: the adjoint, state by state.
 
-Plain functions of tensors with autograd switched off; losses.py states the mathematics and makes
-autograd functions of them.
+The mathematics and the autograd functions are in losses.py.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .forward import Evaluation, PathRecord, states_per_call
 
 @dataclass
 class Gradients:
-    """Gradients of a weighted sum of losses, and the losses themselves where they are wanted."""
+    """Gradients of a weighted sum of losses, and optionally the losses."""
 
     x0: Tensor
     g: Tensor | None
@@ -33,20 +32,20 @@ class Gradients:
     def add(self, grads: Iterable[Tensor | None]) -> None:
         """Accumulates parameter gradients.
 
-        In place only into sums made here: autograd may hand out one tensor for two parameters, or
-        an expanded one.
+        Only sums made here are changed in place: autograd may return one tensor for two
+        parameters, or an expanded one.
         """
         sums: list[Tensor] = []
         terms: list[Tensor] = []
         for i, grad in enumerate(grads):
-            known = self.params[i]
-            if known is None or grad is None:
-                self.params[i] = grad if known is None else known
+            total = self.params[i]
+            if total is None or grad is None:
+                self.params[i] = grad if total is None else total
             elif i in self._own:
-                sums.append(known)
+                sums.append(total)
                 terms.append(grad)
             else:
-                self.params[i] = known + grad
+                self.params[i] = total + grad
                 self._own.add(i)
         if sums:
             torch._foreach_add_(sums, terms)  # pyright: ignore
@@ -55,13 +54,10 @@ class Gradients:
 def backward_sweep(
     p: PathProblem, record: PathRecord, weight: Tensor | float, *, with_cost: bool = False
 ) -> Gradients:
-    """Returns the gradients of sum_b weight_b L_b from what a forward sweep has left.
+    """Returns the gradients of sum_b weight_b L_b, and with `with_cost` the losses.
 
-    Arguments:
-        p: The problem.
-        record: What the forward sweep left. States and graphs leave it when they have been used.
-        weight: Weights of the samples, shape (B,), or one number for all.
-        with_cost: Whether to sum the loss, per sample, on the way.
+    Weights have shape (B,), or are one number. States and graphs are removed from the record of
+    the forward sweep when they are no longer needed.
     """
     with record.tape.preserved():
         return _BackwardSweep(p, record, weight, with_cost=with_cost).run()
@@ -89,8 +85,8 @@ class _BackwardSweep:
             self.multiply((f, result.cotangent_f), (s, result.cotangent_s))
             vjp_s = None if s is None else s.product
             after = AdjointState(result.local, f.product, vjp_s, result.carry)
-            for done in (self.record.states, self.drifts, self.scores):
-                done.pop(k, None)
+            for used in (self.record.states, self.drifts, self.scores):
+                used.pop(k, None)
         assert after is not None
         assert after.vjp_f is not None
         self.out.x0 = after.local + after.vjp_f
@@ -99,7 +95,7 @@ class _BackwardSweep:
     def step(
         self, k: int, f: Tensor, s: Tensor | None, after: AdjointState | None
     ) -> AdjointResult:
-        """Returns the cotangents of both networks at x_k, and dL/dx_k but for their products."""
+        """Returns the cotangents of both networks at x_k, and dL/dx_k without their products."""
         p, x, x_prev = self.p, self.state(k), self.state(k - 1) if k > 0 else None
         if self.with_cost and x_prev is not None and s is not None:
             self.out.cost = p.cost(x_prev, x, f, s, k, self.out.cost)
@@ -123,7 +119,7 @@ class _BackwardSweep:
         return self.with_prior(x, result) if k == p.num_steps else result
 
     def with_prior(self, x: Tensor, result: AdjointResult) -> AdjointResult:
-        """Puts the prior's gradient at x_N in the place of that of N(0, I), which is x_N."""
+        """Replaces x_N, the gradient of N(0, I) at x_N, by the gradient of the prior."""
         p, out = self.p, self.out
         if p.prior is None:
             out.cost = out.cost + normal_cost(x) if out.cost is not None else None
@@ -146,13 +142,13 @@ class _BackwardSweep:
         return result._replace(local=result.local + (prior.product - weights * x))
 
     def multiply(self, *pairs: tuple[Evaluation | None, Tensor | None]) -> None:
-        """Gives evaluations their products J^T cotangent; adds those in the parameters."""
+        """Sets the products J^T cotangent of evaluations; accumulates parameter gradients."""
         new = [(e, c) for e, c in pairs if e is not None and e.product is None]
         live = [(e, c) for e, c in new if c is not None and e.value.requires_grad]
         if live:
             values, cotangents = [e.value for e, _ in live], [c.to(e.value) for e, c in live]
             leaves = [e.leaf for e, _ in live]
-            # Autocast is for forward evaluations: what a network kept in float32 stays there.
+            # torch runs backward passes without autocast.
             with self.p.autocast.off():
                 grads = torch.autograd.grad(
                     values, (*leaves, *self.p.params), cotangents, allow_unused=True
@@ -166,13 +162,12 @@ class _BackwardSweep:
     def weights(self) -> Tensor:
         """Returns the weights of the samples, shape (B, 1, ..., 1), with the axes of a state."""
         x0, weight = self.out.x0, self.weight
-        # A number that became a tensor on the host first would wait for the device.
         if not isinstance(weight, Tensor):
             weight = x0.new_full(x0.shape[:1], weight)
         return weight.to(x0.dtype).reshape(-1, *[1] * (x0.dim() - 1))
 
     def state(self, k: int) -> Tensor:
-        """Returns x_k, simulated again from the last state before it that is there."""
+        """Returns x_k, simulated again from the last stored state before it."""
         states = self.record.states
         if k not in states:
             with torch.no_grad():
@@ -183,21 +178,20 @@ class _BackwardSweep:
         return states[k]
 
     def drift(self, k: int) -> Evaluation:
-        """Returns the drift at x_k."""
         if k not in self.drifts:
             self.drifts[k] = self.evaluate("drift", k, self.state(k))
         return self.drifts[k]
 
     def score(self, k: int) -> Evaluation:
-        """Returns the score at x_k, with its product where several share a call."""
+        """Returns the score at x_k, with its product if several states share a call."""
         if k not in self.scores:
             self.evaluate_scores(states_per_call(self.p, k))
         return self.scores[k]
 
     def evaluate_scores(self, ks: range) -> None:
-        """Evaluates the scores at some states in one call.
+        """Evaluates the scores of several states, and their products, in one call.
 
-        Their cotangents w_k do not depend on the adjoint: one product serves all states.
+        This is possible because their cotangents w_k do not depend on the adjoint.
         """
         if len(ks) == 1:
             self.scores[ks[0]] = self.evaluate("score", ks[0], self.state(ks[0]))
@@ -220,7 +214,7 @@ class _BackwardSweep:
         return residual * self.weights() * (-g * root)
 
     def evaluate(self, name: str, k: int, x: Tensor, states: int = 1) -> Evaluation:
-        """Returns a network's value with its graph, kept by the forward sweep or made again."""
+        """Returns a network's value with its graph, stored or evaluated again."""
         evaluation = self.record.graphs.pop((name, k), None)
         if evaluation is None:
             self.record.tape.replay((name, k))
@@ -234,13 +228,13 @@ class _BackwardSweep:
 
 
 def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) -> None:
-    """Refuses a network whose graph ends in tensors that would silently get no gradient."""
+    """Refuses a network that depends on tensors that would silently get no gradient."""
     known = {id(p) for p in (*params, x)}
     if id(value) in known:
         return
     if value.grad_fn is None and value.requires_grad:
         raise _not_a_parameter(name, value)
-    # A parameter need not be a leaf; siblings of one operation are told apart by their number.
+    # Parameters need not be leaves; outputs of one operation differ in their number.
     stops = {(p.grad_fn, p.output_nr) for p in params if p.grad_fn is not None}
     queue, seen = [(value.grad_fn, value.output_nr)], set()
     while queue:

@@ -1,4 +1,4 @@
-"""The forward sweep over a path, and what it leaves for the backward sweep."""
+"""The forward sweep over a path, and its record for the backward sweep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .replay import RandomTape
 
 @dataclass
 class Evaluation:
-    """A network's value at a leaf of its graph, and J^T cotangent in the leaf once it is known."""
+    """A network's value, the leaf of its graph, and later the product J^T cotangent."""
 
     leaf: Tensor
     value: Tensor
@@ -22,13 +22,7 @@ class Evaluation:
 
 @dataclass
 class PathRecord:
-    """What a forward sweep leaves for the backward sweep.
-
-    Arguments:
-        tape: Random states before the evaluations of networks.
-        states: The states x_k that are kept, by k.
-        graphs: Evaluations whose graphs are kept, by the network's name and k.
-    """
+    """Random states of evaluations, and the stored states (by k) and graphs (by name and k)."""
 
     tape: RandomTape
     states: dict[int, Tensor] = field(default_factory=dict)
@@ -45,16 +39,10 @@ def states_per_call(p: PathProblem, k: int) -> range:
 def forward_sweep(
     p: PathProblem, x0: Tensor, *, with_costs: bool, keep: bool
 ) -> tuple[Tensor | None, PathRecord]:
-    """Runs the forward SDE; returns the loss where it is wanted, and the record.
+    """Runs the forward SDE; returns the loss (None without `with_costs`) and the record.
 
-    Without costs the score is not evaluated, nor the drift at the last state, where nothing needs
-    it.
-
-    Arguments:
-        p: The problem.
-        x0: The data.
-        with_costs: Whether the loss is wanted.
-        keep: Whether a backward sweep will follow.
+    Without costs the score is not evaluated, nor the drift at the last state. `keep` says that a
+    backward sweep follows.
     """
     sweep = _ForwardSweep(p, x0, with_costs=with_costs, keep=keep)
     return sweep.run(), sweep.record
@@ -95,7 +83,7 @@ class _ForwardSweep:
             self.record.states[k] = x
 
     def add_costs(self, k: int) -> None:
-        """Adds the costs of the steps up to k once the scores of all their states can be had."""
+        """Adds the costs of the steps up to k if k is the last state of a call of the score."""
         ks = states_per_call(self.p, k)
         if k < ks[-1]:
             return
@@ -106,7 +94,7 @@ class _ForwardSweep:
         self.pending.clear()
 
     def evaluate(self, name: str, k: int, x: Tensor, states: int = 1) -> Tensor:
-        """Returns the value of a network without its graph, which the record may keep."""
+        """Returns the value of a network without its graph, and stores the graph if wanted."""
         self.record.tape.record((name, k))
         if k < self.first_graph:
             return self.p.network(name, k, x, states)

@@ -17,9 +17,9 @@ Number the steps k = 1 ... N; step k joins :math:`x_{k-1}` to :math:`x_k` and ha
            + \sqrt{\Delta_{k+1}} \, A_{k+1} \cdot \delta^F_k
 
 u and w are the cotangents of :math:`f(t_k, x_k)` and :math:`s(t_k, x_k)`: one evaluation and one
-vector-Jacobian product of each network per state. Only states are kept; noise is made again and
-networks are evaluated again. This is the derivative of the discrete sum itself: checked against
-autograd of the unrolled loop in tests/engines/test_adjoint.py.
+vector-Jacobian product of each network per state. Only states are stored; noise and networks are
+evaluated again. The result is the derivative of the discrete sum; tests/engines/test_adjoint.py
+compares it with autograd of the unrolled loop.
 
 A gradient that discretises the continuous adjoint equation instead (as SDE libraries do) is wrong
 for this loss at any step size, because the residual is as large as the noise.
@@ -48,14 +48,12 @@ from .forward import PathRecord, forward_sweep
 
 
 class _PathLoss(Function):
-    """The loss of each sample; gradients by the backward sweep."""
-
     @staticmethod
     def forward(ctx: Any, p: PathProblem, x0: Tensor, g: Tensor, *params: Tensor) -> Tensor:
         losses, record = forward_sweep(p, x0, with_costs=True, keep=True)
         assert losses is not None
         ctx.p, ctx.record, ctx.indices, ctx.modes = p, record, list(record.states), p.modes()
-        # Saved where autograd frees them after the backward pass and watches for changes in place.
+        # autograd frees saved tensors after the backward pass and checks them for changes.
         ctx.save_for_backward(g, *record.states.values(), *params)
         record.states = {}
         return losses
@@ -79,8 +77,8 @@ class _PathLoss(Function):
 class _MeanPathLoss(Function):
     """Weighted sum of losses; the forward call computes the gradients too, backward scales them.
 
-    The common factor 1/B waits for the backward pass: inside, small cotangents of 16-bit networks
-    would vanish before a loss scale could save them.
+    The factor 1/B is applied in the backward pass: before, cotangents of 16-bit networks could
+    underflow in spite of a loss scale.
     """
 
     @staticmethod
@@ -120,7 +118,7 @@ def weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
 def _value_and_gradients(
     p: PathProblem, weight: Tensor | float, x0: Tensor
 ) -> tuple[Tensor, Gradients]:
-    """Returns sum_b weight_b L_b and its gradients, with 7N + 3 forward-equivalents."""
+    """Returns sum_b weight_b L_b and its gradients."""
     _, record = forward_sweep(p, x0, with_costs=False, keep=True)
     out = backward_sweep(p, record, weight, with_cost=True)
     assert out.cost is not None
@@ -128,7 +126,7 @@ def _value_and_gradients(
 
 
 def unrolled_losses(p: PathProblem, x0: Tensor) -> Tensor:
-    """Returns the loss of each sample by a differentiable loop: keeps the graph of every step."""
+    """Returns the loss of each sample by a differentiable loop, with the graph of every step."""
     x, cost, g = x0, x0.new_zeros(x0.shape[0]), p.g
     f = p.network("drift", 0, x)
     for k in range(1, p.num_steps + 1):

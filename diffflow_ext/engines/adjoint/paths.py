@@ -1,4 +1,4 @@
-"""The engine for any networks: losses by the adjoint, paths one step after the other."""
+"""The engine for any networks: losses by the adjoint, paths step by step."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class AdjointPaths:
         return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
     def _values(self, x0: Tensor) -> Tensor:
-        """Returns the losses where no gradient can be asked for."""
+        """Returns the losses, without gradients."""
         with torch.no_grad():
             losses, _ = forward_sweep(self.problem, x0, with_costs=True, keep=False)
         assert losses is not None
@@ -76,9 +76,9 @@ class AdjointPaths:
         return losses
 
     def _check_leaves(self, x0: Tensor) -> None:
-        """Makes sure that nobody expects a gradient who would get none.
+        """Refuses networks that would silently get no gradient.
 
-        After the loss: flows that take their scale from the first batch have seen it by then.
+        Called after the loss, because some flows are initialised by their first batch.
         """
         p, sample = self.problem, x0[:1].detach()
         with torch.random.fork_rng(devices=[]):
@@ -90,15 +90,7 @@ class AdjointPaths:
 def reverse_euler_step(
     p: PathProblem, x: Tensor, i: int, stochasticity: float, last_step: str
 ) -> Tensor:
-    r"""Returns x_i from x_{i+1} by one Euler step of the reverse family.
-
-    Arguments:
-        p: The problem.
-        x: The state :math:`x_{i+1}`.
-        i: The index of the state to reach.
-        stochasticity: The factor :math:`\lambda`.
-        last_step: How the step to i = 0 is taken, see :meth:`diffflow_ext.DiffFlowSDE.sample`.
-    """
+    """Returns x_i from x_{i+1} by one Euler step; see :meth:`diffflow_ext.DiffFlowSDE.sample`."""
     dt, g = p.steps[i], p.g_values[i + 1]
     f, s = p.network("drift", i + 1, x), p.network("score", i + 1, x)
     if i == 0 and last_step == "mean":

@@ -1,8 +1,7 @@
-"""Evaluating a network twice as if once: random state and autocast are put back.
+"""Random states of the forward sweep, restored in the backward sweep.
 
-The adjoint evaluates each network in the forward sweep and again in the backward sweep. Both must
-compute the same function, so the random state (dropout) and the autocast mode of the first time
-are those of the second.
+The adjoint evaluates each network in both sweeps. Both must compute the same function, also with
+dropout, so the second evaluation starts from the random state of the first.
 """
 
 from __future__ import annotations
@@ -32,9 +31,8 @@ def _set_states(device: torch.device, states: tuple[Tensor, ...]) -> None:
 class RandomTape:
     """Random states before each of a sequence of evaluations.
 
-    Networks that draw nothing cost one stored state in all, and nothing is put back for them.
-    While a CUDA graph is captured nothing is recorded: states cannot be read there, and networks
-    must not draw.
+    For networks that draw no random numbers one state is stored, and none restored. While a CUDA
+    graph is captured nothing is recorded: states cannot be read, and networks must not draw.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -45,7 +43,7 @@ class RandomTape:
         self._outside: tuple[Tensor, ...] | None = None
 
     def record(self, label: object) -> None:
-        """Remembers the present state under a label, before the evaluation that it names."""
+        """Stores the current state under a label, before an evaluation."""
         now = _states(self.device)
         if not self._last:
             self._last = now
@@ -54,11 +52,11 @@ class RandomTape:
         self._marks[label] = self._last
 
     def close(self) -> None:
-        """Ends the first sweep, so that draws of its last evaluation are seen."""
+        """Ends the first sweep, so that draws of its last evaluation are noticed."""
         self.record(None)
 
     def replay(self, label: object) -> None:
-        """Puts back the state of a label. An evaluation that is the first goes on from outside."""
+        """Restores the state of a label; for an unknown label, the state outside of the tape."""
         if label in self._marks:
             if not self._drew:
                 return
@@ -71,7 +69,7 @@ class RandomTape:
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Leaves the global random state as if nothing had been put back."""
+        """Restores the state outside of the tape at the end."""
         try:
             yield
         finally:

@@ -1,9 +1,9 @@
-r"""Time embeddings by the fused engine: Fourier features through two layers, with gradients.
+r"""Time embeddings by the fused engine: Fourier features and two layers, with gradients.
 
 .. math:: e(t) = W_2 \, \sigma(W_1 [\sin a, \cos a] + b_1) + c, \qquad
           a = s \, t \, \omega + \varphi
 
-Losses at a time of each sample's own spend as much on it as on the network behind it.
+If every sample has its own time, an embedding costs as much as the rest of the network.
 """
 
 from __future__ import annotations
@@ -22,15 +22,12 @@ from diffflow_ext.functional.operator import first_order
 from . import workspace
 
 
-def embedding_or_none(described: Any, times: Tensor) -> Tensor | None:
-    """Returns the embeddings of times, (times, width), None where the engine cannot take them.
+def embedding_or_none(d: Any, times: Tensor) -> Tensor | None:
+    """Returns the embeddings of times, (times, width), or None if the engine cannot compute them.
 
-    Arguments:
-        described: As :class:`diffflow_ext.nets.mlp.TimeEmbedding`.
-        times: The times, shape (times,), float32.
+    `d` has the attributes of :class:`diffflow_ext.nets.mlp.TimeEmbedding`.
     """
-    d = described
-    if not isinstance(d.scale, float | int):  # a tensor may want a gradient
+    if not isinstance(d.scale, float | int):  # a tensor may need a gradient
         return None
     tensors = [d.frequencies, d.phase, d.first, d.first_bias, d.second, d.constant]
     if times.requires_grad or (isinstance(d.frequencies, Tensor) and d.frequencies.requires_grad):
@@ -49,7 +46,7 @@ def embedding_or_none(described: Any, times: Tensor) -> Tensor | None:
 
 
 class _Form(NamedTuple):
-    """What of an embedding is no tensor."""
+    """The arguments that are no tensors."""
 
     instructions: str
     activation: str
@@ -93,7 +90,7 @@ def _run(form: _Form, problem: Any, activations: Tensor | None) -> None:
 
 
 class _Embedding(Function):
-    """Embeddings; with their activations the way back costs no more than two ways there."""
+    """Embeddings, with activations stored for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, form: _Form, *tensors: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Losses of compiled code as autograd functions.
 
-The code gives losses, or losses and the gradients of their sum with given weights from one pass.
+One call computes losses, or losses and the gradients of their weighted sum.
 """
 
 from __future__ import annotations

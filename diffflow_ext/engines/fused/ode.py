@@ -2,11 +2,10 @@ r"""Ordinary differential equations in one call: the fused engine for perceptron
 
 .. math:: \frac{dx}{dt} = v(t, x) = c_x(t) \, x + c_1(t) \, n_1(t, x) + c_2(t) \, n_2(t, x)
 
-A tile of some forty samples goes through all steps in one thread, as in
-:mod:`diffflow_ext.engines.fused.paths`. The divergence of v comes from tangents that are carried
-through the layers beside the values, where :mod:`diffflow_ext.engines.ode.divergence` takes
-vector-Jacobian products: both are exact, and with random probes e both are :math:`e \cdot J e`, of
-the same e to the bit.
+One thread takes a tile of about 40 samples through all steps, as in
+:mod:`diffflow_ext.engines.fused.paths`. The divergence of v comes from tangents in forward mode;
+:mod:`diffflow_ext.engines.ode.divergence` uses vector-Jacobian products. Both are exact, and with
+random probes e both are :math:`e \cdot J e` with the same e.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ class Stage(NamedTuple):
     """An evaluation of v in an explicit Runge-Kutta step whose stages use only the one before.
 
     Arguments:
-        time: When.
-        length: The stage's part of the step.
-        ahead: From the step's start to the next stage; 0 in the last one.
+        time: The time of the evaluation.
+        length: Its weight times the length of the step.
+        ahead: The time from the start of the step to the next stage; 0 in the last stage.
     """
 
     time: float
@@ -41,7 +40,7 @@ class Stage(NamedTuple):
 
 
 class Probes(NamedTuple):
-    """How the divergence is found: exactly without a key, from `number` random probes with one."""
+    """Options of the divergence: exact without a key, else from `number` random probes."""
 
     key: NoiseKey | Tensor | None
     number: int
@@ -57,7 +56,7 @@ class FusedOde:
         time_of: The index of each stage's time, shape (steps, stages), int64.
         lengths: `length` and `ahead` of each stage, shape (steps, stages, 2), float64.
         coefficients: c_x, c_1 and c_2 of each time, shape (times, 3), float64.
-        probes: Of the divergence, None where none is wanted.
+        probes: Options of the divergence, None if it is not wanted.
         instructions: A name of `core.instructions()`.
     """
 
@@ -71,10 +70,8 @@ class FusedOde:
     def solve(self, x: Tensor, states: Tensor | None, *, back: bool) -> tuple[Tensor, Tensor]:
         """Returns the state at the other end and the integral of the divergence, float64, (B,).
 
-        Arguments:
-            x: The state at the start, shape (B, dim).
-            states: Where all states go, in the order of time, shape (steps + 1, B, dim), or None.
-            back: Whether the equation is solved back in time, so that x is the last state.
+        All states are written into `states`, if given, in the order of time, shape
+        (steps + 1, B, dim). With `back`, x is the last of them.
         """
         x = x.contiguous()
         end, change = torch.empty_like(x), x.new_zeros(len(x), dtype=torch.float64)
@@ -118,10 +115,10 @@ def fused_ode(
     steps: Sequence[Sequence[Stage]],
     probes: Probes | None,
 ) -> FusedOde | None:
-    """Returns the fused engine for an equation, None where torch computes.
+    """Returns the fused engine for an equation, None if torch computes.
 
     Raises:
-        ValueError: If "fused" is asked for and cannot be had.
+        ValueError: If "fused" is requested and not possible.
     """
     if engine == "autograd":
         return None

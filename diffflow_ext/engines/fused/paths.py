@@ -1,14 +1,13 @@
 r"""Whole paths in one call: the fused engine for perceptrons on the CPU.
 
-Samples do not interact. A tile of some forty samples is carried through all steps of the forward
-SDE and back through the adjoint by one thread, with the networks' weights and activations in its
-cache; what :mod:`diffflow_ext.engines.adjoint` does step by step over the whole batch happens here
-without leaving the compiled code. Noise, losses and gradients are those of the adjoint: the same
-normals to the bit, the same formulas, sums in another order.
+Samples are independent. One thread takes a tile of about 40 samples through all steps of the
+forward SDE and back through the adjoint, with the networks' weights and activations in its cache.
+The noise is that of :mod:`diffflow_ext.engines.adjoint` to the bit; losses and gradients have the
+same formulas, with sums in another order.
 
-Gradients of the weights are added up in the order of the tiles, whose size depends on the batch
-alone: what happens here does not depend on the number of threads. (Time embeddings that are not of
-:class:`diffflow_ext.nets.FourierMLP` are torch's, whose last bits may.)
+Gradients of the weights are summed in the order of the tiles, whose size depends only on the
+batch. Results do not depend on the number of threads, except for time embeddings that torch
+computes (those of networks other than :class:`diffflow_ext.nets.FourierMLP`).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from .losses import sample_losses, weighted_loss
 from .paths_cuda import GpuRun
 from .workspace import Parts, Rounding
 
-#: Bytes of activations that a thread keeps; with more, it evaluates the drift a second time.
+#: Most bytes of activations that a thread stores; beyond, it evaluates the drift a second time.
 KEPT_BYTES = 32 * 2**20
 
 
@@ -36,7 +35,7 @@ class FusedPaths:
     """Losses and paths of one problem; states are float32 of shape (B, dim).
 
     Arguments:
-        problem: What is asked.
+        problem: The problem.
         drift_parts: The drift at all times.
         score_parts: The score at all times.
         instructions: The set of instructions, a name of `core.instructions()`.
@@ -62,7 +61,7 @@ class FusedPaths:
         return [*self.drift.tensors, *self.score.tensors]
 
     def losses(self, x0: Tensor) -> Tensor:
-        """Returns the loss of each sample, (B,); the backward pass walks the paths again."""
+        """Returns the loss of each sample, (B,); the backward pass computes the paths again."""
         return sample_losses(self._compute, x0, self.problem.g, *self.tensors)
 
     def mean_loss(self, x0: Tensor, weight: Tensor | None) -> Tensor:
@@ -72,7 +71,7 @@ class FusedPaths:
         return weighted_loss(self._compute, weight, x0, self.problem.g, *self.tensors)
 
     def forward(self, x0: Tensor, states: Tensor | None = None) -> Tensor:
-        """Returns x_N from x_0; writes all states into `states`, (N+1, B, dim), where given."""
+        """Returns x_N from x_0; writes all states into `states`, (N+1, B, dim), if given."""
         x0 = x0.contiguous()
         if self.rounding is not None:
             path = self.on_gpu(self.problem.g, self.tensors).path(x0)
@@ -86,7 +85,7 @@ class FusedPaths:
     def reverse(
         self, x_last: Tensor, stochasticity: float, last_step: str, states: Tensor | None = None
     ) -> Tensor:
-        """Returns x_0 from x_N; writes all states into `states`, (N+1, B, dim), where given."""
+        """Returns x_0 from x_N; writes all states into `states`, (N+1, B, dim), if given."""
         x_last = x_last.contiguous()
         problem, _alive = self._core_problem(
             x_last, self.problem.g, self.tensors, purpose="reverse"
@@ -99,7 +98,7 @@ class FusedPaths:
         return x0
 
     def scratch_bytes(self, x: Tensor) -> int:
-        """Returns how much memory losses with gradients work in."""
+        """Returns the size of the scratch memory of losses with gradients."""
         problem = self._sized(x, self.drift, self.score)
         return core.paths_scratch_bytes(self.instructions, problem, True)
 
@@ -116,14 +115,14 @@ class FusedPaths:
         return drift.contiguous(), self.score.with_tensors(tensors[cut:]).contiguous()
 
     def _sized(self, x: Tensor, drift: Parts, score: Parts) -> Any:
-        """Returns a problem of the core that knows its sizes and networks."""
+        """Returns a problem of the core with its sizes and networks."""
         problem, steps = core.PathsProblem(), self.problem.num_steps
         problem.samples, problem.dim = x.shape
         problem.num_steps, problem.work = steps, workspace.work_on(len(x))
         problem.drift, problem.score = drift.mlp(), score.mlp()
         layers = (steps + 1) * (drift.depth + 1)
-        kept = 8 * layers * problem.work.tile * workspace.padded(drift.width)
-        problem.keep_activations = kept <= KEPT_BYTES
+        size = 8 * layers * problem.work.tile * workspace.padded(drift.width)
+        problem.keep_activations = size <= KEPT_BYTES
         return problem
 
     def _core_problem(
@@ -135,7 +134,7 @@ class FusedPaths:
         purpose: str = "forward",
         gradients: bool = False,
     ) -> tuple[Any, Any]:
-        """Returns a problem of the core, and what must live until it has run."""
+        """Returns a problem of the core, and objects that must live until it has run."""
         drift, score = self._networks(tensors)
         problem = self._sized(x, drift, score)
         dt = torch.tensor(self.problem.steps, dtype=torch.float32, device="cpu")

@@ -1,9 +1,9 @@
 """Whole paths of perceptrons on a GPU: four launches, and products for the weights' gradients.
 
-See csrc/fused/gpu/paths.h. A block carries 16 samples through all steps with one network's
-weights in its shared memory. Deltas and activations of every step are left in device memory, from
-where torch's products make the gradients of the weights; batches that would leave too much are
-taken in parts, each with the noise of its own samples.
+See csrc/fused/gpu/paths.h. A block takes 16 samples through all steps with one network's weights
+in shared memory. Deltas and activations of every step are written to device memory, where torch's
+matrix products compute the gradients of the weights. Batches that need too much memory are split;
+each sample keeps its noise.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from diffflow_ext.functional.noise import PURPOSES, noise_source
 from ..problem import PathProblem, normal_cost
 from .workspace import Parts, Rounding
 
-#: Bytes that activations and deltas may take at a time.
+#: Most bytes of activations and deltas at a time.
 KEPT_BYTES = 2 * 2**30
 #: Samples of a block, and units of a warp.
 _ROWS = 16
-#: From here on torch.bmm can keep the float32 sums of bfloat16 factors.
+#: The first version of torch whose bmm can return float32 sums of bfloat16 factors.
 _SUMS_IN_FLOAT32 = (2, 9)
 
 
 def obstacle(drift: Parts, score: Parts, dim: int, rounding: Rounding, device: int) -> str:
-    """Returns why networks do not fit the kernels of a device, "" where they do."""
+    """Returns why networks do not fit the kernels of a device, "" if they do."""
     if not build_info()["cuda"]:
         return "this build has no CUDA kernels"
     units, hidden = core.gpu_paths_limits()
@@ -50,14 +50,16 @@ def obstacle(drift: Parts, score: Parts, dim: int, rounding: Rounding, device: i
 
 
 def _step_lengths(p: PathProblem, device: torch.device) -> Tensor:
-    """Returns the lengths of all steps on a device, where those of a grid in memory are."""
-    there = [step for step in p.steps if isinstance(step, Tensor)]
-    return torch.stack(there) if there else _on_device(tuple(p.steps), device)  # pyright: ignore
+    """Returns the lengths of all steps on a device."""
+    tensors = [step for step in p.steps if isinstance(step, Tensor)]
+    if tensors:
+        return torch.stack(tensors)
+    return _on_device(tuple(p.steps), device)  # pyright: ignore[reportArgumentType]
 
 
 @functools.lru_cache(maxsize=32)
 def _on_device(steps: tuple[float, ...], device: torch.device) -> Tensor:
-    """Kept, because a captured CUDA graph must not copy from the host."""
+    """Returns step lengths on a device, cached: a captured graph must not copy from the host."""
     return torch.tensor(steps, dtype=torch.float32, device=device)
 
 
@@ -93,11 +95,11 @@ class GpuRun:
         return Part(self, x0, 0, keep=False, states_only=True).states
 
     def _part_size(self, x0: Tensor) -> int:
-        """How many samples go through at a time."""
+        """Returns the number of samples of a part."""
         item = 2 if self.rounding == "bfloat16" else 4
         units = sum(_padded(net) * (net.depth + 1) for net in (self.drift, self.score))
-        each = 2 * item * (self.p.num_steps + 1) * units
-        return min(x0.shape[0], max(1, KEPT_BYTES // each // _ROWS) * _ROWS)
+        sample_bytes = 2 * item * (self.p.num_steps + 1) * units
+        return min(x0.shape[0], max(1, KEPT_BYTES // sample_bytes // _ROWS) * _ROWS)
 
 
 def _padded(net: Parts) -> int:
@@ -153,7 +155,7 @@ def _torch_version() -> tuple[int, ...]:
 
 
 class Part:
-    """Some neighbouring samples of a batch: their paths, and what the kernels leave of them."""
+    """Consecutive samples of a batch: their paths, and the results of the kernels."""
 
     def __init__(
         self, run: GpuRun, x0: Tensor, first: int, *, keep: bool, states_only: bool = False
@@ -198,7 +200,7 @@ class Part:
         return grad_x0, self.sums()
 
     def sums(self) -> list[Tensor]:
-        """Returns the gradients of g and of all tensors from what the kernels have left."""
+        """Returns the gradients of g and of all tensors from the traces."""
         assert self.traces is not None
         drift, score = self.traces
         drift_grads = drift.gradients(self.run.drift, self.states, self.of_drifts)
@@ -231,5 +233,5 @@ class Part:
     def launch(self, phase: str) -> None:
         """Queues one of the four kernels."""
         products = getattr(core.Products, self.run.rounding)
-        where = device_and_stream(self.x0)
-        core.run_gpu_paths(getattr(core.Phase, phase), products, self.problem, *where)
+        kernel, launch = getattr(core.Phase, phase), device_and_stream(self.x0)
+        core.run_gpu_paths(kernel, products, self.problem, *launch)

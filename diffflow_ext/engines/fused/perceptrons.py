@@ -1,10 +1,11 @@
-"""Networks that the fused engine can take, as tensors.
+"""Perceptrons for the fused engine, as tensors.
 
-A network takes part by a method ``perceptron_at(t)``, defined beside its ``forward``, that returns
-the tensors of a perceptron at given times, as :meth:`diffflow_ext.nets.FourierMLP.perceptron_at`.
-Everything that would make the network differ from them (hooks, other parts, overridden methods) is
-looked for, and named. Time embeddings of Fourier features are the engine's too, if the network has
-``time_embedding()`` and ``perceptron_with(embedding)`` beside its ``embed``.
+The engine takes networks with a method ``perceptron_at(t)``, defined in the class of ``forward``,
+that returns the tensors of a perceptron at given times, as
+:meth:`diffflow_ext.nets.FourierMLP.perceptron_at`. Networks that compute anything else (hooks,
+other submodules, overridden methods) are refused with a reason. The engine also computes time
+embeddings of Fourier features, if the class of ``embed`` has ``time_embedding()`` and
+``perceptron_with(embedding)``.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from torch.nn.modules import module as _torch_module
 from .embedding import embedding_or_none
 from .workspace import ACTIVATIONS, MAX_DEPTH, MAX_WIDTH, Parts, data_obstacle
 
-#: What makes up the evaluation of a network, besides `perceptron_at`.
+#: Methods that evaluate a network, besides `perceptron_at`.
 _METHODS = ("__call__", "forward", "trunk")
-#: What is found later is a change that would not be noticed.
+#: To notice replaced methods of torch.
 _ORIGINALS = (nn.Linear.forward, nn.Module.__call__)
-#: What makes up its time embedding.
+#: Methods of the time embedding.
 _EMBEDDING_METHODS = ("perceptron_at", "perceptron_with", "embed", "time_embedding")
 
 
@@ -33,10 +34,10 @@ def parts_or_reason(net: Any, times: Tensor, x: Tensor, device: str = "cpu") -> 
     if reason:
         return reason
     with torch.autocast(device, enabled=False):
-        at = _perceptron(net, times) if device == "cpu" else net.perceptron_at(times)
-    hidden, biases = [weight for weight, _ in at.hidden], [bias for _, bias in at.hidden]
-    ends = (at.embedding, at.input, at.output, at.output_bias)
-    parts = Parts(at.activation, *ends, hidden, biases)
+        mlp = _perceptron(net, times) if device == "cpu" else net.perceptron_at(times)
+    hidden, biases = [weight for weight, _ in mlp.hidden], [bias for _, bias in mlp.hidden]
+    ends = (mlp.embedding, mlp.input, mlp.output, mlp.output_bias)
+    parts = Parts(mlp.activation, *ends, hidden, biases)
     return _tensor_obstacle(parts, len(times), x) or parts
 
 
@@ -49,13 +50,13 @@ def _perceptron(net: Any, times: Tensor) -> Any:
 
 
 def _module_obstacle(net: Any) -> str:
-    if not _says_what_it_is(net):
+    if not _is_perceptron(net):
         named = type(net).__name__
         return f"no network with perceptron_at(t), such as nets.FourierMLP, but {named}"
     if _torch_module._has_any_global_hook():
         return "global hooks of torch modules are set, which would not be called"
-    found = (_part_obstacle(part, part is net) for part in net.modules())
-    return next(filter(None, found), "") or _patched_class(net)
+    reasons = (_part_obstacle(part, part is net) for part in net.modules())
+    return next(filter(None, reasons), "") or _patched_class(net)
 
 
 def _part_obstacle(part: nn.Module, whole: bool) -> str:
@@ -70,29 +71,29 @@ def _part_obstacle(part: nn.Module, whole: bool) -> str:
 
 
 def _patched_class(net: nn.Module) -> str:
-    """Says which class had a method replaced since it was made."""
+    """Returns the reason if a method of a class was replaced, else ""."""
     if (nn.Linear.forward, nn.Module.__call__) != _ORIGINALS:
         return "torch's own Linear or Module was changed"
-    for one in type(net).__mro__:
-        for name in {*_METHODS, *_EMBEDDING_METHODS} & vars(one).keys():
-            method = vars(one)[name]
-            own = getattr(method, "__qualname__", None) == f"{one.__qualname__}.{name}"
-            if not own and one is not nn.Module:
-                return f"{name} of its class {one.__name__} was replaced"
+    for base in type(net).__mro__:
+        for name in {*_METHODS, *_EMBEDDING_METHODS} & vars(base).keys():
+            method = vars(base)[name]
+            own = getattr(method, "__qualname__", None) == f"{base.__qualname__}.{name}"
+            if not own and base is not nn.Module:
+                return f"{name} of its class {base.__name__} was replaced"
     return ""
 
 
-def _says_what_it_is(net: Any) -> bool:
-    """Whether no class below the one that defines perceptron_at changes the evaluation."""
+def _is_perceptron(net: Any) -> bool:
+    """Whether perceptron_at is defined, and no subclass of its class changes the evaluation."""
     return isinstance(net, nn.Module) and _defines_together(net, "perceptron_at", _METHODS)
 
 
 def _defines_together(net: Any, name: str, others: Sequence[str]) -> bool:
-    """Whether the first definition of a method is not below those of others in the hierarchy."""
-    for one in type(net).__mro__:
-        if name in vars(one):
+    """Whether no subclass of the class that defines a method defines one of the others."""
+    for base in type(net).__mro__:
+        if name in vars(base):
             return True
-        if any(other in vars(one) for other in others):
+        if any(other in vars(base) for other in others):
             return False
     return False
 

@@ -1,4 +1,4 @@
-"""The loss of models that predict noise, fused for perceptrons on the CPU as paths are."""
+"""The loss of models that predict noise, for perceptrons on the CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .workspace import Parts
 
 
 class Regression(NamedTuple):
-    """A network that the engine can take, at a time of each sample's own.
+    """A perceptron for the fused engine, with one time for each sample.
 
     Arguments:
         parts: The network at all distinct times.
@@ -54,18 +54,18 @@ class Regression(NamedTuple):
 
 
 def prepare(op: str, engine: Engine, net: Any, t: Tensor, x: Tensor) -> Regression | None:
-    """Returns a call of the fused engine, None where torch computes.
+    """Returns a call of the fused engine, None if torch computes.
 
     Raises:
-        ValueError: If the name is unknown, or "fused" is asked for and cannot be had.
+        ValueError: If the name is unknown, or "fused" is requested and not possible.
     """
     check_engine(op, engine)
     if engine == "autograd":
         return None
-    found = _regression_or_reason(net, t, x)
-    if isinstance(found, Regression):
-        return found
-    refuse(op, engine, f"eps_net: {found}")
+    fused = _regression_or_reason(net, t, x)
+    if isinstance(fused, Regression):
+        return fused
+    refuse(op, engine, f"eps_net: {fused}")
     return None
 
 
@@ -73,7 +73,7 @@ def _regression_or_reason(net: Any, t: Tensor, x: Tensor) -> Regression | str:
     reason = workspace.data_obstacle(x)
     if reason:
         return reason
-    # Chains have fewer times than a batch has samples, and an embedding costs as much as the rest.
+    # Samples share times in a chain, and an embedding costs as much as the rest of the network.
     times, time_of = t.to(x.dtype).unique(return_inverse=True)
     parts = perceptrons.parts_or_reason(net, times, x)
     if isinstance(parts, str):
@@ -89,5 +89,5 @@ def square_error(call: Regression, x: Tensor, target: Tensor) -> Tensor:
 
 
 def weighted_square_error(call: Regression, x: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Returns the sum of the errors times `weight`, (B,); gradients are found on the way."""
+    """Returns the sum of the errors times `weight`, (B,), and computes its gradients."""
     return weighted_loss(call.compute, weight, x, target, *call.parts.tensors)

@@ -1,4 +1,4 @@
-"""What compiled code is given: networks, instructions, tiles, threads, scratch memory."""
+"""Arguments of compiled code: networks, instructions, tiles, threads, scratch memory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from diffflow_ext.functional.core import core
 
-#: How the factors of large products are rounded on a GPU.
+#: Rounding of the factors of large products on a GPU.
 Rounding = Literal["float32", "tf32", "bfloat16"]
 #: Members of `core.Activation`.
 ACTIVATIONS = ("gelu", "silu", "tanh")
 #: Bounds of the engines.
 MAX_DEPTH, MAX_WIDTH, MAX_DIM = 16, 1024, 1024
-#: Vectors are at most 16 floats wide, and layers are padded to pairs of them.
+#: Layers are padded to pairs of vectors of at most 16 floats.
 PADDING = 32
-#: Scratch memory up to this size is kept for the next call, and more than this is not taken.
+#: Scratch memory up to the first size is reused by the next call; the second size is the limit.
 KEPT_SCRATCH, MAX_SCRATCH = 128 * 2**20, 2 * 2**30
-#: Samples of a tile at most, and the number that its size is a multiple of: bfloat16 are in pairs.
+#: The largest tile in samples, and a factor of all sizes: bfloat16 values come in pairs.
 _TILE, _ROWS = 40, 2
 
 
@@ -61,7 +61,7 @@ class Parts(NamedTuple):
         return Parts(self.activation, embedding, input_, output, output_bias, hidden, hidden_bias)
 
     def contiguous(self) -> Parts:
-        """Returns the same without graphs, contiguous."""
+        """Returns the same network with contiguous tensors without graphs."""
         return self.with_tensors([t.detach().contiguous() for t in self.tensors])
 
     def empty_like(self) -> Parts:
@@ -69,7 +69,7 @@ class Parts(NamedTuple):
         return self.with_tensors([t.new_empty(t.shape) for t in self.tensors])
 
     def mlp(self) -> Any:
-        """Returns the core's form; the tensors must be contiguous and live on."""
+        """Returns the core's form; the tensors must be contiguous and stay alive."""
         mlp = core.Mlp()
         mlp.width, mlp.depth = self.width, self.depth
         mlp.activation = getattr(core.Activation, self.activation)
@@ -95,7 +95,7 @@ def _instructions() -> list[str]:
 
 
 def instructions_name() -> str | None:
-    """Returns the set of instructions that is used now, None where there is none.
+    """Returns the name of the instructions to use, None if autocast's dtype has none.
 
     "avx512", "avx2" or "portable"; under autocast to bfloat16 "avx512bf16", which rounds the
     factors of the hidden layers and of their gradients to bfloat16 and sums in float32.
@@ -107,10 +107,10 @@ def instructions_name() -> str | None:
 
 
 def rounding_name() -> Rounding | None:
-    """Returns how the kernels for CUDA round factors now, None where they have no such form.
+    """Returns the rounding of factors on a GPU, None if autocast's dtype is not supported.
 
-    As torch's own products: to bfloat16 under autocast, else to TF32 where
-    `torch.set_float32_matmul_precision` allows it, else not at all.
+    It is that of torch's own products: bfloat16 under autocast, else TF32 if
+    `torch.set_float32_matmul_precision` allows it.
     """
     if torch.is_autocast_enabled("cuda"):
         bf16 = torch.get_autocast_dtype("cuda") == torch.bfloat16
@@ -119,13 +119,13 @@ def rounding_name() -> Rounding | None:
 
 
 def tile_size(samples: int) -> int:
-    """Returns the samples of a tile: an even number of tiles of like size, 40 at most."""
+    """Returns the size of a tile, at most 40: an even number of tiles of about equal size."""
     tiles = 2 * math.ceil(samples / (2 * _TILE))
     return min(_TILE, _ROWS * math.ceil(samples / tiles / _ROWS))
 
 
 def num_threads(samples: int) -> int:
-    """Returns how many threads have a tile to work on."""
+    """Returns the number of threads, at most one for each tile."""
     return min(torch.get_num_threads(), math.ceil(samples / tile_size(samples)))
 
 
@@ -137,7 +137,7 @@ def work_on(samples: int) -> Any:
 
 
 def data_obstacle(x: Tensor, device: str = "cpu") -> str:
-    """Returns why the engine cannot take states like x, "" where it can."""
+    """Returns why the engine cannot take states like x, "" if it can."""
     if x.device.type != device:
         return f"it runs on the CPU, and the data are on {x.device}"
     if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
@@ -151,38 +151,37 @@ def data_obstacle(x: Tensor, device: str = "cpu") -> str:
     return ""
 
 
-_kept = threading.local()
+_cache = threading.local()
 
 
 def scratch_memory(size: int) -> Tensor:
-    """Lends memory of this thread: touching fresh pages at every call costs small batches."""
-    kept: Tensor | None = getattr(_kept, "scratch", None)
-    if kept is None or kept.numel() < size:
-        kept = torch.empty(size, dtype=torch.uint8, device="cpu")
-        _kept.scratch = kept if size <= KEPT_SCRATCH else None
-    return kept
+    """Returns memory of this thread, reused because page faults are slow for small batches."""
+    memory: Tensor | None = getattr(_cache, "scratch", None)
+    if memory is None or memory.numel() < size:
+        memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+        _cache.scratch = memory if size <= KEPT_SCRATCH else None
+    return memory
 
 
 def memory_obstacle(size: int) -> str:
-    """Returns why so many bytes of scratch memory are too many, "" where they are not."""
+    """Returns the reason if a problem needs too much scratch memory, else ""."""
     if size <= MAX_SCRATCH:
         return ""
-    most = MAX_SCRATCH // 2**20
-    return f"it would work in {size // 2**20} MiB of memory, and takes {most} at most"
+    return f"it would need {size // 2**20} MiB of memory, and the limit is {MAX_SCRATCH // 2**20}"
 
 
 def aligned_start(memory: Tensor) -> int:
-    """Returns the first address in scratch memory that a vector may lie at."""
+    """Returns the first address in scratch memory that is aligned for vectors."""
     return (memory.data_ptr() + 63) // 64 * 64
 
 
 def lend_scratch(problem: Any, size: int) -> Tensor:
-    """Gives a problem of the core scratch memory, which must live until it has run."""
+    """Sets the scratch memory of a problem of the core, which must live until it has run."""
     memory = scratch_memory(size)
     problem.work.scratch = aligned_start(memory)
     return memory
 
 
 def padded(width: int) -> int:
-    """Returns the width of a layer's rows, at most."""
+    """Returns the width of a layer with padding, for the widest vectors."""
     return math.ceil(width / PADDING) * PADDING

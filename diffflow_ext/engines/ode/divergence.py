@@ -1,4 +1,4 @@
-"""The divergence of a velocity along a path, by vector-Jacobian products of any networks."""
+"""The divergence of a velocity along a path, by vector-Jacobian products."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .velocity import ProbabilityFlow
 
 
 class Trace:
-    """The divergence along a path: evaluates the networks, and sums what it finds.
+    """Evaluates networks along a path and integrates the divergence.
 
-    Without a key it is exact; with one it is Hutchinson's estimate with random signs.
+    It is exact without a key; with one it is Hutchinson's estimate with random signs.
     """
 
     def __init__(self, ode: ProbabilityFlow, x: Tensor, how: Probes) -> None:
@@ -30,7 +30,7 @@ class Trace:
         self.at_step(0)
 
     def at_step(self, step: int) -> None:
-        """Draws the probes of a step; all its stages share them, which keeps the order."""
+        """Draws the probes of a step; its stages share them to keep the order of the solver."""
         if self.key is None:
             return
         first = step * self.num_probes
@@ -40,7 +40,7 @@ class Trace:
         ]
 
     def values(self, t: float, x: Tensor, weight: float) -> list[Tensor]:
-        """Returns what the networks say, and adds `weight` times the divergence to the total."""
+        """Returns the networks' values; adds `weight` times the divergence to the total."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             values = self.ode.values(t, leaf)
@@ -55,7 +55,7 @@ class Trace:
         return [value.detach() for value in values]
 
     def _check_constant(self, t: float, leaf: Tensor, field: Tensor) -> None:
-        """Tells a network that ignores x from one that hides its graph."""
+        """Refuses a network that depends on x but has no graph."""
         with torch.no_grad():
             moved = leaf + 0.1
             other = self.ode.network_part(t, self.ode.values(t, moved), leaf.dtype)

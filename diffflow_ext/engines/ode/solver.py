@@ -1,6 +1,6 @@
-r"""Ordinary differential equations with the marginals of a diffusion, and the density they carry.
+r"""Solvers of probability-flow ODEs, with the change of the density.
 
-Every model of the package has a probability flow of one form, with at most two networks,
+Every model of the package has an ODE of this form, with at most two networks,
 
 .. math:: \frac{dx}{dt} = v(t, x) = c_x(t) \, x + c_1(t) \, n_1(t, x) + c_2(t) \, n_2(t, x)
 
@@ -48,9 +48,9 @@ from ..fused.ode import Probes, Stage, fused_ode
 from .divergence import Trace
 from .velocity import ProbabilityFlow
 
-#: How the equation is solved: in fixed steps on the grid, or adaptively between its ends.
+#: Solvers with fixed steps on the grid, and "dopri5" with adaptive steps between its ends.
 Solver = Literal["euler", "heun", "rk4", "dopri5"]
-#: How the divergence is found; "auto" is exact up to EXACT_DIMENSIONS.
+#: The divergence; "auto" is exact up to EXACT_DIMENSIONS.
 Divergence = Literal["auto", "exact", "hutchinson"]
 #: The exact divergence costs as many vector-Jacobian products as there are dimensions.
 EXACT_DIMENSIONS = 64
@@ -81,35 +81,35 @@ def integrate(
 ) -> tuple[Tensor, Tensor | None]:
     r"""Solves dx/dt = v(t, x) from one end of a grid to the other.
 
-    Fixed solvers take one step for each of the grid and treat samples independently. "dopri5"
-    (of the package torchdiffeq) chooses its steps for the whole batch between the ends of the
-    grid, so that results depend on the batch within the tolerance.
+    Fixed solvers take the steps of the grid and treat samples independently. "dopri5" (of the
+    package torchdiffeq) chooses its steps for the whole batch between the ends of the grid, so
+    results depend on the batch within the tolerance.
 
     Arguments:
         ode: The velocity.
         x: The state at the start, shape (B, *event), float32 or float64.
         grid: The times.
-        reverse: From the grid's last time to its first.
+        reverse: Whether to solve from the grid's last time to its first.
         solver: "euler" (order 1), "heun" (2), "rk4" (4) or "dopri5" (adaptive, 5).
         divergence: None, "exact" (one vector-Jacobian product for each dimension), "hutchinson"
             (one for each probe: unbiased) or "auto" (exact up to 64 dimensions).
         key: Seed and stream of the probes. Default: drawn from torch's generator.
-        num_probes: Probes of random signs that the estimate averages, fresh at each step.
+        num_probes: The number of probes of random signs, drawn anew at each step.
         sample_offset: The global index of the first sample.
         rtol: Relative tolerance of "dopri5".
         atol: Absolute tolerance of "dopri5".
         engine: "autograd" for any networks; "fused", one call of compiled code for perceptrons on
-            the CPU and fixed solvers; "auto", the second where it is possible. Both give the same
-            values but for rounding, with the same probes.
+            the CPU and fixed solvers; "auto", which is "fused" if possible. Both have the same
+            probes, and the same values up to rounding.
 
     Returns:
-        The state at the other end, and the integral of the divergence along the way, shape (B,),
-        in nats (None without `divergence`). Neither carries a gradient.
+        The state at the other end, and the integral of the divergence along the path, shape (B,),
+        in nats (None without `divergence`). Neither has a gradient.
 
     Raises:
         ValueError: If an argument is out of its range, or data are not finite.
         TypeError: If an argument has the wrong type.
-        ImportError: If "dopri5" is asked for and torchdiffeq is missing.
+        ImportError: If "dopri5" is requested and torchdiffeq is missing.
     """
     op = "integrate"
     x = checked_state(op, "x", x).detach().contiguous()
@@ -124,7 +124,7 @@ def integrate(
         refuse(op, engine, "it takes fixed steps, and solver='dopri5' chooses its own")
     times = grid.times.tolist()
     times = times[::-1] if reverse else times
-    # Inference mode records no graph, whatever enable_grad says, and would lose the divergence.
+    # Inference mode records no graph, not even under enable_grad.
     with torch.inference_mode(False), torch.no_grad():
         x = x.clone() if x.is_inference() else x
         probes = _probes(op, x, grid, divergence, key, num_probes, sample_offset)
@@ -146,17 +146,17 @@ def fixed_path(
     engine: Engine = "auto",
     states: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns x at the last of some times from x at the first, and the divergence's integral.
+    """Returns x at the last time from x at the first, and the integral of the divergence.
 
     Arguments:
-        op: Whom errors name.
+        op: The name of the calling function, for error messages.
         ode: The velocity.
         x: The state at the first time.
-        times: Rising or falling.
-        solver: A fixed one.
-        probes: Of the divergence, None where none is wanted.
+        times: Increasing or decreasing times.
+        solver: A solver with fixed steps.
+        probes: Options of the divergence, None if it is not wanted.
         engine: As in :func:`integrate`.
-        states: Where all states go, in the order of time, shape (len(times), B, *event).
+        states: Memory for all states in the order of time, shape (len(times), B, *event).
     """
     back = times[-1] < times[0]
     steps = [_stages(t, t_next, solver) for t, t_next in pairwise(times)]
@@ -184,11 +184,11 @@ def fixed_step(ode: ProbabilityFlow, x: Tensor, t: float, t_next: float, solver:
 
 def _stages(t: float, t_next: float, solver: str) -> list[Stage]:
     stages, h = _STAGES[solver], t_next - t
-    # Rounding must not ask the networks about times outside of the grid.
+    # Rounding must not lead to times outside of the grid.
     times = [t_next if node == 1.0 else t + node * h for node, _ in stages]
     ahead = [node * h for node, _ in stages[1:]] + [0.0]
     lengths = [weight * h for _, weight in stages]
-    return [Stage(*each) for each in zip(times, lengths, ahead, strict=True)]
+    return [Stage(*stage) for stage in zip(times, lengths, ahead, strict=True)]
 
 
 def _step(ode: ProbabilityFlow, x: Tensor, stages: list[Stage], trace: Trace | None) -> Tensor:
@@ -203,7 +203,7 @@ def _step(ode: ProbabilityFlow, x: Tensor, stages: list[Stage], trace: Trace | N
 
 
 def _add(y: Tensor, z: Tensor, values: list[Tensor], c: tuple[float, ...], h: float) -> Tensor:
-    """y + h (c_x z + c_1 n_1 + c_2 n_2), in one kernel where z is y or has no part in it."""
+    """Returns y + h (c_x z + c_1 n_1 + c_2 n_2), by one kernel if z is y or c_x is 0."""
     b = values[1] if len(values) > 1 else None
     if c[0] and z is not y:
         y = _affine(y, z, None, 1.0, h * c[0], 0.0)
@@ -241,7 +241,7 @@ def _adaptive(
         solution = odeint(
             derivative, start, ends, method="dopri5", rtol=rtol, atol=atol, options=options
         )
-    except AssertionError as error:  # so torchdiffeq tells of a vanishing step
+    except AssertionError as error:  # torchdiffeq's error for a vanishing step
         raise RuntimeError(
             f"integrate: expected a solvable equation, got {error} from 'dopri5'; the networks' "
             "values may not be finite or grow too steep: loosen rtol and atol, or take 'rk4'"

@@ -24,7 +24,7 @@ class ProbabilityFlow:
     coefficients: Callable[[float], tuple[float, ...]]
 
     def values(self, t: float, x: Tensor) -> list[Tensor]:
-        """Returns what each network says at a time and a state."""
+        """Returns the value of each network at a time and a state."""
         time = torch.tensor(t, dtype=x.dtype, device=x.device)
         return [call_network("probability_flow", "net(t, x)", net, time, x) for net in self.nets]
 

@@ -1,1 +1,1 @@
-"""One configuration: its fields, their rules and defaults."""
+"""Configurations: fields, rules and defaults."""

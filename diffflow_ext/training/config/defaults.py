@@ -1,7 +1,6 @@
-"""What depends on the data: defaults, and whether a configuration suits them.
+"""Defaults that depend on the data, and checks that a configuration suits them.
 
-A run writes the values that it took into its config.toml, so that it stays what it was when
-defaults change.
+A run writes the resolved values into its config.toml, so changes of defaults do not affect it.
 """
 
 from __future__ import annotations
@@ -15,15 +14,10 @@ C = TypeVar("C", bound=Config)
 
 
 def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
-    """Returns the configuration with a value for everything that the run reads.
+    """Returns the configuration with a value for every field that the run reads.
 
-    Arguments:
-        config: The configuration.
-        is_image: Whether the data are images.
-        flip: Whether mirrored images belong to the data.
-
-    Raises:
-        ValueError: If a field doesn't suit the data, or is for another choice than was made.
+    `flip` says whether training may mirror the images of the set. A ValueError says which field
+    doesn't suit the data or the other fields.
     """
     _check_data(config, is_image)
     config = _filled(config, {"net": "unet" if is_image else "mlp"})

@@ -1,7 +1,7 @@
-"""What a training run depends on: one class for each model, made of sections.
+"""Configurations of training runs: one class for each model, made of sections.
 
-The names of fields are unique across the sections of a model, so that a flag, a key of the TOML
-file and an error need no other name.
+The names of fields are unique across the sections of a model. They are the names of flags and of
+keys in TOML files.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from .sections import (
 
 C = TypeVar("C", bound="Config")
 SECTIONS = ("data", "model", "network", "optimiser", "run")
-#: What a continued run may change: it doesn't touch the numbers computed so far.
+#: Fields that may change when a run is resumed.
 MAY_CHANGE = (
     "steps", "on_nonfinite", "device", "shard", "threads", "save_every", "keep_checkpoints",
     "async_save", "log_every", "checkpoint_every", "kept_graphs", "cuda_graph",
 )  # fmt: skip
 _BETAS = {"beta_min": 0.1, "beta_max": 20.0}
-#: What only a run with one value of a field reads, and its defaults. A choice comes before those
-#: that hang on it.
+#: For each value of a choice, the fields that only such runs read, with their defaults. Choices
+#: that depend on another one come after it.
 BRANCHES: dict[str, dict[str, dict[str, Any]]] = {
     "process": {"vp": _BETAS, "subvp": _BETAS, "ve": {"sigma_min": 0.01, "sigma_max": 50.0}},
     "net": {
@@ -62,7 +62,7 @@ BRANCHES: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """What all configurations have: sections of fields, by whose names alone values are given."""
+    """The base of all configurations: sections of fields."""
 
     name: ClassVar[str]
     data: Data = Data()
@@ -75,12 +75,7 @@ class Config:
         _check_choices(self)
 
     def replaced(self: C, **values: Any) -> C:
-        """Returns the configuration with other values of some fields, in whichever section.
-
-        Raises:
-            ValueError: If the model has no such field, or a value isn't allowed.
-            TypeError: If a value has the wrong type.
-        """
+        """Returns the configuration with other values of some fields; errors as `configure`."""
         sections = {
             item.name: section for section in SECTIONS for item in fields(getattr(self, section))
         }
@@ -172,33 +167,27 @@ def configure(model: str = "diffflow", **values: Any) -> Any:
 
 
 def _check_choices(config: Config) -> None:
-    """Refuses values of fields that the run doesn't read, as far as its choices are made."""
+    """Refuses values of fields that the run doesn't read because of its choices so far."""
     values = config.values()
     unread = set[str]()
     for name, branches in BRANCHES.items():
-        made = values.get(name)
-        if made is None and name not in unread:
+        choice = values.get(name)
+        if choice is None and name not in unread:
             continue
-        present = f"{name}={made}" if made else f"no {name}"
-        read = branches[made].keys() if made else set[str]()
+        present = f"{name}={choice}" if choice else f"no {name}"
+        read = branches[choice].keys() if choice else set[str]()
         for branch, readers in branches.items():
             unread |= (readers.keys() & values.keys()) - read
-            for one in sorted(unread & readers.keys()):
-                if values[one] is not None:
+            for field in sorted(unread & readers.keys()):
+                if values[field] is not None:
                     raise ValueError(
-                        f"train: {one}={values[one]!r}: only for {name}={branch}, and this run has"
-                        f" {present}; leave it out"
+                        f"train: {field}={values[field]!r}: only for {name}={branch}, and this run"
+                        f" has {present}; leave it out"
                     )
 
 
 def no_such_field(config: Config, name: str, others: Iterable[str] = ()) -> str:
-    """Returns in words who has a field that a model lacks, or which one is near its name.
-
-    Arguments:
-        config: A configuration of the model.
-        name: The name.
-        others: What may be meant beside fields.
-    """
+    """Returns a text about an unknown field: the models that have it, or a similar name."""
     owners = [kind.name for kind in CONFIGS.values() if name in kind().values()]
     if owners:
         return f"only {', '.join(owners)} has it; this run is {config.name}"

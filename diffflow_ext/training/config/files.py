@@ -1,4 +1,4 @@
-"""A configuration as a TOML file: a table for each section; [model] has the model's name."""
+"""Configurations as TOML files with a table for each section; [model] has the model's name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 
-#: Fields of which "auto" or 0 stood for a value to choose in files of earlier versions.
+#: Fields for which "auto" or 0 was the default, now None, in files of earlier versions.
 ONCE_AUTOMATIC = {
     "limit", "image_size", "flip", "batch_size", "learning_rate", "diffusion_start",
     "diffusion_end", "flow", "glow_levels", "net", "time_scale", "threads",
@@ -25,12 +25,7 @@ ONCE_AUTOMATIC = {
 
 
 def to_toml(config: Config, names: Container[str] | None = None) -> str:
-    """Returns the TOML text from which `load_config` makes an equal configuration.
-
-    Arguments:
-        config: The configuration.
-        names: The fields that are wanted; all that the run reads by default.
-    """
+    """Returns a TOML text for `load_config`, with the given fields or all that the run reads."""
     text = ""
     for section in SECTIONS:
         values = {"name": config.name} if section == "model" else {}
@@ -43,12 +38,12 @@ def to_toml(config: Config, names: Container[str] | None = None) -> str:
 
 
 def load_config(path: str | Path) -> Config:
-    """Returns the configuration in a TOML file, with defaults where it's silent.
+    """Returns the configuration in a TOML file, with defaults for missing fields.
 
     Raises:
         OSError: If the file can't be read.
-        ValueError: If it isn't TOML, or is of the form of earlier versions, without tables; if it
-            has an unknown table or key, or a value that isn't allowed.
+        ValueError: If it isn't TOML, has no tables, as files of earlier versions, or has an
+            unknown table or key, or a value that isn't allowed.
     """
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -61,17 +56,13 @@ def load_config(path: str | Path) -> Config:
 
 
 def to_record(config: Config) -> dict[str, Any]:
-    """Returns what a checkpoint says of its configuration: the fields that the run reads."""
+    """Returns the fields that a run reads, for its checkpoint."""
     values = {name: value for name, value in config.values().items() if value is not None}
     return {"model": config.name, **values}
 
 
 def from_record(record: Mapping[str, Any]) -> Config:
-    """Returns the configuration of a checkpoint, also of one that an earlier version wrote.
-
-    Raises:
-        ValueError, TypeError: If a value isn't allowed.
-    """
+    """Returns the configuration of a checkpoint, also of earlier versions."""
     model = record.get("model", "diffflow")
     known = CONFIGS[model]().values() if model in CONFIGS else {}
     automatic = [name for name in ONCE_AUTOMATIC & {*record} if record[name] in (0, "auto")]

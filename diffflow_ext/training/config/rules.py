@@ -1,4 +1,4 @@
-"""Which values the fields of a configuration take; a section checks its own when it is made."""
+"""Rules for the values of fields, which sections check when they are made."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ MAX_SEED = 2**63 - 1
 MAX_STEPS = 2**31
 MAX_GRID = 2**24
 T = TypeVar("T")
-#: A value or None, whose meaning the help text tells.
+#: A value or None, whose meaning the help text explains.
 Maybe = Annotated[
     Optional[T],  # noqa: UP045
     arg(help_behavior_hint=lambda default: "" if default == "None" else f"(default: {default})"),
 ]
-#: The same, where `resolve` puts a value in the place of None before anything reads it.
+#: The same, for fields in which `resolve` replaces None by a value before they are read.
 if TYPE_CHECKING:
     Chosen = T | Any
 else:
@@ -44,12 +44,7 @@ else:
 
 @dataclass(frozen=True)
 class Rule:
-    """Which values of the right type are allowed.
-
-    Arguments:
-        allowed: The allowed values in words, used by error messages.
-        accepts: Whether a value is allowed.
-    """
+    """The allowed values of a type: their description for errors, and a predicate."""
 
     allowed: str
     accepts: Callable[[Any], bool]
@@ -70,7 +65,7 @@ class Section:
             object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
 
     def check_order(self, low: str, high: str) -> None:
-        """Refuses two numbers, where both are known, that aren't in their order."""
+        """Refuses two numbers, unless one is None, that aren't in increasing order."""
         small, large = getattr(self, low), getattr(self, high)
         if small is not None and large is not None and large <= small:
             raise ValueError(f"train: {high}={large!r}: expected more than {low}={small!r}")
@@ -118,14 +113,9 @@ def whole_list(text: str) -> tuple[int, ...]:
 
 
 def parse_progressive(text: str) -> tuple[tuple[int, int], ...]:
-    """Returns the ((iteration, num_steps), …) that a text such as "0:10,2000:30" stands for.
+    """Returns the pairs (iteration, num_steps) of a text such as "0:10,2000:30".
 
-    Arguments:
-        text: Pairs `iteration:num_steps` joined by commas, iterations rising from 0. "auto" and
-            "off" stand for no pairs of their own.
-
-    Raises:
-        ValueError: If the text has another form.
+    Iterations must increase from 0. "auto" and "off" have no pairs.
     """
     if text in ("auto", "off"):
         return ()

@@ -1,4 +1,4 @@
-"""What changes from step to step: the time grid, the number of its steps, the learning rate."""
+"""The time grid, the number of its steps and the learning rate of a training step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .rules import parse_progressive
 
 
 def training_grid(config: DiffFlowConfig, step: int) -> TimeGrid:
-    """Returns the time grid of one training step; a random one depends on seed and step alone."""
+    """Returns the time grid of a training step; random grids depend only on seed and step."""
     num_steps = progressive_grid(config)(step)
     if config.model.grid == "power":
         return sampling_grid(config, num_steps)
@@ -29,10 +29,10 @@ def sampling_grid(config: DiffFlowConfig, num_steps: int | None = None) -> TimeG
 
 
 def progressive_grid(config: DiffFlowConfig) -> ProgressiveGrid:
-    """Returns how many steps N the paths of each training step have.
+    """Returns the number of grid steps N at each training step.
 
-    "auto" starts coarse, N/6 and then N/3, with the switches after 20 and 50 % of the work: at
-    equal work that reached lower bounds than N throughout.
+    "auto" starts with N/6 and then N/3 until 20 and 50 % of the work, which at equal work reached
+    lower bounds than N throughout.
     """
     stages = parse_progressive(config.model.progressive)
     if config.model.progressive == "auto":
@@ -44,7 +44,7 @@ def progressive_grid(config: DiffFlowConfig) -> ProgressiveGrid:
 
 
 def work_done(config: Config, step: int) -> float:
-    """Returns the part of a run's network evaluations that precede a training step."""
+    """Returns the fraction of a run's network evaluations before a training step."""
     if not isinstance(config, DiffFlowConfig):  # Every step of the others costs the same.
         return step / config.optimiser.steps
     stages = progressive_grid(config).stages
@@ -60,7 +60,7 @@ def work_done(config: Config, step: int) -> float:
 
 
 def learning_rate_at(config: Config, step: int, peak: float) -> float:
-    """Returns the learning rate of a step, counted from 0, where `peak` is the highest."""
+    """Returns the learning rate of a step, counted from 0; `peak` is the highest."""
     done = work_done(config, step)
     factors = {
         "cosine": 0.5 * (1 + math.cos(math.pi * min(done, 1.0))),

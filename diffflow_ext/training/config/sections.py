@@ -1,7 +1,7 @@
-"""The sections of a configuration: fields, their defaults, and their help texts below them.
+"""The sections of a configuration: fields with their help texts and defaults.
 
-None stands for a value that depends on the data, or on another field, until `resolve` has chosen
-it; a field that the run doesn't read stays None.
+None stands for a default that depends on the data or on another field, which `resolve` fills in;
+a field that the run doesn't read stays None.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from .rules import Chosen, Maybe, Section, whole
 
 @dataclass(frozen=True)
 class Data(Section):
-    """What is learned from."""
+    """Training data."""
 
     #: A built-in set (see: diffflow data list) or a file.
     data: Annotated[Positional[str], rules.TEXT, arg(metavar="DATA", help_behavior_hint="")] = ""
     #: Seed of the points of a built-in set; the split of a file is fixed.
     data_seed: Annotated[int, whole(0, rules.MAX_SEED)] = 0
-    #: Training data to learn from, the first ones; None takes all.
+    #: Number of training data to use; None takes all.
     limit: Annotated[Maybe[int], whole(1)] = None
     #: Side in pixels to which images are scaled; None leaves them.
     image_size: Annotated[Maybe[int], whole(1, 4096)] = None
@@ -50,11 +50,11 @@ class DiffFlowModel(Section):
     progressive: Annotated[str, rules.PROGRESSIVE] = "auto"
     #: Diffusion g at the data; None takes 0.2, or 1 for images.
     diffusion_start: Annotated[Chosen[float], rules.POSITIVE] = None
-    #: Diffusion g at the noise, between them geometric; None takes that at the data.
+    #: Diffusion g at the noise, geometric in between; None takes that at the data.
     diffusion_end: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Learn both ends of g together with the networks.
     learn_diffusion: bool = False
-    #: Distribution of the last state: N(0, I), or a flow that is trained along.
+    #: Distribution of the last state: N(0, I), or a flow that is trained with the networks.
     prior: Literal["normal", "flow"] = "normal"
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class DDPMModel(Section):
 
     #: Steps T of the diffusion.
     timesteps: Annotated[int, whole(1, rules.MAX_GRID)] = 1000
-    #: How the noise grows.
+    #: Schedule of the noise.
     noise_schedule: Literal["linear", "cosine"] = "linear"
 
 
@@ -129,10 +129,10 @@ class FFJORDNetwork(Section):
 class Network(Section):
     """A perceptron or a U-Net; a field of the one is refused with the other."""
 
-    #: What time_scale is for a perceptron: 1 where the time of the model ends at 1.
+    #: The default of time_scale for a perceptron.
     perceptron_time_scale: ClassVar[float] = 1.0
 
-    #: Network; None takes a U-Net for images, else a perceptron.
+    #: Network; None takes a U-Net for images, a perceptron for other data.
     net: Chosen[Literal["mlp", "unet"]] = None
     #: Factor from time to the argument of the networks' sines, whose frequencies go up to 100 in a
     #: perceptron and to 1 in a U-Net; None takes 0.4 for the perceptrons of diffflow, 1 for
@@ -153,7 +153,7 @@ class Network(Section):
     unet_blocks: Annotated[Chosen[int], whole(1, 64)] = None
     #: Sizes in pixels at which a U-Net has attention, such as 16,8, or off; None takes 16.
     unet_attention: Annotated[Chosen[str], rules.SIZES] = None
-    #: Part of the activations of a U-Net that is dropped; None takes 0.
+    #: Dropout probability of a U-Net; None takes 0.
     dropout: Annotated[Chosen[float], rules.BELOW_ONE] = None
 
 
@@ -193,7 +193,7 @@ class DiffFlowNetwork(FlowNetwork, Network):
 class DiNofNetwork(FlowNetwork, Network):
     """The score, a perceptron or a U-Net; and the flow, of splines or Glow."""
 
-    #: Normalizing flow; None takes glow for images, else splines; none leaves a Gaussian.
+    #: Normalizing flow; None takes glow for images, else splines; none is a Gaussian.
     flow: Chosen[Literal["spline", "glow", "none"]] = None
 
 
@@ -207,17 +207,16 @@ class Optimiser(Section):
     batch_size: Annotated[Chosen[int], whole(1)] = None
     #: Highest learning rate; None takes 3e-3 for perceptrons, 2e-4 for U-Nets.
     learning_rate: Annotated[Chosen[float], rules.POSITIVE] = None
-    #: How the learning rate falls: cosine to 0 at the end; step halves it after 1/2, 3/4 and 7/8
+    #: Schedule of the learning rate: cosine to 0 at the end; step halves it after 1/2, 3/4 and 7/8
     #: of the work (network evaluations); constant.
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     #: Steps over which the learning rate rises from 0.
     warmup: Annotated[int, whole(0)] = 200
-    #: Longest gradient; a longer one is scaled down to it.
+    #: Largest norm of the gradient; a larger gradient is scaled down to it.
     clip_norm: Annotated[float, rules.POSITIVE] = 1.0
     #: Decay of the averaged weights that sampling uses; lower in the first steps.
     ema_decay: Annotated[float, rules.BELOW_ONE] = 0.999
-    #: Where a loss or gradient isn't finite: stop and say where, or leave the step out and count
-    #: it.
+    #: If a loss or gradient isn't finite: stop with an error, or skip the step and count it.
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
 
@@ -227,7 +226,7 @@ class DiNofOptimiser(Optimiser):
 
     #: Highest learning rate of the flow; the score has its own.
     flow_learning_rate: Annotated[float, rules.POSITIVE] = 1e-3
-    #: Longest gradient of the flow; the score has its own.
+    #: Largest norm of the flow's gradient; the score has its own.
     flow_clip_norm: Annotated[float, rules.POSITIVE] = 1.0
 
 
@@ -245,19 +244,19 @@ class Run(Section):
 
     #: Seed of the initial weights, the order of the data and the noise.
     seed: Annotated[int, whole(0, rules.MAX_SEED)] = 0
-    #: Precision in which the networks compute.
+    #: Precision of the networks.
     autocast: Literal["off", "bf16"] = "off"
-    #: Where to compute: cpu, cuda, cuda:INDEX; auto takes a GPU if the build has kernels for it.
+    #: Device: cpu, cuda, cuda:INDEX; auto takes a GPU if the build has kernels for it.
     device: Annotated[str, rules.DEVICE] = "auto"
-    #: Of several processes, give each a share of weights, moments and averages (FSDP2).
+    #: Split weights, moments and averages among several processes (FSDP2).
     shard: bool = False
     #: CPU threads; None takes torch's number.
     threads: Annotated[Maybe[int], whole(1)] = None
     #: Steps between checkpoints.
     save_every: Annotated[int, whole(1)] = 500
-    #: How many checkpoints stay.
+    #: Number of checkpoints to keep.
     keep_checkpoints: Annotated[int, whole(1)] = 3
-    #: Go on training while a checkpoint is written.
+    #: Continue training while a checkpoint is written.
     async_save: bool = False
     #: Steps between lines of metrics.jsonl.
     log_every: Annotated[int, whole(1)] = 10
@@ -267,12 +266,12 @@ class Run(Section):
 class DiffFlowRun(Run):
     """Seed, device, memory, and what is saved."""
 
-    #: Keep every k-th state of a path for the gradient and recompute the others; 0 keeps the whole
-    #: graph.
+    #: Store every k-th state of a path for the gradient and recompute the others; 0 stores the
+    #: whole graph.
     checkpoint_every: Annotated[int, whole(0)] = 1
-    #: Of how many last states of a path the graph is kept instead of evaluating the networks
-    #: again; the numbers stay the same.
+    #: Number of last states of a path whose graphs are stored, so that networks are not evaluated
+    #: again there; results do not change.
     kept_graphs: Annotated[int, whole(0)] = 0
-    #: Replay each step on a GPU as one CUDA graph; networks must not draw. A CPU computes the same
+    #: Replay each step on a GPU as one CUDA graph, which excludes dropout. A CPU computes the same
     #: without a graph.
     cuda_graph: bool = False

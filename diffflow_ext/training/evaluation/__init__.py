@@ -1,1 +1,1 @@
-"""What is done with a finished run."""
+"""Sampling and evaluation of runs."""

@@ -1,8 +1,8 @@
-r"""How good a trained model is, each figure beside what it's to be read against.
+r"""Evaluation of a trained model, with references for its numbers.
 
-Likelihoods are :math:`-\log p` of the held-out test data, or bounds of it, beside the likelihood
-of a Gaussian with the full covariance of the training data. Measures of samples against test data
-stand beside a floor: the mean over as many real training data.
+Likelihoods are :math:`-\log p` of the held-out test data, or bounds of it; their reference is a
+Gaussian with the full covariance of the training data. The reference of distances between samples
+and test data is a floor, the same distance for as many training data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .quality import common_count, image_quality, vector_quality
 from .sampling import check_options, draw_samples
 
 DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
-#: Samples that are drawn for the pictures where data are too few for distances.
+#: Samples for the pictures if there are too few data for distances.
 FEW_SAMPLES = 64
 ODE_VECTORS, ODE_IMAGES = 2000, 64
 
@@ -55,48 +55,46 @@ def evaluate(
 
     Arguments:
         run: The run directory.
-        n: Samples to draw and data to compare them with, and test data that get a likelihood;
-            fewer where the data have fewer. By default 10,000, of images 1000.
+        n: The largest number of samples, of data to compare them with, and of test data for
+            likelihoods. By default 10,000, for images 1000.
         seed: Seed of all noise; the same seed gives the same numbers.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
-        figures: Draw pictures; this needs matplotlib.
+        figures: Whether to draw pictures, which needs matplotlib.
         num_steps: Steps of the model; None for its own number.
-        num_paths: Paths of the importance-weighted bound, for models that have it; 1 leaves it
-            out.
-        ode_n: Test data that get the density of the probability flow, for models that have it; 0
-            leaves it out. By default 2000, of images 64.
+        num_paths: Paths of the importance-weighted bound, for models that have it; 1 for none.
+        ode_n: Test data for the density of the ODE, for models that have it; 0 for none. By
+            default 2000, for images 64.
         extractor: A file of `features.save_extractor`, for measures of images.
         sampler: Options of the model's sampler.
 
     Returns:
-        The numbers, as in RUN/evaluation.json. Of several processes all but the first return
-        likelihoods alone.
+        The numbers, as in RUN/evaluation.json. With several processes all but the first return
+        only likelihoods.
 
     Raises:
-        ValueError: If no run is there, its data have changed, or an option doesn't suit the
-            model.
+        ValueError: If there is no run, its data have changed, or an option doesn't suit the model.
         CheckpointError: If it has no whole checkpoint.
     """
     with joined(device) as world:
         loaded = load_run(run, device)
         is_image = loaded.record.is_image
-        most = n if n is not None else DEFAULT_IMAGES if is_image else DEFAULT_VECTORS
+        limit = n if n is not None else DEFAULT_IMAGES if is_image else DEFAULT_VECTORS
         ode_n = ode_n if ode_n is not None else ODE_IMAGES if is_image else ODE_VECTORS
         settings = EvaluationSettings(num_steps, num_paths, ode_n)
         check_options(loaded, num_steps, sampler)
         features = _extractor(loaded, extractor)
         dataset = open_data(loaded.config)
         loaded.record.require(dataset)
-        count = common_count(most, dataset)
+        count = common_count(limit, dataset)
         samples = draw_samples(
             loaded, count or FEW_SAMPLES, seed=seed, num_steps=num_steps, world=world, **sampler
         )
-        found = likelihoods(loaded, dataset, most, settings, seed, world)
+        nats = likelihoods(loaded, dataset, limit, settings, seed, world)
         if not world.writes:
-            return found
+            return nats
     result = {
         **_head(loaded, seed, count, num_steps, sampler),
-        **found,
+        **nats,
         "entropy": _entropy(loaded),
         **(_quality(samples, dataset, features) if count else {}),
     }
@@ -141,7 +139,7 @@ def _entropy(run: LoadedRun) -> float | None:
 
 
 def spell(result: Mapping[str, Any]) -> str:
-    """Returns the numbers as JSON, which has no word for those that aren't finite."""
+    """Returns the numbers as JSON, with null for those that aren't finite."""
     plain = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in result.items()

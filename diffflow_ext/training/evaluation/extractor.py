@@ -1,4 +1,4 @@
-"""Trains features of images on a labelled set and writes them to a file."""
+"""Training of features of images on a labelled set."""
 
 from __future__ import annotations
 
@@ -12,21 +12,10 @@ from diffflow_ext.metrics.features.files import save_extractor
 def make_extractor(
     data: str, out: str | Path, *, image_size: int = 0, seed: int = 0, epochs: int = 3
 ) -> str:
-    """Trains a classifier on the training images of a set and writes its features' extractor.
+    """Trains a classifier on a labelled set and writes the extractor of its features to a file.
 
-    Arguments:
-        data: The set, with labels.
-        out: The file; see `features.save_extractor`.
-        image_size: Side to which images are scaled; 0 leaves them.
-        seed: Seed of the weights and the order.
-        epochs: How often each image is seen.
-
-    Returns:
-        A line for a person: the file, the name of the features, and how many held-out images the
-        classifier knows.
-
-    Raises:
-        ValueError: If the set has no labels, or its images don't suit the classifier.
+    Returns a line of text with the file, the name of the features and the test accuracy. See
+    `features.save_extractor` for the file; `image_size` 0 keeps the size of the images.
     """
     dataset = open_dataset(data, image_size=image_size or None)
     labels = dataset.labels
@@ -37,5 +26,5 @@ def make_extractor(
         )
     extractor = train_extractor(dataset.train, labels["train"], seed=seed, epochs=epochs)
     save_extractor(out, extractor)
-    known = extractor.accuracy(dataset.test, labels["test"])
-    return f"{out}: {extractor.identity}, {100 * known:.2f} % of the test images known"
+    accuracy = extractor.accuracy(dataset.test, labels["test"])
+    return f"{out}: {extractor.identity}, {100 * accuracy:.2f} % of the test images known"

@@ -1,7 +1,7 @@
 r"""Likelihoods of held-out data, each estimator by its name.
 
-Means of :math:`-\log p(x)` in nats with their standard errors; of vectors also in the units of the
-data, of 8-bit images in bits per dimension.
+Means of :math:`-\log p(x)` in nats with their standard errors; for vectors also in the units of
+the data, for 8-bit images in bits per dimension.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..recipes.base import Estimator, EvaluationSettings
 from .loaded_run import LoadedRun
 from .sampling import EVALUATION_STREAM, chunk_size
 
-#: Rows on which half the steps of a solver are tried.
+#: Rows for the comparison with half the steps of a solver.
 STEP_ERROR_ROWS = 16
 
 
@@ -36,12 +36,12 @@ def likelihoods(
     seed: int,
     world: World | None = None,
 ) -> dict[str, Any]:
-    """Returns what each estimator of the model says of the first n test data.
+    """Returns the results of each estimator for the first n test data.
 
-    Of the estimator called NAME there are NAME (nats), NAME_error, NAME_n, of those that solve an
-    equation NAME_step_error (what half as many steps change, on a few rows), of vectors
-    NAME_data_units and NAME_minus_gaussian, of images NAME_bits and NAME_bits_error. `estimators`
-    has the names and titles.
+    For an estimator called NAME these are NAME (nats), NAME_error and NAME_n; for those that solve
+    an ODE NAME_step_error (the change with half the steps, on a few rows); for vectors
+    NAME_data_units and NAME_minus_gaussian; for images NAME_bits and NAME_bits_error.
+    `estimators` has the names and titles.
     """
     estimators, world = run.recipe.estimators(settings), world or World()
     result: dict[str, Any] = {"estimators": {one.name: one.title for one in estimators}}
@@ -64,7 +64,7 @@ def likelihoods(
 
 
 def _gaussian(dataset: Dataset, n: int) -> float | None:
-    """Returns -log p of the Gaussian of the training data, None where that has no density."""
+    """Returns -log p of the Gaussian of the training data, None if that has no density."""
     try:
         return gaussian_nll(dataset.train, dataset.test[:n])[0]
     except ValueError as error:
@@ -87,7 +87,7 @@ def _read(
 
 
 def _nats(run: LoadedRun, estimator: Estimator, rows: Tensor, seed: int, world: World) -> Tensor:
-    """Returns -log p of each row, float64; the noise of a row depends on its index alone."""
+    """Returns -log p of each row, float64; the noise of a row depends only on its index."""
     device = next(run.model.parameters()).device
     key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(run)
     parts = list[Tensor | tuple[int, ...]]()

@@ -1,4 +1,4 @@
-"""Runs that are there, ready to sample and to be scored."""
+"""Trained runs, loaded for sampling and evaluation."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..store.directory import RunDirectory
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run, ready to sample and to be scored.
+    """A run, loaded for sampling and evaluation.
 
     Arguments:
-        recipe: The model with its averaged weights, and how it samples and is scored.
+        recipe: The model with its averaged weights, its sampler and its estimators.
         config: The configuration with which it was trained.
-        record: What it knows of its data.
+        record: The record of its data.
         step: Completed training steps.
     """
 
@@ -50,7 +50,7 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
 
     Raises:
-        ValueError: If no run is there.
+        ValueError: If there is no run.
         CheckpointError: If it has no whole checkpoint.
         ImportError: If the model needs a package that is missing.
     """

@@ -1,4 +1,4 @@
-"""The pictures of a run: samples beside data, both processes, the course of training."""
+"""The pictures of a run: samples beside data, both processes, the training curve."""
 
 from __future__ import annotations
 
@@ -25,11 +25,7 @@ IMAGES = 100
 def draw_pictures(
     directory: RunDirectory, run: LoadedRun, dataset: Dataset, samples: Tensor, seed: int
 ) -> None:
-    """Draws all pictures into the run's folder for them.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is missing.
-    """
+    """Draws all pictures into RUN/figures."""
     directory.figures.mkdir(exist_ok=True)
     _draw_samples(directory.figures / "samples.png", dataset, samples)
     if dataset.is_image:
@@ -46,22 +42,11 @@ def draw_pictures(
 
 
 def draw_sample_picture(path: str | Path, run: LoadedRun, samples: Tensor) -> None:
-    """Draws samples beside the run's test data, images as a grid.
-
-    Arguments:
-        path: Where to.
-        run: The run.
-        samples: In the units of training.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is missing.
-        ValueError, OSError: If the data can't be read.
-    """
+    """Draws samples, in the units of training, beside the run's test data; images as a grid."""
     _draw_samples(path, open_data(run.config), samples)
 
 
 def _draw_samples(path: str | Path, dataset: Dataset, samples: Tensor) -> None:
-
     title = f"{dataset.name}: {len(samples)} samples"
     if dataset.is_image:
         shown = quantise(samples[:IMAGES])
@@ -73,14 +58,13 @@ def _draw_samples(path: str | Path, dataset: Dataset, samples: Tensor) -> None:
 def _draw_trajectories(
     directory: RunDirectory, run: LoadedRun, dataset: Dataset, seed: int
 ) -> None:
-
     key = NoiseKey(seed, stream=EVALUATION_STREAM)
     device = next(run.model.parameters()).device
     with torch.no_grad():
-        found = run.recipe.paths(dataset.test[:TRAJECTORIES].to(device), key)
-    if found is None:
+        paths = run.recipe.paths(dataset.test[:TRAJECTORIES].to(device), key)
+    if paths is None:
         return
-    forward, reverse, times = found
+    forward, reverse, times = paths
     columns = dataset.columns
     title = f"{dataset.name}: {columns[0]} and {columns[1]}"
     path = directory.figures / "trajectories.png"

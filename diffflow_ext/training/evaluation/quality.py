@@ -1,7 +1,7 @@
-"""How far samples are from held-out data, each number beside its floor.
+"""Distances of samples from held-out data, with their floors.
 
-The floor is the same number for as many training data in place of the samples: the mean of up to
-four draws, since a single one may be several times the mean.
+The floor is the same distance for as many training data instead of samples, averaged over up to
+four draws, because a single one may be several times the mean.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ FLOOR_DRAWS = 4
 
 
 def common_count(n: int, dataset: Dataset) -> int:
-    """Returns how many samples, test data and training data are compared.
-
-    Where they are too few for distances, warns and returns 0.
-    """
+    """Returns the common number of samples, test and training data; 0 and a warning if too few."""
     count = min(n, len(dataset.train), len(dataset.test))
     if count >= MIN_SAMPLES:
         return count
@@ -42,11 +39,9 @@ def common_count(n: int, dataset: Dataset) -> int:
 
 
 def vector_quality(samples: Tensor, dataset: Dataset) -> dict[str, float | None]:
-    """Returns distances of vectors, a two-sample test, their floors and ratios.
+    """Returns distances of vectors and a two-sample test, with floors and ratios.
 
-    Arguments:
-        samples: In the units of training, no more than there are training or test data.
-        dataset: The data.
+    Samples are in the units of training, no more than there are training or test data.
     """
     parts = (samples, *_test_and_training(dataset, len(samples)))
     return {
@@ -61,10 +56,7 @@ def image_quality(
 ) -> dict[str, Any]:
     """Returns the distance of pixels and, with an extractor, distances of its features.
 
-    Arguments:
-        samples: In the units of training, no more than there are training or test data.
-        dataset: The data.
-        extractor: The features.
+    Samples are as in :func:`vector_quality`.
     """
     images = (quantise(samples), *_test_and_training(dataset, len(samples)))
     pixels = [part.flatten(1).float() / 127.5 - 1.0 for part in images]
@@ -91,11 +83,7 @@ def _beside_floor(
 ) -> dict[str, float | None]:
     """Returns NAME, NAME_floor and perhaps NAME_ratio of each number of a measure.
 
-    Arguments:
-        name: The name; "" takes those that the measure gives its numbers.
-        measure: Compares two sets of rows.
-        parts: Samples, held-out data, and further data for the floor.
-        ratio: Whether to divide by the floor.
+    `parts` are samples, test data and training data; "" stands for the measure's own names.
     """
     measured = with_floor(measure, *parts, draws=FLOOR_DRAWS)
     result: dict[str, float | None] = {}

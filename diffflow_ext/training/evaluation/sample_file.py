@@ -1,4 +1,4 @@
-"""Samples as files: .npy, or .csv with the names of the columns in its first line.
+"""Files of samples: .npy, or .csv with the names of the columns in its first line.
 
 Images are bytes of shape (n, H, W, C), in .npy or as `arr_0` in .npz.
 """
@@ -21,12 +21,7 @@ def endings(is_image: bool) -> tuple[str, ...]:
 
 
 def check_target(path: str | Path, endings: Sequence[str], *, overwrite: bool) -> None:
-    """Checks, before any work, that a file may be written.
-
-    Raises:
-        ValueError: If its name has another ending, or it's there and `overwrite` isn't given.
-        OSError: If its directory is missing or can't be written to.
-    """
+    """Checks, before any work, that a file may be written: ending, directory, absence."""
     path = Path(path)
     if path.suffix.lower() not in endings:
         raise ValueError(f"{path}: expected a file name that ends in {' or '.join(endings)}")
@@ -39,16 +34,9 @@ def check_target(path: str | Path, endings: Sequence[str], *, overwrite: bool) -
 
 
 def write_samples(path: str | Path, samples: Tensor, columns: Sequence[str]) -> None:
-    """Writes samples; a reader finds the old file or the new one, never a part.
+    """Writes samples atomically: vectors (n, d) in float64, or images (n, C, H, W) in bytes.
 
-    Arguments:
-        path: A file whose name has one of the `endings`.
-        samples: Vectors of shape (n, d), written in float64, or images of shape (n, C, H, W) in
-            bytes.
-        columns: The names of the d columns; none of images.
-
-    Raises:
-        ValueError: If there are more or fewer columns than names.
+    `columns` are the names of the d columns; images have none.
     """
     path = Path(path)
     values = _bytes(samples) if samples.ndim == 4 else _vectors(samples, columns)

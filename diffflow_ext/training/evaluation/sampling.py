@@ -1,4 +1,4 @@
-"""Samples of a run, the same ones however many are drawn at a time."""
+"""Samples of a run, which do not depend on their number."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from diffflow_ext.functional.noise import NoiseKey
 from ..parallel.distributed import World
 from .loaded_run import LoadedRun
 
-# Streams of training are its iterations: far above them, no draw is used twice.
+# Streams below belong to training steps.
 EVALUATION_STREAM = 2**31
-# Processes share chunks: what a network is given at a time does not depend on their number.
+# Chunks are distributed among processes: their size does not depend on the number of processes.
 VECTORS_AT_A_TIME = 2048
 IMAGES_AT_A_TIME = 128
 
 
 def chunk_size(run: LoadedRun) -> int:
-    """Returns how many samples a network is given at a time."""
+    """Returns the number of samples in a call of the model."""
     return IMAGES_AT_A_TIME if run.record.is_image else VECTORS_AT_A_TIME
 
 
@@ -35,15 +35,15 @@ def draw_samples(
 ) -> Tensor:
     """Returns n samples in the units of training, shape (n, *event), on the CPU.
 
-    Sample i depends on the seed and i alone, not on n.
+    Sample i depends only on the seed and i.
 
     Arguments:
         run: The run.
-        n: How many.
+        n: The number of samples.
         seed: The seed of the noise.
         num_steps: Steps of the sampler; None for the model's own number.
         world: The processes that share the work; all of them get all samples.
-        options: Those of the model's sampler, `run.recipe.sampler_options`.
+        options: Options of the model's sampler, see `run.recipe.sampler_options`.
 
     Raises:
         ValueError: If `n` is less than 1, or the model's sampler has no such option.
@@ -65,11 +65,7 @@ def draw_samples(
 
 
 def check_options(run: LoadedRun, num_steps: int | None, options: dict[str, Any]) -> None:
-    """Checks that a model's sampler has some options.
-
-    Raises:
-        ValueError: If it doesn't; the message names the model and what its sampler has.
-    """
+    """Refuses options that a model's sampler does not have."""
     model, known = run.config.name, run.recipe.sampler_options
     given = {"num_steps": num_steps, **options} if num_steps is not None else options
     if run.recipe.num_steps() is not None:

@@ -1,6 +1,6 @@
-"""What each training step sees: rows, and for images mirrors and noise between the levels.
+"""Batches of training steps: rows; images are mirrored at random and dequantised.
 
-Every batch is a pure function of (seed, step), so that nothing is to be saved to resume.
+Every batch is a pure function of (seed, step), so resuming needs no saved state.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from diffflow_ext.likelihood.images import dequantise
 
 from ..config.fields import Config
 
-# Larger data stay in host memory and only batches travel.
+# Larger data stay in host memory, and only batches are copied to the device.
 MAX_RESIDENT_BYTES = 2 * 2**30
 
 
@@ -24,8 +24,8 @@ class Batches:
     Arguments:
         config: The configuration, resolved for these data.
         data: Rows of vectors, float32, or images, uint8.
-        device: Where the batches are wanted.
-        part: The indices that are wanted of each batch; all by default.
+        device: The device of the batches.
+        part: The indices of each batch that this process computes; all by default.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Batches:
         self.data = data.to(device) if resident else data
 
     def __call__(self, step: int) -> Tensor:
-        """Returns the batch of a step or the part that is wanted, float32, shape (B, *event)."""
+        """Returns this process's part of the batch of a step, float32, shape (B, *event)."""
         config, part = self.config, self.part
         batch = self.data[self.rows(step).to(self.data.device)].to(self.device)
         if batch.dtype != torch.uint8:
@@ -52,20 +52,14 @@ class Batches:
         return dequantise(batch, key, sample_offset=part.start)
 
     def rows(self, step: int) -> Tensor:
-        """Returns the rows of the data that a batch, or the part of it, is made of."""
+        """Returns the indices of the rows in this process's part of a batch."""
         config = self.config
         rows = batch_indices(len(self.data), config.optimiser.batch_size, config.run.seed, step)
         return rows[self.part.start : self.part.stop]
 
 
 def mirrored(images: Tensor, key: NoiseKey, *, sample_offset: int = 0) -> Tensor:
-    """Returns images of which each is mirrored left to right with probability 1/2.
-
-    Arguments:
-        images: Shape (B, C, H, W).
-        key: Seed and stream of the choice.
-        sample_offset: The index of the first image in its batch.
-    """
+    """Returns images (B, C, H, W), each mirrored left to right with probability 1/2."""
     draws = normal(
         (len(images), 1, 1, 1), key, purpose="data", sample_offset=sample_offset,
         device=images.device,

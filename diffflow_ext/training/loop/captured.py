@@ -1,7 +1,7 @@
 """Training steps of DiffFlow as CUDA graphs.
 
-A step depends on the step's number alone, as in the plain loop: data, grid, stream of the noise,
-learning rate and decay are written into the device's memory before each replay.
+Data, grid, stream of the noise, learning rate and decay are written into device memory before each
+replay, so steps are those of the plain loop.
 """
 
 from __future__ import annotations
@@ -22,13 +22,9 @@ from .state import TrainState
 
 
 class CapturedTraining:
-    """Takes training steps by replaying graphs; on the CPU the same code runs without any.
+    """Takes training steps by replaying graphs; on the CPU the same code runs without graphs.
 
-    Made after a checkpoint was restored: graphs remember where tensors lie.
-
-    Arguments:
-        recipe: How DiffFlow trains.
-        state: What changes while it trains.
+    It must be made after a checkpoint was restored, because graphs contain addresses of tensors.
     """
 
     def __init__(self, recipe: Recipe[Any, Any], state: TrainState) -> None:
@@ -45,10 +41,7 @@ class CapturedTraining:
         )
 
     def __call__(self, x0: Tensor, step: int, rates: Sequence[float]) -> list[float]:
-        """Takes a step; returns the loss and the length of the gradient.
-
-        The weights have changed by then, whether or not both are finite.
-        """
+        """Takes a step, even if it is not finite; returns the loss and the gradient's norm."""
         grid = training_grid(self.recipe.config, step)
         self.recipe.note(x0, grid, step)
         self.step.set_learning_rates(rates)

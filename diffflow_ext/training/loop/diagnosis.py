@@ -1,7 +1,4 @@
-"""Where a number went wrong: in which weight or gradient, for which sample, at which step.
-
-Asked once, when a step is not finite; nothing of it costs anything before.
-"""
+"""Finds the weight, sample, step or gradient that is not finite, after a step has failed."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from torch import Tensor
 
 from ..recipes.base import Recipe
 
-#: Names of each kind that a message lists.
+#: The largest number of names in a message.
 LISTED = 3
 
 
 def diagnose(
     recipe: Recipe[Any, Any], x0: Tensor, rows: Tensor, step: int, offset: int, seed: int = 0
 ) -> str:
-    """Returns what is not finite, in words; "" if everything is.
+    """Returns a description of what is not finite; "" if everything is.
 
     Arguments:
         recipe: The model, with the weights before the step.
@@ -28,7 +25,7 @@ def diagnose(
         rows: Their rows in the training data.
         step: The step, counted from 0.
         offset: The global index of the first sample.
-        seed: That of torch's generator in this step: networks that draw must draw the same.
+        seed: The seed of torch's generator in this step, for networks with dropout.
     """
     weights = _tensors("weights", dict(recipe.module.named_parameters()))
     if weights:
@@ -43,8 +40,8 @@ def diagnose(
         text = f"not finite is the loss of all {len(x0)} samples: the weights have gone astray"
     else:
         text = _samples(bad, rows, offset)
-    where = recipe.where_not_finite(x0[bad[0] : bad[0] + 1], step, offset + bad[0])
-    return f"{text}; of the first of them, {where}" if where else text
+    reason = recipe.where_not_finite(x0[bad[0] : bad[0] + 1], step, offset + bad[0])
+    return f"{text}; of the first of them, {reason}" if reason else text
 
 
 def _samples(bad: list[int], rows: Tensor, offset: int) -> str:
@@ -53,17 +50,17 @@ def _samples(bad: list[int], rows: Tensor, offset: int) -> str:
 
 
 def _gradients(recipe: Recipe[Any, Any], x0: Tensor, step: int, offset: int) -> dict[str, Tensor]:
-    """Returns the gradients before clipping, which spreads what isn't finite, by name."""
+    """Returns the gradients by name, before clipping, which makes all of them not finite."""
     names = {id(p): name for name, p in recipe.module.named_parameters()}
-    found = {}
-    # Split anew, because a sharded module has other parameters while they are gathered.
-    for objective, now in zip(recipe.objectives, recipe.make_objectives(), strict=True):
+    gradients = {}
+    # New objectives, because a sharded module has other parameters while they are gathered.
+    for objective, gathered in zip(recipe.objectives, recipe.make_objectives(), strict=True):
         loss = objective.loss(x0, step, offset)
-        grads = torch.autograd.grad(loss, list(now.parameters), allow_unused=True)
-        for p, grad in zip(now.parameters, grads, strict=True):
+        grads = torch.autograd.grad(loss, list(gathered.parameters), allow_unused=True)
+        for p, grad in zip(gathered.parameters, grads, strict=True):
             if grad is not None:
-                found[names[id(p)]] = grad
-    return found
+                gradients[names[id(p)]] = grad
+    return gradients
 
 
 def _tensors(kind: str, tensors: Mapping[str, Tensor]) -> str:

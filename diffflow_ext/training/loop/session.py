@@ -1,4 +1,4 @@
-"""What a training session changes in its process, and puts back."""
+"""Changes of the process for the time of a training session: threads, generators, signals."""
 
 from __future__ import annotations
 
@@ -14,12 +14,7 @@ import torch
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came; the state was saved first.
-
-    Arguments:
-        signum: Which signal.
-        saved: The checkpoint.
-    """
+    """SIGINT or SIGTERM was received; the state was saved before this is raised."""
 
     def __init__(self, signum: int, saved: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}; saved {saved}")
@@ -28,11 +23,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Computes with so many threads; None leaves them as they are.
-
-    Raises:
-        ValueError: If the machine has far fewer processors.
-    """
+    """Sets the number of threads, unless it is None; refuses far more than processors."""
     before, most = torch.get_num_threads(), 4 * (os.cpu_count() or 1)
     if count is not None and count > most:
         raise ValueError(f"train: expected threads <= {most} on this machine, got {count}")
@@ -45,14 +36,14 @@ def threads(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_generator(device: torch.device) -> Iterator[None]:
-    """Leaves torch's generators as they were before training."""
+    """Restores torch's generators at the end."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying; a second one takes its usual course."""
+    """Collects the first SIGINT or SIGTERM instead of ending the process."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

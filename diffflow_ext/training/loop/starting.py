@@ -1,4 +1,4 @@
-"""What a run must be allowed to start with, and what is allowed and hardly meant."""
+"""Checks and warnings at the start of a run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..parallel.sharding import can_shard
 from ..recipes.base import Recipe
 from ..store.directory import RunDirectory
 
-#: Fewer are a trial of the installation, of which no learning is expected.
+#: Shorter runs only try the installation, and get no warning.
 FEW_STEPS = 20
 
 
 def doubts(config: Config, world: World) -> Iterator[str]:
-    """Yields what is allowed and hardly meant."""
+    """Yields warnings of options that are allowed but probably not intended."""
     steps, warmup = config.optimiser.steps, config.optimiser.warmup
     if warmup > steps / 2 and steps >= FEW_STEPS:
         yield (
@@ -39,7 +39,7 @@ def doubts(config: Config, world: World) -> Iterator[str]:
 
 
 def check_directory(run: RunDirectory, config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Refuses a directory in which the run can't start, go on, or be started again by torchrun."""
+    """Refuses a directory in which the run can't start, resume, or be restarted by torchrun."""
     if resume and overwrite:
         raise ValueError("train: expected resume or overwrite, got both")
     if restarts() and not resume:
@@ -57,7 +57,7 @@ def check_directory(run: RunDirectory, config: Config, *, resume: bool, overwrit
 
 
 def warn_of_other_end(steps: int, step: int, config: Config) -> None:
-    """Says what another number of steps changes in a resumed run beside its end."""
+    """Warns if another number of steps changes the learning rate or N of a resumed run."""
     both = (config.replaced(steps=steps), config)
     old, new = (learning_rate_at(c, step, c.optimiser.learning_rate) for c in both)
     changed, differs = [f"the learning rate goes from {old:.2g} to {new:.2g}"], old != new
@@ -74,7 +74,7 @@ def warn_of_other_end(steps: int, step: int, config: Config) -> None:
 
 
 def check_world(world: World, config: Config, recipe: Recipe[Any, Any]) -> None:
-    """Refuses what several processes can't share."""
+    """Refuses options that do not work with several processes."""
     if world.size > 1 and not recipe.separable:
         raise ValueError(
             f"train: model={config.name!r} trains in one process, because its solver looks at the"
@@ -98,7 +98,7 @@ def check_world(world: World, config: Config, recipe: Recipe[Any, Any]) -> None:
 
 
 def check_same_run(old: Config, new: Config) -> None:
-    """Refuses to go on with a run under another configuration; None is what the run had."""
+    """Refuses to resume with another configuration; None stands for the value of the run."""
     before, after = ({"model": config.name, **config.values()} for config in (old, new))
     for name, value in after.items():
         if value not in (None, before.get(name)) and name not in MAY_CHANGE:

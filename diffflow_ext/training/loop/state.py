@@ -1,4 +1,4 @@
-"""Everything that changes while a run trains, and its way into a checkpoint and back."""
+"""The state of a training run, and its conversion to and from checkpoints."""
 
 from __future__ import annotations
 
@@ -19,12 +19,9 @@ from ..store.checkpoint import Checkpoint, CheckpointError
 
 
 class TrainState:
-    """The model, its averaged twin, the optimiser, the counters and the newest checkpoint.
+    """The model, its averaged weights, the optimiser, the counters and the newest checkpoint.
 
-    Arguments:
-        config: The configuration.
-        module: The untrained model, on its device.
-        objectives: What is trained with which learning rate; Adam treats them independently.
+    Each objective is a parameter group of Adam with its own learning rate.
     """
 
     def __init__(self, config: Config, module: nn.Module, objectives: Sequence[Objective]) -> None:
@@ -40,19 +37,14 @@ class TrainState:
 
     @property
     def decay(self) -> float:
-        """The decay of the averaged weights in the next step.
+        """The decay of the averaged weights in the next step n, at first (1 + n) / (10 + n).
 
-        (1 + n) / (10 + n) at first: a constant one would keep the random initial weights in the
-        average for about 1 / (1 - decay) steps.
+        A constant one would keep the initial weights in the average for 1 / (1 - decay) steps.
         """
         return min(self.config.optimiser.ema_decay, (1 + self.step) / (10 + self.step))
 
     def update(self, learning_rates: Sequence[float]) -> None:
-        """Takes one step of Adam along the present gradients, and averages the weights.
-
-        Arguments:
-            learning_rates: One for each objective.
-        """
+        """Takes a step of Adam, with a learning rate for each objective; averages the weights."""
         for group, rate in zip(self.optimiser.param_groups, learning_rates, strict=True):
             group["lr"] = rate
         self.optimiser.step()
@@ -62,11 +54,9 @@ class TrainState:
         self.skipped_in_a_row = 0
 
     def shard(self, split: Callable[[], Sequence[Objective]], device: torch.device) -> None:
-        """Leaves this process its share of weights, averages and moments.
+        """Reduces weights, averages and moments to the share of this process.
 
-        Arguments:
-            split: Leaves it its share of the module, and returns the objectives with what is left.
-            device: Where the share lies.
+        `split` does so for the module and returns its new objectives.
         """
         moments = self._optimiser_tensors()
         self.objectives = split()
@@ -75,13 +65,13 @@ class TrainState:
         self._restore_optimiser(moments)
 
     def skip(self) -> None:
-        """Counts a step that changes nothing else."""
+        """Counts a skipped step."""
         self.step += 1
         self.skipped += 1
         self.skipped_in_a_row += 1
 
     def fingerprint(self) -> int:
-        """Returns a number below 2^62 that tells step and weights from others."""
+        """Returns a hash of step and weights, below 2^62."""
         digest = hashlib.sha256(str(self.step).encode())
         for value in self.module.state_dict().values():
             data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -89,10 +79,9 @@ class TrainState:
         return int.from_bytes(digest.digest()[:8], "big") >> 2
 
     def to_checkpoint(self, meta: Mapping[str, Any], *, keep: bool = True) -> Checkpoint:
-        """Returns the state as tensors and plain data, with more of these beside it.
+        """Returns the state as tensors and plain data, with `meta` added.
 
-        All processes must ask, where each has a share; one that does not `keep` it gets no
-        tensors.
+        With shares, all processes must call this; those without `keep` get no tensors.
         """
         counters = {
             "elapsed": self.elapsed,
@@ -108,11 +97,7 @@ class TrainState:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes over the state of a checkpoint.
-
-        Raises:
-            CheckpointError: If it belongs to another model.
-        """
+        """Loads a checkpoint, or raises a CheckpointError if it belongs to another model."""
         try:
             self.module.load_state_dict(dict(checkpoint.model))
             self.ema.module.load_state_dict(dict(checkpoint.ema))
@@ -160,9 +145,9 @@ def _adam(objectives: Sequence[Objective]) -> torch.optim.Adam:
 
 
 def _in_full(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Returns tensors that may be in shares, gathered one by one; none if they aren't kept."""
+    """Returns tensors gathered from shares; none without `keep`."""
     gathered = {}
-    # All processes must gather in one order; files are read in another by each.
+    # All processes must gather in the same order.
     for name in sorted(tensors):
         full = in_full(tensors[name])
         if keep:

@@ -1,7 +1,7 @@
-"""What one training step does: losses, gradients, agreement of processes, and the update.
+"""Training steps: losses, gradients, agreement of processes, and the update.
 
-A step is a pure function of the state before it and of (seed, step): the order of the data, the
-time grid and the noise are computed from these two numbers and never stored.
+A step is a pure function of the state before it and of (seed, step), which determine the order of
+the data, the time grid and the noise.
 """
 
 from __future__ import annotations
@@ -25,29 +25,20 @@ from .captured import CapturedTraining
 from .diagnosis import diagnose
 from .state import TrainState
 
-# Spreads seeds over the 32 bits that torch's generator takes, apart from the step numbers.
+# Odd factors that spread seeds and ranks over the 32 bits of torch's seed, far from step numbers.
 SEED_FACTOR = 0x9E3779B1
-# The same for processes; odd, and far from the numbers of steps.
 RANK_FACTOR = 0x85EBCA6B
-#: More steps in a row that aren't finite are no accident.
+#: The largest number of skipped steps in a row.
 MAX_SKIPPED = 100
 Metrics = dict[str, float]
 
 
 class TrainingError(RuntimeError):
-    """Training can't go on: the loss or its gradient isn't finite."""
+    """Training can't continue: the loss or its gradient isn't finite."""
 
 
 class TrainingStep:
-    """Takes one training step after another.
-
-    Arguments:
-        config: The configuration, resolved for the data.
-        recipe: How the model trains.
-        state: What changes while it trains.
-        batches: This process's share of the batch of each step.
-        world: The processes of the run.
-    """
+    """Takes training steps; `batches` are this process's parts of the batches."""
 
     def __init__(
         self,
@@ -64,16 +55,16 @@ class TrainingStep:
         self.losses: list[Loss] = []
 
     def prepare(self) -> None:
-        """Makes ready for the first step, when the state to start from is there.
+        """Prepares the first step, after the state was restored.
 
-        The processes average gradients from here on, and keep shares of the state where asked for.
+        From here on the processes average gradients, and with `shard` have shares of the state.
         """
         if self.config.run.shard and self.world.size > 1:
             self.state.shard(self._shard, self.batches.device)
             assert self.sharded is not None
             self.losses = self.sharded.losses()
         else:
-            self.losses = [self.world.reduced(one) for one in self.recipe.objectives]
+            self.losses = [self.world.reduced(item) for item in self.recipe.objectives]
         if isinstance(self.config, DiffFlowConfig) and self.config.run.cuda_graph:
             self.captured = CapturedTraining(self.recipe, self.state)
 
@@ -85,7 +76,7 @@ class TrainingStep:
         """Takes one training step.
 
         Arguments:
-            received: The signals that this process has got.
+            received: The signals that this process has received.
 
         Returns:
             The metrics, and the signal at which all processes stop after this step, or 0.
@@ -94,7 +85,7 @@ class TrainingStep:
             TrainingError: If the loss or its gradient isn't finite.
         """
         step = self.state.step
-        # Networks that draw (dropout) and estimators of flows draw the same after a resume.
+        # Dropout and estimators of flows draw the same numbers after a resume.
         torch.manual_seed(self._seed(step))
         x0 = self.batches(step)
         rates = [
@@ -106,10 +97,10 @@ class TrainingStep:
         return {"step": step + 1, **metrics, "lr": rates[0]}, signum
 
     def start_flows(self) -> None:
-        """Shows the whole first batch to layers that take their scale from it.
+        """Initialises layers that take their scale from the first batch.
 
-        In every process, which would show its part of it otherwise, and before the first step,
-        which may be left out.
+        Every process uses the whole batch, not its part. This comes before the first step, because
+        that may be skipped.
         """
         layers = [m for m in self.recipe.module.modules() if hasattr(m, "initialised")]
         if all(layer.initialised for layer in layers):
@@ -126,16 +117,16 @@ class TrainingStep:
             )
 
     def _seed(self, step: int) -> int:
-        """Returns the seed of torch's generator in a step: apart in each process."""
+        """Returns the seed of torch's generator in a step, different in each process."""
         return (self.config.run.seed * SEED_FACTOR + step + self.world.rank * RANK_FACTOR) % 2**32
 
     def _plain(self, x0: Tensor, rates: list[float], received: list[int]) -> tuple[Metrics, int]:
-        """Takes a step in PyTorch's usual way; not at all where a number isn't finite."""
+        """Takes a step without a graph, unless a number isn't finite."""
         step = self.state.step
         self.state.optimiser.zero_grad(set_to_none=True)
         pairs = zip(self.recipe.objectives, self.losses, strict=True)
-        values = [value for one, loss in pairs for value in self._backward(one, loss, x0)]
-        # A signal may come to one process alone, and all have to stop at one step.
+        values = [value for item, loss in pairs for value in self._backward(item, loss, x0)]
+        # If one process receives a signal, all must stop at the same step.
         signum = values[0].new_tensor(float(received[0]) if received else 0.0)
         *means, signum = self.world.mean(torch.stack([*values, signum])).tolist()
         reason = self._not_finite(means)
@@ -143,24 +134,23 @@ class TrainingStep:
             return self._skipped(reason), self._agreed(signum, received)
         if reason:
             raise TrainingError(
-                f"{reason}; the step wasn't taken; {self._why(x0, step)}; {self._kept()}, and"
+                f"{reason}; the step wasn't taken; {self._why(x0, step)}; {self._advice()}, and"
                 " on_nonfinite='skip' leaves such steps out"
             )
         self.state.update(rates)
         return self._metrics(means), self._agreed(signum, received)
 
     def _skipped(self, reason: str) -> Metrics:
-        """Leaves weights, averages and moments as they are."""
         state = self.state
         state.skip()
         if state.skipped_in_a_row > MAX_SKIPPED:
             raise TrainingError(
-                f"{reason}, and neither was any of the {MAX_SKIPPED} before; {self._kept()}"
+                f"{reason}, and neither was any of the {MAX_SKIPPED} before; {self._advice()}"
             )
         return {"skipped": state.skipped}
 
     def _why(self, x0: Tensor, step: int) -> str:
-        """Returns what is not finite in a step that was not taken."""
+        """Returns a description of what is not finite in a step that was not taken."""
         lower, rows = self.config.run.autocast == "bf16", self.batches.rows(step)
         try:
             whole = self.sharded.gathered() if self.sharded else contextlib.nullcontext()
@@ -168,14 +158,14 @@ class TrainingStep:
                 text = diagnose(
                     self.recipe, x0, rows, step, self.batches.part.start, self._seed(step)
                 )
-        except Exception as error:  # Solvers fail on such numbers; the first failure is the news.
+        except Exception as error:  # Solvers may fail on such numbers.
             text = f"where could not be found: {error}"
         reasons = [text for text in self.world.everyones(text) if text]
         return (
             reasons[0] if reasons else "each sample's loss and each gradient is finite by itself"
         )
 
-    def _kept(self) -> str:
+    def _advice(self) -> str:
         saved = (
             f"the last good checkpoint is {self.state.saved}" if self.state.saved else "none saved"
         )
@@ -183,18 +173,18 @@ class TrainingStep:
         return f"{saved}; a learning_rate below {rate:g} or a longer warmup may help"
 
     def _graphed(self, x0: Tensor, rates: list[float], received: list[int]) -> tuple[Metrics, int]:
-        """Takes a step that may be a graph; one that isn't finite spoils the state unsaved."""
+        """Takes a step that may be a graph; raises after the update if it isn't finite."""
         assert self.captured is not None
         values = self.captured(x0, self.state.step, rates)
         if reason := self._not_finite(values):
             raise TrainingError(
-                f"{reason}; the weights in memory have changed, and aren't saved; {self._kept()}"
+                f"{reason}; the weights in memory have changed, and aren't saved; {self._advice()}"
             )
         self.state.step += 1
         return self._metrics(values), self._agreed(0, received)
 
     def _agreed(self, mean: float, received: list[int]) -> int:
-        """Returns the signal that all processes know of; one that came since waits a step."""
+        """Returns the signal that all processes know of, or 0."""
         if self.world.size == 1:
             return received[0] if received else 0
         if not mean:
@@ -202,10 +192,9 @@ class TrainingStep:
         return received[0] if received else signal.SIGTERM
 
     def _backward(self, objective: Objective, loss_of: Loss, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the loss of an objective and the length of its gradient, which is clipped then.
+        """Clips the gradient of an objective; returns its loss and the norm before clipping.
 
-        Of several processes each returns its share of the loss, of which the mean is that of the
-        batch.
+        The mean of the losses over all processes is the loss of the batch.
         """
         lower = self.config.run.autocast == "bf16" and objective.autocast
         with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=lower):
@@ -219,10 +208,10 @@ class TrainingStep:
         return loss.detach().double(), norm.double()
 
     def _not_finite(self, values: list[float]) -> str:
-        """Returns which loss or gradient's length isn't finite, "" if all are."""
+        """Returns which loss or gradient norm isn't finite, "" if all are."""
         objectives = self.recipe.objectives
-        of = [""] if len(objectives) == 1 else [f" of {one.name}" for one in objectives]
-        names = [f"{name}{of_one}" for of_one in of for name in ("loss", "gradient norm")]
+        owners = [""] if len(objectives) == 1 else [f" of {item.name}" for item in objectives]
+        names = [f"{name}{owner}" for owner in owners for name in ("loss", "gradient norm")]
         for name, value in zip(names, values, strict=True):
             if not math.isfinite(value):
                 step = self.state.step + 1
@@ -230,13 +219,13 @@ class TrainingStep:
         return ""
 
     def _metrics(self, values: list[float]) -> Metrics:
-        """Returns the loss and the gradient's length of each objective, by name."""
+        """Returns the loss and the gradient norm of each objective, by name."""
         objectives = self.recipe.objectives
         losses, norms = values[::2], values[1::2]
         metrics: Metrics = {"loss": sum(losses), "grad_norm": math.hypot(*norms)}
         if len(objectives) > 1:
-            for one, loss, norm in zip(objectives, losses, norms, strict=True):
-                metrics |= {f"{one.name}_loss": loss, f"{one.name}_grad_norm": norm}
+            for item, loss, norm in zip(objectives, losses, norms, strict=True):
+                metrics |= {f"{item.name}_loss": loss, f"{item.name}_grad_norm": norm}
         if self.state.skipped:
             metrics["skipped"] = self.state.skipped
         return metrics

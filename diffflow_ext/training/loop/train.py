@@ -25,21 +25,21 @@ def train(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> TrainResult:
-    """Trains a model and leaves a run directory.
+    """Trains a model into a run directory.
 
     Arguments:
-        config: What to train.
-        out: The run directory; it's made where missing.
-        resume: Go on with the run in `out` if there is one. The result equals that of an
-            uninterrupted run.
-        overwrite: Remove the run in `out` first.
-        progress: Show a bar on stderr; by default only on a terminal.
+        config: The configuration.
+        out: The run directory, created if missing.
+        resume: Whether to continue the run in `out`, if there is one. The result equals that of
+            an uninterrupted run.
+        overwrite: Whether to remove the run in `out` first.
+        progress: Whether to show a bar on stderr; by default only on a terminal.
 
     Raises:
         ValueError: If `out` holds a run and neither `resume` nor `overwrite` is given, the run
             there has another configuration or other data, or another process trains there.
         OSError: If `out` can't be written to, or the data can't be read.
-        CheckpointError: If a checkpoint can't be written, or none of those there is whole.
+        CheckpointError: If a checkpoint can't be written, or there is no whole one to resume from.
         TrainingError: If the loss or its gradient isn't finite. The step isn't taken.
         Interrupted: After SIGINT or SIGTERM, when the state is saved.
     """
@@ -79,7 +79,7 @@ def _make_ready(run: RunDirectory, config: Config, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _opened(run: RunDirectory, world: World) -> Iterator[None]:
-    """Holds the directory, by process 0 for all."""
+    """Locks the directory, in process 0."""
     with contextlib.ExitStack() as stack:
         world.on_first(lambda: stack.enter_context(run.opened()))
         yield

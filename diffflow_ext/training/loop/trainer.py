@@ -1,7 +1,7 @@
 """The training loop.
 
-A run that was cut off and resumed ends, on a CPU with the same number of threads, with the same
-bits: what a step does depends on the state and on (seed, step) alone.
+On a CPU with the same number of threads, a run that was interrupted and resumed ends with the same
+bits, because a step depends only on the state and on (seed, step).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from .step import TrainingError, TrainingStep
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
+    """The end of a run.
 
     Arguments:
         step: Completed steps.
-        taken: How many of them now, and not before a resume.
+        taken: Steps taken in this session.
         elapsed: Seconds of training, over all sessions of the run.
         checkpoint: The newest checkpoint.
     """
@@ -62,7 +62,7 @@ class Trainer:
         self.dataset, self.record = dataset, DatasetRecord.of(dataset)
         self.recipe = build_recipe(config, dataset.event_shape)
         check_world(world, config, self.recipe)
-        # What will lie in shares need not fit into a GPU before.
+        # With shares, the whole model may be too large for one GPU.
         shares = config.run.shard and world.size > 1
         module = self.recipe.module.to("cpu" if shares else device)
         self.state = TrainState(config, module, self.recipe.objectives)
@@ -73,7 +73,7 @@ class Trainer:
         self.saver = Saver(run.checkpoints, keep, beside=config.run.async_save)
 
     def restore(self) -> None:
-        """Takes over the newest whole checkpoint."""
+        """Loads the newest whole checkpoint."""
         checkpoint = load_latest(self.run.checkpoints)
         DatasetRecord.from_meta(checkpoint.meta["data"]).require(self.dataset)
         steps = self.config.optimiser.steps
@@ -89,7 +89,7 @@ class Trainer:
         self.state.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
 
     def run_to_end(self, progress: bool | None) -> TrainResult:
-        """Trains up to the last step, with a log, a bar, checkpoints and an ear for signals."""
+        """Trains up to the last step, with a log, a bar and checkpoints; signals end it early."""
         disabled, before = None if progress is None else not progress, self.state.step
         if not self.world.writes:
             disabled = True
@@ -107,10 +107,10 @@ class Trainer:
         return TrainResult(step, step - before, self.state.elapsed, self.state.saved)
 
     def _loop_and_save(self, log: MetricsLog, bar: tqdm[Any], received: list[int]) -> None:
-        """Trains, and ends when everything is written.
+        """Trains, and returns when everything is written.
 
-        Errors that all processes have at one step may wait for one another; at any other error
-        this process must end, and the others with it.
+        After errors that all processes have at the same step they can wait for one another; after
+        any other error this process must end at once, so that the others end too.
         """
         try:
             self._loop(log, bar, received)
@@ -174,7 +174,7 @@ class Trainer:
 
 
 class _Rate:
-    """A stopwatch: time of the whole run, and speed since the last measurement."""
+    """Measures the time of the whole run, and the speed since the last measurement."""
 
     def __init__(self, state: TrainState, batch_size: int) -> None:
         self.state, self.batch_size = state, batch_size

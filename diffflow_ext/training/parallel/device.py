@@ -1,4 +1,4 @@
-"""Where a run computes."""
+"""The device of a run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from diffflow_ext.functional.core import build_info
 
 
 def pick_device(name: str, index: int = 0) -> torch.device:
-    """Returns the device that "auto", "cpu", "cuda" or "cuda:1" stands for.
+    """Returns the device for "auto", "cpu", "cuda" or "cuda:1".
 
-    Arguments:
-        name: The name.
-        index: Which GPU "auto" and "cuda" mean.
-
-    Raises:
-        ValueError: If a GPU is asked for and there is none, or the build has no kernels for it.
+    `index` is the GPU of "auto" and "cuda". A GPU that does not exist, or for which the build has
+    no kernels, is refused.
     """
     usable = torch.cuda.is_available() and bool(build_info()["cuda"])
     if name in ("auto", "cuda") and usable:

@@ -1,9 +1,9 @@
-"""Several processes on one run, as `torchrun` starts them.
+"""Runs in several processes, started by `torchrun`.
 
-The samples of a step have global indices 0 to B - 1 and each process takes a neighbouring part of
-them. Noise, data order and dequantisation are functions of (seed, step, global index), so what a
-sample sees does not depend on how many processes there are; gradients are averaged by torch's
-DistributedDataParallel. Process 0 alone writes files.
+The samples of a step have global indices 0 to B - 1, of which each process takes a consecutive
+part. Noise, data order and dequantisation are functions of (seed, step, global index), so they do
+not depend on the number of processes. torch's DistributedDataParallel averages gradients. Only
+process 0 writes files.
 """
 
 from __future__ import annotations
@@ -30,19 +30,14 @@ class ProcessError(RuntimeError):
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, seen from one of them.
-
-    Arguments:
-        rank: The number of this process.
-        size: How many there are.
-    """
+    """The number of this process, and the number of processes of the run."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes files and talks to people."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def share(self, total: int) -> range:
@@ -50,7 +45,7 @@ class World:
         return range(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
     def reduced(self, objective: Objective) -> Loss:
-        """Returns the loss of an objective, which leaves gradients averaged over all processes."""
+        """Returns the loss of an objective, whose gradients are averaged over all processes."""
         if self.size == 1:
             return objective.loss
         return DistributedDataParallel(_LossModule(objective))
@@ -71,11 +66,7 @@ class World:
         return texts
 
     def require_same(self, number: int, what: str) -> None:
-        """Makes sure that all processes have the same number below 2^62.
-
-        Raises:
-            ProcessError: In all of them, if they don't.
-        """
+        """Raises a ProcessError in all processes unless they have the same number below 2^62."""
         ends = torch.tensor([number, -number], device=_device_of_group(self.size))
         if self.size > 1:
             distributed.all_reduce(ends, distributed.ReduceOp.MAX)
@@ -86,11 +77,7 @@ class World:
             )
 
     def on_first(self, work: Callable[[], object]) -> None:
-        """Lets process 0 work while the others wait.
-
-        Raises:
-            ProcessError: In the others, if it failed; process 0 raises what went wrong.
-        """
+        """Calls `work` in process 0; the others wait, and raise a ProcessError if it fails."""
         error: BaseException | None = None
         if self.writes:
             try:
@@ -106,17 +93,13 @@ class World:
             raise error
 
     def owns(self, number: int) -> bool:
-        """Whether a numbered piece of work is that of this process."""
+        """Whether this process does a numbered piece of work."""
         return number % self.size == self.rank
 
     def gathered(self, parts: Sequence[Tensor | tuple[int, ...]], dtype: torch.dtype) -> Tensor:
-        """Returns the pieces of all processes one below the other.
+        """Returns the concatenated pieces of all processes, in all processes.
 
-        Every process needs them, because what follows may ask all of them again.
-
-        Arguments:
-            parts: The pieces that this process owns, and the shapes of the others.
-            dtype: That of all pieces.
+        `parts` are the pieces that this process owns, and the shapes of the others.
         """
         device, pieces = _device_of_group(self.size), list[Tensor]()
         for number, part in enumerate(parts):
@@ -131,7 +114,7 @@ class World:
 
 
 class _LossModule(nn.Module):
-    """What DistributedDataParallel wants: a module with parameters whose forward is a loss."""
+    """A module whose forward is the loss of an objective, for DistributedDataParallel."""
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
@@ -144,12 +127,9 @@ class _LossModule(nn.Module):
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Joins the processes that torchrun has started, if it has; leaves them at the end.
+    """Joins the process group of torchrun, if there is one, and leaves it at the end.
 
-    A group that is there already is used and stays.
-
-    Arguments:
-        device: That of the run; GPUs talk through NCCL, CPUs through gloo.
+    A group that exists already is used. GPUs communicate by NCCL, CPUs by gloo.
     """
     if distributed.is_available() and distributed.is_initialized():
         yield World(distributed.get_rank(), distributed.get_world_size())
@@ -166,35 +146,35 @@ def joined(device: str) -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    # An error leaves the group to the end of the process: its traceback holds objects that use it.
+    # After an error the group is not destroyed: the traceback holds objects that use it.
     yield World(distributed.get_rank(), distributed.get_world_size())
-    # Freed after the group, a DistributedDataParallel can wait for ever for a thread of it.
+    # A DistributedDataParallel that is freed after its group can hang.
     gc.collect()
     distributed.destroy_process_group()
 
 
 def is_first() -> bool:
-    """Returns whether this process is the one that talks to people."""
+    """Returns whether this process prints."""
     return not _launched() or os.environ["RANK"] == "0"
 
 
 def _launched() -> bool:
-    """Returns whether torchrun has started this process beside others."""
+    """Returns whether torchrun has started several processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 def restarts() -> int:
-    """Returns how many times torchrun may start this command anew, where it started it."""
+    """Returns how many times torchrun may restart this command."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
 
 
 def restarts_share_store() -> bool:
-    """Returns whether all starts by torchrun find one another in one store."""
+    """Returns whether restarts by torchrun use the same store."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def local_rank() -> int:
-    """Returns the number of this process on its machine, which is that of its GPU."""
+    """Returns the number of this process on its machine, the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 

@@ -1,9 +1,8 @@
-"""Weights in shares, one for each process: torch's FSDP2 around the losses of a recipe.
+"""Weights split among processes: torch's FSDP2 around the losses of a recipe.
 
-The weights are gathered for a loss and its backward pass and shared out again after it, gradients
-are averaged as they are shared out, and what Adam and the averages remember never is in one place.
-A path evaluates a network at every step, so gathering layer by layer would move the weights N
-times; here they move once.
+The weights are gathered for a loss and its backward pass and split again after it. Moments of Adam
+and averages are never gathered in training. A path evaluates a network at every step, so gathering
+layer by layer would move the weights N times; here they move once.
 """
 
 from __future__ import annotations
@@ -22,11 +21,9 @@ from .distributed import Loss
 
 
 class ShardedLosses(nn.Module):
-    """The losses of a recipe, whose module keeps a share of each weight from here on.
+    """Splits the weights of a recipe's module, and computes its losses.
 
-    Arguments:
-        recipe: How the model trains; its objectives are made anew.
-        device: Where each process keeps its share.
+    The recipe's objectives are replaced. `device` is that of the share.
     """
 
     def __init__(self, recipe: Recipe[Any, Any], device: torch.device) -> None:
@@ -36,7 +33,7 @@ class ShardedLosses(nn.Module):
         recipe.objectives = recipe.make_objectives()
 
     def forward(self, index: int, x0: Tensor, step: int, offset: int) -> Tensor:
-        """Returns the loss of an objective; a method, because FSDP2 gathers weights around it."""
+        """Returns the loss of an objective; FSDP2 gathers weights around `forward`."""
         return self.recipe.objectives[index].loss(x0, step, offset)
 
     def losses(self) -> list[Loss]:
@@ -45,7 +42,7 @@ class ShardedLosses(nn.Module):
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """Gathers the weights in all processes, for what is no loss."""
+        """Gathers the weights in all processes, for computations other than losses."""
         self.unshard()  # pyright: ignore[reportCallIssue]: fully_shard gives it to the module
         try:
             yield
@@ -54,7 +51,7 @@ class ShardedLosses(nn.Module):
 
 
 def shard(module: nn.Module, device: torch.device) -> None:
-    """Leaves this process its share of a module's parameters."""
+    """Reduces a module's parameters to the share of this process."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -67,20 +64,20 @@ def can_shard() -> bool:
 
 
 def in_full(tensor: Tensor) -> Tensor:
-    """Returns a tensor of which each process may have a share; all of them must ask."""
+    """Returns a tensor gathered from its shares, if any; all processes must call this."""
     return tensor.full_tensor() if _is_shared(tensor) else tensor
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Returns what an optimiser knows of a parameter, in shares where the parameter is.
+    """Returns an optimiser's state of a parameter, given in full, in shares if the parameter is.
 
-    All processes have it in full. What has another shape than the parameter is a counter.
+    State of another shape than the parameter is a counter and is not split.
     """
     if not _is_shared(parameter) or tensor.shape != parameter.shape:
         return tensor
     from torch.distributed.tensor import DTensor
 
-    # Each takes its part of what it has: nothing needs to be sent. A view would keep all of it.
+    # Every process has the full tensor and copies its part, so that the rest can be freed.
     mesh = parameter.device_mesh
     parts = [*tensor.chunk(mesh.size()), *[tensor[:0]] * mesh.size()]
     mine = parts[mesh.get_local_rank()].clone().to(parameter.device)
@@ -95,5 +92,5 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _is_shared(tensor: Tensor) -> TypeGuard[Any]:
-    """Returns whether it is a DTensor, without an import that takes long."""
+    """Returns whether it is a DTensor, without the slow import of that class."""
     return hasattr(tensor, "full_tensor")

@@ -1,1 +1,1 @@
-"""How each model trains, samples and is scored in a run."""
+"""Training, sampling and evaluation of each model."""

@@ -1,4 +1,4 @@
-"""What the trainer and the evaluation ask of a model, whichever it is."""
+"""The interface of models for the trainer and the evaluation."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Configuration = TypeVar("Configuration", bound=Config)
 
 @dataclass(frozen=True)
 class Objective:
-    """What is trained with one loss, one learning rate and one clipped gradient.
+    """Parameters that are trained with one loss, one learning rate and one clipped gradient.
 
     Arguments:
-        name: What it is called in logs and errors.
+        name: Its name in logs and errors.
         parameters: Its tensors; those of two objectives don't overlap.
         loss: Returns the mean loss of samples x0 in a step counted from 0, shape (); the third
             argument is the global index of the first of them.
         learning_rate: The highest learning rate.
-        clip_norm: The longest gradient.
-        autocast: Whether the loss may be computed in lower precision, if the run says so.
+        clip_norm: The largest norm of the gradient.
+        autocast: Whether the loss may be computed in lower precision, if the run does.
     """
 
     name: str
@@ -42,15 +42,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How likelihoods are estimated.
+    """Options of likelihoods.
 
     Arguments:
         num_steps: Steps N of the model, None for its own.
-        num_paths: Paths K of the importance-weighted bound; 1 leaves it out.
-        ode_n: Test rows that get the density of the probability flow; 0 leaves it out.
-
-    Raises:
-        ValueError: If a number is out of its range.
+        num_paths: Paths K of the importance-weighted bound; 1 for none.
+        ode_n: Test rows for the density of the ODE; 0 for none.
     """
 
     num_steps: int | None = None
@@ -66,16 +63,15 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Estimator:
-    """One way to a likelihood.
+    """An estimator of a likelihood.
 
     Arguments:
         name: Its name in evaluation.json.
-        title: The same for a person.
-        log_prob: From rows (B, *event), a key and the index of the first row to log-densities or
+        title: Its name in tables.
+        log_prob: Maps rows (B, *event), a key and the index of the first row to log-densities or
             bounds of them, shape (B,), in nats.
-        limit: The most rows to spend it on; None for all.
-        halved: The same with half the steps of its solver: how far it is from that tells what the
-            steps cost in accuracy.
+        limit: The largest number of rows; None for all.
+        halved: The same with half the steps of its solver, to estimate the error of the steps.
     """
 
     name: str
@@ -99,22 +95,22 @@ def ode_estimator(
 
 
 class Recipe(ABC, Generic[Model, Configuration]):
-    """How a run trains, samples and scores its model.
+    """Training, sampling and evaluation of a run's model.
 
     Arguments:
         config: The configuration, resolved for the data.
         event_shape: The shape of a sample.
 
     Attributes:
-        module: What is trained, averaged and saved.
-        objectives: What is trained with which loss.
+        module: The model that is trained, averaged and saved.
+        objectives: Its parameters with their losses.
     """
 
-    #: Options of `draw` beside the number of steps.
+    #: Options of `draw` besides the number of steps.
     sampler_options: ClassVar[tuple[str, ...]] = ()
-    #: Whether the loss of a batch is the mean of losses of its samples, whatever else is in it.
+    #: Whether the loss of a batch is the mean of independent losses of its samples.
     separable: ClassVar[bool] = True
-    #: Which number of a log line shows progress, and how it's called.
+    #: The number of a log line that shows progress, and its label.
     curve: ClassVar[tuple[str, str]] = ("loss", "loss per sample")
 
     module: Model
@@ -133,14 +129,14 @@ class Recipe(ABC, Generic[Model, Configuration]):
 
     @abstractmethod
     def make_objectives(self) -> Sequence[Objective]:
-        """Returns what is trained apart, on the present parameters of the module."""
+        """Returns the objectives for the current parameters of the module."""
 
     @abstractmethod
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the loss of each sample in a step, shape (B,), without a gradient."""
 
     def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
-        """Returns where on the way to one sample's loss a number isn't finite, if it's known."""
+        """Returns which part of one sample's loss isn't finite, if it's known."""
         return ""
 
     @abstractmethod
@@ -157,14 +153,14 @@ class Recipe(ABC, Generic[Model, Configuration]):
 
     @abstractmethod
     def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
-        """Returns the ways to its likelihood, the first one for all test rows."""
+        """Returns the estimators of its likelihood, the first one for all test rows."""
 
     def num_steps(self, num_steps: int | None = None) -> int | None:
-        """Returns how many steps a sample takes; None if the model has no such number."""
+        """Returns the number of steps of a sample; None if the model has no such number."""
         return num_steps
 
     def reading(self, step: int, loss: float) -> dict[str, float]:
-        """Returns what the log says of a step (counted from 0) beside the loss."""
+        """Returns further numbers for the log of a step (counted from 0)."""
         return {}
 
     def paths(self, x0: Tensor, key: NoiseKey) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -1,4 +1,4 @@
-"""One recipe for each model: how a run trains, samples and scores it."""
+"""The recipe of each model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,5 @@ RECIPES: dict[str, type[Recipe[Any, Any]]] = {
 
 
 def build_recipe(config: Config, event_shape: tuple[int, ...]) -> Recipe[Any, Any]:
-    """Returns the recipe of a configuration with an untrained model, made from the seed alone.
-
-    Arguments:
-        config: The configuration, resolved for the data.
-        event_shape: The shape of a sample.
-
-    Raises:
-        ValueError: If the model doesn't suit the data.
-        ImportError: If it needs a package that is missing.
-    """
+    """Returns the recipe of a resolved configuration, with an untrained model from its seed."""
     return RECIPES[config.name](config, event_shape)

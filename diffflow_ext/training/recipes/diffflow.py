@@ -20,14 +20,13 @@ from ..config.sections import DiffFlowModel
 from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_flow, build_net
 
-# The probability flow is smoother than the paths, but the grid may be coarse.
+# Steps of the ODE for vectors, at least, and for images, where the velocity is steep.
 MIN_ODE_STEPS = 50
-#: Where images are sharp the flow is steep; evaluation says what half the steps change.
 IMAGE_ODE_STEPS = 400
 
 
 class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
-    """Trains both networks, and g or a flow prior where asked for, on the path loss."""
+    """Trains both networks, and optionally g or a flow prior, on the path loss."""
 
     sampler_options = ("stochasticity", "last_step", "solver", "corrector_steps",
                        "corrector_scale")  # fmt: skip
@@ -41,7 +40,7 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
         prior = build_flow(network, shape) if model.prior == "flow" else None
         return DiffFlowSDE(drift, score, diffusion=_build_diffusion(model), prior=prior)
 
-    #: What turns the latest logged loss into a bound.
+    #: The difference between the bound and the loss at the last logged step.
     _rest = math.nan
 
     def make_objectives(self) -> Sequence[Objective]:
@@ -72,9 +71,9 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
         return "states, drifts and scores are finite; a residual or the prior's cost isn't"
 
     def note(self, x0: Tensor, grid: TimeGrid, step: int) -> None:
-        """Finds what turns the loss of a step into a bound, where the log will ask for it."""
+        """Computes the difference between the bound and the loss if the step will be logged."""
         if (step + 1) % self.config.run.log_every == 0 or step + 1 == self.config.optimiser.steps:
-            # That of the whole batch, of which this may be a part.
+            # It is that of the whole batch, of which x0 may be a part.
             batch = x0.new_zeros((self.config.optimiser.batch_size, *x0.shape[1:]))
             rest = self.module.bound_minus_loss(batch, grid, self.key(step))
             self._rest = float(rest.double().mean())
@@ -133,7 +132,7 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
         return sampling_grid(self.config, num_steps).num_steps
 
     def reading(self, step: int, loss: float) -> dict[str, float]:
-        """Returns N and what the loss says about -log p, in nats: it compares different N."""
+        """Returns N and the bound on -log p in nats, which is comparable between different N."""
         num_steps = progressive_grid(self.config)(step)
         return {"num_steps": num_steps, "bound": loss + self._rest}
 

@@ -1,4 +1,4 @@
-"""DiNof: a score network up to the cutoff, a flow beyond; nothing couples their training."""
+"""DiNof: a score network up to the cutoff and a flow there, trained independently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ODE_STEPS = 100
 
 
 class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
-    """Trains score and flow side by side, each on its own loss."""
+    """Trains score and flow at the same time, each on its own loss."""
 
     sampler_options = ("sampler", "corrector_steps", "snr", "last_step", "solver")
 
@@ -75,7 +75,7 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
         sample_offset: int = 0,
         **options: Any,
     ) -> Tensor:
-        """Returns samples of the flow that the diffusion took back to the data."""
+        """Returns samples."""
         return self.module.sample(shape, num_steps, key, sample_offset=sample_offset, **options)
 
     def estimators(self, settings: EvaluationSettings) -> list[Estimator]:

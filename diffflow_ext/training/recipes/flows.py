@@ -1,4 +1,4 @@
-"""Models with an exact density alone: a normalizing flow, and FFJORD's continuous one."""
+"""Models with an exact density: normalizing flows and FFJORD."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DensityRecipe(Recipe[FlowPrior, Configuration]):
     title: ClassVar[str] = "exact density"
 
     def make_objectives(self) -> Sequence[Objective]:
-        """Returns one objective; log-determinants don't fit 8 bits."""
+        """Returns one objective, without autocast: log-determinants need more than 8 bits."""
         return self.one_objective(
             lambda x0, step, offset: -self.module.log_prob(x0).mean(), autocast=False
         )
@@ -59,7 +59,7 @@ class DensityRecipe(Recipe[FlowPrior, Configuration]):
         return [Estimator("exact", self.title, exact)]
 
     def reading(self, step: int, loss: float) -> dict[str, float]:
-        """Returns the loss as what it is."""
+        """Returns the loss, which is -log p."""
         return {"nll": loss}
 
 
@@ -75,7 +75,7 @@ class FFJORDRecipe(DensityRecipe[FFJORDConfig]):
     """Trains the velocity of a continuous flow by maximum likelihood.
 
     In more than a few dimensions training estimates the divergence, as published; the evaluation
-    computes it as far as that is affordable.
+    computes it exactly up to EXACT_DIMENSIONS.
     """
 
     title = "density, adaptive solver"
@@ -90,7 +90,7 @@ class FFJORDRecipe(DensityRecipe[FFJORDConfig]):
         return FlowPrior(FFJORD(net, rtol=model.rtol, atol=model.atol, divergence=divergence))
 
     def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
-        """Returns the density, with probes that are keyed where the divergence is estimated."""
+        """Returns the density, with keyed probes if the divergence is estimated."""
         flow = self.module.flow
         exact = self.event_shape[0] <= EXACT_DIMENSIONS
 

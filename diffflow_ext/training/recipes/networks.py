@@ -1,4 +1,4 @@
-"""From a configuration to networks and flows."""
+"""Networks and flows of a configuration."""
 
 from __future__ import annotations
 
@@ -15,38 +15,28 @@ from ..config.sections import FFJORDNetwork, FlowNetwork, Network
 
 
 class FlatNet(nn.Module):
-    """Lets a network over vectors serve for images.
-
-    Arguments:
-        net: A network over vectors, called as ``net(t, x)`` with x of shape (B, D).
-    """
+    """Applies a network over vectors to flattened images."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Evaluates the network on flattened images; shape (B, *event) in and out."""
+        """Evaluates the network; shape (B, *event) in and out."""
         return self.net(t, x.flatten(1)).reshape(x.shape)
 
 
 def build_net(
     network: Network, event_shape: tuple[int, ...], channel_multiplier: float = 1.0
 ) -> nn.Module:
-    """Returns an untrained network for ``net(t, x)``, drawn from torch's generator.
-
-    Arguments:
-        network: Its section of the configuration, resolved for the data.
-        event_shape: The shape of a sample.
-        channel_multiplier: Factor of a U-Net's channels.
-    """
+    """Returns an untrained network for ``net(t, x)``, drawn from torch's generator."""
     if network.net == "unet":
         return _unet(network, event_shape, channel_multiplier)
     return build_perceptron(network, event_shape)
 
 
 def build_perceptron(network: Network | FFJORDNetwork, event_shape: tuple[int, ...]) -> nn.Module:
-    """Returns the same with a perceptron, which sees images as vectors."""
+    """Returns an untrained perceptron, for images with flattening."""
     net = FourierMLP(
         math.prod(event_shape),
         width=network.width,
@@ -77,11 +67,7 @@ def _unet(network: Network, event_shape: tuple[int, ...], channel_multiplier: fl
 
 
 def build_flow(network: FlowNetwork, event_shape: tuple[int, ...]) -> Any:
-    """Returns an untrained normalizing flow, drawn from torch's generator.
-
-    Raises:
-        ImportError: If the package that has it is missing.
-    """
+    """Returns an untrained normalizing flow, drawn from torch's generator."""
     if network.flow == "glow":
         return glow(event_shape, network.glow_levels, network.glow_blocks, network.glow_hidden)
     (dim,) = event_shape

@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or absent: written aside, synced, renamed, and verified when read.
+"""Checkpoints, written atomically and verified when read.
 
     DIRECTORY/step-00000500/{model,ema,optim}.safetensors  manifest.json
     DIRECTORY/latest                                       the name of the newest, for other tools
 
-A checkpoint is written into a hidden directory beside, whose files and entry are synced before it
-is renamed into place; only then the pointer is replaced and old checkpoints go. At every moment
-the directory therefore holds the old checkpoint, the new one or both. The manifest lists dtype,
-shape and SHA-256 of each tensor and carries a checksum of itself, and it has one legal spelling,
-so that no changed bit passes. Nothing here can run code: there is no pickle.
+A checkpoint is written into a hidden directory, which is synced and then renamed; after that the
+pointer is replaced and old checkpoints are removed. At every moment the directory therefore has
+the old checkpoint, the new one or both. The manifest has dtype, shape and SHA-256 of each tensor
+and a checksum of itself, and a fixed spelling, so every changed bit is detected. There is no
+pickle, so nothing is executed.
 """
 
 from __future__ import annotations
@@ -33,17 +33,12 @@ FORMAT_VERSION = 1
 GROUPS = ("model", "ema", "optim")
 KIND = "diffflow_ext checkpoint"
 TEMPORARY = ".tmp-"
-# Far above any manifest of ours; a larger file isn't one, and isn't read into memory.
+# Larger files are no manifests and are not read.
 MAX_MANIFEST_BYTES = 64 * 2**20
 
-# What reading a file that holds anything at all can raise.
+# Errors of reading damaged files.
 _BROKEN = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError),
     SafetensorError,
 )
 
@@ -51,11 +46,11 @@ Tensors = Mapping[str, Tensor]
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint can't be written, isn't there, is damaged, or is of a newer format."""
+    """A checkpoint can't be written, is missing or damaged, or has a newer format."""
 
 
 class _NewerFormatError(CheckpointError):
-    """A whole checkpoint of a newer format: older ones mustn't silently take its place."""
+    """A whole checkpoint of a newer format, which an older one must not silently replace."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class Checkpoint:
         model: Weights by name.
         ema: Averaged weights by name.
         optim: State of the optimiser by flat name.
-        meta: Plain data that the writer handed over.
+        meta: JSON data of the writer.
     """
 
     step: int
@@ -78,21 +73,16 @@ class Checkpoint:
 
 
 def save_checkpoint(directory: str | Path, checkpoint: Checkpoint, keep: int = 3) -> Path:
-    """Writes a checkpoint durably, then removes older ones but for the newest `keep`.
-
-    The new one always stays. A damaged directory in its place is replaced, a whole one never.
+    """Writes a checkpoint durably, then removes all but the newest `keep`; returns its directory.
 
     Arguments:
-        directory: Where checkpoints live; it's made where missing.
-        checkpoint: What to write; `meta` must be JSON data with finite numbers.
-        keep: How many checkpoints stay, the new one among them; at least 1.
-
-    Returns:
-        The directory of the new checkpoint.
+        directory: The directory of all checkpoints, created if missing.
+        checkpoint: The checkpoint; `meta` must be JSON data with finite numbers.
+        keep: The number of checkpoints to keep, including the new one; at least 1.
 
     Raises:
-        ValueError: If `keep` is less than 1, or a whole checkpoint of this step is there.
-        CheckpointError: If writing fails; what was there before is still there.
+        ValueError: If `keep` is less than 1, or there is a whole checkpoint of this step.
+        CheckpointError: If writing fails; earlier checkpoints are unchanged.
     """
     if keep < 1:
         raise ValueError(f"save_checkpoint: keep={keep}: expected at least 1")
@@ -149,12 +139,12 @@ def step_directories(directory: str | Path) -> list[Path]:
         entries = list(Path(directory).iterdir())
     except FileNotFoundError:
         return []
-    found = [entry for entry in entries if re.fullmatch(r"step-\d{8,}", entry.name, re.ASCII)]
-    return sorted(found, key=_step_of, reverse=True)
+    steps = [entry for entry in entries if re.fullmatch(r"step-\d{8,}", entry.name, re.ASCII)]
+    return sorted(steps, key=_step_of, reverse=True)
 
 
 def sweep(directory: str | Path) -> None:
-    """Removes what an interrupted save left behind; nobody may be saving there meanwhile."""
+    """Removes the remains of interrupted saves; there must be no save in progress."""
     path = Path(directory)
     if not path.is_dir():
         return
@@ -202,7 +192,7 @@ def _digest(data: bytes) -> str:
 
 
 def _spell(values: Mapping[str, Any]) -> bytes:
-    """Returns the one legal spelling of a manifest."""
+    """Returns the fixed spelling of a manifest."""
     return (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
@@ -220,7 +210,7 @@ def _refuse_whole(target: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(directory: Path, needed: int) -> Iterator[None]:
-    """Turns a failed write into one clear error after tidying up."""
+    """Turns a failed write into a CheckpointError, after removing its remains."""
     try:
         yield
     except OSError as error:
@@ -254,18 +244,18 @@ def _replace_pointer(directory: Path, name: str) -> None:
 
 
 def _prune(directory: Path, step: int, keep: int) -> None:
-    """Removes older checkpoints only: newer ones are damaged, and the new one must stay."""
+    """Removes older checkpoints; newer ones are damaged and do not count."""
     older = [entry for entry in step_directories(directory) if _step_of(entry) < step]
     for entry in older[keep - 1 :]:
         _drop(entry)
 
 
 def _drop(entry: Path) -> None:
-    """Renames first, so that a half-removed directory never looks like a checkpoint."""
-    doomed = entry.with_name(f"{TEMPORARY}drop-{entry.name}")
-    _remove(doomed)
-    os.rename(entry, doomed)
-    _remove(doomed)
+    """Removes a checkpoint, renamed first: a partial one must not look like a checkpoint."""
+    renamed = entry.with_name(f"{TEMPORARY}drop-{entry.name}")
+    _remove(renamed)
+    os.rename(entry, renamed)
+    _remove(renamed)
 
 
 def _remove(entry: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run remembers of its data: to know them again, and to write samples in their units."""
+"""The record of a run's data, to recognise them and to write samples in their units."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ from ..config.fields import Config
 
 
 def open_data(config: Config) -> Dataset:
-    """Returns the data that a configuration names.
-
-    Raises:
-        ValueError, TypeError, OSError: If they can't be read, or `limit` or `image_size` don't
-            suit them.
-    """
+    """Returns the data of a configuration; errors are those of `open_dataset`."""
     data = config.data
     if not data.data:
         raise ValueError("train: expected DATA, a built-in set or a file (diffflow data list)")
@@ -33,18 +28,7 @@ def open_data(config: Config) -> Dataset:
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """The parts of a data set that a checkpoint keeps.
-
-    Arguments:
-        name: What the set is called.
-        columns: Names of the components; none of images.
-        mean: Mean that standardising took off, by component, in data units.
-        std: Scale that standardising divided by, by component, in data units.
-        log_abs_scale: Log of the product of `std`: nats from standardised to data units.
-        fingerprint: Changes when the data change.
-        event_shape: The shape of a datum.
-        is_image: Whether the data are bytes, which training dequantises.
-    """
+    """The attributes of a :class:`diffflow_ext.data.Dataset` that a checkpoint stores."""
 
     name: str
     columns: tuple[str, ...]
@@ -71,8 +55,8 @@ class DatasetRecord:
 
     @classmethod
     def from_meta(cls, values: Mapping[str, Any]) -> DatasetRecord:
-        """Returns the record that `to_meta` made plain."""
-        # Release 0.1 knew vectors only.
+        """Returns the record from the plain data of `to_meta`."""
+        # Release 0.1 had only vectors.
         values = {"event_shape": [len(values["columns"])], **values}
         names = ("columns", "mean", "std", "event_shape")
         return cls(**{**values, **{name: tuple(values[name]) for name in names}})
@@ -94,11 +78,7 @@ class DatasetRecord:
         return samples.cpu().double() * std + torch.tensor(self.mean, dtype=torch.float64)
 
     def require(self, dataset: Dataset) -> None:
-        """Checks that a data set is the one of this record.
-
-        Raises:
-            ValueError: If it has other columns or other values.
-        """
+        """Refuses a data set with other columns, shapes or values than those of this record."""
         other = DatasetRecord.of(dataset)
         if other.columns != self.columns:
             raise ValueError(

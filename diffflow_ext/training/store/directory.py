@@ -1,9 +1,9 @@
-"""The directory of a run: who may write to it, and its log.
+"""The directory of a run, its lock and its log.
 
     RUN/config.toml  RUN/metrics.jsonl  RUN/checkpoints/  RUN/evaluation.json  RUN/figures/
 
-The log is cut back to the step of the checkpoint from which a run goes on, so that a continued
-log equals that of an uninterrupted run, apart from the fields that measure time.
+When a run is resumed, its log is cut back to the step of the checkpoint, so it equals the log of
+an uninterrupted run, except for times.
 """
 
 from __future__ import annotations
@@ -23,11 +23,7 @@ from filelock import FileLock, Timeout
 
 
 class RunDirectory:
-    """The paths of a run.
-
-    Arguments:
-        root: The directory RUN.
-    """
+    """The paths of a run in the directory `root`."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -52,17 +48,15 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Holds the directory for one writer; makes it, and removes it if it stays empty.
+        """Locks the directory for one writer; creates it, and removes it if it stays empty.
 
-        Raises:
-            OSError: If it can't be written to.
-            ValueError: If another process writes to it.
+        An OSError says that it can't be written to, a ValueError that another process has it.
         """
         existed = self.root.exists()
         self.root.mkdir(parents=True, exist_ok=True)
         try:
             tempfile.TemporaryFile(dir=self.root).close()
-            with _held(self.lock):
+            with _locked(self.lock):
                 yield
         finally:
             if not existed and {*self.root.iterdir()} <= {self.lock}:
@@ -71,8 +65,8 @@ class RunDirectory:
 
 
 @contextlib.contextmanager
-def _held(lock: Path) -> Iterator[None]:
-    """Holds a lock, which the system takes back even if this process is killed."""
+def _locked(lock: Path) -> Iterator[None]:
+    """Holds a lock, which the system releases even if this process is killed."""
     try:
         with FileLock(lock, timeout=0):
             yield
@@ -81,16 +75,11 @@ def _held(lock: Path) -> Iterator[None]:
 
 
 class MetricsLog:
-    """An open metrics.jsonl, one line for each call of `write`.
-
-    Arguments:
-        path: The file.
-        step: Lines after this step are cut off; 0 empties the file.
-    """
+    """An open metrics.jsonl, without its lines after a step; 0 empties it."""
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        lines = [line for line in read_metrics(path) if line["step"] <= step]
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> MetricsLog:
@@ -105,7 +94,7 @@ class MetricsLog:
         self._file.close()
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Appends one line; other programs see it at once."""
+        """Appends and flushes one line."""
         self._file.write(json.dumps(values, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -115,7 +104,7 @@ class MetricsLog:
 
 
 class NoLog(MetricsLog):
-    """The log of a process that leaves writing to another."""
+    """The log of a process that writes nothing."""
 
     def __init__(self) -> None:
         self._file = io.StringIO()
@@ -144,7 +133,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file so that readers find the old one or the new one, never a part."""
+    """Replaces a text file atomically."""
     aside = path.with_name(f".tmp-{path.name}")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)

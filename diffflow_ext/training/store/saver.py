@@ -1,4 +1,4 @@
-"""Checkpoints of a training session, written at once or by a thread beside the training."""
+"""Writer of checkpoints, which may use a thread while training continues."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ class Saver:
     """Writes checkpoints one after another.
 
     Arguments:
-        directory: Where they live.
-        keep: How many stay.
-        beside: Whether training goes on while one is written. Its tensors are copied first; a
-            kill in that time costs what an earlier one of the same save would have cost.
+        directory: The directory of all checkpoints.
+        keep: The number of checkpoints to keep.
+        beside: Whether a thread writes copies of the tensors while training continues.
     """
 
     def __init__(self, directory: Path, keep: int, *, beside: bool) -> None:
@@ -27,11 +26,7 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint, after the one before it.
-
-        Raises:
-            CheckpointError: If writing this one or the one before failed.
-        """
+        """Writes a checkpoint; raises a CheckpointError if this or the previous write failed."""
         self.wait()
         if not self.beside:
             save_checkpoint(self.directory, checkpoint, self.keep)
@@ -40,11 +35,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when everything is written.
-
-        Raises:
-            CheckpointError: If it could not be.
-        """
+        """Waits for the thread; raises a CheckpointError if its write failed."""
         if self._thread is not None:
             self._thread.join()
         self._thread, error, self._error = None, self._error, None
@@ -59,7 +50,7 @@ class Saver:
 
 
 def _copied(checkpoint: Checkpoint) -> Checkpoint:
-    """Returns the same with tensors that training doesn't touch."""
+    """Returns a copy that training doesn't change."""
 
     def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
