@@ -34,6 +34,8 @@ OPTIONAL = {
     "matplotlib": ("figures", "plot"),
     "pillow": ("PNG and JPEG files", "data"),
     "h5py": ("BSDS300", "data"),
+    "pooch": ("downloads", "data"),
+    "torchmetrics": ("metrics.fid", "fid"),
     "zuko": ("spline flows", "flows"),
     "normflows": ("Glow", "flows"),
     "torchdiffeq": ("the adaptive solver and FFJORD", "flows"),

@@ -48,6 +48,10 @@ class Sampler:
     #: Size of a Langevin step (dinof).
     snr: Maybe[float] = None
 
+    def __post_init__(self) -> None:
+        if self.clip and self.no_clip:
+            raise ValueError("expected one of --clip and --no-clip, got both; leave one out")
+
     def options(self) -> dict[str, Any]:
         """Returns the options that were given, `num_steps` always."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -104,5 +108,9 @@ def message(box: str, command: str) -> str:
     # The text is between a title and the next rule.
     paragraphs = " ".join("\0" if re.fullmatch(r"[─╰╯-]*", line) else line for line in lines)
     text = next((part for part in paragraphs.split("\0") if part.strip()), plain).strip()
-    text = re.sub(r"^Error parsing [\w.]*: ", "", text)
+    text = re.sub(r"^Error parsing (?=-)|^Error parsing [\w.]*: ", "", text)
+    text = re.sub(
+        r"invalid literal for int\(\) with base 10: ", "expected a whole number, got ", text
+    )
+    text = text.replace("could not convert string to float: ", "expected a number, got ")
     return text if text.startswith("train: ") else f"{command}: {text}"

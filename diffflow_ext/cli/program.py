@@ -93,9 +93,10 @@ def _information(words: list[str]) -> str | None:
     asked = words[-1] if words else "--help"
     if words[:1] == ["--version"]:
         return f"diffflow {_version()}\n"
-    if asked not in ("-h", "--help"):
+    first = words[0] if words else asked
+    if not {asked, first} & {"-h", "--help"}:
         return None
-    if len(words) <= 1:
+    if len(words) <= 1 or first.startswith("-"):
         return HELP.format(commands=_listed(COMMANDS))
     return TRAIN_HELP.format(models=_listed(MODELS)) if words[:-1] == ["train"] else None
 

@@ -89,8 +89,10 @@ def fetch(name: str, dest: str | os.PathLike[str] | None = None) -> Path:
     folder = data_home() / name if dest is None else Path(dest)
     for file, digest in source.digests.items():
         try:
+            present = (folder / file).exists()
             path = pooch.retrieve(f"{source.url}/{file}", f"sha256:{digest}", file, folder)
-            os.chmod(path, 0o644)  # pooch makes files readable only by their owner.
+            if not present:
+                os.chmod(path, 0o644)  # pooch makes files readable only by their owner.
         # A wrong hash is a ValueError, failures of network and disk are OSErrors.
         except (ValueError, OSError) as error:
             raise FetchError(

@@ -34,7 +34,7 @@ TRAIN = "train moons --out=run"
     [
         (
             f"{TRAIN} --steps=many",
-            "diffflow: Error parsing --steps: invalid literal for int",
+            "diffflow: --steps: expected a whole number, got 'many'",
         ),
         (f"{TRAIN} --t-start=3", "train: t_end=0.05: expected more than t_start=3.0"),
         (f"{TRAIN} --timesteps=9", "train: --timesteps=9: only ddpm has it; this run is diffflow"),
@@ -52,6 +52,7 @@ TRAIN = "train moons --out=run"
         ("train --out=x ddpm moons", "did you mean `diffflow train ddpm moons ...`?"),
         ("sample x --out=x.npy --stochasticty=1", "did you mean --stochasticity?"),
         ("sample x --out", "Missing value for argument '--out'"),
+        ("sample x --out=x.npy --clip --no-clip", "expected one of --clip and --no-clip, got both"),
         ("evaluate", "Missing from diffflow evaluate: RUN"),
         ("doctor moons", "doctor: unknown 'moons'"),
     ],

@@ -140,6 +140,15 @@ def test_encryption_and_rare_packing_are_refused(tmp_path: Path) -> None:
         open_dataset(path)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = _zip(tmp_path / "a.zip", {f"{i}.png": picture(COLOUR[i]) for i in range(11)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("3.png", picture(COLOUR[4]))
+    with pytest.raises(ValueError, match=r"each name once, .*3\.png.* comes twice"):
+        open_dataset(path)
+
+
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "SMALL_BYTES", 1 << 20)
     path = _zip(tmp_path / "a.zip", {"a.png": bytes(4 << 20)})

@@ -169,6 +169,8 @@ def _latest_quietly(directory: Path) -> int:
     return loaded.step
 
 
+# It kills by the clock: other work would let a child end before.
+@pytest.mark.alone
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_by_the_system_at_any_moment(tmp_path: Path, kills: int) -> None:

@@ -308,7 +308,8 @@ def test_flat_file_is_refused_with_its_new_form(tmp_path: Path) -> None:
     path.write_text(FLAT)
     with pytest.raises(ValueError, match="expected a table for each section") as caught:
         load_config(path)
-    form = str(caught.value).split("\n\n", 1)[1]
+    text, form = str(caught.value).split("\n\n", 1)
+    assert "in the new form, without activation_memory, which ddpm has not" in text
     assert form == (
         '[data]\ndata = "moons"\n\n[model]\nname = "ddpm"\n\n[network]\nwidth = 8\n\n'
         "[optimiser]\nsteps = 3\n"

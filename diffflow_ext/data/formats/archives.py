@@ -45,15 +45,21 @@ def _damage(op: str, source: str, kind: str) -> Iterator[None]:
 def read_zip(op: str, file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     """Yields names and bytes of the wanted files of a zip archive, in the order of their names.
 
-    Archives that are damaged, encrypted, packed with another method than deflate, or unpack to far
-    more than their size are refused.
+    Archives that are damaged, encrypted, packed with another method than deflate, have a name
+    twice, or unpack to far more than their size are refused.
     """
     check_file(op, file)
     left = unpacked_limit(file.stat().st_size)
     with _damage(op, str(file), "a zip archive"), zipfile.ZipFile(file) as archive:
         members = (info for info in archive.infolist() if wanted(info.filename))
+        last = None
         for member in sorted(members, key=lambda info: info.filename):
             source = f"{file}[{member.filename[:80]}]"
+            if member.filename == last:
+                raise Refused(
+                    f"{op}: expected each name once, {source!r} comes twice; pack the files anew"
+                )
+            last = member.filename
             if member.compress_type not in METHODS:
                 raise Refused(
                     f"{op}: expected deflated or stored files, {source!r} is packed in a rare "

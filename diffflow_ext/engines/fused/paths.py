@@ -86,6 +86,11 @@ class FusedPaths:
         self, x_last: Tensor, stochasticity: float, last_step: str, states: Tensor | None = None
     ) -> Tensor:
         """Returns x_0 from x_N; writes all states into `states`, (N+1, B, dim), if given."""
+        if self.rounding is not None:
+            raise RuntimeError(
+                "DiffFlowSDE.sample: there are no reverse paths among the kernels for CUDA; take "
+                "engine='autograd'"
+            )
         x_last = x_last.contiguous()
         problem, _alive = self._core_problem(
             x_last, self.problem.g, self.tensors, purpose="reverse"

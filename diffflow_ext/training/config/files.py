@@ -72,9 +72,14 @@ def from_record(record: Mapping[str, Any]) -> Config:
 
 def _from_tables(tables: dict[str, Any]) -> Config:
     if not all(isinstance(value, dict) for value in tables.values()):
+        config = from_record(tables)
+        left_out = [name for name in tables if name not in {"model", *config.values()}]
+        dropped = (
+            f", without {', '.join(left_out)}, which {config.name} has not" if left_out else ""
+        )
         raise ValueError(
             "train: expected a table for each section, got the form of earlier versions; this file"
-            f" in the new form:\n\n{to_toml(from_record(tables), tables)}"
+            f" in the new form{dropped}:\n\n{to_toml(config, tables)}"
         )
     unknown = [name for name in tables if name not in SECTIONS]
     if unknown:
