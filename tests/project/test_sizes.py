@@ -16,11 +16,8 @@ LINES_OF_A_FUNCTION = 30
 EXCEPTIONS: dict[str, tuple[int, str]] = {
     "tests/benchmarks/test_pages.py:reports": (44, "a report of each kind, written out"),
     "tests/data/test_maf.py:test_bad_hdf5": (33, "a list of damaged files"),
-    "tests/engines/test_fused_paths.py": (502, "all tests of one module"),
     "tests/flows/test_prior.py": (429, "all tests of one module"),
-    "tests/functional/test_noise.py": (438, "all tests of one module"),
     "tests/metrics/test_features.py:test_scores_rise_with_the_fault": (32, "a table of faults"),
-    "tests/native/test_ops_host.py": (479, "all kernels of one emulated device"),
     "tests/nets/test_unet.py": (418, "all tests of one module"),
     "tests/nets/test_unet.py:by_hand": (45, "a U-Net written out, layer by layer"),
     "tests/training/test_checkpoint.py:test_nothing_in_a_hostile_checkpoint_is_executed": (
