@@ -102,7 +102,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 def _optional() -> list[Finding]:
     lines = []
     for name, (purpose, extra) in OPTIONAL.items():
-        missing = f"not installed, so no {purpose}; pip install 'diffflow_ext[{extra}]'"
+        missing = f"not installed, needed for {purpose}; pip install 'diffflow_ext[{extra}]'"
         lines.append((f"{name}: {_version(name) or missing}", True))
     return lines
 

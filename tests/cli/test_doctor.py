@@ -40,7 +40,9 @@ def test_optional_packages_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> 
     without(monkeypatch, "matplotlib")
     text, healthy = examined()
     assert healthy
-    assert "matplotlib: not installed, so no figures; pip install 'diffflow_ext[plot]'" in text
+    assert (
+        "matplotlib: not installed, needed for figures; pip install 'diffflow_ext[plot]'" in text
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,10 @@ TRAIN = "train moons --out=run"
         ("train --out=x ddpm moons", "did you mean `diffflow train ddpm moons ...`?"),
         ("sample x --out=x.npy --stochasticty=1", "did you mean --stochasticity?"),
         ("sample x --out", "Missing value for argument '--out'"),
-        ("sample x --out=x.npy --clip --no-clip", "expected one of --clip and --no-clip, got both"),
+        (
+            "sample x --out=x.npy --clip --no-clip",
+            "expected one of --clip and --no-clip, got both",
+        ),
         ("evaluate", "Missing from diffflow evaluate: RUN"),
         ("doctor moons", "doctor: unknown 'moons'"),
     ],

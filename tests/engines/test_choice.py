@@ -56,16 +56,8 @@ def changed(change: Callable[[Any], Any]) -> FourierMLP:
     return net
 
 
-def of_other_widths(net: FourierMLP) -> None:
-    net.hidden[0], net.hidden[1] = nn.Linear(8, 4), nn.Linear(4, 8)
-
-
-def without_bias(net: FourierMLP) -> None:
-    net.output = nn.Linear(8, 2, bias=False)
-
-
-def with_dropout(net: FourierMLP) -> None:
-    net.hidden[0] = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+def with_hidden(*layers: nn.Module) -> FourierMLP:
+    return changed(lambda net: setattr(net, "hidden", nn.ModuleList(layers)))
 
 
 def replaced(net: Any) -> None:
@@ -84,9 +76,9 @@ def replaced(net: Any) -> None:
         (FourierMLP(3, 8, 1), "no perceptron of 2 components"),
         (FourierMLP(2, 8, 17), "deeper than 16"),
         (FourierMLP(2, 8, 1).double(), "no plain float32"),
-        (changed(with_dropout), "part of type Sequential"),
-        (changed(of_other_widths), "layers of one width"),
-        (changed(without_bias), "no plain float32 tensors"),
+        (with_hidden(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))), "part of type Sequential"),
+        (with_hidden(nn.Linear(8, 4), nn.Linear(4, 8)), "layers of one width"),
+        (with_hidden(nn.Linear(8, 8, bias=False)), "no plain float32 tensors"),
         (changed(replaced), "a method of its Linear was replaced"),
         (changed(lambda n: n.hidden[0].register_forward_hook(id)), "hooks on its Linear"),
         (changed(lambda n: n.output.register_forward_pre_hook(id)), "hooks on its Linear"),

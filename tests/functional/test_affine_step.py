@@ -1,7 +1,7 @@
-"""The affine step: which terms take part, what its solvers come to, and what it refuses.
+"""The affine step: which terms take part, and what its solvers come to.
 
-Values and gradients against the reference are in test_steps.py, layouts in test_contracts.py,
-compilation in test_compile.py.
+Values, gradients and layouts are in test_contracts.py, compilation in test_compile.py, refusals in
+test_refusals.py.
 """
 
 from __future__ import annotations

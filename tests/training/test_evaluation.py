@@ -211,6 +211,7 @@ def test_another_sampler(run: Path, result: dict[str, Any]) -> None:
         ({"num_paths": 0}, "num_paths=0: expected at least 1"),
         ({"ode_n": -1}, "ode_n=-1: expected at least 0"),
         ({"extractor": "x.safetensors"}, "the data are not images"),
+        ({"n": 1}, "n=1: expected at least 2"),
     ],
 )
 def test_options_that_do_not_suit(run: Path, options: dict[str, Any], message: str) -> None:
