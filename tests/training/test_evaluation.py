@@ -216,7 +216,7 @@ def test_another_sampler(run: Path, result: dict[str, Any]) -> None:
 )
 def test_options_that_do_not_suit(run: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate(run, N, device="cpu", figures=False, **options)
+        evaluate(run, **{"n": N, "device": "cpu", "figures": False, **options})
 
 
 def test_table_of_a_set_with_known_entropy(result: dict[str, Any]) -> None:

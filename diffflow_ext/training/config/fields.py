@@ -107,8 +107,8 @@ class DiffFlowConfig(Config):
         super().__post_init__()
         if self.run.kept_graphs and self.run.checkpoint_every == 0:
             raise ValueError(
-                f"train: kept_graphs={self.run.kept_graphs}: expected 0 with checkpoint_every=0, which"
-                " keeps the graphs of all steps; leave one of the two out"
+                f"train: kept_graphs={self.run.kept_graphs}: expected 0 with checkpoint_every=0,"
+                " which keeps the graphs of all steps; leave one of the two out"
             )
         if self.run.cuda_graph and self.optimiser.on_nonfinite == "skip":
             raise ValueError(

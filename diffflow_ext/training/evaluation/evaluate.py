@@ -75,8 +75,6 @@ def evaluate(
         ValueError: If there is no run, its data have changed, or an option doesn't suit the model.
         CheckpointError: If it has no whole checkpoint.
     """
-    if n is not None and n < 2:
-        raise ValueError(f"evaluate: n={n}: expected at least 2, which a standard error needs")
     with joined(device) as world:
         loaded = load_run(run, device)
         is_image = loaded.record.is_image

@@ -27,6 +27,8 @@ FLOOR_DRAWS = 4
 
 def common_count(n: int, dataset: Dataset) -> int:
     """Returns the common number of samples, test and training data; 0 and a warning if too few."""
+    if n < 2:
+        raise ValueError(f"evaluate: n={n}: expected at least 2, which a standard error needs")
     count = min(n, len(dataset.train), len(dataset.test))
     if count >= MIN_SAMPLES:
         return count
