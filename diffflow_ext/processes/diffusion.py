@@ -124,12 +124,16 @@ def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
             )
         g = g.reshape(()).expand(times.shape)
     g = g.to(times.dtype)
+    _check_positive(g, times)
+    return g
+
+
+def _check_positive(g: Tensor, times: Tensor) -> None:
     if g.is_cuda and torch.cuda.is_current_stream_capturing():
-        return g  # Values cannot be read while a CUDA graph is captured.
+        return  # Values cannot be read while a CUDA graph is captured.
     bad = (~(torch.isfinite(g) & (g > 0))).nonzero()
     if bad.numel():
         i = int(bad[0])
         raise ValueError(
             f"diffusion: expected g(t) > 0, got g({float(times[i])}) = {float(g.detach()[i])}"
         )
-    return g

@@ -110,8 +110,8 @@ DF_INLINE EmbeddingShared carve_embedding(Arena& arena, const EmbeddingProblem& 
   return out;
 }
 
-DF_INLINE EmbeddingScratch carve_embedding_room(Arena& arena, const EmbeddingProblem& p,
-                                                const EmbeddingShared& shared) {
+DF_INLINE EmbeddingScratch carve_embedding_scratch(Arena& arena, const EmbeddingProblem& p,
+                                                   const EmbeddingShared& shared) {
   EmbeddingScratch out;
   const int64_t layer = p.work.tile * shared.width;
   int64_t count;
@@ -125,7 +125,9 @@ DF_INLINE EmbeddingScratch carve_embedding_room(Arena& arena, const EmbeddingPro
 static int64_t embedding_scratch_bytes(const EmbeddingProblem& p) {
   return bytes_of(
       p.work, [&](Arena& arena) { return carve_embedding(arena, p); },
-      [&](Arena& arena, const EmbeddingShared& shared) { carve_embedding_room(arena, p, shared); });
+      [&](Arena& arena, const EmbeddingShared& shared) {
+        carve_embedding_scratch(arena, p, shared);
+      });
 }
 
 static void pack_embedding(const EmbeddingShared& to, const EmbeddingProblem& p, bool back) {
@@ -231,7 +233,7 @@ static void run_embedding(const EmbeddingProblem& p) {
   pack_embedding(shared, p, back);
   const int64_t layer = p.work.tile * shared.width;
   for_tiles(
-      p, arena, [&](Arena& own) { return carve_embedding_room(own, p, shared); },
+      p, arena, [&](Arena& own) { return carve_embedding_scratch(own, p, shared); },
       [&](const EmbeddingScratch& scratch, const Rows& rows) {
         float* begin = p.activations != nullptr ? p.activations + 4 * rows.first * shared.width
                                                 : scratch.activations;

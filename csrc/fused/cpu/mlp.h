@@ -210,7 +210,7 @@ struct TileScratch {
   Operand factor;       ///< delta as a factor
 };
 
-DF_INLINE TileScratch carve_tile_room(Arena& arena, int64_t tile, int64_t width, int64_t outer) {
+DF_INLINE TileScratch carve_tile_scratch(Arena& arena, int64_t tile, int64_t width, int64_t outer) {
   TileScratch out;
   out.sums = arena.take<float>(tile * (width > outer ? width : outer));
   out.delta = arena.take<float>(tile * width);

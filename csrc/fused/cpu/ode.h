@@ -30,14 +30,14 @@ DF_INLINE OdeShared carve_ode(Arena& arena, const OdeProblem& p) {
   return out;
 }
 
-DF_INLINE OdeScratch carve_ode_room(Arena& arena, const OdeProblem& p, const OdeShared& shared) {
+DF_INLINE OdeScratch carve_ode_scratch(Arena& arena, const OdeProblem& p, const OdeShared& shared) {
   OdeScratch out;
   int64_t width = 0;
   for (int n = 0; n < p.num_nets; ++n) {
     out.at[n] = carve_activations(arena, shared.nets[n], p.work.tile, 1);
     width = larger(width, shared.nets[n].width);
   }
-  out.inside = carve_tile_room(arena, p.work.tile, width, shared.nets[0].outer);
+  out.inside = carve_tile_scratch(arena, p.work.tile, width, shared.nets[0].outer);
   float** const parts[] = {&out.x,     &out.y,         &out.z,      &out.velocity,
                            &out.value, &out.direction, &out.product};
   for (float** part : parts) *part = arena.take<float>(p.work.tile * p.dim);
@@ -49,7 +49,7 @@ DF_INLINE OdeScratch carve_ode_room(Arena& arena, const OdeProblem& p, const Ode
 static int64_t ode_scratch_bytes(const OdeProblem& p) {
   return bytes_of(
       p.work, [&](Arena& arena) { return carve_ode(arena, p); },
-      [&](Arena& arena, const OdeShared& shared) { carve_ode_room(arena, p, shared); });
+      [&](Arena& arena, const OdeShared& shared) { carve_ode_scratch(arena, p, shared); });
 }
 
 /// Propagates scratch.delta, the tangent after the first layer, to the last one.
@@ -85,19 +85,19 @@ static void add_trace(const PackedMlp& mlp, int64_t rows, const Activations& at,
 
 /// rate (rows) += scale e . J e for one direction e (rows, dim) of each sample.
 static void add_product(const PackedMlp& mlp, int64_t rows, const Activations& at,
-                        const float* direction, double scale, double* rate, float* product_room,
+                        const float* direction, double scale, double* rate, float* product_scratch,
                         const TileScratch& scratch) {
   const int64_t width = mlp.width, dim = mlp.dim;
   product<false>(rows, width, dim, scratch.sums, width, Left<float>{direction, dim, 1}, mlp.input,
                  width, kPanel);
   multiply(scratch.delta, scratch.sums, at.slope, rows * width);
   carry_tangent(mlp, rows, at, scratch);
-  to_state(mlp, rows, scratch.delta, mlp.output, mlp.output_panels, nullptr, product_room,
+  to_state(mlp, rows, scratch.delta, mlp.output, mlp.output_panels, nullptr, product_scratch,
            scratch.sums);
   for (int64_t m = 0; m < rows; ++m) {
     double total = 0;
     for (int64_t j = m * dim; j < (m + 1) * dim; ++j) {
-      total += static_cast<double>(direction[j]) * product_room[j];
+      total += static_cast<double>(direction[j]) * product_scratch[j];
     }
     rate[m] += scale * total;
   }
@@ -190,7 +190,7 @@ static void run_ode(const OdeProblem& p) {
   const OdeShared shared = carve_ode(arena, p);
   for (int n = 0; n < p.num_nets; ++n) pack_weights(shared.nets[n], p.nets[n], p.times);
   for_tiles(
-      p, arena, [&](Arena& own) { return carve_ode_room(own, p, shared); },
+      p, arena, [&](Arena& own) { return carve_ode_scratch(own, p, shared); },
       [&](const OdeScratch& scratch, const Rows& rows) { OdeTile(p, shared, scratch).run(rows); });
 }
 

@@ -62,7 +62,7 @@ DF_INLINE Scratch carve_scratch(Arena& arena, const PathsProblem& p, const Share
                                 gradients && p.keep_activations ? times_of(p) : 1);
   out.score = carve_activations(arena, shared.score, p.work.tile, 1);
   const int64_t width = larger(shared.drift.width, shared.score.width);
-  out.inside = carve_tile_room(arena, p.work.tile, width, shared.drift.outer);
+  out.inside = carve_tile_scratch(arena, p.work.tile, width, shared.drift.outer);
   out.states = arena.take<float>(times_of(p) * state);
   out.drifts = arena.take<float>(times_of(p) * state);
   float** const parts[] = {&out.noise,  &out.value,  &out.cotangent_f, &out.cotangent_s,

@@ -38,12 +38,13 @@ DF_INLINE RegressionShared carve_regression(Arena& arena, const RegressionProble
   return out;
 }
 
-DF_INLINE RegressionScratch carve_regression_room(Arena& arena, const RegressionProblem& p,
-                                                  const RegressionShared& shared, bool gradients) {
+DF_INLINE RegressionScratch carve_regression_scratch(Arena& arena, const RegressionProblem& p,
+                                                     const RegressionShared& shared,
+                                                     bool gradients) {
   const int64_t width = shared.mlp.width, state = p.work.tile * p.dim;
   RegressionScratch out;
   out.at = carve_activations(arena, shared.mlp, p.work.tile, 1);
-  out.inside = carve_tile_room(arena, p.work.tile, width, shared.mlp.outer);
+  out.inside = carve_tile_scratch(arena, p.work.tile, width, shared.mlp.outer);
   out.embedding = arena.take<float>(p.work.tile * width);
   float** const parts[] = {&out.x, &out.value, &out.cotangent, &out.grad_x};
   for (float** part : parts) *part = arena.take<float>(state);
@@ -58,7 +59,7 @@ static int64_t regression_scratch_bytes(const RegressionProblem& p, bool gradien
   return bytes_of(
       p.work, [&](Arena& arena) { return carve_regression(arena, p, gradients); },
       [&](Arena& arena, const RegressionShared& shared) {
-        carve_regression_room(arena, p, shared, gradients);
+        carve_regression_scratch(arena, p, shared, gradients);
       });
 }
 
@@ -116,7 +117,7 @@ static void run_regression(const RegressionProblem& p) {
     memset(p.grads.embedding, 0, p.times * p.mlp.width * sizeof(float));
   }
   for_tiles(
-      p, arena, [&](Arena& own) { return carve_regression_room(own, p, shared, gradients); },
+      p, arena, [&](Arena& own) { return carve_regression_scratch(own, p, shared, gradients); },
       [&](const RegressionScratch& scratch, const Rows& rows) {
         regression_tile(p, shared, scratch, rows);
       },

@@ -258,7 +258,7 @@ DF_HD int64_t tiles_of(const PathsProblem& p) { return (p.samples + kTileRows - 
 
 /// Raises the kernel's limit of shared memory; returns what a block needs of it.
 template <class Kernel>
-size_t make_room(const Launch& at, const Mlp& net, Kernel* kernel) {
+size_t reserve_shared(const Launch& at, const Mlp& net, Kernel* kernel) {
   const size_t bytes = shared_bytes(net.width, net.depth, at.problem.dim, at.products);
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(bytes)),
@@ -268,7 +268,7 @@ size_t make_room(const Launch& at, const Mlp& net, Kernel* kernel) {
 
 /// One block for each tile.
 void launch_tiles(const Launch& at, void (*kernel)(PathsProblem)) {
-  const size_t bytes = make_room(at, at.problem.drift, kernel);
+  const size_t bytes = reserve_shared(at, at.problem.drift, kernel);
   const unsigned threads = 2 * padded_width(at.problem.drift.width);
   DF_LAUNCH((kernel), cuda::blocks_for(tiles_of(at.problem), 1), threads, bytes, at.stream,
             at.problem);
@@ -277,7 +277,7 @@ void launch_tiles(const Launch& at, void (*kernel)(PathsProblem)) {
 
 /// As many blocks as run at a time, each for many tiles: weights are loaded once.
 void launch_scores(const Launch& at, void (*kernel)(PathsProblem, int64_t)) {
-  const size_t bytes = make_room(at, at.problem.score, kernel);
+  const size_t bytes = reserve_shared(at, at.problem.score, kernel);
   const unsigned threads = 2 * padded_width(at.problem.score.width);
   int multiprocessors = 0, blocks = 0;
   cuda::check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, at.device),
