@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffflow_ext.data import open_dataset, resize_images, split_images
+from diffflow_ext.data.dataset import limit_training
 
 RNG = np.random.default_rng(3)
 
@@ -146,8 +147,6 @@ def test_a_limit_of_a_table_keeps_its_units(tmp_path: Path) -> None:
 
 
 def test_labels_follow_a_limit() -> None:
-    from diffflow_ext.data.dataset import limit_training
-
     images = {"train": _images(50, 1, 3, 3), "train_labels": torch.arange(50)}
     data = limit_training(split_images(images, name="set"), 9)
     assert data.labels is not None

@@ -1,4 +1,4 @@
-"""Names of sets, and what is public."""
+"""Names of sets, and where they lie."""
 
 from __future__ import annotations
 

@@ -31,10 +31,11 @@ SMALL: dict[str, Any] = {"batch_size": 12, "width": 8, "depth": 1, "steps": 8, "
 
 def recipe_of(model: str, **changes: Any) -> tuple[Recipe[Any], Tensor, Tensor]:
     """A model, a batch, and the rows that it is made of."""
+    values = SMALL
     if model == "flow":
         pytest.importorskip("zuko")
-        changes = {"width": None, "depth": None}
-    config = configure(data="moons", model=model, **{**SMALL, **changes})
+        values = {name: SMALL[name] for name in ("batch_size", "steps", "threads")}
+    config = configure(data="moons", model=model, **values, **changes)
     dataset = open_data(config)
     config = resolve(config, is_image=False)
     batches = Batches(config, dataset.train, torch.device("cpu"))
