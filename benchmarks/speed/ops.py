@@ -95,10 +95,13 @@ def measure(seconds: float, only: str) -> dict[str, Any]:
         done = run_python(
             *("-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), "-k", only),
             *("--benchmark-only", f"--benchmark-json={report}", "--benchmark-warmup=on"),
-            *(f"--benchmark-max-time={seconds}", str(Path(__file__).with_name("test_ops.py"))),
+            *("--benchmark-warmup-iterations=100", f"--benchmark-max-time={seconds}"),
+            str(Path(__file__).with_name("test_ops.py")),
+            env={"PYTEST_XDIST_WORKER": ""},  # Below a test it would turn benchmarks off.
         )
         if done.returncode:
-            raise RuntimeError(f"ops: expected pytest to succeed, got\n{done.stdout[-3000:]}")
+            log = (done.stdout + done.stderr)[-3000:]
+            raise RuntimeError(f"ops: expected pytest to succeed, got\n{log}")
         return json.loads(report.read_text())
 
 
