@@ -50,7 +50,9 @@ def launch_affine_step(
     else:
         a, b = network_values(x, a, b)
     noise = NO_NOISE
-    if key is not None:
+    if key is None:
+        noise_scale = 0.0  # In a traced graph it is a tensor, whatever its value.
+    else:
         noise = noise_source(key, purpose, step, sample_offset)
     # The list keeps converted tensors alive until the call returns.
     factors = [scalar_like(c, x) for c in (c_x, c_a, c_b, noise_scale)]
@@ -67,30 +69,11 @@ def launch_affine_step(
     return out
 
 
-def _traced_affine_step(
-    x: Tensor,
-    a: Tensor,
-    b: Tensor | None,
-    c_x: Tensor,
-    c_a: Tensor,
-    c_b: Tensor,
-    noise_scale: Tensor,
-    key: Tensor | None,
-    purpose: int,
-    step: int,
-    sample_offset: int,
-) -> Tensor:
-    """Drops the noise where there is no key: in a traced graph the scale is always a tensor."""
-    scale = 0.0 if key is None else noise_scale
-    return launch_affine_step(x, a, b, c_x, c_a, c_b, scale, key, purpose, step, sample_offset)
-
-
 _affine_step = Operator(
     "affine_step(Tensor x, Tensor a, Tensor? b, Tensor c_x, Tensor c_a, Tensor c_b, "
     "Tensor noise_scale, Tensor? key, int purpose, SymInt step, SymInt sample_offset) -> Tensor",
     launch_affine_step,
     like,
-    _traced_affine_step,
 )
 
 

@@ -242,11 +242,10 @@ def _traced_normal(
 _normal = Operator(
     "normal(SymInt[] shape, Tensor key, int purpose, SymInt step, SymInt sample_offset, "
     "ScalarType dtype, Device device) -> Tensor",
-    launch_normal,
+    _traced_normal,
     lambda shape, key, purpose, step, sample_offset, dtype, device: torch.empty(
         shape, dtype=dtype, device=device
     ),
-    _traced_normal,
 )
 
 

@@ -29,19 +29,12 @@ class Operator:
         schema: The operator's name and arguments, as torch.library takes them.
         launch: Allocates the result and calls the core.
         fake: Returns a result of the same shape and dtype without computing it.
-        traced: The operator's implementation if its arguments differ from those of `launch`.
     """
 
-    def __init__(
-        self,
-        schema: str,
-        launch: Callable[..., Any],
-        fake: Callable[..., Any],
-        traced: Callable[..., Any] | None = None,
-    ) -> None:
+    def __init__(self, schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> None:
         name = schema.split("(", 1)[0]
         _LIBRARY.define(schema)
-        _LIBRARY.impl(name, traced or launch, "CompositeExplicitAutograd")
+        _LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
         torch.library.register_fake(f"diffflow_ext::{name}", fake, lib=_LIBRARY)
         self.launch, self.traced = launch, getattr(operators, name)
 

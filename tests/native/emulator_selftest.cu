@@ -1,5 +1,6 @@
 // Kernels that show what cuda_host.h runs and what it refuses: right ones, and one for each planted
-// bug. `selftest CASE SCHEDULE` prints "values ..." or "error ..." for tests/native/test_cuda_host.py.
+// bug. `selftest CASE SCHEDULE` prints "values ..." or "error ..." for
+// tests/native/test_cuda_host.py.
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
