@@ -136,7 +136,7 @@ def test_losses_name_the_step_below_the_floor(diffusion: Any, times: list[float]
     sde, grid = DiffFlowSDE(zero, zero, diffusion), TimeGrid.from_times(times)
     step = len(times) - 2 if isinstance(diffusion, GeometricDiffusion) else 0
     for call in (sde.loss, sde.mean_loss, sde.elbo):
-        with pytest.raises(ValueError, match=rf"DiffFlowSDE\.\w+: .* at step {step}, "):
+        with pytest.raises(ValueError, match=rf"DiffFlowSDE\.\w+: .* at step {step}: "):
             call(torch.zeros(2, 3), grid, NoiseKey(0))
 
 
