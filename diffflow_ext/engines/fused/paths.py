@@ -88,8 +88,8 @@ class FusedPaths:
         """Returns x_0 from x_N; writes all states into `states`, (N+1, B, dim), if given."""
         if self.rounding is not None:
             raise RuntimeError(
-                "FusedPaths.reverse: expected a problem on the CPU, got one on a GPU, whose kernels "
-                "have no reverse paths; use AdjointPaths"
+                "FusedPaths.reverse: expected a problem on the CPU, got one on a GPU, where there "
+                "are no reverse paths; use AdjointPaths"
             )
         x_last = x_last.contiguous()
         problem, _alive = self._core_problem(
