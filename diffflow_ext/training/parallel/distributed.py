@@ -8,6 +8,7 @@ process 0 writes files.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import os
@@ -146,11 +147,20 @@ def joined(device: str) -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    # After an error the group is not destroyed: the traceback holds objects that use it.
+    # After an error the group stays until the process ends: the traceback holds objects that use
+    # it. A process that ends with its group can be aborted by a thread of gloo.
+    atexit.register(_leave)
     yield World(distributed.get_rank(), distributed.get_world_size())
+    atexit.unregister(_leave)
+    _leave()
+
+
+def _leave() -> None:
+    """Leaves the process group."""
     # A DistributedDataParallel that is freed after its group can hang.
     gc.collect()
-    distributed.destroy_process_group()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def is_first() -> bool:
