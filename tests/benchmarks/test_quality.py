@@ -37,7 +37,6 @@ def tiny(**changes) -> Training:
 def reports(tmp_path_factory):
     """Every comparison of vectors with tiny numbers."""
     pytest.importorskip("zuko")
-    pytest.importorskip("sklearn")
     root = tmp_path_factory.mktemp("comparisons")
     table = root / "rings.csv"
     rows = open_dataset("four-rings").train[:1000].numpy()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from diffflow_ext.likelihood import quantise
@@ -38,8 +39,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
     """scikit-learn's 1,797 digits, shuffled, of 8x8 pixels that are doubled to 16x16."""
-    datasets = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
-    found = datasets.load_digits()
+    found = load_digits()
     levels = torch.from_numpy(found.images * 255.0 / 16.0).round().byte()
     order = torch.randperm(len(levels), generator=torch.Generator().manual_seed(1))
     images = levels[:, None].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
