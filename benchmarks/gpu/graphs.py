@@ -1,9 +1,8 @@
-"""What is a training step worth as one CUDA graph, with graphs of states kept, or scores batched?
+"""What is a training step worth as one CUDA graph, or with its scores batched?
 
 DiffFlow on points with perceptrons and on images with U-Nets in bfloat16, each step with Adam and
-a clipped gradient: launched one by one, replayed as a CUDA graph, with the autograd graphs of a
-third of the states kept, with half of the scores in one call, and in the way of computing of the
-authors' release; DDPM on the same network beside them.
+a clipped gradient: launched one by one, replayed as a CUDA graph, with half of the scores in one
+call, and in the way of computing of the authors' release; DDPM on the same network beside them.
 """
 
 from __future__ import annotations
@@ -70,13 +69,12 @@ def losses(device: str, problem: Problem) -> dict[str, tuple[nn.Module, Loss]]:
     """Returns each model with its loss."""
     torch.manual_seed(0)
     net, *nets = (network(problem, device) for _ in range(3))
-    half, third = (max(1, problem.num_steps // part) for part in (2, 3))
     sde = DiffFlowSDE(*nets, diffusion=problem.g)
+    half = max(1, problem.num_steps // 2)
     batched = DiffFlowSDE(*nets, diffusion=problem.g, scores_per_call=half)
     every: dict[str, tuple[nn.Module, Loss]] = {
         "ddpm": (net, partial(noise_matching, net)),
         "diffflow": (sde, sde.mean_loss),
-        "diffflow_kept": (sde, partial(sde.mean_loss, kept_graphs=third)),
         "diffflow_batched": (batched, batched.mean_loss),
     }
     return {name: (model, lowered(loss, problem, device)) for name, (model, loss) in every.items()}

@@ -26,7 +26,7 @@ MARKERS = "osD^vPX"
 DASHED = (0, (5, 3))
 #: Bars of this package, and of everything else.
 OURS, OTHERS = COLOURS[0], "#a8b1bd"
-IS_OURS = ("ddpm_fused", "adjoint", "graphs_kept", "scores_batched", "fused", "fused_bf16")
+IS_OURS = ("ddpm_fused", "adjoint", "scores_batched", "fused", "fused_bf16")
 PANELS = {
     "steps_2d_1": "2-D, one thread",
     "steps_2d_2": "2-D, two threads",

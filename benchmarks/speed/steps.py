@@ -44,7 +44,7 @@ PROBLEMS = {
     "small": Problem(batch=120),
     "image": Problem(side=16, batch=8, num_steps=8, width=16, depth=1),
 }
-IMAGE_VARIANTS = ("ddpm", "release", "graph", "adjoint", "graphs_kept", "scores_batched")
+IMAGE_VARIANTS = ("ddpm", "release", "graph", "adjoint", "scores_batched")
 REFERENCE = "ddpm"
 #: Of the matrices whose product is the yardstick.
 SIDE = 2048

@@ -18,17 +18,11 @@ from .problem import Pair, Problem, Step, update
 from .torch_steps import compiled, compiled_loop, graph, release, torchsde
 
 
-def ours(problem: Problem, scores_per_call: int | None = None, **options: Any) -> Step:
+def ours(problem: Problem, scores_per_call: int = 1, **options: Any) -> Step:
     """DiffFlowSDE with an engine."""
     pair, grid = Pair(problem), problem.grid()
-    more: dict[str, Any] = {} if scores_per_call is None else {"scores_per_call": scores_per_call}
-    sde = DiffFlowSDE(pair.drift, pair.score, problem.g, **more)
+    sde = DiffFlowSDE(pair.drift, pair.score, problem.g, scores_per_call=scores_per_call)
     return update(pair.parameters(), lambda: sde.mean_loss(pair.data, grid, **options).backward())
-
-
-def graphs_kept(problem: Problem) -> Step:
-    """The adjoint that keeps the graphs of a third of the states: 10 of 30."""
-    return ours(problem, engine="autograd", kept_graphs=max(1, problem.num_steps // 3))
 
 
 def scores_batched(problem: Problem) -> Step:
@@ -85,7 +79,6 @@ VARIANTS: dict[str, tuple[Callable[[Problem], Step], str]] = {
     "jax": (partial(in_jax, loss="scan_loss"), "jax, the loop by `scan`, in one jit"),
     "diffrax": (partial(in_jax, loss="diffrax_loss"), "diffrax, in one jit"),
     "adjoint": (partial(ours, engine="autograd"), "`engine=\"autograd\"`"),
-    "graphs_kept": (graphs_kept, "`engine=\"autograd\"`, `kept_graphs` N/3"),
     "scores_batched": (scores_batched, "`engine=\"autograd\"`, `scores_per_call` N/2"),
     "fused": (partial(ours, engine="fused"), "`engine=\"fused\"`"),
     "fused_bf16": (lambda p: in_bfloat16(ours(p, engine="fused")), "`engine=\"fused\"`, bfloat16"),

@@ -20,7 +20,7 @@ from .fused import paths_cuda, perceptrons, workspace
 from .fused.paths import FusedPaths
 from .fused.workspace import Parts
 from .network import Network
-from .problem import PathModel, PathProblem, SweepOptions, build_problem
+from .problem import PathModel, PathProblem, build_problem
 
 
 class PathEngine(Protocol):
@@ -58,7 +58,6 @@ def diffflow_loss(
     sample_offset: int = 0,
     checkpoint_every: int = 1,
     scores_per_call: int = 1,
-    kept_graphs: int = 0,
 ) -> Tensor:
     r"""Returns DiffFlow's loss for each sample, with the exact gradient of the discrete sum.
 
@@ -67,7 +66,7 @@ def diffflow_loss(
     along one path of the forward SDE from each `x0`. The forward pass costs 2N+1 network
     evaluations, the backward pass as many again with their vector-Jacobian products.
 
-    The last three arguments trade memory for time and do not change values or gradients.
+    The last two arguments trade memory for time and do not change values or gradients.
 
     Arguments:
         drift: The drift f(t, x), any callable.
@@ -84,8 +83,6 @@ def diffflow_loss(
         scores_per_call: The number of states at which one call evaluates the score, with t of
             shape (n B,): fewer and larger calls, which need the memory of that many states.
             No effect if `checkpoint_every` is 0.
-        kept_graphs: The number of last states at which the forward pass stores the networks'
-            activations, so that the backward pass does not evaluate them again.
 
     Returns:
         The losses, shape (B,), in nats. Differentiable in `x0`, `params` and what `diffusion`
@@ -104,7 +101,7 @@ def diffflow_loss(
     p, x0 = build_problem(
         "diffflow_loss", PathModel(drift, score, diffusion, params, prior), x0, grid,
         key=key, sample_offset=sample_offset,
-        sweeps=SweepOptions(checkpoint_every, scores_per_call, kept_graphs),
+        checkpoint_every=checkpoint_every, scores_per_call=scores_per_call,
     )  # fmt: skip
     return AdjointPaths(p).losses(x0)
 
@@ -123,7 +120,6 @@ def diffflow_mean_loss(
     sample_offset: int = 0,
     checkpoint_every: int = 1,
     scores_per_call: int = 1,
-    kept_graphs: int = 0,
 ) -> Tensor:
     r"""Returns the mean of :func:`diffflow_loss`; value and gradient come from one sweep.
 
@@ -131,8 +127,7 @@ def diffflow_mean_loss(
 
     Because the weights are known, this takes N+1 network evaluations less than the mean of
     :func:`diffflow_loss`; the backward pass only scales stored gradients. Arguments and errors are
-    those of :func:`diffflow_loss`; `kept_graphs` counts drifts only, because the score is
-    evaluated once anyway. The weights :math:`w_b` have shape (B,) and get no gradient.
+    those of :func:`diffflow_loss`. The weights :math:`w_b` have shape (B,) and get no gradient.
 
     Returns:
         The mean, shape (), in nats.
@@ -141,7 +136,7 @@ def diffflow_mean_loss(
     p, x0 = build_problem(
         op, PathModel(drift, score, diffusion, params, prior), x0, grid,
         key=key, sample_offset=sample_offset,
-        sweeps=SweepOptions(checkpoint_every, scores_per_call, kept_graphs),
+        checkpoint_every=checkpoint_every, scores_per_call=scores_per_call,
     )  # fmt: skip
     return AdjointPaths(p).mean_loss(x0, checked_weights(op, weight, x0))
 
@@ -202,7 +197,7 @@ def _problem_obstacle(p: PathProblem, device: str) -> str:
     normal = type(p.prior) is StandardNormal and isinstance(p.prior.scale, float | int)
     if p.prior is not None and not (normal and p.prior.scale == 1):  # pyright: ignore
         return "its prior is N(0, I), and there is another prior"
-    if p.sweeps.checkpoint_every == 0:
+    if p.checkpoint_every == 0:
         return "checkpoint_every=0 asks for the graph of every step"
     if device == "cpu" and not isinstance(p.key, NoiseKey):
         return "the key is a tensor of another device"

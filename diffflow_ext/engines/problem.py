@@ -42,23 +42,12 @@ class PathModel:
 
 
 @dataclass(frozen=True)
-class SweepOptions:
-    """Memory and calls of the adjoint; see :func:`diffflow_ext.engines.diffflow_loss`."""
-
-    checkpoint_every: int = 1
-    scores_per_call: int = 1
-    kept_graphs: int = 0
-
-
-DEFAULT_SWEEPS = SweepOptions()
-
-
-@dataclass(frozen=True)
 class PathProblem:
     """Paths of one batch: networks, grid, coefficients and noise, checked and converted.
 
     `g` is the coefficient at all times, shape (N+1,), and `learned_g` says whether it may need a
-    gradient. `steps` are numbers, or tensors of one element for a grid in device memory.
+    gradient. `steps` are numbers, or tensors of one element for a grid in device memory. For
+    `checkpoint_every` and `scores_per_call` see :func:`diffflow_ext.engines.diffflow_loss`.
     """
 
     drift: Network
@@ -70,7 +59,8 @@ class PathProblem:
     g: Tensor
     key: Key
     sample_offset: int
-    sweeps: SweepOptions
+    checkpoint_every: int
+    scores_per_call: int
     autocast: Autocast
     learned_g: bool
 
@@ -141,7 +131,8 @@ def build_problem(
     *,
     key: Key | None = None,
     sample_offset: int = 0,
-    sweeps: SweepOptions = DEFAULT_SWEEPS,
+    checkpoint_every: int = 1,
+    scores_per_call: int = 1,
 ) -> tuple[PathProblem, Tensor]:
     """Checks the arguments of a loss; returns the problem, and x0 contiguous."""
     check_networks(op, model.drift, model.score)
@@ -163,25 +154,14 @@ def build_problem(
         g=g,
         key=_fixed_key(op, key, x0),
         sample_offset=checked_sample_offset(op, sample_offset, x0.shape[0]),
-        sweeps=_checked_sweeps(op, sweeps),
+        checkpoint_every=checked_count(op, "checkpoint_every", checkpoint_every, 0, 2**31),
+        scores_per_call=checked_count(op, "scores_per_call", scores_per_call, 1, 2**31),
         autocast=Autocast.current(x0.device.type),
         learned_g=g.requires_grad and torch.is_grad_enabled(),
     )
     lengths = checked_steps(op, grid.steps(), x0)
     check_noise_floor(op, lengths, problem.g_values[1:], x0)
     return problem, x0
-
-
-def _checked_sweeps(op: str, sweeps: SweepOptions) -> SweepOptions:
-    checkpoint_every = checked_count(op, "checkpoint_every", sweeps.checkpoint_every, 0, 2**31)
-    scores_per_call = checked_count(op, "scores_per_call", sweeps.scores_per_call, 1, 2**31)
-    kept_graphs = checked_count(op, "kept_graphs", sweeps.kept_graphs, 0, 2**31)
-    if kept_graphs and checkpoint_every == 0:
-        raise ValueError(
-            f"{op}: expected kept_graphs=0 with checkpoint_every=0, which keeps the graphs of all "
-            f"steps, got {kept_graphs}; leave one of the two out"
-        )
-    return SweepOptions(checkpoint_every, scores_per_call, kept_graphs)
 
 
 def _fixed_key(op: str, key: Key | None, x0: Tensor) -> Key:

@@ -25,7 +25,6 @@ from diffflow_ext.engines.paths import PathEngine, engine_choice, path_engine
 from diffflow_ext.engines.problem import (
     PathModel,
     PathProblem,
-    SweepOptions,
     build_problem,
     check_networks,
     checked_params,
@@ -114,20 +113,20 @@ class DiffFlowSDE(nn.Module):
         grid: TimeGrid,
         key: Key | None,
         sample_offset: int = 0,
-        **sweeps: int,
+        checkpoint_every: int = 1,
     ) -> tuple[PathProblem, Tensor]:
         params = self.network_parameters()
         return build_problem(
             f"DiffFlowSDE.{op}",
             PathModel(self.drift, self.score, self.diffusion, params, self.prior),
             x0, grid, key=key, sample_offset=sample_offset,
-            sweeps=SweepOptions(scores_per_call=self.scores_per_call, **sweeps),
+            checkpoint_every=checkpoint_every, scores_per_call=self.scores_per_call,
         )  # fmt: skip
 
     def _engine(
-        self, op: str, x0: Tensor, *args: Any, engine: Engine = "auto", **options: int
+        self, op: str, x0: Tensor, *args: Any, engine: Engine = "auto"
     ) -> tuple[PathEngine, Tensor]:
-        problem, x0 = self._problem(op, x0, *args, **options)
+        problem, x0 = self._problem(op, x0, *args)
         return path_engine(f"DiffFlowSDE.{op}", engine, problem, x0), x0
 
     # --- training --------------------------------------------------------------------------------
@@ -148,21 +147,19 @@ class DiffFlowSDE(nn.Module):
         checkpoint_every: int = 1,
         sample_offset: int = 0,
         engine: Engine = "auto",
-        kept_graphs: int = 0,
     ) -> Tensor:
         """Returns the loss of each sample along one path, shape (B,), with its exact gradient.
 
         Arguments, values and errors are those of :func:`diffflow_ext.engines.diffflow_loss` for
         the networks, parameters and prior of this model. `engine` is "autograd", the adjoint for
         any networks; "fused", one call of compiled code for perceptrons (see
-        :mod:`diffflow_ext.engines.fused.paths`), which ignores `scores_per_call` and
-        `kept_graphs`; or "auto", which is "fused" where possible. Noise is the same in both,
-        values and gradients up to rounding; :meth:`engine_for` says which one "auto" takes.
+        :mod:`diffflow_ext.engines.fused.paths`), which ignores `scores_per_call`; or "auto",
+        which is "fused" where possible. Noise is the same in both, values and gradients up to
+        rounding; :meth:`engine_for` says which one "auto" takes.
         """
         paths, x0 = self._engine(
-            "loss", x0, grid, key, sample_offset, engine=engine,
-            checkpoint_every=checkpoint_every, kept_graphs=kept_graphs,
-        )  # fmt: skip
+            "loss", x0, grid, key, sample_offset, checkpoint_every, engine=engine
+        )
         return paths.losses(x0)
 
     @eager
@@ -176,7 +173,6 @@ class DiffFlowSDE(nn.Module):
         checkpoint_every: int = 1,
         sample_offset: int = 0,
         engine: Engine = "auto",
-        kept_graphs: int = 0,
     ) -> Tensor:
         """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape (), in nats.
 
@@ -186,9 +182,8 @@ class DiffFlowSDE(nn.Module):
         by default, and get no gradient.
         """
         paths, x0 = self._engine(
-            "mean_loss", x0, grid, key, sample_offset, engine=engine,
-            checkpoint_every=checkpoint_every, kept_graphs=kept_graphs,
-        )  # fmt: skip
+            "mean_loss", x0, grid, key, sample_offset, checkpoint_every, engine=engine
+        )
         return paths.mean_loss(x0, checked_weights("DiffFlowSDE.mean_loss", weight, x0))
 
     def engine_for(self, x0: Tensor, grid: TimeGrid, *, checkpoint_every: int = 1) -> EngineChoice:

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_every_step_is_measured() -> None:
     found = graphs.measure("cpu")
-    names = {"ddpm", "diffflow", "diffflow_kept", "diffflow_batched"}
+    names = {"ddpm", "diffflow", "diffflow_batched"}
     names |= {f"{name}_graph" for name in names} | {"release"}
     for one in found.values():
         rows = {key: row for key, row in one.items() if isinstance(row, dict)}

@@ -33,16 +33,13 @@ def test_a_prior_that_gives_no_gradient_is_refused() -> None:
         diffflow_mean_loss(f, s, x0, GRID, params=params, prior=Bent(), key=KEY)  # pyright: ignore
 
 
-@pytest.mark.parametrize("kept", [0, 100])
-def test_a_tensor_nobody_named_is_refused(kept: int) -> None:
+def test_a_tensor_nobody_named_is_refused() -> None:
     w = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     f = Small()
     x0 = torch.randn(5, 3, dtype=torch.float64)
     for fn in (diffflow_loss, diffflow_mean_loss):
         with pytest.raises(RuntimeError, match=r"shape \(3, 3\) that requires a gradient"):
-            fn(
-                lambda t, x: x @ w, f, x0, GRID, params=f.parameters(), kept_graphs=kept
-            ).sum().backward()  # fmt: skip
+            fn(lambda t, x: x @ w, f, x0, GRID, params=f.parameters()).sum().backward()
     assert w.grad is None
 
 
@@ -91,10 +88,8 @@ def test_inference_mode() -> None:
     x0 = torch.randn(5, 3, dtype=torch.float64)
     expected = diffflow_loss(f, f, x0, GRID, key=KEY, params=f.parameters()).detach()
     with torch.inference_mode():
-        for scores, kept in ((1, 0), (3, 2)):
-            options: dict[str, Any] = {
-                "key": KEY, "scores_per_call": scores, "kept_graphs": kept
-            }  # fmt: skip
+        for scores in (1, 3):
+            options: dict[str, Any] = {"key": KEY, "scores_per_call": scores}
             assert torch.equal(diffflow_loss(f, f, x0, GRID, **options), expected)
             inside = x0.clone()
             assert torch.equal(diffflow_loss(f, f, inside, GRID, **options), expected)
@@ -152,9 +147,7 @@ def test_bad_arguments() -> None:
         (ValueError, "expected a g that torch.float64 can hold", {"diffusion": 1e-320}),
         (ValueError, "the shortest step", {"grid": TimeGrid.from_times([0.0, 1e-310, 1.0])}),
         (ValueError, "expected 1 <= scores_per_call", {"scores_per_call": 0}),
-        (TypeError, "expected kept_graphs to be an integer", {"kept_graphs": 1.5}),
-        (ValueError, "expected 0 <= kept_graphs", {"kept_graphs": -1}),
-        (ValueError, "expected kept_graphs=0", {"checkpoint_every": 0, "kept_graphs": 1}),
+        (TypeError, "expected scores_per_call to be an integer", {"scores_per_call": 1.5}),
         (TypeError, "expected key to be a NoiseKey", {"key": 3}),
         (ValueError, r"expected sample_offset \+ batch", {"sample_offset": 2**32 - 1}),
         (TypeError, r"expected params\[0\] to be a tensor", {"params": [1.0]}),
@@ -170,14 +163,13 @@ def test_bad_arguments() -> None:
             diffflow_loss(**arguments)
 
 
-@pytest.mark.parametrize(("scores", "kept"), [(1, 0), (3, 2)])
-def test_empty_batch(scores: int, kept: int) -> None:
+@pytest.mark.parametrize("scores", [1, 3])
+def test_empty_batch(scores: int) -> None:
     f = Small()
     x0 = torch.zeros(0, 3, dtype=torch.float64, requires_grad=True)
     for fn in (diffflow_loss, diffflow_mean_loss):
         loss = fn(
-            f, f, x0, GRID, params=f.parameters(), key=KEY, scores_per_call=scores,
-            kept_graphs=kept,
+            f, f, x0, GRID, params=f.parameters(), key=KEY, scores_per_call=scores
         ).sum()  # fmt: skip
         loss.backward()
         assert float(loss.detach()) == 0.0

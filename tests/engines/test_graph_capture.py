@@ -133,9 +133,7 @@ def loss_of(sde: DiffFlowSDE, **options: Any) -> Any:
 
 @pytest.mark.usefixtures("pretended_gpu")
 @pytest.mark.parametrize("scores", [1, 3])
-@pytest.mark.parametrize(
-    "options", [{}, {"checkpoint_every": 3}, {"kept_graphs": 2}, {"checkpoint_every": 0}]
-)
+@pytest.mark.parametrize("options", [{}, {"checkpoint_every": 3}, {"checkpoint_every": 0}])
 def test_a_step_asks_nothing_of_the_host(options: dict[str, Any], scores: int) -> None:
     sde = model(META)
     sde.scores_per_call = scores

@@ -70,7 +70,7 @@ STEP: dict[str, Any] = {"key": KEY, "step": 2, "sample_offset": 5}
 PATH: dict[str, Any] = {"x0": x(2, 3), "grid": GRID, "key": KEY, "sample_offset": 4}
 BARE: dict[str, Any] = {
     "drift": linear, "score": linear, **PATH, "diffusion": 0.5, "params": (), "prior": None,
-    "checkpoint_every": 1, "scores_per_call": 2, "kept_graphs": 1,
+    "checkpoint_every": 1, "scores_per_call": 2,
 }  # fmt: skip
 SAMPLE: dict[str, Any] = {"shape": (2, 3), "key": KEY, "sample_offset": 1}
 RESIDUAL = ("x", "x_next", "f_next", "s_next")
@@ -103,9 +103,7 @@ TARGETS: dict[str, Target] = {
         constructed(DiffFlowSDE, lambda sde: sde.loss(x(2, 3), GRID, KEY)), drift=linear,
         score=linear, diffusion=0.5, params=(), prior=None, scores_per_call=2,
     ),
-    "DiffFlowSDE.loss": target(
-        SMALL.loss, **PATH, checkpoint_every=1, engine="auto", kept_graphs=1,
-    ),
+    "DiffFlowSDE.loss": target(SMALL.loss, **PATH, checkpoint_every=1, engine="auto"),
     "DiffFlowSDE.mean_loss": target(
         SMALL.mean_loss, **PATH, checkpoint_every=1, engine="auto", weight=torch.ones(2),
     ),

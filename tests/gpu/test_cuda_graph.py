@@ -1,4 +1,4 @@
-"""What only a CUDA device can show of captured steps and kept activations."""
+"""What only a CUDA device can show of captured steps."""
 
 from __future__ import annotations
 
@@ -93,13 +93,7 @@ def far(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {},
-        {"checkpoint_every": 3},
-        {"kept_graphs": 5},
-        {"checkpoint_every": 0},
-        {"engine": "fused"},
-    ],
+    [{}, {"checkpoint_every": 3}, {"checkpoint_every": 0}, {"engine": "fused"}],
     ids=str,
 )
 def test_replays_do_what_eager_steps_do(options: dict[str, Any], record_property: Record) -> None:

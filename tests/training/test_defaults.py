@@ -124,7 +124,7 @@ def test_runs_of_earlier_versions_are_understood() -> None:
     kept = {"data": "moons", "batch_size": 256, "learning_rate": 3e-3, "time_scale": 0.4,
             "diffusion_start": 0.2, "diffusion_end": 0.3, "width": 64}  # fmt: skip
     automatic = {"limit": 0, "image_size": 0, "flip": "auto", "flow": "auto", "threads": 0}
-    gone = {"activation_memory": "off"}
+    gone = {"activation_memory": "off", "kept_graphs": 0}
     made = resolve(from_record({**kept, **automatic, **gone}), is_image=record.is_image)
     assert {name: made.values()[name] for name in kept} == kept
     assert made.network.net == "mlp"

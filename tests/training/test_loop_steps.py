@@ -48,7 +48,7 @@ def test_each_step_has_its_own_noise_grid_and_rows(
         return real(sde, x0, grid, key, **kwargs)
 
     monkeypatch.setattr(DiffFlowSDE, "mean_loss", mean_loss)
-    first = config.replaced(checkpoint_every=2, kept_graphs=3, autocast="bf16", steps=4)
+    first = config.replaced(checkpoint_every=2, autocast="bf16", steps=4)
     train(first, tmp_path / "a")
     train(config.replaced(grid="power", steps=4), tmp_path / "b")
     drawn, fixed = calls[:4], calls[4:]
@@ -56,8 +56,8 @@ def test_each_step_has_its_own_noise_grid_and_rows(
     assert len({tuple(times.tolist()) for _, times, _, _, _ in drawn}) == 4
     assert len({tuple(times.tolist()) for _, times, _, _, _ in fixed}) == 1
     assert len({tuple(x0[:, 0].tolist()) for x0, _, _, _, _ in drawn}) == 4
-    memory = [(k["checkpoint_every"], k["kept_graphs"], bf16) for *_, k, bf16 in calls]
-    assert memory == [(2, 3, True)] * 4 + [(1, 0, False)] * 4
+    memory = [(k["checkpoint_every"], bf16) for *_, k, bf16 in calls]
+    assert memory == [(2, True)] * 4 + [(1, False)] * 4
 
 
 def test_gradient_is_clipped_and_logged_before(

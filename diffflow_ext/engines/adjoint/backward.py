@@ -16,7 +16,16 @@ from diffflow_ext.functional.adjoint import AdjointResult, AdjointState, adjoint
 from diffflow_ext.functional.residual import launch_backward_residual
 
 from ..problem import PathProblem, normal_cost
-from .forward import Evaluation, PathRecord, states_per_call
+from .forward import PathRecord, states_per_call
+
+
+@dataclass
+class Evaluation:
+    """A network's value, the leaf of its graph, and later the product J^T cotangent."""
+
+    leaf: Tensor
+    value: Tensor
+    product: Tensor | None = None
 
 
 @dataclass
@@ -56,8 +65,8 @@ def backward_sweep(
 ) -> Gradients:
     """Returns the gradients of sum_b weight_b L_b, and with `with_cost` the losses.
 
-    Weights have shape (B,), or are one number. States and graphs are removed from the record of
-    the forward sweep when they are no longer needed.
+    Weights have shape (B,), or are one number. States are removed from the record of the forward
+    sweep when they are no longer needed.
     """
     with record.tape.preserved():
         return _BackwardSweep(p, record, weight, with_cost=with_cost).run()
@@ -214,17 +223,15 @@ class _BackwardSweep:
         return residual * self.weights() * (-g * root)
 
     def evaluate(self, name: str, k: int, x: Tensor, states: int = 1) -> Evaluation:
-        """Returns a network's value with its graph, stored or evaluated again."""
-        evaluation = self.record.graphs.pop((name, k), None)
-        if evaluation is None:
-            self.record.tape.replay((name, k))
-            leaf = x.detach().requires_grad_()
-            with torch.enable_grad():
-                evaluation = Evaluation(leaf, self.p.network(name, k, leaf, states))
+        """Returns a network's value with its graph."""
+        self.record.tape.replay((name, k))
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self.p.network(name, k, leaf, states)
         if name not in self.checked:
-            check_leaves(name, evaluation.value, evaluation.leaf, self.p.params)
+            check_leaves(name, value, leaf, self.p.params)
             self.checked.add(name)
-        return evaluation
+        return Evaluation(leaf, value)
 
 
 def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) -> None:

@@ -12,26 +12,16 @@ from .replay import RandomTape
 
 
 @dataclass
-class Evaluation:
-    """A network's value, the leaf of its graph, and later the product J^T cotangent."""
-
-    leaf: Tensor
-    value: Tensor
-    product: Tensor | None = None
-
-
-@dataclass
 class PathRecord:
-    """Random states of evaluations, and the stored states (by k) and graphs (by name and k)."""
+    """Random states of evaluations, and the stored states x_k by k."""
 
     tape: RandomTape
     states: dict[int, Tensor] = field(default_factory=dict)
-    graphs: dict[tuple[str, int], Evaluation] = field(default_factory=dict)
 
 
 def states_per_call(p: PathProblem, k: int) -> range:
     """Returns the states whose scores are evaluated in one call with that of state k >= 1."""
-    size = p.sweeps.scores_per_call
+    size = p.scores_per_call
     first = (k - 1) // size * size + 1
     return range(first, min(first + size, p.num_steps + 1))
 
@@ -52,21 +42,19 @@ class _ForwardSweep:
     def __init__(self, p: PathProblem, x0: Tensor, *, with_costs: bool, keep: bool) -> None:
         self.p, self.x0, self.with_costs, self.keep = p, x0, with_costs, keep
         self.record = PathRecord(RandomTape(x0.device))
-        self.last = p.num_steps if with_costs else p.num_steps - 1
-        self.first_graph = self.last + 1 - (p.sweeps.kept_graphs if keep else 0)
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.total: Tensor | None = None
 
     def run(self) -> Tensor | None:
         p, n = self.p, self.p.num_steps
-        one_block = self.keep and p.sweeps.checkpoint_every == 1
+        one_block = self.keep and p.checkpoint_every == 1
         block = self.x0.new_empty((n, *self.x0.shape)) if one_block else None
         x, f = self.x0, self.evaluate("drift", 0, self.x0)
         self.keep_state(0, x)
         for k in range(1, n + 1):
             x_prev, x = x, p.em_step(x, f, k - 1, None if block is None else block[k - 1])
             self.keep_state(k, x)
-            if k <= self.last:
+            if k < n or self.with_costs:
                 f = self.evaluate("drift", k, x)
             if self.with_costs:
                 self.pending.append((x_prev, x, f))
@@ -78,8 +66,8 @@ class _ForwardSweep:
         return self.total
 
     def keep_state(self, k: int, x: Tensor) -> None:
-        every = self.p.sweeps.checkpoint_every
-        if self.keep and (k % every == 0 or k == self.p.num_steps or k >= self.first_graph):
+        every = self.p.checkpoint_every
+        if self.keep and (k % every == 0 or k == self.p.num_steps):
             self.record.states[k] = x
 
     def add_costs(self, k: int) -> None:
@@ -94,12 +82,5 @@ class _ForwardSweep:
         self.pending.clear()
 
     def evaluate(self, name: str, k: int, x: Tensor, states: int = 1) -> Tensor:
-        """Returns the value of a network without its graph, and stores the graph if wanted."""
         self.record.tape.record((name, k))
-        if k < self.first_graph:
-            return self.p.network(name, k, x, states)
-        leaf = x.detach().requires_grad_()
-        with torch.enable_grad():
-            value = self.p.network(name, k, leaf, states)
-        self.record.graphs[name, k] = Evaluation(leaf, value)
-        return value.detach()
+        return self.p.network(name, k, x, states)

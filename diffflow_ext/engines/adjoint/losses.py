@@ -31,7 +31,6 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -52,10 +51,9 @@ class _PathLoss(Function):
     def forward(ctx: Any, p: PathProblem, x0: Tensor, g: Tensor, *params: Tensor) -> Tensor:
         losses, record = forward_sweep(p, x0, with_costs=True, keep=True)
         assert losses is not None
-        ctx.p, ctx.record, ctx.indices, ctx.modes = p, record, list(record.states), p.modes()
+        ctx.p, ctx.tape, ctx.indices, ctx.modes = p, record.tape, list(record.states), p.modes()
         # autograd frees saved tensors after the backward pass and checks them for changes.
         ctx.save_for_backward(g, *record.states.values(), *params)
-        record.states = {}
         return losses
 
     @staticmethod
@@ -67,9 +65,7 @@ class _PathLoss(Function):
                 "DiffFlowSDE.loss: a network was switched between train() and eval() before the "
                 "backward pass, which evaluates it again; switch it afterwards"
             )
-        record: PathRecord = replace(
-            ctx.record, states=dict(zip(ctx.indices, states, strict=True))
-        )
+        record = PathRecord(ctx.tape, dict(zip(ctx.indices, states, strict=True)))
         out = backward_sweep(ctx.p, record, grad.contiguous())
         return None, out.x0, out.g, *out.params
 

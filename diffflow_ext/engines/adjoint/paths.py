@@ -26,7 +26,7 @@ class AdjointPaths:
     def losses(self, x0: Tensor) -> Tensor:
         """Returns the loss of each sample."""
         p = self.problem
-        if p.sweeps.checkpoint_every == 0:
+        if p.checkpoint_every == 0:
             return unrolled_losses(p, x0)
         if self._wants_gradients(x0):
             return path_losses(p, x0)
@@ -35,7 +35,7 @@ class AdjointPaths:
     def mean_loss(self, x0: Tensor, weight: Tensor | None) -> Tensor:
         """Returns the weighted sum of losses, the mean without weights."""
         p = self.problem
-        if p.sweeps.checkpoint_every == 0 or not self._wants_gradients(x0):
+        if p.checkpoint_every == 0 or not self._wants_gradients(x0):
             return weighted_mean(self.losses(x0), weight)
         return mean_path_loss(p, x0, weight)
 

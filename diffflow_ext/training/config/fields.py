@@ -37,7 +37,7 @@ SECTIONS = ("data", "model", "network", "optimiser", "run")
 #: Fields that may change when a run is resumed.
 MAY_CHANGE = (
     "steps", "on_nonfinite", "device", "shard", "threads", "save_every", "keep_checkpoints",
-    "async_save", "log_every", "checkpoint_every", "kept_graphs", "cuda_graph",
+    "async_save", "log_every", "checkpoint_every", "cuda_graph",
 )  # fmt: skip
 _BETAS = {"beta_min": 0.1, "beta_max": 20.0}
 #: For each value of a choice, the fields that only such runs read, with their defaults. Choices
@@ -105,11 +105,6 @@ class DiffFlowConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.run.kept_graphs and self.run.checkpoint_every == 0:
-            raise ValueError(
-                f"train: kept_graphs={self.run.kept_graphs}: expected 0 with checkpoint_every=0,"
-                " which keeps the graphs of all steps; leave one of the two out"
-            )
         if self.run.cuda_graph and self.optimiser.on_nonfinite == "skip":
             raise ValueError(
                 "train: on_nonfinite='skip': a step that is one CUDA graph can't be left out;"

@@ -269,9 +269,6 @@ class DiffFlowRun(Run):
     #: Store every k-th state of a path for the gradient and recompute the others; 0 stores the
     #: whole graph.
     checkpoint_every: Annotated[int, whole(0)] = 1
-    #: Number of last states of a path whose graphs are stored, so that networks are not evaluated
-    #: again there; results do not change.
-    kept_graphs: Annotated[int, whole(0)] = 0
     #: Replay each step on a GPU as one CUDA graph, which excludes dropout. A CPU computes the same
     #: without a graph.
     cuda_graph: bool = False

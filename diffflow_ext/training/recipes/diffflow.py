@@ -82,15 +82,8 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
         self, x0: Tensor, grid: TimeGrid, key: NoiseKey | Tensor, offset: int = 0
     ) -> Tensor:
         """Returns the mean loss of samples, the first of global index `offset`, shape ()."""
-        run = self.config.run
-        return self.module.mean_loss(
-            x0,
-            grid,
-            key,
-            checkpoint_every=run.checkpoint_every,
-            sample_offset=offset,
-            kept_graphs=run.kept_graphs,
-        )
+        every = self.config.run.checkpoint_every
+        return self.module.mean_loss(x0, grid, key, checkpoint_every=every, sample_offset=offset)
 
     def draw(
         self,
