@@ -22,7 +22,7 @@ from .resizing import resize_images
 
 MAX_SMALL = 1 << 30  # bytes of decoded images that no compression ratio makes suspicious
 MAX_RATIO = 100
-DECODING = 12  # bytes a pixel while an image is decoded: Pillow's own and two copies
+DECODING = 16  # bytes a pixel while a transparent image is decoded, others need less
 MAX_OTHERS = 10_000  # files that are no images, besides ten for each image
 CHANNELS = (1, 3)
 MIN_SIDE = 8  # of images whose pixels may lie in one row of a table
@@ -143,7 +143,7 @@ class _Stack:
     def __init__(self, count: int, limit: int, image_size: int | None) -> None:
         self.limit = limit
         self.image_size = None if image_size is None else operator.index(image_size)
-        self.pixels = np.empty((count, 0, 0, 0), np.uint8)
+        self.pixels: Bytes = np.empty((count, 0, 0, 0), np.uint8)
 
     def put(self, i: int, data: bytes, source: str) -> None:
         """Decodes image i."""
@@ -226,7 +226,7 @@ def _check_array(array: NDArray[Any], source: str) -> None:
             f"read_images: expected bytes (uint8) in an array of images, {source!r} holds "
             f"{array.dtype} of shape {shape}; save it {_as_bytes(array)}{table}"
         )
-    if len(shape) == 3 and shape[2] in (*CHANNELS, 4):
+    if len(shape) == 3 and shape[2] in (*CHANNELS, 4) and shape[1] != shape[2]:
         raise Refused(
             f"read_images: expected many images, {source!r} has shape {shape}, that of one image "
             "(H, W, C); save all in one array (n, H, W, C), or grey ones as array[..., None]"

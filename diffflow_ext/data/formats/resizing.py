@@ -75,6 +75,6 @@ def _average(images: Tensor, weights: NDArray[np.float64]) -> Tensor:
     sums = np.zeros((*images.shape[:2], size, size))
     columns = max(1, PIXELS * side // max(1, images.numel()))
     for start in range(0, side, columns):
-        part = images[..., start : start + columns].numpy().astype(np.float64)
+        part = images[..., start : start + columns].numpy().astype(np.float64, order="C")
         sums += weights @ part @ weights[:, start : start + columns].T
     return torch.from_numpy(np.rint(sums / weights.sum(axis=1)[0] ** 2).astype(np.uint8))
