@@ -206,6 +206,19 @@ def test_what_is_cut_or_no_picture_is_named(kind: str) -> None:
         assert "0x" not in str(info.value)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_no_cut_changes_a_pixel(kind: str) -> None:
+    """A picture that ends too early is refused, unless all its pixels are there."""
+    data = picture(COLOUR, kind)
+    whole, refused = _decoded(data), 0
+    for size in range(len(data)):
+        try:
+            assert np.array_equal(_decoded(data[:size]), whole), size
+        except ValueError:
+            refused += 1
+    assert refused > len(data) - 25  # the end mark of PNG, padding of BMP
+
+
 def test_the_size_is_checked_before_a_pixel_is_decoded() -> None:
     """The header alone is there: decoding would fail otherwise."""
     header = png(np.zeros((300, 400), np.uint8), 0)[:33]

@@ -26,7 +26,7 @@ DECODING = 16  # bytes a pixel while a transparent image is decoded, others need
 MAX_OTHERS = 10_000  # files that are no images, besides ten for each image
 CHANNELS = (1, 3)
 MIN_SIDE = 8  # of images whose pixels may lie in one row of a table
-GIVE_SIZE = "give --image-size, or in Python image_size=, to make all smaller"
+GIVE_SIZE = "give --image-size (in Python image_size=), one smaller size for all"
 
 
 def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
@@ -40,14 +40,24 @@ def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
     """
     where = f"the folder {str(folder)!r}"
     listing = _Listing(where)
-    files = sorted(file for file in _files(folder) if listing.wants(str(file), file.name))
+    links: list[str] = []
+    found = _files(folder, links)
+    files = sorted(file for file in found if listing.wants(str(file), file.name))
+    if links:
+        raise Refused(
+            f"read_images: expected files and folders, {links[0]!r} is a link to a folder, which "
+            "is not followed; put a copy in its place, or take it away"
+        )
     packed = sum(file.stat().st_size for file in files if file.is_file())
     images = ((str(file), read_file("read_images", file, MAX_FILE)) for file in files)
     return _stack(images, listing, _limit(packed), image_size)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yields all that is not hidden and no folder, in the folder and its folders."""
+def _files(folder: Path, links: list[str]) -> Iterator[Path]:
+    """Yields all that is not hidden and no folder, in the folder and its folders.
+
+    Links to folders, which may lead in a circle, are appended to `links`.
+    """
     waiting = [folder]
     while waiting:
         at = waiting.pop()
@@ -60,11 +70,8 @@ def _files(folder: Path) -> Iterator[Path]:
             ) from error
         for entry in entries:
             if entry.is_symlink() and os.path.isdir(entry.path):
-                raise Refused(
-                    f"read_images: expected files and folders, {entry.path!r} is a link to a "
-                    "folder, which is not followed; put a copy in its place, or take it away"
-                )
-            if entry.is_dir(follow_symlinks=False):
+                links.append(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
                 waiting.append(Path(entry.path))
             else:
                 yield Path(entry.path)
@@ -100,7 +107,7 @@ class _Listing:
 
     def found_none(self) -> Refused:
         """Returns the error for a place without images."""
-        others = f", but {self.others:,} other files, first {self.other!r}" if self.others else ""
+        others = f" among {self.others:,} files, such as {self.other!r}" if self.others else ""
         return Refused(
             f"read_images: expected {KINDS} images, idx files or CIFAR-10 batches in "
             f"{self.where}, found none{others}; name another folder, archive or file"
