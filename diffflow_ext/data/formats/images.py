@@ -172,13 +172,16 @@ class _Stack:
         count, had = len(self.pixels), self.pixels.shape[1]
         # A first image with colour after grey ones needs a second array.
         channels = channels + had if channels > had else had
-        pixels = width * height if self.image_size is None else self.image_size**2
+        pixels = width * height
+        if self.image_size is not None:
+            pixels = min(pixels, self.image_size**2)
         held = count * channels * pixels + DECODING * width * height
         if held > self.limit:
+            mend = GIVE_SIZE if self.image_size is None else "make each file smaller first"
             raise Refused(
                 f"read_images: expected images that take at most {self.limit:,} bytes of memory, "
                 f"{count:,} like {source!r}, {width} x {height} pixels, take "
-                f"{held:,}; {GIVE_SIZE}, or use fewer"
+                f"{held:,}; {mend}, or use fewer"
             )
 
 
