@@ -135,12 +135,6 @@ def test_bad_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(good[: len(good) // 2])
     with pytest.raises(ValueError, match=r"expected gzip data, .*EOFError"):
         open_dataset(path)
-    path.write_bytes(tarred({f"{i}.png": b"1" for i in range(12)}, "w:gz"))
-    with pytest.raises(ValueError, match=r"or unpack an archive of other images and name the fol"):
-        open_dataset(path)
-    os.mkfifo(tmp_path / "pipe.tar")
-    with pytest.raises(ValueError, match=r"a device or pipe at '.*pipe.tar'"):
-        open_dataset(tmp_path / "pipe.tar")
     path.write_bytes(b"no tar at all" * 100)
     with pytest.raises(ValueError, match=r"expected a tar archive, .*ReadError"):
         open_dataset(path)
@@ -162,6 +156,13 @@ def test_bad_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         member.size = 8 << 20
         stream.write(member.tobuf() + bytes(member.size))
     with pytest.raises(ValueError, match=r"at most 1,048,576 bytes .*it unpacks to more"):
+        open_dataset(path)
+
+
+def test_an_archive_of_other_images_is_told_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "photos.tar.gz"
+    path.write_bytes(tarred({f"{i}.png": b"1" for i in range(12)}, "w:gz"))
+    with pytest.raises(ValueError, match=r"or unpack an archive of other images and name the fol"):
         open_dataset(path)
 
 

@@ -195,8 +195,8 @@ def _shrunk(pixels: Bytes, image_size: int | None, source: str) -> Bytes:
 
 
 def check_levels(images: Tensor, source: str) -> None:
-    """Raises a ValueError if all bytes are 0 or 1: such images would be all but black."""
-    if images.numel() and int(images.max()) == 1:
+    """Raises a ValueError if bytes are 0 and 1 alone: such images would be all but black."""
+    if images.numel() and (int(images.min()), int(images.max())) == (0, 1):
         raise Refused(
             f"read_images: expected bytes from 0 to 255, {source!r} holds 0 and 1 alone, which "
             "are both black; save them as 0 and 255"
