@@ -32,7 +32,7 @@ KNOWN_ANSWERS = (
 #: Optional libraries: their purpose, and the extra that installs them.
 OPTIONAL = {
     "matplotlib": ("figures", "plot"),
-    "pillow": ("PNG and JPEG files", "data"),
+    "pillow": ("image files", "data"),
     "h5py": ("BSDS300", "data"),
     "pooch": ("downloads", "data"),
     "torchmetrics": ("metrics.fid", "fid"),

@@ -15,7 +15,7 @@ from .dataset import NUM_POINTS, Dataset, draw_dataset, limit_training, split_im
 from .fetching import FETCHABLE
 from .formats.cifar import find_cifar, is_tar, read_cifar
 from .formats.idx import find_idx, is_idx, read_idx, read_idx_folder
-from .formats.images import read_image_array, read_image_folder, read_image_zip
+from .formats.images import check_levels, read_image_array, read_image_folder, read_image_zip
 from .formats.reading import Refused
 from .formats.resizing import resize_images
 from .formats.tables import read_table
@@ -60,8 +60,8 @@ def open_dataset(
     Arguments:
         source: A key of `describe_sets`, or a path: a table (see `read_table`; of a `.dat` file
             the last column is the label and is left out), a folder or file of the MAF archive,
-            idx files or their folder, CIFAR-10 batches or their archive, a folder or zip of PNG
-            and JPEG images, or an array of images in `.npy` or `.npz`.
+            idx files or their folder, CIFAR-10 batches or their archive, a folder or zip of images
+            (PNG, JPEG, WebP, BMP, TIFF, GIF), or an array of images in `.npy` or `.npz`.
         seed: The seed of the drawn points, >= 0; other sets don't use it.
         num_points: The number of drawn training points, at least 1; other sets don't use it.
         image_size: Height and width to which images are resized (see `resize_images`); None for
@@ -128,6 +128,7 @@ def _open_path(name: str, path: Path, image_size: int | None) -> Dataset:
     images_and_flip = _read_images(path, image_size)
     if images_and_flip is not None:
         images, flip = images_and_flip
+        check_levels(images["train"], name)
         return split_images(_resized(images, image_size), name=name, flip=flip)
     _no_images(name, image_size)
     known = maf_name(path)

@@ -159,6 +159,13 @@ def test_bad_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_dataset(path)
 
 
+def test_an_archive_of_other_images_is_told_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "photos.tar.gz"
+    path.write_bytes(tarred({f"{i}.png": b"1" for i in range(12)}, "w:gz"))
+    with pytest.raises(ValueError, match=r"or unpack an archive of other images and name the fol"):
+        open_dataset(path)
+
+
 # --- pickles -------------------------------------------------------------------------------------
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data_files import idx, picture, saved, zipped
 
 from diffflow_ext.data import open_dataset, resize_images, split_images
 from diffflow_ext.data.dataset import limit_training
+from diffflow_ext.data.formats import resizing
 
 RNG = np.random.default_rng(3)
 
@@ -191,6 +195,26 @@ def test_new_pixels_are_exact_means_of_areas(side: int, size: int) -> None:
             assert np.array_equal(small[n, c].numpy(), _area_mean(images[n, c].numpy(), size))
 
 
+def test_large_images_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fits into the converted part: many images, one, or some of its columns."""
+    images = _images(5, 3, 12, 12)
+    expected = resize_images(images, 5)
+    for pixels in (1, 100, 500, 1000):
+        monkeypatch.setattr(resizing, "PIXELS", pixels)
+        assert torch.equal(resize_images(images, 5), expected)
+
+
+def test_resizing_converts_no_more_than_a_part() -> None:
+    images = torch.zeros(40, 3, 512, 512, dtype=torch.uint8)
+    tracemalloc.start()
+    try:
+        resize_images(images, 64)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * 8 * resizing.PIXELS < 8 * images.numel()
+
+
 def test_digits_are_padded_where_28_is_no_multiple() -> None:
     images = _images(2, 1, 28, 28)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
@@ -247,6 +271,85 @@ def test_arrays_of_images(tmp_path: Path, channels: int, last: bool, ending: str
     if channels == 1:  # Bytes without an axis for channels are grey.
         np.save(tmp_path / "b.npy", array[:, 0])
         assert open_dataset(tmp_path / "b.npy").fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize("shape", [(20, 6, 5), (20, 6, 5, 1), (20, 6, 5, 3), (20, 3, 6, 5)])
+def test_bytes_are_images_in_any_of_four_forms(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = RNG.integers(0, 256, shape, dtype=np.uint8)
+    for name, save in {"a.npy": np.save, "a.npz": np.savez}.items():
+        save(tmp_path / name, array)
+        data = open_dataset(tmp_path / name)
+        every = torch.cat([data.train, data.valid, data.test]).flatten(1).tolist()
+        first = array.transpose(0, 3, 1, 2) if shape[-1] == 3 else array
+        assert sorted(every) == sorted(first.reshape(20, -1).tolist())
+
+
+#: Arrays of images by the range of their values, and how to make bytes of them.
+SCALED = {
+    "unit": (np.linspace(0, 1, 320), "(255 * array).round().astype(numpy.uint8)"),
+    "signed": (np.linspace(-1, 1, 320), "(127.5 * (array + 1)).round().astype(numpy.uint8)"),
+    "bytes": (np.linspace(0, 255, 320), "array.round().astype(numpy.uint8)"),
+    "integers": (np.arange(320) % 256, "array.round().astype(numpy.uint8)"),
+    "wide": (np.arange(320) * 200, "not 0 to 63800"),
+    "truth": (np.arange(320) % 2 > 0, "array.astype(numpy.uint8) * 255"),
+    "not finite": (np.full(320, np.nan), "not nan to nan"),
+}
+
+
+@pytest.mark.parametrize("case", SCALED)
+def test_images_of_other_numbers_are_refused_with_a_way_out(tmp_path: Path, case: str) -> None:
+    """The expression is evaluated: what it makes is read."""
+    array, way_out = SCALED[case]
+    for shape in ((20, 4, 4), (20, 4, 4, 1)):
+        np.save(tmp_path / "a.npy", array.reshape(shape))
+        with pytest.raises(TypeError, match=re.escape(way_out)) as info:
+            open_dataset(tmp_path / "a.npy")
+        assert ("as a table" in str(info.value)) == (len(shape) == 3)
+        if way_out.startswith("not"):
+            continue
+        made = eval(way_out, {"array": array.reshape(20, 4, 4), "numpy": np})
+        assert (made.min(), made.max()) == (0, 255)
+        np.save(tmp_path / "b.npy", made)
+        assert open_dataset(tmp_path / "b.npy").event_shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("shape", [(512, 12, 3), (512, 12, 4), (512, 12, 1)])
+def test_one_image_is_not_taken_for_many(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "a.npy", RNG.integers(0, 256, shape, dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"expected many images, .* one image \(H, W, C\); save"):
+        open_dataset(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(("width", "side"), [(784, 28), (3072, 32), (64, 8), (192, 8)])
+def test_images_in_rows_are_not_taken_for_a_table(tmp_path: Path, width: int, side: int) -> None:
+    array = RNG.integers(0, 256, (50, width), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match=rf"perhaps images of {side} x {side} pixels in rows;"):
+        open_dataset(tmp_path / "a.npy")
+    for table in (array.astype(float), array[:, :-1], array[:, :49]):
+        np.save(tmp_path / "a.npy", table)
+        assert not open_dataset(tmp_path / "a.npy").is_image
+
+
+@pytest.mark.parametrize("kind", ["npy", "folder", "zip", "idx"])
+def test_bytes_of_0_and_1_alone_are_refused(tmp_path: Path, kind: str) -> None:
+    """They would be images in two shades of black."""
+    for high in (1, 255):
+        array = RNG.integers(0, 2, (20, 4, 4), dtype=np.uint8) * high
+        pngs = {f"{i}.png": picture(image) for i, image in enumerate(array)}
+        path = tmp_path / {"folder": "a", "idx": "a.idx"}.get(kind, f"a.{kind}")
+        if kind == "folder":
+            path.mkdir(exist_ok=True)
+            for name, data in pngs.items():
+                (path / name).write_bytes(data)
+        else:
+            written = {"npy": saved(np.save, array), "zip": zipped(pngs), "idx": idx(array)}
+            path.write_bytes(written[kind])
+        if high == 255:
+            assert open_dataset(path).event_shape == (1, 4, 4)
+            continue
+        with pytest.raises(ValueError, match=r"holds 0 and 1 alone, which are both black; save"):
+            open_dataset(path)
 
 
 BAD_ARRAYS = {

@@ -261,7 +261,7 @@ def test_another_number_of_columns_names_the_file(tmp_path: Path) -> None:
 
 
 BAD_CSV = {
-    "empty": ("", "is none"),
+    "empty": ("", "is empty"),
     "header alone": ("# label,f0,f1\n", "rows with label 1"),
     "text": ("# label,f0,f1\n1,2,x\n", "is none .*'x'"),
     "short": ("# label,f0,f1\n" + "1,2,3\n" * 20 + "1,2\n", "columns after cleaning|finite"),

@@ -53,7 +53,7 @@ ORDER: dict[str, str] = {
     "models": "denoising reverse predictors chain_steps diffflow dinof ddpm",
     "data": """
         formats.reading formats.archives formats.arrays formats.text formats.tables formats.idx
-        formats.cifar formats.resizing formats.images sets.home sets.toy dataset
+        formats.cifar formats.resizing formats.pictures formats.images sets.home sets.toy dataset
         sets.magic sets.maf fetching sources
     """,
     "metrics": """

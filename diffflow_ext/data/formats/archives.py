@@ -27,6 +27,7 @@ _DAMAGE = (
     *(ValueError, LookupError, RuntimeError, AttributeError, TypeError),
 )
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack without a bound
+ENCRYPTED = 1  # the bit among a member's flags
 
 
 @contextmanager
@@ -42,35 +43,64 @@ def _damage(op: str, source: str, kind: str) -> Iterator[None]:
         ) from error
 
 
-def read_zip(op: str, file: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yields names and bytes of the wanted files of a zip archive, in the order of their names.
+def read_zip(
+    op: str, file: Path, wanted: Callable[[str], bool], limit: int
+) -> Iterator[tuple[str, bytes]]:
+    """Lists the wanted files of a zip archive; returns their sources and bytes, by name, as read.
 
     Archives that are damaged, encrypted, packed with another method than deflate, have a name
-    twice, or unpack to far more than their size are refused.
+    twice, unpack to far more than their size or to a file above `limit` bytes are refused.
     """
     check_file(op, file)
+    with _damage(op, str(file), "a zip archive"):
+        archive = zipfile.ZipFile(file)
+        members = [info for info in archive.infolist() if wanted(info.filename)]
+    members.sort(key=lambda info: info.filename)
+    _check_members(op, file, members)
+    return _unpacked(op, file, archive, members, limit)
+
+
+def _check_members(op: str, file: Path, members: list[zipfile.ZipInfo]) -> None:
+    last = None
+    for member in members:
+        source = _in_zip(file, member)
+        if member.filename == last:
+            raise Refused(
+                f"{op}: expected each name once, {source!r} comes twice; pack the files anew"
+            )
+        last = member.filename
+        if member.flag_bits & ENCRYPTED:
+            raise Refused(
+                f"{op}: expected files without a password, {source!r} is encrypted; unpack the "
+                "archive and name the folder"
+            )
+        if member.compress_type not in METHODS:
+            raise Refused(
+                f"{op}: expected deflated or stored files, {source!r} is packed in a rare "
+                "way; pack the files anew"
+            )
+
+
+def _unpacked(
+    op: str, file: Path, archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], limit: int
+) -> Iterator[tuple[str, bytes]]:
     left = unpacked_limit(file.stat().st_size)
-    with _damage(op, str(file), "a zip archive"), zipfile.ZipFile(file) as archive:
-        members = (info for info in archive.infolist() if wanted(info.filename))
-        last = None
-        for member in sorted(members, key=lambda info: info.filename):
-            source = f"{file}[{member.filename[:80]}]"
-            if member.filename == last:
-                raise Refused(
-                    f"{op}: expected each name once, {source!r} comes twice; pack the files anew"
-                )
-            last = member.filename
-            if member.compress_type not in METHODS:
-                raise Refused(
-                    f"{op}: expected deflated or stored files, {source!r} is packed in a rare "
-                    "way; pack the files anew"
-                )
-            check_size(op, source, member.file_size, left)
-            with archive.open(member) as stream:
-                # The stated size may be wrong.
-                data = read_bounded(op, cast(BinaryIO, stream), source, left)
+    with archive:
+        for member in members:
+            source = _in_zip(file, member)
+            check_size(op, source, member.file_size, min(left, limit))
+            # The stated size may be wrong.
+            with (
+                _damage(op, str(file), "a zip archive"),
+                archive.open(member) as stream,
+            ):
+                data = read_bounded(op, cast(BinaryIO, stream), source, min(left, limit))
             left -= len(data)
-            yield member.filename, data
+            yield source, data
+
+
+def _in_zip(file: Path, member: zipfile.ZipInfo) -> str:
+    return f"{file}[{member.filename[:80]}]"
 
 
 def read_tar(op: str, file: Path, names: Collection[str]) -> dict[str, bytes]:

@@ -65,7 +65,7 @@ def read_cifar(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: If there is nothing at `path`.
         ValueError: If a batch is missing, cut, or no batch.
     """
-    batches = _read_archive(path) if path.is_file() else _read_folder(path)
+    batches = _read_folder(path) if path.is_dir() else _read_archive(path)
     parsed = [_parse(name, data, str(path)) for name, data in batches.items()]
     if len({len(images) for images, _ in parsed}) > 1:
         sizes = ", ".join(f"{len(images):,}" for images, _ in parsed)
@@ -98,7 +98,8 @@ def _read_archive(file: Path) -> dict[str, bytes]:
     if missing:
         raise Refused(
             f"read_cifar: expected the batches {', '.join(names)} in {str(file)!r}, it lacks "
-            f"{', '.join(missing)}; get the archive again"
+            f"{', '.join(missing)}; get the archive again, or unpack an archive of "
+            "other images and name the folder"
         )
     return {name: batches[name] for name in names}
 

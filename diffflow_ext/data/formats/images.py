@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import math
+import operator
 import os
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,113 +16,191 @@ from torch import Tensor
 
 from .archives import read_zip
 from .arrays import load_array
-from .reading import MAX_BYTES, Refused, optional_package, read_file
+from .pictures import KINDS, MAX_FILE, Bytes, decode, is_hidden, is_other_picture, is_picture
+from .reading import MAX_BYTES, Refused, read_file
 from .resizing import resize_images
 
-Bytes = NDArray[np.uint8]
-SUFFIXES = (".png", ".jpg", ".jpeg")
-FORMATS = ("PNG", "JPEG")
-MAX_PIXELS = 1 << 26  # of one image
 MAX_SMALL = 1 << 30  # bytes of decoded images that no compression ratio makes suspicious
 MAX_RATIO = 100
+DECODING = 16  # bytes a pixel while a transparent image is decoded, others need less
+MAX_OTHERS = 10_000  # files that are no images, besides ten for each image
 CHANNELS = (1, 3)
+MIN_SIDE = 8  # of images whose pixels may lie in one row of a table
+GIVE_SIZE = "give --image-size (in Python image_size=), one smaller size for all"
 
 
 def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
-    """Reads the PNG and JPEG images in a folder and its folders, in the order of their names.
+    """Reads the images in a folder and its folders, in the order of their names.
 
-    Other files, hidden files and folders, and links to folders are skipped. With `image_size`,
-    each image is resized by `resize_images`. The result is uint8, of shape (n, 1, H, W) if all
-    images are grey, else (n, 3, H, W). Transparent pixels become white.
+    Images are known by their suffixes (`pictures.SUFFIXES`); each is read or refused by name, and
+    so are other kinds of pictures and links to folders. All other files, and hidden files and
+    folders (`pictures.is_hidden`), are passed over. With `image_size`, each image is resized by
+    `resize_images`. The result is uint8, of shape (n, 1, H, W) if all images are grey, else
+    (n, 3, H, W). See `pictures` for depth, colours, transparency and orientation.
     """
-    files = sorted(_image_files(folder))
-    images = ((str(file), read_file("read_images", file)) for file in files)
-    return _stack(images, f"the folder {str(folder)!r}", image_size)
+    where = f"the folder {str(folder)!r}"
+    listing = _Listing(where)
+    links: list[str] = []
+    found = _files(folder, links)
+    files = sorted(file for file in found if listing.wants(str(file), file.name))
+    if links:
+        raise Refused(
+            f"read_images: expected files and folders, {links[0]!r} is a link to a folder, which "
+            "is not followed; put a copy in its place, or take it away"
+        )
+    packed = sum(file.stat().st_size for file in files if file.is_file())
+    images = ((str(file), read_file("read_images", file, MAX_FILE)) for file in files)
+    return _stack(images, listing, _limit(packed), image_size)
 
 
-def _image_files(folder: Path) -> Iterable[Path]:
-    for path, folders, names in os.walk(folder):
-        folders[:] = (name for name in folders if not name.startswith("."))
-        yield from (Path(path, name) for name in names if _is_image(name))
+def _files(folder: Path, links: list[str]) -> Iterator[Path]:
+    """Yields all that is not hidden and no folder, in the folder and its folders.
+
+    Links to folders, which may lead in a circle, are appended to `links`.
+    """
+    waiting = [folder]
+    while waiting:
+        at = waiting.pop()
+        try:
+            entries = [entry for entry in os.scandir(at) if not is_hidden(entry.name)]
+        except OSError as error:
+            raise Refused(
+                f"read_images: expected a folder that can be listed, {str(at)!r} gives "
+                f"{type(error).__name__}: {error.strerror}; check its permissions"
+            ) from error
+        for entry in entries:
+            if entry.is_symlink() and os.path.isdir(entry.path):
+                links.append(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.append(Path(entry.path))
+            else:
+                yield Path(entry.path)
 
 
-def _is_image(name: str) -> bool:
-    hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
-    return name.lower().endswith(SUFFIXES) and not hidden
+class _Listing:
+    """Chooses the images among the names of a folder or archive, and counts the others."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.images, self.others, self.other = 0, 0, ""
+
+    def wants(self, source: str, name: str) -> bool:
+        """Whether a file is an image; its `name` has no folders that the user has chosen."""
+        if is_hidden(name) or name.endswith("/"):
+            return False
+        if is_other_picture(name):
+            raise Refused(
+                f"read_images: expected {KINDS} files, {source!r} is a picture of another kind; "
+                "convert it to PNG, or move it elsewhere"
+            )
+        if is_picture(name):
+            self.images += 1
+            return True
+        self.others, self.other = self.others + 1, self.other or source
+        if self.others > MAX_OTHERS + 10 * self.images:
+            raise Refused(
+                f"read_images: expected a folder or archive of images, {self.where} has only "
+                f"{self.images:,} among the first {self.images + self.others:,} files; name the "
+                "folder of the images itself"
+            )
+        return False
+
+    def found_none(self) -> Refused:
+        """Returns the error for a place without images."""
+        others = f" among {self.others:,} files, such as {self.other!r}" if self.others else ""
+        return Refused(
+            f"read_images: expected {KINDS} images, idx files or CIFAR-10 batches in "
+            f"{self.where}, found none{others}; name another folder, archive or file"
+        )
 
 
 def read_image_zip(file: Path, image_size: int | None = None) -> Tensor:
     """Reads the images of a zip archive in memory, as `read_image_folder` those of a folder."""
-    members = read_zip("read_images", file, _is_image)
-    images = ((f"{file}[{name}]", data) for name, data in members)
-    return _stack(images, f"the archive {str(file)!r}", image_size)
+    listing = _Listing(f"the archive {str(file)!r}")
+
+    def wanted(name: str) -> bool:
+        return listing.wants(f"{file}[{name}]", name)
+
+    images = read_zip("read_images", file, wanted, MAX_FILE)
+    return _stack(images, listing, _limit(file.stat().st_size), image_size)
 
 
-def _stack(images: Iterable[tuple[str, bytes]], where: str, image_size: int | None) -> Tensor:
-    pillow = optional_package("read_images", "PIL.Image", "reads PNG and JPEG (pillow)")
-    parts, packed, decoded = [], 0, 0
-    for source, data in images:
-        pixels = _shrunk(_decode(pillow, data, source), image_size)
-        packed, decoded = packed + len(data), decoded + pixels.size
-        if decoded > min(MAX_BYTES, max(MAX_SMALL, MAX_RATIO * packed)):
+def _limit(packed: int) -> int:
+    """Returns the largest accepted memory for images from `packed` bytes of files."""
+    return min(MAX_BYTES, max(MAX_SMALL, MAX_RATIO * packed))
+
+
+def _stack(
+    images: Iterable[tuple[str, bytes]], listing: _Listing, limit: int, image_size: int | None
+) -> Tensor:
+    if not listing.images:
+        raise listing.found_none()
+    stack = _Stack(listing.images, limit, image_size)
+    for i, (source, data) in enumerate(images):
+        stack.put(i, data, source)
+    return torch.from_numpy(stack.pixels)
+
+
+class _Stack:
+    """The pixels of images of one size, in an array that is made when the first is decoded.
+
+    No more than `limit` bytes are held: the array, and one image while it is decoded.
+    """
+
+    def __init__(self, count: int, limit: int, image_size: int | None) -> None:
+        self.limit = limit
+        self.image_size = None if image_size is None else operator.index(image_size)
+        self.pixels: Bytes = np.empty((count, 0, 0, 0), np.uint8)
+
+    def put(self, i: int, data: bytes, source: str) -> None:
+        """Decodes image i."""
+        pixels = _shrunk(decode(data, source, self._check), self.image_size, source)
+        channels, height, width = pixels.shape
+        count, had, *size = self.pixels.shape
+        if not had:
+            self.pixels = np.empty((count, *pixels.shape), np.uint8)
+        elif [height, width] != size:
             raise Refused(
-                f"read_images: expected images of at most {MAX_SMALL:,} bytes, or {MAX_RATIO} "
-                f"times their files, {source!r} exceeds that; give image_size, or use fewer images"
+                f"read_images: expected images of one size, {source!r} has {height} x {width} "
+                f"pixels (height x width) and the first {size[0]} x {size[1]}; {GIVE_SIZE}"
             )
-        if parts and parts[0].shape[:2] != pixels.shape[:2]:
+        elif channels > had:
+            self.pixels = np.repeat(self.pixels, channels, axis=1)
+        self.pixels[i] = pixels
+
+    def _check(self, source: str, width: int, height: int, channels: int) -> None:
+        count, had = len(self.pixels), self.pixels.shape[1]
+        # A first image with colour after grey ones needs a second array.
+        channels = channels + had if channels > had else had
+        pixels = width * height
+        if self.image_size is not None:
+            pixels = min(pixels, self.image_size**2)
+        held = count * channels * pixels + DECODING * width * height
+        if held > self.limit:
+            mend = GIVE_SIZE if self.image_size is None else "make each file smaller first"
             raise Refused(
-                f"read_images: expected images of one size, {source!r} has {pixels.shape[:2]} "
-                f"pixels and the first {parts[0].shape[:2]}; give image_size"
+                f"read_images: expected images that take at most {self.limit:,} bytes of memory, "
+                f"{count:,} like {source!r}, {width} x {height} pixels, take "
+                f"{held:,}; {mend}, or use fewer"
             )
-        parts.append(pixels)
-    if not parts:
-        raise Refused(
-            f"read_images: expected PNG or JPEG images, idx files or CIFAR-10 batches in {where}, "
-            "found none; name another folder, archive or file"
-        )
-    grey = all(part.shape[2] == 1 for part in parts)
-    channels = 1 if grey else 3
-    array = np.stack([np.broadcast_to(part, (*part.shape[:2], channels)) for part in parts])
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
 
 
-def _decode(pillow: Any, data: bytes, source: str) -> Bytes:
-    """Returns pixels with shape (H, W, 1) for grey images, else (H, W, 3)."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with pillow.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise Refused(
-                        f"read_images: expected at most {MAX_PIXELS:,} pixels, {source!r} has "
-                        f"{width} x {height}; make it smaller first"
-                    )
-                return _pixels(pillow, image)
-    except Refused:
-        raise
-    # A damaged image raises nearly any exception.
-    except Exception as error:
-        raise Refused(
-            f"read_images: expected a PNG or JPEG image, {source!r} cannot be read "
-            f"({type(error).__name__}: {error}); delete it or get it again"
-        ) from error
-
-
-def _pixels(pillow: Any, image: Any) -> Bytes:
-    if image.mode in ("L", "1"):
-        return np.asarray(image.convert("L"))[:, :, None]
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        image = pillow.alpha_composite(pillow.new("RGBA", over.size, "white"), over)
-    return np.asarray(image.convert("RGB"))
-
-
-def _shrunk(pixels: Bytes, image_size: int | None) -> Bytes:
+def _shrunk(pixels: Bytes, image_size: int | None, source: str) -> Bytes:
     if image_size is None:
         return pixels
-    images = torch.from_numpy(pixels.transpose(2, 0, 1).copy()[None])
-    return resize_images(images, image_size)[0].permute(1, 2, 0).numpy()
+    try:
+        return resize_images(torch.from_numpy(pixels[None]), image_size)[0].numpy()
+    except ValueError as error:
+        raise Refused(f"{error} (the image {source!r})") from error
+
+
+def check_levels(images: Tensor, source: str) -> None:
+    """Raises a ValueError if bytes are 0 and 1 alone: such images would be all but black."""
+    if images.numel() and (int(images.min()), int(images.max())) == (0, 1):
+        raise Refused(
+            f"read_images: expected bytes from 0 to 255, {source!r} holds 0 and 1 alone, which "
+            "are both black; save them as 0 and 255"
+        )
 
 
 def read_image_array(path: Path) -> Tensor | None:
@@ -130,18 +208,15 @@ def read_image_array(path: Path) -> Tensor | None:
 
     Images are bytes of shape (n, H, W), which are grey, or (n, H, W, C) or (n, C, H, W) with one
     or three channels. The result is uint8 of shape (n, C, H, W), and None for arrays of another
-    number of axes, which are tables.
+    number of axes, which are tables. Bytes with two axes are refused where a row has as many
+    values as a square image.
     """
     array = load_array("read_images", path, _first_key)
-    if array.ndim == 3 and array.dtype == np.uint8:
+    _check_array(array, str(path))
+    if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4:
         return None
-    if array.dtype != np.uint8:
-        raise TypeError(
-            f"read_images: expected bytes (uint8) in an array of images, {str(path)!r} holds "
-            f"{array.dtype}; save it as array.astype(numpy.uint8), with values from 0 to 255"
-        )
     if array.shape[3] in CHANNELS:
         array = array.transpose(0, 3, 1, 2)
     if array.shape[1] not in CHANNELS or 0 in array.shape:
@@ -150,6 +225,51 @@ def read_image_array(path: Path) -> Tensor | None:
             f"three channels C, {str(path)!r} has shape {array.shape}; save it in one of these"
         )
     return torch.from_numpy(np.array(array, order="C"))
+
+
+def _check_array(array: NDArray[Any], source: str) -> None:
+    """Refuses arrays of which it is not clear that they are images, or how."""
+    shape = array.shape
+    if len(shape) in (3, 4) and array.dtype != np.uint8:
+        table = "" if len(shape) == 4 else ", or as a table with array.reshape(len(array), -1)"
+        raise TypeError(
+            f"read_images: expected bytes (uint8) in an array of images, {source!r} holds "
+            f"{array.dtype} of shape {shape}; save it {_as_bytes(array)}{table}"
+        )
+    if len(shape) == 3 and shape[2] in (*CHANNELS, 4) and shape[1] != shape[2]:
+        raise Refused(
+            f"read_images: expected many images, {source!r} has shape {shape}, that of one image "
+            "(H, W, C); save all in one array (n, H, W, C), or grey ones as array[..., None]"
+        )
+    side = _square_side(shape[1]) if len(shape) == 2 and array.dtype == np.uint8 else None
+    if side is not None:
+        raise Refused(
+            f"read_images: expected images with shape (n, H, W) or (n, H, W, C), {source!r} holds "
+            f"bytes of shape {shape}, perhaps images of {side} x {side} pixels in rows; give "
+            "them their shape with array.reshape, or save a table as array.astype(float)"
+        )
+
+
+def _square_side(values: int) -> int | None:
+    """Returns the side of a square image, grey or RGB, of so many values, or None."""
+    sides = (math.isqrt(values // channels) for channels in CHANNELS)
+    fits = (s for s, c in zip(sides, CHANNELS, strict=True) if c * s * s == values)
+    return next((side for side in fits if side >= MIN_SIDE), None)
+
+
+def _as_bytes(array: NDArray[Any]) -> str:
+    """Returns how to make bytes of an array of images, by the range of its values."""
+    kind = array.dtype.kind
+    if kind == "b":
+        return "as array.astype(numpy.uint8) * 255"
+    low, high = (array.min(), array.max()) if kind in "fiu" and array.size else (0, 0)
+    if kind == "f" and 0 <= low <= high <= 1:
+        return "as (255 * array).round().astype(numpy.uint8)"
+    if kind == "f" and -1 <= low <= high <= 1:
+        return "as (127.5 * (array + 1)).round().astype(numpy.uint8)"
+    if 0 <= low <= high <= 255:
+        return "as array.round().astype(numpy.uint8)"
+    return f"with values from 0 to 255, not {low} to {high}, as array.astype(numpy.uint8)"
 
 
 def _first_key(keys: list[str]) -> str:

@@ -35,20 +35,22 @@ def optional_package(op: str, name: str, purpose: str) -> Any:
 def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
     """Returns the bytes of a regular file, not empty and of at most `limit` bytes."""
     check_file(op, file)
-    check_size(op, str(file), file.stat().st_size, limit)
-    data = file.read_bytes()
-    if not data:
-        raise Refused(
-            f"{op}: expected data, {str(file)!r} is empty; check how it was written or downloaded"
-        )
-    return data
+    size = file.stat().st_size
+    check_size(op, str(file), size, limit)
+    with file.open("rb") as stream:
+        return stream.read(size)  # A file may grow while it is read.
 
 
 def check_file(op: str, file: Path) -> None:
-    """Raises FileNotFoundError or ValueError unless `file` is a regular file that may be read."""
+    """Raises FileNotFoundError or ValueError unless `file` is a regular file with data.
+
+    Every reader calls this before it opens a file: to open a pipe may wait forever, and devices
+    never end. Files of /proc, which do not end either, state a size of 0 bytes.
+    """
     if not os.path.exists(file):
+        found = "a link that leads nowhere" if os.path.islink(file) else "nothing"
         raise FileNotFoundError(
-            f"{op}: expected a file, found nothing at {str(file)!r}; check the path "
+            f"{op}: expected a file, found {found} at {str(file)!r}; check the path "
             f"(the current folder is {os.getcwd()!r})"
         )
     if not file.is_file():
@@ -59,6 +61,10 @@ def check_file(op: str, file: Path) -> None:
     if not os.access(file, os.R_OK):
         raise Refused(
             f"{op}: expected a readable file, {str(file)!r} is none; check its permissions"
+        )
+    if not file.stat().st_size:
+        raise Refused(
+            f"{op}: expected data, {str(file)!r} is empty; check how it was written or downloaded"
         )
 
 

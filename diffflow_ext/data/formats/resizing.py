@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-CHUNK = 2048
+PIXELS = 1 << 24  # converted to float64 at a time: 128 MiB
 
 
 def resize_images(images: Tensor, size: int) -> Tensor:
@@ -48,7 +48,11 @@ def resize_images(images: Tensor, size: int) -> Tensor:
     if size == side:
         return images.contiguous()
     weights = _overlaps(side, size)
-    return torch.cat([_average(part, weights) for part in images.split(CHUNK)])
+    small = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
+    rows = max(1, PIXELS // max(1, images[:1].numel()))
+    for part, out in zip(images.split(rows), small.split(rows), strict=True):
+        out.copy_(_average(part, weights))
+    return small
 
 
 def _centre(images: Tensor, side: int) -> Tensor:
@@ -65,6 +69,12 @@ def _overlaps(side: int, size: int) -> NDArray[np.float64]:
 
 
 def _average(images: Tensor, weights: NDArray[np.float64]) -> Tensor:
-    # Sums are integers below 255 side^2, which float64 holds exactly; one division rounds once.
-    sums = weights @ images.numpy().astype(np.float64) @ weights.T
+    # Sums are integers below 255 side^2, which float64 holds exactly in any order; one division
+    # rounds once. Large images are taken some columns at a time.
+    size, side = weights.shape
+    sums = np.zeros((*images.shape[:2], size, size))
+    columns = max(1, PIXELS * side // max(1, images.numel()))
+    for start in range(0, side, columns):
+        part = images[..., start : start + columns].numpy().astype(np.float64, order="C")
+        sums += weights @ part @ weights[:, start : start + columns].T
     return torch.from_numpy(np.rint(sums / weights.sum(axis=1)[0] ** 2).astype(np.uint8))
