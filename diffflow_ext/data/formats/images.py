@@ -125,14 +125,14 @@ def _shrunk(pixels: Bytes, image_size: int | None) -> Bytes:
     return resize_images(images, image_size)[0].permute(1, 2, 0).numpy()
 
 
-def read_image_array(path: Path) -> Tensor | None:
-    """Reads images from a `.npy` or `.npz` file (from `arr_0` or its first array).
+def read_image_array(path: Path, name: str | None) -> Tensor | None:
+    """Reads images from a `.npy` file, or from the array of that name in an `.npz` file.
 
     Images are bytes of shape (n, H, W), which are grey, or (n, H, W, C) or (n, C, H, W) with one
     or three channels. The result is uint8 of shape (n, C, H, W), and None for arrays of another
     number of axes, which are tables.
     """
-    array = load_array("read_images", path, _first_key)
+    array = load_array("read_images", path, name)
     if array.ndim == 3 and array.dtype == np.uint8:
         array = array[..., None]
     if array.ndim != 4:
@@ -150,9 +150,3 @@ def read_image_array(path: Path) -> Tensor | None:
             f"three channels C, {str(path)!r} has shape {array.shape}; save it in one of these"
         )
     return torch.from_numpy(np.array(array, order="C"))
-
-
-def _first_key(keys: list[str]) -> str:
-    if not keys:
-        raise Refused("read_images: expected an array, found none; save one with numpy.savez")
-    return "arr_0" if "arr_0" in keys else keys[0]
