@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import importlib.util
 import io
+import lzma
 import os
 import sys
 import zipfile
@@ -52,7 +54,9 @@ def test_npz(tmp_path: Path, save: object) -> None:
     assert np.array_equal(read_table(tmp_path / "one.npz").values, ROWS)
     assert np.array_equal(read_table(tmp_path / "two.npz", key="rows").values, ROWS)
     assert read_table(tmp_path / "two.npz", key="other").values.shape == (24, 1)
-    with pytest.raises(ValueError, match=r"one array.*\['rows', 'other'\]; name one, such as --key=rows"):
+    with pytest.raises(
+        ValueError, match=r"one array.*\['rows', 'other'\]; name one, such as --key=rows"
+    ):
         read_table(tmp_path / "two.npz")
     with pytest.raises(ValueError, match=r"key='row' in .*found \['rows', 'other'\]"):
         read_table(tmp_path / "two.npz", key="row")
@@ -109,6 +113,35 @@ def test_gzipped_text_and_columns_between_spaces(tmp_path: Path) -> None:
     (tmp_path / "t.csv.gz").write_bytes((tmp_path / "t.csv.gz").read_bytes()[:-9])
     with pytest.raises(ValueError, match="expected gzip data"):
         read_table(tmp_path / "t.csv.gz")
+
+
+def test_packed_text(tmp_path: Path) -> None:
+    plain = ("a,b,c\n" + _csv(ROWS)).encode()
+    packed = {
+        "gz": gzip.compress(plain),
+        "bz2": bz2.compress(plain),
+        "xz": lzma.compress(plain),
+        "zip": zipped({"t.csv": plain, "__MACOSX/._t.csv": b"\0", "read.me": b""}),
+    }
+    for ending, data in packed.items():
+        path = tmp_path / f"t.csv.{ending}"
+        path.write_bytes(data)
+        assert np.array_equal(read_table(path).values, ROWS)
+        assert open_dataset(path).columns == ["a", "b", "c"]
+        path.write_bytes(data[:-9])
+        with pytest.raises(ValueError, match=r"expected .*; the file is cut or damaged"):
+            read_table(path)
+    (tmp_path / "t.csv.zip").write_bytes(zipped({"a.csv": plain, "b.csv": plain}))
+    with pytest.raises(ValueError, match=r"one table in the archive .*, found 2; pack it alone"):
+        open_dataset(tmp_path / "t.csv.zip")
+
+
+def test_packed_text_that_grows_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "SMALL_BYTES", 1000)
+    for ending, module in {"gz": gzip, "bz2": bz2, "xz": lzma}.items():
+        (tmp_path / f"t.csv.{ending}").write_bytes(module.compress(b"1,2\n" * 100_000))
+        with pytest.raises(ValueError, match=r"expected at most [\d,]+ bytes.*unpacks to more"):
+            read_table(tmp_path / f"t.csv.{ending}")
 
 
 def test_numbers_are_those_that_python_reads(tmp_path: Path) -> None:
@@ -181,7 +214,10 @@ BAD_TEXT = {
     "gap": ("a,b\n" + "1,2\n" * 9 + "1,\n", r"line 11, column 2 \('b'\).* is ''; fill the gap"),
     "underscore": (_csv(ROWS) + "1,2_0,3\n", "'2_0'"),
     "number in header": ("a,2020\n" + "1,2\n" * 12, r"line 1, column 1.*no name may be a number"),
-    "nan": (_csv(_replaced(4, 1, np.nan)), r"row 4 \(counted from 0\), column 'x2'.*is nan; delete"),
+    "nan": (
+        _csv(_replaced(4, 1, np.nan)),
+        r"row 4 \(counted from 0\), column 'x2'.*is nan; delete",
+    ),
     "inf": ("a,b,c\n" + _csv(_replaced(11, 0, -np.inf)), "row 11.*'a'.* is -inf"),
     "overflow": (_csv(ROWS) + "1,2,1e999\n", "row 24.*'x3'.* is inf"),
     "constant": ("a,b,c\n" + _csv(np.c_[ROWS[:, :1], ROWS[:, :2] * 0 + 7]), r"\('b', 'c'\)"),

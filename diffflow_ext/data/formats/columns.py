@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,19 +26,19 @@ SQUEEZED = 1e-3  # deviations
 KINDS = {
     "number": "numbers",
     "whole": "whole numbers",
-    "rows": "numbers of the rows",
+    "rows": "row numbers",
     "two": "two values",
     "few": "few values",
     "copy": "copies of other columns",
-    "linear": "sums of other columns",
+    "linear": "weighted sums of other columns",
 }
-_UNBOUNDED = "so the likelihood has no bound there and means nothing"
+_UNBOUNDED = "a density has no bound there, so the likelihood means nothing"
 _DOUBTS = {
-    "rows": "count the rows, and are probably an index",
-    "two": f"have two values, {_UNBOUNDED}",
-    "few": f"have few values, each many times, {_UNBOUNDED}",
-    "copy": f"are copies of others, up to unit and sign, {_UNBOUNDED}",
-    "linear": f"are weighted sums of others, {_UNBOUNDED}",
+    "rows": ("that count the rows", "probably an index"),
+    "two": ("with two values", _UNBOUNDED),
+    "few": ("with few values, each many times,", _UNBOUNDED),
+    "copy": ("that are copies of others, up to unit and sign,", _UNBOUNDED),
+    "linear": ("that are weighted sums of others", _UNBOUNDED),
 }
 
 
@@ -52,7 +53,9 @@ def how_to_leave_out(names: Sequence[str]) -> str:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="").writerow(names)
     text = stream.getvalue()
-    return f"leave out with --drop-columns={shlex.quote(text)} (in Python drop_columns={text!r})"
+    what = "the column" if len(names) == 1 else "the columns"
+    flag = f"--drop-columns={shlex.quote(text)}"
+    return f"leave {what} out with {flag} (in Python drop_columns={text!r})"
 
 
 def parse_names(names: str | Sequence[str]) -> list[str]:
@@ -68,8 +71,7 @@ def kept_columns(names: Sequence[str], dropped: Sequence[str], source: str) -> l
     A ValueError says that a name occurs twice, that a dropped column does not exist, or that none
     is left.
     """
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(names) < FEW else []
-    twice = twice or ([] if len({*names}) == len(names) else ["..."])
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise Refused(
             f"read_table: expected columns with different names, {source!r} has two or more "
@@ -100,7 +102,8 @@ def column_kinds(values: Values) -> list[str]:
 
 def _kind(column: Values) -> str:
     n = len(column)
-    whole = bool((column == np.rint(column)).all())
+    # Larger numbers are all whole.
+    whole = bool((column == np.rint(column)).all() and (np.abs(column) < 2.0**53).all())
     if whole and n > 2 and bool((np.diff(column) == 1.0).all()):
         return "rows"
     if len(np.unique(_sample(column))) <= FEW:
@@ -141,10 +144,10 @@ def _dependent(values: Values) -> dict[int, str]:
 def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) -> list[str]:
     """Returns a warning for each kind of column of which a density is probably not intended."""
     texts = []
-    for kind, text in _DOUBTS.items():
+    for kind, (which, why) in _DOUBTS.items():
         own = [name for name, its in zip(names, kinds, strict=True) if its == kind]
         if own:
-            texts.append(f"the columns {listed(own)} {text}; {how_to_leave_out(own)}")
+            texts.append(f"columns {which} ({listed(own)}): {why}; {how_to_leave_out(own)}")
     sample = _sample(values)
     with np.errstate(over="ignore", invalid="ignore"):
         low, high = np.quantile(sample, [0.05, 0.95], axis=0)

@@ -102,14 +102,14 @@ def find_layout(stream: BinaryIO, file: Path, dropped: list[str]) -> Layout:
     if has_header:
         names, start, above = first, after, line
     row, following = (second, []) if has_header else (first, second)
-    trailing, index = _ends(names, row, following)
+    trailing, index = _ends(names, row, following, delimiter)
     if head.names or (has_header and index != "headless"):
         named_by = "the header"
     cells = len(row) - trailing if trailing or not names else len(names)
     layout = Layout(
         source, skipped, delimiter, _decimal(stream, start, delimiter, source),
         _complete(names[:cells], cells, index), bool(names), named_by, start, above, [],
-        trailing, index, _comment_notes(head), doubts,
+        trailing, index, _comment_notes(head, names, has_header), doubts,
     )  # fmt: skip
     return _with_kept(layout, head, dropped)
 
@@ -198,9 +198,9 @@ def _delimiter(lines: list[str]) -> str:
     if not lines:
         return ","
     marks = [mark for mark in "\t;|," if all(mark in line for line in lines)]
-    words = lines[-1].split()
-    numbers = len(words) > 1 and all(_is_number(word, SPACES) for word in words)
-    if numbers and marks in ([], [","]):
+    numbers = [_is_number(word.strip('"'), SPACES) for word in lines[-1].split()]
+    # Numbers with decimal commas may be between spaces, and beside words if there are no commas.
+    if len(numbers) > 1 and (all(numbers) if marks == [","] else any(numbers) and not marks):
         return SPACES
     return (marks or [mark for mark in "\t;," if mark in lines[0]] or [","])[0]
 
@@ -240,13 +240,16 @@ def _is_header(
     return is_header
 
 
-def _ends(names: list[str], row: list[str], following: list[str]) -> tuple[bool, str]:
+def _ends(
+    names: list[str], row: list[str], following: list[str], delimiter: str
+) -> tuple[bool, str]:
     """Returns whether rows end with a separator, and `Layout.index`."""
     more = len(row) - len(names) if names else 0
     ends = len(row) > 1 and row[-1] == "" and (not following or following[-1] == "")
     if ends and (not names or more == 1 or (more == 0 and names[-1] == "")):
         return True, "nameless" if names and names[0] in _UNNAMED and len(row) > 2 else ""
-    if more == 1 and names and number(row[0]) is not None:
+    # R writes no name above its row names. A comma may be a decimal one.
+    if more == 1 and names and delimiter != ",":
         return False, "headless"
     return False, "nameless" if len(names) > 1 and names[0] in _UNNAMED else ""
 
@@ -280,8 +283,9 @@ def _decimal(stream: BinaryIO, start: int, delimiter: str, source: str) -> str:
     return "."
 
 
-def _comment_notes(head: _Head) -> list[str]:
-    count = len(head.comments)
+def _comment_notes(head: _Head, names: list[str], has_header: bool) -> list[str]:
+    # The last one may have the names.
+    count = len(head.comments) - bool(names and not has_header and not head.names)
     return [f"{count} comment line{'s' * (count > 1)}"] if count else []
 
 

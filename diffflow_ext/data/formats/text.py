@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
+import re
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from .reading import Refused, check_size, gunzip, read_bounded, unpacked_limit
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
 CELLS = 1 << 20  # of a chunk that pandas reads
+_COMMAS = re.compile(r"[-+\d.' ]*,[-+\d.,eE' ]*")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
 
@@ -164,7 +166,7 @@ def _no_number(cell: str, line: int, i: int, layout: Layout) -> str:
     hint = f"mend or delete the row, or {how_to_leave_out([layout.names[i]])}"
     if cell.lower() in _MISSING:
         hint = f"fill the gap, delete the row, or {how_to_leave_out([layout.names[i]])}"
-    elif "," in cell:
+    elif _COMMAS.fullmatch(cell):
         hint = "write decimal points, not commas, and no thousands separators"
     elif line == 1 and not layout.has_names:
         hint = "in a header no name may be a number; if it is a row, " + hint

@@ -53,13 +53,14 @@ def train(
             warnings.warn(text, stacklevel=2)
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
         trainer = Trainer(config, run, world)
+        _start(trainer, overwrite=overwrite)
         if tell is not None and world.writes:
             for line in describe_data(trainer.dataset):
                 tell(line)
-        return _session(trainer, overwrite=overwrite, progress=progress)
+        return trainer.run_to_end(progress)
 
 
-def _session(trainer: Trainer, *, overwrite: bool, progress: bool | None) -> TrainResult:
+def _start(trainer: Trainer, *, overwrite: bool) -> None:
     run, world = trainer.run, trainer.world
     world.on_first(lambda: _make_ready(run, trainer.config, overwrite=overwrite))
     if step_directories(run.checkpoints):
@@ -68,7 +69,6 @@ def _session(trainer: Trainer, *, overwrite: bool, progress: bool | None) -> Tra
     if world.size > 1:
         world.require_same(trainer.state.fingerprint(), "what a process starts from")
     trainer.step.prepare()
-    return trainer.run_to_end(progress)
 
 
 def _make_ready(run: RunDirectory, config: Config, *, overwrite: bool) -> None:
