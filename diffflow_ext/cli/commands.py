@@ -86,7 +86,7 @@ class TrainOptions:
     resume: Switch = False
     #: Remove the run in RUN first.
     overwrite: Switch = False
-    #: Print the configuration and stop.
+    #: Read the data, print the configuration and stop.
     dry_run: Switch = False
 
 
@@ -248,9 +248,10 @@ def _parse_train(words: list[str]) -> Callable[[], int]:
 
 def _train(options: TrainOptions, config: Config) -> int:
     if options.dry_run:
+        facts = describe_data(open_data(config, warn=is_first())) if config.data.data else []
         print(to_toml(config), end="")
         # On stderr, so that the output is a file of configuration.
-        for line in describe_data(open_data(config)) if config.data.data and is_first() else ():
+        for line in facts if is_first() else ():
             print(line, file=sys.stderr)
         return 0
     again = {"resume": options.resume, "overwrite": options.overwrite}

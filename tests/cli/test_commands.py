@@ -82,7 +82,7 @@ def test_columns_and_arrays_are_chosen_by_flags(
     rows = np.random.default_rng(0).normal(size=(40, 2))
     np.savez(tmp_path / "a.npz", one=rows, two=rows[:, :1])
     words = ("train", tmp_path / "a.npz", "--out", tmp_path / "other", "--dry-run")
-    hint = re.search(r"--key=\w+", refusal(capsys, *words[:-1]))
+    hint = re.search(r"--key=\w+", refusal(capsys, *words))
     assert hint is not None
     assert main([*map(str, words), hint[0]]) == 0
     assert "2 columns: x1, x2" in capsys.readouterr().err

@@ -62,7 +62,14 @@ def parse_names(names: str | Sequence[str]) -> list[str]:
     """Returns the names in a text, separated by commas as in CSV; of a sequence its items."""
     if not isinstance(names, str):
         return list(names)
-    return [name.strip() for row in csv.reader([names], skipinitialspace=True) for name in row]
+    try:
+        rows = list(csv.reader([names], skipinitialspace=True))
+    except csv.Error as error:
+        raise Refused(
+            f"read_table: expected drop_columns as names with commas between them ({error}); "
+            "shorten it"
+        ) from None
+    return [name.strip() for row in rows for name in row]
 
 
 def kept_columns(names: Sequence[str], dropped: Sequence[str], source: str) -> list[int]:
