@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -28,6 +29,7 @@ from diffflow_ext.training.loop.step import TrainingError
 from diffflow_ext.training.loop.train import train
 from diffflow_ext.training.parallel.distributed import ProcessError, is_first, joined
 from diffflow_ext.training.store.checkpoint import CheckpointError
+from diffflow_ext.training.store.dataset import describe_data, open_data
 from diffflow_ext.training.store.directory import RunDirectory
 
 from .doctor import examine
@@ -84,7 +86,7 @@ class TrainOptions:
     resume: Switch = False
     #: Remove the run in RUN first.
     overwrite: Switch = False
-    #: Print the configuration and stop.
+    #: Read the data, print the configuration and stop.
     dry_run: Switch = False
 
 
@@ -246,9 +248,14 @@ def _parse_train(words: list[str]) -> Callable[[], int]:
 
 def _train(options: TrainOptions, config: Config) -> int:
     if options.dry_run:
+        facts = describe_data(open_data(config, warn=is_first())) if config.data.data else []
         print(to_toml(config), end="")
+        # On stderr, so that the output is a file of configuration.
+        for line in facts if is_first() else ():
+            print(line, file=sys.stderr)
         return 0
-    result = train(config, options.out, resume=options.resume, overwrite=options.overwrite)
+    again = {"resume": options.resume, "overwrite": options.overwrite}
+    result = train(config, options.out, **again, tell=partial(print, flush=True))
     if not is_first():
         return 0
     print(f"{options.out}: step {result.step}, {result.elapsed:.1f} s of training")

@@ -34,6 +34,7 @@ OPTIONAL = {
     "matplotlib": ("figures", "plot"),
     "pillow": ("image files", "data"),
     "h5py": ("BSDS300", "data"),
+    "pyarrow": ("Parquet and Feather", "data"),
     "pooch": ("downloads", "data"),
     "torchmetrics": ("metrics.fid", "fid"),
     "zuko": ("spline flows", "flows"),

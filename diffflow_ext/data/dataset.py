@@ -20,13 +20,15 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .formats.tables import Table
+from .formats.columns import column_doubts, column_kinds, how_to_leave_out, listed
+from .formats.tables import MIN_ROWS, Table
 from .sets.toy import sample_toy
 
 NUM_POINTS = 200_000
@@ -34,6 +36,7 @@ NUM_VALID = 10_000
 NUM_TEST = 20_000
 NUM_VALID_IMAGES = 5_000
 MIN_IMAGES = 10
+ROLES = ("train", "valid", "test")
 SPLIT_KEY = 2110_07579  # of the permutation that splits every table
 MAX_DEVIATIONS = 1e12  # of any sound value; float32 and the fingerprint hold it
 _FINGERPRINT_GRID = 4096.0
@@ -60,6 +63,10 @@ class Dataset:
             digits and letters).
         labels: The class of each row as int64, shape (rows,), under `train`, `valid` and `test`;
             None if the set has none. Not part of the fingerprint.
+        kinds: The kind of each column of a table from a file, such as number, whole, two (values)
+            or copy; none for other sets.
+        notes: What else a file has, and was left out.
+        doubts: What may have been meant otherwise; `open_dataset` warns of it.
     """
 
     name: str
@@ -73,6 +80,9 @@ class Dataset:
     fingerprint: str
     flip: bool = False
     labels: Mapping[str, Tensor] | None = None
+    kinds: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -113,11 +123,12 @@ def split_images(images: Mapping[str, Tensor], *, name: str, flip: bool = False)
     """Splits images by a fixed permutation.
 
     With a test set, the last 5,000 of the permuted training images (or a tenth, if that is less)
-    become the validation set. Without one the split is 80/10/10.
+    become the validation set, unless there is one. Without a test set a tenth becomes the test
+    set, and another the validation set.
 
     Arguments:
-        images: `train` and possibly `test`: uint8, shape (n, C, H, W); possibly `train_labels` and
-            `test_labels`: int64, shape (n,), one for each image.
+        images: `train` and possibly `valid` and `test`: uint8, shape (n, C, H, W); possibly
+            `train_labels` and so on: int64, shape (n,), one for each image.
         name: The dataset's name.
         flip: Whether training may mirror the images.
 
@@ -134,12 +145,11 @@ def split_images(images: Mapping[str, Tensor], *, name: str, flip: bool = False)
             "collect more: a density cannot be learned from so few"
         )
     order = torch.from_numpy(_permutation(len(train), SPLIT_KEY, 0))
-    held_out = len(train) // 10
-    sizes = [len(train) - 2 * held_out, held_out, held_out]
+    held_out, missing = len(train) // 10, [role for role in ROLES[1:] if role not in images]
     if "test" in images:
         held_out = min(NUM_VALID_IMAGES, held_out)
-        sizes = [len(train) - held_out, held_out]
-    parts = _cut(images, "", order, sizes)
+    sizes = [len(train) - len(missing) * held_out, *[held_out] * len(missing)]
+    parts: dict[str, Any] = _cut(images, "", order, sizes)
     dim = math.prod(train.shape[1:])
     return Dataset(
         name=name,
@@ -155,16 +165,15 @@ def split_images(images: Mapping[str, Tensor], *, name: str, flip: bool = False)
 
 
 def _has_labels(images: Mapping[str, Tensor]) -> bool:
-    return all(f"{role}_labels" in images for role in ("train", "test") if role in images)
+    return all(f"{role}_labels" in images for role in ROLES if role in images)
 
 
 def _cut(
     images: Mapping[str, Tensor], ending: str, order: Tensor, sizes: list[int]
 ) -> dict[str, Tensor]:
-    parts = list(images[f"train{ending}"][order].split(sizes))
-    if "test" in images:
-        parts.append(images[f"test{ending}"])
-    return dict(zip(("train", "valid", "test"), parts, strict=True))
+    given = {role: images[f"{role}{ending}"] for role in ROLES[1:] if role in images}
+    cut = iter(images[f"train{ending}"][order].split(sizes))
+    return {role: given[role] if role in given else next(cut) for role in ROLES}
 
 
 def _image_fingerprint(parts: list[Tensor]) -> str:
@@ -201,7 +210,7 @@ def split_table(table: Table, *, name: str | None = None) -> Dataset:
     """Splits a table 80/10/10 by a fixed permutation and standardises it.
 
     Arguments:
-        table: The table, finite, at least 10 rows.
+        table: The table, finite, at least 20 rows.
         name: The dataset's name; the table's source if None.
 
     Returns:
@@ -222,15 +231,18 @@ def split_table(table: Table, *, name: str | None = None) -> Dataset:
     with np.errstate(over="ignore"):  # Overflow is reported by _check_reach.
         scaled = (rows - mean) / std
     parts = np.split(scaled, [len(train), len(train) + held_out])
-    return table_dataset(label, parts, mean, std, list(table.columns))
+    kinds = column_kinds(table.values)
+    doubts = (*table.doubts, *column_doubts(table.values, table.columns, kinds))
+    data = table_dataset(label, parts, mean, std, list(table.columns))
+    return replace(data, kinds=tuple(kinds), notes=table.notes, doubts=doubts)
 
 
 def _check_table(table: Table) -> None:
     n, _ = table.values.shape
-    if n < 10:
+    if n < MIN_ROWS:
         raise ValueError(
-            f"split_table: expected at least 10 rows, {table.source!r} has {n}; an 80/10/10 "
-            "split needs one row in each part"
+            f"split_table: expected at least {MIN_ROWS} rows, {table.source!r} has {n}; an "
+            "80/10/10 split needs two rows for the test, or it has no standard error"
         )
     bad = np.argwhere(~np.isfinite(table.values))
     if len(bad):
@@ -245,10 +257,11 @@ def _check_table(table: Table) -> None:
 def _check_scale(train: NDArray[np.float64], std: NDArray[np.float64], table: Table) -> None:
     flat = (train.min(axis=0) == train.max(axis=0)) | ~(std > 0.0) | ~np.isfinite(std)
     if flat.any():
-        names = ", ".join(repr(table.columns[i]) for i in np.flatnonzero(flat)[:8])
+        names = [table.columns[i] for i in np.flatnonzero(flat)]
         raise ValueError(
             f"split_table: expected columns with a finite positive deviation in the training "
-            f"split, not so {names} of {table.source!r}; leave such columns out or rescale them"
+            f"split, not so {listed([*map(repr, names)])} of {table.source!r}; rescale them, or "
+            f"{how_to_leave_out(names)}"
         )
 
 

@@ -5,20 +5,32 @@ from __future__ import annotations
 import difflib
 import operator
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from .dataset import NUM_POINTS, Dataset, draw_dataset, limit_training, split_images, split_table
+from .dataset import (
+    NUM_POINTS,
+    ROLES,
+    Dataset,
+    draw_dataset,
+    limit_training,
+    split_images,
+    split_table,
+)
 from .fetching import FETCHABLE
+from .formats.arrays import Found, find_arrays
 from .formats.cifar import find_cifar, is_tar, read_cifar
+from .formats.columns import listed, parse_names
 from .formats.idx import find_idx, is_idx, read_idx, read_idx_folder
 from .formats.images import check_levels, read_image_array, read_image_folder, read_image_zip
 from .formats.reading import Refused
 from .formats.resizing import resize_images
 from .formats.tables import read_table
+from .formats.text import TEXT_SUFFIXES
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
 from .sets.magic import MAGIC_INSTALL, magic_file, magic_telescope
@@ -49,6 +61,8 @@ def open_dataset(
     num_points: int = NUM_POINTS,
     image_size: int | None = None,
     limit: int | None = None,
+    key: str | None = None,
+    drop_columns: str | Sequence[str] = (),
 ) -> Dataset:
     """Opens a two-dimensional set, a set known by name, or data in a file or folder.
 
@@ -58,18 +72,25 @@ def open_dataset(
     their official test images, and 5,000 of the others become the validation set.
 
     Arguments:
-        source: A key of `describe_sets`, or a path: a table (see `read_table`; of a `.dat` file
-            the last column is the label and is left out), a folder or file of the MAF archive,
-            idx files or their folder, CIFAR-10 batches or their archive, a folder or zip of images
-            (PNG, JPEG, WebP, BMP, TIFF, GIF), or an array of images in `.npy` or `.npz`.
+        source: A key of `describe_sets`, or a path: a table (see `read_table`), a folder or file
+            of the MAF archive, idx files or their folder, CIFAR-10 batches or their archive, a
+            folder or zip of images (PNG, JPEG, WebP, BMP, TIFF, GIF), or an array of images in
+            `.npy` or `.npz`. An `.npz` may have images for training, validation and test, with
+            names such as train_images, val_images and test_images.
         seed: The seed of the drawn points, >= 0; other sets don't use it.
         num_points: The number of drawn training points, at least 1; other sets don't use it.
         image_size: Height and width to which images are resized (see `resize_images`); None for
             their own.
         limit: The number of training rows to use; None for all.
+        key: The array to read from an `.npz` file with several.
+        drop_columns: The columns of a table file to leave out (see `read_table`).
 
     Returns:
         The dataset: tables and points standardised, images in bytes.
+
+    Warns:
+        UserWarning: If a column has no density, such as one of two values or a copy of another,
+            or a file may have been meant otherwise: the `doubts` of the dataset.
 
     Raises:
         FileNotFoundError: If a set known by name is not on this machine.
@@ -80,16 +101,38 @@ def open_dataset(
     """
     text = os.fspath(source)
     name = text.strip().lower().replace("_", "-") if isinstance(source, str) else ""
+    options = _Options(image_size, key, parse_names(drop_columns))
     if name in TOY_SETS:
-        _no_images(name, image_size)
+        options.refuse(name, "a table")
         data = draw_dataset(toy_name(name), operator.index(seed), operator.index(num_points))
     elif name in _NAMED:
-        data = _open_named(name, image_size)
+        data = _open_named(name, options)
     elif os.path.exists(text):
-        data = _open_path(text, Path(text), image_size)
+        data = _open_path(text, Path(text), options)
     else:
         raise _unknown(text)
+    for doubt in data.doubts:
+        warnings.warn(f"{data.name}: {doubt}", stacklevel=2)
     return data if limit is None else limit_training(data, operator.index(limit))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options that some sources do not take."""
+
+    image_size: int | None
+    key: str | None
+    drop_columns: list[str]
+
+    def refuse(self, name: str, kind: str, *allowed: str) -> None:
+        """Refuses the options that are given but not allowed."""
+        uses = {"image_size": "images", "key": ".npz files", "drop_columns": "files of tables"}
+        for option, use in uses.items():
+            if option not in allowed and getattr(self, option) not in (None, []):
+                raise ValueError(
+                    f"open_dataset: expected {option} for {use} alone, {name!r} is {kind}; leave "
+                    "it out"
+                )
 
 
 def _unknown(text: str) -> ValueError:
@@ -102,7 +145,7 @@ def _unknown(text: str) -> ValueError:
     )
 
 
-def _open_named(name: str, image_size: int | None) -> Dataset:
+def _open_named(name: str, options: _Options) -> Dataset:
     entry = _NAMED[name]
     path = entry.find()
     if path is None:
@@ -111,46 +154,64 @@ def _open_named(name: str, image_size: int | None) -> Dataset:
             f"{entry.advice}"
         )
     if name == "magic":
-        _no_images(name, image_size)
+        options.refuse(name, "a table")
         return split_table(magic_telescope(), name=name)
-    return _open_path(name, path, image_size)
+    return _open_path(name, path, options)
 
 
-def _no_images(name: str, image_size: int | None) -> None:
-    if image_size is not None:
-        raise ValueError(
-            f"open_dataset: expected image_size for images alone, {name!r} is a table; leave "
-            "it out"
-        )
-
-
-def _open_path(name: str, path: Path, image_size: int | None) -> Dataset:
-    images_and_flip = _read_images(path, image_size)
-    if images_and_flip is not None:
-        images, flip = images_and_flip
-        check_levels(images["train"], name)
-        return split_images(_resized(images, image_size), name=name, flip=flip)
-    _no_images(name, image_size)
+def _open_path(name: str, path: Path, options: _Options) -> Dataset:
     known = maf_name(path)
     if known is not None:
+        options.refuse(name, "a table of the MAF archive")
         return open_maf(known, path)
-    return split_table(read_table(path, drop_label=name.lower().endswith(".dat")), name=name)
+    found = None
+    if path.suffix.lower() == ".npz":
+        found = find_arrays("open_dataset", path, options.key)
+    read = _read_images(path, options.image_size, found)
+    if read is None:
+        options.refuse(name, "a table", "key", "drop_columns")
+        table = read_table(path, key=options.key, drop_columns=options.drop_columns)
+        return split_table(table, name=name)
+    options.refuse(name, "a set of images", "image_size", *(("key",) if found else ()))
+    images, flip = read
+    check_levels(images["train"], name)
+    data = split_images(_resized(images, options.image_size), name=name, flip=flip)
+    left_out = found.left_out if found else []
+    return replace(data, notes=(f"the arrays {listed(left_out)}",) if left_out else ())
 
 
-def _read_images(path: Path, image_size: int | None) -> tuple[Images, bool] | None:
-    """Returns images under `train` and perhaps `test`, and `flip`; None if the path is a table."""
+def _read_images(
+    path: Path, image_size: int | None, found: Found | None
+) -> tuple[Images, bool] | None:
+    """Returns images by their part of the set, and `flip`; None if the path is a table."""
     if path.is_dir():
-        return None if maf_name(path) else _read_folder(path, image_size)
+        return _read_folder(path, image_size)
     if is_idx(path):
         return {"train": _idx_images(path)}, False
-    if path.suffix.lower() == ".zip":
+    if path.suffix.lower() == ".zip" and not path.stem.lower().endswith(TEXT_SUFFIXES):
         return {"train": read_image_zip(path, image_size)}, False
     if is_tar(path):
         return read_cifar(path), True
-    if path.suffix.lower() in (".npy", ".npz") and maf_name(path) is None:
-        images = read_image_array(path)
-        return None if images is None else ({"train": images}, False)
+    if path.suffix.lower() in (".npy", ".npz"):
+        images = _read_image_arrays(path, found.names if found else {"train": None})
+        return None if images is None else (images, False)
     return None
+
+
+def _read_image_arrays(path: Path, names: Mapping[str, str | None]) -> Images | None:
+    images = dict[str, Tensor]()
+    for role in (role for role in ROLES if role in names):
+        part = read_image_array(path, names[role])
+        if part is None and not images:
+            return None
+        if part is None or part.shape[1:] != images.get("train", part).shape[1:]:
+            raise Refused(
+                f"open_dataset: expected images of one shape in {str(path)!r}, {names[role]!r} "
+                f"has others than {names['train']!r}; name one of the arrays with "
+                f"--key={names['train']} (in Python key={names['train']!r})"
+            )
+        images[role] = part
+    return images
 
 
 def _read_folder(folder: Path, image_size: int | None) -> tuple[Images, bool]:

@@ -63,7 +63,7 @@ def test_noise_is_uniform_over_a_step_and_depends_on_the_line_alone(tmp_path: Pa
 
 
 def test_the_table_as_csv_has_the_same_numbers(tmp_path: Path) -> None:
-    stars = catalogue(tmp_path, *STARS * 5)
+    stars = catalogue(tmp_path, *STARS * 7)
     write_hipparcos(str(stars), str(tmp_path / "stars.csv"))
     written = read_table(tmp_path / "stars.csv")
     assert written.columns == list(HIPPARCOS_COLUMNS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,42 @@ def test_train_and_evaluate_as_processes(tmp_path: Path, data: Path) -> None:
     assert (evaluated.returncode, evaluated.stderr) == (0, "")
     assert "energy distance" in evaluated.stdout
     assert json.loads((tmp_path / "a run" / "evaluation.json").read_text())["n"] == 60
+
+
+def test_what_was_read_is_said_before_training(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = [f"{data}: 600 rows, 2 columns: a, b", "split: 480 training, 60 validation, 60 test"]
+    facts.append("kinds: all numbers")
+    words = ["train", str(data), "--out", str(tmp_path / "run"), *FAST]
+    assert main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines() == facts
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run.toml").write_text(said.out)  # The output is a configuration.
+    assert main([*words[:1], *words[2:4], "--config", str(tmp_path / "run.toml")]) == 0
+    assert capsys.readouterr().out.splitlines()[: len(facts)] == facts
+
+
+def test_columns_and_arrays_are_chosen_by_flags(
+    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = data.read_text().splitlines()
+    data.write_text("".join(f"{line},{'word' if i else 'kind'}\n" for i, line in enumerate(lines)))
+    words = ("train", data, "--out", tmp_path / "run", *FAST)
+    hint = re.search(r"--drop-columns=\w+", refusal(capsys, *words))
+    assert hint is not None
+    assert main([*map(str, words), hint[0]]) == 0
+    capsys.readouterr()
+    # An evaluation reads the columns of the run.
+    assert main(["evaluate", str(tmp_path / "run"), "--n=60", "--no-figures"]) == 0
+    rows = np.random.default_rng(0).normal(size=(40, 2))
+    np.savez(tmp_path / "a.npz", one=rows, two=rows[:, :1])
+    words = ("train", tmp_path / "a.npz", "--out", tmp_path / "other", "--dry-run")
+    hint = re.search(r"--key=\w+", refusal(capsys, *words))
+    assert hint is not None
+    assert main([*map(str, words), hint[0]]) == 0
+    assert "2 columns: x1, x2" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(120)

@@ -132,8 +132,8 @@ def test_bad_tables() -> None:
     far[np.argsort(words)[-1], 1] = 1e30
     with pytest.raises(ValueError, match=r"within 1e\+12 deviations.*column 'b' of 'memory'"):
         split_table(_table(far))
-    with pytest.raises(ValueError, match="at least 10 rows"):
-        split_table(_table(ROWS[:9]))
+    with pytest.raises(ValueError, match="at least 20 rows"):
+        split_table(_table(ROWS[:19]))
     with pytest.raises(ValueError, match="got -1 and 5"):
         open_dataset("moons", seed=-1, num_points=5)
 

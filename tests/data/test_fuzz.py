@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import lzma
 import os
 import pickle
 import random
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from data_files import BATCHES, idx, picture, saved, tarred, zipped
 from watching import opened
@@ -27,13 +30,20 @@ RNG = np.random.default_rng(20)
 KINDS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
+def framed(rows: np.ndarray, kind: str) -> bytes:
+    """What pandas writes of rows."""
+    frame, stream = pandas.DataFrame(rows, columns=["a", "b"]), io.BytesIO()
+    getattr(frame, f"to_{kind}")(stream)
+    return stream.getvalue()
+
+
 def corpus() -> dict[str, bytes]:
     """Small valid files of every format, by the names that give the format away."""
     digits = RNG.integers(0, 256, (12, 3, 3), dtype=np.uint8)
     pixels = RNG.integers(0, 256, (1, 3072), dtype=np.uint8)
     record = bytes([3]) + pixels.tobytes()
     batch = {b"batch_label": b"training", b"labels": [3], b"data": pixels, b"filenames": [b"a"]}
-    rows = RNG.normal(size=(12, 2))
+    rows = RNG.normal(size=(24, 2))
     images = RNG.integers(0, 256, (12, 3, 3, 3), dtype=np.uint8)
     members = {f"{i}.png": picture(image) for i, image in enumerate(images[:11])}
     batches = tarred({f"c/{stem}.bin": 2 * record for stem in BATCHES})
@@ -48,6 +58,10 @@ def corpus() -> dict[str, bytes]:
         "images.npz": saved(np.savez, images),
         "a.csv": ("a,b\n" + "".join(f"{x:.3f},{y:.3f}\n" for x, y in rows)).encode(),
         "a.dat": ("@relation a\n" + "".join(f"{x:.3f},{y:.3f},g\n" for x, y in rows)).encode(),
+        "a.txt": "".join(f"{x:.3f} {y:.3f}\n" for x, y in rows).replace(".", ",").encode(),
+        "a.csv.xz": lzma.compress("".join(f"{x:.3f},{y:.3f}\n" for x, y in rows).encode()),
+        "a.parquet": framed(rows, "parquet"),
+        "a.feather": framed(rows, "feather"),
         "a.zip": zipped({**members, "11.jpg": picture(images[11], "JPEG")}),
         **{f"x.{kind.lower()}": picture(images[11], kind) for kind in KINDS},
         "a.tar": batches,
@@ -133,7 +147,8 @@ def test_damaged_files(scratch: Path, name: str, count: int) -> None:
 
 
 # Formats whose last rows or padding may be missing without a trace.
-LAST_ROWS = ("a.csv", "a.dat", "a.tar", "a.tar.gz", "x.png", "x.bmp", "x.gif")
+TEXTS = ("a.csv", "a.dat", "a.txt")
+LAST_ROWS = (*TEXTS, "a.tar", "a.tar.gz", "x.png", "x.bmp", "x.gif")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,7 +156,7 @@ def test_every_cut(scratch: Path, name: str) -> None:
     """A file that ends too early is refused, however early that is."""
     data, path = corpus()[name], scratch / name
     read = opener(name, scratch)
-    last = 80 if name in ("a.csv", "a.dat") else 1
+    last = 80 if name in TEXTS else 1
     for size in sorted(
         {*range(64), *range(0, len(data), 1 + len(data) // 100), *range(len(data) - 64, len(data))}
     ):

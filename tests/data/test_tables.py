@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import importlib.util
 import io
+import lzma
 import os
 import sys
 import zipfile
@@ -17,8 +19,9 @@ from data_files import saved, zipped
 
 from diffflow_ext.data import magic_telescope, open_dataset, read_table
 from diffflow_ext.data.formats import reading, text
+from diffflow_ext.data.formats.layout import find_layout
 
-ROWS = np.random.default_rng(0).normal(size=(12, 3))
+ROWS = np.random.default_rng(0).normal(size=(24, 3))
 
 
 def _write(path: Path, text: str) -> Path:
@@ -50,10 +53,12 @@ def test_npz(tmp_path: Path, save: object) -> None:
     save(tmp_path / "two.npz", rows=ROWS, other=ROWS[:, :1] + 1.0)
     assert np.array_equal(read_table(tmp_path / "one.npz").values, ROWS)
     assert np.array_equal(read_table(tmp_path / "two.npz", key="rows").values, ROWS)
-    assert read_table(tmp_path / "two.npz", key="other").values.shape == (12, 1)
-    with pytest.raises(ValueError, match=r"one array.*\['rows', 'other'\]; give key="):
+    assert read_table(tmp_path / "two.npz", key="other").values.shape == (24, 1)
+    with pytest.raises(
+        ValueError, match=r"one array.*\['rows', 'other'\]; name one, such as --key=rows"
+    ):
         read_table(tmp_path / "two.npz")
-    with pytest.raises(ValueError, match="array named 'row'"):
+    with pytest.raises(ValueError, match=r"key='row' in .*found \['rows', 'other'\]"):
         read_table(tmp_path / "two.npz", key="row")
 
 
@@ -82,16 +87,20 @@ KEEL = """@relation toy
 
 def test_keel(tmp_path: Path) -> None:
     body = "".join(f"{a}, {b},g\n" for a, b, _ in ROWS)
-    table = read_table(_write(tmp_path / "t.dat", KEEL + body), drop_label=True)
+    table = read_table(_write(tmp_path / "t.dat", KEEL + body))
     assert np.array_equal(table.values, ROWS[:, :2])
     assert table.columns == ["first length", "second"]
-    with pytest.raises(ValueError, match=r"line 9, column 3 \('Class'\).*'g'.*drop_label=True"):
-        read_table(tmp_path / "t.dat")
-    bare = read_table(_write(tmp_path / "bare.dat", body), drop_label=True)
+    assert table.notes == ("1 comment line", "Class (output of a KEEL file)")
+    # Without @ lines it is text like any other, and no column is left out in silence.
+    with pytest.raises(ValueError, match=r"line 1, column 3 \('x3'\).*'g'.*--drop-columns=x3"):
+        read_table(_write(tmp_path / "bare.dat", body))
+    bare = read_table(tmp_path / "bare.dat", drop_columns="x3")
     assert np.array_equal(bare.values, ROWS[:, :2])
     assert bare.columns == ["x1", "x2"]
+    numbers = read_table(_write(tmp_path / "n.dat", _csv(ROWS)))
+    assert np.array_equal(numbers.values, ROWS)
     with pytest.raises(ValueError, match="expected 3 columns as in the header, line 9"):
-        read_table(_write(tmp_path / "u.dat", KEEL + _csv(ROWS[:, :2])), drop_label=True)
+        read_table(_write(tmp_path / "u.dat", KEEL + _csv(ROWS[:, :2])))
 
 
 def test_gzipped_text_and_columns_between_spaces(tmp_path: Path) -> None:
@@ -104,6 +113,35 @@ def test_gzipped_text_and_columns_between_spaces(tmp_path: Path) -> None:
     (tmp_path / "t.csv.gz").write_bytes((tmp_path / "t.csv.gz").read_bytes()[:-9])
     with pytest.raises(ValueError, match="expected gzip data"):
         read_table(tmp_path / "t.csv.gz")
+
+
+def test_packed_text(tmp_path: Path) -> None:
+    plain = ("a,b,c\n" + _csv(ROWS)).encode()
+    packed = {
+        "gz": gzip.compress(plain),
+        "bz2": bz2.compress(plain),
+        "xz": lzma.compress(plain),
+        "zip": zipped({"t.csv": plain, "__MACOSX/._t.csv": b"\0", "read.me": b""}),
+    }
+    for ending, data in packed.items():
+        path = tmp_path / f"t.csv.{ending}"
+        path.write_bytes(data)
+        assert np.array_equal(read_table(path).values, ROWS)
+        assert open_dataset(path).columns == ["a", "b", "c"]
+        path.write_bytes(data[:-9])
+        with pytest.raises(ValueError, match=r"expected .*; the file is cut or damaged"):
+            read_table(path)
+    (tmp_path / "t.csv.zip").write_bytes(zipped({"a.csv": plain, "b.csv": plain}))
+    with pytest.raises(ValueError, match=r"one table in the archive .*, found 2; pack it alone"):
+        open_dataset(tmp_path / "t.csv.zip")
+
+
+def test_packed_text_that_grows_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "SMALL_BYTES", 1000)
+    for ending, module in {"gz": gzip, "bz2": bz2, "xz": lzma}.items():
+        (tmp_path / f"t.csv.{ending}").write_bytes(module.compress(b"1,2\n" * 100_000))
+        with pytest.raises(ValueError, match=r"expected at most [\d,]+ bytes.*unpacks to more"):
+            read_table(tmp_path / f"t.csv.{ending}")
 
 
 def test_numbers_are_those_that_python_reads(tmp_path: Path) -> None:
@@ -127,9 +165,9 @@ def test_long_files_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
     rows[:6] = np.round(9.0 * rows[:6])  # Whole numbers in the first part alone.
     table = read_table(_write(tmp_path / "t.csv", _csv(rows).replace(".0,", ",")))
     assert np.array_equal(table.values, rows)
-    with pytest.raises(ValueError, match=r"line 13 of .* has 2"):
+    with pytest.raises(ValueError, match=r"line 25 of .* has 2"):
         read_table(_write(tmp_path / "t.csv", _csv(rows) + "1,2\n"))
-    with pytest.raises(ValueError, match=r"line 13, column 3 \('x3'\).*'True'"):
+    with pytest.raises(ValueError, match=r"line 25, column 3 \('x3'\).*'True'"):
         read_table(_write(tmp_path / "t.csv", _csv(rows) + "1,2,True\n"))
 
 
@@ -147,7 +185,7 @@ def test_pandas_takes_nothing_that_python_would_refuse(tmp_path: Path) -> None:
         path.write_bytes("".join(chain(*lines)).encode())
         try:
             with path.open("rb") as stream:
-                layout = text._layout(stream, path, False)
+                layout = find_layout(stream, path, [])
         except ValueError:
             continue
         with path.open("rb") as stream:
@@ -168,20 +206,22 @@ def _replaced(row: int, column: int, value: float) -> np.ndarray:
 BAD_TEXT = {
     "empty": ("", "is empty"),
     "blank": ("\n \n", "is empty"),
-    "header only": ("a,b\n", "at least 10 rows.*has 0"),
-    "few rows": (_csv(ROWS[:9]), "at least 10 rows.*has 9"),
-    "ragged": (_csv(ROWS) + "1,2\n", "expected 3 columns as in line 1, line 13 of .* has 2"),
-    "ragged after blanks": ("\n\n" + _csv(ROWS) + "\n1,2,3,4\n", "as in line 3, line 16 .* has 4"),
-    "text": (_csv(ROWS) + "1,two,3\n", r"line 13, column 2 \('x2'\).*'two'"),
+    "header only": ("a,b\n", "at least 20 rows.*has 0"),
+    "few rows": (_csv(ROWS[:19]), "at least 20 rows.*has 19"),
+    "ragged": (_csv(ROWS) + "1,2\n", "expected 3 columns as in line 1, line 25 of .* has 2"),
+    "ragged after blanks": ("\n\n" + _csv(ROWS) + "\n1,2,3,4\n", "as in line 3, line 28 .* has 4"),
+    "text": (_csv(ROWS) + "1,two,3\n", r"line 25, column 2 \('x2'\).*'two'"),
     "gap": ("a,b\n" + "1,2\n" * 9 + "1,\n", r"line 11, column 2 \('b'\).* is ''; fill the gap"),
-    "decimal comma": ("a;b\n" + "1,5;2\n" * 12, "line 2.*'1,5'.*decimal points"),
     "underscore": (_csv(ROWS) + "1,2_0,3\n", "'2_0'"),
     "number in header": ("a,2020\n" + "1,2\n" * 12, r"line 1, column 1.*no name may be a number"),
-    "nan": (_csv(_replaced(4, 1, np.nan)), r"row 4 \(counted from 0\), column 'x2'.*nan, and 0"),
+    "nan": (
+        _csv(_replaced(4, 1, np.nan)),
+        r"row 4 \(counted from 0\), column 'x2'.*is nan; delete",
+    ),
     "inf": ("a,b,c\n" + _csv(_replaced(11, 0, -np.inf)), "row 11.*'a'.* is -inf"),
-    "overflow": (_csv(ROWS) + "1,2,1e999\n", "row 12.*'x3'.* is inf"),
+    "overflow": (_csv(ROWS) + "1,2,1e999\n", "row 24.*'x3'.* is inf"),
     "constant": ("a,b,c\n" + _csv(np.c_[ROWS[:, :1], ROWS[:, :2] * 0 + 7]), r"\('b', 'c'\)"),
-    "quote": (_csv(ROWS) + '1,"2,3\n4,5,6', "line 1[34]"),
+    "quote": (_csv(ROWS) + '1,"2,3\n4,5,6', "line 2[56]"),
     "zero byte": (_csv(ROWS) + "\0", "UTF-8 text.*at place"),
     "huge cell": ("1," + "1" * 200_000 + "\n", "line 1 of .* cannot be split"),
     "bare return": (_csv(ROWS) + "1,2,3\r4,5,x\n", "UTF-8 text.*one kind of line ends"),
@@ -197,25 +237,20 @@ def test_bad_text(tmp_path: Path, case: str) -> None:
     assert ";" in str(info.value)
 
 
-def test_only_a_label(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a column besides the label"):
-        read_table(_write(tmp_path / "l.csv", _csv(ROWS[:, :1])), drop_label=True)
-
-
 BAD_ARRAYS = {
     "one axis": (np.arange(12.0), ValueError, r"shape \(12,\); use array.reshape\(-1, 1\)"),
     "no axis": (np.array(1.0), ValueError, r"shape \(\)"),
     "three axes": (np.ones((12, 2, 2)), ValueError, r"shape \(12, 2, 2\); flatten"),
     "no columns": (np.ones((12, 0)), ValueError, r"shape \(12, 0\)"),
-    "no rows": (np.ones((0, 2)), ValueError, "at least 10 rows.*has 0"),
-    "objects": (np.array([[None, 1]] * 12, object), ValueError, "Python objects"),
+    "no rows": (np.ones((0, 2)), ValueError, "at least 20 rows.*has 0"),
+    "objects": (np.array([[None, 1]] * 24, object), ValueError, "Python objects"),
     "complex": (ROWS + 1j, TypeError, "complex numbers"),
     "text": (ROWS.astype(str), TypeError, "text, dates or bytes"),
     "truth": (ROWS > 0, TypeError, "truth values"),
     "records": (np.zeros(12, [("a", "f8")]), TypeError, "records"),
     "dates": (np.zeros((12, 2), "M8[s]"), TypeError, "text, dates"),
     "nan": (_replaced(3, 2, np.nan), ValueError, "row 3.*'x3'.*nan"),
-    "constant": (np.c_[ROWS, np.ones(12)], ValueError, "'x4'"),
+    "constant": (np.c_[ROWS, np.ones(24)], ValueError, "'x4'"),
 }
 
 

@@ -52,8 +52,9 @@ ORDER: dict[str, str] = {
     "likelihood": "images bounds variational ode",
     "models": "denoising reverse predictors chain_steps diffflow dinof ddpm",
     "data": """
-        formats.reading formats.archives formats.arrays formats.text formats.tables formats.idx
-        formats.cifar formats.resizing formats.pictures formats.images sets.home sets.toy dataset
+        formats.reading formats.archives formats.arrays formats.columns formats.layout formats.text
+        formats.frames formats.tables formats.idx formats.cifar formats.resizing formats.pictures
+        formats.images sets.home sets.toy dataset
         sets.magic sets.maf fetching sources
     """,
     "metrics": """

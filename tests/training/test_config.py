@@ -21,6 +21,7 @@ from diffflow_ext.training.config.rules import parse_progressive
 BAD: dict[str, dict[str, list[Any]]] = {
     "diffflow": {
         "data": ["a\ud800"], "data_seed": [-1], "limit": [0], "image_size": [0, 4097],
+        "key": ["\ud800"], "drop_columns": ["a,\ud800"],
         "flip": ["yes"], "seed": [-1, 2**63], "steps": [0, 2**31 + 1], "batch_size": [0],
         "learning_rate": [0.0, -1e-3, math.nan], "schedule": ["linear"], "warmup": [-1],
         "on_nonfinite": ["ignore"], "clip_norm": [0.0, math.inf], "ema_decay": [1.0, -0.1],
@@ -203,7 +204,8 @@ KINDS: list[dict[str, Any]] = [
         "diffusion_end": 0.4, "learn_diffusion": True, "checkpoint_every": 2,
         "net": "mlp", "time_scale": 3.5, "width": 5, "depth": 0, "activation": "tanh",
         "autocast": "bf16", "device": "cuda:1", "shard": True, "threads": 2, "save_every": 3,
-        "keep_checkpoints": 4, "async_save": True, "log_every": 5,
+        "keep_checkpoints": 4, "async_save": True, "log_every": 5, "key": "x",
+        "drop_columns": 'a,"b, or c"',
     },
     {
         "model": "diffflow", "net": "unet", "prior": "flow", "flow": "glow", "flip": "on",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +18,103 @@ from .archives import METHODS
 from .reading import Refused, check_file, check_size, unpacked_limit
 
 
-def load_array(op: str, file: Path, choose: Callable[[list[str]], str]) -> NDArray[Any]:
-    """Reads a `.npy` file, or the array of an `.npz` file whose name `choose` returns."""
+@dataclass(frozen=True)
+class Found:
+    """Arrays of a file.
+
+    Attributes:
+        names: The names of the arrays to read under `train`, and perhaps `valid` and `test`; None
+            for the array of a `.npy` file.
+        left_out: The names of the others.
+    """
+
+    names: dict[str, str | None]
+    left_out: list[str]
+
+
+def find_arrays(op: str, file: Path, key: str | None) -> Found:
+    """Chooses the arrays of a `.npy` or `.npz` file by their names and numbers of axes.
+
+    Arrays of labels are left out, by their name or because they have one axis. Of the others there
+    must be one, or `key` is its name, or their names have parts such as train and test.
+    """
     if file.suffix.lower() != ".npz":
-        return load_npy(op, file)
+        return Found({"train": None}, [])
     check_file(op, file)
+    with _opened(op, file) as archive:
+        axes = {name: _axes(archive, name) for name in archive.files}
+    names = [*axes]
+    if not names:
+        raise Refused(f"{op}: expected an array, found none; save one with numpy.savez")
+    if key is not None:
+        if key not in axes:
+            raise Refused(f"{op}: expected key={key!r} in {str(file)!r}, found {names}; name one")
+        return Found({"train": key}, [name for name in names if name != key])
+    chosen = [name for name in names if axes[name] != 1 and not _words(name) & _LABELS] or names
+    roles = {_role(name): name for name in chosen}
+    if len(chosen) == 1:
+        roles = {"train": chosen[0]}
+    elif len(roles) != len(chosen) or "train" not in roles or "" in roles:
+        raise Refused(
+            f"{op}: expected one array in {str(file)!r}, or such as x_train and x_test, found "
+            f"{names}; name one, such as --key={chosen[0]} (in Python key={chosen[0]!r})"
+        )
+    return Found({**roles}, [name for name in names if name not in chosen])
+
+
+#: Parts of names of arrays.
+_LABELS = {*"y label labels target targets class classes id ids".split()}
+_ROLES = {"train": "train", "training": "train", "test": "test", "testing": "test",
+          "val": "valid", "valid": "valid", "validation": "valid"}  # fmt: skip
+
+
+def _words(name: str) -> set[str]:
+    return {*re.split(r"[^a-z0-9]+", name.lower())}
+
+
+def _role(name: str) -> str:
+    """Returns train, valid or test, and an empty text if the name is none or several of these."""
+    roles = {_ROLES[word] for word in _words(name) if word in _ROLES}
+    return roles.pop() if len(roles) == 1 else ""
+
+
+def _axes(archive: Any, name: str) -> int:
+    """Returns the number of axes of an array, 0 if its header is not a usual one."""
+    info = archive.zip.getinfo(f"{name}.npy" if f"{name}.npy" in archive.zip.namelist() else name)
+    if info.compress_type not in METHODS:
+        return 0
+    try:
+        with archive.zip.open(info) as stream:
+            head = io.BytesIO(stream.read(4096))
+        newer = np.lib.format.read_magic(head) != (1, 0)
+        read = getattr(np.lib.format, f"read_array_header_{1 + newer}_0")
+        return len(read(head)[0])
+    except Exception:  # Reading the array says what is wrong.
+        return 0
+
+
+@contextmanager
+def _opened(op: str, file: Path) -> Iterator[Any]:
     with (
         _numpy_errors(op, str(file)),
         file.open("rb") as stream,
         np.load(stream, allow_pickle=False) as archive,
     ):
+        yield archive
+
+
+def load_array(op: str, file: Path, name: str | None) -> NDArray[Any]:
+    """Reads the array of a `.npy` file, or of that name in an `.npz` file."""
+    if name is None:
+        return load_npy(op, file)
+    with _opened(op, file) as archive:
         members = {info.filename: info for info in archive.zip.infolist()}
-        key = choose([name[:-4] for name in members if name.endswith(".npy")])
-        member, limit = members[f"{key}.npy"], unpacked_limit(file.stat().st_size)
+        member, limit = members[f"{name}.npy"], unpacked_limit(file.stat().st_size)
         if member.compress_type not in METHODS:
             raise ValueError("packed in a rare way")
         # NumPy reads no more than the size that the archive states.
-        check_size(op, f"{file}[{key}.npy]", member.file_size, limit)
-        return _checked(archive[key])
+        check_size(op, f"{file}[{name}.npy]", member.file_size, limit)
+        return _checked(archive[name])
 
 
 def load_npy(op: str, file: Path) -> NDArray[Any]:

@@ -203,15 +203,15 @@ def check_levels(images: Tensor, source: str) -> None:
         )
 
 
-def read_image_array(path: Path) -> Tensor | None:
-    """Reads images from a `.npy` or `.npz` file (from `arr_0` or its first array).
+def read_image_array(path: Path, name: str | None) -> Tensor | None:
+    """Reads images from a `.npy` file, or from the array of that name in an `.npz` file.
 
     Images are bytes of shape (n, H, W), which are grey, or (n, H, W, C) or (n, C, H, W) with one
     or three channels. The result is uint8 of shape (n, C, H, W), and None for arrays of another
     number of axes, which are tables. Bytes with two axes are refused where a row has as many
     values as a square image.
     """
-    array = load_array("read_images", path, _first_key)
+    array = load_array("read_images", path, name)
     _check_array(array, str(path))
     if array.ndim == 3:
         array = array[..., None]
@@ -270,9 +270,3 @@ def _as_bytes(array: NDArray[Any]) -> str:
     if 0 <= low <= high <= 255:
         return "as array.round().astype(numpy.uint8)"
     return f"with values from 0 to 255, not {low} to {high}, as array.astype(numpy.uint8)"
-
-
-def _first_key(keys: list[str]) -> str:
-    if not keys:
-        raise Refused("read_images: expected an array, found none; save one with numpy.savez")
-    return "arr_0" if "arr_0" in keys else keys[0]

@@ -1,4 +1,4 @@
-"""Tables of numbers from files: NumPy arrays, CSV and KEEL text.
+"""Tables of numbers from files: NumPy arrays, text, Parquet and Feather.
 
 Nothing in a file is ever executed, and sizes stated in a header are compared with the bytes.
 """
@@ -6,20 +6,21 @@ Nothing in a file is ever executed, and sizes stated in a header are compared wi
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import load_array
+from .arrays import find_arrays, load_array
+from .columns import Values, how_to_leave_out, kept_columns, listed, parse_names
+from .frames import FRAME_SUFFIXES, read_frame
 from .reading import Refused, check_file
-from .text import TEXT_SUFFIXES, read_text
+from .text import PACKED_SUFFIXES, TEXT_SUFFIXES, read_text
 
-Values = NDArray[np.float64]
-MIN_ROWS = 10
+MIN_ROWS = 20  # two of them for the test, which a standard error needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,51 +31,91 @@ class Table:
         values: Finite float64 values, shape (n, d), no column constant.
         columns: The d column names.
         source: The origin of the table, for messages and records.
+        notes: What else the file has, and was left out.
+        doubts: What may have been meant otherwise.
     """
 
     values: Values
     columns: list[str]
     source: str
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 def read_table(
-    path: str | os.PathLike[str], *, key: str | None = None, drop_label: bool = False
+    path: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    drop_columns: str | Sequence[str] = (),
 ) -> Table:
     """Reads a table of numbers from a file.
 
     Arguments:
-        path: A `.npy` or `.npz` array with shape (n, d), or text with one row a line (`.csv`,
-            `.tsv`, `.txt`; comma, semicolon or tab, or spaces if the first line is numbers; a
-            header is recognised), or KEEL `.dat` (`@` lines, then CSV with the class label
-            last). Text may be gzipped (`.csv.gz`).
+        path: A `.npy` or `.npz` array with shape (n, d); or text with one row a line (`.csv`,
+            `.tsv`, `.txt`, `.dat`, and packed, such as `.csv.gz`, `.bz2`, `.xz` or `.zip`); or
+            `.parquet` or `.feather`, which need pyarrow. Text has columns between commas,
+            semicolons, tabs, bars or white space, decimal points, or commas where they do not
+            separate columns, and perhaps a header. Lines that begin with `#` are no rows, nor is
+            an index without a name a column. `.dat` may be KEEL (`@` lines), whose outputs are
+            left out.
         key: The array's name in an `.npz` file with several.
-        drop_label: Whether the last column is a label to leave out (text files only).
+        drop_columns: The names of columns to leave out, or a text with commas between them.
+            Columns without names are called x1, x2 and so on.
 
     Returns:
-        The table, with n >= 10 and d >= 1.
+        The table, with n >= 20 and d >= 1.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TypeError: If the array holds text, truth values, complex numbers or records.
+        ImportError: If pyarrow is missing and the file needs it.
+        TypeError: If an array or column holds text, truth values, complex numbers or records.
         ValueError: If the file cannot be read as a finite table that can be standardised.
     """
-    file = Path(path)
+    file, dropped = Path(path), parse_names(drop_columns)
     check_file("read_table", file)
-    suffix = Path(file.name.lower().removesuffix(".gz")).suffix
-    if file.suffix.lower() in (".npy", ".npz"):
-        choose = partial(_choose_array, source=str(file), key=key)
-        loaded = load_array("read_table", file, choose)
-        values, columns = _array_values(loaded, str(file)), None
-    elif suffix in TEXT_SUFFIXES:
-        values, columns = read_text(file, drop_label)
-    else:
+    name = file.name.lower()
+    packing = next((ending for ending in PACKED_SUFFIXES if name.endswith(ending)), "")
+    doubts: Sequence[str] = ()
+    if key is not None and not name.endswith(".npz"):
         raise ValueError(
-            f"read_table: expected a file ending in .npy, .npz, {', '.join(TEXT_SUFFIXES)}; "
+            f"read_table: expected key for .npz files alone, got {key!r}; leave it out"
+        )
+    if name.endswith((".npy", ".npz")):
+        values, columns, notes = _read_array(file, key, dropped)
+    elif name.endswith(FRAME_SUFFIXES):
+        values, columns, notes = read_frame(file, dropped)
+    elif name.removesuffix(packing).endswith(TEXT_SUFFIXES):
+        values, layout = read_text(file, dropped)
+        columns = [layout.names[i] for i in layout.kept]
+        notes, doubts = layout.notes, layout.doubts
+    else:
+        endings = ", ".join((".npy", ".npz", *TEXT_SUFFIXES, *FRAME_SUFFIXES))
+        raise ValueError(
+            f"read_table: expected a file ending in {endings}; "
             f"got {file.name!r}; convert it, or rename it if it is one of these"
         )
-    columns = columns or [f"x{i + 1}" for i in range(values.shape[1])]
     _check_values(values, columns, str(file))
-    return Table(values, columns, str(file))
+    notes = [*notes, f"{listed(dropped)} (by drop_columns)"] if dropped else notes
+    return Table(values, columns, str(file), tuple(notes), tuple(doubts))
+
+
+def _read_array(
+    file: Path, key: str | None, dropped: list[str]
+) -> tuple[Values, list[str], list[str]]:
+    found = find_arrays("read_table", file, key)
+    if len(found.names) > 1:
+        raise Refused(
+            f"read_table: expected one array in {str(file)!r}, found "
+            f"{[*found.names.values()]}; a table is split by a fixed rule: join them, or name one "
+            f"with --key={found.names['train']} (in Python key={found.names['train']!r})"
+        )
+    values = _array_values(load_array("read_table", file, found.names["train"]), str(file))
+    names = [f"x{i + 1}" for i in range(values.shape[1])]
+    kept = kept_columns(names, dropped, str(file)) if dropped else [*range(len(names))]
+    if len(kept) < len(names):
+        values = np.ascontiguousarray(values[:, kept])
+    notes = [f"the arrays {listed(found.left_out)}"] if found.left_out else []
+    return values, [names[i] for i in kept], notes
 
 
 def _array_values(loaded: NDArray[Any], source: str) -> Values:
@@ -86,21 +127,11 @@ def _array_values(loaded: NDArray[Any], source: str) -> Values:
         return np.array(loaded, np.float64, order="C")
 
 
-def _choose_array(keys: list[str], source: str, key: str | None) -> str:
-    if key is not None and key in keys:
-        return key
-    if key is None and len(keys) == 1:
-        return keys[0]
-    wanted = "one array" if key is None else f"an array named {key!r}"
-    mend = f"give key=, one of {keys}" if keys else "save one with numpy.savez"
-    raise Refused(f"read_table: expected {wanted} in {source!r}, found {keys}; {mend}")
-
-
 # Kinds of arrays that are refused, and how to mend them.
 _REFUSED = {
     "V": ("records", "stack its fields into one array with shape (n, d)"),
     "c": ("complex numbers", "save real and imaginary parts as separate columns"),
-    "b": ("truth values", "leave such columns out: they have no density"),
+    "b": ("truth values", "save the other columns alone: these have no density"),
 }
 
 
@@ -129,7 +160,7 @@ def _check_rows(count: int, source: str) -> None:
     if count < MIN_ROWS:
         raise ValueError(
             f"read_table: expected at least {MIN_ROWS} rows, {source!r} has {count}; "
-            "collect more: a density cannot be learned from so few"
+            "collect more: a tenth is for the test, and a density cannot be learned from so few"
         )
 
 
@@ -138,15 +169,18 @@ def _check_values(values: Values, columns: list[str], source: str) -> None:
     finite = np.isfinite(values)
     if not finite.all():
         row, column = (int(i) for i in np.argwhere(~finite)[0])
+        others = int((~finite).sum()) - 1
+        more = f", and so are {others} more" if others else ""
         raise ValueError(
             f"read_table: expected finite numbers, row {row} (counted from 0), column "
-            f"{columns[column]!r} of {source!r} is {values[row, column]}, and "
-            f"{int((~finite).sum()) - 1} more; delete or fill those rows"
+            f"{columns[column]!r} of {source!r} is {values[row, column]}{more}; delete or fill "
+            "such rows"
         )
     constant = np.flatnonzero(values.min(axis=0) == values.max(axis=0))
     if len(constant):
-        named = ", ".join(repr(columns[i]) for i in constant[:8])
+        names = [columns[i] for i in constant]
         raise ValueError(
-            f"read_table: expected columns that vary, {source!r} has constant ones ({named}), "
-            "which cannot be standardised and have no density; leave them out"
+            f"read_table: expected columns that vary, {source!r} has constant ones "
+            f"({listed([*map(repr, names)])}), which cannot be standardised and have no density; "
+            f"{how_to_leave_out(names)}"
         )

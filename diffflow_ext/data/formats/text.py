@@ -6,172 +6,99 @@ line and the column.
 
 from __future__ import annotations
 
-import csv
+import bz2
 import io
+import lzma
 import re
 from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .reading import check_size, gunzip
+from .archives import read_zip
+from .columns import Values, how_to_leave_out
+from .layout import SPACES, Layout, decoded, find_layout, number, split, without
+from .reading import Refused, check_size, gunzip, read_bounded, unpacked_limit
 
-Values = NDArray[np.float64]
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
-_BOM = b"\xef\xbb\xbf"
+PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
 CELLS = 1 << 20  # of a chunk that pandas reads
-_STRAY = re.compile(rb"\0|\r(?!\r*\n|\r*\Z)")  # bytes that no line of text has
-_ATTRIBUTE = re.compile(r"^\s*@attribute\s+('[^']*'|\"[^\"]*\"|[^\s{\[]+)", re.IGNORECASE)
+_COMMAS = re.compile(r"[-+\d.' ]*,[-+\d.,eE' ]*")
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """The layout of a text.
+def read_text(file: Path, dropped: list[str]) -> tuple[Values, Layout]:
+    """Returns the values, shape (n, d), and the layout with the names of the d columns.
 
-    Attributes:
-        source: The file, for messages.
-        keel: Whether lines may be declarations (`@`) and comments (`%`).
-        delimiter: The separator of columns.
-        names: The columns' names, empty if the text has none.
-        named_by: The line that determines the number of columns, for messages.
-        start: The first byte of the rows.
-        line: The number of lines above them.
-        columns: The number of columns of each row.
-        width: The number of columns without a label.
+    Values may be infinite or NaN.
     """
-
-    source: str
-    keel: bool
-    delimiter: str
-    names: list[str]
-    named_by: str
-    start: int
-    line: int
-    columns: int
-    width: int
-
-
-def read_text(file: Path, drop_label: bool) -> tuple[Values, list[str]]:
-    """Returns the values, shape (n, d), and column names, perhaps none; see `read_table`.
-
-    Values may be infinite or NaN. With `drop_label` the last column is left out.
-    """
-    with _open(file) as stream:
-        layout = _layout(stream, file, drop_label)
-    with _open(file) as stream:
+    opened = _opener(file)
+    with opened() as stream:
+        layout = find_layout(stream, file, dropped)
+    with opened() as stream:
         values = _by_pandas(stream, layout)
     if values is None:
-        with _open(file) as stream:
+        with opened() as stream:
             values = _by_line(stream, layout)
-    return values, layout.names
+    with opened() as stream:
+        _check_commas(stream, values, layout)
+    return _without_index(values, layout)
 
 
-def _open(file: Path) -> BinaryIO:
-    check_size("read_table", str(file), file.stat().st_size)
-    stream = file.open("rb")
-    first = stream.readline().rstrip(b"\r\n")
-    stream.seek(0)
-    packed = first[:2] == b"\x1f\x8b"
-    if not packed and b"\r" not in first:
-        return stream
-    with stream:
-        data = stream.read()
-    if packed:
-        return io.BytesIO(gunzip("read_table", data, str(file)))
-    return io.BytesIO(data.replace(b"\r", b"\n"))
-
-
-def _layout(stream: BinaryIO, file: Path, drop_label: bool) -> _Layout:
-    source, keel = str(file), file.name.lower().removesuffix(".gz").endswith(".dat")
-    start, above, names = len(_BOM) if stream.read(len(_BOM)) == _BOM else 0, 0, []
-    lines = _decoded(stream, start, source)
-    for line in lines:
-        if not _is_blank(line, keel):
-            break
-        names += [match[1].strip("'\"") for match in _ATTRIBUTE.finditer(line)]
-        start, above = stream.tell(), above + 1
-    else:
-        line = ""
-    delimiter = _delimiter(line)
-    rows = _split(chain([line], lines), delimiter, above, source)
-    number, cells = next(rows, (0, []))
-    if not cells:
-        raise ValueError(
-            f"read_table: expected rows of numbers, {source!r} is empty; write the data again"
-        )
-    columns, named_by = len(names or cells), "the header" if names else f"line {number}"
-    if not names and not any(map(_is_number, cells)):
-        names = [cell or f"x{i + 1}" for i, cell in enumerate(cells)]
-        start, above, named_by = stream.tell(), number, "the header"
-    width = columns - int(drop_label)
-    if width < 1:
-        raise ValueError(
-            f"read_table: expected a column besides the label, {source!r} has only one column; "
-            "read it with drop_label=False"
-        )
-    return _Layout(source, keel, delimiter, names[:width], named_by, start, above, columns, width)
-
-
-def _decoded(stream: BinaryIO, start: int, source: str) -> Iterator[str]:
-    """Yields the lines from byte `start` on; the stream's position is after the last one."""
-    stream.seek(start)
-    while line := stream.readline():
-        stray = _STRAY.search(line)
-        position = stray.start() if stray else -1
+def _opener(file: Path) -> Callable[[], BinaryIO]:
+    """Returns a function that opens the text: unpacked, in UTF-8, with usual line ends."""
+    source, size = str(file), file.stat().st_size
+    check_size("read_table", source, size)
+    with file.open("rb") as stream:
+        first = stream.readline().rstrip(b"\r\n")
+    is_packed = file.suffix.lower() in PACKED_SUFFIXES or first[:2] == b"\x1f\x8b"
+    if not is_packed and b"\r" not in first and not first.startswith(_UTF16):
+        return lambda: file.open("rb")
+    data = _unpacked(file, file.read_bytes()) if is_packed else file.read_bytes()
+    if data.startswith(_UTF16):
         try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            text, position = "", error.start
-        if position >= 0:
-            raise ValueError(
-                f"read_table: expected lines of UTF-8 text, {source!r} is none at place "
-                f"{stream.tell() - len(line) + position}; save it as UTF-8 with one kind of line "
-                "ends, or give it its right file ending"
+            data = data.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise Refused(
+                f"read_table: expected UTF-16 text, {source!r} is none ({error}); save it as UTF-8"
+            ) from error
+    if b"\r" in data.partition(b"\n")[0].rstrip(b"\r"):
+        data = data.replace(b"\r", b"\n")
+    return lambda: io.BytesIO(data)
+
+
+def _unpacked(file: Path, data: bytes) -> bytes:
+    source, limit = str(file), unpacked_limit(len(data))
+    if file.suffix.lower() == ".zip":
+        members = list(read_zip("read_table", file, _is_table))
+        if len(members) != 1:
+            raise Refused(
+                f"read_table: expected one table in the archive {source!r}, found {len(members)}; "
+                "pack it alone"
             )
-        yield text
-
-
-def _is_blank(line: str, keel: bool) -> bool:
-    return not line.strip() or (keel and line.lstrip().startswith(("@", "%")))
-
-
-def _delimiter(line: str) -> str:
-    cells = line.split()
-    otherwise = " " if len(cells) > 1 and all(map(_is_number, cells)) else ","
-    return next((mark for mark in "\t;," if mark in line), otherwise)
-
-
-def _split(
-    lines: Iterable[str], delimiter: str, above: int, source: str
-) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number, cells) of the lines that are not blank."""
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+        return members[0][1]
+    openers = {".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
+    opener = openers.get(file.suffix.lower())
+    if opener is None:
+        return gunzip("read_table", data, source)
     try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield above + reader.line_num, [cell.strip() for cell in cells]
-    except csv.Error as error:
-        raise ValueError(
-            f"read_table: expected rows of numbers, line {above + reader.line_num} of {source!r} "
-            f"cannot be split ({error}); separate the columns by comma, semicolon or tab"
-        ) from None
+        with opener(io.BytesIO(data)) as stream:
+            return read_bounded("read_table", stream, source, limit)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise Refused(
+            f"read_table: expected packed text, {source!r} cannot be unpacked "
+            f"({type(error).__name__}: {error}); the file is cut or damaged, get it again"
+        ) from error
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    # float() accepts 1_000, which is an error in a file.
-    return "_" not in cell
+def _is_table(name: str) -> bool:
+    return name.lower().endswith(TEXT_SUFFIXES) and not name.startswith("__MACOSX")
 
 
-def _by_pandas(stream: BinaryIO, layout: _Layout) -> Values | None:
+def _by_pandas(stream: BinaryIO, layout: Layout) -> Values | None:
     """Returns the values, or None if the rows are not plain numbers or differ in length."""
     import pandas
 
@@ -180,10 +107,11 @@ def _by_pandas(stream: BinaryIO, layout: _Layout) -> Values | None:
     if any(b"\0" in block for block in iter(lambda: stream.read(1 << 20), b"")):
         return None
     stream.seek(layout.start)
-    options: Any = {"sep": layout.delimiter, "header": None, "skipinitialspace": True}
+    separator = r"\s+" if layout.delimiter == SPACES else layout.delimiter
+    options: Any = {"sep": separator, "header": None, "skipinitialspace": True}
     # The default conversion does not round to the nearest number.
     options |= {"engine": "c", "float_precision": "round_trip", "low_memory": False}
-    options["chunksize"] = max(1, CELLS // layout.columns)
+    options |= {"decimal": layout.decimal, "chunksize": max(1, CELLS // layout.cells)}
     try:
         with pandas.read_csv(stream, **options) as frames:
             parts = [_numbers(frame, layout) for frame in frames]
@@ -192,43 +120,105 @@ def _by_pandas(stream: BinaryIO, layout: _Layout) -> Values | None:
     return np.concatenate(parts)
 
 
-def _numbers(frame: Any, layout: _Layout) -> Values:
-    numbers = frame.iloc[:, : layout.width]
+def _numbers(frame: Any, layout: Layout) -> Values:
+    if frame.shape[1] != layout.cells:
+        raise ValueError("a row has another length")
+    whole = frame.iloc[:, : len(layout.names)]
+    numbers = frame.iloc[:, layout.kept]
     kinds = {dtype.kind for dtype in numbers.dtypes}
-    gaps = frame.shape[1] != layout.columns or bool(frame.isna().any(axis=None))
-    if gaps or not kinds <= set("fiu"):
+    more = layout.trailing and not bool(frame.iloc[:, -1].isna().all())
+    # pandas fills rows that are too short with NaN.
+    if more or not kinds <= set("fiu") or bool(whole.isna().any(axis=None)):
         raise ValueError("a cell is no number")
     return np.ascontiguousarray(numbers, np.float64)
 
 
-def _by_line(stream: BinaryIO, layout: _Layout) -> Values:
-    lines = _decoded(stream, layout.start, layout.source)
-    lines = ("" if _is_blank(line, layout.keel) else line for line in lines)
-    values = array("d")
-    for line, cells in _split(lines, layout.delimiter, layout.line, layout.source):
-        if len(cells) != layout.columns:
-            raise ValueError(
-                f"read_table: expected {layout.columns} columns as in {layout.named_by}, line "
-                f"{line} of {layout.source!r} has {len(cells)}; mend or delete that line"
-            )
-        for i, cell in enumerate(cells[: layout.width]):
-            if not _is_number(cell):
-                raise ValueError(_no_number(cell, line, i, layout))
-            values.append(float(cell))
-    return np.array(values).reshape(-1, layout.width)
+def _by_line(stream: BinaryIO, layout: Layout) -> Values:
+    lines = decoded(stream, layout.start, layout.source)
+    lines = (without(line, layout.skipped) for line in lines)
+    values, width = array("d"), len(layout.names)
+    for line, cells in split(lines, layout.delimiter, layout.line, layout.source):
+        if len(cells) == layout.cells and layout.trailing and not cells[-1]:
+            cells.pop()
+        if len(cells) != width:
+            raise ValueError(_other_length(len(cells), line, layout))
+        for i in layout.kept:
+            value = number(cells[i], layout.decimal)
+            if value is None:
+                raise ValueError(_no_number(cells[i], line, i, layout))
+            values.append(value)
+    return np.array(values).reshape(-1, len(layout.kept))
 
 
-def _no_number(cell: str, line: int, i: int, layout: _Layout) -> str:
-    name = layout.names[i] if layout.names else f"x{i + 1}"
-    shown = cell if len(cell) <= 40 else cell[:37] + "..."
-    hint = "delete the row or the column; drop_label=True leaves out a last column of labels"
-    if not cell:
-        hint = "fill the gap, or delete the row"
-    elif "," in cell:
-        hint = "write decimal points, not commas"
-    elif line == 1:
-        hint = "in a header no name may be a number; drop_label=True leaves out a last text column"
+def _other_length(count: int, line: int, layout: Layout) -> str:
+    width = len(layout.names)
+    hint = "mend or delete that line"
+    if layout.delimiter == "," and count == 2 * width:
+        hint = "write decimal points, not commas, or separate the columns by semicolons"
     return (
-        f"read_table: expected a number, line {line}, column {i + 1} ({name!r}) of "
+        f"read_table: expected {width} columns as in {layout.named_by}, line {line} of "
+        f"{layout.source!r} has {count}; {hint}"
+    )
+
+
+def _no_number(cell: str, line: int, i: int, layout: Layout) -> str:
+    shown = cell if len(cell) <= 40 else cell[:37] + "..."
+    hint = f"mend or delete the row, or {how_to_leave_out([layout.names[i]])}"
+    if cell.lower() in _MISSING:
+        hint = f"fill the gap, delete the row, or {how_to_leave_out([layout.names[i]])}"
+    elif _COMMAS.fullmatch(cell):
+        hint = "write decimal points, not commas, and no thousands separators"
+    elif line == 1 and not layout.has_names:
+        hint = "in a header no name may be a number; if it is a row, " + hint
+    return (
+        f"read_table: expected a number, line {line}, column {i + 1} ({layout.names[i]!r}) of "
         f"{layout.source!r} is {shown!r}; {hint}"
     )
+
+
+def _check_commas(stream: BinaryIO, values: Values, layout: Layout) -> None:
+    """Refuses pairs of columns that are probably single numbers with decimal commas.
+
+    A whole number is never written as -0, nor with a leading zero.
+    """
+    n, width = values.shape
+    if layout.delimiter != "," or layout.has_names or n == 0 or width % 2 or layout.trailing:
+        return
+    if width != len(layout.names) or not (values == np.rint(values)).all():
+        return
+    unsure = {*range(0, width, 2)}
+    lines = (
+        without(line, layout.skipped) for line in decoded(stream, layout.start, layout.source)
+    )
+    for line, cells in split(lines, ",", layout.line, layout.source):
+        for i in sorted(unsure):
+            whole, digits = cells[i : i + 2]
+            if not (whole.lstrip("+-").isdigit() and digits.isdigit()):
+                return
+            if whole == "-0" or (len(digits) > 1 and digits[0] == "0"):
+                unsure.discard(i)
+        if not unsure:
+            raise Refused(
+                f"read_table: expected columns between commas, line {line} of {layout.source!r} "
+                f"reads like numbers with decimal commas ({','.join(cells[:2])!r}); write decimal "
+                "points, or name the columns in a first line if they are whole numbers"
+            )
+
+
+def _without_index(values: Values, layout: Layout) -> tuple[Values, Layout]:
+    """Leaves a first column out that is the index of pandas or the row names of R."""
+    if not layout.index or 0 not in layout.kept:
+        return values, layout
+    column = values[:, 0]
+    whole = bool((column == np.rint(column)).all()) and len(np.unique(column)) == len(column)
+    if whole and len(layout.kept) > 1:
+        layout.notes.append("the first column (an index without a name)")
+        layout.kept.remove(0)
+        return np.ascontiguousarray(values[:, 1:]), layout
+    if layout.index == "headless":
+        width = len(layout.names)
+        raise ValueError(
+            f"read_table: expected {width - 1} columns as in the header, the rows of "
+            f"{layout.source!r} have {width}; name the first column"
+        )
+    return values, layout

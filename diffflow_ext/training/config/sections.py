@@ -27,6 +27,11 @@ class Data(Section):
     limit: Annotated[Maybe[int], whole(1)] = None
     #: Side in pixels to which images are scaled; None leaves them.
     image_size: Annotated[Maybe[int], whole(1, 4096)] = None
+    #: Name of the array in an .npz file with several; None takes the only one, or those with names
+    #: such as x_train and x_test.
+    key: Annotated[Maybe[str], rules.TEXT] = None
+    #: Columns of a table file to leave out, such as id,species; those without names are x1, x2 ...
+    drop_columns: Annotated[Maybe[str], rules.TEXT] = None
     #: Whether images are mirrored at random; None does what is usual for the set.
     flip: Chosen[Literal["on", "off"]] = None
 

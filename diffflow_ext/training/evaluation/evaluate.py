@@ -83,7 +83,7 @@ def evaluate(
         settings = EvaluationSettings(num_steps, num_paths, ode_n)
         check_options(loaded, num_steps, sampler)
         features = _extractor(loaded, extractor)
-        dataset = open_data(loaded.config)
+        dataset = open_data(loaded.config, warn=world.writes)
         loaded.record.require(dataset)
         count = common_count(limit, dataset)
         samples = draw_samples(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..config.fields import Config
 from ..config.files import to_toml
 from ..parallel.distributed import World, joined
 from ..store.checkpoint import step_directories, sweep
+from ..store.dataset import describe_data
 from ..store.directory import RunDirectory, replace_text
 from .session import threads
 from .starting import check_directory, doubts
@@ -24,6 +25,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> TrainResult:
     """Trains a model into a run directory.
 
@@ -34,6 +36,8 @@ def train(
             an uninterrupted run.
         overwrite: Whether to remove the run in `out` first.
         progress: Whether to show a bar on stderr; by default only on a terminal.
+        tell: A function such as `print`, which process 0 calls with each line about what was read,
+            before it trains.
 
     Raises:
         ValueError: If `out` holds a run and neither `resume` nor `overwrite` is given, the run
@@ -48,18 +52,16 @@ def train(
         for text in doubts(config, world) if world.writes else ():
             warnings.warn(text, stacklevel=2)
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
-        return _session(config, run, world, overwrite=overwrite, progress=progress)
+        trainer = Trainer(config, run, world)
+        _start(trainer, overwrite=overwrite)
+        if tell is not None and world.writes:
+            for line in describe_data(trainer.dataset):
+                tell(line)
+        return trainer.run_to_end(progress)
 
 
-def _session(
-    config: Config,
-    run: RunDirectory,
-    world: World,
-    *,
-    overwrite: bool,
-    progress: bool | None,
-) -> TrainResult:
-    trainer = Trainer(config, run, world)
+def _start(trainer: Trainer, *, overwrite: bool) -> None:
+    run, world = trainer.run, trainer.world
     world.on_first(lambda: _make_ready(run, trainer.config, overwrite=overwrite))
     if step_directories(run.checkpoints):
         trainer.restore()
@@ -67,7 +69,6 @@ def _session(
     if world.size > 1:
         world.require_same(trainer.state.fingerprint(), "what a process starts from")
     trainer.step.prepare()
-    return trainer.run_to_end(progress)
 
 
 def _make_ready(run: RunDirectory, config: Config, *, overwrite: bool) -> None:

@@ -56,7 +56,7 @@ class Trainer:
 
     def __init__(self, config: Config, run: RunDirectory, world: World) -> None:
         device = pick_device(config.run.device, local_rank())
-        dataset = open_data(config)
+        dataset = open_data(config, warn=world.writes)
         config = resolve(config, is_image=dataset.is_image, flip=dataset.flip)
         self.config, self.run, self.device, self.world = config, run, device, world
         self.dataset, self.record = dataset, DatasetRecord.of(dataset)

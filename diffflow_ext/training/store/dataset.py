@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,19 +12,48 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset, open_dataset
+from diffflow_ext.data.formats.columns import KINDS, listed
 from diffflow_ext.likelihood.images import quantise
 
 from ..config.fields import Config
 
 
-def open_data(config: Config) -> Dataset:
-    """Returns the data of a configuration; errors are those of `open_dataset`."""
+def open_data(config: Config, *, warn: bool = True) -> Dataset:
+    """Returns the data of a configuration; errors and warnings are those of `open_dataset`."""
     data = config.data
     if not data.data:
         raise ValueError("train: expected DATA, a built-in set or a file (diffflow data list)")
-    return open_dataset(
-        data.data, seed=data.data_seed, limit=data.limit, image_size=data.image_size
-    )
+    with warnings.catch_warnings():
+        if not warn:
+            warnings.simplefilter("ignore", UserWarning)
+        return open_dataset(
+            data.data,
+            seed=data.data_seed,
+            limit=data.limit,
+            image_size=data.image_size,
+            key=data.key,
+            drop_columns=data.drop_columns or (),
+        )
+
+
+def describe_data(data: Dataset) -> list[str]:
+    """Returns lines of text: what was read, its kinds of columns, its split, what was left out."""
+    sizes = [len(part) for part in (data.train, data.valid, data.test)]
+    what = f"{data.dim} column{'s' * (data.dim > 1)}: {listed(data.columns)}"
+    if data.is_image:
+        what = f"images of {' x '.join(map(str, data.event_shape))}"
+    lines = [f"{data.name}: {sum(sizes):,} {'' if data.is_image else 'rows, '}{what}"]
+    lines.append("split: {:,} training, {:,} validation, {:,} test".format(*sizes))
+    special = {kind: title for kind, title in KINDS.items() if kind in data.kinds}
+    parts = []
+    for kind, title in special.items():
+        names = [name for name, own in zip(data.columns, data.kinds, strict=True) if own == kind]
+        parts.append(f"{title}: {listed(names)}" if len(special) > 1 else f"all {title}")
+    if parts:
+        lines.append(f"kinds: {'; '.join(parts)}")
+    if data.notes:
+        lines.append(f"left out: {'; '.join(data.notes)}")
+    return lines
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+"""Columns of tables: those left out, the kinds of the others, and what is doubtful in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .reading import Refused
+
+Values = NDArray[np.float64]
+SHOWN = 8  # names in a text
+SAMPLE = 10_000  # rows, evenly spaced, that are enough to exclude a kind
+MOST_COLUMNS = 512  # beyond, the linear relations of columns take too long
+FEW = 100  # values of a column at most, each ten times or more
+REPEATED = 10
+DEPENDENT = 1e-6  # deviations; what float32 resolves
+SQUEEZED = 1e-3  # deviations
+
+#: Kinds of columns, with a title for lists.
+KINDS = {
+    "number": "numbers",
+    "whole": "whole numbers",
+    "rows": "row numbers",
+    "two": "two values",
+    "few": "few values",
+    "copy": "copies of other columns",
+    "linear": "weighted sums of other columns",
+}
+_UNBOUNDED = "a density has no bound there, so the likelihood means nothing"
+_DOUBTS = {
+    "rows": ("that count the rows", "probably an index"),
+    "two": ("with two values", _UNBOUNDED),
+    "few": ("with few values, each many times,", _UNBOUNDED),
+    "copy": ("that are copies of others, up to unit and sign,", _UNBOUNDED),
+    "linear": ("that are weighted sums of others", _UNBOUNDED),
+}
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns the first names with commas, and the number of the others."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def how_to_leave_out(names: Sequence[str]) -> str:
+    """Returns the words with which a user leaves columns out, for messages."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="").writerow(names)
+    text = stream.getvalue()
+    what = "the column" if len(names) == 1 else "the columns"
+    flag = f"--drop-columns={shlex.quote(text)}"
+    return f"leave {what} out with {flag} (in Python drop_columns={text!r})"
+
+
+def parse_names(names: str | Sequence[str]) -> list[str]:
+    """Returns the names in a text, separated by commas as in CSV; of a sequence its items."""
+    if not isinstance(names, str):
+        return list(names)
+    try:
+        rows = list(csv.reader([names], skipinitialspace=True))
+    except csv.Error as error:
+        raise Refused(
+            f"read_table: expected drop_columns as names with commas between them ({error}); "
+            "shorten it"
+        ) from None
+    return [name.strip() for row in rows for name in row]
+
+
+def kept_columns(names: Sequence[str], dropped: Sequence[str], source: str) -> list[int]:
+    """Returns the positions of the columns that are not dropped.
+
+    A ValueError says that a name occurs twice, that a dropped column does not exist, or that none
+    is left.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise Refused(
+            f"read_table: expected columns with different names, {source!r} has two or more "
+            f"called {listed([*map(repr, twice)])}; give each a name of its own"
+        )
+    unknown = [name for name in dropped if name not in names]
+    if unknown:
+        raise Refused(
+            f"read_table: expected drop_columns of {source!r}, got {unknown[0]!r}; its columns "
+            f"are {listed(names)}"
+        )
+    kept = [i for i, name in enumerate(names) if name not in dropped]
+    if not kept:
+        raise Refused(
+            f"read_table: expected a column that is not left out, {source!r} has only "
+            f"{listed(names)}; shorten drop_columns"
+        )
+    return kept
+
+
+def column_kinds(values: Values) -> list[str]:
+    """Returns the kind of each column, a key of `KINDS`; `values` has shape (n, d)."""
+    kinds = [_kind(column) for column in values.T]
+    for i, kind in _dependent(values).items():
+        kinds[i] = kind
+    return kinds
+
+
+def _kind(column: Values) -> str:
+    n = len(column)
+    # Larger numbers are all whole.
+    whole = bool((column == np.rint(column)).all() and (np.abs(column) < 2.0**53).all())
+    if whole and n > 2 and bool((np.diff(column) == 1.0).all()):
+        return "rows"
+    if len(np.unique(_sample(column))) <= FEW:
+        count = len(np.unique(column))
+        if count == 2:
+            return "two"
+        if count <= FEW and count * REPEATED <= n:
+            return "few"
+    return "whole" if whole else "number"
+
+
+def _sample(values: Values) -> Values:
+    return values[:: -(-len(values) // SAMPLE)]
+
+
+def _dependent(values: Values) -> dict[int, str]:
+    """Returns the columns that the ones before them determine, by linear regression."""
+    rows = _sample(values)
+    n, d = rows.shape
+    if d == 1 or d > MOST_COLUMNS or n <= 2 * d:
+        return {}
+    # Columns may have any unit.
+    rows = rows / np.maximum(np.abs(rows).max(axis=0), np.finfo(float).tiny)
+    rows = rows - rows.mean(axis=0)
+    spread = rows.std(axis=0)
+    spread[spread == 0.0] = 1.0
+    rows = rows / spread
+    # The diagonal is the part of each column that is orthogonal to those before it.
+    residual = np.abs(np.diagonal(np.linalg.qr(rows, mode="r"))) / np.sqrt(n)
+    found = {}
+    for i in np.flatnonzero(residual < DEPENDENT).tolist():
+        if i > 0 and rows[:, i].any():
+            correlations = np.abs(rows[:, :i].T @ rows[:, i]) / n
+            found[i] = "copy" if correlations.max() > 1.0 - DEPENDENT**2 / 2 - 1e-12 else "linear"
+    return found
+
+
+def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) -> list[str]:
+    """Returns a warning for each kind of column of which a density is probably not intended."""
+    texts = []
+    for kind, (which, why) in _DOUBTS.items():
+        own = [name for name, its in zip(names, kinds, strict=True) if its == kind]
+        if own:
+            texts.append(f"columns {which} ({listed(own)}): {why}; {how_to_leave_out(own)}")
+    sample = _sample(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.quantile(sample, [0.05, 0.95], axis=0)
+        std = values.std(axis=0)
+        squeezed = (high > low) & (high - low < SQUEEZED * std)
+    for i in np.flatnonzero(squeezed)[:SHOWN].tolist():
+        far = values[np.argmax(np.abs(values[:, i] - np.median(sample[:, i]))), i]
+        texts.append(
+            f"nine tenths of the column {names[i]} lie within {SQUEEZED:g} of its deviation "
+            f"{std[i]:.3g}, because of values such as {far:.6g}, and cannot be told apart once "
+            "it is standardised; mend or delete such rows"
+        )
+    return texts

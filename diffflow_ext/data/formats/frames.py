@@ -1,0 +1,70 @@
+"""Tables in Parquet and Feather (Arrow) files, read by pandas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .columns import Values, how_to_leave_out, kept_columns, listed
+from .reading import Refused, check_size, optional_package
+
+FRAME_SUFFIXES = (".parquet", ".pq", ".feather", ".arrow")
+
+
+def read_frame(file: Path, dropped: list[str]) -> tuple[Values, list[str], list[str]]:
+    """Returns values, shape (n, d), column names, and notes of what was passed over.
+
+    Missing values are NaN. A TypeError names a column that holds no numbers.
+    """
+    frame, notes = _load(file), []
+    names = [str(name) for name in frame.columns]
+    kept = kept_columns(names, dropped, str(file))
+    frame, names = frame.iloc[:, kept], [names[i] for i in kept]
+    wrong = {n: kind for n, kind in zip(names, frame.dtypes, strict=True) if not _is_number(kind)}
+    if wrong:
+        found = [f"{name} ({kind})" for name, kind in wrong.items()]
+        raise TypeError(
+            f"read_table: expected columns of numbers, {str(file)!r} has {listed(found)}; "
+            f"{how_to_leave_out([*wrong])}"
+        )
+    if type(frame.index).__name__ != "RangeIndex":
+        notes.append(f"the index {listed([str(name) for name in frame.index.names])}")
+    values: NDArray[Any] = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    return np.ascontiguousarray(values), names, notes
+
+
+def _load(file: Path) -> Any:
+    import pandas
+
+    check_size("read_table", str(file), file.stat().st_size)
+    feather = file.suffix.lower() in (".feather", ".arrow")
+    module = "pyarrow.feather" if feather else "pyarrow.parquet"
+    library = optional_package("read_table", module, "reads Parquet and Feather files")
+    try:
+        if feather:
+            return pandas.read_feather(file)
+        facts = library.read_metadata(file)
+        # A few bytes may stand for any number of rows.
+        check_size("read_table", str(file), 8 * facts.num_rows * facts.num_columns)
+        return pandas.read_parquet(file, engine="pyarrow")
+    except (Refused, MemoryError):
+        raise
+    # A damaged file raises nearly any exception.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise Refused(
+            f"read_table: expected a table in a Parquet or Feather file, {str(file)!r} cannot be "
+            f"read ({reason}); it is cut, damaged or of another kind: write it again"
+        ) from error
+
+
+def _is_number(kind: Any) -> bool:
+    import pandas
+
+    types = pandas.api.types
+    return types.is_numeric_dtype(kind) and not (
+        types.is_bool_dtype(kind) or types.is_complex_dtype(kind)
+    )

@@ -1,0 +1,299 @@
+"""The layout of a table in text: separators, names, and which lines and columns are no data."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from .columns import kept_columns
+from .reading import Refused
+
+BOM = b"\xef\xbb\xbf"
+SPACES = " "  # any number of them, or of tabs
+_STRAY = re.compile(rb"\0|\r(?!\r*\n|\r*\Z)")  # bytes that no line of text has
+_ATTRIBUTE = re.compile(r"^\s*@attribute\s+('[^']*'|\"[^\"]*\"|[^\s{\[]+)", re.IGNORECASE)
+_OUTPUTS = re.compile(r"^\s*@outputs?\s+(.+)", re.IGNORECASE)
+_EXCEL = re.compile(r"^\"?sep=(.)\"?\s*$", re.IGNORECASE)
+_DECIMAL = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+_POINT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d[\d.]*e[+-]?\d+)", re.IGNORECASE)
+_UNNAMED = ("", "Unnamed: 0")  # the names under which pandas and R write an index
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of a text.
+
+    Attributes:
+        source: The file, for messages.
+        skipped: The first characters of lines that are no rows.
+        delimiter: The separator of columns; `SPACES` for any white space.
+        decimal: The decimal point, "." or ",".
+        names: The columns' names, of all that the rows have.
+        has_names: Whether the text itself has them.
+        named_by: The line that determines the number of columns, for messages.
+        start: The first byte of the rows.
+        line: The number of lines above them.
+        kept: The positions of the columns that are kept.
+        trailing: Whether rows end with a separator, behind which nothing stands.
+        index: How sure it is that the first column is an index, if it has different whole
+            numbers: "" not at all, "nameless", or "headless" if the header has no place for it.
+        notes: What was passed over.
+        doubts: What may have been meant otherwise.
+    """
+
+    source: str
+    skipped: str
+    delimiter: str
+    decimal: str
+    names: list[str]
+    has_names: bool
+    named_by: str
+    start: int
+    line: int
+    kept: list[int]
+    trailing: bool
+    index: str
+    notes: list[str]
+    doubts: list[str]
+
+    @property
+    def cells(self) -> int:
+        """The number of cells of a row."""
+        return len(self.names) + self.trailing
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What stands above the first row."""
+
+    start: int
+    line: int
+    delimiter: str
+    names: list[str]
+    outputs: list[str]
+    comments: list[str]
+    keel: bool
+
+
+def find_layout(stream: BinaryIO, file: Path, dropped: list[str]) -> Layout:
+    """Returns the layout of a text, of which it reads the first lines, and all for some."""
+    source, is_dat = str(file), ".dat" in [ending.lower() for ending in file.suffixes]
+    skipped = "#@%" if is_dat else "#"
+    head = _head(stream, source, skipped)
+    delimiter = head.delimiter or _delimiter(_first_lines(stream, head.start, source, skipped))
+    lines = (without(line, skipped) for line in decoded(stream, head.start, source))
+    rows = split(lines, delimiter, head.line, source)
+    line, first = next(rows, (0, []))
+    if not first:
+        raise ValueError(
+            f"read_table: expected rows of numbers, {source!r} is empty; write the data again"
+        )
+    start, above = head.start, head.line
+    after, doubts = stream.tell(), list[str]()
+    second = next(rows, (0, list[str]()))[1]
+    names, named_by = head.names or _names_in_comment(head, delimiter, first), f"line {line}"
+    has_header = not head.names and _is_header(first, second, delimiter, line, doubts)
+    if has_header:
+        names, start, above = first, after, line
+    row, following = (second, []) if has_header else (first, second)
+    trailing, index = _ends(names, row, following, delimiter)
+    if head.names or (has_header and index != "headless"):
+        named_by = "the header"
+    cells = len(row) - trailing if trailing or not names else len(names)
+    layout = Layout(
+        source, skipped, delimiter, _decimal(stream, start, delimiter, source),
+        _complete(names[:cells], cells, index), bool(names), named_by, start, above, [],
+        trailing, index, _comment_notes(head, names, has_header), doubts,
+    )  # fmt: skip
+    return _with_kept(layout, head, dropped)
+
+
+def decoded(stream: BinaryIO, start: int, source: str) -> Iterator[str]:
+    """Yields the lines from byte `start` on; the stream's position is after the last one."""
+    stream.seek(start)
+    while line := stream.readline():
+        stray = _STRAY.search(line)
+        position = stray.start() if stray else -1
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            text, position = "", error.start
+        if position >= 0:
+            raise ValueError(
+                f"read_table: expected lines of UTF-8 text, {source!r} is none at place "
+                f"{stream.tell() - len(line) + position}; save it as UTF-8 with one kind of line "
+                "ends, or give it its right file ending"
+            )
+        yield text
+
+
+def without(line: str, skipped: str) -> str:
+    """Returns the line, empty if it is no row."""
+    return "" if line.lstrip().startswith(tuple(skipped)) else line
+
+
+def split(
+    lines: Iterable[str], delimiter: str, above: int, source: str
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line number, cells) of the lines that are not blank."""
+    if delimiter == SPACES:
+        lines = (SPACES.join(line.split()) for line in lines)
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield above + reader.line_num, [cell.strip() for cell in cells]
+    except csv.Error as error:
+        raise ValueError(
+            f"read_table: expected rows of numbers, line {above + reader.line_num} of {source!r} "
+            f"cannot be split ({error}); separate the columns by comma, semicolon or tab"
+        ) from None
+
+
+def number(cell: str, decimal: str = ".") -> float | None:
+    """Returns the number in a cell, None if it has none."""
+    if decimal == ",":
+        cell = cell.replace(".", "x").replace(",", ".")
+    try:
+        # float() accepts 1_000, which is an error in a file.
+        return None if "_" in cell else float(cell)
+    except ValueError:
+        return None
+
+
+def _head(stream: BinaryIO, source: str, skipped: str) -> _Head:
+    start, above = len(BOM) if stream.read(len(BOM)) == BOM else 0, 0
+    names, outputs, comments, delimiter, keel = [], [], [], "", False
+    for line in decoded(stream, start, source):
+        text = line.strip()
+        excel = _EXCEL.match(text)
+        if excel and not delimiter:
+            delimiter = excel[1]
+        elif text and not text.startswith(tuple(skipped)):
+            break
+        elif text.startswith("@"):
+            keel = True
+            names += [match[1].strip("'\"") for match in _ATTRIBUTE.finditer(line)]
+            for match in _OUTPUTS.finditer(line):
+                outputs += [name.strip().strip("'\"") for name in match[1].split(",")]
+        elif text:
+            comments.append(text.lstrip(skipped).strip())
+        start, above = stream.tell(), above + 1
+    return _Head(start, above, delimiter, names, outputs, comments, keel)
+
+
+def _first_lines(stream: BinaryIO, start: int, source: str, skipped: str) -> list[str]:
+    lines = (without(line, skipped).strip() for line in decoded(stream, start, source))
+    return list(islice((line for line in lines if line), 2))
+
+
+def _delimiter(lines: list[str]) -> str:
+    """Returns the separator of the first two lines, of which the first may be a header."""
+    if not lines:
+        return ","
+    marks = [mark for mark in "\t;|," if all(mark in line for line in lines)]
+    numbers = [_is_number(word.strip('"'), SPACES) for word in lines[-1].split()]
+    # Numbers with decimal commas may be between spaces, and beside words if there are no commas.
+    if len(numbers) > 1 and (all(numbers) if marks == [","] else any(numbers) and not marks):
+        return SPACES
+    return (marks or [mark for mark in "\t;," if mark in lines[0]] or [","])[0]
+
+
+def _is_number(cell: str, delimiter: str) -> bool:
+    """Whether a cell is a number; where commas do not separate, they may be decimal."""
+    return number(cell) is not None or (delimiter != "," and bool(_DECIMAL.fullmatch(cell)))
+
+
+def _names_in_comment(head: _Head, delimiter: str, row: list[str]) -> list[str]:
+    """Returns the cells of the comment above the rows, if they can be names of their columns."""
+    comment = head.comments[-1:]
+    for _, cells in split(comment, delimiter, 0, ""):
+        if len(cells) == len(row) and all(cells) and not any(map(number, cells)):
+            return cells
+    return []
+
+
+def _is_header(
+    first: list[str], second: list[str], delimiter: str, line: int, doubts: list[str]
+) -> bool:
+    """Whether the first row has names; a doubt is added to the list."""
+    places = [str(i) for i in range(len(first))]
+    if not any(_is_number(cell, delimiter) for cell in first):
+        return True
+    if len(first) > 1 and first == ["", *places[:-1]]:
+        return True  # pandas names columns so that have no name.
+    points = [bool(_POINT.fullmatch(cell)) for cell in second]
+    if first != places or not any(points):
+        return False
+    # It is a row too, if the numbers 0, 1, 2 ... are its data.
+    is_header = len(first) > 1 and all(points)
+    read, mend = ("a row", "name the columns in it")
+    if is_header:
+        read, mend = ("the names of columns", "write 0.0 in place of 0")
+    doubts.append(f"line {line} ({','.join(first[:4])}) was read as {read}; if not, {mend}")
+    return is_header
+
+
+def _ends(
+    names: list[str], row: list[str], following: list[str], delimiter: str
+) -> tuple[bool, str]:
+    """Returns whether rows end with a separator, and `Layout.index`."""
+    more = len(row) - len(names) if names else 0
+    ends = len(row) > 1 and row[-1] == "" and (not following or following[-1] == "")
+    if ends and (not names or more == 1 or (more == 0 and names[-1] == "")):
+        return True, "nameless" if names and names[0] in _UNNAMED and len(row) > 2 else ""
+    # R writes no name above its row names. A comma may be a decimal one.
+    if more == 1 and names and delimiter != ",":
+        return False, "headless"
+    return False, "nameless" if len(names) > 1 and names[0] in _UNNAMED else ""
+
+
+def _complete(names: list[str], cells: int, index: str) -> list[str]:
+    names = ["", *names] if index == "headless" else names
+    return [name or f"x{i + 1}" for i, name in enumerate(names or [""] * cells)]
+
+
+def _decimal(stream: BinaryIO, start: int, delimiter: str, source: str) -> str:
+    """Returns the decimal point; numbers with commas that may be thousands are refused."""
+    stream.seek(start)
+    if delimiter == "," or not any(
+        b"," in part for part in iter(lambda: stream.read(1 << 20), b"")
+    ):
+        return "."
+    thousands = ""
+    for line in decoded(stream, start, source):
+        for cell in line.split(None if delimiter == SPACES else delimiter):
+            text = cell.strip().strip('"')
+            if _THOUSANDS.fullmatch(text):
+                thousands = thousands or text
+            elif _DECIMAL.fullmatch(text):
+                return ","
+    if thousands:
+        raise Refused(
+            f"read_table: expected numbers such as 1234.5, {source!r} has {thousands!r}, whose "
+            "comma may separate decimals or thousands; write points for decimals, and no "
+            "thousands separators"
+        )
+    return "."
+
+
+def _comment_notes(head: _Head, names: list[str], has_header: bool) -> list[str]:
+    # The last one may have the names.
+    count = len(head.comments) - bool(names and not has_header and not head.names)
+    return [f"{count} comment line{'s' * (count > 1)}"] if count else []
+
+
+def _with_kept(layout: Layout, head: _Head, dropped: list[str]) -> Layout:
+    """Returns the layout without the output of a KEEL file and the columns that are dropped."""
+    names, notes = layout.names, list(layout.notes)
+    if head.keel and len(names) > 1:
+        outputs = [name for name in head.outputs if name in names] or names[-1:]
+        notes += [f"{name} (output of a KEEL file)" for name in outputs if name not in dropped]
+        dropped = [*dropped, *outputs]
+    return replace(layout, kept=kept_columns(names, dropped, layout.source), notes=notes)

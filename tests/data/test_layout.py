@@ -1,0 +1,178 @@
+"""Texts of the same numbers as many programs write them: the same table, or a refusal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+from diffflow_ext.data import open_dataset, read_table
+
+ROWS = np.round(np.random.default_rng(0).normal(size=(30, 3)), 5)
+FRAME = pandas.DataFrame(ROWS, columns=["a", "b", "c"])
+
+
+def _text(head: str = "a,b,c\n", separator: str = ",", end: str = "\n", decimal: str = ".") -> str:
+    lines = (separator.join(f"{x!r}" for x in row).replace(".", decimal) for row in ROWS.tolist())
+    return head + "".join(line + end for line in lines)
+
+
+def _r_table(separator: str, corner: str) -> str:
+    """What write.table and write.csv of R write."""
+    head = corner + separator.join(['"a"', '"b"', '"c"']) + "\n"
+    rows = (separator.join([f'"{i + 1}"', *map(str, row)]) for i, row in enumerate(ROWS.tolist()))
+    return head + "\n".join(rows) + "\n"
+
+
+def _savetxt(**options: str) -> str:
+    stream = io.StringIO()
+    np.savetxt(stream, ROWS, **options)  # pyright: ignore
+    return stream.getvalue()
+
+
+ABC, X = ["a", "b", "c"], ["x1", "x2", "x3"]
+INDEX = ("the first column (an index without a name)",)
+#: The text, the names of its columns, and what else it has.
+READ: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
+    "header of numbers": (pandas.DataFrame(ROWS).to_csv(index=False), ["0", "1", "2"], ()),
+    "header of numbers, index": (pandas.DataFrame(ROWS).to_csv(), ["0", "1", "2"], INDEX),
+    "index": (FRAME.to_csv(), ABC, INDEX),
+    "index between tabs": (FRAME.to_csv(sep="\t"), ABC, INDEX),
+    "index, saved again": (
+        pandas.read_csv(io.StringIO(FRAME.to_csv())).to_csv(index=False),
+        ABC,
+        INDEX,
+    ),
+    "R csv": (_r_table(",", '"",'), ABC, INDEX),
+    "R table": (_r_table(" ", ""), ABC, INDEX),
+    "decimal commas": (_text("a;b;c\n", ";", decimal=","), ABC, ()),
+    "decimal commas, no header": (_text("", ";", decimal=","), X, ()),
+    "decimal commas, tabs": (_text("a\tb\tc\n", "\t", decimal=","), ABC, ()),
+    "decimal commas, spaces": (_text("a b c\n", "  ", decimal=","), ABC, ()),
+    "decimal commas, bars": (_text("a|b|c\n", "|", decimal=","), ABC, ()),
+    "savetxt": (_savetxt(), X, ()),
+    "savetxt with a header": (_savetxt(header="a b c"), ABC, ()),
+    "savetxt with commas": (_savetxt(header="a,b,c", delimiter=","), ABC, ()),
+    "savetxt with a remark": (_savetxt(header="measured today"), X, ("1 comment line",)),
+    "comments": ("# by me\n#\n\n" + _text() + "# end\n", ABC, ("2 comment lines",)),
+    "comments between": (_text().replace("\n", "\n# x\n", 4), ABC, ()),
+    "bars": (_text("a|b|c\n", "|"), ABC, ()),
+    "names with other marks": (_text("p(a|b),y; z,c\n"), ["p(a|b)", "y; z", "c"], ()),
+    "Excel's first line": ("sep=;\n" + _text("a;b;c\n", ";"), ABC, ()),
+    "commas at ends": (_text("a,b,c,\n", end=",\n"), ABC, ()),
+    "commas at ends of rows": (_text(end=",\n"), ABC, ()),
+    "commas at ends, no header": (_text("", end=",\n"), X, ()),
+    "mark of byte order": ("\ufeff" + _text(), ABC, ()),
+    "uneven spaces": (_text("  a \t b\t c \n", " \t ", end="  \n"), ABC, ()),
+    "quotes": (FRAME.to_csv(index=False, quoting=1), ABC, ()),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_the_same_table(tmp_path: Path, case: str) -> None:
+    text, columns, notes = READ[case]
+    path = tmp_path / "t.txt"
+    for encoding in ("utf-8", "utf-16"):
+        path.write_text(text, encoding=encoding)
+        table = read_table(path)
+        # The numbers were rounded to what the text has; savetxt writes more digits.
+        assert np.array_equal(table.values, ROWS), encoding
+        assert table.columns == columns
+        assert table.notes == notes
+
+
+NUMBERS = "".join(f"{x},{y}\n" for x, y, _ in ROWS)
+#: The text, and what the message must have.
+REFUSED = {
+    "one column of decimal commas": (
+        "".join(f"{x}\n".replace(".", ",") for x in ROWS[:, 0]),
+        r"decimal commas.*write decimal points",
+    ),
+    "the same with a name": (
+        "a\n" + "".join(f"{x}\n".replace(".", ",") for x in ROWS[:, 0]),
+        "expected 1 columns as in the header, line 2 of .* has 2; write decimal points",
+    ),
+    "three such columns": (_text("", decimal=","), "decimal commas"),
+    "thousands": (
+        "a;b\n" + "".join(f"{i + 1},234;{x}\n" for i, x in enumerate(ROWS[:, 0])),
+        r"'1,234', whose comma may separate decimals or thousands; write points",
+    ),
+    "thousands in quotes": (
+        "a,b\n" + '"1,234.5",1\n' * 30,
+        r"column 1 \('a'\).*'1,234.5'; .*no thousands separators",
+    ),
+    "points for thousands": ("a;b\n" + "1.234,5;1\n" * 30, r"'1.234,5'; .*no thousands"),
+    "truth values": ("a,b\n" + "1,True\n" * 30, r"column 2 \('b'\).*'True'.*--drop-columns=b"),
+    "words": ("a,b c\n" + "1,setosa\n" * 30, r"'setosa'.*--drop-columns='b c' \(in Python"),
+    "words that have commas": ("a;b\n" + "1;Smith, 1,5\n" * 30, "--drop-columns=b"),
+    "dates": ("day,a\n" + "2020-01-02,1\n" * 30, r"column 1 \('day'\).*'2020-01-02'.*=day"),
+    "row names": (_r_table(" ", "").replace('"1" ', '"car" '), r"\('x1'\).*'car'.*=x1"),
+    "one name less": (_text("a b\n", " "), "expected 2 columns as in the header, .*have 3; name"),
+    "missing": ("a,b\n" + NUMBERS + "1,NA\n", r"line 32, column 2 \('b'\).*'NA'; fill the gap"),
+    "equal names": (_text("a,b,a\n"), "different names.*'a'; give each"),
+    "commas at the end of some": (_text("", end=",\n") + "1,2,3,4\n", "expected 3 .*line 31"),
+    "only a header": ("a,b\n", "at least 20 rows"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_a_way_out(tmp_path: Path, case: str) -> None:
+    text, message = REFUSED[case]
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match=message) as info:
+        open_dataset(tmp_path / "t.csv")
+    assert ";" in str(info.value)
+
+
+def test_what_may_be_meant_otherwise_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    for text, columns, rows, said in (
+        ("0,1\n" + NUMBERS, ["0", "1"], 30, "line 1 .0,1. was read as the names of columns"),
+        ("0\n" + NUMBERS.replace(",", "\n"), ["x1"], 61, "line 1 .0. was read as a row"),
+        ("0,1\n2.5,3\n" + NUMBERS, ["x1", "x2"], 32, "line 1 .0,1. was read as a row"),
+    ):
+        path.write_text(text)
+        with pytest.warns(UserWarning, match=said):
+            data = open_dataset(path)
+        assert (data.columns, sum(map(len, (data.train, data.valid, data.test)))) == (
+            columns,
+            rows,
+        )
+    # Whole numbers that begin with 0, 1 are edges of a graph or the like.
+    path.write_text("0,1\n" + "".join(f"{i * i % 97},{i % 23}\n" for i in range(2, 90)))
+    data = open_dataset(path)
+    assert len(data.train) + len(data.valid) + len(data.test) == 89
+    # Whole numbers without a leading zero are not taken for numbers with decimal commas.
+    assert data.columns == ["x1", "x2"]
+
+
+def test_columns_are_left_out_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('a,"b, or c",d\n' + "".join(f"{x},word,{y}\n" for x, y, _ in ROWS))
+    for names in ('"b, or c"', ["b, or c"]):
+        table = read_table(path, drop_columns=names)
+        assert table.columns == ["a", "d"]
+        assert np.array_equal(table.values, ROWS[:, :2])
+        assert table.notes == ("b, or c (by drop_columns)",)
+    assert open_dataset(path, drop_columns='a,"b, or c"').columns == ["d"]
+    with pytest.raises(ValueError, match=r"drop_columns of .*got 'e'; its columns are a, b, or c"):
+        read_table(path, drop_columns="e")
+    with pytest.raises(ValueError, match=r"a column that is not left out.*shorten drop_columns"):
+        read_table(path, drop_columns=["a", "b, or c", "d"])
+    with pytest.raises(ValueError, match="drop_columns for files of tables alone, 'moons'"):
+        open_dataset("moons", drop_columns="x1")
+
+
+def test_decimal_commas_are_read_to_the_last_bit(tmp_path: Path) -> None:
+    """By pandas as Python reads the same numbers with points."""
+    rng = np.random.default_rng(3)
+    floats = rng.integers(0, 1 << 63, 200).view(np.float64)
+    cells = [repr(x) for x in floats.tolist() if np.isfinite(x)] + ["1.2345678901234567890123"]
+    (tmp_path / "t.csv").write_text(
+        "a;b\n" + "".join(f"{c};1,5\n" for c in cells).replace(".", ",")
+    )
+    values = read_table(tmp_path / "t.csv", drop_columns="b").values[:, 0]
+    assert np.array_equal(values, np.array([float(cell) for cell in cells]))
