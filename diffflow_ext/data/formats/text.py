@@ -73,7 +73,7 @@ def _opener(file: Path) -> Callable[[], BinaryIO]:
 def _unpacked(file: Path, data: bytes) -> bytes:
     source, limit = str(file), unpacked_limit(len(data))
     if file.suffix.lower() == ".zip":
-        members = list(read_zip("read_table", file, _is_table))
+        members = list(read_zip("read_table", file, _is_table, limit))
         if len(members) != 1:
             raise Refused(
                 f"read_table: expected one table in the archive {source!r}, found {len(members)}; "
