@@ -64,7 +64,9 @@ def test_sigterm_saves_and_exits_with_its_code(tmp_path: Path, data: Path) -> No
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate()
     assert process.returncode == 143
-    assert error.startswith("diffflow: stopped by SIGTERM; saved run/checkpoints/step-")
+    first, last = error.splitlines()
+    assert first.startswith("diffflow: SIGTERM: finishing this step, then saving; a second one")
+    assert last.startswith("diffflow: stopped by SIGTERM; saved run/checkpoints/step-")
     assert load_latest(tmp_path / "run" / "checkpoints").step > 0
 
 
@@ -144,7 +146,8 @@ def test_fall_back_is_one_warning(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("diffflow: warning: ")
-    assert lines[0].endswith("falling back to step-00000003")
+    older = "falling back to step-00000003, an older one, from which `diffflow train --out"
+    assert lines[0].endswith(f"{older} {run} --resume` goes on")
 
 
 def test_run_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
