@@ -36,6 +36,7 @@ def save_extractor(path: str | os.PathLike[str], extractor: DigitExtractor) -> P
         )
     data = safetensors.torch.save(extractor.classifier.state_dict(), _describe(extractor))
     aside = file.with_name(f".tmp-{file.name}")
+    aside.unlink(missing_ok=True)  # It may be a link, which isn't followed.
     try:
         aside.write_bytes(data)
         os.replace(aside, file)
@@ -73,10 +74,15 @@ def _read(file: Path) -> bytes:
         ) from error
     with stream:
         status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_EXTRACTOR_BYTES:
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError(
-                f"load_extractor: expected a file of at most {MAX_EXTRACTOR_BYTES} bytes, {file} "
-                f"has {status.st_size} or is none; is it the right file?"
+                f"load_extractor: expected a file, got a device or pipe at {str(file)!r}; check "
+                "the path"
+            )
+        if status.st_size > MAX_EXTRACTOR_BYTES:
+            raise ValueError(
+                f"load_extractor: expected at most {MAX_EXTRACTOR_BYTES} bytes, {file} has "
+                f"{status.st_size}; is it the right file?"
             )
         return stream.read(status.st_size)
 

@@ -28,8 +28,8 @@ RECIPES: dict[str, type[Recipe[Any, Any]]] = {
 
 #: Copies of the weights in training on a CPU: they, their gradient, average and two moments.
 COPIES = 5
-#: About what a tensor and its module take besides the numbers.
-BYTES_OF_OBJECTS = 4096
+#: What a tensor counts at least: many small ones take time, and memory for their modules.
+LEAST_BYTES = 2**16
 #: Tensors that are used while a model is made, and that it doesn't save, such as a chain's times.
 OTHER_BYTES = 2**29
 #: Functions that make a tensor of a given size.
@@ -75,7 +75,7 @@ def room_of(tensors: Mapping[str, Tensor]) -> Room:
 
     Making a model takes little more than its tensors; one of another size may take far more.
     """
-    saved = sum(tensor.nbytes + BYTES_OF_OBJECTS for tensor in tensors.values())
+    saved = sum(max(tensor.nbytes, LEAST_BYTES) for tensor in tensors.values())
     return Room(2 * saved + OTHER_BYTES, "its checkpoint has a smaller one")
 
 
@@ -104,7 +104,7 @@ def _bytes_made(func: Any, args: Any, kwargs: Any) -> float:
     """Returns the bytes of the tensor that a call makes, 0 for other calls."""
     try:
         if func in MAKERS:
-            return func(*args, **{**kwargs, "device": "meta"}).nbytes + BYTES_OF_OBJECTS
+            return max(func(*args, **{**kwargs, "device": "meta"}).nbytes, LEAST_BYTES)
         # A mask of zuko's layers is made by rows that repeat.
         if func is Tensor.__getitem__ and isinstance(args[1], Tensor):
             rows, index = args

@@ -105,9 +105,9 @@ class RunDirectory:
             with _locked(self.lock):
                 yield
         finally:
-            if not locked_before and not self.config.exists():
+            if not locked_before and self.root.is_dir() and not is_configuration(self.config):
                 self.lock.unlink(missing_ok=True)
-                if not existed and self.root.is_dir() and not any(self.root.iterdir()):
+                if not existed and not any(self.root.iterdir()):
                     self.root.rmdir()
 
 
