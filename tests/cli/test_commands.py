@@ -212,7 +212,7 @@ def test_training_that_fails_has_its_own_code(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise trainer.TrainingError("train: the loss is nan at step 2")
 
     monkeypatch.setattr(trainer.Trainer, "run_to_end", fail)

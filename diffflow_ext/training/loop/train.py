@@ -44,7 +44,8 @@ def train(
         CheckpointError: If a checkpoint can't be written, or there is no whole one to resume from.
         TrainingError: If the loss or its gradient isn't finite. The step isn't taken.
         Interrupted: After SIGINT or SIGTERM, when the state is saved. A second signal ends the
-            process, after two seconds also in the middle of an operation, without saving.
+            process without saving, after two seconds also in the middle of an operation (not in a
+            notebook, where it raises a KeyboardInterrupt after the operation).
     """
     run = RunDirectory(out)
     with joined(config.run.device) as world, _opened(run, world), threads(config.run.threads):
