@@ -14,7 +14,7 @@ from diffflow_ext.training.loop.session import signals
 
 #: A step in one operation that lets no handler of Python run, much longer than the test.
 SCRIPT = """
-import hashlib, sys
+import hashlib, signal, sys
 from diffflow_ext.cli import main
 from diffflow_ext.training.loop.step import TrainingStep
 
@@ -22,6 +22,8 @@ def take(step, received):
     print("in a step", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
+# Tests that run in the background are started without it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 TrainingStep.take = take
 sys.exit(main(sys.argv[1:]))
 """
