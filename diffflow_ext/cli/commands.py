@@ -84,7 +84,7 @@ class TrainOptions:
     config: Annotated[Maybe[str], arg(metavar="FILE.toml")] = None
     #: Continue the run in RUN, if any.
     resume: Switch = False
-    #: Remove the run in RUN first.
+    #: Replace the run in RUN, when the first step of the new one is done.
     overwrite: Switch = False
     #: Read the data, print the configuration and stop.
     dry_run: Switch = False

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import special_files
 import torch
 from cli_runs import FAST, refusal, write_points
 
@@ -101,7 +102,9 @@ def test_sigterm_saves_and_exits_with_its_code(tmp_path: Path, data: Path) -> No
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate()
     assert process.returncode == 143
-    assert error.startswith("diffflow: stopped by SIGTERM; saved run/checkpoints/step-")
+    first, last = error.splitlines()
+    assert first.startswith("diffflow: SIGTERM: finishing this step, then saving; a second one")
+    assert last.startswith("diffflow: stopped by SIGTERM; saved run/checkpoints/step-")
     assert load_latest(tmp_path / "run" / "checkpoints").step > 0
 
 
@@ -147,8 +150,30 @@ def test_targets_that_cannot_be_written(
     picture.write_bytes(b"mine")
     flags = ("--out", tmp_path / "y.npy", "--figure", picture)
     assert "x.png: is there already" in refusal(capsys, "sample", run, *flags)
+    for name in ("folder.npy", "loop.npy"):
+        kind, path = name.removesuffix(".npy"), tmp_path / name
+        special_files.replace(path, kind)
+        line = refusal(capsys, "sample", run, "--out", path, "--overwrite")
+        assert f"{name}: expected a file or nothing there; give another name" in line
     line = refusal(capsys, "sample", run, "--out", "missing/x.npy")
     assert line == "diffflow: missing/x.npy: the directory missing is missing"
+
+
+def test_a_link_beside_a_target_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".tmp-x.npy").symlink_to(tmp_path / "mine")
+    write_samples(tmp_path / "x.npy", torch.zeros(4, 2), ("a", "b"))
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert np.load(tmp_path / "x.npy").shape == (4, 2)
+
+
+def test_evaluation_names_what_it_cannot_write(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, expected in (("figures", "a folder"), ("evaluation.json", "a file")):
+        special_files.replace(run / name, "pipe")
+        assert f"expected {expected} or nothing at" in refusal(capsys, "evaluate", run, "--n=60")
+        (run / name).unlink()
 
 
 def test_wrong_number_of_columns_is_refused(tmp_path: Path) -> None:
@@ -162,6 +187,32 @@ def test_train_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "no.toml" in refusal(
         capsys, "train", "--out", tmp_path, "--config", tmp_path / "no.toml"
     )
+
+
+def test_paths_that_are_wrong_are_named_with_a_way_out(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ("train", "--out", tmp_path / "new", "--config")
+    line = refusal(capsys, *config, tmp_path / "no.toml")
+    assert line.startswith("diffflow: train: config: expected a file, found nothing at ")
+    assert "no.toml'; check the path" in line
+    line = refusal(capsys, *config, tmp_path)
+    assert line == (
+        f"diffflow: train: config: expected a file, got the folder {str(tmp_path)!r}; name a TOML"
+        " file with a configuration"
+    )
+    for out in (data, data / "below", "/proc/below"):
+        line = refusal(capsys, "train", data, "--out", out, *FAST)
+        assert f"run directory {str(out)!r}: expected a folder that can be written to, got" in line
+        assert "Errno" not in line
+    thesis = run / "figures" / "thesis.pdf"
+    thesis.parent.mkdir()
+    thesis.write_text("mine")
+    assert "leave out --overwrite" in refusal(
+        capsys, "train", data, "--out", thesis.parent, *FAST, "--overwrite"
+    )
+    assert main(["train", str(data), "--out", str(run), *FAST, "--overwrite"]) == 0
+    assert thesis.read_text() == "mine"
 
 
 def test_corrupt_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +232,8 @@ def test_fall_back_is_one_warning(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("diffflow: warning: ")
-    assert lines[0].endswith("falling back to step-00000003")
+    older = "falling back to step-00000003, an older one, from which `diffflow train --out"
+    assert lines[0].endswith(f"{older} {run} --resume` goes on")
 
 
 def test_run_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +249,7 @@ def test_training_that_fails_has_its_own_code(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise trainer.TrainingError("train: the loss is nan at step 2")
 
     monkeypatch.setattr(trainer.Trainer, "run_to_end", fail)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import special_files
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -207,8 +208,16 @@ def test_extractor_comes_back(quick: DigitExtractor, tmp_path: Path) -> None:
     assert torch.equal(found.classify(NOISE), quick.classify(NOISE))
     with pytest.raises(ValueError, match=r"save_extractor: expected a path ending in"):
         save_extractor(tmp_path / "a.pt", quick)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"load_extractor: expected a file of save_extr"):
         load_extractor(tmp_path / "b.safetensors")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", special_files.KINDS)
+def test_extractors_that_are_no_files(tmp_path: Path, kind: str) -> None:
+    special_files.replace(tmp_path / "a.safetensors", kind)
+    with pytest.raises((OSError, ValueError), match=r"^load_extractor: expected a file.*; check"):
+        load_extractor(tmp_path / "a.safetensors")
 
 
 def test_damaged_extractors(quick: DigitExtractor, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ ORDER: dict[str, str] = {
     "figures": "panels points images",
     "training": """
         config.rules config.sections config.fields config.files config.defaults config.schedules
-        store.directory store.checkpoint store.saver store.dataset
+        store.folders store.directory store.checkpoint store.saver store.dataset
         recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm recipes.flows
         recipes.build
         parallel.device parallel.distributed parallel.sharding

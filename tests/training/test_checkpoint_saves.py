@@ -42,7 +42,8 @@ def test_newest_whole_checkpoint_wins_with_a_warning(tmp_path: Path) -> None:
     texts = [str(warning.message) for warning in caught]
     assert len(texts) == 2
     assert "step-00000003/model.safetensors: expected" in texts[0]
-    assert texts[0].endswith("falling back to step-00000001")
+    assert "; falling back to step-00000001, an older one, from which `diffflow train" in texts[0]
+    assert texts[0].endswith("--resume` goes on")
 
 
 def test_no_checkpoint_and_only_damaged_ones(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import special_files
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,6 +58,22 @@ WRONG_TYPE = [
     ("learn_diffusion", 1, "true or false"),
     ("flip", True, "text"),
 ]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", special_files.KINDS)
+def test_files_that_are_none(tmp_path: Path, kind: str) -> None:
+    special_files.replace(tmp_path / "x.toml", kind)
+    with pytest.raises((OSError, ValueError), match=r"^train: config: expected a file, .*; \w"):
+        load_config(tmp_path / "x.toml")
+
+
+def test_files_of_any_size(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("")
+    assert load_config(tmp_path / "x.toml") == configure("diffflow")
+    os.truncate(tmp_path / "x.toml", 2**33)
+    with pytest.raises(ValueError, match=r"at most 1,048,576 bytes, .*; name a TOML file"):
+        load_config(tmp_path / "x.toml")
 
 
 def make(model: str = "diffflow", **values: Any) -> Any:

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import io
 import os
+import stat
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ MAX_BYTES = 8 << 30
 # Data are compressed about 10 times, decompression bombs 1000 times; small files may be either.
 MAX_RATIO = 100
 SMALL_BYTES = 64 << 20
+NAME_DATA = "name a file with the data"
 
 
 class Refused(ValueError):
@@ -35,13 +37,35 @@ def optional_package(op: str, name: str, purpose: str) -> Any:
 def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
     """Returns the bytes of a regular file, not empty and of at most `limit` bytes."""
     check_file(op, file)
-    size = file.stat().st_size
-    check_size(op, str(file), size, limit)
-    with file.open("rb") as stream:
+    return read_bytes(op, file, limit)
+
+
+def read_bytes(op: str, file: Path, limit: int | None = None, hint: str = NAME_DATA) -> bytes:
+    """Returns the bytes of a regular file, perhaps none and at most `limit`."""
+    with open_file(op, file, hint) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        check_size(op, str(file), size, limit, hint)
         return stream.read(size)  # A file may grow while it is read.
 
 
-def check_file(op: str, file: Path) -> None:
+def open_file(op: str, file: Path, hint: str = NAME_DATA) -> BinaryIO:
+    """Opens a regular file, or a link to one, for reading; errors are those of `check_file`.
+
+    It never waits: without O_NONBLOCK the system would wait for a writer of a pipe.
+    """
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+    check_file(op, file, hint, may_be_empty=True)
+    stream = open(file, "rb", opener=opener)
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # It was replaced after the check.
+        stream.close()
+        raise Refused(f"{op}: expected a file, got something else at {str(file)!r}; {hint}")
+    return stream
+
+
+def check_file(op: str, file: Path, hint: str = NAME_DATA, *, may_be_empty: bool = False) -> None:
     """Raises FileNotFoundError or ValueError unless `file` is a regular file with data.
 
     Every reader calls this before it opens a file: to open a pipe may wait forever, and devices
@@ -53,28 +77,26 @@ def check_file(op: str, file: Path) -> None:
             f"{op}: expected a file, found {found} at {str(file)!r}; check the path "
             f"(the current folder is {os.getcwd()!r})"
         )
-    if not file.is_file():
-        kind = "the folder" if file.is_dir() else "a device or pipe at"
-        raise Refused(
-            f"{op}: expected a file, got {kind} {str(file)!r}; name a file with the data"
-        )
+    if not os.path.isfile(file):
+        kind = "the folder" if os.path.isdir(file) else "a socket, device or pipe at"
+        raise Refused(f"{op}: expected a file, got {kind} {str(file)!r}; {hint}")
     if not os.access(file, os.R_OK):
         raise Refused(
             f"{op}: expected a readable file, {str(file)!r} is none; check its permissions"
         )
-    if not file.stat().st_size:
+    if not may_be_empty and not os.path.getsize(file):
         raise Refused(
             f"{op}: expected data, {str(file)!r} is empty; check how it was written or downloaded"
         )
 
 
-def check_size(op: str, source: str, size: int, limit: int | None = None) -> None:
+def check_size(
+    op: str, source: str, size: int, limit: int | None = None, hint: str = "save a part of it"
+) -> None:
     """Raises a ValueError if `size` is above `limit`, by default `MAX_BYTES`."""
     limit = MAX_BYTES if limit is None else limit
     if size > limit:
-        raise Refused(
-            f"{op}: expected at most {limit:,} bytes, {source!r} has {size:,}; save a part of it"
-        )
+        raise Refused(f"{op}: expected at most {limit:,} bytes, {source!r} has {size:,}; {hint}")
 
 
 def unpacked_limit(packed: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 
 import safetensors.torch
@@ -35,6 +36,7 @@ def save_extractor(path: str | os.PathLike[str], extractor: DigitExtractor) -> P
         )
     data = safetensors.torch.save(extractor.classifier.state_dict(), _describe(extractor))
     aside = file.with_name(f".tmp-{file.name}")
+    aside.unlink(missing_ok=True)  # It may be a link, which isn't followed.
     try:
         aside.write_bytes(data)
         os.replace(aside, file)
@@ -51,19 +53,38 @@ def load_extractor(path: str | os.PathLike[str]) -> DigitExtractor:
         ValueError: If the file is damaged or something else.
     """
     file = Path(path)
-    size = file.stat().st_size
-    if size > MAX_EXTRACTOR_BYTES:
-        raise ValueError(
-            f"load_extractor: expected at most {MAX_EXTRACTOR_BYTES} bytes, {file} has {size}; is "
-            "it the right file?"
-        )
+    data = _read(file)
     try:
-        return _decode(file.read_bytes())
+        return _decode(data)
     except _BROKEN as error:
         raise ValueError(
             f"load_extractor: expected {file} to be a file of save_extractor, got: {error}; "
             "train the extractor anew"
         ) from error
+
+
+def _read(file: Path) -> bytes:
+    """Returns the bytes of a regular file; never waits for the writer of a pipe."""
+    try:
+        stream = os.fdopen(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
+    except OSError as error:
+        raise type(error)(
+            f"load_extractor: expected a file of save_extractor at {str(file)!r}, got "
+            f"{error.strerror!r}; check the path, or train one: diffflow extractor"
+        ) from error
+    with stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(
+                f"load_extractor: expected a file, got a device or pipe at {str(file)!r}; check "
+                "the path"
+            )
+        if status.st_size > MAX_EXTRACTOR_BYTES:
+            raise ValueError(
+                f"load_extractor: expected at most {MAX_EXTRACTOR_BYTES} bytes, {file} has "
+                f"{status.st_size}; is it the right file?"
+            )
+        return stream.read(status.st_size)
 
 
 def _describe(extractor: DigitExtractor) -> dict[str, str]:

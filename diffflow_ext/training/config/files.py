@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from diffflow_ext.data.formats.reading import read_bytes
+
 from .fields import CONFIGS, SECTIONS, Config, configure
 
 if sys.version_info >= (3, 11):
@@ -17,6 +19,8 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 
+#: Larger files are no configurations and are not read.
+MAX_CONFIG_BYTES = 2**20
 #: Fields for which "auto" or 0 was the default, now None, in files of earlier versions.
 ONCE_AUTOMATIC = {
     "limit", "image_size", "flip", "batch_size", "learning_rate", "diffusion_start",
@@ -41,18 +45,34 @@ def load_config(path: str | Path) -> Config:
     """Returns the configuration in a TOML file, with defaults for missing fields.
 
     Raises:
-        OSError: If the file can't be read.
-        ValueError: If it isn't TOML, has no tables, as files of earlier versions, or has an
-            unknown table or key, or a value that isn't allowed.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it isn't a regular file of TOML, has no tables, as files of earlier
+            versions, or has an unknown table or key, or a value that isn't allowed.
     """
-    try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a TOML file: {error}") from error
+    tables = _read_tables(Path(path))
     try:
         return _from_tables(tables)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def is_configuration(path: Path) -> bool:
+    """Returns whether a file is one that a run writes, and not that of another program."""
+    try:
+        tables = _read_tables(path)
+        named = "data" in tables and "name" in tables["model"]
+        return named and bool(_from_tables(tables))
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return False
+
+
+def _read_tables(path: Path) -> dict[str, Any]:
+    hint = "name a TOML file with a configuration"
+    data = read_bytes("train: config", path, MAX_CONFIG_BYTES, hint)
+    try:
+        return tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from error
 
 
 def to_record(config: Config) -> dict[str, Any]:

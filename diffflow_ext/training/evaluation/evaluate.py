@@ -25,7 +25,7 @@ from diffflow_ext.metrics.features.files import load_extractor
 from ..parallel.distributed import joined
 from ..recipes.base import EvaluationSettings
 from ..store.dataset import open_data
-from ..store.directory import RunDirectory, replace_text
+from ..store.directory import RunDirectory, explained, replace_text
 from .likelihoods import likelihoods
 from .loaded_run import LoadedRun, load_run
 from .pictures import draw_pictures
@@ -76,7 +76,8 @@ def evaluate(
         CheckpointError: If it has no whole checkpoint.
     """
     with joined(device) as world:
-        loaded = load_run(run, device)
+        loaded, directory = load_run(run, device), RunDirectory(run)
+        directory.check_kinds()
         is_image = loaded.record.is_image
         limit = n if n is not None else DEFAULT_IMAGES if is_image else DEFAULT_VECTORS
         ode_n = ode_n if ode_n is not None else ODE_IMAGES if is_image else ODE_VECTORS
@@ -98,10 +99,11 @@ def evaluate(
         "entropy": _entropy(loaded),
         **(_quality(samples, dataset, features) if count else {}),
     }
-    replace_text(RunDirectory(run).evaluation, spell(result))
+    with explained(directory.root):
+        replace_text(directory.evaluation, spell(result))
     if figures:
         try:
-            draw_pictures(RunDirectory(run), loaded, dataset, samples, seed)
+            draw_pictures(directory, loaded, dataset, samples, seed)
         except ImportError as error:
             warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=2)
     return result

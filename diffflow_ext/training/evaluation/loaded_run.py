@@ -10,13 +10,12 @@ from torch import nn
 
 from ..config.defaults import resolve
 from ..config.fields import Config
-from ..config.files import from_record
 from ..parallel.device import pick_device
 from ..parallel.distributed import local_rank
 from ..recipes.base import Recipe
-from ..recipes.build import build_recipe
-from ..store.checkpoint import CheckpointError, load_latest
-from ..store.dataset import DatasetRecord
+from ..recipes.build import build_recipe, room_of
+from ..store.checkpoint import CheckpointError, load_latest, step_directories
+from ..store.dataset import DatasetRecord, recorded
 from ..store.directory import RunDirectory
 
 
@@ -55,16 +54,18 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         ImportError: If the model needs a package that is missing.
     """
     run = RunDirectory(path)
-    if not run.holds_run():
+    if not run.holds_run() and not step_directories(run.checkpoints):
         raise ValueError(f"{path}: no run there; diffflow train DATA --out {path} makes one")
     checkpoint = load_latest(run.checkpoints)
+    record, config = recorded(checkpoint)
     try:
-        record = DatasetRecord.from_meta(checkpoint.meta["data"])
-        config = from_record(checkpoint.meta["config"])
         config = resolve(config, is_image=record.is_image)
-        recipe = build_recipe(config, record.event_shape)
+        recipe = build_recipe(config, record.event_shape, room_of(checkpoint.ema))
         recipe.module.load_state_dict(dict(checkpoint.ema))
-    except (RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its checkpoint doesn't fit: {error}") from error
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: its checkpoint of step {checkpoint.step} doesn't fit its configuration:"
+            f" {error}; train again"
+        ) from error
     recipe.module.to(pick_device(device, local_rank())).eval()
     return LoadedRun(recipe, config, record, checkpoint.step)

@@ -25,6 +25,8 @@ def check_target(path: str | Path, endings: Sequence[str], *, overwrite: bool) -
     path = Path(path)
     if path.suffix.lower() not in endings:
         raise ValueError(f"{path}: expected a file name that ends in {' or '.join(endings)}")
+    if os.path.lexists(path) and not path.is_file():
+        raise ValueError(f"{path}: expected a file or nothing there; give another name")
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: is there already; give --overwrite to replace it")
     if not path.parent.is_dir():
@@ -41,6 +43,7 @@ def write_samples(path: str | Path, samples: Tensor, columns: Sequence[str]) -> 
     path = Path(path)
     values = _bytes(samples) if samples.ndim == 4 else _vectors(samples, columns)
     aside = path.with_name(f".tmp-{path.name}")
+    aside.unlink(missing_ok=True)  # It may be a link, which isn't followed.
     try:
         if path.suffix.lower() == ".csv":
             with aside.open("w", encoding="utf-8", newline="") as file:

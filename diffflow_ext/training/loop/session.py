@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 import torch
+from tqdm import tqdm
+
+#: Seconds after which a second signal ends the process, if an operation doesn't let Python do so.
+GRACE = 2.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,8 +48,11 @@ def own_generator(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM instead of ending the process."""
+def signals(*, says: bool) -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM instead of ending the process; a second one ends it.
+
+    With `says`, a line on stderr tells so when the first one arrives.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -58,7 +67,42 @@ def signals() -> Iterator[list[int]]:
     for number in old:
         signal.signal(number, note)
     try:
-        yield received
+        with _watched(says):
+            yield received
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _watched(says: bool) -> Iterator[None]:
+    """Watches signals in a thread: Python's handlers wait for the end of a compiled operation."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(reader, says), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _watch(reader: int, says: bool) -> None:
+    """Reads the numbers of signals from a pipe until it's closed."""
+    seen = 0
+    while number := os.read(reader, 1):
+        if number[0] not in (signal.SIGINT, signal.SIGTERM):
+            continue
+        seen += 1
+        if seen == 1 and says:
+            name = signal.Signals(number[0]).name
+            text = f"diffflow: {name}: finishing this step, then saving; a second one ends at once"
+            with contextlib.suppress(OSError, ValueError):  # Nobody may listen any more.
+                tqdm.write(text, file=sys.stderr)
+        # A pipe that is closed can be read, too. Notebooks, with all their state, are not ended.
+        if seen > 1 and not select.select([reader], [], [], GRACE)[0] and not hasattr(sys, "ps1"):
+            os._exit(128 + number[0])

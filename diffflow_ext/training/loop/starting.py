@@ -48,12 +48,28 @@ def check_directory(run: RunDirectory, config: Config, *, resume: bool, overwrit
             " which starts a run where there is none and goes on with it after a restart,"
             " and remove what is to be overwritten before"
         )
-    if overwrite or not run.holds_run():
-        return
-    if not resume:
+    if not run.holds_run():
+        _check_no_run(run, overwrite)
+    elif not resume and not overwrite:
         raise ValueError(f"{run.root}: holds a run already; give --resume or --overwrite")
-    if run.config.exists():
+    elif resume and run.config.exists():
         check_same_run(load_config(run.config), config)
+
+
+def _check_no_run(run: RunDirectory, overwrite: bool) -> None:
+    """Refuses to replace files of others, and to overwrite what is no run."""
+    foreign = run.foreign()
+    if foreign:
+        raise ValueError(
+            f"{run.root}: expected a run of diffflow, or a folder without {foreign[0].name}, got"
+            f" {str(foreign[0])!r} of something else; move it away, or choose another --out"
+        )
+    if overwrite and not run.is_new:
+        others = ", ".join(run.others()[:3]) or "an empty folder"
+        raise ValueError(
+            f"{run.root}: expected a run of diffflow to overwrite, got {others}; leave out"
+            " --overwrite to start a run there, or choose another --out"
+        )
 
 
 def warn_of_other_end(steps: int, step: int, config: Config) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from ..config.fields import Config
 from ..config.files import to_toml
 from ..parallel.distributed import World, joined
-from ..store.checkpoint import step_directories, sweep
+from ..store.checkpoint import load_latest, step_directories
 from ..store.dataset import describe_data
-from ..store.directory import RunDirectory, replace_text
+from ..store.directory import RunDirectory
 from .session import threads
 from .starting import check_directory, doubts
 from .trainer import Trainer, TrainResult
@@ -34,48 +34,45 @@ def train(
         out: The run directory, created if missing.
         resume: Whether to continue the run in `out`, if there is one. The result equals that of
             an uninterrupted run.
-        overwrite: Whether to remove the run in `out` first.
+        overwrite: Whether to replace the run in `out`. Its files are removed when the first step
+            of the new run is done, and those of others stay.
         progress: Whether to show a bar on stderr; by default only on a terminal.
         tell: A function such as `print`, which process 0 calls with each line about what was read,
             before it trains.
 
     Raises:
         ValueError: If `out` holds a run and neither `resume` nor `overwrite` is given, the run
-            there has another configuration or other data, or another process trains there.
+            there has another configuration or other data, another process trains there, `out`
+            holds files of others that a run would replace, or `overwrite` finds no run.
         OSError: If `out` can't be written to, or the data can't be read.
         CheckpointError: If a checkpoint can't be written, or there is no whole one to resume from.
         TrainingError: If the loss or its gradient isn't finite. The step isn't taken.
-        Interrupted: After SIGINT or SIGTERM, when the state is saved.
+        Interrupted: After SIGINT or SIGTERM, when the state is saved. A second signal ends the
+            process without saving, after two seconds also in the middle of an operation (not in a
+            notebook, where it raises a KeyboardInterrupt after the operation).
     """
     run = RunDirectory(out)
     with joined(config.run.device) as world, _opened(run, world), threads(config.run.threads):
         for text in doubts(config, world) if world.writes else ():
             warnings.warn(text, stacklevel=2)
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
-        trainer = Trainer(config, run, world)
-        _start(trainer, overwrite=overwrite)
+        trainer = _started(config, run, world, overwrite=overwrite)
         if tell is not None and world.writes:
             for line in describe_data(trainer.dataset):
                 tell(line)
-        return trainer.run_to_end(progress)
+        return trainer.run_to_end(progress, overwrite=overwrite)
 
 
-def _start(trainer: Trainer, *, overwrite: bool) -> None:
-    run, world = trainer.run, trainer.world
-    world.on_first(lambda: _make_ready(run, trainer.config, overwrite=overwrite))
-    if step_directories(run.checkpoints):
-        trainer.restore()
+def _started(config: Config, run: RunDirectory, world: World, *, overwrite: bool) -> Trainer:
+    resumes = not overwrite and bool(step_directories(run.checkpoints))
+    trainer = Trainer(config, run, world, load_latest(run.checkpoints) if resumes else None)
+    if not overwrite:
+        world.on_first(lambda: run.begin(to_toml(trainer.config)))
     trainer.step.start_flows()
     if world.size > 1:
         world.require_same(trainer.state.fingerprint(), "what a process starts from")
     trainer.step.prepare()
-
-
-def _make_ready(run: RunDirectory, config: Config, *, overwrite: bool) -> None:
-    if overwrite:
-        run.clear()
-    sweep(run.checkpoints)
-    replace_text(run.config, to_toml(config))
+    return trainer
 
 
 @contextlib.contextmanager

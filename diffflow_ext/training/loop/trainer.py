@@ -19,12 +19,13 @@ from diffflow_ext.functional.core import build_info
 
 from ..config.defaults import resolve
 from ..config.fields import Config
-from ..config.files import to_record
+from ..config.files import to_record, to_toml
 from ..parallel.device import pick_device
 from ..parallel.distributed import World, local_rank
-from ..recipes.build import build_recipe
-from ..store.checkpoint import CheckpointError, load_latest
-from ..store.dataset import DatasetRecord, open_data
+from ..recipes.base import Recipe
+from ..recipes.build import build_recipe, room_for_training, room_of
+from ..store.checkpoint import Checkpoint, CheckpointError
+from ..store.dataset import DatasetRecord, open_data, recorded
 from ..store.directory import MetricsLog, NoLog, RunDirectory
 from ..store.saver import Saver
 from .batches import Batches
@@ -32,6 +33,9 @@ from .session import Interrupted, own_generator, signals
 from .starting import check_world, warn_of_other_end
 from .state import TrainState
 from .step import TrainingError, TrainingStep
+
+#: What a step returns: its metrics, and the signal at which training stops, or 0.
+Taken = tuple[dict[str, float], int]
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,15 @@ class TrainResult:
 class Trainer:
     """One session of a run: data and state in memory, and the loop over steps."""
 
-    def __init__(self, config: Config, run: RunDirectory, world: World) -> None:
+    def __init__(
+        self, config: Config, run: RunDirectory, world: World, checkpoint: Checkpoint | None
+    ) -> None:
         device = pick_device(config.run.device, local_rank())
         dataset = open_data(config, warn=world.writes)
         config = resolve(config, is_image=dataset.is_image, flip=dataset.flip)
         self.config, self.run, self.device, self.world = config, run, device, world
         self.dataset, self.record = dataset, DatasetRecord.of(dataset)
-        self.recipe = build_recipe(config, dataset.event_shape)
+        self.recipe = self._build(checkpoint)
         check_world(world, config, self.recipe)
         # With shares, the whole model may be too large for one GPU.
         shares = config.run.shard and world.size > 1
@@ -71,11 +77,19 @@ class Trainer:
         self.step = TrainingStep(config, self.recipe, self.state, batches, world)
         keep = config.run.keep_checkpoints
         self.saver = Saver(run.checkpoints, keep, beside=config.run.async_save)
+        if checkpoint is not None:
+            self._restore(checkpoint)
 
-    def restore(self) -> None:
-        """Loads the newest whole checkpoint."""
-        checkpoint = load_latest(self.run.checkpoints)
-        DatasetRecord.from_meta(checkpoint.meta["data"]).require(self.dataset)
+    def _build(self, checkpoint: Checkpoint | None) -> Recipe[Any, Any]:
+        """Returns the recipe, or refuses one that is larger than the checkpoint or the memory."""
+        config, shape = self.config, self.dataset.event_shape
+        if checkpoint is None:
+            return build_recipe(config, shape, room_for_training(self.device.type))
+        record, _ = recorded(checkpoint)
+        record.require(self.dataset)
+        return build_recipe(config, shape, room_of(checkpoint.model))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         steps = self.config.optimiser.steps
         if checkpoint.step > steps:
             raise ValueError(
@@ -84,36 +98,54 @@ class Trainer:
             )
         self.state.restore(checkpoint)
         if self.world.writes:
-            steps = checkpoint.meta["config"]["steps"]
-            warn_of_other_end(steps, checkpoint.step, self.config)
+            _, before = recorded(checkpoint)
+            warn_of_other_end(before.optimiser.steps, checkpoint.step, self.config)
         self.state.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
 
-    def run_to_end(self, progress: bool | None) -> TrainResult:
-        """Trains up to the last step, with a log, a bar and checkpoints; signals end it early."""
+    def run_to_end(self, progress: bool | None, *, overwrite: bool = False) -> TrainResult:
+        """Trains up to the last step, with a log, a bar and checkpoints; signals end it early.
+
+        With `overwrite`, the run in the directory is replaced when the first step is done.
+        """
         disabled, before = None if progress is None else not progress, self.state.step
         if not self.world.writes:
             disabled = True
+        self.rate = _Rate(self.state, self.config.optimiser.batch_size)
         with (
-            self._log() as log,
             tqdm(
                 total=self.config.optimiser.steps, initial=before, disable=disabled, unit="step"
             ) as bar,
-            signals() as received,
+            signals(says=self.world.writes) as received,
             own_generator(self.device),
         ):
-            self._loop_and_save(log, bar, received)
+            first = self._replace_run(received) if overwrite else None
+            with self._log() as log:
+                self._loop_and_save(log, bar, received, first)
         assert self.state.saved is not None
         step = self.state.step
         return TrainResult(step, step - before, self.state.elapsed, self.state.saved)
 
-    def _loop_and_save(self, log: MetricsLog, bar: tqdm[Any], received: list[int]) -> None:
+    def _replace_run(self, received: list[int]) -> Taken:
+        """Takes the first step; then it removes the old run, whose place the new one takes."""
+        first = self.step.take(received)
+
+        def replace() -> None:
+            self.run.clear()
+            self.run.begin(to_toml(self.config))
+
+        self.world.on_first(replace)
+        return first
+
+    def _loop_and_save(
+        self, log: MetricsLog, bar: tqdm[Any], received: list[int], first: Taken | None
+    ) -> None:
         """Trains, and returns when everything is written.
 
         After errors that all processes have at the same step they can wait for one another; after
         any other error this process must end at once, so that the others end too.
         """
         try:
-            self._loop(log, bar, received)
+            self._loop(log, bar, received, first)
         except (TrainingError, Interrupted):
             self.world.on_first(self.saver.wait)
             raise
@@ -133,21 +165,23 @@ class Trainer:
     def _log(self) -> MetricsLog:
         return MetricsLog(self.run.metrics, self.state.step) if self.world.writes else NoLog()
 
-    def _loop(self, log: MetricsLog, bar: tqdm[Any], received: list[int]) -> None:
+    def _loop(
+        self, log: MetricsLog, bar: tqdm[Any], received: list[int], first: Taken | None
+    ) -> None:
         state, settings, steps = self.state, self.config.run, self.config.optimiser.steps
-        rate = _Rate(state, self.config.optimiser.batch_size)
-        while state.step < steps:
-            line, signum = self.step.take(received)
+        while first or state.step < steps:
+            line, signum = first or self.step.take(received)
+            first = None
             bar.update()
             if state.step % settings.log_every == 0 or state.step == steps:
                 if "loss" in line:
                     line |= self.recipe.reading(state.step - 1, line["loss"])
-                line |= rate.measure()
+                line |= self.rate.measure()
                 log.write(line)
                 bar.set_postfix_str(self._bar_text(line))
             last = state.step == steps or signum > 0
             if last or state.step % settings.save_every == 0:
-                rate.tick()
+                self.rate.tick()
                 log.sync()
                 self._save()
             if signum and state.saved is not None:

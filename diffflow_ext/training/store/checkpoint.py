@@ -15,9 +15,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-import re
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,12 +28,22 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from diffflow_ext.data.formats.reading import open_file, read_bytes
+
+from .folders import (
+    GROUPS,
+    KIND,
+    MAX_MANIFEST_BYTES,
+    TEMPORARY,
+    CheckpointError,
+    remove,
+    remove_checkpoint,
+    step_directories,
+    step_of,
+    sweep,
+)
+
 FORMAT_VERSION = 1
-GROUPS = ("model", "ema", "optim")
-KIND = "diffflow_ext checkpoint"
-TEMPORARY = ".tmp-"
-# Larger files are no manifests and are not read.
-MAX_MANIFEST_BYTES = 64 * 2**20
 
 # Errors of reading damaged files.
 _BROKEN = (
@@ -43,10 +52,6 @@ _BROKEN = (
 )
 
 Tensors = Mapping[str, Tensor]
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint can't be written, is missing or damaged, or has a newer format."""
 
 
 class _NewerFormatError(CheckpointError):
@@ -108,7 +113,8 @@ def load_checkpoint(directory: str | Path) -> Checkpoint:
     try:
         return _read(directory)
     except _BROKEN as error:
-        reason = f"{type(error).__name__}: {error}"
+        # Some errors of libraries say nothing but their name.
+        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{directory}: not a whole checkpoint: {reason}") from error
 
 
@@ -118,7 +124,8 @@ def load_latest(directory: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: If there is none, or the newest is of a newer format.
     """
-    damaged: list[str] = []
+    directory, damaged = Path(directory), list[str]()
+    run = directory.parent
     for candidate in step_directories(directory):
         try:
             checkpoint = load_checkpoint(candidate)
@@ -128,29 +135,21 @@ def load_latest(directory: str | Path) -> Checkpoint:
             damaged.append(str(error))
             continue
         for message in damaged:
-            warnings.warn(f"{message}; falling back to {candidate.name}", stacklevel=2)
+            warnings.warn(
+                f"{message}; falling back to {candidate.name}, an older one, from which `diffflow"
+                f" train --out {run} --resume` goes on",
+                stacklevel=2,
+            )
         return checkpoint
-    raise CheckpointError("; ".join(damaged) or f"{directory}: no checkpoint there")
-
-
-def step_directories(directory: str | Path) -> list[Path]:
-    """Returns the `step-…` entries of a directory, newest first; none if it's missing."""
-    try:
-        entries = list(Path(directory).iterdir())
-    except FileNotFoundError:
-        return []
-    steps = [entry for entry in entries if re.fullmatch(r"step-\d{8,}", entry.name, re.ASCII)]
-    return sorted(steps, key=_step_of, reverse=True)
-
-
-def sweep(directory: str | Path) -> None:
-    """Removes the remains of interrupted saves; there must be no save in progress."""
-    path = Path(directory)
-    if not path.is_dir():
-        return
-    for entry in path.iterdir():
-        if entry.name.startswith(TEMPORARY):
-            _remove(entry)
+    if not damaged:
+        raise CheckpointError(
+            f"{directory}: no checkpoint there; `diffflow train --out {run} --resume` trains from"
+            " the start"
+        )
+    raise CheckpointError(
+        f"{'; '.join(damaged)}; no other is whole: train again, `diffflow train --config"
+        f" {run / 'config.toml'} --out {run} --overwrite`"
+    )
 
 
 def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -225,13 +224,13 @@ def _explained(directory: Path, needed: int) -> Iterator[None]:
 
 def _write_aside_and_rename(target: Path, files: Mapping[str, bytes]) -> None:
     aside = target.with_name(f"{TEMPORARY}{target.name}")
-    _remove(aside)
+    remove(aside)
     aside.mkdir()
     for name, data in files.items():
         _write_synced(aside / name, data)
     _sync_directory(aside)
     if target.exists():
-        _drop(target)
+        remove_checkpoint(target)
     os.rename(aside, target)
     _sync_directory(target.parent)
 
@@ -245,24 +244,9 @@ def _replace_pointer(directory: Path, name: str) -> None:
 
 def _prune(directory: Path, step: int, keep: int) -> None:
     """Removes older checkpoints; newer ones are damaged and do not count."""
-    older = [entry for entry in step_directories(directory) if _step_of(entry) < step]
+    older = [entry for entry in step_directories(directory) if step_of(entry) < step]
     for entry in older[keep - 1 :]:
-        _drop(entry)
-
-
-def _drop(entry: Path) -> None:
-    """Removes a checkpoint, renamed first: a partial one must not look like a checkpoint."""
-    renamed = entry.with_name(f"{TEMPORARY}drop-{entry.name}")
-    _remove(renamed)
-    os.rename(entry, renamed)
-    _remove(renamed)
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink(missing_ok=True)
+        remove_checkpoint(entry)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -283,10 +267,6 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _step_of(entry: Path) -> int:
-    return int(entry.name.removeprefix("step-"))
-
-
 def _read(directory: Path) -> Checkpoint:
     manifest = _read_manifest(directory / "manifest.json")
     step = manifest["step"]
@@ -297,9 +277,7 @@ def _read(directory: Path) -> Checkpoint:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise CheckpointError(f"{path}: larger than any manifest")
-    data = path.read_bytes()
+    data = read_bytes("checkpoint", path, MAX_MANIFEST_BYTES, "it is no manifest")
     manifest = json.loads(data)
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         raise CheckpointError(f"{path}: not the manifest of a {KIND}")
@@ -317,10 +295,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _read_group(directory: Path, group: str, files: Mapping[str, Any]) -> dict[str, Tensor]:
     path = directory / f"{group}.safetensors"
     expected = files[path.name]
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise CheckpointError(f"{path}: expected {expected['bytes']} bytes, got {size}")
-    data = path.read_bytes()
+    data = _read_tensors(path, expected)
     tensors = safetensors.torch.load(data)
     if tensors.keys() != expected["tensors"].keys():
         raise CheckpointError(f"{path}: its tensors aren't those of the manifest")
@@ -330,3 +305,26 @@ def _read_group(directory: Path, group: str, files: Mapping[str, Any]) -> dict[s
     if _digest(data) != expected["sha256"]:
         raise CheckpointError(f"{path}: its checksum doesn't match: the file is damaged")
     return tensors
+
+
+def _read_tensors(path: Path, expected: Mapping[str, Any]) -> bytes:
+    """Returns the bytes of a file of tensors, whose size must be that of header and tensors."""
+    with open_file("checkpoint", path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size != expected["bytes"]:
+            raise CheckpointError(f"{path}: expected {expected['bytes']} bytes, got {size}")
+        header = int.from_bytes(stream.read(8), "little")
+        needed = sum(map(_size_of, expected["tensors"].values()))
+        if header > MAX_MANIFEST_BYTES or 8 + header + needed != size:
+            raise CheckpointError(
+                f"{path}: expected {needed} bytes of tensors behind a header of {header}, got"
+                f" {size} bytes: the file is damaged"
+            )
+        stream.seek(0)
+        return stream.read(size)
+
+
+def _size_of(description: Mapping[str, Any]) -> int:
+    """Returns the bytes of a tensor by its description in a manifest."""
+    dtype = getattr(torch, description["dtype"].removeprefix("torch."))
+    return math.prod(description["shape"]) * dtype.itemsize

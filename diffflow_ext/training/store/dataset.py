@@ -16,6 +16,8 @@ from diffflow_ext.data.formats.columns import KINDS, listed
 from diffflow_ext.likelihood.images import quantise
 
 from ..config.fields import Config
+from ..config.files import from_record
+from .checkpoint import Checkpoint, CheckpointError
 
 
 def open_data(config: Config, *, warn: bool = True) -> Dataset:
@@ -124,3 +126,19 @@ class DatasetRecord:
         same = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in scales)
         if not same or other.fingerprint != self.fingerprint:
             raise ValueError(f"{dataset.name}: its values have changed since the run began")
+
+
+def recorded(checkpoint: Checkpoint) -> tuple[DatasetRecord, Config]:
+    """Returns the record of a checkpoint's data, and its configuration.
+
+    Raises:
+        CheckpointError: If it's forged or of an unknown version.
+    """
+    try:
+        record = DatasetRecord.from_meta(checkpoint.meta["data"])
+        return record, from_record(checkpoint.meta["config"])
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"checkpoint of step {checkpoint.step}: expected a record of its data and its"
+            f" configuration, got: {type(error).__name__}: {error}; train again"
+        ) from error

@@ -12,14 +12,23 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
+
+from diffflow_ext.data.formats.reading import read_bytes
+
+from ..config.files import is_configuration
+from .folders import holds_checkpoint, remove_checkpoints, step_directories, sweep
+
+#: Pictures of an evaluation, in RUN/figures.
+PICTURES = ("samples.png", "data.png", "trajectories.png", "loss.png")
+#: A longer log is not read: a line has about 200 bytes.
+MAX_LOG_BYTES = 2**30
 
 
 class RunDirectory:
@@ -33,18 +42,52 @@ class RunDirectory:
         self.evaluation = self.root / "evaluation.json"
         self.figures = self.root / "figures"
         self.lock = self.root / ".lock"
+        #: Whether `opened` found no directory, or an empty one with the lock of a killed process.
+        self.is_new = False
 
     def holds_run(self) -> bool:
-        """Returns whether a run was started here."""
-        return any(path.exists() for path in (self.config, self.metrics, self.checkpoints))
+        """Returns whether a run of this package is here: its configuration or a checkpoint."""
+        return is_configuration(self.config) or holds_checkpoint(self.checkpoints)
+
+    def check_kinds(self) -> None:
+        """Refuses folders, pipes and the like where a run has files, and files for its folders."""
+        files = (self.config, self.metrics, self.evaluation, self.checkpoints / "latest")
+        kinds: list[tuple[Path, Callable[[Path], bool], str]]
+        kinds = [(path, os.path.isfile, "a file") for path in files]
+        kinds += [(path, os.path.isdir, "a folder") for path in (self.checkpoints, self.figures)]
+        # A link is not followed here: opening a lock empties the file.
+        kinds.append((self.lock, _is_plain_file, "a file, not a link"))
+        for path, fits, kind in kinds:
+            if os.path.lexists(path) and not fits(path):
+                raise ValueError(
+                    f"run directory {str(self.root)!r}: expected {kind} or nothing at"
+                    f" {str(path)!r}, got {_kind_of(path)}; move it away, or choose another"
+                )
+
+    def foreign(self) -> list[Path]:
+        """Returns files, not of a run, that a run here would replace."""
+        paths = [self.config, self.metrics, self.evaluation, self.checkpoints / "latest"]
+        return [path for path in paths + step_directories(self.checkpoints) if path.exists()]
+
+    def others(self) -> list[str]:
+        """Returns the names in the directory, without that of the lock."""
+        return sorted(path.name for path in self.root.iterdir() if path != self.lock)
+
+    def begin(self, configuration: str) -> None:
+        """Writes the configuration, after removing the remains of an interrupted session."""
+        with explained(self.root):
+            sweep(self.checkpoints)
+            replace_text(self.config, configuration)
 
     def clear(self) -> None:
-        """Removes the files of a run, and nothing else."""
-        for path in (self.config, self.metrics, self.evaluation):
-            path.unlink(missing_ok=True)
-        for path in (self.checkpoints, self.figures):
-            if path.exists():
-                shutil.rmtree(path)
+        """Removes the files of a run but for config.toml, and nothing else."""
+        files = (self.config, self.metrics, self.evaluation)
+        with explained(self.root):
+            remove_checkpoints(self.checkpoints)
+            for path in (self.metrics, self.evaluation, *map(_aside, files)):
+                path.unlink(missing_ok=True)
+            for name in PICTURES:
+                (self.figures / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -52,16 +95,45 @@ class RunDirectory:
 
         An OSError says that it can't be written to, a ValueError that another process has it.
         """
-        existed = self.root.exists()
-        self.root.mkdir(parents=True, exist_ok=True)
+        existed, locked_before = self.root.exists(), os.path.lexists(self.lock)
         try:
-            tempfile.TemporaryFile(dir=self.root).close()
+            with explained(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=self.root).close()
+            self.is_new = not existed or (locked_before and not self.others())
+            self.check_kinds()
             with _locked(self.lock):
                 yield
         finally:
-            if not existed and {*self.root.iterdir()} <= {self.lock}:
+            if not locked_before and self.root.is_dir() and not is_configuration(self.config):
                 self.lock.unlink(missing_ok=True)
-                self.root.rmdir()
+                if not existed and not any(self.root.iterdir()):
+                    self.root.rmdir()
+
+
+@contextlib.contextmanager
+def explained(root: Path) -> Iterator[None]:
+    """Says which run directory can't be written to, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        place, reason = error.filename or root, error.strerror or str(error)
+        raise type(error)(
+            f"run directory {str(root)!r}: expected a folder that can be written to, got"
+            f" {reason!r} at {str(place)!r}; choose another, or mend its permissions or its disk"
+        ) from error
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_symlink():
+        return "a link to something else or to nothing"
+    if path.is_dir():
+        return "a folder"
+    return "a file" if path.is_file() else "a socket, device or pipe"
 
 
 @contextlib.contextmanager
@@ -78,9 +150,11 @@ class MetricsLog:
     """An open metrics.jsonl, without its lines after a step; 0 empties it."""
 
     def __init__(self, path: Path, step: int) -> None:
+        self._root = path.parent
         lines = [line for line in read_metrics(path) if line["step"] <= step]
-        replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        with explained(self._root):
+            replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+            self._file: TextIO = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -95,12 +169,14 @@ class MetricsLog:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Appends and flushes one line."""
-        self._file.write(json.dumps(values, allow_nan=False) + "\n")
-        self._file.flush()
+        with explained(self._root):
+            self._file.write(json.dumps(values, allow_nan=False) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Returns when all lines are on the disk."""
-        os.fsync(self._file.fileno())
+        with explained(self._root):
+            os.fsync(self._file.fileno())
 
 
 class NoLog(MetricsLog):
@@ -117,14 +193,18 @@ class NoLog(MetricsLog):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a metrics.jsonl up to the first damaged one; none if it's missing."""
+    """Returns the lines of a metrics.jsonl up to the first damaged one; none if it's missing.
+
+    A ValueError says that it isn't a regular file, or is larger than `MAX_LOG_BYTES`.
+    """
     lines: list[dict[str, Any]] = []
-    if not path.exists():
+    if not os.path.lexists(path):
         return lines
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    data = read_bytes("metrics", path, MAX_LOG_BYTES, "move it away")
+    for text in data.decode(errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(line, dict) or type(line.get("step")) is not int:
             break
@@ -134,9 +214,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def replace_text(path: Path, text: str) -> None:
     """Replaces a text file atomically."""
-    aside = path.with_name(f".tmp-{path.name}")
-    with aside.open("w", encoding="utf-8") as file:
+    aside = _aside(path)
+    # What is left there is not followed: it may be a link.
+    aside.unlink(missing_ok=True)
+    with aside.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".tmp-{path.name}")
