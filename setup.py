@@ -10,7 +10,6 @@ Environment:
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -49,19 +48,22 @@ def numbers(version: str) -> tuple[int, ...]:
 def version_of_program(program: str | None) -> str:
     """Returns the version that a program prints, or "" where it does not run."""
     try:
-        done = subprocess.run([program or "", "--version"], capture_output=True, text=True)
+        done = subprocess.run(
+            [program or "", "--version"], capture_output=True, text=True, check=False
+        )
     except OSError:
         return ""
     found = re.search(r"\d+(\.\d+)+", done.stdout)
     return found[0] if found and done.returncode == 0 else ""
 
 
-def version_of_package(name: str) -> str:
-    """Returns the version of an installed package, or ""."""
+def version_of_pybind11() -> str:
+    """Returns the version of the pybind11 that would be used, or ""."""
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        import pybind11
+    except ImportError:
         return ""
+    return pybind11.__version__
 
 
 def refuse_old(found: dict[str, str]) -> None:
@@ -82,8 +84,10 @@ def refuse_old(found: dict[str, str]) -> None:
 def refuse_read_only() -> None:
     """Ends the build where setuptools could not write beside the sources, as it always does."""
     if not os.access(ROOT, os.W_OK):
-        raise SystemExit(f"diffflow_ext: expected a source folder that may be written, got {ROOT}; "
-                         f"copy it (cp -r {ROOT} copy) and install the copy")  # fmt: skip
+        raise SystemExit(
+            f"diffflow_ext: expected a source folder that may be written, got {ROOT}; copy it to "
+            "another place and install the copy"
+        )
 
 
 def build_requirements() -> list[str]:
@@ -180,7 +184,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Builds the module and puts it where setuptools expects it."""
         refuse_old({
-            "pybind11": version_of_package("pybind11"),
+            "pybind11": version_of_pybind11(),
             "ninja": version_of_program(ninja_program()),
             "cmake": version_of_program("cmake"),
         })  # fmt: skip
