@@ -28,7 +28,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 #: The oldest tools that build it; pyproject.toml names the same, but for CMake.
 NEEDED = {"setuptools": "77", "pybind11": "2.12", "ninja": "1.10", "cmake": "3.20"}
-#: Memory of one compiler at its peak, with room for what else is running.
+#: What a compiler takes for csrc/bindings/module.cpp; the other sources take less.
 COMPILER_BYTES = 2**30
 NVCC_WHEELS = [
     "nvidia-cuda-nvcc==13.0.*",

@@ -152,7 +152,7 @@ def test_options_that_change_arithmetic_are_taken_back(tmp_path: Path, wrapper: 
     parts = "-fassociative-math -freciprocal-math -ffinite-math-only -fno-signed-zeros"
     text = build(
         tmp_path / "build", "-DCMAKE_BUILD_TYPE=Debug", CXX=wrapper, LDFLAGS=fast,
-        CXXFLAGS=f"{fast} {parts} -march=native",
+        CXXFLAGS=f"{fast} {parts} -march=native -O1",
     )  # fmt: skip
     assert "refused" not in text
     found = facts(tmp_path / "build")
@@ -166,7 +166,7 @@ def test_options_that_change_arithmetic_are_taken_back(tmp_path: Path, wrapper: 
     ("after", "words"),
     [
         ("-ffast-math", "expected IEEE arithmetic, got an option such as -ffast-math"),
-        ("-O1 -mfma -ffp-contract=fast", "refused: expected normals with CRC-32 0xe64fef91, got"),
+        ("-O2 -mfma -ffp-contract=fast", "refused: expected normals with CRC-32 0xe64fef91, got"),
         ('$(case "$*" in *-shared*) echo -ffast-math;; esac)', "refused: expected subnormal"),
     ],
     ids=["everywhere", "contraction", "linking"],
@@ -180,6 +180,26 @@ def test_what_a_compiler_adds_itself_is_refused(
     assert words in text
     # What was refused stays refused: nothing is taken for finished.
     assert words in build(tmp_path / "build", options, fails=True, CXX=wrapper)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variable", "flags", "named"),
+    [
+        ("CUDAFLAGS", "-O2 --use_fast_math", "use_fast_math"),
+        ("NVCC_APPEND_FLAGS", "-prec-div false", "prec-div false"),
+    ],
+)
+def test_options_of_nvcc_that_change_arithmetic_are_refused(
+    tmp_path: Path, variable: str, flags: str, named: str
+) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    text = build(
+        tmp_path / "build", "-DDIFFFLOW_CUDA=ON", fails=True, **{variable: flags}, CXX="c++"
+    )
+    words = " ".join(text.split())
+    assert f"expected options that keep IEEE arithmetic, got {named}; leave it out" in words
 
 
 # --- compilers -----------------------------------------------------------------------------------
