@@ -13,7 +13,17 @@
 namespace diffflow {
 namespace DF_NAMESPACE {
 
-static const Instructions kInstructions = {DF_NAME(DF_NAMESPACE), DIFFFLOW_LEFT_OUT};
+static const Instructions kInstructions = {DF_NAME(DF_NAMESPACE),
+                                           DIFFFLOW_LEFT_OUT,
+                                           nullptr,
+                                           nullptr,
+                                           nullptr,
+                                           nullptr,
+                                           nullptr,
+                                           nullptr,
+                                           nullptr,
+                                           nullptr,
+                                           nullptr};
 
 }  // namespace DF_NAMESPACE
 }  // namespace diffflow
