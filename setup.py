@@ -4,6 +4,7 @@ Environment:
     DIFFFLOW_CUDA        AUTO (default), ON or OFF: build the CUDA kernels.
     DIFFFLOW_CUDA_ARCHS  architectures as CMake writes them, default "80-real;90-real;90-virtual".
     DIFFFLOW_NVCC=pypi   let pip fetch the CUDA 13 compiler as wheels (needs build isolation).
+    DIFFFLOW_WERROR=ON   a compiler's warning ends the build; for our own tests.
     MAX_JOBS             number of compilers that run at a time.
 """
 
@@ -15,14 +16,20 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MINIMUM_CMAKE = (3, 20)
+#: The oldest tools that build it; pyproject.toml names the same, but for CMake.
+NEEDED = {"setuptools": "77", "pybind11": "2.12", "ninja": "1.10", "cmake": "3.20"}
+#: What a compiler takes for csrc/bindings/module.cpp; the other sources take less.
+COMPILER_BYTES = 2**30
 NVCC_WHEELS = [
     "nvidia-cuda-nvcc==13.0.*",
     "nvidia-nvvm==13.0.*",
@@ -32,21 +39,62 @@ NVCC_WHEELS = [
 ]
 
 
-def cmake_version(program: str) -> tuple[int, ...]:
-    """Returns the version of a CMake program, or () where it does not run."""
+def numbers(version: str) -> tuple[int, ...]:
+    """Returns the first two numbers in a text, (3, 25) for "cmake version 3.25.1", or ()."""
+    found = re.search(r"(\d+)(?:\.(\d+))?", version)
+    return tuple(int(part or 0) for part in found.groups()) if found else ()
+
+
+def version_of_program(program: str | None) -> str:
+    """Returns the version that a program prints, or "" where it does not run."""
     try:
-        text = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ()
-    found = re.search(r"(\d+)\.(\d+)", text)
-    return tuple(map(int, found.groups())) if found else ()
+        done = subprocess.run(
+            [program or "", "--version"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    found = re.search(r"\d+(\.\d+)+", done.stdout)
+    return found[0] if found and done.returncode == 0 else ""
+
+
+def version_of_pybind11() -> str:
+    """Returns the version of the pybind11 that would be used, or ""."""
+    try:
+        import pybind11
+    except ImportError:
+        return ""
+    return pybind11.__version__
+
+
+def refuse_old(found: dict[str, str]) -> None:
+    """Ends the build where one of the tools, given with their versions, is missing or too old."""
+    bad = [name for name, version in found.items() if numbers(version) < numbers(NEEDED[name])]
+    if not bad:
+        return
+    got = ", ".join(f"{name} {found[name] or 'missing'}" for name in bad)
+    wanted = " ".join(f"'{name}>={NEEDED[name]}'" for name in bad)
+    hint = f"run `pip install {wanted}`, or install without --no-build-isolation"
+    folder = tempfile.gettempdir()
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        hint += (f"; pip puts programs into {folder}, where none can run (it is mounted noexec): "
+                 "set TMPDIR to another folder")  # fmt: skip
+    raise SystemExit(f"diffflow_ext: expected {wanted} to build with, got {got}; {hint}")
+
+
+def refuse_read_only() -> None:
+    """Ends the build where setuptools could not write beside the sources, as it always does."""
+    if not os.access(ROOT, os.W_OK):
+        raise SystemExit(
+            f"diffflow_ext: expected a source folder that may be written, got {ROOT}; copy it to "
+            "another place and install the copy"
+        )
 
 
 def build_requirements() -> list[str]:
     """Names what pip must fetch for this build beyond pyproject.toml: only what is missing."""
-    wanted = [] if cmake_version("cmake") >= MINIMUM_CMAKE else ["cmake>=3.20"]
+    wanted = []
+    if numbers(version_of_program("cmake")) < numbers(NEEDED["cmake"]):
+        wanted.append(f"cmake>={NEEDED['cmake']}")
     if os.environ.get("DIFFFLOW_NVCC") == "pypi":
         wanted += NVCC_WHEELS
     return wanted
@@ -73,7 +121,7 @@ def cuda_root_of_wheels(build: Path) -> Path | None:
     return None
 
 
-def ninja_program() -> str:
+def ninja_program() -> str | None:
     """Returns the ninja to build with: the one of the build requirements, else that on PATH."""
     try:
         import ninja
@@ -81,10 +129,32 @@ def ninja_program() -> str:
         folders = [ninja.BIN_DIR, None]
     except ImportError:
         folders = [None]
-    program = next(filter(None, (shutil.which("ninja", path=folder) for folder in folders)), None)
-    if program is None:
-        raise SystemExit("diffflow_ext: ninja is needed to build; run `pip install ninja`")
-    return program
+    return next(filter(None, (shutil.which("ninja", path=folder) for folder in folders)), None)
+
+
+def free_memory() -> Iterator[int]:
+    """Yields the bytes that the machine and the container have left, where Linux tells."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                yield int(line.split()[1]) * 1024
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        if limit.strip() != "max":
+            yield int(limit) - int(used)
+    except OSError:
+        pass
+
+
+def number_of_jobs() -> int:
+    """Returns how many compilers run at a time: MAX_JOBS, or as processors and memory allow."""
+    wish = os.environ.get("MAX_JOBS", "").strip()
+    if wish:
+        if not wish.isdecimal() or int(wish) < 1:
+            raise SystemExit(f"diffflow_ext: expected MAX_JOBS to be 1 or more, got {wish!r}")
+        return int(wish)
+    processors = len(os.sched_getaffinity(0))
+    return max(1, min([processors, *(free // COMPILER_BYTES for free in free_memory())]))
 
 
 def forget_findings(build: Path) -> None:
@@ -113,6 +183,11 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Builds the module and puts it where setuptools expects it."""
+        refuse_old({
+            "pybind11": version_of_pybind11(),
+            "ninja": version_of_program(ninja_program()),
+            "cmake": version_of_program("cmake"),
+        })  # fmt: skip
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         # Not build_temp: an editable install gets a new one each time, and compiles all anew.
         base = Path(self.get_finalized_command("build").build_base)  # pyright: ignore
@@ -120,8 +195,7 @@ class CMakeBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         forget_findings(build)
         self._run(["cmake", "-S", str(ROOT), "-B", str(build), *self._configuration(build)])
-        jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        self._run(["cmake", "--build", str(build), "--parallel", jobs])
+        self._run(["cmake", "--build", str(build), "--parallel", str(number_of_jobs())])
         output.parent.mkdir(parents=True, exist_ok=True)
         built = next(path for path in build.glob("_core.*") if path.suffix in (".so", ".pyd"))
         shutil.copy2(built, output)
@@ -135,6 +209,7 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "DIFFFLOW_VERSION": self.distribution.get_version(),
             "DIFFFLOW_CUDA": os.environ.get("DIFFFLOW_CUDA", "AUTO").upper(),
+            "DIFFFLOW_WERROR": os.environ.get("DIFFFLOW_WERROR", "OFF"),
         }
         if os.environ.get("DIFFFLOW_CUDA_ARCHS"):
             options["DIFFFLOW_CUDA_ARCHS"] = os.environ["DIFFFLOW_CUDA_ARCHS"]
@@ -147,14 +222,13 @@ class CMakeBuild(build_ext):
     def _run(self, command: list[str]) -> None:
         try:
             subprocess.run(command, check=True)
-        except FileNotFoundError as error:
-            raise SystemExit(
-                "diffflow_ext: CMake >= 3.20 is needed to build; run `pip install cmake ninja`"
-            ) from error
         except subprocess.CalledProcessError as error:
             raise SystemExit(f"diffflow_ext: `{' '.join(command)}` failed, see above") from error
 
 
+# Before setuptools reads pyproject.toml, which an old one does not understand.
+refuse_old({"setuptools": setuptools.__version__})
+refuse_read_only()
 setup(
     ext_modules=[Extension("diffflow_ext._core", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "build_py": FreshPython},

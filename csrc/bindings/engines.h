@@ -9,27 +9,45 @@
 
 namespace diffflow {
 
+/// A set of instructions, and whether the processor has it.
+struct Candidate {
+  const Instructions* engine;
+  bool has;
+};
+
+/// All sets of instructions, the fastest first; some may have been left out of the build.
+inline std::vector<Candidate> candidates() {
+  std::vector<Candidate> out;
+#ifdef DIFFFLOW_X86
+  __builtin_cpu_init();
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  out.push_back({&avx512_instructions(), avx512});
+  out.push_back({&avx512bf16_instructions(), avx512 && __builtin_cpu_supports("avx512bf16")});
+  out.push_back(
+      {&avx2_instructions(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+#endif
+  out.push_back({&portable_instructions(), true});
+  return out;
+}
+
 /// Sets of instructions of this build that the processor has, the fastest first.
 inline std::vector<const Instructions*> instructions() {
   std::vector<const Instructions*> out;
-#ifdef DIFFFLOW_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-    out.push_back(&avx512_instructions());
-    if (__builtin_cpu_supports("avx512bf16")) out.push_back(&avx512bf16_instructions());
+  for (const Candidate& one : candidates()) {
+    if (one.has && one.engine->left_out == nullptr) out.push_back(one.engine);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    out.push_back(&avx2_instructions());
-  }
-#endif
-  out.push_back(&portable_instructions());
   return out;
 }
 
 inline const Instructions& instructions_named(const std::string& name) {
-  for (const Instructions* one : instructions()) {
-    if (one->name == name) return *one;
+  for (const Candidate& one : candidates()) {
+    if (one.engine->name != name) continue;
+    if (one.engine->left_out != nullptr) {
+      throw std::invalid_argument("instructions: this build has no '" + name +
+                                  "': " + one.engine->left_out);
+    }
+    if (one.has) return *one.engine;
   }
   throw std::invalid_argument("instructions: this processor has no '" + name + "'");
 }

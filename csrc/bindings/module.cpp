@@ -23,6 +23,17 @@ py::dict build_info() {
   py::dict info;
   info["version"] = DIFFFLOW_VERSION;
   info["compiler"] = DIFFFLOW_COMPILER;
+  py::list engines;
+  py::dict left_out;
+  for (const df::Candidate& one : df::candidates()) {
+    if (one.engine->left_out == nullptr) {
+      engines.append(one.engine->name);
+    } else {
+      left_out[one.engine->name] = one.engine->left_out;
+    }
+  }
+  info["engines"] = engines;
+  info["engines_left_out"] = left_out;
 #ifdef _OPENMP
   info["openmp"] = true;
 #else

@@ -127,9 +127,10 @@ struct EmbeddingProblem {
   EmbeddingTensors<float> grads;
 };
 
-/// The engines compiled for one set of instructions.
+/// The engines compiled for one set of instructions, or why the compiler failed.
 struct Instructions {
   const char* name;
+  const char* left_out;  ///< null, or the compiler's error: then there are no functions
   int64_t (*paths_scratch_bytes)(const PathsProblem& problem, bool gradients);
   void (*run_paths)(const PathsProblem& problem);
   void (*run_reverse_paths)(const PathsProblem& problem);

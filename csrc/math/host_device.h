@@ -5,6 +5,13 @@
 #include <cstdint>
 #include <cstring>
 
+// The build takes such options back where it can; a wrapper of the compiler may add them again.
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(__NO_SIGNED_ZEROS__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error \
+    "diffflow_ext: expected IEEE arithmetic, got an option such as -ffast-math; remove it from the compiler's options or wrapper (CXX, CXXFLAGS, CUDAFLAGS)"
+#endif
+
 #if defined(DF_HD)
 // A translation unit may ask for more, see csrc/fused/cpu/engines.h.
 #elif defined(__CUDACC__)

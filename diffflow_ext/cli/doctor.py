@@ -110,7 +110,13 @@ def _optional() -> list[Finding]:
 
 def _build() -> list[Finding]:
     info = build_info()
-    lines = [(f"build {name}: {value}", True) for name, value in info.items()]
+    left_out = info["engines_left_out"]
+    shown = {**info, "engines": " ".join(info["engines"]),
+             "engines_left_out": " ".join(left_out) or "none"}  # fmt: skip
+    lines = [(f"build {name}: {value}", True) for name, value in shown.items()]
+    lines += [(f"WARNING: the engine {name} is not in this build, because the compiler failed on "
+               f"it ({error}); set CXX to another compiler and reinstall diffflow_ext", True)
+              for name, error in left_out.items()]  # fmt: skip
     installed = _version("diffflow_ext")
     if installed not in (None, info["version"]):
         lines.append((f"WRONG: the compiled module is of version {info['version']}, the package "

@@ -121,6 +121,20 @@ def test_an_engine_that_fails_or_is_not_there(monkeypatch: pytest.MonkeyPatch) -
     assert healthy
 
 
+def test_an_engine_that_is_not_in_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    left_out = {"avx512bf16": "PLEASE submit a bug report"}
+    info = {**build_info(), "engines": ["avx2", "portable"], "engines_left_out": left_out}
+    replace_everywhere(monkeypatch, build_info, lambda: info)
+    text, healthy = examined()
+    assert "build engines: avx2 portable" in text
+    assert "build engines_left_out: avx512bf16" in text
+    assert (
+        "WARNING: the engine avx512bf16 is not in this build, because the compiler failed on it "
+        "(PLEASE submit a bug report); set CXX to another compiler and reinstall" in text
+    )
+    assert healthy
+
+
 def test_no_way_to_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_gloo_available", lambda: False)
     monkeypatch.setenv("PATH", "")

@@ -345,6 +345,7 @@ INCLUDES = {
     "fused": {"math", "ops/noise.h", "fused/cpu/simd.h", "fused/gpu/scalar.h"},
     "fused/cpu": {"math", "ops/noise.h", "fused"},
     "fused/gpu": {"math", "ops", "fused"},
+    "cmake": set[str](),
     "bindings": {"math", "ops", "fused", "fused/cpu", "fused/gpu"},
 }
 

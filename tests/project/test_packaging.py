@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import setuptools
 from checkout import files_of_the_checkout
 from helpers import ROOT
 
@@ -90,12 +93,13 @@ def environment(tmp_path: Path) -> Environment:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the checkout."""
+    """A copy of the checkout, in a folder whose name is not plain."""
+    folder = tmp_path / "a chéckout"
     for name in files_of_the_checkout():
-        target = tmp_path / "checkout" / name
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target)
-    return tmp_path / "checkout"
+    return folder
 
 
 @pytest.fixture
@@ -106,6 +110,77 @@ def broken_nvcc(tmp_path: Path) -> str:
     nvcc.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
     nvcc.chmod(0o755)
     return f"{nvcc.parent}:{os.environ['PATH']}"
+
+
+def build_of(checkout: Path, before: str, **settings: str) -> str:
+    """Runs some lines of Python and a build that must fail; returns what was printed."""
+    script = f"{before}\nfrom setuptools import build_meta\nbuild_meta.build_wheel('dist')"
+    return run(sys.executable, "-c", script, cwd=checkout, fails=True, **settings).stdout
+
+
+def program(folder: Path, name: str, prints: str) -> None:
+    """Writes a program that prints a line."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\necho '{prints}'\n")
+    (folder / name).chmod(0o755)
+
+
+def test_old_and_missing_tools_are_named(checkout: Path, tmp_path: Path) -> None:
+    old = build_of(checkout, "import setuptools; setuptools.__version__ = '65.5.0'")
+    assert "expected 'setuptools>=77' to build with, got setuptools 65.5.0; run" in old
+    assert "`pip install 'setuptools>=77'`, or install without --no-build-isolation" in old
+
+    missing = "import sys; sys.modules['pybind11'] = sys.modules['ninja'] = None"
+    text = build_of(checkout, missing, PATH="")
+    assert "got pybind11 missing, ninja missing, cmake missing; run `pip install" in text
+    assert "'pybind11>=2.12' 'ninja>=1.10' 'cmake>=3.20'" in text
+
+    program(tmp_path / "old", "cmake", "cmake version 3.9.6")
+    program(tmp_path / "old", "ninja", "1.9.0")
+    text = build_of(checkout, "import sys; sys.modules['ninja'] = None", PATH=f"{tmp_path}/old")
+    assert "got ninja 1.9.0, cmake 3.9.6; run `pip install 'ninja>=1.10' 'cmake>=3.20'`" in text
+
+    # A temporary folder from which nothing can be started, so that pip's programs do not run.
+    noexec = "import os; os.statvfs = lambda path: type('', (), {'f_flag': os.ST_NOEXEC})"
+    text = build_of(checkout, f"{missing}; {noexec}", PATH="", TMPDIR=str(tmp_path))
+    assert f"{tmp_path}, where none can run (it is mounted noexec): set TMPDIR to" in text
+
+
+def test_the_tools_are_those_that_pip_brings() -> None:
+    """What a message names is what pyproject.toml asks for."""
+    line = re.search(r"^requires = (.*)$", (ROOT / "pyproject.toml").read_text(), re.M)
+    assert line is not None
+    named = re.search(r"^NEEDED = (.*)$", (ROOT / "setup.py").read_text(), re.M)
+    assert named is not None
+    needed = json.loads(named[1])
+    assert needed.pop("cmake") == "3.20"
+    assert json.loads(line[1]) == [f"{name}>={version}" for name, version in needed.items()]
+    assert "VERSION 3.20)" in (ROOT / "CMakeLists.txt").read_text()
+
+
+def test_a_source_folder_that_may_not_be_written_is_named(checkout: Path) -> None:
+    text = build_of(checkout, "import os; os.access = lambda path, mode: False")
+    assert f"expected a source folder that may be written, got {checkout}; copy it to" in text
+
+
+def test_number_of_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as processors, memory and the user allow."""
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: None)
+    names = runpy.run_path(str(ROOT / "setup.py"))
+    jobs, its_globals = names["number_of_jobs"], names["number_of_jobs"].__globals__
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    for free, expected in (([3 << 30], 3), ([64 << 30, 5 << 30], 5), ([1000], 1), ([], 8)):
+        monkeypatch.setitem(its_globals, "free_memory", lambda free=free: iter(free))
+        assert jobs() == expected
+    monkeypatch.setenv("MAX_JOBS", "7")
+    assert jobs() == 7
+    for wish in ("0", "-2", "two", "1.5"):
+        monkeypatch.setenv("MAX_JOBS", wish)
+        with pytest.raises(SystemExit, match=f"expected MAX_JOBS to be 1 or more, got '{wish}'"):
+            jobs()
+    for free in names["free_memory"]():
+        assert 0 < free < 1 << 50
 
 
 def test_no_build_requirement_is_torch(checkout: Path) -> None:
