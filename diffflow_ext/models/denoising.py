@@ -64,7 +64,7 @@ def predicted_noise(op: str, net: EpsNetwork, t: float | Tensor, x: Tensor) -> T
     """Returns eps_net(t, x), checked; its dtype may be lower than that of x."""
     if not isinstance(t, Tensor):
         t = torch.tensor(t, dtype=x.dtype, device=x.device)
-    return call_network(op, "eps_net(t, x)", net, t.to(x.dtype), x)
+    return call_network(op, "eps_net(t, x)", net, t.to(x.dtype), x, dual=True)
 
 
 def mean_square_error(

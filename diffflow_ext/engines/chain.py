@@ -1,0 +1,153 @@
+r"""A chain of steps as one node of autograd's graph, which keeps states and no activations.
+
+.. math:: (x_{k+1}, c_k) = \text{step}_k(x_k, \theta), \qquad c = \sum_k c_k
+
+The forward pass is any code that computes the states, the fused engine too. The backward pass
+takes each step again, from the last to the first, with a graph of that step alone: the gradient is
+that of the discrete steps, at the states of the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from diffflow_ext.functional.operator import first_order
+
+from .adjoint.backward import check_leaves
+
+
+class Walk(NamedTuple):
+    """What a chain has computed: N + 1 states in the order of its steps, and the sum of c_k."""
+
+    states: Tensor
+    total: Tensor | None
+
+
+class Chain(Protocol):
+    """Steps that can be taken again."""
+
+    @property
+    def op(self) -> str:
+        """The name of the function in errors."""
+        ...
+
+    @property
+    def params(self) -> Sequence[Tensor]:
+        """The tensors, leaves or not, that steps depend on."""
+        ...
+
+    def walk(self, x: Tensor) -> Walk:
+        """Returns all states from the first; called without gradients."""
+        ...
+
+    def step(self, k: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the next state and the term c_k, (B,), both with a graph."""
+        ...
+
+
+def wants_gradients(x: Tensor, params: Sequence[Tensor]) -> bool:
+    """Says whether gradients are on and something requires one."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *params))
+
+
+def walk(chain: Chain, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns all states, the last one, and the sum of the terms; all are differentiable."""
+    return _Walk.apply(chain, x, *chain.params)  # pyright: ignore[reportReturnType]
+
+
+class _Walk(Function):
+    @staticmethod
+    def forward(ctx: Any, chain: Chain, x: Tensor, *params: Tensor) -> tuple[Tensor | None, ...]:
+        before = _random_states(x.device)
+        states, total = chain.walk(x)
+        pairs = zip(before, _random_states(x.device), strict=True)
+        ctx.drew = any(not torch.equal(a, b) for a, b in pairs)
+        ctx.chain = chain
+        ctx.set_materialize_grads(False)
+        # autograd checks saved tensors for changes.
+        ctx.save_for_backward(states, *params)
+        return states, states[-1].clone(), total
+
+    @staticmethod
+    @first_order
+    def backward(  # pyright: ignore
+        ctx: Any, grad_states: Tensor | None, grad_last: Tensor | None, grad_total: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        states, chain = ctx.saved_tensors[0], ctx.chain
+        _check_networks(chain, ctx.drew)
+        grad = torch.zeros_like(states[-1]) if grad_last is None else grad_last
+        sums: list[Tensor | None] = [None] * len(chain.params)
+        for k in range(len(states) - 1, 0, -1):
+            grad = grad if grad_states is None else grad + grad_states[k]
+            grad, found = _step_back(chain, k - 1, states[k - 1], grad, grad_total)
+            sums = [_plus(a, b) for a, b in zip(sums, found, strict=True)]
+        grad = grad if grad_states is None else grad + grad_states[0]
+        return None, grad, *sums
+
+
+def _step_back(
+    chain: Chain, k: int, x: Tensor, grad: Tensor, grad_total: Tensor | None
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Returns the gradients of x_k and of the parameters through step k."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        y, term = chain.step(k, leaf)
+    values, cotangents = [y], [grad]
+    if term is not None and grad_total is not None:
+        values, cotangents = [y, term], [grad, grad_total]
+    pairs = [(v, c) for v, c in zip(values, cotangents, strict=True) if v.requires_grad]
+    for value, _ in pairs:
+        _check_leaves(chain, value, leaf)
+    learned = [p for p in chain.params if p.requires_grad]
+    first, *others = torch.autograd.grad(
+        [v for v, _ in pairs], [leaf, *learned], [c for _, c in pairs], allow_unused=True
+    )
+    rest = iter(others)
+    found = [next(rest) if p.requires_grad else None for p in chain.params]
+    return torch.zeros_like(x) if first is None else first, found
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _check_networks(chain: Chain, drew: bool) -> None:
+    """Refuses what would give a wrong gradient when steps are taken again."""
+    if drew:
+        raise RuntimeError(
+            f"{chain.op}: expected networks without random numbers for gradients, got one that "
+            "draws them; switch dropout off with eval()"
+        )
+    for p in chain.params:
+        if p.is_leaf and p._backward_hooks:
+            raise RuntimeError(
+                f"{chain.op}: expected parameters without gradient hooks, got one on a parameter "
+                f"of shape {tuple(p.shape)}, which every step would call; use "
+                "register_post_accumulate_grad_hook instead"
+            )
+
+
+def _check_leaves(chain: Chain, value: Tensor, x: Tensor) -> None:
+    """Refuses a step that depends on tensors that would silently get no gradient."""
+    try:
+        check_leaves("net", value, x, chain.params)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{chain.op}: expected all trainable tensors in nn.Modules for gradients, got a "
+            "network or a diffusion that depends on another one; make it an nn.Module that owns "
+            "the tensor"
+        ) from error
+
+
+def _random_states(device: torch.device) -> tuple[Tensor, ...]:
+    """Returns the states of torch's generators; none while a CUDA graph is captured."""
+    if device.type != "cuda":
+        return (torch.get_rng_state(),)
+    if torch.cuda.is_current_stream_capturing():
+        return ()
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device)
