@@ -97,9 +97,8 @@ def refuse_transforms(op: str) -> None:
 def _transformed(op: str) -> RuntimeError:
     return RuntimeError(
         f"{op}: torch.func transforms (vmap, grad, jvp) are not supported, because compiled code "
-        "computes the values, and the same key would give all members of a vmap the same noise; "
-        "use .backward() or torch.autograd.grad, the whole batch in one call, and a loop over the "
-        "models of an ensemble"
+        "computes the values; use .backward() or torch.autograd.grad, the whole batch in one "
+        "call, and a loop over the models of an ensemble"
     )
 
 
@@ -119,20 +118,21 @@ def refuse_tangent(op: str, name: str, value: Tensor) -> None:
 
 def _may_lack_memory(value: Tensor) -> bool:
     """Says whether a tensor is empty or has no memory of its own."""
-    if type(value) is not Tensor and torch.nn.parameter.is_lazy(value):
+    if type(value) is not Tensor and (torch.nn.parameter.is_lazy(value) or _is_fake(value)):
         return True
     return value.data_ptr() == 0 or value.untyped_storage().nbytes() == 0
 
 
-def _refuse_without_memory(op: str, name: str, value: Tensor) -> None:
-    # Importing it takes long, and an ordinary tensor does not come here.
-    from torch._subclasses.fake_tensor import FakeTensor
+def _is_fake(value: Tensor) -> bool:
+    return type(value).__name__ == "FakeTensor"  # Importing the class takes long.
 
+
+def _refuse_without_memory(op: str, name: str, value: Tensor) -> None:
     if torch.nn.parameter.is_lazy(value):
         raise ValueError(
             f"{op}: expected {name} to be initialised, got an uninitialised parameter"
         )
-    if (value.numel() or isinstance(value, FakeTensor)) and value.device.type in ("cpu", "cuda"):
+    if (value.numel() or _is_fake(value)) and value.device.type in ("cpu", "cuda"):
         raise ValueError(
             f"{op}: expected {name} to hold values, got a tensor of shape {tuple(value.shape)} "
             f"without memory ({type(value).__name__}): a fake or wrapped tensor, or its memory "

@@ -369,7 +369,7 @@ class DDPM(StatefulModel):
             op, self.process, indices,
             sampler=sampler, eta=eta, variance=variance, last_step=last_step,
         )  # fmt: skip
-        like = zeros_beside(shape, self.parameters())
+        like = zeros_beside(op, shape, self.parameters())
         key = fixed_key(op, key, like.device)
         x = StandardNormal().sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device

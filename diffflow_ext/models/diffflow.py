@@ -393,7 +393,7 @@ class DiffFlowSDE(StatefulModel):
         all_states: bool = False,
     ) -> Tensor:
         shape = checked_shape("DiffFlowSDE.sample", "shape", shape)
-        zeros = zeros_beside(shape, self.network_parameters())
+        zeros = zeros_beside("DiffFlowSDE.sample", shape, self.network_parameters())
         problem, zeros = self._problem("sample", zeros, grid, key, sample_offset)
         ode, times = self.probability_flow(zeros.device), grid.times.tolist()
         return reverse_samples(problem, ode, times, zeros, sampler, all_states)

@@ -350,7 +350,7 @@ class DiNof(StatefulModel):
         if not 0 < ratio <= MAX_SNR:
             raise ValueError(f"{op}: expected 0 < snr <= {MAX_SNR:g}, got {ratio}")
         grid = self._sampling_grid(op, num_steps, kind)
-        like = zeros_beside(shape, self.parameters())
+        like = zeros_beside(op, shape, self.parameters())
         key = fixed_key(op, key, like.device)
         x = self.prior.sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device

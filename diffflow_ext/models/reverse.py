@@ -30,10 +30,15 @@ from diffflow_ext.engines.problem import PathProblem
 from diffflow_ext.functional.affine import launch_affine_step
 from diffflow_ext.functional.checks import check_choice, checked_count, checked_finite
 from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, launch_normal
+from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
+
+from .denoising import check_memory
 
 #: The treatment of the last step; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
+#: The largest size of a Langevin step.
+MAX_SCALE = 1e9
 #: Solvers of one step; all but "euler" are for the ODE.
 ReverseSolver = Literal["euler", "heun", "rk4"]
 
@@ -50,9 +55,7 @@ class ReverseSampler:
 
     def __post_init__(self) -> None:
         op = "DiffFlowSDE.sample"
-        strength = checked_finite(op, "stochasticity", self.stochasticity)
-        if strength < 0:
-            raise ValueError(f"{op}: expected stochasticity >= 0, got {strength}")
+        strength = checked_stochasticity(op, self.stochasticity)
         check_choice(op, "last_step", self.last_step, LastStep)
         check_choice(op, "solver", self.solver, ReverseSolver)
         if self.solver != "euler" and strength != 0:
@@ -65,8 +68,10 @@ class ReverseSampler:
                 f"{op}: last_step={self.last_step!r} is for solver='euler', got {self.solver!r}"
             )
         checked_count(op, "corrector_steps", self.corrector_steps, 0, 2**16)
-        if not checked_finite(op, "corrector_scale", self.corrector_scale) > 0:
-            raise ValueError(f"{op}: expected corrector_scale > 0, got {self.corrector_scale}")
+        if not 0 < checked_finite(op, "corrector_scale", self.corrector_scale) <= MAX_SCALE:
+            raise ValueError(
+                f"{op}: expected 0 < corrector_scale <= {MAX_SCALE:g}, got {self.corrector_scale}"
+            )
 
 
 def path_ode(
@@ -104,6 +109,7 @@ def reverse_samples(
     x = _prior_sample(p, like)
     if not all_states:
         return _reverse_path(p, ode, times, x, sampler, None)
+    check_memory("DiffFlowSDE.sample_path", (p.num_steps + 1, *x.shape), x)
     states = x.new_empty((p.num_steps + 1, *x.shape))
     states[-1] = x
     _reverse_path(p, ode, times, x, sampler, states)

@@ -164,8 +164,8 @@ def test_bad_times_name_the_first_culprit(times: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ((0, 1.0), ValueError, "expected 1 <= num_steps <= 2^24, got num_steps=0"),
-        ((-3, 1.0), ValueError, "expected 1 <= num_steps <= 2^24, got num_steps=-3"),
+        ((0, 1.0), ValueError, "expected 1 <= num_steps < 16777217, got num_steps=0"),
+        ((-3, 1.0), ValueError, "expected 1 <= num_steps < 16777217, got num_steps=-3"),
         ((2**24 + 1, 1.0), ValueError, "got num_steps=16777217"),
         ((2.0, 1.0), TypeError, "expected num_steps to be an integer, got 2.0"),
         ((True, 1.0), TypeError, "expected num_steps to be an integer, got True"),
