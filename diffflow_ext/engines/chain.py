@@ -38,7 +38,12 @@ class Chain(Protocol):
 
     @property
     def params(self) -> Sequence[Tensor]:
-        """The tensors, leaves or not, that steps depend on."""
+        """The tensors, leaves or not, that get gradients."""
+        ...
+
+    @property
+    def inner(self) -> Sequence[Tensor]:
+        """The same tensors as the steps use them, with no graph that leads to another one."""
         ...
 
     def walk(self, x: Tensor) -> Walk:
@@ -103,12 +108,12 @@ def _step_back(
     pairs = [(v, c) for v, c in zip(values, cotangents, strict=True) if v.requires_grad]
     for value, _ in pairs:
         _check_leaves(chain, value, leaf)
-    learned = [p for p in chain.params if p.requires_grad]
+    learned = [p for p in chain.inner if p.requires_grad]
     first, *others = torch.autograd.grad(
         [v for v, _ in pairs], [leaf, *learned], [c for _, c in pairs], allow_unused=True
     )
     rest = iter(others)
-    found = [next(rest) if p.requires_grad else None for p in chain.params]
+    found = [next(rest) if p.requires_grad else None for p in chain.inner]
     return torch.zeros_like(x) if first is None else first, found
 
 
@@ -135,7 +140,7 @@ def _check_networks(chain: Chain, drew: bool) -> None:
 def _check_leaves(chain: Chain, value: Tensor, x: Tensor) -> None:
     """Refuses a step that depends on tensors that would silently get no gradient."""
     try:
-        check_leaves("net", value, x, chain.params)
+        check_leaves("net", value, x, chain.inner)
     except RuntimeError as error:
         raise RuntimeError(
             f"{chain.op}: expected all trainable tensors in nn.Modules for gradients, got a "

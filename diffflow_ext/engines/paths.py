@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -193,8 +194,15 @@ class _ForwardPath:
 
     @property
     def params(self) -> Sequence[Tensor]:
+        """g at all times, and the parameters of the networks."""
         p = self.engine.problem
         return (p.g, *p.params)
+
+    @cached_property
+    def inner(self) -> Sequence[Tensor]:
+        """The same with g cut off from its graph, which may lead to a parameter."""
+        g, *params = self.params
+        return (g.detach().requires_grad_(g.requires_grad), *params)
 
     def walk(self, x: Tensor) -> Walk:
         """Returns all states, by the engine."""
@@ -206,7 +214,8 @@ class _ForwardPath:
         """Returns x_{k+1} from x_k with a graph."""
         p = self.engine.problem
         noise = {"key": p.key, "step": k, "sample_offset": p.sample_offset}
-        return em_step(x, p.network("drift", k, x), dt=p.steps[k], g=p.g[k], **noise), None
+        f, g = p.network("drift", k, x), self.inner[0]
+        return em_step(x, f, dt=p.steps[k], g=g[k], **noise), None
 
 
 def engine_choice(problem: PathProblem, x0: Tensor) -> EngineChoice:

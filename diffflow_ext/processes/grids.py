@@ -68,7 +68,7 @@ class TimeGrid:
             raise ValueError(
                 "TimeGrid: expected increasing times (t_0 at the data), got "
                 f"times[{i}]={float(times[i])} and times[{i + 1}]={float(times[i + 1])}; "
-                "sort them, drop repetitions, or take fewer steps"
+                "sort them and drop repetitions, or take fewer steps"
             )
         for step in (float(steps.min()), float(steps.max())):
             if not _MIN_STEP <= step < math.inf:

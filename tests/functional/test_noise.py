@@ -173,7 +173,7 @@ def test_a_key_tensor_may_be_written_between_calls() -> None:
 # --- different uses, different noise -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 2**64 + 5, -(2**64), 2**20_000])
+@pytest.mark.parametrize("seed", [-1, 2**64, 2**64 + 5, -(2**64), 2**200])
 def test_a_seed_of_other_noise_than_it_says_is_refused(seed: int) -> None:
     """The generator has 64 bits: another seed would have the noise of its lowest ones."""
     with pytest.raises(ValueError, match=r"NoiseKey: expected 0 <= seed < 2\^64, got seed="):
@@ -183,7 +183,6 @@ def test_a_seed_of_other_noise_than_it_says_is_refused(seed: int) -> None:
 @pytest.mark.parametrize("seed", [0, 2**63 - 1, 2**63, 2**64 - 1])
 def test_a_key_comes_back_from_its_tensor(seed: int) -> None:
     assert NoiseKey.from_tensor(NoiseKey(seed, 7).to_tensor()) == NoiseKey(seed, 7)
-    assert torch.equal(NoiseKey(one).to_tensor(), NoiseKey(other).to_tensor())
 
 
 def test_purposes_are_distinct_and_fit_a_byte() -> None:

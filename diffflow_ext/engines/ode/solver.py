@@ -160,6 +160,11 @@ class _Solution:
     atol: float
     autocast: Autocast
 
+    @property
+    def inner(self) -> Sequence[Tensor]:
+        """The parameters themselves."""
+        return self.params
+
     def solve(self, x: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns the last state and the integral of the divergence, without gradients."""
         if self.solver == "dopri5":
