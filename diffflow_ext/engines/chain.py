@@ -74,8 +74,9 @@ class _Walk(Function):
         ctx.drew = any(not torch.equal(a, b) for a, b in pairs)
         ctx.chain = chain
         ctx.set_materialize_grads(False)
-        # autograd checks saved tensors for changes.
-        ctx.save_for_backward(states, *params)
+        # autograd checks saved tensors for changes. An output itself, saved under hooks for saved
+        # tensors, would keep its own node alive for ever.
+        ctx.save_for_backward(states.detach(), *params)
         return states, states[-1].clone(), total
 
     @staticmethod

@@ -187,6 +187,9 @@ def test_a_graph_keeps_the_states_alone() -> None:
         assert len(sizes) > 1
         kept = sum(size for place, size in sizes.items() if place not in weights)
         assert kept <= (GRID.num_steps + 2) * x.numel()
+        del _alive
+        gc.collect()
+        assert not saved  # Nothing stays when the graph is gone.
 
 
 def test_no_graph_where_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
