@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -147,7 +146,7 @@ def diffflow_mean_loss(
     evaluated once anyway. The weights :math:`w_b` have shape (B,) and get no gradient.
 
     Returns:
-        The mean, shape (), in nats.
+        The mean, shape (), in nats; 0 for an empty batch.
     """
     op = "diffflow_mean_loss"
     p, x0 = build_problem(
@@ -178,7 +177,9 @@ def forward_path(engine: PathEngine, x0: Tensor, *, all_states: bool = False) ->
 
     They are differentiable in x0, g and the parameters.
     """
-    path = _ForwardPath(engine)
+    # g is cut off from its graph, which may lead to a parameter.
+    g = engine.problem.g
+    path = _ForwardPath(engine, g.detach().requires_grad_(g.requires_grad))
     if wants_gradients(x0, path.params):
         states, last, _ = walk(path, x0)
         return states if all_states else last[None]
@@ -190,6 +191,7 @@ class _ForwardPath:
     """The steps of the forward SDE; see :class:`diffflow_ext.engines.chain.Chain`."""
 
     engine: PathEngine
+    g: Tensor
     op: str = "DiffFlowSDE.path"
 
     @property
@@ -198,11 +200,10 @@ class _ForwardPath:
         p = self.engine.problem
         return (p.g, *p.params)
 
-    @cached_property
+    @property
     def inner(self) -> Sequence[Tensor]:
-        """The same with g cut off from its graph, which may lead to a parameter."""
-        g, *params = self.params
-        return (g.detach().requires_grad_(g.requires_grad), *params)
+        """The same, with g as the steps use it."""
+        return (self.g, *self.engine.problem.params)
 
     def walk(self, x: Tensor) -> Walk:
         """Returns all states, by the engine."""
@@ -214,8 +215,8 @@ class _ForwardPath:
         """Returns x_{k+1} from x_k with a graph."""
         p = self.engine.problem
         noise = {"key": p.key, "step": k, "sample_offset": p.sample_offset}
-        f, g = p.network("drift", k, x), self.inner[0]
-        return em_step(x, f, dt=p.steps[k], g=g[k], **noise), None
+        f = p.network("drift", k, x)
+        return em_step(x, f, dt=p.steps[k], g=self.g[k], **noise), None
 
 
 def engine_choice(problem: PathProblem, x0: Tensor) -> EngineChoice:

@@ -174,7 +174,8 @@ class DDPM(StatefulModel):
     ) -> Tensor:
         """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape ().
 
-        Weights have shape (B,) and are 1/B by default; other arguments are those of :meth:`loss`.
+        It is 0 for an empty batch. Weights have shape (B,) and are 1/B by default; other arguments
+        are those of :meth:`loss`.
         """
         op = "DDPM.mean_loss"
         t, x_t, eps = self._perturbed(op, x0, key, sample_offset)

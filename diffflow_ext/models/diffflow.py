@@ -184,7 +184,7 @@ class DiffFlowSDE(StatefulModel):
         engine: Engine = "auto",
         kept_graphs: int = 0,
     ) -> Tensor:
-        """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape (), in nats.
+        """Returns the mean (or weighted sum) of :meth:`loss`, shape (), in nats; 0 of no samples.
 
         For training: value and gradient come from one sweep, as in
         :func:`diffflow_ext.engines.diffflow_mean_loss`. Networks that draw random numbers

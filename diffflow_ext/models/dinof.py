@@ -238,8 +238,8 @@ class DiNof(StatefulModel):
     ) -> Tensor:
         """Returns the mean (or weighted sum) of both losses over the batch, shape ().
 
-        No parameter has a gradient from both. Weights have shape (B,) and are 1/B by default;
-        other arguments are those of :meth:`score_loss`.
+        It is 0 for an empty batch. No parameter has a gradient from both. Weights have shape (B,)
+        and are 1/B by default; other arguments are those of :meth:`score_loss`.
         """
         op = "DiNof.mean_loss"
         key = fixed_key(op, key, checked_data(op, x0).device)

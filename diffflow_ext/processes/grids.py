@@ -61,21 +61,7 @@ class TimeGrid:
             raise ValueError(
                 f"TimeGrid: expected finite times, got times[{int(bad[0])}]={float(times[bad[0]])}"
             )
-        steps = times.diff()
-        not_rising = (steps <= 0).nonzero()
-        if not_rising.numel():
-            i = int(not_rising[0])
-            raise ValueError(
-                "TimeGrid: expected increasing times (t_0 at the data), got "
-                f"times[{i}]={float(times[i])} and times[{i + 1}]={float(times[i + 1])}; "
-                "sort them and drop repetitions, or take fewer steps"
-            )
-        for step in (float(steps.min()), float(steps.max())):
-            if not _MIN_STEP <= step < math.inf:
-                raise ValueError(
-                    f"TimeGrid: expected finite steps of at least {_MIN_STEP:.3g}, got "
-                    f"{step:.3g}; rescale the time"
-                )
+        _check_steps(times)
         if self.num_steps > MAX_STEP:
             raise ValueError(f"TimeGrid: expected at most 2^24 steps, got {self.num_steps}")
 
@@ -191,6 +177,24 @@ class TimeGrid:
         fractions[1:-1] = (torch.arange(inner, dtype=torch.float64) + draws) / max(inner, 1)
         fractions[-1] = 1.0
         return cls(_spread(op, fractions, t_end, t_start, power))
+
+
+def _check_steps(times: Tensor) -> None:
+    steps = times.diff()
+    not_rising = (steps <= 0).nonzero()
+    if not_rising.numel():
+        i = int(not_rising[0])
+        raise ValueError(
+            "TimeGrid: expected increasing times (t_0 at the data), got "
+            f"times[{i}]={float(times[i])} and times[{i + 1}]={float(times[i + 1])}; "
+            "sort them and drop repetitions, or take fewer steps"
+        )
+    for step in (float(steps.min()), float(steps.max())):
+        if not _MIN_STEP <= step < math.inf:
+            raise ValueError(
+                f"TimeGrid: expected finite steps of at least {_MIN_STEP:.3g}, got {step:.3g}; "
+                "rescale the time"
+            )
 
 
 def _real(op: str, times: Tensor) -> Tensor:

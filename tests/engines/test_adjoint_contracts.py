@@ -150,7 +150,11 @@ def test_bad_arguments() -> None:
         (ValueError, r"expected g\(t\) > 0, got g\(0.1", {"diffusion": lambda t: t - 0.5}),
         (ValueError, "expected 0 <= checkpoint_every", {"checkpoint_every": -1}),
         (ValueError, "expected a g that torch.float64 can hold", {"diffusion": 1e-320}),
-        (ValueError, "the shortest step", {"grid": TimeGrid.from_times([0.0, 1e-310, 1.0])}),
+        (
+            ValueError,
+            "the shortest step",
+            {"grid": TimeGrid.from_times([0.0, 1e-40, 1.0]), "x0": x0.float()},
+        ),
         (ValueError, "expected 1 <= scores_per_call", {"scores_per_call": 0}),
         (TypeError, "expected kept_graphs to be an integer", {"kept_graphs": 1.5}),
         (ValueError, "expected 0 <= kept_graphs", {"kept_graphs": -1}),
