@@ -46,6 +46,10 @@ class Chain(Protocol):
         """The same tensors as the steps use them, with no graph that leads to another one."""
         ...
 
+    def modes(self) -> list[bool]:
+        """Returns the training flags of all modules that steps evaluate."""
+        ...
+
     def walk(self, x: Tensor) -> Walk:
         """Returns all states from the first; called without gradients."""
         ...
@@ -72,7 +76,7 @@ class _Walk(Function):
         states, total = chain.walk(x)
         pairs = zip(before, _random_states(x.device), strict=True)
         ctx.drew = any(not torch.equal(a, b) for a, b in pairs)
-        ctx.chain = chain
+        ctx.chain, ctx.modes = chain, chain.modes()
         ctx.set_materialize_grads(False)
         # autograd checks saved tensors for changes. An output itself, saved under hooks for saved
         # tensors, would keep its own node alive for ever.
@@ -85,29 +89,32 @@ class _Walk(Function):
         ctx: Any, grad_states: Tensor | None, grad_last: Tensor | None, grad_total: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         states, chain = ctx.saved_tensors[0], ctx.chain
-        _check_networks(chain, ctx.drew)
+        _check_networks(chain, ctx.drew, ctx.modes)
         grad = torch.zeros_like(states[-1]) if grad_last is None else grad_last
         sums: list[Tensor | None] = [None] * len(chain.params)
-        for k in range(len(states) - 1, 0, -1):
+        last = len(states) - 1
+        for k in range(last, 0, -1):
             grad = grad if grad_states is None else grad + grad_states[k]
-            grad, found = _step_back(chain, k - 1, states[k - 1], grad, grad_total)
+            cotangents = grad, grad_total
+            grad, found = _step_back(chain, k - 1, states[k - 1], cotangents, check=k == last)
             sums = [_plus(a, b) for a, b in zip(sums, found, strict=True)]
         grad = grad if grad_states is None else grad + grad_states[0]
         return None, grad, *sums
 
 
 def _step_back(
-    chain: Chain, k: int, x: Tensor, grad: Tensor, grad_total: Tensor | None
+    chain: Chain, k: int, x: Tensor, cotangents: tuple[Tensor, Tensor | None], *, check: bool
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Returns the gradients of x_k and of the parameters through step k."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
-        y, term = chain.step(k, leaf)
-    values, cotangents = [y], [grad]
-    if term is not None and grad_total is not None:
-        values, cotangents = [y, term], [grad, grad_total]
-    pairs = [(v, c) for v, c in zip(values, cotangents, strict=True) if v.requires_grad]
-    for value, _ in pairs:
+        values = chain.step(k, leaf)
+    pairs = [
+        (value, cotangent)
+        for value, cotangent in zip(values, cotangents, strict=True)
+        if value is not None and cotangent is not None and value.requires_grad
+    ]
+    for value, _ in pairs if check else ():
         _check_leaves(chain, value, leaf)
     learned = [p for p in chain.inner if p.requires_grad]
     first, *others = torch.autograd.grad(
@@ -122,8 +129,13 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def _check_networks(chain: Chain, drew: bool) -> None:
+def _check_networks(chain: Chain, drew: bool, modes: list[bool]) -> None:
     """Refuses what would give a wrong gradient when steps are taken again."""
+    if modes != chain.modes():
+        raise RuntimeError(
+            f"{chain.op}: expected networks in the mode of the forward pass, got one that was "
+            "switched between train() and eval() before the backward pass; switch it afterwards"
+        )
     if drew:
         raise RuntimeError(
             f"{chain.op}: expected networks without random numbers for gradients, got one that "

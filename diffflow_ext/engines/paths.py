@@ -205,6 +205,10 @@ class _ForwardPath:
         """The same, with g as the steps use it."""
         return (self.g, *self.engine.problem.params)
 
+    def modes(self) -> list[bool]:
+        """Returns the training flags of all modules."""
+        return self.engine.problem.modes()
+
     def walk(self, x: Tensor) -> Walk:
         """Returns all states, by the engine."""
         states = x.new_empty((self.engine.problem.num_steps + 1, *x.shape))

@@ -237,6 +237,17 @@ def test_networks_that_draw_random_numbers_have_no_gradient() -> None:
     assert model.drift.layer.weight.grad is not None
 
 
+def test_a_mode_that_changes_before_the_backward_pass_is_noticed() -> None:
+    model, x = DiffFlowSDE(Dropped(), Dropped()).eval(), torch.randn(6, 2)
+    for call in densities(model):
+        value = call(x).sum()
+        model.train()
+        with pytest.raises(RuntimeError, match=r"switched between train\(\) and eval\(\)"):
+            value.backward()
+        model.eval()
+        call(x).sum().backward()
+
+
 def test_gradient_hooks_are_refused_when_a_gradient_is_asked_for() -> None:
     model, x = DiffFlowSDE(Dropped(), Dropped()).eval(), torch.randn(6, 2)
     model.drift.layer.weight.register_hook(lambda grad: 2 * grad)

@@ -24,7 +24,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffflow_ext.functional.affine import affine_step, launch_affine_step
 from diffflow_ext.functional.checks import (
@@ -164,6 +164,11 @@ class _Solution:
     def inner(self) -> Sequence[Tensor]:
         """The parameters themselves."""
         return self.params
+
+    def modes(self) -> list[bool]:
+        """Returns the training flags of all modules in the networks."""
+        nets = [net for net in self.ode.nets if isinstance(net, nn.Module)]
+        return [module.training for net in nets for module in net.modules()]
 
     def solve(self, x: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns the last state and the integral of the divergence, without gradients."""
