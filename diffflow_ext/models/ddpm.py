@@ -96,7 +96,7 @@ class DDPM(StatefulModel):
 
     def constants(self) -> dict[str, Tensor]:
         """Returns the variances of the chain."""
-        return {"betas": self.process.betas}
+        return {"betas": self.process.betas.clone()}
 
     @property
     def num_timesteps(self) -> int:

@@ -119,8 +119,8 @@ def check_memory(
     size, available = math.prod(shape) * like.element_size(), _memory_of(like.device)
     if size > available:
         raise ValueError(
-            f"{op}: expected samples that fit into memory, got shape {shape} of {size} bytes, and "
-            f"the {like.device.type} has {available}; {advice}"
+            f"{op}: expected samples that fit into memory, got shape {shape} of {size} bytes, "
+            f"more than the {available} bytes of {like.device}; {advice}"
         )
 
 

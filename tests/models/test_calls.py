@@ -124,11 +124,21 @@ LOSSES: dict[str, Any] = {
 each_loss = pytest.mark.parametrize(("make", "loss"), LOSSES.values(), ids=LOSSES)
 
 
-@each_loss
+SUMS: dict[str, Any] = {
+    **LOSSES,
+    "elbo": (
+        lambda net: DDPM(net, "cosine", 6),
+        lambda m, x: m.elbo(x, KEY) + m.elbo(x, KEY, timesteps=3, variance="small"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "loss"), SUMS.values(), ids=SUMS)
 def test_gradients_are_those_of_the_sum(make: Any, loss: Any) -> None:
     def value(weight: Tensor, x: Tensor) -> Tensor:
         def net(t: Tensor, z: Tensor) -> Tensor:
-            return torch.sin(weight[0] * z + weight[1] * t[:, None]) + weight[2]
+            times = t.expand(len(z))[:, None]
+            return torch.sin(weight[0] * z + weight[1] * times) + weight[2]
 
         return loss(make(net), x)
 
@@ -314,7 +324,7 @@ def test_samples_beyond_memory_are_refused_with_their_size(
         model.sample((10**14, 2), steps, KEY)
     if kind is DiffFlowSDE:
         monkeypatch.setattr(denoising, "_memory_of", lambda device: 1000)
-        with pytest.raises(ValueError, match=r"sample_path: expected .* of 1200 bytes, and"):
+        with pytest.raises(ValueError, match=r"sample_path: expected .* of 1200 bytes, more"):
             model.sample_path((50, 2), steps, KEY)
         assert model.sample((50, 2), steps, KEY).shape == (50, 2)
 
