@@ -2,36 +2,142 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules import module as _torch_module
 
-from diffflow_ext.functional.checks import checked_network_output
+from diffflow_ext.functional.checks import checked_network_output, dtype_name
+
+#: What torch and Python say of shapes, of dtypes and of devices. Other errors are the network's.
+_SHAPES = re.compile(
+    r"shape|size|dimension|0-d tensor|at least \dD|\dD|channels|unpack|indices|broadcast|reshape"
+)
+_DTYPES = re.compile(r"dtype|scalar type|Input type|same type")
+_DEVICES = re.compile(r"same device|expected device|Input type|weight type")
+_MEMORY = re.compile(r"memory|CUDA error", re.IGNORECASE)
 
 
 def call_network(
-    op: str, name: str, net: Callable[[Tensor, Tensor], Any], t: Tensor, x: Tensor
+    op: str,
+    name: str,
+    net: Callable[[Tensor, Tensor], Any],
+    t: Tensor,
+    x: Tensor,
+    *,
+    dual: bool = False,
 ) -> Tensor:
-    """Returns net(t, x), checked; a network must not modify its arguments."""
+    """Returns net(t, x), checked; a network must not modify its arguments.
+
+    With `dual` the value may have a tangent of forward-mode AD.
+
+    An error that speaks of the arguments, their shapes, dtypes or devices is raised again with how
+    networks are called; it has the class of the network's error, which is its cause, but a
+    TypeError for dtypes. All other errors pass.
+    """
     if torch.compiler.is_compiling():
         return checked_network_output(op, name, net(t, x), x)
+    if x.requires_grad and x.is_leaf and _torch_module._has_any_global_hook():
+        # Hooks such as those of FlopCounterMode watch the arguments' gradients, and torch cannot
+        # tell them of a leaf inside of autograd.grad.
+        x = x.view_as(x)
     versions = _versions(t, x)
     try:
         value = net(t, x)
-    except RuntimeError as error:
-        if "dtype" not in str(error) or x.dtype != torch.float64:
+    except (TypeError, IndexError, ValueError, RuntimeError) as error:
+        explained = _explained(op, name, net, t, x, error)
+        if explained is None:
             raise
+        raise explained from error
+    if not isinstance(value, Tensor):
         raise TypeError(
-            f"{op}: expected {name} to take float64 data, got: {error}; convert the data with "
-            ".float(), or the network with .double()"
-        ) from error
+            f"{op}: expected {name} to return a tensor of the shape of x, {tuple(x.shape)}, got "
+            f"{type(value).__name__}; return that tensor alone"
+        )
     if versions != _versions(t, x):
         raise RuntimeError(f"{op}: {name} modified x or t in place; copy first")
-    return checked_network_output(op, name, value, x)
+    return checked_network_output(op, name, value, x, dual=dual)
+
+
+def _explained(
+    op: str, name: str, net: Callable[..., Any], t: Tensor, x: Tensor, error: Exception
+) -> Exception | None:
+    """Returns a network's error with how networks are called, None if that is not the reason."""
+    text, kind = str(error), type(error)
+    # Subclasses, such as torch.OutOfMemoryError, have other reasons.
+    if kind not in (TypeError, IndexError, ValueError, RuntimeError) or _MEMORY.search(text):
+        return None
+    given = f"{kind.__name__}: {text}"
+    return (
+        _of_signature(op, name, net, t, x, given)
+        or _of_parameters(op, name, net, x, text, given)
+        or _of_shapes(op, name, t, x, kind, given)
+    )
+
+
+def _of_signature(
+    op: str, name: str, net: Callable[..., Any], t: Tensor, x: Tensor, given: str
+) -> Exception | None:
+    try:
+        inspect.signature(net.forward if isinstance(net, nn.Module) else net).bind(t, x)
+    except ValueError:  # It has no signature.
+        return None
+    except TypeError:
+        return TypeError(
+            f"{op}: expected {name} to take two arguments, t and x, got {given}; write a module "
+            "with forward(self, t, x), in which a network of x alone, such as nn.Sequential, is "
+            "called as net(x)"
+        )
+    return None
+
+
+def _of_parameters(
+    op: str, name: str, net: Callable[..., Any], x: Tensor, text: str, given: str
+) -> Exception | None:
+    """Explains a dtype or a device that the network and its data do not share."""
+    own = list(net.parameters()) if isinstance(net, nn.Module) else []
+    devices = sorted({str(p.device) for p in own if p.device != x.device})
+    if devices and _DEVICES.search(text):
+        return RuntimeError(
+            f"{op}: expected {name} and its data on one device, got parameters on "
+            f"{' and '.join(devices)} and x on {x.device} ({given}); move one of them with .to()"
+        )
+    if not _DTYPES.search(text):
+        return None
+    dtypes = sorted({dtype_name(p.dtype) for p in own if p.dtype != x.dtype})
+    has = f"{' and '.join(dtypes)} parameters" if dtypes else "another dtype inside"
+    return TypeError(
+        f"{op}: expected {name} to compute in the dtype of its data, got {has} and "
+        f"{dtype_name(x.dtype)} data ({given}); {_mended(dtypes, x.dtype)}"
+    )
+
+
+def _mended(dtypes: list[str], dtype: torch.dtype) -> str:
+    """Returns how parameters and data get one dtype."""
+    narrow, wide = ("network", "data") if dtype == torch.float64 else ("data", "network")
+    advice = f"convert the {wide} with .float(), or the {narrow} with .double()"
+    if not {"bfloat16", "float16"}.intersection(dtypes):
+        return advice
+    network = ".double()" if dtype == torch.float64 else ".float()"
+    return f"convert the network with {network}; torch.autocast makes it compute in 16 bits"
+
+
+def _of_shapes(
+    op: str, name: str, t: Tensor, x: Tensor, kind: type[Exception], given: str
+) -> Exception | None:
+    if not _SHAPES.search(given):
+        return None
+    return kind(
+        f"{op}: expected {name} to take t of shape () or (B,) and x of shape (B, *event), in this "
+        f"order; with t of shape {tuple(t.shape)} and x of shape {tuple(x.shape)} it raised "
+        f"{given}; check the sizes of its layers, and t: t.expand(len(x)) always has shape (B,)"
+    )
 
 
 def _versions(*tensors: Tensor) -> list[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -11,10 +12,12 @@ from diffflow_ext.flows.prior import Prior, StandardNormal
 from diffflow_ext.functional.checks import checked_weights
 from diffflow_ext.functional.core import device_and_stream
 from diffflow_ext.functional.noise import Key, NoiseKey
+from diffflow_ext.functional.steps import em_step
 from diffflow_ext.processes.diffusion import Diffusion
 from diffflow_ext.processes.grids import TimeGrid
 
 from .adjoint.paths import AdjointPaths
+from .chain import Walk, walk, wants_gradients
 from .choice import Engine, EngineChoice, check_engine, refuse
 from .fused import paths_cuda, perceptrons, workspace
 from .fused.paths import FusedPaths
@@ -26,6 +29,11 @@ from .problem import PathModel, PathProblem, build_problem
 class PathEngine(Protocol):
     """Computes losses and paths of one problem. All engines draw the same noise."""
 
+    @property
+    def problem(self) -> PathProblem:
+        """The problem."""
+        ...
+
     def losses(self, x0: Tensor) -> Tensor:
         """Returns the loss of each sample, shape (B,), differentiable."""
         ...
@@ -35,7 +43,10 @@ class PathEngine(Protocol):
         ...
 
     def forward(self, x0: Tensor, states: Tensor | None = None) -> Tensor:
-        """Returns x_N from x_0; writes x_0 ... x_N into `states`, shape (N+1, B, *event)."""
+        """Returns x_N from x_0; writes x_0 ... x_N into `states`, shape (N+1, B, *event).
+
+        Without gradients; :func:`forward_path` has them.
+        """
         ...
 
     def reverse(
@@ -130,7 +141,7 @@ def diffflow_mean_loss(
     those of :func:`diffflow_loss`. The weights :math:`w_b` have shape (B,) and get no gradient.
 
     Returns:
-        The mean, shape (), in nats.
+        The mean, shape (), in nats; 0 for an empty batch.
     """
     op = "diffflow_mean_loss"
     p, x0 = build_problem(
@@ -154,6 +165,57 @@ def path_engine(op: str, name: Engine, problem: PathProblem, x0: Tensor) -> Path
         return fused
     refuse(op, name, fused)
     return AdjointPaths(problem)
+
+
+def forward_path(engine: PathEngine, x0: Tensor, *, all_states: bool = False) -> Tensor:
+    """Returns x_N of a forward path in one row, or all states, shape (N+1, B, *event).
+
+    They are differentiable in x0, g and the parameters.
+    """
+    # g is cut off from its graph, which may lead to a parameter.
+    g = engine.problem.g
+    path = _ForwardPath(engine, g.detach().requires_grad_(g.requires_grad))
+    if wants_gradients(x0, path.params):
+        states, last, _ = walk(path, x0)
+        return states if all_states else last[None]
+    return path.walk(x0).states if all_states else engine.forward(x0.detach())[None]
+
+
+@dataclass(frozen=True)
+class _ForwardPath:
+    """The steps of the forward SDE; see :class:`diffflow_ext.engines.chain.Chain`."""
+
+    engine: PathEngine
+    g: Tensor
+    op: str = "DiffFlowSDE.path"
+
+    @property
+    def params(self) -> Sequence[Tensor]:
+        """g at all times, and the parameters of the networks."""
+        p = self.engine.problem
+        return (p.g, *p.params)
+
+    @property
+    def inner(self) -> Sequence[Tensor]:
+        """The same, with g as the steps use it."""
+        return (self.g, *self.engine.problem.params)
+
+    def modes(self) -> list[bool]:
+        """Returns the training flags of all modules."""
+        return self.engine.problem.modes()
+
+    def walk(self, x: Tensor) -> Walk:
+        """Returns all states, by the engine."""
+        states = x.new_empty((self.engine.problem.num_steps + 1, *x.shape))
+        self.engine.forward(x.detach(), states)
+        return Walk(states, None)
+
+    def step(self, k: int, x: Tensor) -> tuple[Tensor, None]:
+        """Returns x_{k+1} from x_k with a graph."""
+        p = self.engine.problem
+        noise = {"key": p.key, "step": k, "sample_offset": p.sample_offset}
+        f = p.network("drift", k, x)
+        return em_step(x, f, dt=p.steps[k], g=self.g[k], **noise), None
 
 
 def engine_choice(problem: PathProblem, x0: Tensor) -> EngineChoice:

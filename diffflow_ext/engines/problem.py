@@ -171,7 +171,7 @@ def _fixed_key(op: str, key: Key | None, x0: Tensor) -> Key:
     key = checked_key(op, key, x0.device)
     if isinstance(key, NoiseKey):
         return key
-    return key.clone() if key.is_cuda else NoiseKey(*key.tolist())
+    return key.clone() if key.is_cuda else NoiseKey.from_tensor(key)
 
 
 def check_networks(op: str, drift: object, score: object) -> None:

@@ -47,8 +47,9 @@ def checked_path(op: str, path: str | os.PathLike[str]) -> Path:
 
 
 def finite_array(op: str, name: str, values: ArrayLike, ndim: int) -> Array:
-    """Returns values as a float64 array of so many axes, all finite."""
-    array = np.asarray(values, np.float64)
+    """Returns values as a float64 array of so many axes, all finite; of tensors, the values."""
+    detach = getattr(values, "detach", None)  # NumPy refuses a tensor with a graph.
+    array = np.asarray(values if detach is None else detach(), np.float64)
     if array.ndim != ndim or array.size == 0:
         raise ValueError(
             f"{op}: expected {name} with {ndim} axes and at least one value, got shape "

@@ -130,8 +130,8 @@ def _draw(flow: Any, n: int) -> Any:
 
 def _torch_seed(key: Key, offset: int) -> int:
     """Returns 63 bits that depend only on (seed, stream, sample_offset)."""
-    seed, stream = (key if isinstance(key, NoiseKey) else NoiseKey(*key.tolist())).to_tensor()
-    low, high = int(seed) & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF
-    counter = torch.tensor([0, offset, PURPOSES["prior"] << 24, int(stream)])
+    seed, stream = (key.to_tensor() if isinstance(key, NoiseKey) else key).tolist()
+    low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    counter = torch.tensor([0, offset, PURPOSES["prior"] << 24, stream])
     words = philox_words(counter, torch.tensor([low, high])).tolist()
     return words[0] | (words[1] & 0x7FFFFFFF) << 32

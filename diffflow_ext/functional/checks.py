@@ -14,6 +14,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 from torch.nn.parameter import is_lazy
 
 from .core import build_info
@@ -75,11 +76,7 @@ def checked_tensor(op: str, name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}")
     if not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(value):
-        raise RuntimeError(
-            f"{op}: torch.func transforms (vmap, grad, jvp) are not supported, because they would "
-            "give every sample the same noise; call it on the whole batch, and use .backward() or "
-            "torch.autograd.grad"
-        )
+        raise _transformed(op)
     if value.layout is not torch.strided or value.is_nested:
         layout = "nested" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{op}: expected {name} to be dense, got {layout}")
@@ -91,11 +88,43 @@ def checked_tensor(op: str, name: str, value: object) -> Tensor:
     return value.resolve_neg() if value.is_neg() else value
 
 
+def refuse_transforms(op: str) -> None:
+    """Refuses a call inside of a torch.func transform, whose tensors compiled code cannot read."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise _transformed(op)
+
+
+def _transformed(op: str) -> RuntimeError:
+    return RuntimeError(
+        f"{op}: torch.func transforms (vmap, grad, jvp) are not supported, because compiled code "
+        "computes the values; use .backward() or torch.autograd.grad, the whole batch in one "
+        "call, and a loop over the models of an ensemble"
+    )
+
+
+def in_forward_mode() -> bool:
+    """Says whether forward-mode AD is on (torch.autograd.forward_ad.dual_level)."""
+    return forward_ad._current_level >= 0
+
+
+def refuse_tangent(op: str, name: str, value: Tensor) -> None:
+    """Refuses a dual tensor of forward-mode AD, whose tangent compiled code would drop."""
+    if in_forward_mode() and forward_ad.unpack_dual(value).tangent is not None:
+        raise RuntimeError(
+            f"{op}: expected {name} without a tangent, got a dual tensor of torch.autograd."
+            "forward_ad, which compiled ops do not support; use .backward() or torch.autograd.grad"
+        )
+
+
 def _may_lack_memory(value: Tensor) -> bool:
     """Says whether a tensor is empty or has no memory of its own."""
-    if type(value) is not Tensor and torch.nn.parameter.is_lazy(value):
+    if type(value) is not Tensor and (torch.nn.parameter.is_lazy(value) or _is_fake(value)):
         return True
     return value.data_ptr() == 0 or value.untyped_storage().nbytes() == 0
+
+
+def _is_fake(value: Tensor) -> bool:
+    return type(value).__name__ == "FakeTensor"  # Importing the class takes long.
 
 
 def _refuse_without_memory(op: str, name: str, value: Tensor) -> None:
@@ -103,7 +132,7 @@ def _refuse_without_memory(op: str, name: str, value: Tensor) -> None:
         raise ValueError(
             f"{op}: expected {name} to be initialised, got an uninitialised parameter"
         )
-    if value.numel() and value.device.type in ("cpu", "cuda"):
+    if (value.numel() or _is_fake(value)) and value.device.type in ("cpu", "cuda"):
         raise ValueError(
             f"{op}: expected {name} to hold values, got a tensor of shape {tuple(value.shape)} "
             f"without memory ({type(value).__name__}): a fake or wrapped tensor, or its memory "
@@ -113,7 +142,9 @@ def _refuse_without_memory(op: str, name: str, value: Tensor) -> None:
 
 def checked_state(op: str, name: str, value: object) -> Tensor:
     """Returns a state of shape (B, *event), float32 or float64, on a device with kernels."""
+    refuse_transforms(op)
     x = checked_tensor(op, name, value)
+    refuse_tangent(op, name, x)
     if x.dtype not in STATE_DTYPES:
         raise TypeError(
             f"{op}: expected {name} to be float32 or float64, got {dtype_name(x.dtype)}; "
@@ -184,10 +215,15 @@ def checked_like_state(op: str, name: str, value: object, x: Tensor, x_name: str
 
 
 def checked_network_output(
-    op: str, name: str, value: object, x: Tensor, x_name: str = "x"
+    op: str, name: str, value: object, x: Tensor, x_name: str = "x", *, dual: bool = False
 ) -> Tensor:
-    """Returns an output of drift or score: shape and device of `x`, a floating dtype."""
+    """Returns an output of drift or score: shape and device of `x`, a floating dtype.
+
+    With `dual` it may have a tangent of forward-mode AD.
+    """
     other = _companion(op, name, value, x, x_name)
+    if not dual:
+        refuse_tangent(op, name, other)
     if other.dtype not in NETWORK_DTYPES:
         raise TypeError(
             f"{op}: expected {name} to be float32, float64, bfloat16 or float16, "
@@ -353,6 +389,7 @@ def checked_flag(op: str, name: str, value: object) -> bool:
 
 def checked_shape(op: str, name: str, value: object) -> tuple[int, ...]:
     """Returns a shape (B, *event) of non-negative integers."""
+    refuse_transforms(op)
     if not isinstance(value, Sequence) or not value:
         raise TypeError(f"{op}: expected {name} to be a shape (B, *event), got {in_words(value)}")
     shape = tuple(checked_count(op, f"{name}[{i}]", n, 0, 2**63) for i, n in enumerate(value))

@@ -59,12 +59,12 @@ class NoiseKey:
     """Selects noise by a seed and a stream.
 
     Arguments:
-        seed: The seed of a run. Any integer; its lowest 64 bits count.
+        seed: The seed of a run, in [0, 2^64).
         stream: Which use of the seed this is, in [0, 2^32): a training iteration, a sampling call.
 
     Raises:
         TypeError: If one of the two is not an integer.
-        ValueError: If `stream` does not fit its 32 bits.
+        ValueError: If the seed does not fit 64 bits, or the stream 32.
     """
 
     seed: int
@@ -75,6 +75,11 @@ class NoiseKey:
             if isinstance(value, bool) or not isinstance(value, numbers.Integral):
                 raise TypeError(f"NoiseKey: expected an integer {name}, got {in_words(value)}")
             object.__setattr__(self, name, int(value))
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(
+                f"NoiseKey: expected 0 <= seed < 2^64, got seed={in_words(self.seed)}; another "
+                "one would have the noise of its lowest 64 bits"
+            )
         if not 0 <= self.stream < MAX_STREAM:
             raise ValueError(
                 f"NoiseKey: expected 0 <= stream < 2^32, got {in_words(self.stream)}; "
@@ -86,6 +91,12 @@ class NoiseKey:
         """Draws a seed from torch's default generator, so that `torch.manual_seed` governs it."""
         return cls(int(torch.randint(2**63 - 1, (), dtype=torch.int64)))
 
+    @classmethod
+    def from_tensor(cls, key: Tensor) -> NoiseKey:
+        """Returns the key of a tensor that :meth:`to_tensor` has made, or the program since."""
+        seed, stream = key.tolist()
+        return cls(seed % 2**64, stream)
+
     def at(self, stream: int) -> NoiseKey:
         """Returns the key of another stream of the same seed."""
         return replace(self, stream=stream)
@@ -95,8 +106,7 @@ class NoiseKey:
 
         A captured CUDA graph reads it at each replay: write a new stream into it for fresh noise.
         """
-        seed = self.seed & (2**64 - 1)
-        words = [seed - 2**64 if seed >= 2**63 else seed, self.stream]
+        words = [self.seed - 2**64 if self.seed >= 2**63 else self.seed, self.stream]
         return torch.tensor(words, dtype=torch.int64).to(
             resolve_device("NoiseKey.to_tensor", device)
         )
@@ -161,7 +171,7 @@ def traceable_key(key: Key, device: torch.device) -> Key:
 def noise_source(key: Key, purpose: int, step: int, sample_offset: int) -> Noise:
     """Returns the core's form of a noise source."""
     if isinstance(key, NoiseKey):
-        return key.seed & (2**64 - 1), key.stream, purpose, step, sample_offset, 0
+        return key.seed, key.stream, purpose, step, sample_offset, 0
     return 0, 0, purpose, step, sample_offset, key.data_ptr()
 
 

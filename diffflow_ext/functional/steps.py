@@ -23,6 +23,22 @@ from .noise import (
 from .operator import Operator, first_order, like, root, save, saved, scalar_grad, traceable_scalar
 from .sums import row_dot
 
+#: The largest stochasticity: its square times a score must stay in the range of float32.
+MAX_STOCHASTICITY = 1e9
+
+
+def checked_stochasticity(op: str, value: object) -> float:
+    """Returns the factor of the reverse family's noise, not negative."""
+    strength = checked_finite(op, "stochasticity", value)
+    if strength < 0:
+        raise ValueError(f"{op}: expected stochasticity >= 0, got {strength}")
+    if strength > MAX_STOCHASTICITY:
+        raise ValueError(
+            f"{op}: expected stochasticity <= {MAX_STOCHASTICITY:g}, got {strength}; 1 is the "
+            "process that was trained"
+        )
+    return strength
+
 
 def launch_em_step(
     x: Tensor,
@@ -250,7 +266,8 @@ def reverse_step(
         ``normal(x_next.shape, key, purpose="reverse", step=step)``.
 
     Raises:
-        ValueError: If shapes differ, `dt` or `g_next` is not positive, or `stochasticity` < 0.
+        ValueError: If shapes differ, `dt` or `g_next` is not positive, or `stochasticity` is
+            negative or above 1e9.
         TypeError: If an argument has the wrong type.
 
     References:
@@ -264,9 +281,7 @@ def reverse_step(
     dt = traceable_scalar(checked_positive(op, "dt", dt, x), x)
     g_next = traceable_scalar(checked_positive(op, "g_next", g_next, x), x)
     key = traceable_key(checked_key(op, key, x.device), x.device)
-    strength = checked_finite(op, "stochasticity", stochasticity)
-    if strength < 0:
-        raise ValueError(f"{op}: expected stochasticity >= 0, got {strength}")
+    strength = checked_stochasticity(op, stochasticity)
     step = checked_step(op, step)
     sample_offset = checked_sample_offset(op, sample_offset, x.shape[0])
     return _ReverseStep.apply(x, f_next, s_next, dt, g_next, key, step, strength, sample_offset)

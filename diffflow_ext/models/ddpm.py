@@ -14,7 +14,7 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffflow_ext.engines.choice import Engine
 from diffflow_ext.engines.ode.solver import Divergence, Solver
@@ -49,11 +49,12 @@ from .denoising import (
     time_grid,
     zeros_beside,
 )
+from .state import StatefulModel
 
 Schedule = Literal["linear", "cosine"]
 
 
-class DDPM(nn.Module):
+class DDPM(StatefulModel):
     r"""A denoising diffusion model in discrete time, with noise prediction.
 
     Arguments:
@@ -63,6 +64,8 @@ class DDPM(nn.Module):
             spaces :math:`\beta_i` evenly from 0.1/T to 20/T (at most 0.999), the published
             schedule for T = 1000. For T >= 3 the last state is about as close to noise.
         num_timesteps: The length T of the chain. Default: 1000, or that of `schedule`.
+
+    The state dict has the chain as "betas", and a state of another chain is refused.
 
     Raises:
         TypeError: If `eps_net` is not callable.
@@ -90,6 +93,10 @@ class DDPM(nn.Module):
         check_network("DDPM", eps_net)
         self.eps_net: Any = eps_net
         self.process = _chain(schedule, num_timesteps)
+
+    def constants(self) -> dict[str, Tensor]:
+        """Returns the variances of the chain."""
+        return {"betas": self.process.betas.clone()}
 
     @property
     def num_timesteps(self) -> int:
@@ -167,7 +174,8 @@ class DDPM(nn.Module):
     ) -> Tensor:
         """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape ().
 
-        Weights have shape (B,) and are 1/B by default; other arguments are those of :meth:`loss`.
+        It is 0 for an empty batch. Weights have shape (B,) and are 1/B by default; other arguments
+        are those of :meth:`loss`.
         """
         op = "DDPM.mean_loss"
         t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
@@ -292,7 +300,7 @@ class DDPM(nn.Module):
         x = checked_data(op, x, "x")
         first, power = 1 / self.num_timesteps, self.process.ode_power
         times = time_grid(op, grid, first, self.process.t_end, power)
-        ode = ProbabilityFlow((self.eps_net,), self.process.flow_coefficients)
+        ode = ProbabilityFlow((self.eps_net,), self.process.flow_coefficients, ("eps_net",))
         return flow_log_prob(
             ode, x, times, StandardNormal(),
             solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
@@ -341,7 +349,8 @@ class DDPM(nn.Module):
             sample_offset: The global index of the first sample.
 
         Returns:
-            The samples, shape (B, *event), dtype and device of the network's parameters.
+            The samples, shape (B, *event), dtype and device of the network's parameters, without
+            gradients.
 
         Raises:
             ValueError: If an argument is out of its range.
@@ -361,7 +370,7 @@ class DDPM(nn.Module):
             op, self.process, indices,
             sampler=sampler, eta=eta, variance=variance, last_step=last_step,
         )  # fmt: skip
-        like = zeros_beside(shape, self.parameters())
+        like = zeros_beside(op, shape, self.parameters())
         key = fixed_key(op, key, like.device)
         x = StandardNormal().sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device

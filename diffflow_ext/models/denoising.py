@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import numbers
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -64,7 +65,7 @@ def predicted_noise(op: str, net: EpsNetwork, t: float | Tensor, x: Tensor) -> T
     """Returns eps_net(t, x), checked; its dtype may be lower than that of x."""
     if not isinstance(t, Tensor):
         t = torch.tensor(t, dtype=x.dtype, device=x.device)
-    return call_network(op, "eps_net(t, x)", net, t.to(x.dtype), x)
+    return call_network(op, "eps_net(t, x)", net, t.to(x.dtype), x, dual=True)
 
 
 def mean_square_error(
@@ -103,11 +104,31 @@ def batch_mean(op: str, loss: Tensor, weight: Tensor | None) -> Tensor:
     return weighted_sum(loss, 1.0 / max(loss.shape[0], 1) if weight is None else weight)
 
 
-def zeros_beside(shape: tuple[int, ...], parameters: Iterable[Tensor]) -> Tensor:
+def zeros_beside(op: str, shape: tuple[int, ...], parameters: Iterable[Tensor]) -> Tensor:
     """Returns zeros on the device of the parameters, float64 if they are, else float32."""
     like = next(iter(parameters), torch.empty(0))
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    check_memory(op, shape, torch.empty(0, dtype=dtype, device=like.device))
     return torch.zeros(shape, dtype=dtype, device=like.device)
+
+
+def check_memory(
+    op: str, shape: tuple[int, ...], like: Tensor, advice: str = "ask for fewer at a time"
+) -> None:
+    """Refuses a result of the dtype of a tensor that its device has no memory for."""
+    size, available = math.prod(shape) * like.element_size(), _memory_of(like.device)
+    if size > available:
+        raise ValueError(
+            f"{op}: expected samples that fit into memory, got shape {shape} of {size} bytes, "
+            f"more than the {available} bytes of {like.device}; {advice}"
+        )
+
+
+def _memory_of(device: torch.device) -> int:
+    """Returns the bytes of a device's memory, used or not."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def time_grid(

@@ -21,7 +21,7 @@ from diffflow_ext.engines.choice import Engine, EngineChoice
 from diffflow_ext.engines.network import Network
 from diffflow_ext.engines.ode.solver import Divergence, Solver
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
-from diffflow_ext.engines.paths import PathEngine, engine_choice, path_engine
+from diffflow_ext.engines.paths import PathEngine, engine_choice, forward_path, path_engine
 from diffflow_ext.engines.problem import (
     PathModel,
     PathProblem,
@@ -34,14 +34,15 @@ from diffflow_ext.functional.checks import checked_shape, checked_state, checked
 from diffflow_ext.functional.noise import Key, NoiseKey
 from diffflow_ext.likelihood.bounds import bound_minus_loss, bound_of_paths, path_bound
 from diffflow_ext.likelihood.ode import flow_log_prob
-from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
+from diffflow_ext.processes.diffusion import Diffusion
 from diffflow_ext.processes.grids import TimeGrid
 
 from .denoising import eager, zeros_beside
-from .reverse import LastStep, ReverseSampler, ReverseSolver, prior_sample, reverse_path
+from .reverse import LastStep, ReverseSampler, ReverseSolver, path_ode, reverse_samples
+from .state import StatefulModel, diffusion_constants, prior_constants
 
 
-class DiffFlowSDE(nn.Module):
+class DiffFlowSDE(StatefulModel):
     r"""A pair of neural SDEs, trained by maximum likelihood of paths.
 
     Networks are called as ``net(t, x)`` with t of shape () or (B,) and x of shape (B, *event), and
@@ -53,9 +54,10 @@ class DiffFlowSDE(nn.Module):
         drift: The drift f, an nn.Module or any callable.
         score: The score s, an nn.Module or any callable.
         diffusion: The coefficient g(t) > 0: a number, a function of a tensor of times, or a module
-            (:class:`diffflow_ext.processes.GeometricDiffusion`, learnable or not).
+            (:class:`diffflow_ext.processes.GeometricDiffusion`, learnable or not). The state dict
+            has a number, and a state of another number is refused; it has no functions.
         params: Tensors that drift and score depend on besides the parameters of nn.Modules. Only
-            callables that are not modules need it.
+            callables that are not modules need it. The state dict has them as "params.0" etc.
         prior: The density of the last state instead of N(0, I): a flow of zuko or normflows, or
             any object with ``log_prob(x)`` and ``sample(n)``; see
             :func:`diffflow_ext.flows.as_prior`. Its parameters train together with the networks.
@@ -99,6 +101,10 @@ class DiffFlowSDE(nn.Module):
         self.prior: Any = None if prior is None else as_prior(prior)
         self.extra_params = checked_params("DiffFlowSDE", params)
         self.scores_per_call = scores_per_call
+
+    def constants(self) -> dict[str, Tensor]:
+        """Returns the diffusion's numbers and the prior's, which are no weights."""
+        return {**diffusion_constants(self.diffusion), **prior_constants(self.prior)}
 
     def network_parameters(self) -> list[Tensor]:
         """Returns the tensors that get gradients through drift, score and prior."""
@@ -174,7 +180,7 @@ class DiffFlowSDE(nn.Module):
         sample_offset: int = 0,
         engine: Engine = "auto",
     ) -> Tensor:
-        """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape (), in nats.
+        """Returns the mean (or weighted sum) of :meth:`loss`, shape (), in nats; 0 of no samples.
 
         For training: value and gradient come from one sweep, as in
         :func:`diffflow_ext.engines.diffflow_mean_loss`. Networks that draw random numbers
@@ -254,13 +260,14 @@ class DiffFlowSDE(nn.Module):
         sample_offset: int = 0,
         engine: Engine = "auto",
     ) -> Tensor:
-        r"""Returns log p(x) of the probability-flow ODE, shape (B,), in nats, without gradients.
+        r"""Returns log p(x) of the probability-flow ODE, shape (B,), in nats.
 
         .. math:: \frac{dx}{dt} = f - \tfrac12 g^2 s
 
         It is the density of samples with ``stochasticity=0``, and equals that of the stochastic
         process only if both networks are optimal. Arguments and errors are those of
-        :func:`diffflow_ext.likelihood.flow_log_prob`. The grid may differ from those of training.
+        :func:`diffflow_ext.likelihood.flow_log_prob`, and so are gradients, which reach x, both
+        networks, the diffusion and the prior. The grid may differ from those of training.
 
         References:
             | Diffusion Normalizing Flow (Zhang & Chen, 2021), section 3.4, equation 17
@@ -278,34 +285,33 @@ class DiffFlowSDE(nn.Module):
 
         `device` is where the diffusion is evaluated if it is a module or a function.
         """
-
-        def coefficients(t: float) -> tuple[float, ...]:
-            times = torch.tensor([t], dtype=torch.float64, device=device)
-            return 0.0, 1.0, -0.5 * float(diffusion_values(self.diffusion, times)) ** 2
-
-        return ProbabilityFlow((self.drift, self.score), coefficients)
+        return path_ode(self.drift, self.score, self.diffusion, self.extra_params, device)
 
     # --- paths and samples -----------------------------------------------------------------------
 
     @eager
-    @torch.no_grad()
     def encode(
         self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
     ) -> Tensor:
-        """Returns the end x_N of a forward path from each sample, shape (B, *event)."""
+        """Returns the end x_N of a forward path from each sample, shape (B, *event).
+
+        Gradients are those of :meth:`path`.
+        """
         paths, x0 = self._engine("encode", x0, grid, key, sample_offset)
-        return paths.forward(x0)
+        return forward_path(paths, x0)[-1]
 
     @eager
-    @torch.no_grad()
     def path(
         self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
     ) -> Tensor:
-        """Returns a forward path from each sample, shape (N+1, B, *event), index i at time t_i."""
+        """Returns a forward path from each sample, shape (N+1, B, *event), index i at time t_i.
+
+        Differentiable in `x0`, the drift's parameters and the diffusion, exactly. Gradients need
+        the memory of the states and of one step: the backward pass evaluates the drift again at
+        each state, and raises an error if the drift draws random numbers.
+        """
         paths, x0 = self._engine("path", x0, grid, key, sample_offset)
-        states = x0.new_empty((grid.num_steps + 1, *x0.shape))
-        paths.forward(x0, states)
-        return states
+        return forward_path(paths, x0, all_states=True)
 
     def sample(
         self,
@@ -343,7 +349,8 @@ class DiffFlowSDE(nn.Module):
                 call equal those of a call with this offset.
 
         Returns:
-            The samples, shape (B, *event), dtype and device of the networks' parameters.
+            The samples, shape (B, *event), dtype and device of the networks' parameters, without
+            gradients.
 
         References:
             | Diffusion Normalizing Flow (Zhang & Chen, 2021), equations 12 and 17, section 4.3
@@ -381,12 +388,7 @@ class DiffFlowSDE(nn.Module):
         all_states: bool = False,
     ) -> Tensor:
         shape = checked_shape("DiffFlowSDE.sample", "shape", shape)
-        zeros = zeros_beside(shape, self.network_parameters())
-        problem, x = self._problem("sample", zeros, grid, key, sample_offset)
-        x = prior_sample(problem, x)
-        states = x.new_empty((grid.num_steps + 1, *shape)) if all_states else None
-        if states is not None:
-            states[-1] = x
-        ode, times = self.probability_flow(x.device), grid.times.tolist()
-        x0 = reverse_path(problem, ode, times, x, sampler, states)
-        return x0 if states is None else states
+        zeros = zeros_beside("DiffFlowSDE.sample", shape, self.network_parameters())
+        problem, zeros = self._problem("sample", zeros, grid, key, sample_offset)
+        ode, times = self.probability_flow(zeros.device), grid.times.tolist()
+        return reverse_samples(problem, ode, times, zeros, sampler, all_states)

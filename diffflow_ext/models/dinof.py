@@ -50,6 +50,7 @@ from .denoising import (
 )
 from .predictors import Sampler, resolve_sampler, sampler_steps, take_steps
 from .reverse import LastStep
+from .state import StatefulModel, constant, prior_constants
 
 ProcessName = Literal["vp", "subvp", "ve"]
 LossWeight = Literal["variance", "likelihood"]
@@ -61,7 +62,7 @@ _DEFAULT_STEPS = 1000
 MAX_SNR = 1e100
 
 
-class DiNof(nn.Module):
+class DiNof(StatefulModel):
     r"""A diffusion up to a cutoff, with a normalizing flow as its prior there.
 
     The two parts have separate losses, and no gradient couples them: the flow models data of the
@@ -83,6 +84,8 @@ class DiNof(nn.Module):
             1e-3, for "ve" 1e-5.
         loss_weight: The weight :math:`\lambda(t)` of :meth:`score_loss`: "variance",
             :math:`\sigma^2`, for samples, or "likelihood", :math:`g^2`.
+
+    The state dict has `t_cutoff` and values of the process; a state of others is refused.
 
     Raises:
         TypeError: If `eps_net`, `flow` or `process` is of the wrong kind.
@@ -127,6 +130,13 @@ class DiNof(nn.Module):
         self.loss_weight = loss_weight
         flow = _gaussian_at(self.process, self.t_cutoff) if flow is None else flow
         self.prior: Prior = as_prior(flow)
+
+    def constants(self) -> dict[str, Tensor]:
+        """Returns the cutoff, alpha and sigma at times of the process, and a Gaussian's scale."""
+        times = torch.arange(1, 9, dtype=torch.float64, device="cpu") / 8 * self.process.t_end
+        values = torch.stack([self.process.alpha(times), self.process.sigma(times)])
+        own = {"t_cutoff": constant(self.t_cutoff), "process": values}
+        return {**own, **prior_constants(self.prior)}
 
     def score_parameters(self) -> Iterator[nn.Parameter]:
         """Returns the parameters that :meth:`score_loss` trains."""
@@ -228,8 +238,8 @@ class DiNof(nn.Module):
     ) -> Tensor:
         """Returns the mean (or weighted sum) of both losses over the batch, shape ().
 
-        No parameter has a gradient from both. Weights have shape (B,) and are 1/B by default;
-        other arguments are those of :meth:`score_loss`.
+        It is 0 for an empty batch. No parameter has a gradient from both. Weights have shape (B,)
+        and are 1/B by default; other arguments are those of :meth:`score_loss`.
         """
         op = "DiNof.mean_loss"
         key = fixed_key(op, key, checked_data(op, x0).device)
@@ -241,7 +251,7 @@ class DiNof(nn.Module):
 
     def probability_flow(self) -> ProbabilityFlow:
         """Returns the ODE that has the diffusion's marginals."""
-        return ProbabilityFlow((self.eps_net,), self.process.flow_coefficients)
+        return ProbabilityFlow((self.eps_net,), self.process.flow_coefficients, ("eps_net",))
 
     @eager
     def log_prob(
@@ -324,7 +334,8 @@ class DiNof(nn.Module):
             sample_offset: The global index of the first sample.
 
         Returns:
-            The samples, shape (B, *event), dtype and device of the network's parameters.
+            The samples, shape (B, *event), dtype and device of the network's parameters, without
+            gradients.
 
         References:
             | Score-Based Generative Modeling through SDEs (Song et al., 2021), appendices E and G
@@ -339,7 +350,7 @@ class DiNof(nn.Module):
         if not 0 < ratio <= MAX_SNR:
             raise ValueError(f"{op}: expected 0 < snr <= {MAX_SNR:g}, got {ratio}")
         grid = self._sampling_grid(op, num_steps, kind)
-        like = zeros_beside(shape, self.parameters())
+        like = zeros_beside(op, shape, self.parameters())
         key = fixed_key(op, key, like.device)
         x = self.prior.sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device

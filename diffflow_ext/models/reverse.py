@@ -14,13 +14,15 @@ closer to the marginal of that time:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffflow_ext.engines.adjoint.paths import reverse_euler_step
+from diffflow_ext.engines.network import Network
 from diffflow_ext.engines.ode.solver import fixed_path, fixed_step
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
 from diffflow_ext.engines.paths import path_engine
@@ -28,9 +30,15 @@ from diffflow_ext.engines.problem import PathProblem
 from diffflow_ext.functional.affine import launch_affine_step
 from diffflow_ext.functional.checks import check_choice, checked_count, checked_finite
 from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, launch_normal
+from diffflow_ext.functional.steps import checked_stochasticity
+from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
+
+from .denoising import check_memory
 
 #: The treatment of the last step; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
+#: The largest size of a Langevin step.
+MAX_SCALE = 1e9
 #: Solvers of one step; all but "euler" are for the ODE.
 ReverseSolver = Literal["euler", "heun", "rk4"]
 
@@ -47,9 +55,7 @@ class ReverseSampler:
 
     def __post_init__(self) -> None:
         op = "DiffFlowSDE.sample"
-        strength = checked_finite(op, "stochasticity", self.stochasticity)
-        if strength < 0:
-            raise ValueError(f"{op}: expected stochasticity >= 0, got {strength}")
+        strength = checked_stochasticity(op, self.stochasticity)
         check_choice(op, "last_step", self.last_step, LastStep)
         check_choice(op, "solver", self.solver, ReverseSolver)
         if self.solver != "euler" and strength != 0:
@@ -62,11 +68,55 @@ class ReverseSampler:
                 f"{op}: last_step={self.last_step!r} is for solver='euler', got {self.solver!r}"
             )
         checked_count(op, "corrector_steps", self.corrector_steps, 0, 2**16)
-        if not checked_finite(op, "corrector_scale", self.corrector_scale) > 0:
-            raise ValueError(f"{op}: expected corrector_scale > 0, got {self.corrector_scale}")
+        if not 0 < checked_finite(op, "corrector_scale", self.corrector_scale) <= MAX_SCALE:
+            raise ValueError(
+                f"{op}: expected 0 < corrector_scale <= {MAX_SCALE:g}, got {self.corrector_scale}"
+            )
 
 
-def reverse_path(
+def path_ode(
+    drift: Network,
+    score: Network,
+    diffusion: Diffusion,
+    params: Sequence[Tensor],
+    device: torch.device | str,
+) -> ProbabilityFlow:
+    r"""Returns the equation for lambda = 0, :math:`v = f - \tfrac12 g^2 s`."""
+
+    def g(t: float) -> Tensor:
+        times = torch.tensor([t], dtype=torch.float64, device=device)
+        return diffusion_values(diffusion, times)
+
+    own = diffusion.parameters() if isinstance(diffusion, nn.Module) else ()
+    return ProbabilityFlow(
+        (drift, score),
+        lambda t: (0.0, 1.0, -0.5 * float(g(t).detach()) ** 2),
+        names=("drift", "score"),
+        params=(*params, *own),
+        learned=lambda t: (0.0, 1.0, -0.5 * g(t).reshape(()).square()),
+    )
+
+
+def reverse_samples(
+    p: PathProblem,
+    ode: ProbabilityFlow,
+    times: list[float],
+    like: Tensor,
+    sampler: ReverseSampler,
+    all_states: bool,
+) -> Tensor:
+    """Returns samples in the shape of a state, or with all states, shape (N+1, B, *event)."""
+    x = _prior_sample(p, like)
+    if not all_states:
+        return _reverse_path(p, ode, times, x, sampler, None)
+    check_memory("DiffFlowSDE.sample_path", (p.num_steps + 1, *x.shape), x)
+    states = x.new_empty((p.num_steps + 1, *x.shape))
+    states[-1] = x
+    _reverse_path(p, ode, times, x, sampler, states)
+    return states
+
+
+def _reverse_path(
     p: PathProblem,
     ode: ProbabilityFlow,
     times: list[float],
@@ -125,7 +175,7 @@ def _correct(p: PathProblem, x: Tensor, i: int, sampler: ReverseSampler) -> Tens
     return x
 
 
-def prior_sample(p: PathProblem, like: Tensor) -> Tensor:
+def _prior_sample(p: PathProblem, like: Tensor) -> Tensor:
     """Returns draws of the prior in the shape of a state."""
     if p.prior is None:
         out = torch.empty_like(like)

@@ -23,6 +23,9 @@ from diffflow_ext.functional.checks import (
 )
 from diffflow_ext.functional.noise import MAX_STEP, NoiseKey, checked_key, uniforms
 
+#: Smaller steps have fewer digits than others, and their inverses overflow.
+_MIN_STEP = torch.finfo(torch.float64).tiny
+
 
 @dataclass(frozen=True, eq=False)
 class TimeGrid:
@@ -34,7 +37,8 @@ class TimeGrid:
         times: The times t_0 < ... < t_N, float64, on the CPU.
 
     Raises:
-        ValueError: If there are fewer than two times, or they are not finite or do not increase.
+        ValueError: If there are fewer than two times, they are not finite or do not increase, or a
+            step is below 2.3e-308.
     """
 
     times: Tensor
@@ -57,14 +61,7 @@ class TimeGrid:
             raise ValueError(
                 f"TimeGrid: expected finite times, got times[{int(bad[0])}]={float(times[bad[0]])}"
             )
-        not_rising = (times.diff() <= 0).nonzero()
-        if not_rising.numel():
-            i = int(not_rising[0])
-            raise ValueError(
-                "TimeGrid: expected increasing times (t_0 at the data), got "
-                f"times[{i}]={float(times[i])} and times[{i + 1}]={float(times[i + 1])}; "
-                "sort them and drop repetitions"
-            )
+        _check_steps(times)
         if self.num_steps > MAX_STEP:
             raise ValueError(f"TimeGrid: expected at most 2^24 steps, got {self.num_steps}")
 
@@ -182,6 +179,24 @@ class TimeGrid:
         return cls(_spread(op, fractions, t_end, t_start, power))
 
 
+def _check_steps(times: Tensor) -> None:
+    steps = times.diff()
+    not_rising = (steps <= 0).nonzero()
+    if not_rising.numel():
+        i = int(not_rising[0])
+        raise ValueError(
+            "TimeGrid: expected increasing times (t_0 at the data), got "
+            f"times[{i}]={float(times[i])} and times[{i + 1}]={float(times[i + 1])}; "
+            "sort them and drop repetitions, or take fewer steps"
+        )
+    for step in (float(steps.min()), float(steps.max())):
+        if not _MIN_STEP <= step < math.inf:
+            raise ValueError(
+                f"TimeGrid: expected finite steps of at least {_MIN_STEP:.3g}, got {step:.3g}; "
+                "rescale the time"
+            )
+
+
 def _real(op: str, times: Tensor) -> Tensor:
     """Returns times of a real dtype."""
     times = checked_tensor(op, "times", times)
@@ -204,8 +219,7 @@ def _device_times(grid: TimeGrid, device: torch.device, dtype: torch.dtype) -> T
 
 
 def _check_power_grid(op: str, num_steps: int, t_end: float, t_start: float, power: float) -> None:
-    if not 1 <= checked_count(op, "num_steps", num_steps, -(2**63), 2**63) <= MAX_STEP:
-        raise ValueError(f"{op}: expected 1 <= num_steps <= 2^24, got num_steps={num_steps}")
+    checked_count(op, "num_steps", num_steps, 1, MAX_STEP + 1)
     start, end = checked_real(op, "t_start", t_start), checked_real(op, "t_end", t_end)
     if not 0 <= start < end < math.inf:
         raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("matplotlib", reason="needs the plot extra")
 
@@ -84,6 +85,15 @@ def test_nearly_constant_and_outlying_columns(tmp_path: Path) -> None:
     samples[0] = [1e9, -1e9, 1e9]
     assert samples_beside_data(tmp_path / "a.png", data, samples, "odd").exists()
     assert samples_beside_data(tmp_path / "b.png", data[:, :2], samples[:, :2], "odd").exists()
+
+
+def test_states_with_a_graph_make_the_picture_of_their_values(tmp_path: Path) -> None:
+    """As those of DiffFlowSDE.path, whose parameters require gradients."""
+    states = torch.tensor(WALK, requires_grad=True)
+    graph, plain = tmp_path / "graph.png", tmp_path / "plain.png"
+    trajectories(graph, states, states, TIMES, "t")  # pyright: ignore[reportArgumentType]
+    trajectories(plain, WALK, WALK, TIMES, "t")
+    assert np.array_equal(_rgb(graph), _rgb(plain))
 
 
 def test_trajectories(tmp_path: Path) -> None:

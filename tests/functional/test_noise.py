@@ -128,7 +128,7 @@ def test_extreme_words_give_finite_normals(core_probe: ctypes.CDLL, pair: tuple[
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (33, 5), (4, 3, 8, 8), (2, 20_000), (5,)])
-@pytest.mark.parametrize("key", [KEY, NoiseKey(0), NoiseKey(-3, 2**32 - 1)])
+@pytest.mark.parametrize("key", [KEY, NoiseKey(0), NoiseKey(2**64 - 3, 2**32 - 1)])
 def test_normals_equal_the_reference(shape: tuple[int, ...], key: NoiseKey) -> None:
     options = {"purpose": "dsm", "step": 2**24 - 1, "sample_offset": 2**32 - 33}
     z = functional.normal(shape, key, **options)
@@ -155,7 +155,7 @@ def test_empty_shapes(shape: tuple[int, ...]) -> None:
 
 
 def test_a_key_tensor_is_the_key() -> None:
-    for key in (KEY, NoiseKey(-1, 5), NoiseKey(2**63, 0), NoiseKey(2**64 - 1, 2**32 - 1)):
+    for key in (KEY, NoiseKey(2**63 - 1, 5), NoiseKey(2**63, 0), NoiseKey(2**64 - 1, 2**32 - 1)):
         same = functional.normal((3, 9), key.to_tensor())
         assert same_bits(same, functional.normal((3, 9), key))
         strided = torch.stack([key.to_tensor(), KEY.to_tensor()], dim=1)[:, 0]
@@ -173,12 +173,16 @@ def test_a_key_tensor_may_be_written_between_calls() -> None:
 # --- different uses, different noise -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("one", "other"), [(-1, 2**64 - 1), (5, 2**64 + 5), (-(2**64), 0)])
-def test_the_lowest_64_bits_of_a_seed_count(one: int, other: int) -> None:
-    assert same_bits(
-        functional.normal((2, 9), NoiseKey(one)), functional.normal((2, 9), NoiseKey(other))
-    )
-    assert torch.equal(NoiseKey(one).to_tensor(), NoiseKey(other).to_tensor())
+@pytest.mark.parametrize("seed", [-1, 2**64, 2**64 + 5, -(2**64), 2**200])
+def test_a_seed_of_other_noise_than_it_says_is_refused(seed: int) -> None:
+    """The generator has 64 bits: another seed would have the noise of its lowest ones."""
+    with pytest.raises(ValueError, match=r"NoiseKey: expected 0 <= seed < 2\^64, got seed="):
+        NoiseKey(seed)
+
+
+@pytest.mark.parametrize("seed", [0, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_key_comes_back_from_its_tensor(seed: int) -> None:
+    assert NoiseKey.from_tensor(NoiseKey(seed, 7).to_tensor()) == NoiseKey(seed, 7)
 
 
 def test_purposes_are_distinct_and_fit_a_byte() -> None:

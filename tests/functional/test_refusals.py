@@ -110,6 +110,7 @@ VALUE_ERRORS: Refused = [
     (cost, {"g_next": NAN}, "g_next to be finite, got g_next=nan"),
     (reverse, {"stochasticity": -0.5}, "stochasticity >= 0, got -0.5"),
     (reverse, {"stochasticity": NAN}, "stochasticity to be finite"),
+    (reverse, {"stochasticity": 1e30}, "stochasticity <= 1e+09, got 1e+30; 1 is the process"),
     (noised, {"sigma_t": -0.1}, "sigma_t >= 0, got -0.1"),
     (noised, {"alpha_t": INF}, "alpha_t to be finite, got alpha_t=inf"),
     (philox, {"counter": torch.full((3, 4), 2**32)}, "counter in [0, 2^32)"),

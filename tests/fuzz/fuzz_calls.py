@@ -88,7 +88,7 @@ OTHERS: list[Callable[[], Any]] = [
     lambda: (True, 3), lambda: (2.0, 3), lambda: ("2", 3), lambda: [None, 3], lambda: range(3),
     lambda: iter([0.0, 1.0]), lambda: {"data": 3}, lambda: {"data": "x", "stepz": 1},
     lambda: {1: 2}, lambda: {"data": "x", None: 1}, lambda: ((0, 2), (0, 3)), lambda: ((0,),),
-    lambda: ((0, "a"),), lambda: ((0, float("nan")),), lambda: (1, 2), lambda: NoiseKey(2**70),
+    lambda: ((0, "a"),), lambda: ((0, float("nan")),), lambda: (1, 2), lambda: NoiseKey(2**64 - 1),
     KEY.to_tensor, lambda: KEY.to_tensor().float(), lambda: TimeGrid.power(1, 1e-30),
     lambda: TimeGrid.power(2, 1e30), lambda: TimeGrid.from_times([-1e300, 0.0, 1e300]),
     lambda: TimeGrid.from_times([0.0, 1e-300, 1.0]), lambda: np.zeros((2, 3), np.float32),

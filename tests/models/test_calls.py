@@ -11,9 +11,17 @@ import torch
 import zuko
 from denoisers import WavyNet
 from model_cases import F64, KEY
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.graph import save_on_cpu
+from torch.func import functional_call
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
-from diffflow_ext import DDPM, DiNof
+from diffflow_ext import DDPM, DiffFlowSDE, DiNof, TimeGrid
+from diffflow_ext.models import denoising
+from diffflow_ext.nets import FourierMLP
 from diffflow_ext.processes import SubVP
 
 
@@ -116,11 +124,21 @@ LOSSES: dict[str, Any] = {
 each_loss = pytest.mark.parametrize(("make", "loss"), LOSSES.values(), ids=LOSSES)
 
 
-@each_loss
+SUMS: dict[str, Any] = {
+    **LOSSES,
+    "elbo": (
+        lambda net: DDPM(net, "cosine", 6),
+        lambda m, x: m.elbo(x, KEY) + m.elbo(x, KEY, timesteps=3, variance="small"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "loss"), SUMS.values(), ids=SUMS)
 def test_gradients_are_those_of_the_sum(make: Any, loss: Any) -> None:
     def value(weight: Tensor, x: Tensor) -> Tensor:
         def net(t: Tensor, z: Tensor) -> Tensor:
-            return torch.sin(weight[0] * z + weight[1] * t[:, None]) + weight[2]
+            times = t.expand(len(z))[:, None]
+            return torch.sin(weight[0] * z + weight[1] * times) + weight[2]
 
         return loss(make(net), x)
 
@@ -152,3 +170,166 @@ def test_models_are_saved_loaded_and_copied(make: Any) -> None:
     assert torch.equal(other.mean_loss(x0, KEY), model.mean_loss(x0, KEY))
     assert copy.deepcopy(model).double().sample((3, 2), 2).dtype == F64
     assert model.sample((3, 2), 2).dtype == torch.float32
+
+
+# --- torch's modes, hooks and transforms ---------------------------------------------------------
+
+
+class Layer(nn.Module):
+    """One product of matrices, 2 n d^2 operations for n samples, and for each of its gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+X, GRID = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), TimeGrid.power(2, 0.5)
+PATHS: dict[str, Any] = {
+    "mean_loss": lambda m: m.mean_loss(X, GRID, KEY),
+    "loss": lambda m: m.loss(X, GRID, KEY).sum(),
+    "elbo": lambda m: m.elbo(X, GRID, KEY).sum(),
+    "path": lambda m: m.path(X, GRID, KEY).square().sum(),
+    "encode": lambda m: m.encode(X, GRID, KEY).square().sum(),
+    "log_prob": lambda m: m.log_prob(X, GRID).sum(),
+}
+NOISE: dict[str, Any] = {
+    "mean_loss": lambda m: m.mean_loss(X, KEY),
+    "log_prob": lambda m: m.log_prob(X, 2).sum(),
+}
+#: Models whose networks the compiled engine takes, or does not.
+TRAINED: dict[str, tuple[Any, Any]] = {
+    f"{model.__name__}-{net.__name__}-{name}": (lambda m=model, n=net: _model(m, n), call)
+    for model, calls in ((DiffFlowSDE, PATHS), (DDPM, NOISE), (DiNof, NOISE))
+    for net in (FourierMLP, Layer)
+    for name, call in calls.items()
+}
+each_gradient = pytest.mark.parametrize(("make", "call"), TRAINED.values(), ids=TRAINED)
+
+
+def _model(kind: Any, net: Any) -> Any:
+    nets = [net(2, 8, 1) if net is FourierMLP else net() for _ in range(2)]
+    generator = torch.Generator().manual_seed(1)
+    for p in (p for each in nets for p in each.parameters()):
+        p.data.copy_(torch.randn(p.shape, generator=generator) / 3)
+    return DiffFlowSDE(*nets, 0.5) if kind is DiffFlowSDE else kind(nets[0])
+
+
+def learned(model: Any, value: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    value.backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@each_gradient
+def test_modes_and_hooks_of_torch_change_no_gradient(make: Any, call: Any) -> None:
+    model = make()
+    expected = learned(model, call(model))
+    assert expected
+
+    def same(value: Tensor, *, bits: bool = True) -> None:
+        for a, b in zip(learned(model, value), expected, strict=True):
+            assert torch.equal(a, b) if bits else torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+    with torch.autograd.set_detect_anomaly(True):
+        same(call(model))
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True):
+        same(call(model))
+    with save_on_cpu():
+        same(call(model))
+    ones = torch.ones((), requires_grad=True)
+    same(checkpoint(lambda one: one * call(model), ones, use_reentrant=False))  # pyright: ignore
+    with FlopCounterMode(display=False) as counter:  # Its hooks keep the compiled engine out.
+        same(call(model), bits=False)
+    assert counter.get_total_flops() > 0
+    with torch.inference_mode():
+        assert call(model).isfinite()
+
+
+def test_operations_are_counted() -> None:
+    """The drift at N + 1 states, forward and again for its gradient; the score at N, once."""
+    model, N, product = _model(DiffFlowSDE, Layer), GRID.num_steps, 2 * 8 * 2 * 2
+    with FlopCounterMode(display=False) as counter:
+        PATHS["mean_loss"](model).backward()
+    evaluations = 2 * (N + 1) + N
+    # Gradients with respect to the input and the weight; none is needed of x_0.
+    assert counter.get_total_flops() in range(
+        (evaluations + 2 * (2 * N)) * product, (evaluations + 2 * (2 * N + 1)) * product + 1
+    )
+
+
+@each_gradient
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_transforms_over_weights_are_refused(make: Any, call: Any, transform: Any) -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = make()
+
+        def forward(self) -> Tensor:
+            return call(self.model)
+
+    whole = Whole()
+    weights = {name: torch.stack([p.detach()] * 2) for name, p in whole.named_parameters()}
+    if transform is torch.func.grad:
+        weights = {name: p.detach() for name, p in whole.named_parameters()}
+    text = r"^(DiffFlowSDE|DDPM|DiNof)\.\w+: torch\.func transforms .* a loop over the models"
+    with pytest.raises(RuntimeError, match=text):
+        transform(lambda w: functional_call(whole, w, ()))(weights)
+
+
+@each_gradient
+def test_forward_mode_is_right_or_refused(make: Any, call: Any) -> None:
+    """A tangent is never dropped without a word."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = make()
+
+        def forward(self) -> Tensor:
+            return call(self.model)
+
+    whole = Whole()
+    ones = {name: torch.ones_like(p) for name, p in whole.named_parameters()}
+    expected = sum(float(grad.sum()) for grad in learned(whole.model, whole()))
+    tangent, refusal = None, ""
+    with forward_ad.dual_level():
+        dual = {
+            name: forward_ad.make_dual(p.detach(), ones[name])
+            for name, p in whole.named_parameters()
+        }
+        try:
+            tangent = forward_ad.unpack_dual(functional_call(whole, dual, ())).tangent
+        except RuntimeError as error:
+            refusal = str(error)
+    if tangent is None:
+        assert "without a tangent, got a dual tensor" in refusal
+    else:
+        assert float(tangent) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [DiffFlowSDE, DDPM, DiNof])
+def test_samples_beyond_memory_are_refused_with_their_size(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps = _model(kind, Layer), GRID if kind is DiffFlowSDE else 3
+    text = rf"{kind.__name__}\.sample: expected samples that fit into memory, got shape .* of "
+    with pytest.raises(ValueError, match=text + "800000000000000 bytes"):
+        model.sample((10**14, 2), steps, KEY)
+    if kind is DiffFlowSDE:
+        monkeypatch.setattr(denoising, "_memory_of", lambda device: 1000)
+        with pytest.raises(ValueError, match=r"sample_path: expected .* of 1200 bytes, more"):
+            model.sample_path((50, 2), steps, KEY)
+        assert model.sample((50, 2), steps, KEY).shape == (50, 2)
+
+
+def test_the_mean_of_no_samples_is_zero() -> None:
+    for kind, call in ((DiffFlowSDE, (GRID, KEY)), (DDPM, (KEY,)), (DiNof, (KEY,))):
+        for net in (FourierMLP, Layer):
+            assert _model(kind, net).mean_loss(torch.empty(0, 2), *call).item() == 0

@@ -152,6 +152,8 @@ def test_grids_are_values() -> None:
         ([0.0, 0.7, 0.5, 1.0], "got times[1]=0.7 and times[2]=0.5; sort them and drop"),
         ([1.0, 0.0], "expected increasing times (t_0 at the data), got times[0]=1.0"),
         (torch.arange(2**24 + 2), "expected at most 2^24 steps, got 16777217"),
+        ([0.0, 1e-310, 1.0], "expected finite steps of at least 2.23e-308, got 1e-310; rescale"),
+        ([-1.5e308, 1.5e308], "expected finite steps of at least 2.23e-308, got inf; rescale"),
     ],
 )
 def test_bad_times_name_the_first_culprit(times: Any, text: str) -> None:
@@ -164,9 +166,10 @@ def test_bad_times_name_the_first_culprit(times: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ((0, 1.0), ValueError, "expected 1 <= num_steps <= 2^24, got num_steps=0"),
-        ((-3, 1.0), ValueError, "expected 1 <= num_steps <= 2^24, got num_steps=-3"),
+        ((0, 1.0), ValueError, "expected 1 <= num_steps < 16777217, got num_steps=0"),
+        ((-3, 1.0), ValueError, "expected 1 <= num_steps < 16777217, got num_steps=-3"),
         ((2**24 + 1, 1.0), ValueError, "got num_steps=16777217"),
+        ((10**30, 1.0), ValueError, "expected 1 <= num_steps < 16777217, got num_steps=1000000"),
         ((2.0, 1.0), TypeError, "expected num_steps to be an integer, got 2.0"),
         ((True, 1.0), TypeError, "expected num_steps to be an integer, got True"),
         ((5, 0.0), ValueError, "expected 0 <= t_start < t_end, got t_start=0.0, t_end=0.0"),
@@ -187,6 +190,14 @@ def test_bad_arguments_are_refused(
         getattr(TimeGrid, kind)(*arguments)
     assert str(caught.value).startswith(f"TimeGrid.{kind}: ")
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["power", "stratified"])
+def test_times_that_are_no_normal_numbers_are_refused(kind: str) -> None:
+    for n, t_end in ((1, 1e-320), (3, 1e-320), (4, 3e-308)):
+        with pytest.raises(ValueError, match=r"TimeGrid: expected finite steps of at least 2\.2"):
+            getattr(TimeGrid, kind)(n, t_end)
+    assert getattr(TimeGrid, kind)(1, 3e-308).num_steps == 1
 
 
 # --- progressive ---------------------------------------------------------------------------------

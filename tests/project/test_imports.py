@@ -44,13 +44,13 @@ ORDER: dict[str, str] = {
     "nets": "mlp unet",
     "engines": """
         network choice problem
-        adjoint.replay adjoint.forward adjoint.backward adjoint.losses adjoint.paths
+        adjoint.replay adjoint.forward adjoint.backward adjoint.losses adjoint.paths chain
         fused.workspace fused.embedding fused.perceptrons fused.losses fused.paths_cuda fused.paths
         ode.velocity fused.ode fused.regression ode.divergence ode.solver
         paths cuda_graph
     """,
     "likelihood": "images bounds variational ode",
-    "models": "denoising reverse predictors chain_steps diffflow dinof ddpm",
+    "models": "state denoising reverse predictors chain_steps diffflow dinof ddpm",
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.layout formats.text
         formats.frames formats.tables formats.idx formats.cifar formats.resizing formats.pictures

@@ -254,6 +254,11 @@ def test_numbers_do_not_depend_on_the_chunks(
         assert again[name] == pytest.approx(result[name], rel=1e-4), name
 
 
+def test_samples_beyond_memory_are_refused_before_the_first(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"^sample: .* fit into memory, .* 8\d{14} bytes, more"):
+        draw_samples(load_run(run), 10**14, seed=0)
+
+
 def test_no_samples_are_refused(run: Path) -> None:
     with pytest.raises(ValueError, match="n=0: expected at least 1"):
         draw_samples(load_run(run), 0, seed=0)

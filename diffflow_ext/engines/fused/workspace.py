@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffflow_ext.functional.checks import in_forward_mode
 from diffflow_ext.functional.core import core
 
 #: Rounding of the factors of large products on a GPU.
@@ -140,8 +141,9 @@ def data_obstacle(x: Tensor, device: str = "cpu") -> str:
     """Returns why the engine cannot take states like x, "" if it can."""
     if x.device.type != device:
         return f"it runs on the CPU, and the data are on {x.device}"
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
-        return "the call is being traced, or the data are no plain tensor"
+    traced = torch.compiler.is_compiling() or in_forward_mode()
+    if traced or type(x) not in (Tensor, nn.Parameter):
+        return "the call is traced or in forward-mode AD, or the data are no plain tensor"
     if (instructions_name() if device == "cpu" else rounding_name()) is None:
         return "autocast is on, and there is no engine for its dtype here"
     if x.dtype != torch.float32 or x.dim() != 2:

@@ -16,11 +16,14 @@ from .velocity import ProbabilityFlow
 class Trace:
     """Evaluates networks along a path and integrates the divergence.
 
-    It is exact without a key; with one it is Hutchinson's estimate with random signs.
+    It is exact without a key; with one it is Hutchinson's estimate with random signs. With
+    `graph`, values and total are differentiable.
     """
 
-    def __init__(self, ode: ProbabilityFlow, x: Tensor, how: Probes) -> None:
-        self.ode = ode
+    def __init__(
+        self, ode: ProbabilityFlow, x: Tensor, how: Probes, *, graph: bool = False
+    ) -> None:
+        self.ode, self.graph = ode, graph
         self.key, self.num_probes, self.sample_offset = how
         self.dimensions = math.prod(x.shape[1:])
         self.total = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
@@ -42,7 +45,7 @@ class Trace:
     def values(self, t: float, x: Tensor, weight: float) -> list[Tensor]:
         """Returns the networks' values; adds `weight` times the divergence to the total."""
         with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
+            leaf = x if self.graph else x.detach().requires_grad_()
             values = self.ode.values(t, leaf)
             field = self.ode.network_part(t, values, x.dtype)
         constant = self.dimensions * self.ode.coefficients(t)[0]
@@ -52,7 +55,7 @@ class Trace:
         else:
             self._check_constant(t, leaf, field)
         self.total = self.total + weight * self.latest
-        return [value.detach() for value in values]
+        return values if self.graph else [value.detach() for value in values]
 
     def _check_constant(self, t: float, leaf: Tensor, field: Tensor) -> None:
         """Refuses a network that depends on x but has no graph."""
@@ -70,9 +73,9 @@ class Trace:
             return self._exact(field, leaf)
         total = torch.zeros_like(self.total)
         for i, probe in enumerate(self.probes):
-            product = _vjp(field, leaf, probe, keep=i + 1 < len(self.probes))
+            product = self._vjp(field, leaf, probe, keep=i + 1 < len(self.probes))
             products = (product * probe).reshape(len(total), self.dimensions)
-            total += products.sum(1, dtype=torch.float64)
+            total = total + products.sum(1, dtype=torch.float64)
         return total / len(self.probes)
 
     def _exact(self, field: Tensor, leaf: Tensor) -> Tensor:
@@ -81,14 +84,15 @@ class Trace:
         columns = unit.view(unit.shape[0], self.dimensions)
         for i in range(self.dimensions):
             columns[:, i] = 1.0
-            product = _vjp(field, leaf, unit, keep=i + 1 < self.dimensions)
-            total += product.reshape(columns.shape)[:, i]
+            cotangent = unit.clone() if self.graph else unit  # A graph keeps it.
+            product = self._vjp(field, leaf, cotangent, keep=i + 1 < self.dimensions)
+            total = total + product.reshape(columns.shape)[:, i]
             columns[:, i] = 0.0
         return total
 
-
-def _vjp(field: Tensor, leaf: Tensor, cotangent: Tensor, *, keep: bool) -> Tensor:
-    (product,) = torch.autograd.grad(
-        field, leaf, cotangent, retain_graph=keep, allow_unused=True, materialize_grads=True
-    )
-    return product
+    def _vjp(self, field: Tensor, leaf: Tensor, cotangent: Tensor, *, keep: bool) -> Tensor:
+        (product,) = torch.autograd.grad(
+            field, leaf, cotangent, retain_graph=keep or self.graph, create_graph=self.graph,
+            allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+        return product

@@ -18,14 +18,15 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffflow_ext.functional.affine import launch_affine_step
+from diffflow_ext.functional.affine import affine_step, launch_affine_step
 from diffflow_ext.functional.checks import (
     check_choice,
     check_finite,
@@ -43,8 +44,10 @@ from diffflow_ext.functional.noise import (
 )
 from diffflow_ext.processes.grids import TimeGrid
 
+from ..chain import Walk, walk, wants_gradients
 from ..choice import Engine, check_engine, refuse
 from ..fused.ode import Probes, Stage, fused_ode
+from ..network import Autocast
 from .divergence import Trace
 from .velocity import ProbabilityFlow
 
@@ -63,7 +66,6 @@ _STAGES: dict[str, tuple[tuple[float, float], ...]] = {
 }
 
 
-@torch.no_grad()
 def integrate(
     ode: ProbabilityFlow,
     x: Tensor,
@@ -85,6 +87,10 @@ def integrate(
     package torchdiffeq) chooses its steps for the whole batch between the ends of the grid, so
     results depend on the batch within the tolerance.
 
+    With fixed solvers, gradients are those of the discrete solution. They cost the memory of all
+    N + 1 states; the backward pass evaluates the networks again, with the graph of one step at a
+    time, and also takes second derivatives of the networks if there is a divergence.
+
     Arguments:
         ode: The velocity.
         x: The state at the start, shape (B, *event), float32 or float64.
@@ -104,15 +110,18 @@ def integrate(
 
     Returns:
         The state at the other end, and the integral of the divergence along the path, shape (B,),
-        in nats (None without `divergence`). Neither has a gradient.
+        in nats (None without `divergence`). With fixed solvers both are differentiable in `x` and
+        in `ode.parameters()`; with "dopri5" a backward pass raises an error.
 
     Raises:
         ValueError: If an argument is out of its range, or data are not finite.
         TypeError: If an argument has the wrong type.
         ImportError: If "dopri5" is requested and torchdiffeq is missing.
+        RuntimeError: In the backward pass, if the solver is "dopri5", or if networks draw random
+            numbers or depend on trainable tensors that are not among `ode.parameters()`.
     """
     op = "integrate"
-    x = checked_state(op, "x", x).detach().contiguous()
+    x = checked_state(op, "x", x).contiguous()
     check_finite(op, "x", x)
     if not isinstance(grid, TimeGrid):
         raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
@@ -125,13 +134,78 @@ def integrate(
     times = grid.times.tolist()
     times = times[::-1] if reverse else times
     # Inference mode records no graph, not even under enable_grad.
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False):
         x = x.clone() if x.is_inference() else x
-        probes = _probes(op, x, grid, divergence, key, num_probes, sample_offset)
-        if solver == "dopri5":
-            trace = None if probes is None else Trace(ode, x, probes)
-            return _adaptive(ode, x, times, trace, rtol, atol)
-        return fixed_path(op, ode, x, times, solver, probes=probes, engine=engine)
+    probes = _probes(op, x, grid, divergence, key, num_probes, sample_offset)
+    solution = _Solution(op, ode, ode.parameters(), times, solver, probes, engine, rtol, atol,
+                         Autocast.current(x.device.type))  # fmt: skip
+    if wants_gradients(x, solution.params):
+        return walk(solution, x)[1:]
+    with torch.inference_mode(False), torch.no_grad():
+        return solution.solve(x.detach())
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """A solution, and its steps with graphs; see :class:`diffflow_ext.engines.chain.Chain`."""
+
+    op: str
+    ode: ProbabilityFlow
+    params: Sequence[Tensor]
+    times: list[float]
+    solver: str
+    probes: Probes | None
+    engine: Engine
+    rtol: float
+    atol: float
+    autocast: Autocast
+
+    @property
+    def inner(self) -> Sequence[Tensor]:
+        """The parameters themselves."""
+        return self.params
+
+    def modes(self) -> list[bool]:
+        """Returns the training flags of all modules in the networks."""
+        nets = [net for net in self.ode.nets if isinstance(net, nn.Module)]
+        return [module.training for net in nets for module in net.modules()]
+
+    def solve(self, x: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Returns the last state and the integral of the divergence, without gradients."""
+        if self.solver == "dopri5":
+            trace = None if self.probes is None else Trace(self.ode, x, self.probes)
+            return _adaptive(self.ode, x, self.times, trace, self.rtol, self.atol)
+        return fixed_path(
+            self.op, self.ode, x, self.times, self.solver,
+            probes=self.probes, engine=self.engine, states=states,
+        )  # fmt: skip
+
+    def walk(self, x: Tensor) -> Walk:
+        """Returns all states from the first; of "dopri5" only both ends."""
+        x = x.detach()
+        if self.solver == "dopri5":
+            last, total = self.solve(x)
+            return Walk(torch.stack([x, last]), total)
+        states = x.new_empty((len(self.times), *x.shape))
+        _, total = self.solve(x, states)
+        # They lie in the order of time.
+        return Walk(states.flip(0) if self.times[-1] < self.times[0] else states, total)
+
+    def step(self, k: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns the next state and its part of the integral, with a graph."""
+        if self.solver == "dopri5":
+            raise RuntimeError(
+                f"{self.op}: expected a solver with fixed steps for gradients, got "
+                "solver='dopri5'; take solver='heun' or 'rk4' on a grid"
+            )
+        stages = _stages(self.times[k], self.times[k + 1], self.solver)
+        ode = self.ode.with_graph()
+        with self.autocast.again():
+            if self.probes is None:
+                return _step(ode, x, stages, None), None
+            trace = Trace(ode, x, self.probes, graph=True)
+            trace.at_step(k)
+            return _step(ode, x, stages, trace), trace.total
 
 
 @torch.no_grad()
@@ -212,6 +286,8 @@ def _add(y: Tensor, z: Tensor, values: list[Tensor], c: tuple[float, ...], h: fl
 
 
 def _affine(x: Tensor, a: Tensor, b: Tensor | None, c_x: float, c_a: float, c_b: float) -> Tensor:
+    if torch.is_grad_enabled():
+        return affine_step(x, a, b, c_x=c_x, c_a=c_a, c_b=c_b)
     return launch_affine_step(x, a, b, c_x, c_a, c_b, 0.0, None, PURPOSES["reverse"], 0, 0)
 
 

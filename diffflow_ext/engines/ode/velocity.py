@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..network import Network, call_network
+
+Coefficients = Callable[[float], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -18,15 +21,36 @@ class ProbabilityFlow:
     Arguments:
         nets: One or two networks, called as ``net(t, x)`` with t of shape ().
         coefficients: Returns :math:`(c_x, c_1)` or :math:`(c_x, c_1, c_2)` at a time.
+        names: The networks' names in messages. Default: "net" for each.
+        params: Tensors that get gradients besides the parameters of networks that are modules.
+        learned: The coefficients with a graph, :math:`c_1` and :math:`c_2` as tensors of shape
+            (). Default: they need no gradient.
     """
 
     nets: tuple[Network, ...]
-    coefficients: Callable[[float], tuple[float, ...]]
+    coefficients: Coefficients
+    names: tuple[str, ...] = ()
+    params: tuple[Tensor, ...] = ()
+    learned: Callable[[float], tuple[Any, ...]] | None = None
+
+    def parameters(self) -> list[Tensor]:
+        """Returns the tensors that get gradients, without repetitions."""
+        modules = [net for net in self.nets if isinstance(net, nn.Module)]
+        own = [p for module in modules for p in module.parameters()]
+        return list({id(p): p for p in [*own, *self.params]}.values())
+
+    def with_graph(self) -> ProbabilityFlow:
+        """Returns the same velocity with coefficients that have a graph."""
+        return self if self.learned is None else replace(self, coefficients=self.learned)
 
     def values(self, t: float, x: Tensor) -> list[Tensor]:
         """Returns the value of each network at a time and a state."""
         time = torch.tensor(t, dtype=x.dtype, device=x.device)
-        return [call_network("probability_flow", "net(t, x)", net, time, x) for net in self.nets]
+        names = self.names or ("net",) * len(self.nets)
+        return [
+            call_network("probability_flow", f"{name}(t, x)", net, time, x)
+            for name, net in zip(names, self.nets, strict=True)
+        ]
 
     def velocity(self, t: float, x: Tensor) -> Tensor:
         """Returns v(t, x), in the dtype of x."""

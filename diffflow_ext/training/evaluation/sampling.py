@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.functional.noise import NoiseKey
+from diffflow_ext.models.denoising import check_memory
 
 from ..parallel.distributed import World
 from .loaded_run import LoadedRun
@@ -46,11 +47,13 @@ def draw_samples(
         options: Options of the model's sampler, see `run.recipe.sampler_options`.
 
     Raises:
-        ValueError: If `n` is less than 1, or the model's sampler has no such option.
+        ValueError: If `n` is less than 1, the samples do not fit into memory, or the model's
+            sampler has no such option.
     """
     if n < 1:
         raise ValueError(f"draw_samples: n={n}: expected at least 1")
     check_options(run, num_steps, options)
+    check_memory("sample", (n, *run.record.event_shape), torch.empty(0), "take a smaller n")
     key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(run)
     world, parts = world or World(), list[Tensor | tuple[int, ...]]()
     for number, start in enumerate(range(0, n, size)):

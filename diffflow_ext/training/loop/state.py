@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from diffflow_ext.models.state import weights
+
 from ..config.fields import Config
 from ..parallel.sharding import in_full, like, shard
 from ..recipes.base import Objective
@@ -73,7 +75,7 @@ class TrainState:
     def fingerprint(self) -> int:
         """Returns a hash of step and weights, below 2^62."""
         digest = hashlib.sha256(str(self.step).encode())
-        for value in self.module.state_dict().values():
+        for value in weights(self.module).values():
             data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(data.numpy().tobytes())
         return int.from_bytes(digest.digest()[:8], "big") >> 2
@@ -90,8 +92,9 @@ class TrainState:
         }
         return Checkpoint(
             step=self.step,
-            model=_in_full(self.module.state_dict(), keep),
-            ema=_in_full(self.ema.module.state_dict(), keep),
+            # The configuration has the models' constants.
+            model=_in_full(weights(self.module), keep),
+            ema=_in_full(weights(self.ema.module), keep),
             optim=_in_full(self._optimiser_tensors(), keep),
             meta={**meta, "counters": counters},
         )
