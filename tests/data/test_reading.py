@@ -30,9 +30,9 @@ def test_no_reader_opens_what_is_no_regular_file(tmp_path: Path, name: str) -> N
         path.unlink()
 
     os.mkfifo(path)
-    refused("a device or pipe at")
+    refused("device or pipe at")
     for target, message in {
-        "/dev/zero": "a device or pipe at",
+        "/dev/zero": "device or pipe at",
         "/proc/self/environ": "is empty",
         "/nothing": "does not exist",
         path.name: "does not exist",
@@ -79,7 +79,7 @@ def test_a_file_that_is_replaced_after_its_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     special_files.replace(tmp_path / "x", kind)
-    monkeypatch.setattr(reading, "check_file", lambda *arguments: None)
+    monkeypatch.setattr(reading, "check_file", lambda *_, **__: None)
     with pytest.raises(ValueError, match="got something else at"):
         open_file("read", tmp_path / "x")
 
