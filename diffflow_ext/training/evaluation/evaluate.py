@@ -25,7 +25,7 @@ from diffflow_ext.metrics.features.files import load_extractor
 from ..parallel.distributed import joined
 from ..recipes.base import EvaluationSettings
 from ..store.dataset import open_data
-from ..store.directory import RunDirectory, explained, replace_text
+from ..store.directory import RunDirectory
 from .likelihoods import likelihoods
 from .loaded_run import LoadedRun, load_run
 from .pictures import draw_pictures
@@ -76,8 +76,7 @@ def evaluate(
         CheckpointError: If it has no whole checkpoint.
     """
     with joined(device) as world:
-        loaded, directory = load_run(run, device), RunDirectory(run)
-        directory.check_kinds()
+        loaded, directory = _opened(run, device)
         is_image = loaded.record.is_image
         limit = n if n is not None else DEFAULT_IMAGES if is_image else DEFAULT_VECTORS
         ode_n = ode_n if ode_n is not None else ODE_IMAGES if is_image else ODE_VECTORS
@@ -99,14 +98,20 @@ def evaluate(
         "entropy": _entropy(loaded),
         **(_quality(samples, dataset, features) if count else {}),
     }
-    with explained(directory.root):
-        replace_text(directory.evaluation, spell(result))
+    directory.write_evaluation(spell(result))
     if figures:
         try:
             draw_pictures(directory, loaded, dataset, samples, seed)
         except ImportError as error:
             warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=2)
     return result
+
+
+def _opened(run: str | Path, device: str) -> tuple[LoadedRun, RunDirectory]:
+    """Returns a run and its directory, in which results can be written as far as one can see."""
+    loaded, directory = load_run(run, device), RunDirectory(run)
+    directory.check_kinds()
+    return loaded, directory
 
 
 def _quality(samples: Tensor, dataset: Dataset, features: DigitExtractor | None) -> dict[str, Any]:

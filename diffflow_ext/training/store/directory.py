@@ -89,6 +89,11 @@ class RunDirectory:
             for name in PICTURES:
                 (self.figures / name).unlink(missing_ok=True)
 
+    def write_evaluation(self, text: str) -> None:
+        """Replaces evaluation.json."""
+        with explained(self.root):
+            replace_text(self.evaluation, text)
+
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Locks the directory for one writer; creates it, and removes it if it stays empty.
