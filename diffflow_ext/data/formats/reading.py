@@ -37,6 +37,7 @@ def optional_package(op: str, name: str, purpose: str) -> Any:
 def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
     """Returns the bytes of a regular file, not empty and of at most `limit` bytes."""
     check_file(op, file)
+    check_size(op, str(file), file.stat().st_size, limit)
     return read_bytes(op, file, limit)
 
 
