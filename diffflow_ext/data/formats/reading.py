@@ -17,6 +17,7 @@ MAX_BYTES = 8 << 30
 MAX_RATIO = 100
 SMALL_BYTES = 64 << 20
 NAME_DATA = "name a file with the data"
+SAVE_LESS = "save a part of it"
 
 
 class Refused(ValueError):
@@ -37,15 +38,14 @@ def optional_package(op: str, name: str, purpose: str) -> Any:
 def read_file(op: str, file: Path, limit: int | None = None) -> bytes:
     """Returns the bytes of a regular file, not empty and of at most `limit` bytes."""
     check_file(op, file)
-    check_size(op, str(file), file.stat().st_size, limit)
     return read_bytes(op, file, limit)
 
 
-def read_bytes(op: str, file: Path, limit: int | None = None, hint: str = NAME_DATA) -> bytes:
+def read_bytes(op: str, file: Path, limit: int | None = None, hint: str = "") -> bytes:
     """Returns the bytes of a regular file, perhaps none and at most `limit`."""
-    with open_file(op, file, hint) as stream:
+    with open_file(op, file, hint or NAME_DATA) as stream:
         size = os.fstat(stream.fileno()).st_size
-        check_size(op, str(file), size, limit, hint)
+        check_size(op, str(file), size, limit, hint or SAVE_LESS)
         return stream.read(size)  # A file may grow while it is read.
 
 
@@ -92,7 +92,7 @@ def check_file(op: str, file: Path, hint: str = NAME_DATA, *, may_be_empty: bool
 
 
 def check_size(
-    op: str, source: str, size: int, limit: int | None = None, hint: str = "save a part of it"
+    op: str, source: str, size: int, limit: int | None = None, hint: str = SAVE_LESS
 ) -> None:
     """Raises a ValueError if `size` is above `limit`, by default `MAX_BYTES`."""
     limit = MAX_BYTES if limit is None else limit
