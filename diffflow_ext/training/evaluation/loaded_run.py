@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
     """
     run = RunDirectory(path)
     if not run.holds_run():
-        raise ValueError(f"{path}: no run there; diffflow train DATA --out {path} makes one")
+        raise ValueError(
+            f"{path}: no run there; diffflow train DATA --out {shlex.quote(str(path))} makes one"
+        )
     checkpoint = load_latest(run.checkpoints)
     try:
         record = DatasetRecord.from_meta(checkpoint.meta["data"])

@@ -49,15 +49,46 @@ def train(
     """
     run = RunDirectory(out)
     with joined(config.run.device) as world, _opened(run, world), threads(config.run.threads):
-        for text in doubts(config, world) if world.writes else ():
-            warnings.warn(text, stacklevel=2)
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
         trainer = Trainer(config, run, world)
+        trainer.step.rehearse()
         _start(trainer, overwrite=overwrite)
-        if tell is not None and world.writes:
-            for line in describe_data(trainer.dataset):
-                tell(line)
+        _tell(trainer, tell)
         return trainer.run_to_end(progress)
+
+
+def rehearse(
+    config: Config,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    tell: Callable[[str], object] | None = None,
+) -> None:
+    """Does what `train` does before its first step, and writes nothing.
+
+    It opens the data, builds the model, and evaluates the loss of one sample; arguments, errors
+    and warnings are those of `train`.
+    """
+    run = RunDirectory(out)
+    with joined(config.run.device) as world, threads(config.run.threads):
+        world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
+        trainer = Trainer(config, run, world)
+        if step_directories(run.checkpoints) and not overwrite:
+            trainer.restore()
+        trainer.step.rehearse()
+        _tell(trainer, tell)
+
+
+def _tell(trainer: Trainer, tell: Callable[[str], object] | None) -> None:
+    """Warns of doubts, and tells what was read."""
+    if not trainer.world.writes:
+        return
+    for text in doubts(trainer.config, trainer.world, trainer.device):
+        warnings.warn(text, stacklevel=3)
+    if tell is not None:
+        for line in describe_data(trainer.dataset):
+            tell(line)
 
 
 def _start(trainer: Trainer, *, overwrite: bool) -> None:

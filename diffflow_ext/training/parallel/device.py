@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
+from diffflow_ext.functional.checks import in_words
 from diffflow_ext.functional.core import build_info
+
+from ..config.rules import DEVICE
 
 
 def pick_device(name: str, index: int = 0) -> torch.device:
     """Returns the device for "auto", "cpu", "cuda" or "cuda:1".
 
-    `index` is the GPU of "auto" and "cuda". A GPU that does not exist, or for which the build has
-    no kernels, is refused.
+    `index` is the GPU of "auto" and "cuda". Another name, a GPU that does not exist, or one for
+    which the build has no kernels, is refused.
     """
+    if not isinstance(name, str) or not DEVICE.accepts(name):
+        raise ValueError(f"device={in_words(name)}: expected {DEVICE.allowed}")
     usable = torch.cuda.is_available() and bool(build_info()["cuda"])
     if name in ("auto", "cuda") and usable:
         name = f"cuda:{index}" if index else "cuda"
@@ -25,3 +32,21 @@ def pick_device(name: str, index: int = 0) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device={name!r}: there are {torch.cuda.device_count()} GPUs")
     return device
+
+
+def machine_bytes() -> int | None:
+    """Returns the memory of this machine, or None where the system doesn't tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def require_memory(op: str, what: str, needed: int, hint: str) -> None:
+    """Refuses what needs more bytes than the machine has; `what` names the argument and value."""
+    memory = machine_bytes()
+    if memory is not None and needed > memory:
+        raise ValueError(
+            f"{op}: {what}: expected to need at most the {memory:,} bytes of memory of this"
+            f" machine, got {needed:,} bytes; {hint}"
+        )
