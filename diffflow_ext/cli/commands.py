@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-import difflib
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
+import torch
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from diffflow_ext.data import FETCHABLE, describe_sets, fetch
-from diffflow_ext.training.config.fields import CONFIGS, Config, configure, no_such_field
+from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.training.config.fields import (
+    CONFIGS,
+    Config,
+    configure,
+    nearest_model,
+    no_such_field,
+)
 from diffflow_ext.training.config.files import load_config, to_toml
-from diffflow_ext.training.config.rules import Maybe
+from diffflow_ext.training.config.rules import DEVICE, SEED, Maybe, Section, whole
 from diffflow_ext.training.evaluation.evaluate import evaluate
 from diffflow_ext.training.evaluation.extractor import make_extractor
 from diffflow_ext.training.evaluation.loaded_run import load_run
 from diffflow_ext.training.evaluation.pictures import draw_sample_picture
 from diffflow_ext.training.evaluation.report import format_table
+from diffflow_ext.training.evaluation.run_data import is_gone, open_run_data
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
-from diffflow_ext.training.evaluation.sampling import draw_samples
+from diffflow_ext.training.evaluation.sampling import MAX_SAMPLES, draw_samples
 from diffflow_ext.training.loop.session import Interrupted
 from diffflow_ext.training.loop.step import TrainingError
-from diffflow_ext.training.loop.train import train
+from diffflow_ext.training.loop.train import rehearse, train
 from diffflow_ext.training.parallel.distributed import ProcessError, is_first, joined
 from diffflow_ext.training.store.checkpoint import CheckpointError
-from diffflow_ext.training.store.dataset import describe_data, open_data
+from diffflow_ext.training.store.dataset import DatasetRecord
 from diffflow_ext.training.store.directory import RunDirectory
 
 from .doctor import examine
@@ -37,9 +47,11 @@ from .flags import Sampler, parse, refuse_unknown
 
 C = TypeVar("C", bound=Config)
 RunArgument = Annotated[Positional[str], arg(metavar="RUN")]
-DeviceName = Annotated[str, arg(metavar="NAME")]
+DeviceName = Annotated[str, DEVICE, arg(metavar="NAME")]
 Switch = FlagCreatePairsOff[bool]
 SETS_TO_FETCH = f"{', '.join(FETCHABLE)}."
+#: Paths of a bound are counted below it.
+MAX_PATHS = 2**20 - 1
 #: The delay of processes after another has failed: torchrun reports the first that ends.
 SECONDS_BEHIND = 2
 
@@ -70,8 +82,25 @@ def exit_code(error: BaseException) -> int:
         return 1
     if isinstance(error, TrainingError):
         return 1
+    if _out_of_memory(error):
+        return 1
     user = (ValueError, TypeError, ImportError, CheckpointError, OSError)
     return 2 if isinstance(error, user) else 0
+
+
+def in_words(error: BaseException) -> str:
+    """Returns the message of an error."""
+    if _out_of_memory(error):
+        return f"out of memory: {error}; take a smaller network, batch or number of samples"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror.lower()}"
+    return str(error) or type(error).__name__
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch has a class of its own only for that of GPUs."""
+    on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return on_cpu or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +115,7 @@ class TrainOptions:
     resume: Switch = False
     #: Replace the run in RUN, when the first step of the new one is done.
     overwrite: Switch = False
-    #: Read the data, print the configuration and stop.
+    #: Print the configuration, do what a run does before its first step, write nothing, and stop.
     dry_run: Switch = False
 
 
@@ -98,19 +127,22 @@ class TrainHelp(TrainOptions, Generic[C]):
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Section):
     """Draw samples in the units of the data."""
 
+    op: ClassVar[str] = "sample"
     #: The run directory.
     run: RunArgument
     #: A .npy or .csv file; for images .npz or .npy, bytes of shape (n, H, W, C).
     out: Annotated[str, arg(metavar="FILE")]
     #: Number of samples.
-    n: int = 10000
+    n: Annotated[int, whole(1, MAX_SAMPLES)] = 10000
     #: Seed.
-    seed: int = 0
-    #: Picture of the samples.
+    seed: Annotated[int, SEED] = 0
+    #: Picture of the samples beside the test data.
     figure: Annotated[Maybe[str], arg(metavar="FILE.png")] = None
+    #: Where the data of the run are now, if they have moved, for the picture.
+    data: Annotated[Maybe[str], arg(metavar="PATH")] = None
     #: Replace existing files.
     overwrite: Switch = False
     #: auto, cpu, cuda or cuda:INDEX.
@@ -124,34 +156,39 @@ class Sample:
             check_target(self.out, endings(run.record.is_image), overwrite=self.overwrite)
             if self.figure:
                 check_target(self.figure, (".png", ".pdf", ".svg"), overwrite=self.overwrite)
+            dataset = open_run_data(run, self.data, warn=world.writes) if self.figure else None
             options = self.sampler.options()
             samples = draw_samples(run, self.n, seed=self.seed, world=world, **options)
             if not world.writes:
                 return 0
         write_samples(self.out, run.record.in_data_units(samples), run.record.columns)
-        if self.figure:
-            draw_sample_picture(self.figure, run, samples)
-        what = ", ".join(run.record.columns) or " x ".join(map(str, run.record.event_shape))
-        print(f"{self.out}: {self.n} samples of {what}")
+        if self.figure and dataset is not None:
+            draw_sample_picture(self.figure, dataset, samples)
+        print(f"{self.out}: {self.n} samples of {_contents(run.record)}")
         return 0
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Section):
     """Compare a model with held-out data; write RUN/evaluation.json and RUN/figures/."""
 
+    op: ClassVar[str] = "evaluate"
     #: The run directory.
     run: RunArgument
     #: Largest number of samples and of data; None takes 10000, for images 1000.
-    n: Maybe[int] = None
+    n: Annotated[Maybe[int], whole(2, MAX_SAMPLES)] = None
     #: Seed.
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     #: Paths K of the importance-weighted bound (diffflow); 1 for none.
-    num_paths: int = 1
+    num_paths: Annotated[int, whole(1, MAX_PATHS)] = 1
     #: Number of data for the density of the ODE; 0 for none; None takes 2000, for images 64.
-    ode_n: Maybe[int] = None
+    ode_n: Annotated[Maybe[int], whole(0, MAX_SAMPLES)] = None
     #: Features of images (see: diffflow extractor), for distances between samples and data.
     extractor: Annotated[Maybe[str], arg(metavar="FILE")] = None
+    #: Where the data of the run are now, if they have moved.
+    data: Annotated[Maybe[str], arg(metavar="PATH")] = None
+    #: Another folder for the results than RUN, which then stays as it is.
+    out: Annotated[Maybe[str], arg(metavar="FOLDER")] = None
     #: auto, cpu, cuda or cuda:INDEX.
     device: DeviceName = "auto"
     #: Draw pictures.
@@ -160,7 +197,7 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Evaluates and prints the table; returns the exit code."""
-        names = ("seed", "num_paths", "ode_n", "extractor", "device", "figures")
+        names = ("seed", "num_paths", "ode_n", "extractor", "data", "out", "device", "figures")
         options = {name: getattr(self, name) for name in names}
         result = evaluate(self.run, self.n, **options, **self.sampler.options())
         if is_first():
@@ -193,19 +230,20 @@ class DataSets:
 
 
 @dataclass(frozen=True)
-class ExtractorTraining:
+class ExtractorTraining(Section):
     """Train a classifier on labelled images; its features compare samples with data."""
 
+    op: ClassVar[str] = "extractor"
     #: A set of images with labels.
     data: Annotated[Positional[str], arg(metavar="DATA")]
     #: A .safetensors file.
     out: Annotated[str, arg(metavar="FILE")]
     #: Side in pixels as in the runs; None takes that of the set.
-    image_size: Maybe[int] = None
+    image_size: Annotated[Maybe[int], whole(1, 4096)] = None
     #: Seed.
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     #: Number of epochs.
-    epochs: int = 3
+    epochs: Annotated[int, whole(1)] = 3
     #: Replace an existing file.
     overwrite: Switch = False
 
@@ -247,21 +285,20 @@ def _parse_train(words: list[str]) -> Callable[[], int]:
 
 
 def _train(options: TrainOptions, config: Config) -> int:
-    if options.dry_run:
-        facts = describe_data(open_data(config, warn=is_first())) if config.data.data else []
-        print(to_toml(config), end="")
-        # On stderr, so that the output is a file of configuration.
-        for line in facts if is_first() else ():
-            print(line, file=sys.stderr)
-        return 0
     again = {"resume": options.resume, "overwrite": options.overwrite}
+    if options.dry_run:
+        # What was read goes to stderr, so that the output is a file of configuration.
+        rehearse(config, options.out, **again, tell=partial(print, file=sys.stderr))
+        if is_first():
+            print(to_toml(config), end="")
+        return 0
     result = train(config, options.out, **again, tell=partial(print, flush=True))
     if not is_first():
         return 0
     print(f"{options.out}: step {result.step}, {result.elapsed:.1f} s of training")
     if not result.taken:
         print("all steps had been taken before; --steps raises their number")
-    print(f"next: diffflow evaluate {options.out}")
+    print(f"next: diffflow evaluate {shlex.quote(options.out)}")
     return 0
 
 
@@ -277,10 +314,32 @@ def _config(options: TrainOptions, model: str | None, words: list[str]) -> Confi
         raise ValueError(f"train: {model!r}: expected {base.name!r}, the model of {source}")
     config, unknown = parse(type(base), words, f"train {base.name}", base)
     _refuse_unknown(config, unknown)
+    _check_data(options, config)
     data = config.data.data
     # The path must be absolute, for an evaluation from another folder.
     is_file = data != "" and data not in describe_sets() and Path(data).exists()
     return config.replaced(data=str(Path(data).resolve())) if is_file else config
+
+
+def _check_data(options: TrainOptions, config: Config) -> None:
+    """Refuses to go on without data, with the words that are missing."""
+    data, out = config.data.data, shlex.quote(options.out)
+    if not data and options.resume:
+        raise ValueError(
+            f"train: --resume: expected a run in {options.out!r}, got none; give another --out, or"
+            f" begin a run: diffflow train DATA --out {out}"
+        )
+    if options.resume and is_gone(data):
+        raise FileNotFoundError(
+            f"train: expected the data of the run in {data!r}, which is not there; if they have"
+            f" moved, give their new path: diffflow train PATH --out {out} --resume"
+        )
+    near = nearest_model(data)
+    if near and data.lower() not in describe_sets() and not Path(data).exists():
+        raise ValueError(
+            f"train: {data!r}: expected DATA, or a model and DATA; did you mean"
+            f" `diffflow train {near} DATA --out {out}`?"
+        )
 
 
 def _refuse_unknown(config: Config, unknown: list[str]) -> None:
@@ -293,11 +352,16 @@ def _refuse_unknown(config: Config, unknown: list[str]) -> None:
             "train: --model: the model is a word: diffflow train MODEL DATA --out RUN"
         )
     if not word.startswith("-"):
-        near = difflib.get_close_matches(data, CONFIGS, n=1)
-        hint = f"; did you mean `diffflow train {near[0]} {word} ...`?" if near else ""
+        near = nearest_model(data)
+        hint = f"; did you mean `diffflow train {near} {shlex.quote(word)} ...`?" if near else ""
         raise ValueError(f"train: {word!r}: expected one DATA, got {data!r} too{hint}")
     name = word.split("=")[0].lstrip("-").replace("-", "_")
     raise ValueError(f"train: {word}: {no_such_field(config, name, _names(TrainOptions))}")
+
+
+def _contents(record: DatasetRecord) -> str:
+    """Returns the names of the first columns and the number of others, or the shape of images."""
+    return listed(record.columns) or " x ".join(map(str, record.event_shape))
 
 
 def _names(kind: Any) -> list[str]:

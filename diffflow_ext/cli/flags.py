@@ -16,6 +16,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 from diffflow_ext.training.config.rules import Maybe
 
 T = TypeVar("T")
+_NOT_OF = r"no type matching \{None\}\|%s could be instantiated from \[(.*?)\]\."
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,34 @@ def refuse_unknown(unknown: Sequence[str], known: Iterable[str], command: str) -
 
 
 def message(box: str, command: str) -> str:
-    """Returns the text in a box that tyro has drawn, in one line."""
+    """Returns the text in a box that tyro has drawn, in one line and in our words."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", box)
     lines = [line.strip(" │") for line in plain.splitlines()[1:]]
     # The text is between a title and the next rule.
     paragraphs = " ".join("\0" if re.fullmatch(r"[─╰╯-]*", line) else line for line in lines)
     text = next((part for part in paragraphs.split("\0") if part.strip()), plain).strip()
     text = re.sub(r"^Error parsing (?=-)|^Error parsing [\w.]*: ", "", text)
-    text = re.sub(
-        r"invalid literal for int\(\) with base 10: ", "expected a whole number, got ", text
-    )
-    text = text.replace("could not convert string to float: ", "expected a number, got ")
-    return text if text.startswith("train: ") else f"{command}: {text}"
+    for pattern, words in REWORDED:
+        text = re.sub(pattern, words, text)
+    return text if text.startswith(f"{command.partition(' ')[0]}: ") else f"{command}: {text}"
+
+
+def _choices(found: re.Match[str]) -> str:
+    """Words tyro's refusal of a choice; the order of its choices is another one each time."""
+    choices = sorted({*re.findall(r"'([^']*)'", found["choices"])} - {"None"})
+    return f"{found['flag']}: expected one of {', '.join(choices)}, got {found['value']}"
+
+
+#: Errors of tyro and of Python, and our words for them.
+REWORDED: list[tuple[str, Any]] = [
+    (r"invalid literal for int\(\) with base 10: ", "expected a whole number, got "),
+    (r"could not convert string to float: ", "expected a number, got "),
+    (_NOT_OF % "INT", r"expected a whole number, got \1"),
+    (_NOT_OF % "FLOAT", r"expected a number, got \1"),
+    (
+        r"invalid choice (?P<value>'.*?') for argument '(?P<flag>.*?)'\."
+        r" Expected one of \((?P<choices>.*?)\)\.",
+        _choices,
+    ),
+    (r"Missing value for argument '(.*?)'\. Expected 1 values?\.", r"\1: expected a value"),
+]

@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from .output import NO_READER, outlets
+
 COMMANDS = {
     "train": "Train a model on data.",
     "sample": "Draw samples in the units of the data.",
@@ -31,6 +33,9 @@ MODELS = {
     "flow": "a normalizing flow: splines, or Glow for images",
 }
 
+#: Packages whose modules have another name.
+PACKAGES = {"sklearn": "scikit-learn"}
+
 HELP = """usage: diffflow COMMAND ... [--debug]
 
 Train generative models with a learned forward process.
@@ -45,7 +50,8 @@ options:
 
 exit codes:
   0    done
-  1    failed: training can't continue, or doctor found a fault
+  1    failed: training can't continue, memory ran out, the output can't be written, or doctor
+       found a fault
   2    bad input: one line on stderr says what and how to mend it
   130  Ctrl-C; 143 SIGTERM; train saves first, and --resume continues
 """
@@ -64,6 +70,15 @@ DATA is a built-in set (see: diffflow data list) or a file.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line, by default that of the process; returns the exit code."""
+    with outlets() as output:
+        code = _main(arguments)
+        output.flush()
+        if output.error is None or output.error.errno in NO_READER:
+            return code
+        return _fail(f"the output can't be written: {output.error.strerror}", 1)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in given if word != "--debug"]
     text = _information(words)
@@ -73,7 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *rest = words or [""]
     if command not in COMMANDS:
         return _fail(_unknown_command(command), 2)
-    commands: Any = importlib.import_module("diffflow_ext.cli.commands")
+    try:
+        commands: Any = importlib.import_module("diffflow_ext.cli.commands")
+    except ModuleNotFoundError as error:
+        if "--debug" in given:
+            traceback.print_exception(error)
+        return _fail(_missing_package(error), 2)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("always", category=UserWarning, module="diffflow_ext")
@@ -85,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if "--debug" in given:
             traceback.print_exception(error)
-        return _fail(str(error) or type(error).__name__, code)
+        return _fail(commands.in_words(error), code)
 
 
 def _information(words: list[str]) -> str | None:
@@ -106,6 +126,15 @@ def _version() -> str:
         return importlib.metadata.version("diffflow_ext")
     except importlib.metadata.PackageNotFoundError:  # Found, not installed.
         return str(importlib.import_module("diffflow_ext").__version__)
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    """Returns a text about a package that the installation needs and lacks."""
+    module = (error.name or "").partition(".")[0]
+    if module in ("", "diffflow_ext"):
+        return f"{error}; reinstall diffflow_ext"
+    package = PACKAGES.get(module, module)
+    return f"expected the package {package}, which is not installed; run: pip install {package}"
 
 
 def _listed(texts: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import operator
 import os
@@ -136,12 +137,21 @@ class _Options:
 
 
 def _unknown(text: str) -> ValueError:
-    names = [*TOY_SETS, *_NAMED]
-    near = difflib.get_close_matches(text.lower(), names, n=1, cutoff=0.5)
+    """Returns an error that names a file or a set with a similar name, if there is one."""
+    path = Path(text)
+    is_path, names = path.suffix != "" or len(path.parts) > 1, [*TOY_SETS, *_NAMED]
+    if is_path:
+        with contextlib.suppress(OSError, ValueError):
+            names = [str(entry) for entry in path.parent.iterdir()]
+    by_name = {Path(name).name.lower(): name for name in names}
+    cutoff = 0.75 if is_path else 0.5
+    near = difflib.get_close_matches(path.name.lower(), by_name, n=1, cutoff=cutoff)
+    hint = f"did you mean {by_name[near[0]]!r}?" if near else "check the spelling"
+    if is_path:
+        return ValueError(f"open_dataset: {text!r}: no such file or folder; {hint}")
     return ValueError(
-        f"open_dataset: expected one of {', '.join(names)}, or the path of a table or of images; "
-        f"got {text!r}, which is no known set, and this path does not exist; "
-        + (f"did you mean {near[0]!r}?" if near else "check the spelling")
+        f"open_dataset: expected a known set (diffflow data list) or the path of a table or of "
+        f"images, got {text!r}, which is neither; {hint}"
     )
 
 

@@ -75,6 +75,8 @@ def samples_beside_data(
         raise ValueError(
             f"{op}: expected {x.shape[1]} column names, got {len(names)}; name every column"
         )
+    if len(names) > MAX_CORNER:
+        title = f"{title}, {MAX_CORNER} of {len(names)} columns"
     figure = _pair_of_clouds(x, y, names) if x.shape[1] == 2 else _corner(x, y, names)
     return save(figure, file, title)
 
@@ -154,7 +156,7 @@ def loss_curve(
     window = pd.Series(raw).rolling(max(1, len(raw) // 40), center=True, min_periods=1)
     figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
-    axes.plot(step, raw, color=BLUE, alpha=0.28, linewidth=0.8, label="each step")
+    axes.plot(step, raw, color=BLUE, alpha=0.28, linewidth=0.8, label=_spacing(step))
     axes.plot(step, window.mean(), color=BLUE, linewidth=1.8, label="smoothed")
     settled = raw[np.isfinite(raw)]
     settled = settled[len(settled) // 20 :]
@@ -167,6 +169,12 @@ def loss_curve(
     axes.set_ylabel(label, color=INK)
     axes.legend(frameon=False, fontsize=9, loc="upper right")
     return save(figure, file, title)
+
+
+def _spacing(steps: Array) -> str:
+    """Returns which steps the curve has: their usual distance."""
+    gap = float(np.median(np.diff(steps))) if len(steps) > 1 else 1.0
+    return "each step" if gap <= 1 else f"one step in {gap:g}"
 
 
 def _pair_of_clouds(data: Array, samples: Array, names: list[str]) -> Figure:

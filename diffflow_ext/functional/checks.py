@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Sequence
 from typing import get_args
 
@@ -44,7 +45,7 @@ def in_words(value: object) -> str:
         return f"an integer of {value.bit_length()} bits"  # Python refuses to print the largest.
     if isinstance(value, (list, tuple, dict, set)) and _holds_tensors(value):
         return f"a {type(value).__name__} of {len(value)}"
-    text = repr(value)
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # An address tells nothing.
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

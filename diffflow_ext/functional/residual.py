@@ -57,7 +57,7 @@ def check_noise_floor(
         if g < low_g or g * math.sqrt(dt) < low:
             raise ValueError(
                 f"{op}: expected g >= {low_g:g} and g sqrt(dt) >= {low:g} for "
-                f"{dtype_name(x.dtype)}, got g={g:g} and dt={dt:g} at step {i}: residuals are "
+                f"{dtype_name(x.dtype)}, got g={g} and dt={dt:g} at step {i}: residuals are "
                 "divided by this noise; take a larger g, longer steps or float64"
             )
 

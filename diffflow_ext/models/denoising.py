@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from diffflow_ext.engines.choice import Engine
 from diffflow_ext.engines.fused import regression
 from diffflow_ext.engines.network import call_network
 from diffflow_ext.functional.checks import check_finite, checked_state, checked_weights, in_words
+from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import Key, NoiseKey, checked_key
 from diffflow_ext.functional.sums import event_sum, weighted_sum
 from diffflow_ext.processes.grids import TimeGrid
@@ -108,27 +108,9 @@ def zeros_beside(op: str, shape: tuple[int, ...], parameters: Iterable[Tensor]) 
     """Returns zeros on the device of the parameters, float64 if they are, else float32."""
     like = next(iter(parameters), torch.empty(0))
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    check_memory(op, shape, torch.empty(0, dtype=dtype, device=like.device))
+    size = math.prod(shape) * dtype.itemsize
+    require_memory(op, f"shape={shape}", size, "ask for fewer at a time", like.device)
     return torch.zeros(shape, dtype=dtype, device=like.device)
-
-
-def check_memory(
-    op: str, shape: tuple[int, ...], like: Tensor, advice: str = "ask for fewer at a time"
-) -> None:
-    """Refuses a result of the dtype of a tensor that its device has no memory for."""
-    size, available = math.prod(shape) * like.element_size(), _memory_of(like.device)
-    if size > available:
-        raise ValueError(
-            f"{op}: expected samples that fit into memory, got shape {shape} of {size} bytes, "
-            f"more than the {available} bytes of {like.device}; {advice}"
-        )
-
-
-def _memory_of(device: torch.device) -> int:
-    """Returns the bytes of a device's memory, used or not."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def time_grid(

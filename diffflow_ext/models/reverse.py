@@ -29,11 +29,10 @@ from diffflow_ext.engines.paths import path_engine
 from diffflow_ext.engines.problem import PathProblem
 from diffflow_ext.functional.affine import launch_affine_step
 from diffflow_ext.functional.checks import check_choice, checked_count, checked_finite
+from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, launch_normal
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
-
-from .denoising import check_memory
 
 #: The treatment of the last step; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
@@ -109,8 +108,11 @@ def reverse_samples(
     x = _prior_sample(p, like)
     if not all_states:
         return _reverse_path(p, ode, times, x, sampler, None)
-    check_memory("DiffFlowSDE.sample_path", (p.num_steps + 1, *x.shape), x)
-    states = x.new_empty((p.num_steps + 1, *x.shape))
+    shape = (p.num_steps + 1, *x.shape)
+    size = math.prod(shape) * x.element_size()
+    hint = "ask for fewer at a time"
+    require_memory("DiffFlowSDE.sample_path", f"states of shape {shape}", size, hint, x.device)
+    states = x.new_empty(shape)
     states[-1] = x
     _reverse_path(p, ode, times, x, sampler, states)
     return states

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,11 @@ import torch
 from cli_runs import FAST, refusal, write_points
 
 from diffflow_ext.cli import commands, doctor, main
+from diffflow_ext.functional import memory
 from diffflow_ext.training.evaluation.sample_file import write_samples
 from diffflow_ext.training.loop import trainer
 from diffflow_ext.training.store.checkpoint import load_latest
+from diffflow_ext.training.store.dataset import DatasetRecord
 
 
 def program(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -270,9 +274,118 @@ def test_resume_takes_the_configuration_of_the_run(
     assert "all steps had been taken before" in said.out
     assert "where the run had" not in said.err
     line = refusal(capsys, "train", "moons", "--out", run, "--resume")
-    assert "data='moons': the run to resume has" in line
+    assert "moons: expected column 1 to be 'a' as in the run, got 'x1'" in line
     line = refusal(capsys, "train", "--out", run, "--resume", "--config", run / "config.toml")
     assert "the run to resume has its own" in line
+
+
+def test_hints_can_be_pasted(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "it's my run; $HOME"
+    assert main(["train", str(data), "--out", str(out), *FAST, "--steps=1"]) == 0
+    hint = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(hint.removeprefix("next: ")) == ["diffflow", "evaluate", str(out)]
+    other = tmp_path / "no run"
+    lines = (
+        refusal(capsys, "evaluate", other),
+        refusal(capsys, "sample", other, "--out", "x.npy"),
+    )
+    for line in lines:
+        command = line.partition("; ")[2].removesuffix(" makes one")
+        assert shlex.split(command) == ["diffflow", "train", "DATA", "--out", str(other)]
+
+
+def test_data_that_have_moved(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved, picture = tmp_path / "new place.csv", tmp_path / "x.png"
+    data.rename(moved)
+    line = refusal(capsys, "train", "--out", run, "--resume", "--steps=7")
+    hint = line.partition("give their new path: ")[2]
+    assert shlex.split(hint) == ["diffflow", "train", "PATH", "--out", str(run), "--resume"]
+    assert "(--data PATH)" in refusal(capsys, "evaluate", run)
+    sample = ("sample", run, "--n=9", "--out", tmp_path / "x.npy", "--figure", picture)
+    assert "(--data PATH)" in refusal(capsys, *sample)
+    assert main([*map(str, sample), "--data", str(moved)]) == 0
+    assert picture.exists()
+    assert main(["train", str(moved), "--out", str(run), "--resume", "--steps=7"]) == 0
+    assert load_latest(run / "checkpoints").step == 7
+    # From now on the run knows the new place.
+    assert main(["train", "--out", str(run), "--resume", "--steps=8"]) == 0
+    other = tmp_path / "other.csv"
+    other.write_text(moved.read_text().replace("1000.", "1001."))
+    line = refusal(capsys, "train", other, "--out", run, "--resume", "--steps=9")
+    assert "its values have changed since the run began" in line
+
+
+#: Flags of configurations that fail before the first step, with a part of the message.
+DOOMED = [
+    ("moons --t-end=1e-37", "the shortest step"),
+    ("moons --diffusion-start=1e-30", "take a larger g"),
+    ("moons --power=1e30", "expected increasing times"),
+    ("moons --threads=100000", "expected threads <="),
+    ("moons --width=1000000000", "width=1000000000: expected a whole number from 1 to 65536"),
+    ("moons --depth=1000000000", "expected a whole number from 0 to 4096"),
+    ("moons --batch-size=1000000000000", "batch_size=1000000000000: expected a whole number"),
+    ("moons --batch-size=2000", "got 32,000 bytes; take a smaller batch_size"),
+    ("moons --net=unet", "net='unet': expected mlp for vectors"),
+    ("moons --learning-rate=1e300", "learning_rate=1e+300: expected a number from"),
+    ("moons --device=cuda:99", "device='cuda:99'"),
+    ("dinof moons --flow=none --t-cutoff=1e-30", "DiNof: expected 0 < t_min"),
+    ("dinof moons --flow=none --process=ve --sigma-max=1e38 --t-cutoff=1", ""),
+    ("mons", "did you mean 'moons'?"),
+    ("mons --warmup=1900", "did you mean 'moons'?"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), DOOMED)
+def test_a_dry_run_refuses_what_the_run_would(
+    words: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "memory_of", lambda _: 31_999)
+    command = ["train", *words.split(), "--out", tmp_path / "run"]
+    if not said:
+        assert main([*map(str, command), "--dry-run"]) == 0
+        assert not list(tmp_path.iterdir())
+        return
+    line = refusal(capsys, *command, "--dry-run")
+    assert said in line
+    # The run itself says the same, and leaves no folder that would be in the way of the next.
+    assert refusal(capsys, *command) == line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_of_a_run_that_is_there(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(run.rglob("*"))
+    again = ["train", str(data), "--out", str(run), *FAST, "--dry-run"]
+    assert "holds a run already" in refusal(capsys, *again)
+    for flags in (["--overwrite"], ["--resume"], ["--resume", "--steps=9"]):
+        assert main([*again, *flags]) == 0
+    assert "the run is at step 6 already" in refusal(capsys, *again, "--resume", "--steps=5")
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_graph_without_a_gpu_is_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(data), "--out", str(tmp_path / "r"), *FAST, "--cuda-graph", "--dry-run"]
+    assert main(words) == 0
+    assert "cuda_graph=True has no effect on a CPU; leave it out" in capsys.readouterr().err
+
+
+def test_many_columns_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    names = tuple(f"c{i}" for i in range(1000))
+    record = DatasetRecord("x", names, (0.0,), (1.0,), 0.0, "", (1000,))
+    assert len(commands._contents(record)) < 100
+    assert commands._contents(record).endswith(" more")
+    assert commands._contents(replace(record, columns=("a", "b"))) == "a, b"
 
 
 def test_data_fetch_says_where(

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runs import refusal
+from cli_runs import FAST, refusal, write_points
 
-from diffflow_ext.cli import commands, flags, main
+from diffflow_ext.cli import commands, flags, main, program
 from diffflow_ext.cli.program import COMMANDS, MODELS
+from diffflow_ext.functional import memory
 from diffflow_ext.training import configure
 from diffflow_ext.training.config.fields import CONFIGS
 from diffflow_ext.training.config.files import to_toml
@@ -37,21 +38,33 @@ TRAIN = "train moons --out=run"
             "diffflow: --steps: expected a whole number, got 'many'",
         ),
         (f"{TRAIN} --t-start=3", "train: t_end=0.05: expected more than t_start=3.0"),
-        (f"{TRAIN} --timesteps=9", "train: --timesteps=9: only ddpm has it; this run is diffflow"),
+        (
+            f"{TRAIN} --timesteps=9",
+            "train: --timesteps=9: only for the model ddpm, and this run trains diffflow",
+        ),
         (f"{TRAIN} --step=3", "--step=3: diffflow has no such field; did you mean 'steps'?"),
         (f"{TRAIN} --overwrit", "did you mean 'overwrite'?"),
         (f"{TRAIN} --optimiser.steps=3", "diffflow has no such field"),
         (f"{TRAIN} --model=ddpm", "--model: the model is a word: diffflow train MODEL DATA"),
-        (f"{TRAIN} --prior=flat", "invalid choice 'flat' for argument '--prior'"),
+        (f"{TRAIN} --prior=flat", "--prior: expected one of flow, normal, got 'flat'"),
+        (f"{TRAIN} --width=x", "--width: expected a whole number, got 'x'"),
+        (f"{TRAIN} --flow=maf", "--flow: expected one of glow, spline, got 'maf'"),
+        (f"{TRAIN} --diffusion-start=x", "--diffusion-start: expected a number, got 'x'"),
         (f"{TRAIN} more.csv", "'more.csv': expected one DATA, got"),
         (f"{TRAIN} --resume --overwrite", "got both"),
         ("dance", "'dance': expected a command, one of train, sample, "),
         ("trian moons", "did you mean 'train'?"),
         ("train moons", "Missing from diffflow train: --out RUN"),
+        ("train DDPM moons --out=x", "did you mean `diffflow train ddpm moons ...`?"),
+        ("train DDPM --out=x", "did you mean `diffflow train ddpm DATA --out x`?"),
+        (
+            "train --out=x --resume",
+            "--resume: expected a run in 'x', got none; give another --out",
+        ),
         ("train ddmp moons --out=x", "did you mean `diffflow train ddpm moons ...`?"),
         ("train --out=x ddpm moons", "did you mean `diffflow train ddpm moons ...`?"),
         ("sample x --out=x.npy --stochasticty=1", "did you mean --stochasticity?"),
-        ("sample x --out", "Missing value for argument '--out'"),
+        ("sample x --out", "sample: --out: expected a value"),
         (
             "sample x --out=x.npy --clip --no-clip",
             "expected one of --clip and --no-clip, got both",
@@ -70,6 +83,102 @@ def test_words_that_are_none(
     monkeypatch.chdir(tmp_path)
     assert expected in refusal(capsys, *words.split())
     assert not list(tmp_path.iterdir())
+
+
+#: Words after `sample RUN --out FILE` or `evaluate RUN` that are refused in one line.
+BAD_FLAGS = {
+    "both": (
+        "--device=gpu", "--device=CPU", "--device=cuda:99", "--device=cuda:-1", "--device=mps",
+        "--device=meta", "--device=", "--seed=-1", "--seed=9223372036854775808", "--seed=x",
+        "--n=0", "--n=-3", "--n=1e3", "--n=4294967297", "--num-steps=0",
+        "--num-steps=-1", "--num-steps=10000000000000", "--stochasticity=nan",
+        "--stochasticity=-1", "--solver=heun", "--solver=foo", "--sampler=ddim", "--eta=0.5",
+        "--variance=medium", "--clip", "--last-step=last", "--corrector-steps=-1",
+        "--corrector-steps=99999999999", "--corrector-steps=1 --corrector-scale=nan", "--snr=1",
+        "more", "--foo", "--data=nope.csv --figure=y.png",
+    ),
+    "evaluate": (
+        "--n=1", "--num-paths=0", "--num-paths=1000000000000", "--ode-n=-1", "--extractor=nope",
+        "--figures=maybe", "--data=moons", "--out=points.csv", "--out=points.csv/x",
+    ),
+    "sample": (
+        "--n=4000000000",
+        "--figure=x.jpg", "--figure=no/x.png", "--out=x.txt", "--out=no/x.npy", "--out=",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        *((name, flags) for name in ("sample", "evaluate") for flags in BAD_FLAGS["both"]),
+        *((name, flags) for name in ("sample", "evaluate") for flags in BAD_FLAGS[name]),
+    ],
+)
+def test_bad_flags_are_one_line(
+    command: str,
+    flags: str,
+    small_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(small_run.parent)
+    monkeypatch.setattr(memory, "memory_of", lambda _: 2**33)
+    out = ["--out", "y.npy"] if command == "sample" else []
+    refusal(capsys, command, small_run, *out, *flags.split())
+    assert not Path("y.npy").exists()
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    assert main(["train", str(write_points(folder)), "--out", str(folder / "run"), *FAST]) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "extractor moons --out=e.safetensors", "extractor points.csv --out=e.safetensors",
+        "extractor nope --out=e.safetensors", "extractor moons --out=e.npy",
+        "extractor moons --out=e.safetensors --seed=-1", "extractor moons --out=e.safetensors "
+        "--epochs=0", "extractor moons --out=e.safetensors --image-size=0", "extractor moons",
+        "data", "data lst", "data fetch", "data fetch nope", "data list moons", "doctor x",
+        "doctor --fix", "sample nope --out=x.npy", "sample points.csv --out=x.npy",
+        "evaluate nope", "evaluate run points.csv", "train moons --out=points.csv",
+        "train moons --out=points.csv/x", "train moons --out=q --config=nope.toml",
+        "train moons --out=q --config=.", "train moons --out=q --config=points.csv",
+        "train nope.csv --out=q", "train no/pe.csv --out=q", "train --out=q", "train --resume",
+    ],
+)  # fmt: skip
+def test_other_bad_words_are_one_line(
+    words: str,
+    small_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(small_run.parent)
+    assert "[Errno" not in refusal(capsys, *words.split())
+    assert not Path("q").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")],
+)
+def test_memory_that_runs_out_is_no_traceback(
+    error: Exception,
+    small_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "evaluate", fail)
+    assert main(["evaluate", str(small_run)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"diffflow: out of memory: {error}; take a smaller network")
 
 
 def test_each_field_is_a_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +268,23 @@ def test_help_names_the_models_and_commands_that_exist() -> None:
     for model, kind in CONFIGS.items():
         said = MODELS[model].removesuffix(" (the default)")
         assert said[1:] in " ".join((kind.__doc__ or "").split())
+
+
+@pytest.mark.parametrize(("module", "package"), [("tyro", "tyro"), ("sklearn", "scikit-learn")])
+def test_a_package_that_is_missing_is_named(
+    module: str,
+    package: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also by doctor, which looks for packages and needs some of them itself."""
+
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=f"{module}.conf")
+
+    monkeypatch.setattr(program.importlib, "import_module", missing)
+    line = refusal(capsys, "doctor")
+    assert f"the package {package}, which is not installed; run: pip install {package}" in line
 
 
 def test_help_and_usage_errors_need_no_torch() -> None:

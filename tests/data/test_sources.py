@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffflow_ext.data import TOY_SETS, data_home, describe_sets
+from diffflow_ext.data import TOY_SETS, data_home, describe_sets, open_dataset
 
 NAMED = {
     *("magic", "mnist", "fashion-mnist", "cifar10"),
@@ -31,3 +31,31 @@ def test_the_home_of_the_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             monkeypatch.setenv("DIFFFLOW_DATA", unset)
         monkeypatch.setenv("HOME", str(tmp_path))
         assert data_home() == tmp_path / ".cache" / "diffflow_ext"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("mons", "got 'mons', which is neither; did you mean 'moons'?"),
+        ("xyzzyq", "got 'xyzzyq', which is neither; check the spelling"),
+        ("points.cvs", "'points.cvs': no such file or folder; did you mean 'points.csv'?"),
+        ("POINTS.csv", "'POINTS.csv': no such file or folder; did you mean 'points.csv'?"),
+        ("deep/points.npz", "did you mean 'deep/points.npy'?"),
+        ("no/points.csv", "'no/points.csv': no such file or folder; check the spelling"),
+        ("moons.csv", "'moons.csv': no such file or folder; check the spelling"),
+        ("", "check the spelling"),
+        ("a\0b.csv", "no such file or folder; check the spelling"),
+    ],
+)
+def test_a_name_or_file_that_is_not_there(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    for name in ("points.csv", "deep/points.npy"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError) as caught:
+        open_dataset(source)
+    assert str(caught.value).startswith("open_dataset: ")
+    assert str(caught.value).endswith(said)
+    assert "swiss-roll" not in str(caught.value)

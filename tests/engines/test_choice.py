@@ -35,6 +35,17 @@ def test_the_choice_of_an_engine() -> None:
         sde.loss(x0, GRID, KEY, engine="fast")  # pyright: ignore
 
 
+def test_a_reason_shows_what_differs() -> None:
+    """What is expected and what came never look the same."""
+    assert workspace.data_obstacle(batch(3).view(3, 2, 1)) == (
+        "it takes vectors, float32 of shape (B, D), got float32 of shape (3, 2, 1)"
+    )
+    assert workspace.data_obstacle(batch(3).double()).endswith("got float64 of shape (3, 2)")
+    assert workspace.data_obstacle(batch(3), "cuda") == (
+        "it runs on a GPU, and the data are on cpu"
+    )
+
+
 class Doubled(FourierMLP):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return 2 * super().forward(t, x)
@@ -123,7 +134,7 @@ def test_more_memory_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_calls_that_it_does_not_take() -> None:
     sde, x0 = model(), batch(3)
-    assert "float32 vectors" in sde.engine_for(batch(6, 2).view(3, 2, 2), GRID).reason
+    assert "it takes vectors" in sde.engine_for(batch(6, 2).view(3, 2, 2), GRID).reason
     assert "at least one sample" in sde.engine_for(x0[:0], GRID).reason
     with torch.autocast("cpu", torch.float16):
         assert "autocast" in sde.engine_for(x0, GRID).reason

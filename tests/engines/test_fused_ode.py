@@ -272,8 +272,14 @@ def test_a_sample_that_overflows_harms_no_other() -> None:
     [
         ({"solver": "dopri5"}, "it takes fixed steps"),
         ({"ode": ProbabilityFlow((lambda t, x: x,), lambda t: (0.0, 1.0))}, "network 1 of 1: no"),
-        ({"x": batch(3).double()}, "it takes float32 vectors"),
-        ({"x": batch(6).view(3, 2, 2)}, "it takes float32 vectors"),
+        (
+            {"x": batch(3).double()},
+            r"it takes vectors, float32 of shape \(B, D\), got float64 of shape \(3",
+        ),
+        (
+            {"x": batch(6).view(3, 2, 2)},
+            r"it takes vectors, float32 of shape \(B, D\), got float32 of shape \(3, 2, 2",
+        ),
         ({"x": batch(3)[:0]}, "it takes 1 to 1024 components of at least one"),
         ({"key": KEY.to_tensor("cpu"), "divergence": "hutchinson"}, "the key is a tensor"),
         ({"ode": flow(nets(2, 8, 2, "relu"))}, "network 1 of 2: it has the activation 'relu'"),

@@ -18,6 +18,7 @@ from diffflow_ext import figures
 from diffflow_ext.figures import (
     loss_curve,
     panels,
+    points,
     samples_beside_data,
     trajectories,
 )
@@ -64,6 +65,31 @@ def test_rings_stay_round(tmp_path: Path) -> None:
     mask = _near(picture, panels.BLUE)
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     assert (columns[-1] - columns[0]) / (rows[-1] - rows[0]) == pytest.approx(3.0, rel=0.05)
+
+
+def test_what_a_picture_leaves_out_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(points, "save", lambda figure, file, title: titles.append(title))
+    for dim in (2, 5, 10):
+        rows = RNG.normal(size=(90, dim))
+        samples_beside_data(tmp_path / "a.png", rows, rows, "title")
+    assert titles == ["title", "title", "title, 5 of 10 columns"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [([1, 2, 3], "each step"), ([10, 20, 30, 33], "one step in 10"), ([7], "each step")],
+)
+def test_the_legend_says_which_steps_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int], said: str
+) -> None:
+    drawn = []
+    monkeypatch.setattr(points, "save", lambda figure, file, title: drawn.append(figure))
+    loss_curve(tmp_path / "a.png", steps, [1.0] * len(steps))
+    legend = drawn[0].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [said, "smoothed"]
 
 
 @pytest.mark.parametrize("dim", [1, 3, 7])

@@ -13,7 +13,7 @@ from op_cases import DT, KEY, G
 from torch import Tensor
 
 from diffflow_ext import functional
-from diffflow_ext.functional.checks import check_device
+from diffflow_ext.functional.checks import check_device, in_words
 from diffflow_ext.functional.core import build_info, core
 
 X = torch.zeros(2, 3)
@@ -245,3 +245,10 @@ def test_the_core_itself_refuses_types_it_has_no_kernels_for() -> None:
             core.normal((-1, 0, types, 1, 4), (1, 0, 0, 0, 0, 0), 0)
         with pytest.raises(ValueError, match="expected a code from 0 to 3"):
             core.em_step((-1, 0, types, 1, 4), (1, 0, 0, 0, 0, 0), (1, 0), (1, 0), 0, 0, 0)
+
+
+def test_a_message_has_no_addresses() -> None:
+    for value in (object(), [object()], em, lambda: None):
+        assert " at 0x" in repr(value)
+        assert "0x" not in in_words(value)
+    assert in_words("a word") == "'a word'"

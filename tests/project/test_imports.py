@@ -37,7 +37,7 @@ USERS_OF_LEAVES = {"training", "cli"}
 #: Modules of each package from the bottom up. Each imports from those before it alone.
 ORDER: dict[str, str] = {
     "functional": """
-        core checks sums operator noise affine steps residual adjoint perturb reference
+        core memory checks sums operator noise affine steps residual adjoint perturb reference
     """,
     "processes": "grids diffusion linear chain",
     "flows": "adapters prior spline glow ffjord",
@@ -70,11 +70,11 @@ ORDER: dict[str, str] = {
         parallel.device parallel.distributed parallel.sharding
         loop.batches loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
-        evaluation.loaded_run evaluation.sampling evaluation.likelihoods evaluation.quality
-        evaluation.pictures evaluation.report evaluation.sample_file evaluation.extractor
-        evaluation.evaluate
+        evaluation.loaded_run evaluation.run_data evaluation.sampling evaluation.likelihoods
+        evaluation.quality evaluation.pictures evaluation.report evaluation.sample_file
+        evaluation.extractor evaluation.evaluate
     """,
-    "cli": "flags doctor commands program",
+    "cli": "output flags doctor commands program",
 }
 #: What folders of `training` may import besides themselves; those not named here, all before them.
 FOLDERS_OF_TRAINING = {

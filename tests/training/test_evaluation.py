@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,8 @@ def test_distances_stand_beside_their_floor(run: Path, result: dict[str, Any]) -
         floors = [measure(part, dataset.test[:N]) for part in parts]
         assert result[f"{name}_floor"] == pytest.approx(sum(floors) / 4, rel=1e-12)
         assert result[f"{name}_ratio"] == result[name] / result[f"{name}_floor"]
+        spread = float(np.std(floors, ddof=1))
+        assert result[f"{name}_floor_spread"] == pytest.approx(spread, rel=1e-9)
     accuracy = c2st(samples, dataset.test[:N]).accuracy
     assert result["c2st"] == pytest.approx(accuracy)
     assert abs(result["c2st_floor"] - 0.5) < 0.15
@@ -155,7 +159,9 @@ def test_changed_data_are_refused(run: Path, result: dict[str, Any]) -> None:
     head, rest = text.split("\n", 1)
     try:
         data.write_text("c0,c1,other\n" + rest)
-        with pytest.raises(ValueError, match="expected the columns c0, c1, c2 of the run"):
+        with pytest.raises(
+            ValueError, match="expected column 3 to be 'c2' as in the run, got 'other'"
+        ):
             evaluate(run, N, device="cpu")
         data.write_text(head + "\n" + rest.replace("1", "2"))
         with pytest.raises(ValueError, match="values have changed"):
@@ -171,10 +177,80 @@ def test_table_shows_the_numbers(result: dict[str, Any]) -> None:
     for name in ("energy_distance", "sliced_wasserstein"):
         assert f"{result[name]:.5f}" in table
         assert f"{result[f'{name}_floor']:.5f}" in table
-        assert f"{result[f'{name}_ratio']:.2f} times that of real data" in table
+        assert f"{result[f'{name}_ratio']:.2f} times real data" in table
+        assert f"{result[f'{name}_floor']:.5f} ± {result[f'{name}_floor_spread']:.2g}" in table
     assert f"{result['c2st']:.5f}" in table
     # The path of the data is as long as it is.
     assert all(len(line) <= 99 for line in table.replace(result["data"], "").splitlines())
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "said"),
+    [
+        (0.74, 0.2, "0.74 times real data, within scatter"),
+        (1.3, 0.2, "1.30 times real data, within scatter"),
+        (1.5, 0.2, "1.50 times real data"),
+        (0.5, 0.2, "0.50 times real data, no better"),
+        (1.3, None, "1.30 times real data"),
+    ],
+)
+def test_a_distance_is_read_beside_the_scatter_of_real_data(
+    result: dict[str, Any], value: float, spread: float | None, said: str
+) -> None:
+    distance = {"energy_distance": value, "energy_distance_floor": 1.0}
+    more = {"energy_distance_ratio": value, "energy_distance_floor_spread": spread}
+    line = next(
+        line
+        for line in format_table({**result, **distance, **more}).splitlines()
+        if line.startswith("energy distance")
+    )
+    assert line.endswith(f"  {said}")
+
+
+def test_data_that_have_moved(run: Path, result: dict[str, Any], tmp_path: Path) -> None:
+    data = Path(load_run(run).config.data.data)
+    moved, out = tmp_path / "elsewhere.csv", tmp_path / "a" / "b"
+    data.rename(moved)
+    before = tree(run)
+    try:
+        with pytest.raises(FileNotFoundError, match=r"if they have moved, .*\(--data PATH\)"):
+            evaluate(run, N, seed=3, device="cpu")
+        again = evaluate(run, N, seed=3, device="cpu", figures=False, data=moved, out=out)
+        assert again == result
+        other = write_table(tmp_path / "other.csv", rows=2000, columns=3, seed=2)
+        with pytest.raises(ValueError, match="values have changed since the run began"):
+            evaluate(run, N, seed=3, device="cpu", data=other, out=out)
+    finally:
+        moved.rename(data)
+    assert json.loads((out / "evaluation.json").read_text()) == result
+    assert tree(run) == before
+
+
+def test_a_run_that_may_not_be_changed(
+    run: Path, result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is never written, also not where the system would allow it (root may all)."""
+    before, real = tree(run), tempfile.TemporaryFile
+    evaluate(run, 60, device="cpu", ode_n=0, out=tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "figures"}
+    assert (tmp_path / "out" / "figures" / "loss.png").exists()
+    assert tree(run) == before
+
+    def refuse(**options: Any) -> Any:
+        if options["dir"] == run:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(**options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OSError, match=r"Permission denied; name another one .*\(--out FOLDER\)"):
+        evaluate(run, 60, device="cpu", ode_n=0)
+    assert tree(run) == before
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    """The files of a folder, with their sizes and times of change."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
 def test_estimators_are_those_of_the_model(run: Path, result: dict[str, Any]) -> None:
@@ -260,8 +336,9 @@ def test_samples_beyond_memory_are_refused_before_the_first(run: Path) -> None:
 
 
 def test_no_samples_are_refused(run: Path) -> None:
-    with pytest.raises(ValueError, match="n=0: expected at least 1"):
-        draw_samples(load_run(run), 0, seed=0)
+    for n, seed, said in ((0, 0, "n=0: expected a whole number from 1"), (1, -1, "seed=-1: exp")):
+        with pytest.raises(ValueError, match=said):
+            draw_samples(load_run(run), n, seed=seed)
 
 
 def test_what_half_the_steps_of_the_equation_change(run: Path) -> None:

@@ -274,5 +274,5 @@ def test_resume_refuses_other_data(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="values have changed since the run began"):
         train(own, tmp_path / "run", resume=True)
     data.write_text(data.read_text().replace("c0,c1", "c0,d"))
-    with pytest.raises(ValueError, match="expected the columns c0, c1 of the run, got c0, d"):
+    with pytest.raises(ValueError, match="expected column 2 to be 'c1' as in the run, got 'd'"):
         train(own, tmp_path / "run", resume=True)

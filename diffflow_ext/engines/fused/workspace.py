@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.functional.checks import in_forward_mode
+from diffflow_ext.functional.checks import dtype_name, in_forward_mode
 from diffflow_ext.functional.core import core
 
 #: Rounding of the factors of large products on a GPU.
@@ -140,14 +140,16 @@ def work_on(samples: int) -> Any:
 def data_obstacle(x: Tensor, device: str = "cpu") -> str:
     """Returns why the engine cannot take states like x, "" if it can."""
     if x.device.type != device:
-        return f"it runs on the CPU, and the data are on {x.device}"
+        place = "the CPU" if device == "cpu" else "a GPU"
+        return f"it runs on {place}, and the data are on {x.device}"
     traced = torch.compiler.is_compiling() or in_forward_mode()
     if traced or type(x) not in (Tensor, nn.Parameter):
         return "the call is traced or in forward-mode AD, or the data are no plain tensor"
     if (instructions_name() if device == "cpu" else rounding_name()) is None:
         return "autocast is on, and there is no engine for its dtype here"
     if x.dtype != torch.float32 or x.dim() != 2:
-        return f"it takes float32 vectors, got {x.dtype} of shape {tuple(x.shape)}"
+        kind = f"{dtype_name(x.dtype)} of shape {tuple(x.shape)}"
+        return f"it takes vectors, float32 of shape (B, D), got {kind}"
     if not 1 <= x.shape[1] <= MAX_DIM or not x.shape[0]:
         return f"it takes 1 to {MAX_DIM} components of at least one sample, got {tuple(x.shape)}"
     return ""

@@ -7,7 +7,7 @@ keys in TOML files.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -36,8 +36,8 @@ C = TypeVar("C", bound="Config")
 SECTIONS = ("data", "model", "network", "optimiser", "run")
 #: Fields that may change when a run is resumed.
 MAY_CHANGE = (
-    "steps", "on_nonfinite", "device", "shard", "threads", "save_every", "keep_checkpoints",
-    "async_save", "log_every", "checkpoint_every", "cuda_graph",
+    "data", "steps", "on_nonfinite", "device", "shard", "threads", "save_every",
+    "keep_checkpoints", "async_save", "log_every", "checkpoint_every", "cuda_graph",
 )  # fmt: skip
 _BETAS = {"beta_min": 0.1, "beta_max": 20.0}
 #: For each value of a choice, the fields that only such runs read, with their defaults. Choices
@@ -162,8 +162,17 @@ def configure(model: str = "diffflow", **values: Any) -> Any:
         TypeError: If a value has the wrong type.
     """
     if not isinstance(model, str) or model not in CONFIGS:
-        raise ValueError(f"train: model={in_words(model)}: expected one of {', '.join(CONFIGS)}")
+        near = nearest_model(model) if isinstance(model, str) else ""
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ValueError(
+            f"train: model={in_words(model)}: expected one of {', '.join(CONFIGS)}{hint}"
+        )
     return CONFIGS[model]().replaced(**values)
+
+
+def nearest_model(word: str) -> str:
+    """Returns the model with a name like a word, in any case of letters; "" if there is none."""
+    return next(iter(difflib.get_close_matches(word.lower(), CONFIGS, n=1)), "")
 
 
 def _check_choices(config: Config) -> None:
@@ -176,21 +185,27 @@ def _check_choices(config: Config) -> None:
             continue
         present = f"{name}={choice}" if choice else f"no {name}"
         read = branches[choice].keys() if choice else set[str]()
-        for branch, readers in branches.items():
-            unread |= (readers.keys() & values.keys()) - read
-            for field in sorted(unread & readers.keys()):
-                if values[field] is not None:
-                    raise ValueError(
-                        f"train: {field}={values[field]!r}: only for {name}={branch}, and this run"
-                        f" has {present}; leave it out"
-                    )
+        readers = {field for fields in branches.values() for field in fields}
+        unread |= (readers & values.keys()) - read
+        for field in sorted(unread & readers):
+            if values[field] is not None:
+                owners = [f"{name}={branch}" for branch in branches if field in branches[branch]]
+                raise ValueError(
+                    f"train: {field}={values[field]!r}: only for {' or '.join(owners)}, and this"
+                    f" run has {present}; leave {field} out"
+                )
 
 
 def no_such_field(config: Config, name: str, others: Iterable[str] = ()) -> str:
     """Returns a text about an unknown field: the models that have it, or a similar name."""
     owners = [kind.name for kind in CONFIGS.values() if name in kind().values()]
     if owners:
-        return f"only {', '.join(owners)} has it; this run is {config.name}"
+        models = "model" if len(owners) == 1 else "models"
+        return f"only for the {models} {_listed(owners)}, and this run trains {config.name}"
     near = difflib.get_close_matches(name, [*config.values(), *others], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{config.name} has no such field{hint}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

@@ -12,6 +12,7 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
+    ClassVar,
     Literal,
     Optional,
     TypeVar,
@@ -29,6 +30,8 @@ MAX_SEED = 2**63 - 1
 # Half of the 2^32 streams of noise are for training, one for each step.
 MAX_STEPS = 2**31
 MAX_GRID = 2**24
+#: The largest width and depth of a network. Wider layers fit no memory, deeper ones no patience.
+MAX_WIDTH, MAX_DEPTH = 65536, 4096
 T = TypeVar("T")
 #: A value or None, whose meaning the help text explains.
 Maybe = Annotated[
@@ -60,9 +63,13 @@ class Section:
             allowed.
     """
 
+    #: The command that errors name.
+    op: ClassVar[str] = "train"
+
     def __post_init__(self) -> None:
         for name, hint in _type_hints(type(self)).items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
+            value = checked(self.op, name, getattr(self, name), hint)
+            object.__setattr__(self, name, value)
 
     def check_order(self, low: str, high: str) -> None:
         """Refuses two numbers, unless one is None, that aren't in increasing order."""
@@ -77,8 +84,8 @@ def _type_hints(section: type[Section]) -> dict[str, Any]:
     return {item.name: hints[item.name] for item in fields(section)}
 
 
-def _checked(name: str, value: object, hint: Any) -> Any:
-    """Returns a value of a field in the field's type."""
+def checked(op: str, name: str, value: object, hint: Any) -> Any:
+    """Returns a value of a field in the field's type; errors name the command `op`."""
     kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     rules = [extra for extra in extras if isinstance(extra, Rule)]
     options = set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
@@ -93,12 +100,12 @@ def _checked(name: str, value: object, hint: Any) -> Any:
         value = float(value)
     if type(value) is not kind:
         words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-        raise TypeError(f"train: {name}={in_words(value)}: expected {words[kind]}")
+        raise TypeError(f"{op}: {name}={in_words(value)}: expected {words.get(kind, kind)}")
     if isinstance(value, float):
         rules.insert(0, FINITE)
     for rule in rules:
         if not rule.accepts(value):
-            raise ValueError(f"train: {name}={in_words(value)}: expected {rule.allowed}")
+            raise ValueError(f"{op}: {name}={in_words(value)}: expected {rule.allowed}")
     return value
 
 
@@ -148,11 +155,17 @@ def _is_utf8(text: str) -> bool:
 
 
 FINITE = Rule("a finite number", math.isfinite)
-POSITIVE = Rule("a finite number above 0", lambda value: value > 0 and math.isfinite(value))
-NOT_NEGATIVE = Rule("a finite number of at least 0", lambda value: value >= 0)
+# The networks compute in float32, and their optimiser refuses larger numbers in the first step.
+SMALLEST, LARGEST = 1.2e-38, 3.4e38
+POSITIVE = Rule(
+    f"a number from {SMALLEST} to {LARGEST}, the range of float32",
+    lambda value: SMALLEST <= value <= LARGEST,
+)
+NOT_NEGATIVE = Rule(f"a number from 0 to {LARGEST}", lambda value: 0 <= value <= LARGEST)
 BELOW_ONE = Rule("a number from 0 up to but not including 1", lambda value: 0 <= value < 1)
 UP_TO_ONE = Rule("a number above 0 up to 1", lambda value: 0 < value <= 1)
 TEXT = Rule("a name or a path", _is_utf8)
+SEED = whole(0, MAX_SEED)
 DEVICE = Rule(
     "auto, cpu, cuda or cuda:INDEX",
     lambda name: re.fullmatch(r"auto|cpu|cuda(:\d+)?", name, re.ASCII) is not None,

@@ -22,7 +22,7 @@ class Data(Section):
     #: A built-in set (see: diffflow data list) or a file.
     data: Annotated[Positional[str], rules.TEXT, arg(metavar="DATA", help_behavior_hint="")] = ""
     #: Seed of the points of a built-in set; the split of a file is fixed.
-    data_seed: Annotated[int, whole(0, rules.MAX_SEED)] = 0
+    data_seed: Annotated[int, rules.SEED] = 0
     #: Number of training data to use; None takes all.
     limit: Annotated[Maybe[int], whole(1)] = None
     #: Side in pixels to which images are scaled; None leaves them.
@@ -123,9 +123,9 @@ class FFJORDNetwork(Section):
     #: velocity must be smooth in time, or the solver takes tiny steps.
     time_scale: Annotated[float, rules.POSITIVE] = 0.02
     #: Units in a layer.
-    width: Annotated[int, whole(1)] = 128
+    width: Annotated[int, whole(1, rules.MAX_WIDTH)] = 128
     #: Hidden layers after the first.
-    depth: Annotated[int, whole(0)] = 3
+    depth: Annotated[int, whole(0, rules.MAX_DEPTH)] = 3
     #: Activation.
     activation: Activation = "gelu"
 
@@ -144,13 +144,13 @@ class Network(Section):
     #: others, and 1000 at the last time of a U-Net.
     time_scale: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Units in a layer of a perceptron; None takes 128.
-    width: Annotated[Chosen[int], whole(1)] = None
+    width: Annotated[Chosen[int], whole(1, rules.MAX_WIDTH)] = None
     #: Hidden layers of a perceptron after the first; None takes 3.
-    depth: Annotated[Chosen[int], whole(0)] = None
+    depth: Annotated[Chosen[int], whole(0, rules.MAX_DEPTH)] = None
     #: Activation of a perceptron; None takes gelu.
     activation: Chosen[Activation] = None
     #: Channels of a U-Net at full size; None takes 64.
-    unet_base: Annotated[Chosen[int], whole(1, 65536)] = None
+    unet_base: Annotated[Chosen[int], whole(1, rules.MAX_WIDTH)] = None
     #: Factors of a U-Net's channels, one for each size; each size is half of the one before. None
     #: takes 1,2,2.
     unet_mults: Annotated[Chosen[str], rules.WHOLE_LIST] = None
@@ -179,7 +179,7 @@ class FlowNetwork(Section):
     #: Couplings of a scale of Glow; None takes 8.
     glow_blocks: Annotated[Chosen[int], whole(1, 1024)] = None
     #: Channels inside a coupling of Glow; None takes 64.
-    glow_hidden: Annotated[Chosen[int], whole(1, 65536)] = None
+    glow_hidden: Annotated[Chosen[int], whole(1, rules.MAX_WIDTH)] = None
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class Run(Section):
     """Seed, device, and what is saved."""
 
     #: Seed of the initial weights, the order of the data and the noise.
-    seed: Annotated[int, whole(0, rules.MAX_SEED)] = 0
+    seed: Annotated[int, rules.SEED] = 0
     #: Precision of the networks.
     autocast: Literal["off", "bf16"] = "off"
     #: Device: cpu, cuda, cuda:INDEX; auto takes a GPU if the build has kernels for it.
@@ -275,5 +275,5 @@ class DiffFlowRun(Run):
     #: whole graph.
     checkpoint_every: Annotated[int, whole(0)] = 1
     #: Replay each step on a GPU as one CUDA graph, which excludes dropout. A CPU computes the same
-    #: without a graph.
+    #: without a graph, and a warning says so.
     cuda_graph: bool = False

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -22,14 +23,15 @@ from diffflow_ext.functional.core import build_info
 from diffflow_ext.metrics.features.digits import DigitExtractor
 from diffflow_ext.metrics.features.files import load_extractor
 
+from ..config.rules import SEED, checked
 from ..parallel.distributed import joined
 from ..recipes.base import EvaluationSettings
-from ..store.dataset import open_data
 from ..store.directory import RunDirectory
 from .likelihoods import likelihoods
 from .loaded_run import LoadedRun, load_run
 from .pictures import draw_pictures
-from .quality import common_count, image_quality, vector_quality
+from .quality import common_count, image_quality, vector_quality, warn_of_few
+from .run_data import open_run_data
 from .sampling import check_options, draw_samples
 
 DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
@@ -49,9 +51,11 @@ def evaluate(
     num_paths: int = 1,
     ode_n: int | None = None,
     extractor: str | Path | None = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
     **sampler: Any,
 ) -> dict[str, Any]:
-    """Evaluates a run on its held-out data, and writes RUN/evaluation.json and RUN/figures/.
+    """Evaluates a run on its held-out data, and writes evaluation.json and figures/ in its folder.
 
     Arguments:
         run: The run directory.
@@ -65,6 +69,8 @@ def evaluate(
         ode_n: Test data for the density of the ODE, for models that have it; 0 for none. By
             default 2000, for images 64.
         extractor: A file of `features.save_extractor`, for measures of images.
+        data: Where the data of the run are now, if they have moved.
+        out: Another folder for the results, created if missing, for a run that may not be changed.
         sampler: Options of the model's sampler.
 
     Returns:
@@ -73,18 +79,20 @@ def evaluate(
 
     Raises:
         ValueError: If there is no run, its data have changed, or an option doesn't suit the model.
+        OSError: If the results can't be written, or the data are not where they were.
         CheckpointError: If it has no whole checkpoint.
     """
+    checked("evaluate", "seed", seed, Annotated[int, SEED])
+    target = RunDirectory(run if out is None else out)
     with joined(device) as world:
-        loaded, directory = _opened(run, device)
-        is_image = loaded.record.is_image
-        limit = n if n is not None else DEFAULT_IMAGES if is_image else DEFAULT_VECTORS
-        ode_n = ode_n if ode_n is not None else ODE_IMAGES if is_image else ODE_VECTORS
-        settings = EvaluationSettings(num_steps, num_paths, ode_n)
+        loaded = load_run(run, device)
+        limit, few = _default_counts(loaded)
+        limit = limit if n is None else n
+        settings = EvaluationSettings(num_steps, num_paths, few if ode_n is None else ode_n)
         check_options(loaded, num_steps, sampler)
         features = _extractor(loaded, extractor)
-        dataset = open_data(loaded.config, warn=world.writes)
-        loaded.record.require(dataset)
+        dataset = open_run_data(loaded, data, warn=world.writes)
+        world.on_first(lambda: _check_target(target, out))
         count = common_count(limit, dataset)
         samples = draw_samples(
             loaded, count or FEW_SAMPLES, seed=seed, num_steps=num_steps, world=world, **sampler
@@ -98,20 +106,48 @@ def evaluate(
         "entropy": _entropy(loaded),
         **(_quality(samples, dataset, features) if count else {}),
     }
-    directory.write_evaluation(spell(result))
+    if not count:
+        warn_of_few(limit, dataset)
+    target.write_evaluation(spell(result))
     if figures:
-        try:
-            draw_pictures(directory, loaded, dataset, samples, seed)
-        except ImportError as error:
-            warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=2)
+        _draw(target, RunDirectory(run), loaded, dataset, samples, seed)
     return result
 
 
-def _opened(run: str | Path, device: str) -> tuple[LoadedRun, RunDirectory]:
-    """Returns a run and its directory, in which results can be written as far as one can see."""
-    loaded, directory = load_run(run, device), RunDirectory(run)
-    directory.check_kinds()
-    return loaded, directory
+def _default_counts(run: LoadedRun) -> tuple[int, int]:
+    """Returns the default number of samples, and of data for the ODE."""
+    if run.record.is_image:
+        return DEFAULT_IMAGES, ODE_IMAGES
+    return DEFAULT_VECTORS, ODE_VECTORS
+
+
+def _draw(
+    target: RunDirectory,
+    source: RunDirectory,
+    run: LoadedRun,
+    dataset: Dataset,
+    samples: Tensor,
+    seed: int,
+) -> None:
+    """Draws pictures, or warns that the library is missing: the numbers are written already."""
+    try:
+        draw_pictures(target.figures, source.metrics, run, dataset, samples, seed)
+    except ImportError as error:
+        warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=3)
+
+
+def _check_target(target: RunDirectory, out: str | Path | None) -> None:
+    """Refuses a folder that can't be written, or has something else in a file's place."""
+    target.check_kinds()
+    try:
+        if out is not None:
+            target.root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.root).close()
+    except OSError as error:
+        raise OSError(
+            f"evaluate: expected a folder to write to, got {str(target.root)!r}:"
+            f" {error.strerror}; name another one for the results (--out FOLDER)"
+        ) from error
 
 
 def _quality(samples: Tensor, dataset: Dataset, features: DigitExtractor | None) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from diffflow_ext.data import open_dataset
 from diffflow_ext.metrics.features.digits import train_extractor
 from diffflow_ext.metrics.features.files import save_extractor
+
+from ..config.rules import SEED, checked, whole
 
 
 def make_extractor(
@@ -17,6 +20,8 @@ def make_extractor(
     Returns a line of text with the file, the name of the features and the test accuracy. See
     `features.save_extractor` for the file; `image_size` 0 keeps the size of the images.
     """
+    checked("extractor", "seed", seed, Annotated[int, SEED])
+    checked("extractor", "epochs", epochs, Annotated[int, whole(1)])
     dataset = open_dataset(data, image_size=image_size or None)
     labels = dataset.labels
     if not dataset.is_image or labels is None:

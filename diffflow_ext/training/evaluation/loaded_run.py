@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
     """
     run = RunDirectory(path)
     if not run.holds_run() and not step_directories(run.checkpoints):
-        raise ValueError(f"{path}: no run there; diffflow train DATA --out {path} makes one")
+        raise ValueError(
+            f"{path}: no run there; diffflow train DATA --out {shlex.quote(str(path))} makes one"
+        )
     checkpoint = load_latest(run.checkpoints)
     record, config = recorded(checkpoint)
     try:

@@ -6,6 +6,7 @@ four draws, because a single one may be several times the mean.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -26,18 +27,20 @@ FLOOR_DRAWS = 4
 
 
 def common_count(n: int, dataset: Dataset) -> int:
-    """Returns the common number of samples, test and training data; 0 and a warning if too few."""
+    """Returns the common number of samples, test and training data; 0 if too few."""
     if n < 2:
         raise ValueError(f"evaluate: n={n}: expected at least 2, which a standard error needs")
     count = min(n, len(dataset.train), len(dataset.test))
-    if count >= MIN_SAMPLES:
-        return count
+    return count if count >= MIN_SAMPLES else 0
+
+
+def warn_of_few(n: int, dataset: Dataset) -> None:
+    """Warns that there are too few samples or data for distances."""
     warnings.warn(
         f"evaluate: distances are left out: they need at least {MIN_SAMPLES} samples and as many "
         f"data, got n={n}, {len(dataset.train)} training and {len(dataset.test)} test data",
-        stacklevel=2,
+        stacklevel=3,
     )
-    return 0
 
 
 def vector_quality(samples: Tensor, dataset: Dataset) -> dict[str, float | None]:
@@ -85,13 +88,17 @@ def _beside_floor(
 ) -> dict[str, float | None]:
     """Returns NAME, NAME_floor and perhaps NAME_ratio of each number of a measure.
 
+    The floor is a mean over draws of real data, and NAME_floor_spread the standard deviation of
+    the draws, None for a single one.
     `parts` are samples, test data and training data; "" stands for the measure's own names.
     """
     measured = with_floor(measure, *parts, draws=FLOOR_DRAWS)
     result: dict[str, float | None] = {}
     for number, value in measured.value.items():
         label, floor = name or number, measured.floor[number]
+        spread = measured.spread[number]
         result |= {label: value, f"{label}_floor": floor}
+        result[f"{label}_floor_spread"] = None if math.isnan(spread) else spread
         if ratio:
             result[f"{label}_ratio"] = value / floor if floor > 0 else None
     return result

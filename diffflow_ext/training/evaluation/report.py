@@ -18,12 +18,20 @@ MEASURES = {
 }
 
 READINGS = {
-    "c2st": "by a classifier; 0.5 is chance, the best",
+    "c2st": "by a classifier; 0.5, chance, is best",
     "precision": "samples among data",
     "recall": "data among samples",
     "density": "samples in a ball of data over their mean",
     "coverage": "data with a sample near",
 }
+
+#: Within so many standard deviations of the floor, samples and real data are not told apart.
+SCATTERS = 2
+#: What a reader must know of the floors, below the table.
+NOTES = [
+    "Reference of distances: as many real data, mean ± standard deviation of up to 4 draws.",
+    "Within two of these the samples are as near as real data; nearer is chance, not better.",
+]
 
 Row = tuple[str, str, str, str]
 
@@ -33,8 +41,10 @@ def format_table(result: Mapping[str, Any]) -> str:
     rows: list[Row] = [("-log p, lower is better", "model", "reference", "reading")]
     for name, title in result["estimators"].items():
         rows += _likelihood(result, name, title)
-    rows += [_measure(result, name, title) for name, title in MEASURES.items() if name in result]
-    return "\n".join([_head(result), *_aligned(rows)])
+    measures = [name for name in MEASURES if name in result]
+    rows += [_measure(result, name, MEASURES[name]) for name in measures]
+    notes = NOTES if any(result.get(f"{name}_floor_spread") for name in measures) else []
+    return "\n".join([_head(result), *_aligned(rows), *notes])
 
 
 def _head(r: Mapping[str, Any]) -> str:
@@ -78,11 +88,21 @@ def _against_entropy(r: Mapping[str, Any], name: str) -> tuple[str, str]:
 
 def _measure(r: Mapping[str, Any], name: str, title: str) -> Row:
     title, value, floor = r.get(f"{name}_label", title), r[name], r[f"{name}_floor"]
-    ratio = r.get(f"{name}_ratio")
-    reading = READINGS.get(name, "")
-    if ratio is not None:
-        reading = f"{ratio:.2f} times that of real data"
-    return title, f"{value:.5f}", f"{floor:.5f}", reading
+    spread, reading = r.get(f"{name}_floor_spread"), READINGS.get(name, "")
+    reference = f"{floor:.5f}" + ("" if spread is None else f" ± {spread:.2g}")
+    if f"{name}_ratio" in r:
+        reading = _beside_real(value, floor, spread, r[f"{name}_ratio"])
+    return title, f"{value:.5f}", reference, reading
+
+
+def _beside_real(value: float, floor: float, spread: float | None, ratio: float | None) -> str:
+    """Says how a distance compares with those of real data, whose mean and scatter are given."""
+    if ratio is None:
+        return ""
+    text = f"{ratio:.2f} times real data"
+    if spread is not None and abs(value - floor) <= SCATTERS * spread:
+        return f"{text}, within scatter"
+    return f"{text}, no better" if value < floor else text
 
 
 def _aligned(rows: Sequence[Row]) -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import NoiseKey
-from diffflow_ext.models.denoising import check_memory
 
+from ..config.rules import SEED, checked, whole
 from ..parallel.distributed import World
 from .loaded_run import LoadedRun
 
@@ -18,6 +20,8 @@ EVALUATION_STREAM = 2**31
 # Chunks are distributed among processes: their size does not depend on the number of processes.
 VECTORS_AT_A_TIME = 2048
 IMAGES_AT_A_TIME = 128
+#: Noise counts samples in 32 bits.
+MAX_SAMPLES = 2**32
 
 
 def chunk_size(run: LoadedRun) -> int:
@@ -47,13 +51,14 @@ def draw_samples(
         options: Options of the model's sampler, see `run.recipe.sampler_options`.
 
     Raises:
-        ValueError: If `n` is less than 1, the samples do not fit into memory, or the model's
-            sampler has no such option.
+        ValueError: If `n` or `seed` isn't in its range, the samples don't fit in memory, or the
+            model's sampler has no such option.
     """
-    if n < 1:
-        raise ValueError(f"draw_samples: n={n}: expected at least 1")
+    checked("sample", "n", n, Annotated[int, whole(1, MAX_SAMPLES)])
+    checked("sample", "seed", seed, Annotated[int, SEED])
+    floats = n * math.prod(run.record.event_shape)
+    require_memory("sample", f"n={n}", 4 * floats, "draw fewer, and more with other seeds")
     check_options(run, num_steps, options)
-    check_memory("sample", (n, *run.record.event_shape), torch.empty(0), "take a smaller n")
     key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(run)
     world, parts = world or World(), list[Tensor | tuple[int, ...]]()
     for number, start in enumerate(range(0, n, size)):

@@ -32,7 +32,9 @@ def threads(count: int | None) -> Iterator[None]:
     """Sets the number of threads, unless it is None; refuses far more than processors."""
     before, most = torch.get_num_threads(), 4 * (os.cpu_count() or 1)
     if count is not None and count > most:
-        raise ValueError(f"train: expected threads <= {most} on this machine, got {count}")
+        raise ValueError(
+            f"train: expected threads <= {most} on this machine, got {count}; take fewer"
+        )
     torch.set_num_threads(count or before)
     try:
         yield

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from diffflow_ext.functional.memory import require_memory
+
 from ..config.fields import MAY_CHANGE, Config, DiffFlowConfig
 from ..config.files import load_config
 from ..config.schedules import learning_rate_at, progressive_grid
@@ -20,7 +22,7 @@ from ..store.directory import RunDirectory
 FEW_STEPS = 20
 
 
-def doubts(config: Config, world: World) -> Iterator[str]:
+def doubts(config: Config, world: World, device: torch.device) -> Iterator[str]:
     """Yields warnings of options that are allowed but probably not intended."""
     steps, warmup = config.optimiser.steps, config.optimiser.warmup
     if warmup > steps / 2 and steps >= FEW_STEPS:
@@ -30,6 +32,8 @@ def doubts(config: Config, world: World) -> Iterator[str]:
         )
     if config.run.shard and world.size == 1:
         yield "train: shard=True has no effect in one process; start several by torchrun"
+    if isinstance(config, DiffFlowConfig) and config.run.cuda_graph and device.type == "cpu":
+        yield "train: cuda_graph=True has no effect on a CPU; leave it out"
     if restarts() and restarts_share_store():
         yield (
             "train: processes that torchrun restarts may look for those that ended, because they"
@@ -111,6 +115,13 @@ def check_world(world: World, config: Config, recipe: Recipe[Any, Any]) -> None:
             f"train: batch_size={config.optimiser.batch_size}: expected at least one sample for"
             f" each of the {world.size} processes"
         )
+
+
+def check_batch(world: World, config: Config, dim: int) -> None:
+    """Refuses batches whose rows alone, float32 with an index each, are larger than the memory."""
+    size = config.optimiser.batch_size
+    needed = len(world.share(size)) * (4 * dim + 8)
+    require_memory("train", f"batch_size={size}", needed, "take a smaller batch_size")
 
 
 def check_same_run(old: Config, new: Config) -> None:

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffflow_ext.functional.noise import NoiseKey
+from diffflow_ext.likelihood.images import dequantise
+
 from ..config.fields import Config, DiffFlowConfig
 from ..config.schedules import learning_rate_at
 from ..parallel.distributed import Loss, World
@@ -95,6 +98,21 @@ class TrainingStep:
         take = self._plain if self.captured is None else self._graphed
         metrics, signum = take(x0, rates, received)
         return {"step": step + 1, **metrics, "lr": rates[0]}, signum
+
+    def rehearse(self) -> None:
+        """Evaluates the loss of one sample, and changes nothing.
+
+        What the next step would refuse, such as steps too short for float32, is refused here.
+        """
+        # Layers that aren't initialised would take their scale from this one sample.
+        if not all(getattr(m, "initialised", True) for m in self.recipe.module.modules()):
+            return
+        x0 = self.batches.data[:1].to(next(self.recipe.module.parameters()).device)
+        if x0.dtype == torch.uint8:
+            x0 = dequantise(x0, NoiseKey(self.config.run.seed))
+        devices = [x0.device] if x0.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            self.recipe.sample_losses(x0, self.state.step, 0)
 
     def start_flows(self) -> None:
         """Initialises layers that take their scale from the first batch.

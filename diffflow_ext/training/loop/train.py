@@ -53,19 +53,55 @@ def train(
     """
     run = RunDirectory(out)
     with joined(config.run.device) as world, _opened(run, world), threads(config.run.threads):
-        for text in doubts(config, world) if world.writes else ():
-            warnings.warn(text, stacklevel=2)
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
-        trainer = _started(config, run, world, overwrite=overwrite)
-        if tell is not None and world.writes:
-            for line in describe_data(trainer.dataset):
-                tell(line)
+        trainer = _trainer(config, run, world, overwrite=overwrite)
+        trainer.step.rehearse()
+        _start(trainer, overwrite=overwrite)
+        _tell(trainer, tell)
         return trainer.run_to_end(progress, overwrite=overwrite)
 
 
-def _started(config: Config, run: RunDirectory, world: World, *, overwrite: bool) -> Trainer:
+def rehearse(
+    config: Config,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    tell: Callable[[str], object] | None = None,
+) -> None:
+    """Does what `train` does before its first step, and writes nothing.
+
+    It opens the data, builds the model, and evaluates the loss of one sample; arguments, errors
+    and warnings are those of `train`.
+    """
+    run = RunDirectory(out)
+    with joined(config.run.device) as world, threads(config.run.threads):
+        world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
+        trainer = _trainer(config, run, world, overwrite=overwrite)
+        trainer.step.rehearse()
+        _tell(trainer, tell)
+
+
+def _trainer(config: Config, run: RunDirectory, world: World, *, overwrite: bool) -> Trainer:
+    """Returns a trainer, restored from the newest checkpoint if there is one to go on from."""
     resumes = not overwrite and bool(step_directories(run.checkpoints))
-    trainer = Trainer(config, run, world, load_latest(run.checkpoints) if resumes else None)
+    return Trainer(config, run, world, load_latest(run.checkpoints) if resumes else None)
+
+
+def _tell(trainer: Trainer, tell: Callable[[str], object] | None) -> None:
+    """Warns of doubts, and tells what was read."""
+    if not trainer.world.writes:
+        return
+    for text in doubts(trainer.config, trainer.world, trainer.device):
+        warnings.warn(text, stacklevel=3)
+    if tell is not None:
+        for line in describe_data(trainer.dataset):
+            tell(line)
+
+
+def _start(trainer: Trainer, *, overwrite: bool) -> None:
+    """Writes the configuration, and makes the model and the step ready."""
+    run, world = trainer.run, trainer.world
     if not overwrite:
         world.on_first(lambda: run.begin(to_toml(trainer.config)))
     trainer.step.start_flows()

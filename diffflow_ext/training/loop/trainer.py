@@ -30,7 +30,7 @@ from ..store.directory import MetricsLog, NoLog, RunDirectory
 from ..store.saver import Saver
 from .batches import Batches
 from .session import Interrupted, own_generator, signals
-from .starting import check_world, warn_of_other_end
+from .starting import check_batch, check_world, warn_of_other_end
 from .state import TrainState
 from .step import TrainingError, TrainingStep
 
@@ -68,6 +68,7 @@ class Trainer:
         self.dataset, self.record = dataset, DatasetRecord.of(dataset)
         self.recipe = self._build(checkpoint)
         check_world(world, config, self.recipe)
+        check_batch(world, config, self.record.dim)
         # With shares, the whole model may be too large for one GPU.
         shares = config.run.shard and world.size > 1
         module = self.recipe.module.to("cpu" if shares else device)

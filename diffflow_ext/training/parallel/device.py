@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from diffflow_ext.functional.checks import in_words
 from diffflow_ext.functional.core import build_info
+
+from ..config.rules import DEVICE
 
 
 def pick_device(name: str, index: int = 0) -> torch.device:
     """Returns the device for "auto", "cpu", "cuda" or "cuda:1".
 
-    `index` is the GPU of "auto" and "cuda". A GPU that does not exist, or for which the build has
-    no kernels, is refused.
+    `index` is the GPU of "auto" and "cuda". Another name, a GPU that does not exist, or one for
+    which the build has no kernels, is refused.
     """
+    if not isinstance(name, str) or not DEVICE.accepts(name):
+        raise ValueError(f"device={in_words(name)}: expected {DEVICE.allowed}")
     usable = torch.cuda.is_available() and bool(build_info()["cuda"])
     if name in ("auto", "cuda") and usable:
         name = f"cuda:{index}" if index else "cuda"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from diffflow_ext.functional.memory import memory_of
 
 from ..config.fields import Config
 from .base import Recipe
@@ -59,9 +60,8 @@ def build_recipe(
 
 def room_for_training(device: str) -> Room | None:
     """Returns the room that this machine has for a model; None if that isn't known."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
+    memory = memory_of("cpu")
+    if memory is None:
         return None
     copies = COPIES if device == "cpu" else 1
     return Room(

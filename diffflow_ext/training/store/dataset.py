@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,8 +114,8 @@ class DatasetRecord:
         other = DatasetRecord.of(dataset)
         if other.columns != self.columns:
             raise ValueError(
-                f"{dataset.name}: expected the columns {', '.join(self.columns)} of the run,"
-                f" got {', '.join(other.columns)}"
+                f"{dataset.name}: {_difference(self.columns, other.columns)}; give the data of the"
+                " run, or train another one"
             )
         if other.event_shape != self.event_shape:
             raise ValueError(
@@ -142,3 +142,12 @@ def recorded(checkpoint: Checkpoint) -> tuple[DatasetRecord, Config]:
             f"checkpoint of step {checkpoint.step}: expected a record of its data and its"
             f" configuration, got: {type(error).__name__}: {error}; train again"
         ) from error
+
+
+def _difference(columns: Sequence[str], others: Sequence[str]) -> str:
+    """Returns where columns differ from those of the run; there may be thousands of them."""
+    if len(others) != len(columns):
+        return f"expected the {len(columns)} columns of the run, got {len(others)}"
+    pairs = enumerate(zip(columns, others, strict=True), start=1)
+    number, (name, other) = next(item for item in pairs if item[1][0] != item[1][1])
+    return f"expected column {number} to be {name!r} as in the run, got {other!r}"

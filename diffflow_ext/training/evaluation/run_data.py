@@ -1,0 +1,36 @@
+"""The data of a run, also where they have moved."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from diffflow_ext.data import Dataset, describe_sets
+
+from ..store.dataset import open_data
+from .loaded_run import LoadedRun
+
+
+def open_run_data(run: LoadedRun, data: str | Path | None = None, *, warn: bool = True) -> Dataset:
+    """Returns the data of a run, which lie at `data` if they have moved.
+
+    Raises:
+        FileNotFoundError: If they aren't there.
+        ValueError: If they aren't the data of the run: other columns, shapes or values.
+    """
+    config = run.config
+    if data is not None:
+        config = config.replaced(data=os.fspath(data))
+    elif is_gone(config.data.data):
+        raise FileNotFoundError(
+            f"expected the data of the run in {config.data.data!r}, which is not there; if they"
+            " have moved, give their new path (--data PATH)"
+        )
+    dataset = open_data(config, warn=warn)
+    run.record.require(dataset)
+    return dataset
+
+
+def is_gone(data: str) -> bool:
+    """Returns whether data of a run are a path that doesn't exist any more."""
+    return os.path.isabs(data) and data not in describe_sets() and not os.path.exists(data)
