@@ -108,7 +108,6 @@ def _start(trainer: Trainer, *, overwrite: bool) -> None:
     if world.size > 1:
         world.require_same(trainer.state.fingerprint(), "what a process starts from")
     trainer.step.prepare()
-    return trainer
 
 
 @contextlib.contextmanager
