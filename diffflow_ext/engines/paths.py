@@ -68,9 +68,9 @@ def diffflow_loss(
 
     The last two arguments trade memory for time and do not change values or gradients.
 
-    Unless `checkpoint_every` is 0, drift, score and prior are evaluated again for the gradient, and
-    must give the same values. They may draw from torch's global generator (dropout), whose state
-    is restored. Buffers that a network updates in each call, such as BatchNorm's running
+    Unless `checkpoint_every` is 0, drift, score and prior are evaluated again for the gradient,
+    and must give the same values. They may draw from torch's global generator (dropout), whose
+    state is restored. Buffers that a network updates in each call, such as BatchNorm's running
     statistics, are updated by each evaluation; the gradient is right if the value does not depend
     on them.
 

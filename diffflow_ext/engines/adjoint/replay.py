@@ -86,10 +86,10 @@ class RandomTape:
 class Sketches:
     """A few numbers of each value of a network, by which its next evaluation is compared.
 
-    A value at one state, n = m c elements, is read as m rows of c <= 64 elements. Its sketch is the
-    sum of the rows with fixed random signs, over sqrt(m): c numbers of the size of an element, and
-    each element of the value changes one of them. Where c < 8, several sums with other signs give
-    at least 8 numbers.
+    A value at one state, n = m c elements, is read as m rows of c <= 64 elements. Its sketch is
+    the sum of the rows with fixed random signs, over sqrt(m): c numbers of the size of an element,
+    and each element of the value changes one of them. Where c < 8, several sums with other signs
+    give at least 8 numbers. The norm of a sketch estimates that of the value, over sqrt(m).
 
     Nothing is compared while a CUDA graph is captured, because the result cannot be read.
     """
@@ -134,10 +134,11 @@ class Sketches:
     def check(self) -> None:
         """Raises an error if a value was not that of the first evaluation; waits for a GPU once.
 
-        Values may differ by rounding: a compiled network is compiled once with gradients and once
-        without, and a library may choose other kernels. Rounding errors are some eps of the
-        coarsest precision in use, errors to be found are as large as values, and sqrt(eps) lies
-        between them. Values that are not finite differ from nothing: others report them.
+        Values may differ by rounding: torch may choose other kernels where no gradient is asked
+        for, and a network may be compiled once with gradients and once without. Such differences
+        are some eps of the coarsest precision in use, a dropped row is 1/sqrt(B) of the norm of
+        all rows, and sqrt(eps) lies between them (in bfloat16 for B < 100). Values that are not
+        finite differ from nothing: others report them.
         """
         again, self._again = self._again, []
         if not again:
@@ -147,8 +148,7 @@ class Sketches:
         if torch.equal(old, new):
             return
         old, new = (rows.to(**self._like).view(len(again), -1) for rows in (old, new))
-        change = (new - old).abs().amax(1)
-        size = torch.maximum(old.norm(dim=1), new.norm(dim=1)) / old.shape[1] ** 0.5
+        change, size = (new - old).norm(dim=1), torch.maximum(old.norm(dim=1), new.norm(dim=1))
         wrong = change > self._eps({s.dtype for *_, s in again}) ** 0.5 * size
         if wrong.any():
             i = int(wrong.nonzero()[0])
@@ -171,7 +171,7 @@ def _not_repeated(name: str, k: int, difference: float) -> RuntimeError:
     return RuntimeError(
         f"DiffFlowSDE: expected {call} to give the same values each time, because the gradient "
         f"needs a second evaluation; at state {k} of the path, the two differ by "
-        f"{difference:.1g} of their size. Draw random numbers from torch's global generator alone; "
-        "call .eval() on a network that changes its buffers (spectral norm); change no weights "
+        f"{difference:.1g} of their norm. Draw random numbers from torch's global generator "
+        "alone; call .eval() on a network that changes its buffers (spectral norm); change no weights "
         "before the backward pass; or pass checkpoint_every=0, which evaluates each network once"
     )
