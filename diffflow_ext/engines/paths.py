@@ -79,6 +79,12 @@ def diffflow_loss(
 
     The last two arguments trade memory for time and do not change values or gradients.
 
+    Unless `checkpoint_every` is 0, drift, score and prior are evaluated again for the gradient,
+    and must give the same values. They may draw from torch's global generator (dropout), whose
+    state is restored. Buffers that a network updates in each call, such as BatchNorm's running
+    statistics, are updated by each evaluation; the gradient is right if the value does not depend
+    on them.
+
     Arguments:
         drift: The drift f(t, x), any callable.
         score: The score s(t, x), any callable.
@@ -104,6 +110,9 @@ def diffflow_loss(
         TypeError: If an argument has the wrong type.
         RuntimeError: If a network depends on a tensor that requires a gradient and is not among
             `params`, if one of `params` has a gradient hook, or a network changes its arguments.
+            If drift, score or prior does not give the same values again, beyond rounding: other
+            random numbers, spectral norm in train mode, weights that changed before the backward
+            pass. While a CUDA graph is captured, this is not checked.
 
     References:
         | Diffusion Normalizing Flow (Zhang & Chen, 2021), equations 15 and 16, section 3.2

@@ -47,8 +47,9 @@ class DiffFlowSDE(StatefulModel):
 
     Networks are called as ``net(t, x)`` with t of shape () or (B,) and x of shape (B, *event), and
     return the shape of x. They may be compiled, run under autocast, use dropout, share parameters.
-    The backward pass of :meth:`loss` evaluates them again: train() and eval() must stay as they
-    were, and layers that count their calls (BatchNorm's running statistics) count these too.
+    Gradients need them evaluated again: train() and eval() must stay as they were, values must be
+    the same (an error says where they are not), and layers that count their calls (BatchNorm's
+    running statistics) count these too; see :func:`diffflow_ext.engines.diffflow_loss`.
 
     Arguments:
         drift: The drift f, an nn.Module or any callable.

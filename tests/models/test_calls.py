@@ -324,9 +324,7 @@ def test_samples_beyond_memory_are_refused_with_their_size(
         model.sample((10**14, 2), steps, KEY)
     if kind is DiffFlowSDE:
         monkeypatch.setattr(memory, "memory_of", lambda device: 1000)
-        with pytest.raises(
-            ValueError, match=r"sample_path: .* 1,000 bytes .* 1,200 bytes"
-        ):
+        with pytest.raises(ValueError, match=r"sample_path: .* 1,000 bytes .* 1,200 bytes"):
             model.sample_path((50, 2), steps, KEY)
         assert model.sample((50, 2), steps, KEY).shape == (50, 2)
 

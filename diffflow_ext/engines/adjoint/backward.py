@@ -68,8 +68,10 @@ def backward_sweep(
     Weights have shape (B,), or are one number. States are removed from the record of the forward
     sweep when they are no longer needed.
     """
-    with record.tape.preserved():
-        return _BackwardSweep(p, record, weight, with_cost=with_cost).run()
+    with p.autocast.off(), record.tape.preserved():
+        out = _BackwardSweep(p, record, weight, with_cost=with_cost).run()
+        record.sketches.check()
+        return out
 
 
 class _BackwardSweep:
@@ -137,6 +139,7 @@ class _BackwardSweep:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             cost = p.prior_cost(leaf)
+        self.record.sketches.compare("prior", p.num_steps, cost)
         check_leaves("prior.log_prob", cost, leaf, p.params)
         if not cost.requires_grad:
             raise RuntimeError(
@@ -157,11 +160,9 @@ class _BackwardSweep:
         if live:
             values, cotangents = [e.value for e, _ in live], [c.to(e.value) for e, c in live]
             leaves = [e.leaf for e, _ in live]
-            # torch runs backward passes without autocast.
-            with self.p.autocast.off():
-                grads = torch.autograd.grad(
-                    values, (*leaves, *self.p.params), cotangents, allow_unused=True
-                )
+            grads = torch.autograd.grad(
+                values, (*leaves, *self.p.params), cotangents, allow_unused=True
+            )
             self.out.add(grads[len(live) :])
             for (e, _), grad in zip(live, grads, strict=False):
                 e.product = None if grad is None else grad.contiguous()
@@ -183,6 +184,7 @@ class _BackwardSweep:
                 for j in range(max(j for j in states if j < k), k):
                     self.record.tape.replay(("drift", j))
                     f = self.p.network("drift", j, states[j])
+                    self.record.sketches.compare("drift", j, f)
                     states[j + 1] = self.p.em_step(states[j], f, j)
         return states[k]
 
@@ -228,6 +230,7 @@ class _BackwardSweep:
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
             value = self.p.network(name, k, leaf, states)
+        self.record.sketches.compare(name, k, value)
         if name not in self.checked:
             check_leaves(name, value, leaf, self.p.params)
             self.checked.add(name)

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from ..problem import PathProblem
-from .replay import RandomTape
+from .replay import RandomTape, Sketches
 
 
 @dataclass
 class PathRecord:
-    """Random states of evaluations, and the stored states x_k by k."""
+    """Random states and sketches of evaluations, and the stored states x_k by k."""
 
     tape: RandomTape
+    sketches: Sketches
     states: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -34,14 +35,15 @@ def forward_sweep(
     Without costs the score is not evaluated, nor the drift at the last state. `keep` says that a
     backward sweep follows.
     """
-    sweep = _ForwardSweep(p, x0, with_costs=with_costs, keep=keep)
-    return sweep.run(), sweep.record
+    with p.autocast.off():
+        sweep = _ForwardSweep(p, x0, with_costs=with_costs, keep=keep)
+        return sweep.run(), sweep.record
 
 
 class _ForwardSweep:
     def __init__(self, p: PathProblem, x0: Tensor, *, with_costs: bool, keep: bool) -> None:
         self.p, self.x0, self.with_costs, self.keep = p, x0, with_costs, keep
-        self.record = PathRecord(RandomTape(x0.device))
+        self.record = PathRecord(RandomTape(x0.device), Sketches(p, x0, active=keep))
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.total: Tensor | None = None
 
@@ -61,7 +63,9 @@ class _ForwardSweep:
                 self.add_costs(k)
         self.record.tape.record("prior")
         if self.total is not None:
-            self.total = self.total + p.prior_cost(x)
+            cost = p.prior_cost(x)
+            self.record.sketches.keep("prior", n, cost)
+            self.total = self.total + cost
         self.record.tape.close()
         return self.total
 
@@ -83,4 +87,6 @@ class _ForwardSweep:
 
     def evaluate(self, name: str, k: int, x: Tensor, states: int = 1) -> Tensor:
         self.record.tape.record((name, k))
-        return self.p.network(name, k, x, states)
+        value = self.p.network(name, k, x, states)
+        self.record.sketches.keep(name, k, value)
+        return value

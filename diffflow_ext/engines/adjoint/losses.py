@@ -31,6 +31,7 @@ References:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -43,7 +44,7 @@ from diffflow_ext.functional.sums import weighted_sum
 
 from ..problem import PathProblem
 from .backward import Gradients, backward_sweep
-from .forward import PathRecord, forward_sweep
+from .forward import forward_sweep
 
 
 class _PathLoss(Function):
@@ -51,9 +52,10 @@ class _PathLoss(Function):
     def forward(ctx: Any, p: PathProblem, x0: Tensor, g: Tensor, *params: Tensor) -> Tensor:
         losses, record = forward_sweep(p, x0, with_costs=True, keep=True)
         assert losses is not None
-        ctx.p, ctx.tape, ctx.indices, ctx.modes = p, record.tape, list(record.states), p.modes()
+        ctx.p, ctx.modes, ctx.indices = p, p.modes(), list(record.states)
         # autograd frees saved tensors after the backward pass and checks them for changes.
         ctx.save_for_backward(g, *record.states.values(), *params)
+        ctx.record = replace(record, states={})
         return losses
 
     @staticmethod
@@ -65,7 +67,7 @@ class _PathLoss(Function):
                 "DiffFlowSDE.loss: a network was switched between train() and eval() before the "
                 "backward pass, which evaluates it again; switch it afterwards"
             )
-        record = PathRecord(ctx.tape, dict(zip(ctx.indices, states, strict=True)))
+        record = replace(ctx.record, states=dict(zip(ctx.indices, states, strict=True)))
         out = backward_sweep(ctx.p, record, grad.contiguous())
         return None, out.x0, out.g, *out.params
 

@@ -1,16 +1,21 @@
-"""Random states of the forward sweep, restored in the backward sweep.
+"""What makes two evaluations of a network equal, and what notices that they are not.
 
 The adjoint evaluates each network in both sweeps. Both must compute the same function, also with
-dropout, so the second evaluation starts from the random state of the first.
+dropout, so the second evaluation starts from the random state of the first. What no random state
+of torch restores (Python's random numbers, buffers that a network changes) is found by comparing
+the values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from ..problem import PathProblem
 
 
 def _states(device: torch.device) -> tuple[Tensor, ...]:
@@ -76,3 +81,97 @@ class RandomTape:
             if self._outside is not None:
                 _set_states(self.device, self._outside)
                 self._outside = None
+
+
+class Sketches:
+    """A few numbers of each value of a network, by which its next evaluation is compared.
+
+    A value at one state, n = m c elements, is read as m rows of c <= 64 elements. Its sketch is
+    the sum of the rows with fixed random signs, over sqrt(m): c numbers of the size of an element,
+    and each element of the value changes one of them. Where c < 8, several sums with other signs
+    give at least 8 numbers. The norm of a sketch estimates that of the value, over sqrt(m).
+
+    Nothing is compared while a CUDA graph is captured, because the result cannot be read.
+    """
+
+    def __init__(self, p: PathProblem, x0: Tensor, *, active: bool) -> None:
+        self.p, self._size, self._like = p, x0.numel(), {"device": x0.device, "dtype": x0.dtype}
+        capturing = x0.is_cuda and torch.cuda.is_current_stream_capturing()
+        self._active = active and self._size > 0 and not capturing
+        self._first: dict[tuple[str, int], Tensor] = {}
+        self._again: list[tuple[str, int, Tensor]] = []
+
+    def keep(self, name: str, k: int, value: Tensor) -> None:
+        """Stores sketches of a first evaluation at state k, or at several states from k on."""
+        if self._active:
+            for j, sketch in enumerate(self._sketches(name, value), k):
+                self._first[name, j] = sketch
+
+    def compare(self, name: str, k: int, value: Tensor) -> None:
+        """Stores sketches of a repeated evaluation."""
+        if (name, k) in self._first:
+            self._again += ((name, j, s) for j, s in enumerate(self._sketches(name, value), k))
+
+    def _sketches(self, name: str, value: Tensor) -> list[Tensor]:
+        if name == "prior":  # one number for each sample
+            value = value.repeat_interleave(self._size // value.numel())
+        signs, columns = self._signs
+        signs, shape = signs.to(value.dtype), (signs.shape[1], columns)
+        if value.numel() == self._size:
+            return [torch.mm(signs, value.reshape(shape))]
+        return [torch.mm(signs, part) for part in value.reshape(-1, *shape).unbind()]
+
+    @cached_property
+    def _signs(self) -> tuple[Tensor, int]:
+        """Signs of m rows over sqrt(m), and c."""
+        columns = max(c for c in range(1, 65) if self._size % c == 0)
+        rows = self._size // columns
+        # Torch's global generator is the networks' own.
+        generator = torch.Generator(self._like["device"]).manual_seed(0)
+        bits = torch.randint(2, (max(1, 8 // columns), rows), generator=generator, **self._like)
+        return (2 * bits - 1) / rows**0.5, columns
+
+    def check(self) -> None:
+        """Raises an error if a value was not that of the first evaluation; waits for a GPU once.
+
+        Values may differ by rounding: torch may choose other kernels where no gradient is asked
+        for, and a network may be compiled once with gradients and once without. Such differences
+        are some eps of the coarsest precision in use, a dropped row is 1/sqrt(B) of the norm of
+        all rows, and sqrt(eps) lies between them (in bfloat16 for B < 100). Values that are not
+        finite differ from nothing: others report them.
+        """
+        again, self._again = self._again, []
+        if not again:
+            return
+        old = torch.cat([self._first[name, k] for name, k, _ in again])
+        new = torch.cat([sketch for *_, sketch in again])
+        if torch.equal(old, new):
+            return
+        old, new = (rows.to(**self._like).view(len(again), -1) for rows in (old, new))
+        change, size = (new - old).norm(dim=1), torch.maximum(old.norm(dim=1), new.norm(dim=1))
+        wrong = change > self._eps({s.dtype for *_, s in again}) ** 0.5 * size
+        if wrong.any():
+            i = int(wrong.nonzero()[0])
+            raise _not_repeated(*again[i][:2], float(change[i] / size[i]))
+
+    def _eps(self, outputs: set[torch.dtype]) -> float:
+        """Returns the eps of the coarsest precision in which networks are known to compute."""
+        dtypes = outputs | {p.dtype for p in self.p.params}
+        if self.p.autocast.enabled:
+            dtypes.add(self.p.autocast.dtype)
+        eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+        gpu = self._like["device"].type == "cuda"
+        if torch.float32 in dtypes and (gpu or torch.get_float32_matmul_precision() != "highest"):
+            return max(eps, 2.0**-10)  # TF32, which a GPU's convolutions use by default
+        return eps
+
+
+def _not_repeated(name: str, k: int, difference: float) -> RuntimeError:
+    call = "prior.log_prob(x)" if name == "prior" else f"{name}(t, x)"
+    return RuntimeError(
+        f"DiffFlowSDE: expected {call} to give the same values each time, because the gradient "
+        f"needs a second evaluation; at state {k} of the path, the two differ by "
+        f"{difference:.1g} of their norm. Draw random numbers from torch's global generator "
+        "alone; call .eval() on a network that changes its buffers (spectral norm); change no weights "
+        "before the backward pass; or pass checkpoint_every=0, which evaluates each network once"
+    )
