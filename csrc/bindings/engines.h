@@ -1,4 +1,4 @@
-// Which compiled engines this processor can run.
+// Which compiled engines and ops this processor can run.
 #pragma once
 
 #include <stdexcept>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../fused/problem.h"
+#include "../ops/launch_cpu.h"
 
 namespace diffflow {
 
@@ -32,6 +33,26 @@ inline const Instructions& instructions_named(const std::string& name) {
     if (one->name == name) return *one;
   }
   throw std::invalid_argument("instructions: this processor has no '" + name + "'");
+}
+
+/// The ops of a set of instructions that the processor has. avx512bf16 has engines alone.
+inline const OpLoops* ops_named(const std::string& name) {
+  instructions_named(name);
+#ifdef DIFFFLOW_X86
+  const std::vector<const OpLoops*> all = {&avx512_ops(), &avx2_ops(), &portable_ops()};
+#else
+  const std::vector<const OpLoops*> all = {&portable_ops()};
+#endif
+  for (const OpLoops* one : all) {
+    if (one->name == name) return one;
+  }
+  throw std::invalid_argument("instructions: there are no ops for '" + name + "'");
+}
+
+/// The ops in use: the fastest, or in tests those of another set of instructions.
+inline const OpLoops*& op_loops() {
+  static const OpLoops* chosen = ops_named(instructions().front()->name);
+  return chosen;
 }
 
 }  // namespace diffflow
