@@ -3,8 +3,8 @@
 //
 // log and sincospi are our own, in plain float32 multiplications and additions, because library
 // versions differ in the last bit between host and device. With contraction into FMA switched off
-// the results agree bit for bit everywhere. `Float` is float or a vector of floats. Polynomials: weighted minimax fits, see the errors
-// below.
+// the results agree bit for bit everywhere. `Float` is float or a vector of floats. Polynomials:
+// weighted minimax fits, see the errors below.
 #pragma once
 
 #include "host_device.h"
@@ -12,12 +12,16 @@
 
 namespace diffflow {
 
-/// The centre of one of 2^23 equal cells of (0, 1). Never 0 and never 1, and exact in float32.
+/// The centre of one of 2^23 equal cells of (0, 2^24), which is exact in float32.
+template <class Float>
+DF_HD Float cell_centre(typename BitsOf<Float>::Word word) {
+  return BitsOf<Float>::from_int((typename BitsOf<Float>::Int)((word >> 8) | 1u));
+}
+
+/// The same of (0, 1): never 0 and never 1.
 template <class Float>
 DF_HD Float uniform_open(typename BitsOf<Float>::Word word) {
-  using Int = typename BitsOf<Float>::Int;
-  return BitsOf<Float>::from_int((Int)(((word >> 9) << 1) + 1u)) *
-         5.9604644775390625e-8f;  // 2^-24
+  return cell_centre<Float>(word) * 5.9604644775390625e-8f;  // 2^-24
 }
 
 /// log(u) for a normal float u in (0, 1), within 2 ulp.
@@ -55,8 +59,9 @@ struct SinCos {
 /// x = n/2 + r with |r| <= 1/4 (exact), then polynomials in r^2, relative errors 3e-9 and 5e-11.
 template <class Float>
 DF_HD SinCos<Float> sincospi_unit(Float x) {
-  const auto quarter = BitsOf<Float>::truncated(x * 2.0f + 0.5f);
-  const Float r = x - BitsOf<Float>::from_int(quarter) * 0.5f;
+  using Bits = BitsOf<Float>;
+  const auto quarter = Bits::truncated(x * 2.0f + 0.5f);
+  const Float r = x - Bits::from_int(quarter) * 0.5f;
   const Float square = r * r;
   Float p = -0.5890786647796631f * square + 2.549767255783081f;
   p = p * square + -5.167707920074463f;
@@ -66,9 +71,12 @@ DF_HD SinCos<Float> sincospi_unit(Float x) {
   q = q * square + 4.0587077140808105f;
   q = q * square + -4.934802055358887f;
   const Float c = 1.0f + square * q;
-  const auto odd = (quarter & 1) != 0;
+  // Bits 0 and 1 of the quarter as signs: which of the two is the sine, and which are negative.
+  const auto turn = (typename Bits::Word)quarter;
+  const auto odd = (typename Bits::Int)(turn << 31) < 0;
   const Float sine = odd ? c : s, cosine = odd ? s : c;
-  return {(quarter & 2) != 0 ? -sine : sine, ((quarter + 1) & 2) != 0 ? -cosine : cosine};
+  return {Bits::from_word(Bits::word(sine) ^ (turn << 30 & 0x80000000u)),
+          Bits::from_word(Bits::word(cosine) ^ ((turn + 1u) << 30 & 0x80000000u))};
 }
 
 template <class Float>
@@ -81,7 +89,8 @@ template <class Float>
 DF_HD NormalPair<Float> box_muller(typename BitsOf<Float>::Word word_u,
                                    typename BitsOf<Float>::Word word_v) {
   const Float radius = BitsOf<Float>::root(-2.0f * log_unit(uniform_open<Float>(word_u)));
-  const SinCos<Float> turn = sincospi_unit(Float(2.0f * uniform_open<Float>(word_v)));
+  const SinCos<Float> turn =
+      sincospi_unit(Float(cell_centre<Float>(word_v) * 1.1920928955078125e-7f));  // 2^-23
   return {radius * turn.cos, radius * turn.sin};
 }
 

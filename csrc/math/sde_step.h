@@ -77,8 +77,8 @@ struct AdjointTerms {
 };
 
 template <class Values, typename T>
-DF_HD AdjointTerms<Values> adjoint_terms(Values q, Values q_next, Values total_next, T dt, T dt_next,
-                                         T g) {
+DF_HD AdjointTerms<Values> adjoint_terms(Values q, Values q_next, Values total_next, T dt,
+                                         T dt_next, T g) {
   const Values cotangent = dt * q;
   return {cotangent + dt_next * total_next, -g * g * cotangent, total_next - q + q_next};
 }

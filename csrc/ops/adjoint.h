@@ -46,8 +46,7 @@ struct AdjointStep {
                          load_or_zero<T>(vjp_s_next, at);
     const ResidualInputs<T, N> in = {x_prev, x, f, s, {dt, g}};
     const auto residual = has_step() ? residual_at(in, by.step, at) : ResidualValues<Values>{};
-    const Values q =
-        has_step() ? c / (by.step.g * by.step.sqrt_dt) * residual.delta_b : Values{};
+    const Values q = has_step() ? c / (by.step.g * by.step.sqrt_dt) * residual.delta_b : Values{};
     const AdjointTerms<Values> terms = adjoint_terms(q, load_or_zero<T>(carry_next, at), total,
                                                      by.step.dt, by.length_next, by.step.g);
     store(cotangent_f, at, terms.cotangent_f), store_if(cotangent_s, at, terms.cotangent_s);

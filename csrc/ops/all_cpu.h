@@ -14,10 +14,12 @@
 namespace diffflow {
 namespace DF_NAMESPACE {
 
-#define DF_FOR_EACH(...) , {for_each<__VA_ARGS__>}
-#define DF_REDUCE(...) , {reduce<__VA_ARGS__>}
-static const OpLoops kOps = {
-    {DF_NAME(DF_NAMESPACE)} DF_FOR_ELEMENTWISE(DF_FOR_EACH) DF_FOR_REDUCTIONS(DF_REDUCE)};
+#define DF_FOR_EACH(...) \
+  , { for_each<__VA_ARGS__> }
+#define DF_REDUCE(...) \
+  , { reduce<__VA_ARGS__> }
+static const OpLoops kOps = {{DF_NAME(DF_NAMESPACE)} DF_FOR_ELEMENTWISE(DF_FOR_EACH)
+                                 DF_FOR_REDUCTIONS(DF_REDUCE)};
 
 }  // namespace DF_NAMESPACE
 }  // namespace diffflow

@@ -34,8 +34,7 @@ template <class Body>
 DF_HD auto run_body(const Body& body, const Place& at) {
   if constexpr (HasNoise<Body>::value) {
     using T = typename TypeOf<Body>::type;
-    return body.apply(at, body.scalars(),
-                      body.draws() ? normals<T>(body.noise, at) : Quad<T>{});
+    return body.apply(at, body.scalars(), body.draws() ? normals<T>(body.noise, at) : Quad<T>{});
   } else {
     return body.apply(at, body.scalars());
   }

@@ -5,7 +5,7 @@
 
 #include "block.h"
 #include "bodies.h"
-#include "draw.h"
+#include "noise_cpu.h"
 #include "sum_order.h"
 
 namespace diffflow {
@@ -13,17 +13,10 @@ namespace DF_NAMESPACE {
 
 /// With fewer quads a parallel region costs more than it saves.
 constexpr int64_t kParallelQuads = 2048;
-/// Quads that are worked on at a time: their noise and their terms stay in the nearest cache. So
-/// many that a chunk of a row begins at the first lane of sum_order.h or, of kBlock, in the middle.
-constexpr int64_t kChunk = 128;
+/// Quads that are worked on at a time: their noise and their terms stay in the nearest cache.
+constexpr int64_t kChunk = kBlock;
 
 DF_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/// Offset of the first element of a quad of the batch.
-DF_INLINE int64_t start_of(const Shape& shape, int64_t quad) {
-  const int64_t per_sample = shape.quads_per_sample();
-  return quad / per_sample * shape.elements + 4 * (quad % per_sample);
-}
 
 /// Draws the noise of some quads if a body needs it.
 template <class Body>
@@ -50,8 +43,8 @@ DF_INLINE auto run_block(const Body& body, const Scalars& scalars, const Block<s
   }
 }
 
-/// Runs a body on `count` quads, kChunk at most, from quad `first` on. Calls `take(i, run)` for each
-/// block, where i counts elements and run() returns what the body does.
+/// Runs a body on `count` quads, kChunk at most, from quad `first` on. Calls `take(i, run)` for
+/// each block, where i counts elements and run() returns what the body does.
 template <class Body, class Take>
 DF_INLINE void run_quads(const Body& body, const Shape& shape, int64_t first, int64_t count,
                          const Take& take) {
@@ -78,6 +71,8 @@ static void for_each(const Body& body, const Shape& shape) {
     const int64_t first = i * kChunk, end = smaller(total, first + kChunk);
     if constexpr (std::is_same_v<Body, PhiloxBlocks>) {
       for (int64_t at = first; at < end; at += kLanes) body.template run<WordVec>(at, end - at);
+    } else if constexpr (std::is_same_v<Body, Normal<float>>) {
+      draw(body.noise, shape, first, end - first, body.out + start_of(shape, first));
     } else {
       run_quads(body, shape, first, end - first, [](int64_t, const auto& run) { run(); });
     }
@@ -87,19 +82,32 @@ static void for_each(const Body& body, const Shape& shape) {
 // --- sums ----------------------------------------------------------------------------------------
 
 /// Folds lanes in halves, as a warp's butterfly does.
-template <typename T>
-DF_INLINE T fold(T* lane_sums, int lanes) {
-  for (int half = lanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lane_sums[lane] += lane_sums[lane + half];
+template <int lanes, typename T>
+DF_INLINE T fold(T* sums) {
+  for (int i = 0; i < lanes / 2; ++i) sums[i] += sums[i + lanes / 2];
+  if constexpr (lanes > 2) {
+    return fold<lanes / 2>(sums);
+  } else {
+    return sums[0];
   }
-  return lane_sums[0];
 }
 
 template <typename T>
-DF_INLINE T fold_all(T* sums, int lanes) {
-  T sum = fold(sums, lanes < kWarp ? lanes : kWarp);
-  for (int first = kWarp; first < lanes; first += kWarp) sum += fold(sums + first, kWarp);
-  return sum;
+DF_INLINE T fold(T* sums, int lanes) {
+  switch (lanes) {
+    case 32:
+      return fold<32>(sums);
+    case 16:
+      return fold<16>(sums);
+    case 8:
+      return fold<8>(sums);
+    case 4:
+      return fold<4>(sums);
+    case 2:
+      return fold<2>(sums);
+    default:
+      return sums[0];
+  }
 }
 
 /// The terms of all elements of up to kChunk quads, without gaps.
@@ -164,12 +172,11 @@ DF_INLINE void sum_rows(const Body& body, const Shape& shape, int64_t first, int
   }
 }
 
-/// The sum of one segment of a longer row.
+/// The sum of one segment of a longer row, which has kBlock lanes.
 template <class Body>
 DF_INLINE auto segment_sum(const Body& body, const Shape& shape, int64_t sample, int64_t segment) {
   using T = typename Body::Sum;
   const int64_t per_sample = shape.quads_per_sample();
-  const int lanes = num_lanes(per_sample);
   const auto scalars = body.scalars();
   ChunkTerms<Body> terms;
   T sums[kBlock] = {};
@@ -177,11 +184,11 @@ DF_INLINE auto segment_sum(const Body& body, const Shape& shape, int64_t sample,
   for (int64_t quad = segment * kSegmentQuads; quad < end; quad += kChunk) {
     const int64_t count = smaller(kChunk, end - quad);
     fill(body, shape, sample * per_sample + quad, count, &terms);
-    add_parts(body, scalars, sample, terms, 0, smaller(4 * count, shape.elements - 4 * quad), lanes,
-              sums + quad % lanes);
+    const int64_t elements = smaller(4 * count, shape.elements - 4 * quad);
+    add_parts(body, scalars, sample, terms, 0, elements, kBlock, sums);
   }
-  T sum = fold(sums, smaller(lanes, kWarp));
-  for (int first = kWarp; first < lanes; first += kWarp) sum += fold(sums + first, kWarp);
+  T sum = fold<kWarp>(sums);
+  for (int first = kWarp; first < kBlock; first += kWarp) sum += fold<kWarp>(sums + first);
   return sum;
 }
 

@@ -22,19 +22,19 @@ struct Quad {
   T value[4];
 };
 
-#define DF_QUAD_OPERATOR(op)                                                                 \
-  template <typename T>                                                                      \
-  DF_HD Quad<T> operator op(const Quad<T>& a, const Quad<T>& b) {                            \
-    return {{a.value[0] op b.value[0], a.value[1] op b.value[1], a.value[2] op b.value[2],   \
-             a.value[3] op b.value[3]}};                                                     \
-  }                                                                                          \
-  template <typename T>                                                                      \
-  DF_HD Quad<T> operator op(const Quad<T>& a, T b) {                                         \
-    return {{a.value[0] op b, a.value[1] op b, a.value[2] op b, a.value[3] op b}};           \
-  }                                                                                          \
-  template <typename T>                                                                      \
-  DF_HD Quad<T> operator op(T a, const Quad<T>& b) {                                         \
-    return {{a op b.value[0], a op b.value[1], a op b.value[2], a op b.value[3]}};           \
+#define DF_QUAD_OPERATOR(op)                                                               \
+  template <typename T>                                                                    \
+  DF_HD Quad<T> operator op(const Quad<T>& a, const Quad<T>& b) {                          \
+    return {{a.value[0] op b.value[0], a.value[1] op b.value[1], a.value[2] op b.value[2], \
+             a.value[3] op b.value[3]}};                                                   \
+  }                                                                                        \
+  template <typename T>                                                                    \
+  DF_HD Quad<T> operator op(const Quad<T>& a, T b) {                                       \
+    return {{a.value[0] op b, a.value[1] op b, a.value[2] op b, a.value[3] op b}};         \
+  }                                                                                        \
+  template <typename T>                                                                    \
+  DF_HD Quad<T> operator op(T a, const Quad<T>& b) {                                       \
+    return {{a op b.value[0], a op b.value[1], a op b.value[2], a op b.value[3]}};         \
   }
 DF_QUAD_OPERATOR(+)
 DF_QUAD_OPERATOR(-)

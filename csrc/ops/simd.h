@@ -33,8 +33,7 @@ struct VecPair {
 
 /// a_0, b_0, a_1, b_1, ...
 DF_INLINE VecPair interleave(Vec a, Vec b) {
-  const __m512i low =
-      _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
   return {(Vec)_mm512_permutex2var_ps((__m512)a, low, (__m512)b),
           (Vec)_mm512_permutex2var_ps((__m512)a, high, (__m512)b)};
@@ -74,24 +73,25 @@ struct BitsOf<DF_NAMESPACE::Vec> {
   }
 };
 
-/// Products of the even and of the odd lanes, whose halves are then sorted.
+/// Products of the even lanes and of the odd ones, whose halves are put together.
 template <>
 struct WideProduct<DF_NAMESPACE::WordVec> {
-  DF_NAMESPACE::WordVec high, low;
+  using Word = DF_NAMESPACE::WordVec;
+  Word high, low;
 
-  DF_HD WideProduct(uint32_t factor, DF_NAMESPACE::WordVec word) {
+  DF_HD WideProduct(uint32_t factor, Word word) {
 #if DF_LANES == 16
     const __m512i by = _mm512_set1_epi32(static_cast<int>(factor)), a = (__m512i)word;
     const __m512i even = _mm512_mul_epu32(a, by);
-    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), by);
-    low = (DF_NAMESPACE::WordVec)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
-    high = (DF_NAMESPACE::WordVec)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+    const __m512i odd = _mm512_mul_epu32(_mm512_shuffle_epi32(a, _MM_PERM_CDAB), by);
+    low = (Word)_mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CDAB);
+    high = (Word)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_CDAB);
 #elif DF_LANES == 8
     const __m256i by = _mm256_set1_epi32(static_cast<int>(factor)), a = (__m256i)word;
     const __m256i even = _mm256_mul_epu32(a, by);
-    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), by);
-    low = (DF_NAMESPACE::WordVec)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-    high = (DF_NAMESPACE::WordVec)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+    const __m256i odd = _mm256_mul_epu32(_mm256_shuffle_epi32(a, 0xB1), by);
+    low = (Word)_mm256_blend_epi32(even, _mm256_shuffle_epi32(odd, 0xB1), 0xAA);
+    high = (Word)_mm256_blend_epi32(_mm256_shuffle_epi32(even, 0xB1), odd, 0xAA);
 #else
     for (int i = 0; i < DF_LANES; ++i) {
       const uint64_t product = static_cast<uint64_t>(factor) * word[i];

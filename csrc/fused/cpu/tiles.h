@@ -9,7 +9,7 @@
 #include <omp.h>
 #endif
 
-#include "../../ops/draw.h"
+#include "../../ops/noise_cpu.h"
 #include "../problem.h"
 #include "arena.h"
 #include "simd.h"

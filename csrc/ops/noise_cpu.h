@@ -11,30 +11,36 @@ namespace DF_NAMESPACE {
 /// Quads that follow one another in a batch, one in each lane.
 struct QuadLanes {
   WordVec quad, sample;
-  uint32_t per_sample;
+  uint32_t per_sample, more_quads, more_samples;
 
   /// Quad `first` of the batch and those after it.
   DF_INLINE QuadLanes from(const Shape& shape, int64_t first) {
     const int64_t per_sample = shape.quads_per_sample();
     uint32_t quad = static_cast<uint32_t>(first % per_sample);
     uint32_t sample = static_cast<uint32_t>(first / per_sample);
-    QuadLanes out{{}, {}, static_cast<uint32_t>(per_sample)};
+    uint32_t quads[kLanes], samples[kLanes];
     for (int i = 0; i < kLanes; ++i) {
-      out.quad[i] = quad, out.sample[i] = sample;
-      if (++quad == out.per_sample) quad = 0, ++sample;
+      quads[i] = quad, samples[i] = sample;
+      if (++quad == per_sample) quad = 0, ++sample;
     }
+    const auto size = static_cast<uint32_t>(per_sample);
+    QuadLanes out{{}, {}, size, kLanes % size, kLanes / size};
+    memcpy(&out.quad, quads, sizeof(quads)), memcpy(&out.sample, samples, sizeof(samples));
     return out;
   }
 
   /// Moves on by as many quads as there are lanes.
-  DF_INLINE void advance(QuadLanes* at) {
-    at->quad += kLanes % at->per_sample;
-    at->sample += kLanes / at->per_sample;
-    const WordVec beyond = (WordVec)(at->quad >= at->per_sample);
-    at->quad -= beyond & at->per_sample;
-    at->sample -= beyond;  // which is -1 in lanes that begin another row
+  DF_HD void advance() {
+    quad += more_quads, sample += more_samples;
+    const WordVec beyond = (WordVec)(quad >= per_sample);
+    quad -= beyond & per_sample;
+    sample -= beyond;  // which is -1 in lanes that begin another row
   }
 };
+
+DF_INLINE void put(const VecPair& pair, float* out) {
+  memcpy(out, &pair.low, sizeof(Vec)), memcpy(out + kLanes, &pair.high, sizeof(Vec));
+}
 
 /// Writes the normals of kLanes quads in the order of their elements: four of each quad, or in rows
 /// of one or two elements only those, for which one pair of normals is enough.
@@ -44,15 +50,21 @@ DF_INLINE void draw_lanes(const NoiseSource& source, NoiseNumbers numbers, const
   const NormalPair<Vec> low = box_muller<Vec>(words.word[0], words.word[1]);
   if (elements <= 2) {
     const VecPair both = interleave(low.first, low.second);
-    memcpy(out, elements == 1 ? &low.first : &both.low, sizeof(Vec));
-    if (elements == 2) memcpy(out + kLanes, &both.high, sizeof(Vec));
+    if (elements == 2) return put(both, out);
+    memcpy(out, &low.first, sizeof(Vec));
     return;
   }
   const NormalPair<Vec> high = box_muller<Vec>(words.word[2], words.word[3]);
   const VecPair even = interleave(low.first, high.first);
   const VecPair odd = interleave(low.second, high.second);
-  const VecPair parts[2] = {interleave(even.low, odd.low), interleave(even.high, odd.high)};
-  memcpy(out, parts, sizeof(parts));
+  put(interleave(even.low, odd.low), out);
+  put(interleave(even.high, odd.high), out + 2 * kLanes);
+}
+
+/// Offset of the first element of a quad of the batch.
+DF_INLINE int64_t start_of(const Shape& shape, int64_t quad) {
+  const int64_t per_sample = shape.quads_per_sample();
+  return quad / per_sample * shape.elements + 4 * (quad % per_sample);
 }
 
 /// The normals of `count` quads of a batch from quad `first` on, without gaps between rows.
@@ -60,21 +72,25 @@ DF_INLINE void draw(const NoiseSource& source, const Shape& shape, int64_t first
                     float* out) {
   const NoiseNumbers numbers = noise_numbers(source);
   const int64_t elements = shape.elements, per_sample = shape.quads_per_sample();
-  const bool equal = elements <= 2 || elements % 4 == 0;
   const int64_t each = elements <= 2 ? elements : 4, last = elements - 4 * (per_sample - 1);
-  QuadLanes at = QuadLanes::from(shape, first);
+  const float* const end = out + start_of(shape, first + count) - start_of(shape, first);
   int64_t quad = first % per_sample;
-  for (; count > 0; count -= kLanes, QuadLanes::advance(&at)) {
-    if (equal && count >= kLanes) {
+  for (QuadLanes at = QuadLanes::from(shape, first); count > 0; count -= kLanes, at.advance()) {
+    if (last == each && count >= kLanes) {
       draw_lanes(source, numbers, at, elements, out);
       out += kLanes * each;
       continue;
     }
-    alignas(64) float drawn[4 * kLanes];
+    alignas(64) float drawn[4 * kLanes + 4];
     draw_lanes(source, numbers, at, elements, drawn);
     for (int i = 0; i < kLanes && i < count; ++i) {
       const int64_t size = quad == per_sample - 1 ? last : each;
-      for (int64_t j = 0; j < size; ++j) out[j] = drawn[each * i + j];
+      if (end - out >= 4) {
+        // What is too much is overwritten by the next quad.
+        memcpy(out, drawn + each * i, 4 * sizeof(float));
+      } else {
+        for (int64_t j = 0; j < size; ++j) out[j] = drawn[each * i + j];
+      }
       out += size;
       if (++quad == per_sample) quad = 0;
     }
