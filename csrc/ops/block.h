@@ -15,7 +15,16 @@ struct Block {
 
   int64_t offset;
   int count;
-  int64_t row;  ///< elements of a row
+  int64_t row;     ///< elements of a row
+  int64_t sample;  ///< of the first element
+  int64_t left;    ///< elements of its row from the first one on
+
+  /// Moves on by `size` elements.
+  DF_HD void advance() {
+    offset += size, left -= size;
+    // A division is slow: none where the row goes on.
+    if (left <= 0) sample = offset / row, left = (sample + 1) * row - offset;
+  }
 
   template <typename S>
   size_t bytes() const {
@@ -55,7 +64,7 @@ DF_INLINE auto splat(T value, const Block<size>&) {
 /// Values that each sample has one of, for the elements of the block.
 template <typename T, int size>
 DF_INLINE auto of_samples(const T* pointer, const Block<size>& at) {
-  int64_t sample = at.offset / at.row, left = (sample + 1) * at.row - at.offset;
+  int64_t sample = at.sample, left = at.left;
   if (left >= at.count) return splat(pointer[sample], at);
   typename VectorOf<T, size>::Type out = {};
   for (int i = 0; i < at.count; ++i) {

@@ -53,13 +53,15 @@ DF_INLINE void run_quads(const Body& body, const Shape& shape, int64_t first, in
   const auto scalars = body.scalars();
   alignas(64) float noise[4 * kChunk + kLanes];
   draw_for(body, shape, first, count, noise);
+  const int64_t row = shape.elements, sample = begin / row;
+  Block<size> at = {begin, size, row, sample, (sample + 1) * row - begin};
   int64_t i = 0;
-  for (; i + size <= total; i += size) {
-    const Block<size> at = {begin + i, size, shape.elements};
-    take(i, [&] { return run_block(body, scalars, at, noise + i); });
+  for (; i + size <= total; i += size, at.advance()) {
+    const Block<size> whole = {at.offset, size, row, at.sample, at.left};
+    take(i, [&] { return run_block(body, scalars, whole, noise + i); });
   }
   if (i == total) return;
-  const Block<size> at = {begin + i, static_cast<int>(total - i), shape.elements};
+  at.count = static_cast<int>(total - i);
   take(i, [&] { return run_block(body, scalars, at, noise + i); });
 }
 
@@ -196,17 +198,16 @@ DF_INLINE auto segment_sum(const Body& body, const Shape& shape, int64_t sample,
 template <class Body>
 static void reduce(const Body& body, const Shape& shape, typename Body::Sum* partials) {
   const int64_t per_sample = shape.quads_per_sample(), segments = num_segments(per_sample);
-  const bool parallel = shape.quads() > kParallelQuads;
   if (per_sample <= kChunk) {
     const int64_t rows = per_sample > 0 ? kChunk / per_sample : kChunk;
     const int64_t groups = (shape.samples + rows - 1) / rows;
-#pragma omp parallel for schedule(static) if (parallel)
+#pragma omp parallel for schedule(static) if (shape.quads() > kParallelQuads)
     for (int64_t i = 0; i < groups; ++i) {
       sum_rows(body, shape, i * rows, smaller(rows, shape.samples - i * rows));
     }
     return;
   }
-#pragma omp parallel for schedule(static) if (parallel)
+#pragma omp parallel for schedule(static) if (shape.quads() > kParallelQuads)
   for (int64_t i = 0; i < shape.samples * segments; ++i) {
     const auto sum = segment_sum(body, shape, i / segments, i % segments);
     if (segments == 1) {
