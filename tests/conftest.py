@@ -65,6 +65,13 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return request.param
 
 
+@pytest.fixture(params=helpers.ENGINES)
+def op_instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the ops on each set of instructions that this processor has."""
+    with helpers.ops_with(request.param):
+        yield request.param
+
+
 def shared_folder(factory: pytest.TempPathFactory) -> Path:
     """A folder for what is built once a session, whatever the number of workers."""
     base = factory.getbasetemp()

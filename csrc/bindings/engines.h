@@ -1,4 +1,4 @@
-// Which compiled engines this processor can run.
+// Which compiled engines and ops this processor can run.
 #pragma once
 
 #include <stdexcept>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../fused/problem.h"
+#include "../ops/launch_cpu.h"
 
 namespace diffflow {
 
@@ -50,6 +51,38 @@ inline const Instructions& instructions_named(const std::string& name) {
     if (one.has) return *one.engine;
   }
   throw std::invalid_argument("instructions: this processor has no '" + name + "'");
+}
+
+/// The ops of this build that the processor can run, the fastest first. avx512bf16 has engines
+/// alone.
+inline std::vector<const OpLoops*> op_sets() {
+#ifdef DIFFFLOW_X86
+  const std::vector<const OpLoops*> all = {&avx512_ops(), &avx2_ops(), &portable_ops()};
+#else
+  const std::vector<const OpLoops*> all = {&portable_ops()};
+#endif
+  std::vector<const OpLoops*> out;
+  for (const OpLoops* ops : all) {
+    for (const Candidate& one : candidates()) {
+      if (one.has && one.engine->name == std::string(ops->name) && ops->left_out == nullptr) {
+        out.push_back(ops);
+      }
+    }
+  }
+  return out;
+}
+
+inline const OpLoops* ops_named(const std::string& name) {
+  for (const OpLoops* one : op_sets()) {
+    if (one->name == name) return one;
+  }
+  throw std::invalid_argument("instructions: there are no ops for '" + name + "'");
+}
+
+/// The ops in use: the fastest, or in tests those of another set of instructions.
+inline const OpLoops*& op_loops() {
+  static const OpLoops* chosen = op_sets().front();
+  return chosen;
 }
 
 }  // namespace diffflow

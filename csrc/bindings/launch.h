@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "../ops/launch_cuda.h"
-#include "../ops/loop_cpu.h"
+#include "engines.h"
 
 namespace diffflow {
 
@@ -77,8 +77,8 @@ inline bool rows_aligned(const Shape& shape) {
 template <class Body>
 void run_each(const Target& target, const Shape& shape, const Body& body, bool aligned) {
   if (shape.quads() == 0) return;
+  if (target.device < 0) return op_loops()->ForEach<Body>::for_each(body, shape);
   aligned = aligned && rows_aligned(shape);
-  if (target.device < 0) return cpu::for_each(body, shape, aligned);
 #ifdef DIFFFLOW_WITH_CUDA
   cuda::for_each(body, shape, aligned, target.device, pointer<void>(target.stream));
 #else
@@ -90,9 +90,9 @@ template <class Body>
 void run_reduction(const Target& target, const Body& body, bool aligned, Address partials) {
   const Shape shape = target.rows();
   if (shape.samples == 0) return;
-  aligned = aligned && rows_aligned(shape);
   auto* sums = pointer<typename Body::Sum>(partials);
-  if (target.device < 0) return cpu::reduce(body, shape, aligned, sums);
+  if (target.device < 0) return op_loops()->Reduce<Body>::reduce(body, shape, sums);
+  aligned = aligned && rows_aligned(shape);
 #ifdef DIFFFLOW_WITH_CUDA
   cuda::reduce(body, shape, aligned, sums, target.device, pointer<void>(target.stream));
 #else

@@ -85,6 +85,9 @@ void define_engines(py::module_& m) {
     for (const df::Instructions* one : df::instructions()) names.emplace_back(one->name);
     return names;
   });
+  m.def("op_instructions", [] { return std::string(df::op_loops()->name); });
+  m.def("use_op_instructions",
+        [](const std::string& name) { df::op_loops() = df::ops_named(name); });
   define_engine(m, "paths_scratch_bytes", &df::Instructions::paths_scratch_bytes);
   define_engine(m, "run_paths", &df::Instructions::run_paths);
   define_engine(m, "run_reverse_paths", &df::Instructions::run_reverse_paths);

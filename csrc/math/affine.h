@@ -13,8 +13,9 @@ struct AffineScalars {
 };
 
 /// y = c_x x + c_a a + c_b b + noise z, added from left to right; z is a standard normal.
-template <typename T>
-DF_HD T affine_step(T x, T a, T b, T z, AffineScalars<T> c) {
+/// `Values` are one T or several.
+template <class Values, typename T>
+DF_HD Values affine_step(Values x, Values a, Values b, Values z, AffineScalars<T> c) {
   return c.x * x + c.a * a + c.b * b + c.noise * z;
 }
 

@@ -40,4 +40,20 @@ DF_HD float bits_to_float(uint32_t bits) {
 DF_HD float square_root(float value) { return sqrtf(value); }
 DF_HD double square_root(double value) { return sqrt(value); }
 
+/// What formulas on the bits of a float need besides operators. A formula for `Float` takes one
+/// number, or with the specialisation of ops/simd.h a vector of them.
+template <class Float>
+struct BitsOf;
+
+template <>
+struct BitsOf<float> {
+  using Int = int32_t;
+  using Word = uint32_t;
+  static DF_HD Word word(float value) { return float_to_bits(value); }
+  static DF_HD float from_word(Word bits) { return bits_to_float(bits); }
+  static DF_HD float from_int(Int value) { return static_cast<float>(value); }
+  static DF_HD Int truncated(float value) { return static_cast<int>(value); }
+  static DF_HD float root(float value) { return square_root(value); }
+};
+
 }  // namespace diffflow

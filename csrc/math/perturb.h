@@ -6,8 +6,9 @@
 namespace diffflow {
 
 /// alpha_t is the mean factor, sigma_t >= 0 the standard deviation, eps a standard normal.
-template <typename T>
-DF_HD T perturb(T x0, T eps, T alpha_t, T sigma_t) {
+/// `Values` are one number or several.
+template <class Values>
+DF_HD Values perturb(Values x0, Values eps, Values alpha_t, Values sigma_t) {
   return alpha_t * x0 + sigma_t * eps;
 }
 

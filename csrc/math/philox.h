@@ -7,27 +7,41 @@
 
 namespace diffflow {
 
+/// Four words of one counter, or of the counters of a vector's lanes.
+template <class Word>
 struct PhiloxWords {
-  uint32_t word[4];
+  Word word[4];
 };
 
+/// One key for all lanes, or one for each.
+template <class Word>
 struct PhiloxKey {
-  uint32_t low, high;
+  Word low, high;
+};
+
+/// The halves of a product of 64 bits. Specialised for vectors in ops/simd.h.
+template <class Word>
+struct WideProduct {
+  Word high, low;
+
+  DF_HD WideProduct(uint32_t factor, Word word) {
+    const uint64_t product = static_cast<uint64_t>(factor) * word;
+    high = static_cast<uint32_t>(product >> 32), low = static_cast<uint32_t>(product);
+  }
 };
 
 /// One round: two 32 x 32 -> 64 bit products whose halves are mixed with the other words and the
 /// key.
-DF_HD PhiloxWords philox_round(PhiloxWords in, PhiloxKey key) {
-  const uint64_t product_0 = static_cast<uint64_t>(0xD2511F53u) * in.word[0];
-  const uint64_t product_1 = static_cast<uint64_t>(0xCD9E8D57u) * in.word[2];
-  return {{static_cast<uint32_t>(product_1 >> 32) ^ in.word[1] ^ key.low,
-           static_cast<uint32_t>(product_1),
-           static_cast<uint32_t>(product_0 >> 32) ^ in.word[3] ^ key.high,
-           static_cast<uint32_t>(product_0)}};
+template <class Word, class KeyWord>
+DF_HD PhiloxWords<Word> philox_round(const PhiloxWords<Word>& in, const PhiloxKey<KeyWord>& key) {
+  const WideProduct<Word> first(0xD2511F53u, in.word[0]), second(0xCD9E8D57u, in.word[2]);
+  return {{second.high ^ in.word[1] ^ key.low, second.low, first.high ^ in.word[3] ^ key.high,
+           first.low}};
 }
 
 /// Ten rounds; the key advances by a Weyl sequence (golden ratio, sqrt(3) - 1) between them.
-DF_HD PhiloxWords philox4x32_10(PhiloxWords counter, PhiloxKey key) {
+template <class Word, class KeyWord>
+DF_HD PhiloxWords<Word> philox4x32_10(PhiloxWords<Word> counter, PhiloxKey<KeyWord> key) {
   for (int round = 0; round < 9; ++round) {
     counter = philox_round(counter, key);
     key.low += 0x9E3779B9u;

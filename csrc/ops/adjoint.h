@@ -13,7 +13,6 @@ namespace diffflow {
 /// is given in up to three parts, whose sum needs no separate pass.
 template <typename T, typename N>
 struct AdjointStep {
-  using Sum = T;
   const T *x_prev, *x;  ///< x_{k-1}, x_k
   const N *f, *s;       ///< f(t_k, x_k), s(t_k, x_k)
   const T* local_next;  ///< parts of dL/dx_{k+1}
@@ -30,74 +29,61 @@ struct AdjointStep {
   DF_HD bool has_step() const { return x_prev != nullptr; }
   DF_HD bool has_next() const { return local_next != nullptr; }
 
-  DF_HD Quad<T> total_next(const Place& at) const {
-    const Quad<T> a = load_or_zero<T>(local_next, at), b = load_or_zero<T>(vjp_f_next, at),
-                  c = load_or_zero<T>(vjp_s_next, at);
-    Quad<T> out;
-    for (int i = 0; i < 4; ++i) out.value[i] = a.value[i] + b.value[i] + c.value[i];
-    return out;
+  struct Scalars {
+    StepScalars<T> step;
+    T length_next;
+  };
+  DF_HD Scalars scalars() const {
+    return {StepSource<T>{dt, g}.get(), has_next() ? dt_next.get() : T(0)};
   }
 
-  /// Writes all tensors of one quad; returns its part of dL/dg_k where that is wanted.
-  DF_HD T write(const Place& at, bool want_grad_g) const {
-    const StepSource<T> source = {dt, g};
-    const StepScalars<T> scalars = source.get();
-    const T length_next = has_next() ? dt_next.get() : T(0);
-    const T c = weight != nullptr ? weight[at.sample] : weight_for_all;
-    const Quad<T> total = total_next(at), q_next = load_or_zero<T>(carry_next, at);
-    const ResidualInputs<T, N> in = {x_prev, x, f, s, source};
-    const ResidualQuad<T> residual = has_step() ? residual_at(in, scalars, at) : ResidualQuad<T>{};
-    const T scale = c / (scalars.g * scalars.sqrt_dt);
-    Quad<T> u, w, rest, q;
-    T sum = T(0);
-    for (int i = 0; i < 4; ++i) {
-      q.value[i] = has_step() ? scale * residual.delta_b.value[i] : T(0);
-      const AdjointTerms<T> terms = adjoint_terms(q.value[i], q_next.value[i], total.value[i],
-                                                  scalars.dt, length_next, scalars.g);
-      u.value[i] = terms.cotangent_f, w.value[i] = terms.cotangent_s;
-      rest.value[i] = terms.local;
-      sum += c * residual_cost_grad_g(residual.delta_b.value[i], residual.s_next.value[i], scalars);
-    }
-    if (!has_next()) add_prior(at, c, &rest);
-    store(cotangent_f, at, u), store_if(cotangent_s, at, w);
-    store(local, at, rest), store_if(carry, at, q);
-    if (want_grad_g && has_next()) sum += noise_part(at, total, length_next);
-    return sum;
+  /// Writes all tensors of some elements. Returns what dL/dg_k sums: through the residual, and the
+  /// products total . delta_f of the noise of the forward step k -> k+1, which g_k scales too.
+  template <class At, class Values>
+  DF_HD Terms<Values, 2> write(const At& at, const Scalars& by, const Values& eps) const {
+    const Values c = weight != nullptr ? of_samples(weight, at) : splat(weight_for_all, at);
+    const Values total = load_or_zero<T>(local_next, at) + load_or_zero<T>(vjp_f_next, at) +
+                         load_or_zero<T>(vjp_s_next, at);
+    const ResidualInputs<T, N> in = {x_prev, x, f, s, {dt, g}};
+    const auto residual = has_step() ? residual_at(in, by.step, at) : ResidualValues<Values>{};
+    const Values q = has_step() ? c / (by.step.g * by.step.sqrt_dt) * residual.delta_b : Values{};
+    const AdjointTerms<Values> terms = adjoint_terms(q, load_or_zero<T>(carry_next, at), total,
+                                                     by.step.dt, by.length_next, by.step.g);
+    store(cotangent_f, at, terms.cotangent_f), store_if(cotangent_s, at, terms.cotangent_s);
+    // -log N(x_N; 0, I) contributes c x_N at the last state.
+    store(local, at, has_next() ? terms.local : terms.local + c * load<T>(x, at));
+    store_if(carry, at, q);
+    return {{c * residual_cost_grad_g(residual.delta_b, residual.s_next, by.step), total * eps}};
   }
-
-  /// -log N(x_N; 0, I) contributes c x_N at the last state.
-  DF_HD void add_prior(const Place& at, T c, Quad<T>* rest) const {
-    const Quad<T> last = load<T>(x, at);
-    for (int i = 0; i < 4; ++i) rest->value[i] += c * last.value[i];
-  }
-
-  /// g_k also scales the noise of the forward step k -> k+1: sqrt(dt_{k+1}) total . delta_f.
-  DF_HD T noise_part(const Place& at, const Quad<T>& total, T length_next) const {
-    const Quad<T> eps = normals<T>(noise, at);
-    T sum = T(0);
-    for (int i = 0; i < 4; ++i) sum += total.value[i] * eps.value[i];
-    return square_root(length_next) * sum;
-  }
-
-  DF_HD void finish(int64_t sample, T sum) const { grad_g[sample] = sum; }
 };
 
 /// AdjointStep where g is a constant: elementwise, no sums.
 template <typename T, typename N>
-struct AdjointStepFixedG {
-  AdjointStep<T, N> step;
-
-  DF_HD void operator()(const Place& at) const { step.write(at, false); }
+struct AdjointStepFixedG : AdjointStep<T, N> {
+  template <class At>
+  DF_HD void apply(const At& at, const typename AdjointStep<T, N>::Scalars& by) const {
+    this->write(at, by, typename At::template Values<T>{});
+  }
 };
 
 /// AdjointStep where g is learned: the same pass also sums dL/dg_k per sample.
 template <typename T, typename N>
-struct AdjointStepLearnedG {
+struct AdjointStepLearnedG : AdjointStep<T, N> {
   using Sum = T;
-  AdjointStep<T, N> step;
+  using Scalars = typename AdjointStep<T, N>::Scalars;
+  static constexpr int kTerms = 2;
 
-  DF_HD T operator()(const Place& at) const { return step.write(at, true); }
-  DF_HD void finish(int64_t sample, T sum) const { step.finish(sample, sum); }
+  DF_HD bool draws() const { return this->has_next(); }
+  template <class At, class Values>
+  DF_HD Terms<Values, 2> apply(const At& at, const Scalars& by, const Values& eps) const {
+    return this->write(at, by, eps);
+  }
+  DF_HD T part(const Scalars& by, int64_t, const Quad<T>* terms) const {
+    const T sum = in_order(terms[0]);
+    if (!this->has_next()) return sum;
+    return sum + square_root(by.length_next) * in_order(terms[1]);
+  }
+  DF_HD void finish(int64_t sample, T sum) const { this->grad_g[sample] = sum; }
 };
 
 }  // namespace diffflow

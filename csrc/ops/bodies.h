@@ -1,10 +1,12 @@
-// One struct per kernel: its arguments and its computation for one quad. Host and device run the
-// same source; the loops are in loop_cpu.h and loop_cuda.cuh.
+// One struct per kernel: its arguments and its computation for some elements. Host and device run
+// the same source; the loops are in loop_cpu.h and loop_cuda.cuh.
 //
 // T is the type of the state and of all arithmetic, N the storage type of network outputs.
-// A body is elementwise (operator() returns nothing) or a reduction: operator() returns the quad's
-// part of a per-sample sum and finish() receives the sum. Elementwise bodies that draw noise have
-// apply(at, normals), and draws() says whether they need it: a CPU draws many quads at a time.
+// scalars() reads a call's scalars, and apply(at, scalars) works on the elements `at`: a quad on a
+// GPU (quad.h), a vector on a CPU (block.h). Bodies that draw noise get it as a third argument, and
+// draws() says whether they need it. A body is elementwise (apply() returns nothing) or a
+// reduction: apply() returns the Terms of its elements, part() adds those of a quad, and finish()
+// receives the sum of a sample's parts.
 #pragma once
 
 #include "adjoint.h"
@@ -29,12 +31,12 @@ struct TypeOf<Body<T, Rest...>> {
 
 /// Runs a body on one quad.
 template <class Body>
-DF_HD void run_body(const Body& body, const Place& at) {
+DF_HD auto run_body(const Body& body, const Place& at) {
   if constexpr (HasNoise<Body>::value) {
     using T = typename TypeOf<Body>::type;
-    body.apply(at, body.draws() ? normals<T>(body.noise, at) : Quad<T>{});
+    return body.apply(at, body.scalars(), body.draws() ? normals<T>(body.noise, at) : Quad<T>{});
   } else {
-    body(at);
+    return body.apply(at, body.scalars());
   }
 }
 

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "noise.h"
+#include "scalars.h"
+#include "sum_order.h"
 
 namespace diffflow {
 
@@ -11,14 +13,26 @@ struct PhiloxBlocks {
   const int64_t *counter, *key;
   int64_t* words;
 
-  DF_HD void operator()(const Place& at) const {
-    const int64_t* in = counter + at.offset;
-    const int64_t* k = key + 2 * at.quad;
-    const PhiloxWords out =
-        philox4x32_10({{static_cast<uint32_t>(in[0]), static_cast<uint32_t>(in[1]),
-                        static_cast<uint32_t>(in[2]), static_cast<uint32_t>(in[3])}},
-                      {static_cast<uint32_t>(k[0]), static_cast<uint32_t>(k[1])});
-    for (int i = 0; i < 4; ++i) words[at.offset + i] = out.word[i];
+  DF_HD NoScalars scalars() const { return {}; }
+  DF_HD void apply(const Place& at, NoScalars) const { run<uint32_t>(at.quad, 1); }
+
+  /// Up to as many counters as `Word` has lanes, from counter `first` on.
+  template <class Word>
+  DF_HD void run(int64_t first, int64_t count) const {
+    constexpr int lanes = sizeof(Word) / sizeof(uint32_t);
+    uint32_t in[4][lanes] = {}, by[2][lanes] = {};
+    for (int i = 0; i < lanes && i < count; ++i) {
+      for (int j = 0; j < 4; ++j) in[j][i] = static_cast<uint32_t>(counter[4 * (first + i) + j]);
+      for (int j = 0; j < 2; ++j) by[j][i] = static_cast<uint32_t>(key[2 * (first + i) + j]);
+    }
+    PhiloxWords<Word> drawn;
+    PhiloxKey<Word> keys;
+    memcpy(&drawn, in, sizeof(drawn)), memcpy(&keys, by, sizeof(keys));
+    drawn = philox4x32_10(drawn, keys);
+    memcpy(in, &drawn, sizeof(drawn));
+    for (int i = 0; i < lanes && i < count; ++i) {
+      for (int j = 0; j < 4; ++j) words[4 * (first + i) + j] = in[j][i];
+    }
   }
 };
 
@@ -29,22 +43,29 @@ struct Normal {
   NoiseSource noise;
 
   DF_HD bool draws() const { return true; }
-  DF_HD void apply(const Place& at, const Quad<T>& eps) const { store(out, at, eps); }
+  DF_HD NoScalars scalars() const { return {}; }
+  template <class At, class Values>
+  DF_HD void apply(const At& at, NoScalars, const Values& eps) const {
+    store(out, at, eps);
+  }
 };
 
 /// dot_b = sum_e v eps, with the noise computed again: the gradient of every noise scale.
 template <typename T>
 struct NoiseDot {
   using Sum = T;
+  static constexpr int kTerms = 1;
   const T* v;
   T* dot;
   NoiseSource noise;
 
-  DF_HD T operator()(const Place& at) const {
-    const Quad<T> a = load<T>(v, at), eps = normals<T>(noise, at);
-    return (a.value[0] * eps.value[0] + a.value[1] * eps.value[1]) +
-           (a.value[2] * eps.value[2] + a.value[3] * eps.value[3]);
+  DF_HD bool draws() const { return true; }
+  DF_HD NoScalars scalars() const { return {}; }
+  template <class At, class Values>
+  DF_HD Terms<Values, 1> apply(const At& at, NoScalars, const Values& eps) const {
+    return {{load<T>(v, at) * eps}};
   }
+  DF_HD T part(NoScalars, int64_t, const Quad<T>* terms) const { return in_pairs(terms[0]); }
   DF_HD void finish(int64_t sample, T sum) const { dot[sample] = sum; }
 };
 
@@ -52,15 +73,19 @@ struct NoiseDot {
 template <typename T>
 struct NoiseEnergy {
   using Sum = T;
+  static constexpr int kTerms = 1;
   const T* previous;
   T* energy;
   NoiseSource noise;
 
-  DF_HD T operator()(const Place& at) const {
-    Quad<T> eps = normals<T>(noise, at);
-    T sum = T(0);
-    for (int i = 0; i < 4; ++i) sum += i < at.count ? eps.value[i] * eps.value[i] : T(0);
-    return T(0.5) * sum;
+  DF_HD bool draws() const { return true; }
+  DF_HD NoScalars scalars() const { return {}; }
+  template <class At, class Values>
+  DF_HD Terms<Values, 1> apply(const At& at, NoScalars, const Values& eps) const {
+    return {{inside(at, eps * eps)}};
+  }
+  DF_HD T part(NoScalars, int64_t, const Quad<T>* terms) const {
+    return T(0.5) * in_order(terms[0]);
   }
   DF_HD void finish(int64_t sample, T sum) const {
     energy[sample] = previous != nullptr ? previous[sample] + sum : sum;

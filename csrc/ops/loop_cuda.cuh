@@ -59,8 +59,10 @@ __global__ void __launch_bounds__(kBlock)
   const bool inside = sample < shape.samples;
   T sum = T(0);
   if (inside) {
-    sum = lane_sum<T>(segment, lane, lanes, per_sample,
-                      [&](int64_t quad) { return body(place_at(sample, quad, shape, aligned)); });
+    sum = lane_sum<T>(segment, lane, lanes, per_sample, [&](int64_t quad) {
+      const auto terms = run_body(body, place_at(sample, quad, shape, aligned));
+      return body.part(body.scalars(), sample, terms.value);
+    });
   }
   sum = fold_lanes(sum, lanes < kWarp ? lanes : kWarp);
   if (lanes == kBlock) {

@@ -28,12 +28,16 @@ DF_HD NoiseNumbers noise_numbers(const NoiseSource& source) {
   return {static_cast<uint64_t>(stored[0]), static_cast<uint32_t>(stored[1])};
 }
 
-DF_HD PhiloxWords noise_words(const NoiseSource& source, NoiseNumbers numbers, const Place& at) {
-  const PhiloxWords counter = {{static_cast<uint32_t>(at.quad),
-                                source.sample_offset + static_cast<uint32_t>(at.sample),
-                                source.step | source.purpose << 24, numbers.stream}};
-  return philox4x32_10(
-      counter, {static_cast<uint32_t>(numbers.seed), static_cast<uint32_t>(numbers.seed >> 32)});
+/// `quad` and `sample`, counted from the call's first one, of one quad or of a vector of quads.
+template <class Word>
+DF_HD PhiloxWords<Word> noise_words(const NoiseSource& source, NoiseNumbers numbers, Word quad,
+                                    Word sample) {
+  const PhiloxWords<Word> counter = {{quad, sample + source.sample_offset,
+                                      Word{} + (source.step | source.purpose << 24),
+                                      Word{} + numbers.stream}};
+  const PhiloxKey<uint32_t> key = {static_cast<uint32_t>(numbers.seed),
+                                   static_cast<uint32_t>(numbers.seed >> 32)};
+  return philox4x32_10(counter, key);
 }
 
 /// The draws of another step for the same purpose.
@@ -45,40 +49,17 @@ DF_HD NoiseSource at_step(NoiseSource source, int64_t step) {
 /// The normals of a quad. Words 0, 1 give elements 0, 1 and words 2, 3 give elements 2, 3.
 template <typename T>
 DF_HD Quad<T> normals(const NoiseSource& source, const Place& at) {
-  const PhiloxWords words = noise_words(source, noise_numbers(source), at);
-  const NormalPair low = box_muller(words.word[0], words.word[1]);
+  const PhiloxWords<uint32_t> words =
+      noise_words(source, noise_numbers(source), static_cast<uint32_t>(at.quad),
+                  static_cast<uint32_t>(at.sample));
+  const NormalPair<float> low = box_muller<float>(words.word[0], words.word[1]);
   Quad<T> out = {{T(low.first), T(low.second), T(0), T(0)}};
   if (at.count > 2) {
-    const NormalPair high = box_muller(words.word[2], words.word[3]);
+    const NormalPair<float> high = box_muller<float>(words.word[2], words.word[3]);
     out.value[2] = T(high.first);
     out.value[3] = T(high.second);
   }
   return out;
-}
-
-/// Quads that a CPU draws at a time.
-constexpr int kDrawn = 16;
-
-/// The normals of `count` quads, kDrawn at most: the same operations as normals(), in loops that
-/// compilers turn into vectors.
-template <typename T>
-DF_HD void draw_quads(const NoiseSource& source, const Place* at, int count, Quad<T>* out) {
-  const NoiseNumbers numbers = noise_numbers(source);
-  uint32_t words[4][kDrawn];
-  float z[4][kDrawn];
-  for (int i = 0; i < kDrawn; ++i) {
-    const PhiloxWords drawn = noise_words(source, numbers, at[i < count ? i : 0]);
-    for (int j = 0; j < 4; ++j) words[j][i] = drawn.word[j];
-  }
-  for (int half = 0; half < 4; half += 2) {
-    for (int i = 0; i < kDrawn; ++i) {
-      const NormalPair pair = box_muller(words[half][i], words[half + 1][i]);
-      z[half][i] = pair.first, z[half + 1][i] = pair.second;
-    }
-  }
-  for (int i = 0; i < count; ++i) {
-    for (int j = 0; j < 4; ++j) out[i].value[j] = j < 2 || at[i].count > 2 ? T(z[j][i]) : T(0);
-  }
 }
 
 }  // namespace diffflow

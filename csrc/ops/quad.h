@@ -17,8 +17,43 @@ struct Shape {
   DF_HD int64_t quads() const { return samples * quads_per_sample(); }
 };
 
-/// Position of a quad. `wide`: four elements whose addresses allow one access (see Packed).
+template <typename T>
+struct Quad {
+  T value[4];
+};
+
+#define DF_QUAD_OPERATOR(op)                                                               \
+  template <typename T>                                                                    \
+  DF_HD Quad<T> operator op(const Quad<T>& a, const Quad<T>& b) {                          \
+    return {{a.value[0] op b.value[0], a.value[1] op b.value[1], a.value[2] op b.value[2], \
+             a.value[3] op b.value[3]}};                                                   \
+  }                                                                                        \
+  template <typename T>                                                                    \
+  DF_HD Quad<T> operator op(const Quad<T>& a, T b) {                                       \
+    return {{a.value[0] op b, a.value[1] op b, a.value[2] op b, a.value[3] op b}};         \
+  }                                                                                        \
+  template <typename T>                                                                    \
+  DF_HD Quad<T> operator op(T a, const Quad<T>& b) {                                       \
+    return {{a op b.value[0], a op b.value[1], a op b.value[2], a op b.value[3]}};         \
+  }
+DF_QUAD_OPERATOR(+)
+DF_QUAD_OPERATOR(-)
+DF_QUAD_OPERATOR(*)
+DF_QUAD_OPERATOR(/)
+#undef DF_QUAD_OPERATOR
+
+template <typename T>
+DF_HD Quad<T> operator-(const Quad<T>& a) {
+  return {{-a.value[0], -a.value[1], -a.value[2], -a.value[3]}};
+}
+
+/// Position of a quad, where a GPU's thread works. `wide`: four elements whose addresses allow one
+/// access (see Packed). A CPU works on the elements of a Block, see block.h, which has the same
+/// functions load, store, splat and of_samples.
 struct Place {
+  template <typename T>
+  using Values = Quad<T>;
+
   int64_t sample, quad;  ///< row, and number of the quad within the row
   int64_t offset;        ///< of the first element in the tensor
   int count;             ///< 1 to 4 elements
@@ -32,11 +67,6 @@ DF_HD Place place_at(int64_t sample, int64_t quad, const Shape& shape, bool alig
   return {sample, quad, sample * shape.elements + 4 * quad, full ? 4 : static_cast<int>(left),
           aligned && full};
 }
-
-template <typename T>
-struct Quad {
-  T value[4];
-};
 
 /// Four stored values that move as one access of 16 bytes (two for float64, 8 bytes for half
 /// types).
@@ -60,11 +90,16 @@ DF_HD Quad<T> load(const S* pointer, const Place& at) {
   return out;
 }
 
-/// Loads a quad, or zeros if the tensor is absent.
-template <typename T, typename S>
-DF_HD Quad<T> load_or_zero(const S* pointer, const Place& at) {
-  if (pointer == nullptr) return Quad<T>{};
-  return load<T>(pointer, at);
+/// Four times the same.
+template <typename T>
+DF_HD Quad<T> splat(T value, const Place&) {
+  return {{value, value, value, value}};
+}
+
+/// Values that each sample has one of, for the elements of the quad.
+template <typename T>
+DF_HD Quad<T> of_samples(const T* pointer, const Place& at) {
+  return splat(pointer[at.sample], at);
 }
 
 /// Writes a pack as accesses of 16 (or 8) bytes. nvcc splits a plain assignment into scalar stores
@@ -96,9 +131,15 @@ DF_HD void store(S* pointer, const Place& at, const Quad<T>& in) {
   }
 }
 
-/// Stores a quad unless the tensor is absent.
-template <typename T, typename S>
-DF_HD void store_if(S* pointer, const Place& at, const Quad<T>& in) {
+/// Loads values, or zeros if the tensor is absent.
+template <typename T, typename S, class At>
+DF_HD auto load_or_zero(const S* pointer, const At& at) {
+  return pointer != nullptr ? load<T>(pointer, at) : typename At::template Values<T>{};
+}
+
+/// Stores values unless the tensor is absent.
+template <class Values, typename S, class At>
+DF_HD void store_if(S* pointer, const At& at, const Values& in) {
   if (pointer != nullptr) store(pointer, at, in);
 }
 

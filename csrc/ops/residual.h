@@ -4,6 +4,7 @@
 
 #include "quad.h"
 #include "scalars.h"
+#include "sum_order.h"
 
 namespace diffflow {
 
@@ -15,23 +16,18 @@ struct ResidualInputs {
   StepSource<T> step;
 };
 
-template <typename T>
-struct ResidualQuad {
-  Quad<T> delta_b, s_next;
+template <class Values>
+struct ResidualValues {
+  Values delta_b, s_next;
 };
 
-template <typename T, typename N>
-DF_HD ResidualQuad<T> residual_at(const ResidualInputs<T, N>& in, const StepScalars<T>& scalars,
-                                  const Place& at) {
-  const Quad<T> x = load<T>(in.x, at), x_next = load<T>(in.x_next, at);
-  const Quad<T> f = load<T>(in.f_next, at), s = load<T>(in.s_next, at);
-  ResidualQuad<T> out;
-  for (int i = 0; i < 4; ++i) {
-    out.delta_b.value[i] =
-        backward_residual(x.value[i], x_next.value[i], f.value[i], s.value[i], scalars);
-  }
-  out.s_next = s;
-  return out;
+template <typename T, typename N, class At>
+DF_HD auto residual_at(const ResidualInputs<T, N>& in, const StepScalars<T>& by, const At& at) {
+  using Values = typename At::template Values<T>;
+  const Values s = load<T>(in.s_next, at);
+  return ResidualValues<Values>{
+      backward_residual(load<T>(in.x, at), load<T>(in.x_next, at), load<T>(in.f_next, at), s, by),
+      s};
 }
 
 /// delta_b of one step.
@@ -40,8 +36,10 @@ struct BackwardResidual {
   ResidualInputs<T, N> in;
   T* delta_b;
 
-  DF_HD void operator()(const Place& at) const {
-    store(delta_b, at, residual_at(in, in.step.get(), at).delta_b);
+  DF_HD StepScalars<T> scalars() const { return in.step.get(); }
+  template <class At>
+  DF_HD void apply(const At& at, const StepScalars<T>& by) const {
+    store(delta_b, at, residual_at(in, by, at).delta_b);
   }
 };
 
@@ -49,16 +47,20 @@ struct BackwardResidual {
 template <typename T, typename N>
 struct ResidualCost {
   using Sum = T;
+  static constexpr int kTerms = 1;
   ResidualInputs<T, N> in;
   const T* previous;  ///< added to the sum, or null
   T* cost;
 
-  DF_HD T operator()(const Place& at) const {
-    const Quad<T> r = residual_at(in, in.step.get(), at).delta_b;
+  DF_HD StepScalars<T> scalars() const { return in.step.get(); }
+  template <class At>
+  DF_HD auto apply(const At& at, const StepScalars<T>& by) const {
+    const auto r = residual_at(in, by, at).delta_b;
     // Elements past the row's end were loaded as zeros and give a residual of zero.
-    const T low = r.value[0] * r.value[0] + r.value[1] * r.value[1];
-    const T high = r.value[2] * r.value[2] + r.value[3] * r.value[3];
-    return T(0.5) * (low + high);
+    return Terms<typename At::template Values<T>, 1>{{r * r}};
+  }
+  DF_HD T part(const StepScalars<T>&, int64_t, const Quad<T>* terms) const {
+    return T(0.5) * in_pairs(terms[0]);
   }
   DF_HD void finish(int64_t sample, T sum) const {
     cost[sample] = previous != nullptr ? previous[sample] + sum : sum;
@@ -73,17 +75,12 @@ struct ResidualVjp {
   T *grad_x, *grad_x_next;
   N *grad_f, *grad_s;
 
-  DF_HD void operator()(const Place& at) const {
-    const StepScalars<T> scalars = step.get();
-    const Quad<T> g = load<T>(grad, at);
-    Quad<T> x, x_next, f, s;
-    for (int i = 0; i < 4; ++i) {
-      const ResidualGrad<T> part = backward_residual_vjp(g.value[i], scalars);
-      x.value[i] = part.x, x_next.value[i] = part.x_next;
-      f.value[i] = part.f_next, s.value[i] = part.s_next;
-    }
-    store(grad_x, at, x), store(grad_x_next, at, x_next);
-    store(grad_f, at, f), store(grad_s, at, s);
+  DF_HD StepScalars<T> scalars() const { return step.get(); }
+  template <class At>
+  DF_HD void apply(const At& at, const StepScalars<T>& by) const {
+    const auto part = backward_residual_vjp(load<T>(grad, at), by);
+    store(grad_x, at, part.x), store(grad_x_next, at, part.x_next);
+    store(grad_f, at, part.f_next), store(grad_s, at, part.s_next);
   }
 };
 
@@ -92,28 +89,25 @@ struct ResidualVjp {
 template <typename T, typename N>
 struct ResidualCostVjp {
   using Sum = T;
+  static constexpr int kTerms = 1;
   ResidualInputs<T, N> in;
   const T* grad;  ///< per sample
   T *grad_x, *grad_x_next;
   N *grad_f, *grad_s;
   T* grad_g;  ///< per sample
 
-  DF_HD T operator()(const Place& at) const {
-    const StepScalars<T> scalars = in.step.get();
-    const ResidualQuad<T> residual = residual_at(in, scalars, at);
-    const T weight = grad[at.sample];
-    Quad<T> x, x_next, f, s;
-    T sum = T(0);
-    for (int i = 0; i < 4; ++i) {
-      const T r = residual.delta_b.value[i];
-      const ResidualGrad<T> part = backward_residual_vjp(weight * r, scalars);
-      x.value[i] = part.x, x_next.value[i] = part.x_next;
-      f.value[i] = part.f_next, s.value[i] = part.s_next;
-      sum += residual_cost_grad_g(r, residual.s_next.value[i], scalars);
-    }
-    store(grad_x, at, x), store(grad_x_next, at, x_next);
-    store(grad_f, at, f), store(grad_s, at, s);
-    return weight * sum;
+  DF_HD StepScalars<T> scalars() const { return in.step.get(); }
+  template <class At>
+  DF_HD auto apply(const At& at, const StepScalars<T>& by) const {
+    using Values = typename At::template Values<T>;
+    const ResidualValues<Values> residual = residual_at(in, by, at);
+    const auto part = backward_residual_vjp(of_samples(grad, at) * residual.delta_b, by);
+    store(grad_x, at, part.x), store(grad_x_next, at, part.x_next);
+    store(grad_f, at, part.f_next), store(grad_s, at, part.s_next);
+    return Terms<Values, 1>{{residual_cost_grad_g(residual.delta_b, residual.s_next, by)}};
+  }
+  DF_HD T part(const StepScalars<T>&, int64_t sample, const Quad<T>* terms) const {
+    return grad[sample] * in_order(terms[0]);
   }
   DF_HD void finish(int64_t sample, T sum) const { grad_g[sample] = sum; }
 };

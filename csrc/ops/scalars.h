@@ -16,6 +16,9 @@ struct Scalar {
   DF_HD T get() const { return address != nullptr ? *address : value; }
 };
 
+/// What a body without scalars has in their place.
+struct NoScalars {};
+
 /// dt and g of one step; the square root is taken in T, so that both forms agree to the last bit.
 template <typename T>
 struct StepSource {

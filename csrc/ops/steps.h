@@ -17,14 +17,10 @@ struct EmStep {
   NoiseSource noise;
 
   DF_HD bool draws() const { return true; }
-  DF_HD void apply(const Place& at, const Quad<T>& eps) const {
-    const StepScalars<T> scalars = step.get();
-    const Quad<T> state = load<T>(x, at), drift = load<T>(f, at);
-    Quad<T> out;
-    for (int i = 0; i < 4; ++i) {
-      out.value[i] = em_step(state.value[i], drift.value[i], eps.value[i], scalars);
-    }
-    store(x_next, at, out);
+  DF_HD StepScalars<T> scalars() const { return step.get(); }
+  template <class At, class Values>
+  DF_HD void apply(const At& at, const StepScalars<T>& by, const Values& eps) const {
+    store(x_next, at, em_step(load<T>(x, at), load<T>(f, at), eps, by));
   }
 };
 
@@ -39,16 +35,12 @@ struct ReverseStep {
   NoiseSource noise;
 
   DF_HD bool draws() const { return stochasticity != T(0); }
-  DF_HD void apply(const Place& at, const Quad<T>& eps) const {
-    const StepScalars<T> scalars = step.get();
-    const Quad<T> state = load<T>(x_next, at);
-    const Quad<T> f = load<T>(f_next, at), s = load<T>(s_next, at);
-    Quad<T> out;
-    for (int i = 0; i < 4; ++i) {
-      out.value[i] = reverse_step(state.value[i], f.value[i], s.value[i], eps.value[i],
-                                  stochasticity, scalars);
-    }
-    store(x, at, out);
+  DF_HD StepScalars<T> scalars() const { return step.get(); }
+  template <class At, class Values>
+  DF_HD void apply(const At& at, const StepScalars<T>& by, const Values& eps) const {
+    store(x, at,
+          reverse_step(load<T>(x_next, at), load<T>(f_next, at), load<T>(s_next, at), eps,
+                       stochasticity, by));
   }
 };
 
@@ -62,16 +54,10 @@ struct AffineStep {
   NoiseSource noise;
 
   DF_HD bool draws() const { return factors.draws(); }
-  DF_HD void apply(const Place& at, const Quad<T>& draw) const {
-    const AffineScalars<T> scalars = factors.get();
-    const Quad<T> state = load<T>(x, at);
-    const Quad<T> first = load<T>(a, at), second = load_or_zero<T>(b, at);
-    Quad<T> out;
-    for (int i = 0; i < 4; ++i) {
-      out.value[i] =
-          affine_step(state.value[i], first.value[i], second.value[i], draw.value[i], scalars);
-    }
-    store(y, at, out);
+  DF_HD AffineScalars<T> scalars() const { return factors.get(); }
+  template <class At, class Values>
+  DF_HD void apply(const At& at, const AffineScalars<T>& by, const Values& draw) const {
+    store(y, at, affine_step(load<T>(x, at), load<T>(a, at), load_or_zero<T>(b, at), draw, by));
   }
 };
 
@@ -85,14 +71,13 @@ struct Perturb {
   NoiseSource noise;
 
   DF_HD bool draws() const { return true; }
-  DF_HD void apply(const Place& at, const Quad<T>& draw) const {
-    const T alpha = alpha_t[at.sample * scalar_stride], sigma = sigma_t[at.sample * scalar_stride];
-    const Quad<T> clean = load<T>(x0, at);
-    Quad<T> out;
-    for (int i = 0; i < 4; ++i) {
-      out.value[i] = perturb(clean.value[i], draw.value[i], alpha, sigma);
-    }
-    store(x_t, at, out);
+  DF_HD NoScalars scalars() const { return {}; }
+  template <class At, class Values>
+  DF_HD void apply(const At& at, NoScalars, const Values& draw) const {
+    const bool one = scalar_stride == 0;
+    const Values alpha = one ? splat(*alpha_t, at) : of_samples(alpha_t, at);
+    const Values sigma = one ? splat(*sigma_t, at) : of_samples(sigma_t, at);
+    store(x_t, at, perturb(load<T>(x0, at), draw, alpha, sigma));
     store_if(eps, at, draw);
   }
 };

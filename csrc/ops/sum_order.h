@@ -28,6 +28,29 @@ DF_HD int num_lanes(int64_t quads_per_sample) {
   return lanes;
 }
 
+/// What a reduction sums: one or more values of each element, 0 past the row's end.
+template <class Values, int count>
+struct Terms {
+  Values value[count];
+};
+
+/// The two ways to add the terms of a quad.
+template <typename T>
+DF_HD T in_order(const Quad<T>& q) {
+  return T(0) + q.value[0] + q.value[1] + q.value[2] + q.value[3];
+}
+template <typename T>
+DF_HD T in_pairs(const Quad<T>& q) {
+  return (q.value[0] + q.value[1]) + (q.value[2] + q.value[3]);
+}
+
+/// Terms of elements past the row's end become 0.
+template <typename T>
+DF_HD Quad<T> inside(const Place& at, Quad<T> terms) {
+  for (int i = 0; i < 4; ++i) terms.value[i] = i < at.count ? terms.value[i] : T(0);
+  return terms;
+}
+
 /// Sums the quads of one lane. `partial_of(quad)` returns a quad's part.
 template <typename T, class PartialOf>
 DF_HD T lane_sum(int64_t segment, int lane, int lanes, int64_t quads_per_sample,

@@ -42,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # --- the generator -------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("op_instructions")
 @pytest.mark.parametrize("philox", [functional.philox_words, reference.philox_words])
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_known_answers_of_random123(
@@ -57,6 +58,7 @@ def test_known_answers_see_a_wrong_number_of_rounds(rounds: int) -> None:
         assert not torch.equal(got, words(expected))
 
 
+@pytest.mark.usefixtures("op_instructions")
 def test_philox_equals_the_reference_on_many_counters() -> None:
     counter, key = torch.randint(2**32, (5, 101, 4)), torch.randint(2**32, (5, 101, 2))
     assert torch.equal(functional.philox_words(counter, key), reference.philox_words(counter, key))
@@ -127,6 +129,7 @@ def test_extreme_words_give_finite_normals(core_probe: ctypes.CDLL, pair: tuple[
 # --- normals are a pure function of where they are used ------------------------------------------
 
 
+@pytest.mark.usefixtures("op_instructions")
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (33, 5), (4, 3, 8, 8), (2, 20_000), (5,)])
 @pytest.mark.parametrize("key", [KEY, NoiseKey(0), NoiseKey(2**64 - 3, 2**32 - 1)])
 def test_normals_equal_the_reference(shape: tuple[int, ...], key: NoiseKey) -> None:
@@ -137,12 +140,14 @@ def test_normals_equal_the_reference(shape: tuple[int, ...], key: NoiseKey) -> N
     assert_relative(z, expected, "normal", floor=1e-9)
 
 
+@pytest.mark.usefixtures("op_instructions")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes_hold_the_float32_draws(dtype: torch.dtype) -> None:
     z = functional.normal((33, 7), KEY)
     assert same_bits(functional.normal((33, 7), KEY, dtype=dtype), z.to(dtype))
 
 
+@pytest.mark.usefixtures("op_instructions")
 @pytest.mark.parametrize("elements", [1, 2, 3, 4, 5, 6, 7, 11, 4096])
 def test_an_element_does_not_know_the_size_of_its_event(elements: int) -> None:
     long = functional.normal((3, 5000), KEY)

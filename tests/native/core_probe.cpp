@@ -14,25 +14,26 @@ uint32_t word_of(int64_t cell) { return static_cast<uint32_t>(cell) << 9; }
 
 extern "C" {
 
-float probe_uniform(uint32_t word) { return df::uniform_open(word); }
+float probe_uniform(uint32_t word) { return df::uniform_open<float>(word); }
 
 /// log(u) for the uniforms u of cells first, first + 1, ...
 void probe_log(int64_t first, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = df::log_unit(df::uniform_open(word_of(first + i)));
+    out[i] = df::log_unit(df::uniform_open<float>(word_of(first + i)));
   }
 }
 
 /// sin and cos of 2 pi v for the uniforms v of cells first, first + 1, ...
 void probe_sincos(int64_t first, int64_t count, float* sine, float* cosine) {
   for (int64_t i = 0; i < count; ++i) {
-    const df::SinCos turn = df::sincospi_unit(2.0f * df::uniform_open(word_of(first + i)));
+    const df::SinCos<float> turn =
+        df::sincospi_unit(2.0f * df::uniform_open<float>(word_of(first + i)));
     sine[i] = turn.sin, cosine[i] = turn.cos;
   }
 }
 
 void probe_box_muller(uint32_t word_u, uint32_t word_v, float* out) {
-  const df::NormalPair pair = df::box_muller(word_u, word_v);
+  const df::NormalPair<float> pair = df::box_muller<float>(word_u, word_v);
   out[0] = pair.first, out[1] = pair.second;
 }
 
@@ -40,8 +41,9 @@ void probe_box_muller(uint32_t word_u, uint32_t word_v, float* out) {
 void probe_noise_words(uint64_t seed, uint32_t stream, uint32_t purpose, uint32_t step,
                        uint32_t sample_offset, int64_t sample, int64_t quad, uint32_t* out) {
   const df::NoiseSource source{seed, stream, purpose, step, sample_offset, nullptr};
-  const df::PhiloxWords words =
-      df::noise_words(source, df::noise_numbers(source), {sample, quad, 0, 4, false});
+  const df::PhiloxWords<uint32_t> words =
+      df::noise_words(source, df::noise_numbers(source), static_cast<uint32_t>(quad),
+                      static_cast<uint32_t>(sample));
   for (int i = 0; i < 4; ++i) out[i] = words.word[i];
 }
 

@@ -50,12 +50,15 @@ def compile_module(folder: Path) -> Path:
     pybind11 = pytest.importorskip("pybind11")
     headers = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     sources = [TESTS / "native" / "host_module.cpp"]
-    sources += [CSRC / "ops" / name for name in ("elementwise.cu", "reductions.cu")]
+    sources += [
+        CSRC / "ops" / name for name in ("portable.cpp", "elementwise.cu", "reductions.cu")
+    ]
     sources += [CSRC / "fused" / name for name in ("cpu/portable.cpp", "gpu/paths.cu")]
     options = ["-O0", "-fPIC", "-fvisibility=hidden", *OPTIONS, *INCLUDES, *DEFINITIONS, *headers]
 
     def build(source: Path) -> Path:
-        return compile_cpp([source], folder / f"{source.stem}.o", [*options, "-x", "c++", "-c"])
+        to = folder / f"{source.parent.name}_{source.stem}.o"
+        return compile_cpp([source], to, [*options, "-x", "c++", "-c"])
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         objects = list(pool.map(build, sources))

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#define DF_NAMESPACE portable
+#define DF_LANES 4
 #include "ops/bodies.h"
 #include "ops/loop_cpu.h"
 #include "ops/loop_cuda.cuh"
@@ -55,14 +57,14 @@ struct Run {
   template <class Body>
   void each(const Body& body) const {
     if (on_device) return df::cuda::for_each(body, shape, aligned(), 0, nullptr);
-    df::cpu::for_each(body, shape, aligned());
+    df::portable::for_each(body, shape);
   }
   template <class Body>
   void reduce(const Body& body) const {
     Tensor<typename Body::Sum> partials(shape.samples * df::num_segments(shape.quads_per_sample()),
                                         0);
     if (on_device) return df::cuda::reduce(body, shape, aligned(), partials.data(), 0, nullptr);
-    df::cpu::reduce(body, shape, aligned(), partials.data());
+    df::portable::reduce(body, shape, partials.data());
   }
 };
 

@@ -14,20 +14,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from helpers import CSRC, TESTS, compile_cpp
+from helpers import AVX512, CSRC, OPTIONS_OF, TESTS, compile_cpp
 from planted import Bug, copy_with, run
 
 SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fopenmp")
-#: Headers of GCC 12 leave the masked-out operand of intrinsics undefined, and warn of it.
-AVX512 = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-Wno-uninitialized",
-          "-Wno-maybe-uninitialized")  # fmt: skip
 #: Engines and their options, as in CMakeLists.txt.
 Engines = dict[str, tuple[str, ...]]
 PORTABLE: Engines = {"portable": ()}
 X86: Engines = {
-    **PORTABLE,
-    "avx2": ("-mavx2", "-mfma"),
-    "avx512": AVX512,
+    **OPTIONS_OF,
     "avx512bf16": (*AVX512, "-mavx512bf16"),
 }
 CALLS_OF_AN_ENGINE = 6 * 22

@@ -343,7 +343,7 @@ INCLUDES = {
     "math": set[str](),
     "ops": {"math"},
     "fused": {"math", "ops/noise.h", "fused/cpu/simd.h", "fused/gpu/scalar.h"},
-    "fused/cpu": {"math", "ops/noise.h", "fused"},
+    "fused/cpu": {"math", "ops/noise.h", "ops/simd.h", "ops/noise_cpu.h", "fused"},
     "fused/gpu": {"math", "ops", "fused"},
     "cmake": set[str](),
     "bindings": {"math", "ops", "fused", "fused/cpu", "fused/gpu"},

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,14 @@ ROOT = TESTS.parent
 CSRC = ROOT / "csrc"
 # The part of the build's flags that decides bits; see CMakeLists.txt.
 CPP_FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror")
-#: Sets of instructions of the fused engine that this processor has.
+#: Sets of instructions of the ops and of the fused engine that this processor has.
 ENGINES = [name for name in core.instructions() if "bf16" not in name]
+#: What compilers need for them, as in CMakeLists.txt. Headers of GCC 12 leave the masked-out
+#: operand of intrinsics undefined, and warn of it.
+AVX512 = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-Wno-uninitialized",
+          "-Wno-maybe-uninitialized")  # fmt: skip
+OPTIONS_OF = {"portable": (), "avx2": ("-mavx2", "-mfma"), "avx512": AVX512}
+LANES = {"portable": 4, "avx2": 8, "avx512": 16}
 needs_bf16 = pytest.mark.skipif(
     "avx512bf16" not in core.instructions(),
     reason="needs products of bfloat16",
@@ -231,6 +238,17 @@ def _check_numeric(op: Op, inputs: Inputs) -> None:
         return op(**dict(zip(names, values, strict=True)), **leaves.options)
 
     assert torch.autograd.gradcheck(plain, tuple(leaves.tensors.values()), fast_mode=False)
+
+
+@contextmanager
+def ops_with(instructions: str) -> Iterator[None]:
+    """Runs ops on the CPU with a set of instructions."""
+    before = core.op_instructions()
+    core.use_op_instructions(instructions)
+    try:
+        yield
+    finally:
+        core.use_op_instructions(before)
 
 
 # --- C++ built for a test ------------------------------------------------------------------------

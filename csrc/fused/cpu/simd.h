@@ -1,25 +1,15 @@
-// Vectors of DF_LANES floats, and the few operations that need intrinsics. Everything is in the
-// namespace DF_NAMESPACE, so that no function compiled for one set of instructions can be linked
-// into code for another.
+// The operations on vectors that the engines need, beside those of ops/simd.h.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if DF_LANES > 4 || defined(DF_BF16)
-#include <immintrin.h>
-#endif
-
-#define DF_INLINE static inline __attribute__((always_inline))
+#include "../../ops/simd.h"
 
 namespace diffflow {
 namespace DF_NAMESPACE {
 
-constexpr int kLanes = DF_LANES;
-
-typedef float Vec __attribute__((vector_size(4 * DF_LANES), may_alias));
 typedef float UnalignedVec __attribute__((vector_size(4 * DF_LANES), aligned(4), may_alias));
-typedef int32_t IntVec __attribute__((vector_size(4 * DF_LANES)));
 
 DF_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 DF_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }

@@ -9,6 +9,7 @@
 #include <omp.h>
 #endif
 
+#include "../../ops/noise_cpu.h"
 #include "../problem.h"
 #include "arena.h"
 #include "simd.h"
@@ -63,23 +64,9 @@ DF_INLINE void add_block(float* to, const float* from, int64_t count) {
 /// The normals of a step for a tile, (tile, dim).
 template <typename Problem>
 static void draw(const Problem& p, int64_t step, const Rows& rows, float* out) {
-  const NoiseSource source = at_step(p.noise, step);
   const Shape shape = {p.samples, p.dim};
-  const int64_t per_sample = shape.quads_per_sample(), total = rows.count * per_sample;
-  for (int64_t first = 0; first < total; first += kDrawn) {
-    const int count = static_cast<int>(total - first < kDrawn ? total - first : kDrawn);
-    Place at[kDrawn];
-    Quad<float> z[kDrawn];
-    for (int i = 0; i < count; ++i) {
-      const int64_t m = (first + i) / per_sample, quad = (first + i) % per_sample;
-      at[i] = place_at(rows.first + m, quad, shape, false);
-    }
-    draw_quads(source, at, count, z);
-    for (int i = 0; i < count; ++i) {
-      const int64_t start = at[i].offset - rows.first * p.dim;
-      for (int j = 0; j < at[i].count; ++j) out[start + j] = z[i].value[j];
-    }
-  }
+  const int64_t per_sample = shape.quads_per_sample();
+  draw(at_step(p.noise, step), shape, rows.first * per_sample, rows.count * per_sample, out);
   repeat_first(out, p.dim, rows.count, p.work.tile);
 }
 

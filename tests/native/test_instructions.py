@@ -1,0 +1,80 @@
+"""The ops of each set of instructions have the same bits, whatever the shape and the threads."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CSRC, ENGINES, LANES, OPTIONS_OF, TESTS, compile_cpp, ops_with, same_bits
+from kernel_calls import ELEMENTWISE, REDUCTIONS, Arguments, Call, Make, Result, pairs
+
+from diffflow_ext import NoiseKey, functional
+from diffflow_ext.functional.core import core
+
+PROBE = TESTS / "native" / "lanes_probe.cpp"
+# Rows of part of a quad, whole quads, tails of each size, more than a warp, chunks and segments.
+ELEMENTS = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 64, 784, 1030, 8197)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_all_radii_and_angles_are_those_of_single_numbers(tmp_path: Path, name: str) -> None:
+    flags = ("-O2", "-shared", "-fPIC", f"-DDF_NAMESPACE={name}", f"-DDF_LANES={LANES[name]}")
+    library = compile_cpp([PROBE], tmp_path / "probe.so", [*flags, *OPTIONS_OF[name]])
+    probe = ctypes.CDLL(str(library)).probe_differences
+    probe.restype = ctypes.c_int64
+    assert probe() == 0
+
+
+def result(call: Call, instructions: str, threads: int = 1) -> Result:
+    torch.set_num_threads(threads)
+    with ops_with(instructions):
+        return call()
+
+
+@pytest.mark.usefixtures("same_threads")
+@pytest.mark.parametrize("make", [*ELEMENTWISE, *REDUCTIONS], ids=lambda make: make.__name__)
+def test_bits_depend_neither_on_instructions_nor_on_threads(make: Make) -> None:
+    """What is right, tests/native/test_ops_host.py says of single quads and of some shapes."""
+    for elements, types, shift in itertools.product(ELEMENTS, pairs(make), (0, 1)):
+        samples = 2 if elements > 1000 else 37 if elements > 8 else 3000
+        call = make(Arguments((samples, elements), types, shift))
+        expected = result(call, "portable")
+        for name, threads in itertools.product(ENGINES, (1, 2)):
+            found = zip(result(call, name, threads), expected, strict=True)
+            assert all(same_bits(a, b) for a, b in found), (elements, types, shift, name, threads)
+
+
+@pytest.mark.usefixtures("same_threads")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_draw_does_not_know_its_neighbours(op_instructions: str, threads: int) -> None:
+    """Samples one by one, as the lanes of a vector never hold them, and past 2^32 quads."""
+    torch.set_num_threads(threads)
+    for elements in ELEMENTS:
+        options = {"purpose": "dsm", "step": 2**24 - 1}
+        key, offset = NoiseKey(2**63 + 5, 2**32 - 1), 2**32 - 600
+        batch = functional.normal((600, elements), key, sample_offset=offset, **options)
+        for row in (0, 1, 255, 599):
+            alone = functional.normal((1, elements), key, sample_offset=offset + row, **options)
+            assert same_bits(batch[row : row + 1], alone)
+
+
+def test_the_fastest_set_is_used_unless_another_is_named() -> None:
+    assert core.op_instructions() == core.instructions()[0]
+    for name in ENGINES:
+        with ops_with(name):
+            assert core.op_instructions() == name
+    assert core.op_instructions() == core.instructions()[0]
+    with pytest.raises(ValueError, match="this processor has no 'mmx'"):
+        core.use_op_instructions("mmx")
+
+
+@pytest.mark.parametrize("folder", ["ops", "fused/cpu"])
+def test_the_portable_source_needs_no_header_of_a_processor(folder: str) -> None:
+    command = ["g++", "-std=c++17", "-M", str(CSRC / folder / "portable.cpp")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "simd.h" in found
+    assert "intrin.h" not in found
