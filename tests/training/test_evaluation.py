@@ -331,7 +331,7 @@ def test_numbers_do_not_depend_on_the_chunks(
 
 
 def test_samples_beyond_memory_are_refused_before_the_first(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"^sample: .* fit into memory, .* 8\d{14} bytes, more"):
+    with pytest.raises(ValueError, match=r"^sample: .* fit into memory, .* 12\d{14} bytes, more"):
         draw_samples(load_run(run), 10**14, seed=0)
 
 
