@@ -19,6 +19,8 @@ from torch.autograd import Function
 from diffflow_ext.functional.operator import first_order
 
 from .adjoint.backward import check_leaves
+from .adjoint.replay import coarsest_eps
+from .network import Autocast
 
 
 class Walk(NamedTuple):
@@ -44,6 +46,11 @@ class Chain(Protocol):
     @property
     def inner(self) -> Sequence[Tensor]:
         """The same tensors as the steps use them, with no graph that leads to another one."""
+        ...
+
+    @property
+    def autocast(self) -> Autocast:
+        """The autocast mode of the networks."""
         ...
 
     def modes(self) -> list[bool]:
@@ -92,20 +99,24 @@ class _Walk(Function):
         _check_networks(chain, ctx.drew, ctx.modes)
         grad = torch.zeros_like(states[-1]) if grad_last is None else grad_last
         sums: list[Tensor | None] = [None] * len(chain.params)
-        last = len(states) - 1
+        last, repeated = len(states) - 1, _Repeated(chain)
         for k in range(last, 0, -1):
             grad = grad if grad_states is None else grad + grad_states[k]
             cotangents = grad, grad_total
-            grad, found = _step_back(chain, k - 1, states[k - 1], cotangents, check=k == last)
+            value, grad, found = _step_back(
+                chain, k - 1, states[k - 1], cotangents, check=k == last
+            )
+            repeated.compare(states[k - 1], states[k], value)
             sums = [_plus(a, b) for a, b in zip(sums, found, strict=True)]
+        repeated.check()
         grad = grad if grad_states is None else grad + grad_states[0]
         return None, grad, *sums
 
 
 def _step_back(
     chain: Chain, k: int, x: Tensor, cotangents: tuple[Tensor, Tensor | None], *, check: bool
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Returns the gradients of x_k and of the parameters through step k."""
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """Returns x_{k+1}, and the gradients of x_k and of the parameters through step k."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         values = chain.step(k, leaf)
@@ -122,7 +133,33 @@ def _step_back(
     )
     rest = iter(others)
     found = [next(rest) if p.requires_grad else None for p in chain.inner]
-    return torch.zeros_like(x) if first is None else first, found
+    return values[0].detach(), torch.zeros_like(x) if first is None else first, found
+
+
+class _Repeated:
+    """Compares the states of steps that are taken again with those of the forward pass.
+
+    The change of a state may differ by rounding, to sqrt(eps) of the coarsest precision in use.
+    """
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain, self.excess = chain, list[Tensor]()
+
+    def compare(self, x: Tensor, x_next: Tensor, again: Tensor) -> None:
+        """Compares one step."""
+        dtypes = {x.dtype, *(p.dtype for p in self.chain.params)}
+        share = coarsest_eps(dtypes, self.chain.autocast, x.device) ** 0.5
+        rounding = 32 * torch.finfo(x.dtype).eps * x_next.norm()
+        self.excess.append((again - x_next).norm() - share * (x_next - x).norm() - rounding)
+
+    def check(self) -> None:
+        """Raises an error if a step was another one; waits for a GPU once."""
+        if self.excess and torch.stack(self.excess).max() > 0:
+            raise RuntimeError(
+                f"{self.chain.op}: expected networks that give the same values each time, because "
+                "the gradient needs a second evaluation, got others; draw no random numbers, and "
+                "call .eval() on networks that change their buffers"
+            )
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:

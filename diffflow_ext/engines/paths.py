@@ -22,7 +22,7 @@ from .choice import Engine, EngineChoice, check_engine, refuse
 from .fused import paths_cuda, perceptrons, workspace
 from .fused.paths import FusedPaths
 from .fused.workspace import Parts
-from .network import Network
+from .network import Autocast, Network
 from .problem import PathModel, PathProblem, build_problem
 
 
@@ -208,6 +208,11 @@ class _ForwardPath:
     def inner(self) -> Sequence[Tensor]:
         """The same, with g as the steps use it."""
         return (self.g, *self.engine.problem.params)
+
+    @property
+    def autocast(self) -> Autocast:
+        """The autocast mode of the networks."""
+        return self.engine.problem.autocast
 
     def modes(self) -> list[bool]:
         """Returns the training flags of all modules."""

@@ -237,6 +237,28 @@ def test_networks_that_draw_random_numbers_have_no_gradient() -> None:
     assert model.drift.layer.weight.grad is not None
 
 
+class Counted(nn.Module):
+    """A layer with a gain that the calls of all its kind set in turn."""
+
+    def __init__(self, gains: tuple[float, ...]) -> None:
+        super().__init__()
+        self.layer, self.gains, self.calls = nn.Linear(2, 2), gains, 0
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.gains[self.calls % len(self.gains)] * self.layer(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_networks_that_give_other_values_the_second_time_are_refused(dtype: torch.dtype) -> None:
+    x = torch.randn(6, 2, dtype=dtype)
+    for call in densities(DiffFlowSDE(Counted((1.0,)), Counted((1.0,))).to(dtype)):
+        call(x).sum().backward()
+    for call in densities(DiffFlowSDE(Counted((1.0, 1.1)), Counted((1.0, 1.1, 1.2))).to(dtype)):
+        with pytest.raises(RuntimeError, match=r"same values each time, because .* second evaluation"):
+            call(x).sum().backward()
+
+
 def test_a_mode_that_changes_before_the_backward_pass_is_noticed() -> None:
     model, x = DiffFlowSDE(Dropped(), Dropped()).eval(), torch.randn(6, 2)
     for call in densities(model):

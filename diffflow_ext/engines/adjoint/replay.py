@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..network import Autocast
 from ..problem import PathProblem
 
 
@@ -149,21 +150,22 @@ class Sketches:
             return
         old, new = (rows.to(**self._like).view(len(again), -1) for rows in (old, new))
         change, size = (new - old).norm(dim=1), torch.maximum(old.norm(dim=1), new.norm(dim=1))
-        wrong = change > self._eps({s.dtype for *_, s in again}) ** 0.5 * size
+        dtypes = {s.dtype for *_, s in again} | {p.dtype for p in self.p.params}
+        wrong = change > coarsest_eps(dtypes, self.p.autocast, old.device) ** 0.5 * size
         if wrong.any():
             i = int(wrong.nonzero()[0])
             raise _not_repeated(*again[i][:2], float(change[i] / size[i]))
 
-    def _eps(self, outputs: set[torch.dtype]) -> float:
-        """Returns the eps of the coarsest precision in which networks are known to compute."""
-        dtypes = outputs | {p.dtype for p in self.p.params}
-        if self.p.autocast.enabled:
-            dtypes.add(self.p.autocast.dtype)
-        eps = max(torch.finfo(dtype).eps for dtype in dtypes)
-        gpu = self._like["device"].type == "cuda"
-        if torch.float32 in dtypes and (gpu or torch.get_float32_matmul_precision() != "highest"):
-            return max(eps, 2.0**-10)  # TF32, which a GPU's convolutions use by default
-        return eps
+
+def coarsest_eps(dtypes: set[torch.dtype], autocast: Autocast, device: torch.device) -> float:
+    """Returns the eps of the coarsest precision in which networks are known to compute."""
+    if autocast.enabled:
+        dtypes = dtypes | {autocast.dtype}
+    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+    tf32 = device.type == "cuda" or torch.get_float32_matmul_precision() != "highest"
+    if torch.float32 in dtypes and tf32:
+        return max(eps, 2.0**-10)  # TF32, which a GPU's convolutions use by default
+    return eps
 
 
 def _not_repeated(name: str, k: int, difference: float) -> RuntimeError:
@@ -172,6 +174,7 @@ def _not_repeated(name: str, k: int, difference: float) -> RuntimeError:
         f"DiffFlowSDE: expected {call} to give the same values each time, because the gradient "
         f"needs a second evaluation; at state {k} of the path, the two differ by "
         f"{difference:.1g} of their norm. Draw random numbers from torch's global generator "
-        "alone; call .eval() on a network that changes its buffers (spectral norm); change no weights "
-        "before the backward pass; or pass checkpoint_every=0, which evaluates each network once"
+        "alone; call .eval() on a network that changes its buffers (spectral norm); change no "
+        "weights before the backward pass; or pass checkpoint_every=0, which evaluates each "
+        "network once"
     )
