@@ -141,8 +141,11 @@ def free_memory() -> Iterator[int]:
         group = Path("/sys/fs/cgroup")
         limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
         if limit.strip() != "max":
-            yield int(limit) - int(used)
-    except OSError:
+            # The cache of files gives way.
+            lines = (group / "memory.stat").read_text().splitlines()
+            cache = dict(line.split() for line in lines)["inactive_file"]
+            yield int(limit) - int(used) + int(cache)
+    except (OSError, LookupError, ValueError):
         pass
 
 
@@ -153,7 +156,8 @@ def number_of_jobs() -> int:
         if not wish.isdecimal() or int(wish) < 1:
             raise SystemExit(f"diffflow_ext: expected MAX_JOBS to be 1 or more, got {wish!r}")
         return int(wish)
-    processors = len(os.sched_getaffinity(0))
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it.
+    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, min([processors, *(free // COMPILER_BYTES for free in free_memory())]))
 
 

@@ -10,10 +10,18 @@
 
 namespace diffflow {
 
-/// A set of instructions, and whether the processor has it.
+/// A set of instructions: its engines, its ops (null if it has none of its own), and whether the
+/// processor has it.
 struct Candidate {
-  const Instructions* engine;
+  const Instructions* engines;
+  const OpLoops* ops;
   bool has;
+
+  /// Null, or the error of a compiler that failed on it.
+  const char* left_out() const {
+    if (engines->left_out != nullptr || ops == nullptr) return engines->left_out;
+    return ops->left_out;
+  }
 };
 
 /// All sets of instructions, the fastest first; some may have been left out of the build.
@@ -23,12 +31,13 @@ inline std::vector<Candidate> candidates() {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  out.push_back({&avx512_instructions(), avx512});
-  out.push_back({&avx512bf16_instructions(), avx512 && __builtin_cpu_supports("avx512bf16")});
+  out.push_back({&avx512_instructions(), &avx512_ops(), avx512});
   out.push_back(
-      {&avx2_instructions(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
+      {&avx512bf16_instructions(), nullptr, avx512 && __builtin_cpu_supports("avx512bf16")});
+  out.push_back({&avx2_instructions(), &avx2_ops(),
+                 __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
-  out.push_back({&portable_instructions(), true});
+  out.push_back({&portable_instructions(), &portable_ops(), true});
   return out;
 }
 
@@ -36,19 +45,19 @@ inline std::vector<Candidate> candidates() {
 inline std::vector<const Instructions*> instructions() {
   std::vector<const Instructions*> out;
   for (const Candidate& one : candidates()) {
-    if (one.has && one.engine->left_out == nullptr) out.push_back(one.engine);
+    if (one.has && one.engines->left_out == nullptr) out.push_back(one.engines);
   }
   return out;
 }
 
 inline const Instructions& instructions_named(const std::string& name) {
   for (const Candidate& one : candidates()) {
-    if (one.engine->name != name) continue;
-    if (one.engine->left_out != nullptr) {
+    if (one.engines->name != name) continue;
+    if (one.engines->left_out != nullptr) {
       throw std::invalid_argument("instructions: this build has no '" + name +
-                                  "': " + one.engine->left_out);
+                                  "': " + one.engines->left_out);
     }
-    if (one.has) return *one.engine;
+    if (one.has) return *one.engines;
   }
   throw std::invalid_argument("instructions: this processor has no '" + name + "'");
 }
@@ -56,18 +65,9 @@ inline const Instructions& instructions_named(const std::string& name) {
 /// The ops of this build that the processor can run, the fastest first. avx512bf16 has engines
 /// alone.
 inline std::vector<const OpLoops*> op_sets() {
-#ifdef DIFFFLOW_X86
-  const std::vector<const OpLoops*> all = {&avx512_ops(), &avx2_ops(), &portable_ops()};
-#else
-  const std::vector<const OpLoops*> all = {&portable_ops()};
-#endif
   std::vector<const OpLoops*> out;
-  for (const OpLoops* ops : all) {
-    for (const Candidate& one : candidates()) {
-      if (one.has && one.engine->name == std::string(ops->name) && ops->left_out == nullptr) {
-        out.push_back(ops);
-      }
-    }
+  for (const Candidate& one : candidates()) {
+    if (one.has && one.ops != nullptr && one.ops->left_out == nullptr) out.push_back(one.ops);
   }
   return out;
 }

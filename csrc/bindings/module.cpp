@@ -23,17 +23,17 @@ py::dict build_info() {
   py::dict info;
   info["version"] = DIFFFLOW_VERSION;
   info["compiler"] = DIFFFLOW_COMPILER;
-  py::list engines;
+  py::list names;
   py::dict left_out;
   for (const df::Candidate& one : df::candidates()) {
-    if (one.engine->left_out == nullptr) {
-      engines.append(one.engine->name);
+    if (one.left_out() == nullptr) {
+      names.append(one.engines->name);
     } else {
-      left_out[one.engine->name] = one.engine->left_out;
+      left_out[one.engines->name] = one.left_out();
     }
   }
-  info["engines"] = engines;
-  info["engines_left_out"] = left_out;
+  info["instructions"] = names;
+  info["instructions_left_out"] = left_out;
 #ifdef _OPENMP
   info["openmp"] = true;
 #else

@@ -1,4 +1,4 @@
-"""Compiles an engine of the CPU, or a stand-in that holds the error where the compiler fails.
+"""Compiles code for a set of instructions, or a stand-in that holds the compiler's error.
 
 CMake puts this program before the compiler's command:
 
@@ -30,8 +30,8 @@ def main(command: list[str]) -> int:
         return code
     try_again_next_time(command)
     sys.stderr.write(
-        f"WARNING: diffflow_ext is being built WITHOUT its engine for {name}: the compiler failed "
-        f"on it ({error}). A slower engine takes its place. Set CXX to another compiler, or "
+        f"WARNING: diffflow_ext is being built WITHOUT its code for {name}: the compiler failed "
+        f"on it ({error}). Slower code takes its place. Set CXX to another compiler, or "
         "MAX_JOBS=1 where memory ran out, and install again.\n"
     )
     return 0

@@ -15,7 +15,7 @@
 
 namespace diffflow {
 
-/// Whether a body draws noise of its own: then it has apply().
+/// Whether apply() takes noise as a third argument.
 template <class Body, class = void>
 struct HasNoise : std::false_type {};
 template <class Body>

@@ -110,11 +110,11 @@ def _optional() -> list[Finding]:
 
 def _build() -> list[Finding]:
     info = build_info()
-    left_out = info["engines_left_out"]
-    shown = {**info, "engines": " ".join(info["engines"]),
-             "engines_left_out": " ".join(left_out) or "none"}  # fmt: skip
+    left_out = info["instructions_left_out"]
+    shown = {**info, "instructions": " ".join(info["instructions"]),
+             "instructions_left_out": " ".join(left_out) or "none"}  # fmt: skip
     lines = [(f"build {name}: {value}", True) for name, value in shown.items()]
-    lines += [(f"WARNING: the engine {name} is not in this build, because the compiler failed on "
+    lines += [(f"WARNING: code for {name} is not in this build, because the compiler failed on "
                f"it ({error}); set CXX to another compiler and reinstall diffflow_ext", True)
               for name, error in left_out.items()]  # fmt: skip
     installed = _version("diffflow_ext")

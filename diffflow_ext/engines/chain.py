@@ -19,11 +19,11 @@ from torch.autograd import Function
 from diffflow_ext.functional.operator import first_order
 
 from .adjoint.backward import check_leaves
-from .adjoint.replay import coarsest_eps
+from .adjoint.replay import coarsest_eps, random_states
 from .network import Autocast
 
 
-class Walk(NamedTuple):
+class ChainPath(NamedTuple):
     """What a chain has computed: N + 1 states in the order of its steps, and the sum of c_k."""
 
     states: Tensor
@@ -57,7 +57,7 @@ class Chain(Protocol):
         """Returns the training flags of all modules that steps evaluate."""
         ...
 
-    def walk(self, x: Tensor) -> Walk:
+    def path(self, x: Tensor) -> ChainPath:
         """Returns all states from the first; called without gradients."""
         ...
 
@@ -71,17 +71,17 @@ def wants_gradients(x: Tensor, params: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *params))
 
 
-def walk(chain: Chain, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def differentiable_path(chain: Chain, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns all states, the last one, and the sum of the terms; all are differentiable."""
-    return _Walk.apply(chain, x, *chain.params)  # pyright: ignore[reportReturnType]
+    return _ChainFunction.apply(chain, x, *chain.params)  # pyright: ignore[reportReturnType]
 
 
-class _Walk(Function):
+class _ChainFunction(Function):
     @staticmethod
     def forward(ctx: Any, chain: Chain, x: Tensor, *params: Tensor) -> tuple[Tensor | None, ...]:
-        before = _random_states(x.device)
-        states, total = chain.walk(x)
-        pairs = zip(before, _random_states(x.device), strict=True)
+        before = random_states(x.device)
+        states, total = chain.path(x)
+        pairs = zip(before, random_states(x.device), strict=True)
         ctx.drew = any(not torch.equal(a, b) for a, b in pairs)
         ctx.chain, ctx.modes = chain, chain.modes()
         ctx.set_materialize_grads(False)
@@ -197,12 +197,3 @@ def _check_leaves(chain: Chain, value: Tensor, x: Tensor) -> None:
             "network or a diffusion that depends on another one; make it an nn.Module that owns "
             "the tensor"
         ) from error
-
-
-def _random_states(device: torch.device) -> tuple[Tensor, ...]:
-    """Returns the states of torch's generators; none while a CUDA graph is captured."""
-    if device.type != "cuda":
-        return (torch.get_rng_state(),)
-    if torch.cuda.is_current_stream_capturing():
-        return ()
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,12 @@ _SHAPES = re.compile(
 _DTYPES = re.compile(r"dtype|scalar type|Input type|same type")
 _DEVICES = re.compile(r"same device|expected device|Input type|weight type")
 _MEMORY = re.compile(r"memory|CUDA error", re.IGNORECASE)
+
+
+def training_flags(nets: Iterable[object]) -> list[bool]:
+    """Returns the training flags of all modules that networks are, contain or are methods of."""
+    modules = (getattr(net, "__self__", net) for net in nets)
+    return [m.training for net in modules if isinstance(net, nn.Module) for m in net.modules()]
 
 
 def call_network(

@@ -17,7 +17,7 @@ from diffflow_ext.processes.diffusion import Diffusion
 from diffflow_ext.processes.grids import TimeGrid
 
 from .adjoint.paths import AdjointPaths
-from .chain import Walk, walk, wants_gradients
+from .chain import ChainPath, differentiable_path, wants_gradients
 from .choice import Engine, EngineChoice, check_engine, refuse
 from .fused import paths_cuda, perceptrons, workspace
 from .fused.paths import FusedPaths
@@ -176,27 +176,27 @@ def path_engine(op: str, name: Engine, problem: PathProblem, x0: Tensor) -> Path
     return AdjointPaths(problem)
 
 
-def forward_path(engine: PathEngine, x0: Tensor, *, all_states: bool = False) -> Tensor:
+def forward_path(op: str, engine: PathEngine, x0: Tensor, *, all_states: bool = False) -> Tensor:
     """Returns x_N of a forward path in one row, or all states, shape (N+1, B, *event).
 
     They are differentiable in x0, g and the parameters.
     """
     # g is cut off from its graph, which may lead to a parameter.
     g = engine.problem.g
-    path = _ForwardPath(engine, g.detach().requires_grad_(g.requires_grad))
+    path = _ForwardPath(op, engine, g.detach().requires_grad_(g.requires_grad))
     if wants_gradients(x0, path.params):
-        states, last, _ = walk(path, x0)
+        states, last, _ = differentiable_path(path, x0)
         return states if all_states else last[None]
-    return path.walk(x0).states if all_states else engine.forward(x0.detach())[None]
+    return path.path(x0).states if all_states else engine.forward(x0.detach())[None]
 
 
 @dataclass(frozen=True)
 class _ForwardPath:
     """The steps of the forward SDE; see :class:`diffflow_ext.engines.chain.Chain`."""
 
+    op: str
     engine: PathEngine
     g: Tensor
-    op: str = "DiffFlowSDE.path"
 
     @property
     def params(self) -> Sequence[Tensor]:
@@ -218,11 +218,11 @@ class _ForwardPath:
         """Returns the training flags of all modules."""
         return self.engine.problem.modes()
 
-    def walk(self, x: Tensor) -> Walk:
+    def path(self, x: Tensor) -> ChainPath:
         """Returns all states, by the engine."""
         states = x.new_empty((self.engine.problem.num_steps + 1, *x.shape))
         self.engine.forward(x.detach(), states)
-        return Walk(states, None)
+        return ChainPath(states, None)
 
     def step(self, k: int, x: Tensor) -> tuple[Tensor, None]:
         """Returns x_{k+1} from x_k with a graph."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffflow_ext.flows.prior import Prior
 from diffflow_ext.functional.checks import (
@@ -24,7 +24,7 @@ from diffflow_ext.functional.steps import launch_em_step
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
 from diffflow_ext.processes.grids import TimeGrid
 
-from .network import Autocast, Network, call_network
+from .network import Autocast, Network, call_network, training_flags
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,8 @@ class PathProblem:
         return self.g.detach().unbind() if self.g.is_cuda else self.g.tolist()
 
     def modes(self) -> list[bool]:
-        """Returns the training flags of all modules that the networks are or contain."""
-        nets = (getattr(net, "__self__", net) for net in (self.drift, self.score, self.prior))
-        return [m.training for net in nets if isinstance(net, nn.Module) for m in net.modules()]
+        """Returns the training flags of the networks' modules."""
+        return training_flags((self.drift, self.score, self.prior))
 
     def em_step(self, x: Tensor, f: Tensor, k: int, out: Tensor | None = None) -> Tensor:
         """Steps from x_k to x_{k+1}."""

@@ -112,10 +112,10 @@ def build_info() -> dict[str, Any]:
     """Returns what this build contains.
 
     Returns:
-        A dictionary: `version`, `compiler`, `engines` (the sets of instructions for which the
-        CPU has compiled engines), `engines_left_out` (those on which the compiler failed, each
-        with its error), `openmp` and `cuda` (bool), `cuda_compiler`, `cuda_architectures`, and
-        `cuda_note`, which says why there are no CUDA kernels.
+        A dictionary: `version`, `compiler`, `instructions` (the sets of instructions for
+        which there is compiled code), `instructions_left_out` (those on which the compiler
+        failed, each with its error), `openmp` and `cuda` (bool), `cuda_compiler`,
+        `cuda_architectures`, and `cuda_note`, which says why there are no CUDA kernels.
     """
     return dict(core.build_info())
 

@@ -299,7 +299,7 @@ class DiffFlowSDE(StatefulModel):
         Gradients are those of :meth:`path`.
         """
         paths, x0 = self._engine("encode", x0, grid, key, sample_offset)
-        return forward_path(paths, x0)[-1]
+        return forward_path("DiffFlowSDE.encode", paths, x0)[-1]
 
     @eager
     def path(
@@ -312,7 +312,7 @@ class DiffFlowSDE(StatefulModel):
         each state, and raises an error if the drift draws random numbers.
         """
         paths, x0 = self._engine("path", x0, grid, key, sample_offset)
-        return forward_path(paths, x0, all_states=True)
+        return forward_path("DiffFlowSDE.path", paths, x0, all_states=True)
 
     def sample(
         self,

@@ -123,13 +123,17 @@ def test_an_engine_that_fails_or_is_not_there(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_engine_that_is_not_in_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     left_out = {"avx512bf16": "PLEASE submit a bug report"}
-    info = {**build_info(), "engines": ["avx2", "portable"], "engines_left_out": left_out}
+    info = {
+        **build_info(),
+        "instructions": ["avx2", "portable"],
+        "instructions_left_out": left_out,
+    }
     replace_everywhere(monkeypatch, build_info, lambda: info)
     text, healthy = examined()
     assert "build engines: avx2 portable" in text
-    assert "build engines_left_out: avx512bf16" in text
+    assert "build instructions_left_out: avx512bf16" in text
     assert (
-        "WARNING: the engine avx512bf16 is not in this build, because the compiler failed on it "
+        "WARNING: code for avx512bf16 is not in this build, because the compiler failed on it "
         "(PLEASE submit a bug report); set CXX to another compiler and reinstall" in text
     )
     assert healthy

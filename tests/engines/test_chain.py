@@ -255,7 +255,7 @@ def test_networks_that_give_other_values_the_second_time_are_refused(dtype: torc
     for call in densities(DiffFlowSDE(Counted((1.0,)), Counted((1.0,))).to(dtype)):
         call(x).sum().backward()
     for call in densities(DiffFlowSDE(Counted((1.0, 1.1)), Counted((1.0, 1.1, 1.2))).to(dtype)):
-        with pytest.raises(RuntimeError, match=r"same values each time, because .* second evaluation"):
+        with pytest.raises(RuntimeError, match=r"same values each time, because .* second"):
             call(x).sum().backward()
 
 

@@ -209,7 +209,7 @@ def test_options_of_nvcc_that_change_arithmetic_are_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("avx2" not in build_info()["engines"], reason="of x86")
+@pytest.mark.skipif("avx2" not in build_info()["instructions"], reason="of x86")
 def test_an_engine_that_does_not_compile_is_left_out(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.touch()
@@ -221,8 +221,8 @@ def test_an_engine_that_does_not_compile_is_left_out(tmp_path: Path) -> None:
     text = build(folder, options, CXX=cxx)
     assert "being built WITHOUT its engine for avx512bf16: the compiler failed on it" in text
     found = facts(folder)
-    assert found["engines"] == ["avx512", "avx2", "portable"]
-    assert found["engines_left_out"] == {"avx512bf16": "PLEASE submit a 'bug' report"}
+    assert found["instructions"] == ["avx512", "avx2", "portable"]
+    assert found["instructions_left_out"] == {"avx512bf16": "PLEASE submit a 'bug' report"}
     assert "avx512bf16" not in found["instructions"]
     assert found["refusal"] == (
         "instructions: this build has no 'avx512bf16': PLEASE submit a 'bug' report"
@@ -232,11 +232,11 @@ def test_an_engine_that_does_not_compile_is_left_out(tmp_path: Path) -> None:
     assert "FAILED" in build(tmp_path / "strict", *strict, fails=True, CXX=cxx)
     broken.unlink()
     assert "WITHOUT its engine" not in build(folder, options, CXX=cxx)
-    assert facts(folder)["engines_left_out"] == {}
+    assert facts(folder)["instructions_left_out"] == {}
 
 
 def test_this_build_has_all_engines() -> None:
-    assert not build_info()["engines_left_out"] or "Clang 16" in build_info()["compiler"]
+    assert not build_info()["instructions_left_out"] or "Clang 16" in build_info()["compiler"]
 
 
 def other_compilers() -> dict[str, Path]:

@@ -17,11 +17,10 @@ from torch import Tensor
 from .archives import read_zip
 from .arrays import load_array
 from .pictures import KINDS, MAX_FILE, Bytes, decode, is_hidden, is_other_picture, is_picture
-from .reading import MAX_BYTES, Refused, read_file
+from .reading import Refused, read_file, unpacked_limit
 from .resizing import resize_images
 
 MAX_SMALL = 1 << 30  # bytes of decoded images that no compression ratio makes suspicious
-MAX_RATIO = 100
 DECODING = 16  # bytes a pixel while a transparent image is decoded, others need less
 MAX_OTHERS = 10_000  # files that are no images, besides ten for each image
 CHANNELS = (1, 3)
@@ -50,7 +49,7 @@ def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
         )
     packed = sum(file.stat().st_size for file in files if file.is_file())
     images = ((str(file), read_file("read_images", file, MAX_FILE)) for file in files)
-    return _stack(images, listing, _limit(packed), image_size)
+    return _stack(images, listing, unpacked_limit(packed, MAX_SMALL), image_size)
 
 
 def _files(folder: Path, links: list[str]) -> Iterator[Path]:
@@ -122,12 +121,7 @@ def read_image_zip(file: Path, image_size: int | None = None) -> Tensor:
         return listing.wants(f"{file}[{name}]", name)
 
     images = read_zip("read_images", file, wanted, MAX_FILE)
-    return _stack(images, listing, _limit(file.stat().st_size), image_size)
-
-
-def _limit(packed: int) -> int:
-    """Returns the largest accepted memory for images from `packed` bytes of files."""
-    return min(MAX_BYTES, max(MAX_SMALL, MAX_RATIO * packed))
+    return _stack(images, listing, unpacked_limit(file.stat().st_size, MAX_SMALL), image_size)
 
 
 def _stack(

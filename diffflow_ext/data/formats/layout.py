@@ -214,7 +214,7 @@ def _names_in_comment(head: _Head, delimiter: str, row: list[str]) -> list[str]:
     """Returns the cells of the comment above the rows, if they can be names of their columns."""
     comment = head.comments[-1:]
     for _, cells in split(comment, delimiter, 0, ""):
-        if len(cells) == len(row) and all(cells) and not any(map(number, cells)):
+        if len(cells) == len(row) and all(cells) and all(number(cell) is None for cell in cells):
             return cells
     return []
 

@@ -19,7 +19,8 @@ from ..network import Autocast
 from ..problem import PathProblem
 
 
-def _states(device: torch.device) -> tuple[Tensor, ...]:
+def random_states(device: torch.device) -> tuple[Tensor, ...]:
+    """Returns the states of torch's generators; none while a CUDA graph is captured."""
     if device.type != "cuda":
         return (torch.get_rng_state(),)
     if torch.cuda.is_current_stream_capturing():
@@ -50,7 +51,7 @@ class RandomTape:
 
     def record(self, label: object) -> None:
         """Stores the current state under a label, before an evaluation."""
-        now = _states(self.device)
+        now = random_states(self.device)
         if not self._last:
             self._last = now
         elif any(not torch.equal(a, b) for a, b in zip(now, self._last, strict=True)):
@@ -67,7 +68,7 @@ class RandomTape:
             if not self._drew:
                 return
             if self._outside is None:
-                self._outside = _states(self.device)
+                self._outside = random_states(self.device)
             _set_states(self.device, self._marks[label])
         elif self._outside is not None:
             _set_states(self.device, self._outside)

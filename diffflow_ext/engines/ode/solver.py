@@ -24,7 +24,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffflow_ext.functional.affine import affine_step, launch_affine_step
 from diffflow_ext.functional.checks import (
@@ -44,10 +44,10 @@ from diffflow_ext.functional.noise import (
 )
 from diffflow_ext.processes.grids import TimeGrid
 
-from ..chain import Walk, walk, wants_gradients
+from ..chain import ChainPath, differentiable_path, wants_gradients
 from ..choice import Engine, check_engine, refuse
 from ..fused.ode import Probes, Stage, fused_ode
-from ..network import Autocast
+from ..network import Autocast, training_flags
 from .divergence import Trace
 from .velocity import ProbabilityFlow
 
@@ -140,7 +140,7 @@ def integrate(
     solution = _Solution(op, ode, ode.parameters(), times, solver, probes, engine, rtol, atol,
                          Autocast.current(x.device.type))  # fmt: skip
     if wants_gradients(x, solution.params):
-        return walk(solution, x)[1:]
+        return differentiable_path(solution, x)[1:]
     with torch.inference_mode(False), torch.no_grad():
         return solution.solve(x.detach())
 
@@ -166,9 +166,8 @@ class _Solution:
         return self.params
 
     def modes(self) -> list[bool]:
-        """Returns the training flags of all modules in the networks."""
-        nets = [net for net in self.ode.nets if isinstance(net, nn.Module)]
-        return [module.training for net in nets for module in net.modules()]
+        """Returns the training flags of the networks' modules."""
+        return training_flags(self.ode.nets)
 
     def solve(self, x: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns the last state and the integral of the divergence, without gradients."""
@@ -180,16 +179,16 @@ class _Solution:
             probes=self.probes, engine=self.engine, states=states,
         )  # fmt: skip
 
-    def walk(self, x: Tensor) -> Walk:
+    def path(self, x: Tensor) -> ChainPath:
         """Returns all states from the first; of "dopri5" only both ends."""
         x = x.detach()
         if self.solver == "dopri5":
             last, total = self.solve(x)
-            return Walk(torch.stack([x, last]), total)
+            return ChainPath(torch.stack([x, last]), total)
         states = x.new_empty((len(self.times), *x.shape))
         _, total = self.solve(x, states)
         # They lie in the order of time.
-        return Walk(states.flip(0) if self.times[-1] < self.times[0] else states, total)
+        return ChainPath(states.flip(0) if self.times[-1] < self.times[0] else states, total)
 
     def step(self, k: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the next state and its part of the integral, with a graph."""

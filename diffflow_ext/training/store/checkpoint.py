@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def load_latest(directory: str | Path) -> Checkpoint:
         CheckpointError: If there is none, or the newest is of a newer format.
     """
     directory, damaged = Path(directory), list[str]()
-    run = directory.parent
+    out = shlex.quote(str(directory.parent))
     for candidate in step_directories(directory):
         try:
             checkpoint = load_checkpoint(candidate)
@@ -137,18 +138,19 @@ def load_latest(directory: str | Path) -> Checkpoint:
         for message in damaged:
             warnings.warn(
                 f"{message}; falling back to {candidate.name}, an older one, from which `diffflow"
-                f" train --out {run} --resume` goes on",
+                f" train --out {out} --resume` goes on",
                 stacklevel=2,
             )
         return checkpoint
     if not damaged:
         raise CheckpointError(
-            f"{directory}: no checkpoint there; `diffflow train --out {run} --resume` trains from"
+            f"{directory}: no checkpoint there; `diffflow train --out {out} --resume` trains from"
             " the start"
         )
+    config = shlex.quote(str(directory.parent / "config.toml"))
     raise CheckpointError(
         f"{'; '.join(damaged)}; no other is whole: train again, `diffflow train --config"
-        f" {run / 'config.toml'} --out {run} --overwrite`"
+        f" {config} --out {out} --overwrite`"
     )
 
 
@@ -277,7 +279,9 @@ def _read(directory: Path) -> Checkpoint:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    data = read_bytes("checkpoint", path, MAX_MANIFEST_BYTES, "it is no manifest")
+    data = read_bytes(
+        "checkpoint", path, MAX_MANIFEST_BYTES, "it is no manifest of a checkpoint; train again"
+    )
     manifest = json.loads(data)
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
         raise CheckpointError(f"{path}: not the manifest of a {KIND}")

@@ -125,7 +125,10 @@ class DatasetRecord:
         scales = zip(self.mean + self.std, other.mean + other.std, strict=True)
         same = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in scales)
         if not same or other.fingerprint != self.fingerprint:
-            raise ValueError(f"{dataset.name}: its values have changed since the run began")
+            raise ValueError(
+                f"{dataset.name}: its values have changed since the run began;"
+                " give the data of the run, or train another one"
+            )
 
 
 def recorded(checkpoint: Checkpoint) -> tuple[DatasetRecord, Config]:
