@@ -41,14 +41,17 @@ def test_signals_in_a_long_operation(tmp_path: Path, number: signal.Signals) -> 
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
-        assert process.stdout.readline() == "in a step\n"
-        process.send_signal(number)
-        line = process.stderr.readline()
-        assert line.startswith(f"diffflow: {number.name}: finishing this step, then saving; a ")
-        process.send_signal(number)
-        # A SIGTERM that Python could see before the operation began has its usual handler again.
-        assert process.wait() in (128 + number, -number)
-        assert process.stderr.read() == ""
+        try:
+            assert "in a step\n" in process.stdout  # Lines before it tell of the data.
+            process.send_signal(number)
+            line = process.stderr.readline()
+            assert line.startswith(f"diffflow: {number.name}: finishing this step, then saving; a ")
+            process.send_signal(number)
+            # A SIGTERM that Python could see before the operation began has its usual handler.
+            assert process.wait(60) in (128 + number, -number)
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
 
 
 def test_other_processes_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
