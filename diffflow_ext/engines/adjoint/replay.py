@@ -88,50 +88,54 @@ class RandomTape:
 class Sketches:
     """A few numbers of each value of a network, by which its next evaluation is compared.
 
-    A value at one state, n = m c elements, is read as m rows of c <= 64 elements. Its sketch is
-    the sum of the rows with fixed random signs, over sqrt(m): c numbers of the size of an element,
-    and each element of the value changes one of them. Where c < 8, several sums with other signs
-    give at least 8 numbers. The norm of a sketch estimates that of the value, over sqrt(m).
+    A value at one state is read as m rows of c <= 64 elements, which are its samples if they are
+    that short. Its sketch is the sum of the rows with fixed random signs, over sqrt(m): c numbers
+    of the size of an element, and each element of the value changes one of them. Where c < 8,
+    several sums with other signs give at least 8 numbers.
 
     Nothing is compared while a CUDA graph is captured, because the result cannot be read.
     """
 
     def __init__(self, p: PathProblem, x0: Tensor, *, active: bool) -> None:
-        self.p, self._size, self._like = p, x0.numel(), {"device": x0.device, "dtype": x0.dtype}
+        self.p, self._like = p, {"device": x0.device, "dtype": x0.dtype}
+        self._shape, self._size = x0.shape, x0.numel()
         capturing = x0.is_cuda and torch.cuda.is_current_stream_capturing()
         self._active = active and self._size > 0 and not capturing
         self._first: dict[tuple[str, int], Tensor] = {}
         self._again: list[tuple[str, int, Tensor]] = []
 
     def keep(self, name: str, k: int, value: Tensor) -> None:
-        """Stores sketches of a first evaluation at state k, or at several states from k on."""
+        """Stores the sketch of a first evaluation at state k, or at several states from k on."""
         if self._active:
-            for j, sketch in enumerate(self._sketches(name, value), k):
-                self._first[name, j] = sketch
+            self._first[name, k] = self._sketch(value)
 
     def compare(self, name: str, k: int, value: Tensor) -> None:
-        """Stores sketches of a repeated evaluation."""
+        """Stores the sketch of a repeated evaluation."""
         if (name, k) in self._first:
-            self._again += ((name, j, s) for j, s in enumerate(self._sketches(name, value), k))
+            self._again.append((name, k, self._sketch(value)))
 
-    def _sketches(self, name: str, value: Tensor) -> list[Tensor]:
-        if name == "prior":  # one number for each sample
-            value = value.repeat_interleave(self._size // value.numel())
-        signs, columns = self._signs
-        signs, shape = signs.to(value.dtype), (signs.shape[1], columns)
-        if value.numel() == self._size:
-            return [torch.mm(signs, value.reshape(shape))]
-        return [torch.mm(signs, part) for part in value.reshape(-1, *shape).unbind()]
+    def _sketch(self, value: Tensor) -> Tensor:
+        """Returns one sketch below the other for each state."""
+        signs, shape = self._signs
+        if value.dtype != signs.dtype:
+            signs = signs.to(value.dtype)
+        if value.shape == shape:
+            return torch.mm(signs, value)
+        if value.shape == self._shape[:1]:  # of a prior: one number for each sample
+            value = value.repeat_interleave(self._size // len(value))
+        parts = value.reshape(-1, *shape).unbind()
+        return torch.cat([torch.mm(signs, part) for part in parts])
 
     @cached_property
-    def _signs(self) -> tuple[Tensor, int]:
-        """Signs of m rows over sqrt(m), and c."""
-        columns = max(c for c in range(1, 65) if self._size % c == 0)
+    def _signs(self) -> tuple[Tensor, tuple[int, int]]:
+        """Signs of m rows over sqrt(m), and (m, c)."""
+        length = self._shape[1:].numel()
+        columns = max(c for c in range(1, 65) if self._size % c == 0) if length > 64 else length
         rows = self._size // columns
         # Torch's global generator is the networks' own.
         generator = torch.Generator(self._like["device"]).manual_seed(0)
         bits = torch.randint(2, (max(1, 8 // columns), rows), generator=generator, **self._like)
-        return (2 * bits - 1) / rows**0.5, columns
+        return (2 * bits - 1) / rows**0.5, (rows, columns)
 
     def check(self) -> None:
         """Raises an error if a value was not that of the first evaluation; waits for a GPU once.
@@ -149,13 +153,15 @@ class Sketches:
         new = torch.cat([sketch for *_, sketch in again])
         if torch.equal(old, new):
             return
-        old, new = (rows.to(**self._like).view(len(again), -1) for rows in (old, new))
+        numbers = self._signs[0].shape[0] * old.shape[1]
+        old, new = (sketches.to(**self._like).view(-1, numbers) for sketches in (old, new))
         change, size = (new - old).norm(dim=1), torch.maximum(old.norm(dim=1), new.norm(dim=1))
         dtypes = {s.dtype for *_, s in again} | {p.dtype for p in self.p.params}
         wrong = change > coarsest_eps(dtypes, self.p.autocast, old.device) ** 0.5 * size
         if wrong.any():
+            states = [(name, k + j) for name, k, s in again for j in range(s.numel() // numbers)]
             i = int(wrong.nonzero()[0])
-            raise _not_repeated(*again[i][:2], float(change[i] / size[i]))
+            raise _not_repeated(*states[i], float(change[i] / size[i]))
 
 
 def coarsest_eps(dtypes: set[torch.dtype], autocast: Autocast, device: torch.device) -> float:
