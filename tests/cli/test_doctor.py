@@ -130,7 +130,7 @@ def test_an_engine_that_is_not_in_the_build(monkeypatch: pytest.MonkeyPatch) -> 
     }
     replace_everywhere(monkeypatch, build_info, lambda: info)
     text, healthy = examined()
-    assert "build engines: avx2 portable" in text
+    assert "build instructions: avx2 portable" in text
     assert "build instructions_left_out: avx512bf16" in text
     assert (
         "WARNING: code for avx512bf16 is not in this build, because the compiler failed on it "

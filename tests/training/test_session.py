@@ -45,7 +45,9 @@ def test_signals_in_a_long_operation(tmp_path: Path, number: signal.Signals) -> 
             assert "in a step\n" in process.stdout  # Lines before it tell of the data.
             process.send_signal(number)
             line = process.stderr.readline()
-            assert line.startswith(f"diffflow: {number.name}: finishing this step, then saving; a ")
+            assert line.startswith(
+                f"diffflow: {number.name}: finishing this step, then saving; a "
+            )
             process.send_signal(number)
             # A SIGTERM that Python could see before the operation began has its usual handler.
             assert process.wait(60) in (128 + number, -number)
