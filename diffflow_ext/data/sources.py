@@ -142,13 +142,16 @@ def _unknown(text: str) -> ValueError:
     is_path, names = path.suffix != "" or len(path.parts) > 1, [*TOY_SETS, *_NAMED]
     if is_path:
         with contextlib.suppress(OSError, ValueError):
-            names = [str(entry) for entry in path.parent.iterdir()]
+            names = [str(entry) for entry in path.parent.iterdir() if entry.exists()]
     by_name = {Path(name).name.lower(): name for name in names}
     cutoff = 0.75 if is_path else 0.5
     near = difflib.get_close_matches(path.name.lower(), by_name, n=1, cutoff=cutoff)
     hint = f"did you mean {by_name[near[0]]!r}?" if near else "check the spelling"
     if is_path:
-        return ValueError(f"open_dataset: {text!r}: no such file or folder; {hint}")
+        found = "a link that leads nowhere" if os.path.islink(text) else "nothing"
+        return ValueError(
+            f"open_dataset: expected a file or folder, found {found} at {text!r}; {hint}"
+        )
     return ValueError(
         f"open_dataset: expected a known set (diffflow data list) or the path of a table or of "
         f"images, got {text!r}, which is neither; {hint}"

@@ -103,13 +103,14 @@ def test_fingerprint_follows_the_data() -> None:
 
 
 def test_a_name_that_is_nothing(tmp_path: Path) -> None:
-    names = r"swiss-roll.*smile, magic.*bsds300.*this path does not exist"
     for wrong, right in {"mons": "moons", "mnsit": "mnist", "cifar-10": "cifar10"}.items():
-        with pytest.raises(ValueError, match=rf"{names}.*did you mean '{right}'\?"):
+        with pytest.raises(
+            ValueError, match=rf"is neither; did you mean '{right}'\?"
+        ):
             open_dataset(wrong)
-    with pytest.raises(ValueError, match="does not exist; check the spelling"):
+    with pytest.raises(ValueError, match=r"found nothing at .*; check the spelling"):
         open_dataset(tmp_path / "zzzzzzzzzz.csv")
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="is neither; check the spelling"):
         open_dataset("x\0y")
     with pytest.raises(ValueError, match=r"batches in the folder .*found none"):
         open_dataset(tmp_path)

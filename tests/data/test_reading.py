@@ -34,8 +34,8 @@ def test_no_reader_opens_what_is_no_regular_file(tmp_path: Path, name: str) -> N
     for target, message in {
         "/dev/zero": "device or pipe at",
         "/proc/self/environ": "is empty",
-        "/nothing": "does not exist",
-        path.name: "does not exist",
+        "/nothing": "leads nowhere",
+        path.name: "leads nowhere",
     }.items():
         path.symlink_to(target)
         refused(message)

@@ -38,13 +38,13 @@ def test_the_home_of_the_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         ("mons", "got 'mons', which is neither; did you mean 'moons'?"),
         ("xyzzyq", "got 'xyzzyq', which is neither; check the spelling"),
-        ("points.cvs", "'points.cvs': no such file or folder; did you mean 'points.csv'?"),
-        ("POINTS.csv", "'POINTS.csv': no such file or folder; did you mean 'points.csv'?"),
+        ("points.cvs", "found nothing at 'points.cvs'; did you mean 'points.csv'?"),
+        ("POINTS.csv", "found nothing at 'POINTS.csv'; did you mean 'points.csv'?"),
         ("deep/points.npz", "did you mean 'deep/points.npy'?"),
-        ("no/points.csv", "'no/points.csv': no such file or folder; check the spelling"),
-        ("moons.csv", "'moons.csv': no such file or folder; check the spelling"),
+        ("no/points.csv", "found nothing at 'no/points.csv'; check the spelling"),
+        ("moons.csv", "found nothing at 'moons.csv'; check the spelling"),
         ("", "check the spelling"),
-        ("a\0b.csv", "no such file or folder; check the spelling"),
+        ("a\0b.csv", "found nothing at 'a\\x00b.csv'; check the spelling"),
     ],
 )
 def test_a_name_or_file_that_is_not_there(

@@ -100,9 +100,12 @@ def check_size(
         raise Refused(f"{op}: expected at most {limit:,} bytes, {source!r} has {size:,}; {hint}")
 
 
-def unpacked_limit(packed: int, small: int = SMALL_BYTES) -> int:
-    """Returns the largest accepted size of `packed` bytes after unpacking; `small` always is."""
-    return min(MAX_BYTES, max(small, MAX_RATIO * packed))
+def unpacked_limit(packed: int, small: int | None = None) -> int:
+    """Returns the largest accepted size of `packed` bytes after unpacking.
+
+    `small`, by default `SMALL_BYTES`, is always accepted.
+    """
+    return min(MAX_BYTES, max(SMALL_BYTES if small is None else small, MAX_RATIO * packed))
 
 
 def read_bounded(op: str, stream: BinaryIO, source: str, limit: int) -> bytes:
