@@ -104,9 +104,7 @@ def test_fingerprint_follows_the_data() -> None:
 
 def test_a_name_that_is_nothing(tmp_path: Path) -> None:
     for wrong, right in {"mons": "moons", "mnsit": "mnist", "cifar-10": "cifar10"}.items():
-        with pytest.raises(
-            ValueError, match=rf"is neither; did you mean '{right}'\?"
-        ):
+        with pytest.raises(ValueError, match=rf"is neither; did you mean '{right}'\?"):
             open_dataset(wrong)
     with pytest.raises(ValueError, match=r"found nothing at .*; check the spelling"):
         open_dataset(tmp_path / "zzzzzzzzzz.csv")

@@ -99,7 +99,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         replace_everywhere(patch, device_and_stream, lambda x: (0, 0))
         replace_everywhere(patch, build_info, lambda: {"cuda": True})
         replace_everywhere(patch, check_device, lambda op, name, x: None)
-        patch.setattr("diffflow_ext.engines.adjoint.replay._states", lambda device: ())
+        patch.setattr("diffflow_ext.engines.adjoint.replay.random_states", lambda device: ())
         off = Autocast("cpu", False, torch.bfloat16)
         patch.setattr(Autocast, "current", lambda device_type: off)
         patch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())

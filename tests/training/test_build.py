@@ -15,15 +15,14 @@ from diffflow_ext.training.recipes.build import Room, build_recipe, room_for_tra
 POINTS, IMAGES = (2,), (1, 16, 16)
 #: Models, and values that make them too large for any checkpoint of theirs.
 MODELS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
-    ("diffflow", POINTS, {"width": 10**9}),
-    ("diffflow", POINTS, {"width": 2**31}),
-    ("diffflow", POINTS, {"depth": 10**9, "width": 1}),
+    ("diffflow", POINTS, {"width": 65536}),
+    ("diffflow", POINTS, {"depth": 4096, "width": 1024}),
     ("diffflow", IMAGES, {"unet_base": 65536}),
     ("diffflow", POINTS, {"prior": "flow", "flow_hidden": "65536,65536"}),
     ("dinof", POINTS, {"flow_hidden": "65536,65536,65536"}),
     ("dinof", IMAGES, {"glow_hidden": 65536}),
-    ("ddpm", POINTS, {"width": 10**6}),
-    ("ffjord", POINTS, {"width": 10**6}),
+    ("ddpm", POINTS, {"width": 65536}),
+    ("ffjord", POINTS, {"width": 65536}),
     ("flow", POINTS, {"flow_hidden": "65536,65536"}),
 ]
 
