@@ -72,13 +72,13 @@ def plain(text: str, encoding: str) -> str:
 def outlets() -> Iterator[Outlet]:
     """Replaces both standard streams for a time; returns that of the output."""
     before = sys.stdout, sys.stderr
-    # A stream that was closed before the program began is None.
-    out, err = (Outlet(stream) if stream is not None else stream for stream in before)
-    sys.stdout, sys.stderr = out, err  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield out if out is not None else Outlet(None)
-    finally:
-        for stream in (out, err):
-            if stream is not None:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        # A stream that was closed before the program began is None.
+        out, err = (Outlet(nowhere if stream is None else stream) for stream in before)
+        sys.stdout, sys.stderr = out, err  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            yield out
+        finally:
+            for stream in (out, err):
                 stream.flush()
-        sys.stdout, sys.stderr = before
+            sys.stdout, sys.stderr = before

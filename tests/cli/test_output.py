@@ -82,10 +82,13 @@ def test_streams_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     with outlets():
         assert sys.stdout is not before[0]
     assert (sys.stdout, sys.stderr) == before
-    monkeypatch.setattr(sys, "stdout", None)  # As where it was closed before the program began.
+    for name in ("stdout", "stderr"):  # As where they were closed before the program began.
+        monkeypatch.setattr(sys, name, None)
     with outlets() as output:
-        assert sys.stdout is None
+        print("x")
+        print("x", file=sys.stderr, flush=True)
         assert output.error is None
+    assert (sys.stdout, sys.stderr) == (None, None)
 
 
 def helped(stdout: Any) -> tuple[int, str]:

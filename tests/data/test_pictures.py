@@ -91,7 +91,7 @@ def _tiff(bits: int, photometric: int) -> bytes:
     """A grey TIFF of 2 x 2 pixels."""
     values = {256: 2, 257: 2, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 2, 279: 8}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
-    header = b"II*\0" + struct.pack("<I", 16) + bytes(range(1, 9))
+    header = b"II*\0" + struct.pack("<I", 16) + bytes(range(241, 249))
     return header + struct.pack("<H", len(values)) + entries + bytes(4)
 
 
@@ -104,7 +104,8 @@ def test_other_depths_are_refused() -> None:
         _written(Image.fromarray(GREY.astype(np.int32)), "TIFF"): "mode 'I'",
         _tiff(12, 1): "mode 'I;16'",
         _tiff(16, 0): "mode 'I;16'",
-        png(flat.astype(np.uint16), 0): "'a.png' end at 200, which is black; scale",
+        png(flat.astype(np.uint16), 0): "'a.png' end at 200, which is nearly black; scale",
+        png(20 * flat.astype(np.uint16), 0): "'a.png' end at 4000, which is nearly black; scale",
     }.items():
         with pytest.raises(ValueError, match=message) as info:
             _decoded(data)

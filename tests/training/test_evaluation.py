@@ -236,6 +236,9 @@ def test_a_run_that_may_not_be_changed(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "figures"}
     assert (tmp_path / "out" / "figures" / "loss.png").exists()
     assert tree(run) == before
+    (tmp_path / "out" / "evaluation.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"without evaluation\.json of another program"):
+        evaluate(run, 60, device="cpu", ode_n=0, out=tmp_path / "out")
 
     def refuse(**options: Any) -> Any:
         if options["dir"] == run:

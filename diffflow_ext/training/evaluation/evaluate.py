@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
+from diffflow_ext.data.formats.reading import read_bytes
 from diffflow_ext.data.sets.toy import TOY_SETS, toy_entropy
 from diffflow_ext.functional.core import build_info
 from diffflow_ext.metrics.features.digits import DigitExtractor
@@ -38,6 +39,8 @@ DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
 #: Samples for the pictures if there are too few data for distances.
 FEW_SAMPLES = 64
 ODE_VECTORS, ODE_IMAGES = 2000, 64
+#: Larger files are no evaluations and are not read.
+MAX_EVALUATION_BYTES = 2**20
 
 
 def evaluate(
@@ -139,6 +142,11 @@ def _draw(
 def _check_target(target: RunDirectory, out: str | Path | None) -> None:
     """Refuses a folder that can't be written, or has something else in a file's place."""
     target.check_kinds()
+    if not target.holds_run() and target.evaluation.exists() and not _is_ours(target.evaluation):
+        raise ValueError(
+            f"evaluate: expected a folder without evaluation.json of another program, got"
+            f" {str(target.evaluation)!r}; move it away, or name another folder (--out FOLDER)"
+        )
     try:
         if out is not None:
             target.root.mkdir(parents=True, exist_ok=True)
@@ -148,6 +156,14 @@ def _check_target(target: RunDirectory, out: str | Path | None) -> None:
             f"evaluate: expected a folder to write to, got {str(target.root)!r}:"
             f" {error.strerror}; name another one for the results (--out FOLDER)"
         ) from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Returns whether a file is an evaluation that `evaluate` has written."""
+    try:
+        return "package" in json.loads(read_bytes("evaluate", path, MAX_EVALUATION_BYTES))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _quality(samples: Tensor, dataset: Dataset, features: DigitExtractor | None) -> dict[str, Any]:
