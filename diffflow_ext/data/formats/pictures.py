@@ -160,6 +160,6 @@ def _eight_bits(image: Any, source: str) -> Bytes:
     if 0 < values.max() < 4096:  # 12 bits or fewer, as many cameras write
         raise Refused(
             f"read_images: expected 16-bit values from 0 to 65535, those of {source!r} end at "
-            f"{values.max()}, which is nearly black; scale them to 0 to 255 and save them in 8 bits"
+            f"{values.max()}, which is nearly black; scale them to 0 to 255 and save in 8 bits"
         )
     return (values >> 8).astype(np.uint8)
