@@ -101,10 +101,12 @@ struct ResidualCostVjp {
   DF_HD auto apply(const At& at, const StepScalars<T>& by) const {
     using Values = typename At::template Values<T>;
     const ResidualValues<Values> residual = residual_at(in, by, at);
+    // The divisions come first: beside the gradients they would make ptxas spill registers.
+    const Terms<Values, 1> terms = {{residual_cost_grad_g(residual.delta_b, residual.s_next, by)}};
     const auto part = backward_residual_vjp(of_samples(grad, at) * residual.delta_b, by);
     store(grad_x, at, part.x), store(grad_x_next, at, part.x_next);
     store(grad_f, at, part.f_next), store(grad_s, at, part.s_next);
-    return Terms<Values, 1>{{residual_cost_grad_g(residual.delta_b, residual.s_next, by)}};
+    return terms;
   }
   DF_HD T part(const StepScalars<T>&, int64_t sample, const Quad<T>* terms) const {
     return grad[sample] * in_order(terms[0]);
