@@ -50,9 +50,9 @@ def _load(file: Path) -> Any:
         # A few bytes may stand for any number of rows.
         check_size("read_table", str(file), 8 * facts.num_rows * facts.num_columns)
         return pandas.read_parquet(file, engine="pyarrow")
-    except (Refused, MemoryError):
+    except Refused:
         raise
-    # A damaged file raises nearly any exception.
+    # A damaged file raises nearly any exception, MemoryError too if a size in it is wrong.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise Refused(
