@@ -219,7 +219,7 @@ def test_an_engine_that_does_not_compile_is_left_out(tmp_path: Path) -> None:
     )
     folder, options = tmp_path / "build", "-DCMAKE_BUILD_TYPE=Debug"
     text = build(folder, options, CXX=cxx)
-    assert "being built WITHOUT its engine for avx512bf16: the compiler failed on it" in text
+    assert "being built WITHOUT its code for avx512bf16: the compiler failed on it" in text
     found = facts(folder)
     assert found["instructions"] == ["avx512", "avx2", "portable"]
     assert found["instructions_left_out"] == {"avx512bf16": "PLEASE submit a 'bug' report"}
