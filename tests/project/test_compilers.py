@@ -231,7 +231,7 @@ def test_an_engine_that_does_not_compile_is_left_out(tmp_path: Path) -> None:
     strict = (options, "-DDIFFFLOW_WERROR=ON")
     assert "FAILED" in build(tmp_path / "strict", *strict, fails=True, CXX=cxx)
     broken.unlink()
-    assert "WITHOUT its engine" not in build(folder, options, CXX=cxx)
+    assert "WITHOUT its code" not in build(folder, options, CXX=cxx)
     assert facts(folder)["instructions_left_out"] == {}
 
 
