@@ -16,7 +16,7 @@
 namespace diffflow {
 namespace DF_NAMESPACE {
 
-#ifdef DIFFFLOW_LEFT_OUT  // compile_engine.py: the compiler failed on this source
+#ifdef DIFFFLOW_LEFT_OUT  // compile_or_leave_out.py: the compiler failed on this source
 static const OpLoops kOps = [] {
   OpLoops ops{};
   ops.name = DF_NAME(DF_NAMESPACE);

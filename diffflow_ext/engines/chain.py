@@ -19,7 +19,7 @@ from torch.autograd import Function
 from diffflow_ext.functional.operator import first_order
 
 from .adjoint.backward import check_leaves
-from .adjoint.replay import coarsest_eps, random_states
+from .adjoint.replay import coarsest_eps, random_states, refuse_cached_weights
 from .network import Autocast
 
 
@@ -79,6 +79,7 @@ def differentiable_path(chain: Chain, x: Tensor) -> tuple[Tensor, Tensor, Tensor
 class _ChainFunction(Function):
     @staticmethod
     def forward(ctx: Any, chain: Chain, x: Tensor, *params: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_cached_weights(chain.op)
         before = random_states(x.device)
         states, total = chain.path(x)
         pairs = zip(before, random_states(x.device), strict=True)
@@ -149,16 +150,20 @@ class _Repeated:
         """Compares one step."""
         dtypes = {x.dtype, *(p.dtype for p in self.chain.params)}
         share = coarsest_eps(dtypes, self.chain.autocast, x.device) ** 0.5
+        # Of a step's few additions: two engines add them in another order.
         rounding = 32 * torch.finfo(x.dtype).eps * x_next.norm()
         self.excess.append((again - x_next).norm() - share * (x_next - x).norm() - rounding)
 
     def check(self) -> None:
         """Raises an error if a step was another one; waits for a GPU once."""
-        if self.excess and torch.stack(self.excess).max() > 0:
+        wrong = torch.stack(self.excess) > 0 if self.excess else None
+        if wrong is not None and wrong.any():
+            # The last step comes first.
+            step = len(self.excess) - 1 - int(wrong.nonzero()[0])
             raise RuntimeError(
                 f"{self.chain.op}: expected networks that give the same values each time, because "
-                "the gradient needs a second evaluation, got others; draw no random numbers, and "
-                "call .eval() on networks that change their buffers"
+                f"the gradient needs a second evaluation, got others in step {step}; draw no "
+                "random numbers, and call .eval() on networks that change their buffers"
             )
 
 

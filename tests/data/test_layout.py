@@ -133,6 +133,8 @@ def test_what_may_be_meant_otherwise_is_said(tmp_path: Path) -> None:
         ("0,1\n" + NUMBERS, ["0", "1"], 30, "line 1 .0,1. was read as the names of columns"),
         ("0\n" + NUMBERS.replace(",", "\n"), ["x1"], 61, "line 1 .0. was read as a row"),
         ("0,1\n2.5,3\n" + NUMBERS, ["x1", "x2"], 32, "line 1 .0,1. was read as a row"),
+        ("400,410\n" + NUMBERS, ["x1", "x2"], 31, "line 1 .400,410. was read as a row"),
+        (",a\n" + NUMBERS, ["x1", "a"], 30, "first column has no name.*=x1"),
     ):
         path.write_text(text)
         with pytest.warns(UserWarning, match=said):

@@ -21,9 +21,10 @@ from adjoint_cases import (
     unrolled,
 )
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from diffflow_ext import TimeGrid, diffflow_loss, diffflow_mean_loss
+from diffflow_ext import DiffFlowSDE, TimeGrid, diffflow_loss, diffflow_mean_loss
 from diffflow_ext.nets import FourierMLP
 
 Change = Callable[[Tensor, Tensor], Tensor]
@@ -226,6 +227,20 @@ def test_spectral_norm_in_train_mode_is_refused_and_right_otherwise() -> None:
     for every in (0, 1, 3):
         loss = diffflow_loss(f, s, x0, GRID, params=params, key=KEY, checkpoint_every=every).sum()
         assert_same(gradients(loss, params), truth)
+
+
+def test_cached_parametrized_weights_are_refused() -> None:
+    """They would get no gradient, because the cached ones have no graph."""
+    f, x0 = weight_norm(nn.Linear(3, 3)).double(), data(4)
+    sde = DiffFlowSDE(lambda t, x: f(x), lambda t, x: f(x), 0.5, params=f.parameters())
+    calls = [sde.loss, sde.mean_loss, sde.path]
+    with parametrize.cached():
+        for call in calls:
+            with pytest.raises(RuntimeError, match=r"parametrize\.cached\(\), in which"):
+                call(x0, GRID, KEY)
+        assert sde.loss(x0, GRID, KEY, checkpoint_every=0).requires_grad
+    for call in calls:
+        assert call(x0, GRID, KEY).requires_grad
 
 
 def test_weight_norm_and_batch_norm_in_train_mode_are_right() -> None:

@@ -1,6 +1,6 @@
 """Compilers and their options: arithmetic stays that of IEEE 754, and what fails is left out.
 
-Builds go through CMake alone. Those of options are of unoptimised code without engines for AVX,
+Builds go through CMake alone. Those of options are of unoptimised code without code for AVX,
 which takes seconds; those of compilers are as users have them.
 """
 
@@ -45,7 +45,7 @@ print(json.dumps({{
 
 @pytest.fixture
 def wrapper(tmp_path: Path) -> Path:
-    """A C++ compiler that crashes on the engines for AVX."""
+    """A C++ compiler that crashes on the code for AVX."""
     return compiler(tmp_path, 'case "$*" in *"-mavx"*) echo crashed >&2; kill -SEGV $$;; esac')
 
 

@@ -7,7 +7,7 @@
 
 #ifdef DIFFFLOW_LEFT_OUT
 
-// csrc/cmake/compile_engine.py defines it where the compiler failed on what follows.
+// csrc/cmake/compile_or_leave_out.py defines it where the compiler failed on what follows.
 #include "../problem.h"
 
 namespace diffflow {

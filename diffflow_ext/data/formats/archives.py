@@ -15,9 +15,9 @@ from .reading import (
     Refused,
     check_file,
     check_size,
-    gunzip,
     read_bounded,
     read_file,
+    unpack,
     unpacked_limit,
 )
 
@@ -111,7 +111,7 @@ def read_tar(op: str, file: Path, names: Collection[str]) -> dict[str, bytes]:
     """
     data = read_file(op, file)
     if data[:2] == b"\x1f\x8b":
-        data = gunzip(op, data, str(file))
+        data = unpack(op, data, str(file))
     found: dict[str, bytes] = {}
     with (
         _damage(op, str(file), "a tar archive"),

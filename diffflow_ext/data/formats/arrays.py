@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .archives import METHODS
-from .reading import Refused, check_file, check_size, unpacked_limit
+from .reading import Refused, check_file, check_size, open_file, unpacked_limit
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _axes(archive: Any, name: str) -> int:
 def _opened(op: str, file: Path) -> Iterator[Any]:
     with (
         _numpy_errors(op, str(file)),
-        file.open("rb") as stream,
+        open_file(op, file) as stream,
         np.load(stream, allow_pickle=False) as archive,
     ):
         yield archive

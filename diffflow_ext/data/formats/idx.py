@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .reading import Refused, gunzip, read_file
+from .reading import Refused, read_file, unpack
 
 UINT8 = 0x08
 MAX_AXES = 3
@@ -51,7 +51,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
     file = Path(path)
     data = read_file("read_idx", file)
     if data[:2] == b"\x1f\x8b":
-        data = gunzip("read_idx", data, str(file))
+        data = unpack("read_idx", data, str(file))
     shape = _shape(data, str(file))
     start = 4 + 4 * len(shape)
     if len(data) - start != math.prod(shape):

@@ -21,6 +21,7 @@ _OUTPUTS = re.compile(r"^\s*@outputs?\s+(.+)", re.IGNORECASE)
 _EXCEL = re.compile(r"^\"?sep=(.)\"?\s*$", re.IGNORECASE)
 _DECIMAL = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
+_WHOLE = re.compile(r"\d+")
 _POINT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d[\d.]*e[+-]?\d+)", re.IGNORECASE)
 _UNNAMED = ("", "Unnamed: 0")  # the names under which pandas and R write an index
 
@@ -229,7 +230,14 @@ def _is_header(
     if len(first) > 1 and first == ["", *places[:-1]]:
         return True  # pandas names columns so that have no name.
     points = [bool(_POINT.fullmatch(cell)) for cell in second]
-    if first != places or not any(points):
+    if first != places:
+        if len(first) > 1 and all(map(_WHOLE.fullmatch, first)) and all(points):
+            text = ",".join(first[:4])
+            doubts.append(
+                f"line {line} ({text}) was read as a row; if not, name the columns in it"
+            )
+        return False
+    if not any(points):
         return False
     # It is a row too, if the numbers 0, 1, 2 ... are its data.
     is_header = len(first) > 1 and all(points)

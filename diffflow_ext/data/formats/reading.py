@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import importlib
 import io
+import lzma
 import os
 import stat
 import zlib
@@ -119,14 +121,15 @@ def read_bounded(op: str, stream: BinaryIO, source: str, limit: int) -> bytes:
     return data
 
 
-def gunzip(op: str, data: bytes, source: str) -> bytes:
-    """Unpacks gzip data, and refuses more than `unpacked_limit` bytes."""
+def unpack(op: str, data: bytes, source: str, kind: str = "gzip") -> bytes:
+    """Unpacks "gzip", "bzip2" or "xz" data, and refuses more than `unpacked_limit` bytes."""
+    opener: Any = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}[kind]
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-            return read_bounded(op, stream, source, unpacked_limit(len(data)))  # type: ignore[arg-type]
-    except (OSError, EOFError, zlib.error) as error:
+        with opener(io.BytesIO(data)) as stream:
+            return read_bounded(op, stream, source, unpacked_limit(len(data)))
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise Refused(
-            f"{op}: expected gzip data, {source!r} cannot be unpacked "
+            f"{op}: expected {kind} data, {source!r} cannot be unpacked "
             f"({type(error).__name__}: {error}); the file is cut or damaged, get it again"
         ) from error
 

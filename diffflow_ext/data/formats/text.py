@@ -6,9 +6,7 @@ line and the column.
 
 from __future__ import annotations
 
-import bz2
 import io
-import lzma
 import re
 from array import array
 from collections.abc import Callable
@@ -20,7 +18,7 @@ import numpy as np
 from .archives import read_zip
 from .columns import Values, how_to_leave_out
 from .layout import SPACES, Layout, decoded, find_layout, number, split, without
-from .reading import Refused, check_size, gunzip, read_bounded, unpacked_limit
+from .reading import Refused, check_size, open_file, read_bytes, unpack, unpacked_limit
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
@@ -52,12 +50,13 @@ def _opener(file: Path) -> Callable[[], BinaryIO]:
     """Returns a function that opens the text: unpacked, in UTF-8, with usual line ends."""
     source, size = str(file), file.stat().st_size
     check_size("read_table", source, size)
-    with file.open("rb") as stream:
+    with open_file("read_table", file) as stream:
         first = stream.readline().rstrip(b"\r\n")
     is_packed = file.suffix.lower() in PACKED_SUFFIXES or first[:2] == b"\x1f\x8b"
     if not is_packed and b"\r" not in first and not first.startswith(_UTF16):
-        return lambda: file.open("rb")
-    data = _unpacked(file, file.read_bytes()) if is_packed else file.read_bytes()
+        return lambda: open_file("read_table", file)
+    data = read_bytes("read_table", file)
+    data = _unpacked(file, data) if is_packed else data
     if data.startswith(_UTF16):
         try:
             data = data.decode("utf-16").encode()
@@ -71,27 +70,17 @@ def _opener(file: Path) -> Callable[[], BinaryIO]:
 
 
 def _unpacked(file: Path, data: bytes) -> bytes:
-    source, limit = str(file), unpacked_limit(len(data))
+    source = str(file)
     if file.suffix.lower() == ".zip":
-        members = list(read_zip("read_table", file, _is_table, limit))
+        members = list(read_zip("read_table", file, _is_table, unpacked_limit(len(data))))
         if len(members) != 1:
             raise Refused(
                 f"read_table: expected one table in the archive {source!r}, found {len(members)}; "
                 "pack it alone"
             )
         return members[0][1]
-    openers = {".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
-    opener = openers.get(file.suffix.lower())
-    if opener is None:
-        return gunzip("read_table", data, source)
-    try:
-        with opener(io.BytesIO(data)) as stream:
-            return read_bounded("read_table", stream, source, limit)
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise Refused(
-            f"read_table: expected packed text, {source!r} cannot be unpacked "
-            f"({type(error).__name__}: {error}); the file is cut or damaged, get it again"
-        ) from error
+    kind = {".bz2": "bzip2", ".xz": "xz"}.get(file.suffix.lower(), "gzip")
+    return unpack("read_table", data, source, kind)
 
 
 def _is_table(name: str) -> bool:
@@ -221,4 +210,9 @@ def _without_index(values: Values, layout: Layout) -> tuple[Values, Layout]:
             f"read_table: expected {width - 1} columns as in the header, the rows of "
             f"{layout.source!r} have {width}; name the first column"
         )
+    name = layout.names[0]
+    layout.doubts.append(
+        f"the first column has no name, as an index has none, and was read as {name}; name it, or "
+        f"{how_to_leave_out([name])}"
+    )
     return values, layout

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..problem import PathProblem
-from .replay import RandomTape, Sketches
+from .replay import RandomTape, Sketches, refuse_cached_weights
 
 
 @dataclass
@@ -35,6 +35,8 @@ def forward_sweep(
     Without costs the score is not evaluated, nor the drift at the last state. `keep` says that a
     backward sweep follows.
     """
+    if keep:
+        refuse_cached_weights("DiffFlowSDE")
     with p.autocast.off():
         sweep = _ForwardSweep(p, x0, with_costs=with_costs, keep=keep)
         return sweep.run(), sweep.record

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from ..network import Autocast
 from ..problem import PathProblem
@@ -33,6 +34,18 @@ def _set_states(device: torch.device, states: tuple[Tensor, ...]) -> None:
         torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)
+
+
+def refuse_cached_weights(op: str) -> None:
+    """Refuses torch's cache of parametrized weights before networks are evaluated twice.
+
+    The first evaluation has no graph, and with the cache the second would take its weights.
+    """
+    if getattr(parametrize, "_cache_enabled", 0):
+        raise RuntimeError(
+            f"{op}: expected weights that are computed in each evaluation, got torch's "
+            "parametrize.cached(), in which they would get no gradient; call it outside of it"
+        )
 
 
 class RandomTape:

@@ -23,7 +23,7 @@ def open_run_data(run: LoadedRun, data: str | Path | None = None, *, warn: bool 
         config = config.replaced(data=os.fspath(data))
     elif is_gone(config.data.data):
         raise FileNotFoundError(
-            f"expected the data of the run in {config.data.data!r}, which is not there; if they"
+            f"{config.data.data!r}: expected the data of the run, found nothing; if they"
             " have moved, give their new path (--data PATH)"
         )
     dataset = open_data(config, warn=warn)

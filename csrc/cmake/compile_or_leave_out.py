@@ -2,7 +2,7 @@
 
 CMake puts this program before the compiler's command:
 
-    python compile_engine.py c++ ... -MF x.o.d -o x.o -c x.cpp
+    python compile_or_leave_out.py c++ ... -MF x.o.d -o x.o -c x.cpp
 """
 
 from __future__ import annotations
