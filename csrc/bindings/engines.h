@@ -76,7 +76,8 @@ inline const OpLoops* ops_named(const std::string& name) {
   for (const OpLoops* one : op_sets()) {
     if (one->name == name) return one;
   }
-  throw std::invalid_argument("instructions: expected a set that this build and processor have, got '" + name + "'");
+  throw std::invalid_argument(
+      "instructions: expected a set that this build and processor have, got '" + name + "'");
 }
 
 /// The ops in use: the fastest, or in tests those of another set of instructions.
