@@ -353,7 +353,9 @@ def _refuse_unknown(config: Config, unknown: list[str]) -> None:
         )
     if not word.startswith("-"):
         near = nearest_model(data)
-        hint = f"; did you mean `diffflow train {near} {shlex.quote(word)} ...`?" if near else ""
+        hint = f"; models are {', '.join(CONFIGS)}"
+        if near:
+            hint = f"; did you mean `diffflow train {near} {shlex.quote(word)} ...`?"
         raise ValueError(f"train: {word!r}: expected one DATA, got {data!r} too{hint}")
     name = word.split("=")[0].lstrip("-").replace("-", "_")
     raise ValueError(f"train: {word}: {no_such_field(config, name, _names(TrainOptions))}")

@@ -176,7 +176,8 @@ def _check_networks(chain: Chain, drew: bool, modes: list[bool]) -> None:
     if modes != chain.modes():
         raise RuntimeError(
             f"{chain.op}: expected networks in the mode of the forward pass, got one that was "
-            "switched between train() and eval() before the backward pass; switch it afterwards"
+            "switched between train() and eval(), or whose parameters were frozen, before the "
+            "backward pass; switch it afterwards"
         )
     if drew:
         raise RuntimeError(

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from diffflow_ext.flows.prior import Prior
 from diffflow_ext.functional.checks import (
@@ -75,8 +76,9 @@ class PathProblem:
         return self.g.detach().unbind() if self.g.is_cuda else self.g.tolist()
 
     def modes(self) -> list[bool]:
-        """Returns the training flags of the networks' modules."""
-        return training_flags((self.drift, self.score, self.prior))
+        """Returns the training flags of the networks' modules, and which tensors are learned."""
+        nets = (self.drift, self.score, self.prior)
+        return training_flags(nets) + [p.requires_grad for p in self.params]
 
     def em_step(self, x: Tensor, f: Tensor, k: int, out: Tensor | None = None) -> Tensor:
         """Steps from x_k to x_{k+1}."""
@@ -200,6 +202,11 @@ def checked_params(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
     for i, p in enumerate(tensors):
         if not isinstance(p, Tensor):
             raise TypeError(f"{op}: expected params[{i}] to be a tensor, got {type(p).__name__}")
+        if is_lazy(p):
+            raise ValueError(
+                f"{op}: expected params with shapes, got params[{i}] of a lazy module, which gets "
+                "its own in a first call; call drift, score and prior once on some data"
+            )
     return tensors
 
 

@@ -29,6 +29,8 @@ WHEEL = ("#2f74b5", "#2a9d8f", "#7a9e2e", "#e0a100", "#dd6a1a", "#c2335a", "#7b4
 DPI = 150
 BINS = 56
 SUFFIXES = (".png", ".pdf", ".svg")
+#: In the head of each PNG file, by which it is known as one of ours.
+SOFTWARE = "diffflow_ext"
 
 
 def checked_path(op: str, path: str | os.PathLike[str]) -> Path:
@@ -83,8 +85,9 @@ def save(figure: Figure, file: Path, title: str, inches_above: float | None = No
     height = {} if inches_above is None else {"y": 1.0 - inches_above / figure.get_figheight()}
     figure.suptitle(title, fontsize=13, color=INK, **height)
     # Without a date two pictures of the same numbers are the same bytes.
-    date = {".pdf": "CreationDate", ".svg": "Date"}.get(file.suffix.lower())
-    figure.savefig(file, dpi=DPI, metadata={date: None} if date else {})
+    metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+    own = metadata.get(file.suffix.lower(), {"Software": SOFTWARE})
+    figure.savefig(file, dpi=DPI, metadata=own)
     return file
 
 

@@ -242,6 +242,8 @@ def test_fall_back_is_one_warning(
 def test_run_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (("evaluate", tmp_path / "nothing"), ("sample", tmp_path, "--out", "x.npy")):
         assert "no run there; diffflow train DATA --out" in refusal(capsys, *words)
+    (tmp_path / "x.csv").write_text("a,b\n")
+    assert "the folder of a run, got a file" in refusal(capsys, "evaluate", tmp_path / "x.csv")
     assert main(["evaluate", str(tmp_path), "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
 

@@ -64,6 +64,9 @@ READ: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "Excel's first line": ("sep=;\n" + _text("a;b;c\n", ";"), ABC, ()),
     "commas at ends": (_text("a,b,c,\n", end=",\n"), ABC, ()),
     "commas at ends of rows": (_text(end=",\n"), ABC, ()),
+    "empty columns at ends": (_text("a,b,c,,\n", end=",,\n"), ABC, ()),
+    "a name like a comment": (_text("#,b,c\n"), ["#", "b", "c"], ()),
+    "minus signs of a text": (_text().replace("-", "\u2212"), ABC, ()),
     "commas at ends, no header": (_text("", end=",\n"), X, ()),
     "mark of byte order": ("\ufeff" + _text(), ABC, ()),
     "uneven spaces": (_text("  a \t b\t c \n", " \t ", end="  \n"), ABC, ()),
@@ -85,6 +88,7 @@ def test_the_same_table(tmp_path: Path, case: str) -> None:
 
 
 NUMBERS = "".join(f"{x},{y}\n" for x, y, _ in ROWS)
+TENTHS = "".join(f"{i * i % 17 + 1},{i % 9 + 1}\n" for i in range(30))
 #: The text, and what the message must have.
 REFUSED = {
     "one column of decimal commas": (
@@ -115,6 +119,12 @@ REFUSED = {
     "equal names": (_text("a,b,a\n"), "different names.*'a'; give each"),
     "commas at the end of some": (_text("", end=",\n") + "1,2,3,4\n", "expected 3 .*line 31"),
     "only a header": ("a,b\n", "at least 20 rows"),
+    "a title": ("Measured\n\n" + _text(), "line 3 of .* has 3; .*if line 1 does not name the col"),
+    "units": (
+        "a,b\nm,s\n" + NUMBERS,
+        r"line 2, column 1 .*'m'; delete the line if it names units",
+    ),
+    "both decimal marks": ("a;b\n" + "1.5;2,5\n" * 30, "'1.5'; write decimal points, .*all col"),
 }
 
 
@@ -135,6 +145,12 @@ def test_what_may_be_meant_otherwise_is_said(tmp_path: Path) -> None:
         ("0,1\n2.5,3\n" + NUMBERS, ["x1", "x2"], 32, "line 1 .0,1. was read as a row"),
         ("400,410\n" + NUMBERS, ["x1", "x2"], 31, "line 1 .400,410. was read as a row"),
         (",a\n" + NUMBERS, ["x1", "a"], 30, "first column has no name.*=x1"),
+        (
+            TENTHS,
+            ["x1", "x2"],
+            30,
+            "2 columns of whole numbers; if they are 1 with decimal commas",
+        ),
     ):
         path.write_text(text)
         with pytest.warns(UserWarning, match=said):
@@ -160,6 +176,10 @@ def test_columns_are_left_out_by_name(tmp_path: Path) -> None:
         assert np.array_equal(table.values, ROWS[:, :2])
         assert table.notes == ("b, or c (by drop_columns)",)
     assert open_dataset(path, drop_columns='a,"b, or c"').columns == ["d"]
+    # Commas in columns that are left out say nothing about the others.
+    path.write_text("note;a;b\n" + "".join(f"1,5;{x};{y}\n" for x, y, _ in ROWS))
+    assert np.array_equal(read_table(path, drop_columns="note").values, ROWS[:, :2])
+    path.write_text('a,"b, or c",d\n' + "".join(f"{x},word,{y}\n" for x, y, _ in ROWS))
     with pytest.raises(ValueError, match=r"drop_columns of .*got 'e'; its columns are a, b, or c"):
         read_table(path, drop_columns="e")
     with pytest.raises(ValueError, match=r"a column that is not left out.*shorten drop_columns"):

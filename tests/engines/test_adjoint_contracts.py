@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from adjoint_cases import GRID, KEY, Bent, Small, assert_same, gradients, parameters
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffflow_ext import TimeGrid, diffflow_loss, diffflow_mean_loss
 
@@ -44,6 +44,34 @@ def test_a_tensor_nobody_named_is_refused() -> None:
         with pytest.raises(RuntimeError, match=r"shape \(3, 3\) that requires a gradient"):
             fn(lambda t, x: x @ w, f, x0, GRID, params=f.parameters()).sum().backward()
     assert w.grad is None
+
+
+def test_a_gradient_of_a_copy_of_x_is_refused() -> None:
+    """As a score that is the gradient of an energy computes it."""
+    f, x0 = Small(), torch.randn(5, 3, dtype=torch.float64)
+
+    def score(t: Tensor, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            copy = x.detach().requires_grad_()
+            return torch.autograd.grad(f(t, copy).square().sum(), copy, create_graph=True)[0]
+
+    for fn in (diffflow_loss, diffflow_mean_loss):
+        with pytest.raises(RuntimeError, match=r"take x itself: x\.detach\(\) loses"):
+            fn(f, score, x0, GRID, params=f.parameters()).sum().backward()
+
+
+def test_parameters_without_shapes_are_refused() -> None:
+    """A gradient would be of a parameter that the first call replaces."""
+    lazy, x0 = nn.LazyLinear(3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        return lazy(x)
+
+    with pytest.raises(ValueError, match=r"params\[0\] of a lazy module.* call drift, score"):
+        diffflow_loss(drift, drift, x0, GRID, params=lazy.parameters())
+    lazy(x0)
+    diffflow_loss(drift, drift, x0, GRID, params=lazy.parameters()).sum().backward()
+    assert lazy.weight.grad is not None
 
 
 def test_siblings_of_a_named_tensor_are_refused_too() -> None:

@@ -243,6 +243,35 @@ def test_cached_parametrized_weights_are_refused() -> None:
         assert call(x0, GRID, KEY).requires_grad
 
 
+class Caching(Small):
+    """Keeps a tensor computed from its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, 3)
+        self.kept: Tensor | None = None
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.embed(torch.ones(1).to(x))
+        return super().forward(t, x) + self.kept
+
+
+def test_parameters_without_a_gradient_are_named() -> None:
+    """A cached tensor has no graph, because the first evaluation had none."""
+    f, s = Caching().double(), Small()
+    loss = diffflow_loss(f, s, data(), GRID, params=parameters(f, s), key=KEY).sum()
+    with pytest.warns(UserWarning, match=r"2 of .* no gradient, the first of shape \(3, 1\)\. .*"):
+        loss.backward()
+    assert f.embed.weight.grad is None
+    f.kept = None
+    exact = diffflow_loss(
+        f, s, data(), GRID, params=parameters(f, s), key=KEY, checkpoint_every=0
+    ).sum()
+    exact.backward()
+    assert f.embed.weight.grad is not None
+
+
 def test_weight_norm_and_batch_norm_in_train_mode_are_right() -> None:
     first = weight_norm(nn.Linear(3, 8, bias=False))
     f = Layers(first, nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))

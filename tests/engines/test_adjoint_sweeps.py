@@ -88,6 +88,10 @@ def test_changes_before_the_backward_pass_are_noticed() -> None:
     f.eval()
     with pytest.raises(RuntimeError, match=r"switched between train\(\) and eval\(\)"):
         loss.backward()
+    loss = diffflow_loss(f, s, data(), GRID, params=parameters(f, s)).sum()
+    s.one.weight.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="one of its parameters was frozen"):
+        loss.backward()
 
 
 def test_gradient_hooks_run_once_and_after_the_sweep() -> None:

@@ -175,7 +175,8 @@ def test_field_is_for_the_choice_that_reads_it(
             "only for the models diffflow, dinof, ddpm and ffjord, and this run trains flow",
         ),
         ("diffflow", "batchsize", "diffflow has no such field; did you mean 'batch_size'?"),
-        ("ddpm", "qqq", "ddpm has no such field"),
+        ("diffflow", "lr", "diffflow has no such field; did you mean 'learning_rate'?"),
+        ("ddpm", "qqq", "ddpm has no such field; see diffflow train ddpm --help"),
     ],
 )
 def test_field_of_another_model_is_refused(model: str, name: str, said: str) -> None:
@@ -293,6 +294,7 @@ def test_file_holds_what_the_run_reads() -> None:
             "[trainer]\nsteps = 3",
             "[trainer]: expected one of data, model, network, optimiser, run",
         ),
+        ("title = 'mine'", "expected tables with the fields of a run, such as [data], got 'ti"),
         ("[model]\nname = 'x'", "model='x': expected one of diffflow, dinof, ddpm, ffjord, flow"),
         ("[model]\nname = 'ddpm'\nrtol = 1.0", "rtol: only for the model ffjord, and this"),
         ("[optimiser]\nsteps = 'many'", "steps='many': expected a whole number"),

@@ -48,10 +48,10 @@ def test_overwriting_removes_files_of_a_run_alone(config: Config, tmp_path: Path
     (run / "checkpoints").symlink_to(scratch)
     (run / "figures").mkdir()
     for name in PICTURES:
-        (run / "figures" / name).write_text("old")
+        (run / "figures" / name).write_bytes(b"\x89PNG ... diffflow_ext ...")
     (run / "evaluation.json").write_text("{}")
-    foreign = ("figures/thesis.pdf", "notes.txt", "checkpoints/model.pt", "checkpoints/.tmp-mine",
-               "checkpoints/step-00000002/samples.png")  # fmt: skip
+    foreign = ("figures/thesis.pdf", "figures/loss.png", "notes.txt", "checkpoints/model.pt",
+               "checkpoints/.tmp-mine", "checkpoints/step-00000002/samples.png")  # fmt: skip
     for name in foreign:
         (run / name).write_text("mine")
     train(config.replaced(seed=8, save_every=3), run, overwrite=True)
@@ -59,7 +59,7 @@ def test_overwriting_removes_files_of_a_run_alone(config: Config, tmp_path: Path
     assert (run / "checkpoints").is_symlink()
     assert [path.name for path in step_directories(scratch)] == ["step-00000003"]
     assert not (run / "evaluation.json").exists()
-    assert [path.name for path in (run / "figures").iterdir()] == ["thesis.pdf"]
+    assert {path.name for path in (run / "figures").iterdir()} == {"thesis.pdf", "loss.png"}
     assert load_latest(scratch).meta["seed"] == 8
 
 

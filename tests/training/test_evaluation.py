@@ -221,6 +221,9 @@ def test_data_that_have_moved(run: Path, result: dict[str, Any], tmp_path: Path)
         other = write_table(tmp_path / "other.csv", rows=2000, columns=3, seed=2)
         with pytest.raises(ValueError, match="values have changed since the run began"):
             evaluate(run, N, seed=3, device="cpu", data=other, out=out)
+        other.write_text("a,b\n" + "1,2\n" * 30)
+        with pytest.raises(ValueError, match=r"constant .*\. The run's own `key` and `drop_col"):
+            evaluate(run, N, seed=3, device="cpu", data=other, out=out)
     finally:
         moved.rename(data)
     assert json.loads((out / "evaluation.json").read_text()) == result
@@ -236,6 +239,12 @@ def test_a_run_that_may_not_be_changed(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"evaluation.json", "figures"}
     assert (tmp_path / "out" / "figures" / "loss.png").exists()
     assert tree(run) == before
+    evaluate(run, 60, device="cpu", ode_n=0, out=tmp_path / "out")
+    (tmp_path / "out" / "figures" / "loss.png").write_bytes(b"\x89PNG of somebody else")
+    with pytest.raises(ValueError, match=r"no picture of another program .*loss\.png'; move it"):
+        evaluate(run, 60, device="cpu", ode_n=0, out=tmp_path / "out")
+    assert (tmp_path / "out" / "figures" / "loss.png").read_bytes().endswith(b"somebody else")
+    (tmp_path / "out" / "figures" / "loss.png").unlink()
     (tmp_path / "out" / "evaluation.json").write_text("[1, 2]")
     with pytest.raises(ValueError, match=r"without evaluation\.json of another program"):
         evaluate(run, 60, device="cpu", ode_n=0, out=tmp_path / "out")

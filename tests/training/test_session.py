@@ -59,7 +59,7 @@ def test_signals_in_a_long_operation(tmp_path: Path, number: signal.Signals) -> 
 def test_other_processes_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     for says in (False, True):
-        with signals(says=says) as received:
+        with signals(announce=says) as received:
             signal.raise_signal(signal.SIGTERM)
         assert received == [signal.SIGTERM]
         assert ("finishing this step" in capfd.readouterr().err) == says

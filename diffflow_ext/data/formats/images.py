@@ -109,7 +109,8 @@ class _Listing:
         others = f" among {self.others:,} files, such as {self.other!r}" if self.others else ""
         return Refused(
             f"read_images: expected {KINDS} images, idx files or CIFAR-10 batches in "
-            f"{self.where}, found none{others}; name another folder, archive or file"
+            f"{self.where}, found none{others}; name another folder or archive, or a file with a "
+            "table (packed ones are called like t.csv.zip)"
         )
 
 

@@ -41,7 +41,7 @@ class Layout:
         start: The first byte of the rows.
         line: The number of lines above them.
         kept: The positions of the columns that are kept.
-        trailing: Whether rows end with a separator, behind which nothing stands.
+        trailing: The number of cells at the end of all rows in which nothing stands.
         index: How sure it is that the first column is an index, if it has different whole
             numbers: "" not at all, "nameless", or "headless" if the header has no place for it.
         notes: What was passed over.
@@ -58,7 +58,7 @@ class Layout:
     start: int
     line: int
     kept: list[int]
-    trailing: bool
+    trailing: int
     index: str
     notes: list[str]
     doubts: list[str]
@@ -108,11 +108,12 @@ def find_layout(stream: BinaryIO, file: Path, dropped: list[str]) -> Layout:
         named_by = "the header"
     cells = len(row) - trailing if trailing or not names else len(names)
     layout = Layout(
-        source, skipped, delimiter, _decimal(stream, start, delimiter, source),
+        source, skipped, delimiter, ".",
         _complete(names[:cells], cells, index), bool(names), named_by, start, above, [],
         trailing, index, _comment_notes(head, names, has_header), doubts,
     )  # fmt: skip
-    return _with_kept(layout, head, dropped)
+    layout = _with_kept(layout, head, dropped)
+    return replace(layout, decimal=_decimal(stream, layout))
 
 
 def decoded(stream: BinaryIO, start: int, source: str) -> Iterator[str]:
@@ -161,6 +162,7 @@ def number(cell: str, decimal: str = ".") -> float | None:
     """Returns the number in a cell, None if it has none."""
     if decimal == ",":
         cell = cell.replace(".", "x").replace(",", ".")
+    cell = cell.replace("\N{MINUS SIGN}", "-")
     try:
         # float() accepts 1_000, which is an error in a file.
         return None if "_" in cell else float(cell)
@@ -215,8 +217,10 @@ def _names_in_comment(head: _Head, delimiter: str, row: list[str]) -> list[str]:
     """Returns the cells of the comment above the rows, if they can be names of their columns."""
     comment = head.comments[-1:]
     for _, cells in split(comment, delimiter, 0, ""):
-        if len(cells) == len(row) and all(cells) and all(number(cell) is None for cell in cells):
-            return cells
+        # The mark of a comment may itself be the first name.
+        names = [cells[0] or "#", *cells[1:]]
+        if len(names) == len(row) and all(names) and all(number(name) is None for name in names):
+            return names
     return []
 
 
@@ -250,16 +254,24 @@ def _is_header(
 
 def _ends(
     names: list[str], row: list[str], following: list[str], delimiter: str
-) -> tuple[bool, str]:
-    """Returns whether rows end with a separator, and `Layout.index`."""
+) -> tuple[int, str]:
+    """Returns `Layout.trailing` and `Layout.index`."""
     more = len(row) - len(names) if names else 0
-    ends = len(row) > 1 and row[-1] == "" and (not following or following[-1] == "")
-    if ends and (not names or more == 1 or (more == 0 and names[-1] == "")):
-        return True, "nameless" if names and names[0] in _UNNAMED and len(row) > 2 else ""
+    empty = min(map(_empty_ends, (row, following) if following else (row,)))
+    # A column with a name is one, also if its first cells are empty.
+    trailing = min(empty, len(row) - 1, _empty_ends(names) + max(more, 0) if names else empty)
+    if trailing > 0:
+        has_more = names and names[0] in _UNNAMED and len(row) > trailing + 1
+        return trailing, "nameless" if has_more else ""
     # R writes no name above its row names. A comma may be a decimal one.
     if more == 1 and names and delimiter != ",":
-        return False, "headless"
-    return False, "nameless" if len(names) > 1 and names[0] in _UNNAMED else ""
+        return 0, "headless"
+    return 0, "nameless" if len(names) > 1 and names[0] in _UNNAMED else ""
+
+
+def _empty_ends(cells: list[str]) -> int:
+    """Returns the number of empty cells behind the last one that is not."""
+    return next((i for i, cell in enumerate(reversed(cells)) if cell), len(cells))
 
 
 def _complete(names: list[str], cells: int, index: str) -> list[str]:
@@ -267,25 +279,30 @@ def _complete(names: list[str], cells: int, index: str) -> list[str]:
     return [name or f"x{i + 1}" for i, name in enumerate(names or [""] * cells)]
 
 
-def _decimal(stream: BinaryIO, start: int, delimiter: str, source: str) -> str:
-    """Returns the decimal point; numbers with commas that may be thousands are refused."""
-    stream.seek(start)
-    if delimiter == "," or not any(
+def _decimal(stream: BinaryIO, layout: Layout) -> str:
+    """Returns the decimal point of the kept columns.
+
+    Numbers with commas that may be thousands are refused.
+    """
+    stream.seek(layout.start)
+    if layout.delimiter == "," or not any(
         b"," in part for part in iter(lambda: stream.read(1 << 20), b"")
     ):
         return "."
     thousands = ""
-    for line in decoded(stream, start, source):
-        for cell in line.split(None if delimiter == SPACES else delimiter):
-            text = cell.strip().strip('"')
+    lines = (
+        without(line, layout.skipped) for line in decoded(stream, layout.start, layout.source)
+    )
+    for _, cells in split(lines, layout.delimiter, layout.line, layout.source):
+        for text in (cells[i] for i in layout.kept if i < len(cells)):
             if _THOUSANDS.fullmatch(text):
                 thousands = thousands or text
             elif _DECIMAL.fullmatch(text):
                 return ","
     if thousands:
         raise Refused(
-            f"read_table: expected numbers such as 1234.5, {source!r} has {thousands!r}, whose "
-            "comma may separate decimals or thousands; write points for decimals, and no "
+            f"read_table: expected numbers such as 1234.5, {layout.source!r} has {thousands!r}, "
+            "whose comma may separate decimals or thousands; write points for decimals, and no "
             "thousands separators"
         )
     return "."

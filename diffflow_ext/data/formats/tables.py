@@ -181,6 +181,7 @@ def _check_values(values: Values, columns: list[str], source: str) -> None:
         names = [columns[i] for i in constant]
         raise ValueError(
             f"read_table: expected columns that vary, {source!r} has constant ones "
-            f"({listed([*map(repr, names)])}), which cannot be standardised and have no density; "
+            f"({listed([*map(repr, names)])}), or ones that vary by less than float64 resolves, "
+            "which cannot be standardised and have no density; "
             f"{how_to_leave_out(names)}"
         )

@@ -115,7 +115,7 @@ def _numbers(frame: Any, layout: Layout) -> Values:
     whole = frame.iloc[:, : len(layout.names)]
     numbers = frame.iloc[:, layout.kept]
     kinds = {dtype.kind for dtype in numbers.dtypes}
-    more = layout.trailing and not bool(frame.iloc[:, -1].isna().all())
+    more = not bool(frame.iloc[:, len(layout.names) :].isna().all(axis=None))
     # pandas fills rows that are too short with NaN.
     if more or not kinds <= set("fiu") or bool(whole.isna().any(axis=None)):
         raise ValueError("a cell is no number")
@@ -127,22 +127,28 @@ def _by_line(stream: BinaryIO, layout: Layout) -> Values:
     lines = (without(line, layout.skipped) for line in lines)
     values, width = array("d"), len(layout.names)
     for line, cells in split(lines, layout.delimiter, layout.line, layout.source):
-        if len(cells) == layout.cells and layout.trailing and not cells[-1]:
-            cells.pop()
+        if len(cells) == layout.cells and not any(cells[width:]):
+            del cells[width:]
         if len(cells) != width:
-            raise ValueError(_other_length(len(cells), line, layout))
+            raise ValueError(_other_length(len(cells), line, layout, is_first=not values))
         for i in layout.kept:
             value = number(cells[i], layout.decimal)
             if value is None:
-                raise ValueError(_no_number(cells[i], line, i, layout))
+                is_first = len(values) < len(layout.kept)
+                raise ValueError(_no_number(cells[i], line, i, layout, is_first=is_first))
             values.append(value)
     return np.array(values).reshape(-1, len(layout.kept))
 
 
-def _other_length(count: int, line: int, layout: Layout) -> str:
+def _other_length(count: int, line: int, layout: Layout, *, is_first: bool) -> str:
     width = len(layout.names)
     hint = "mend or delete that line"
-    if layout.delimiter == "," and count == 2 * width:
+    if layout.delimiter == "," and layout.has_names and is_first:
+        hint = (
+            f"write decimal points, not commas; and if line {layout.line} does not name the "
+            "columns, delete it"
+        )
+    elif layout.delimiter == "," and count == 2 * width:
         hint = "write decimal points, not commas, or separate the columns by semicolons"
     return (
         f"read_table: expected {width} columns as in {layout.named_by}, line {line} of "
@@ -150,13 +156,17 @@ def _other_length(count: int, line: int, layout: Layout) -> str:
     )
 
 
-def _no_number(cell: str, line: int, i: int, layout: Layout) -> str:
+def _no_number(cell: str, line: int, i: int, layout: Layout, *, is_first: bool) -> str:
     shown = cell if len(cell) <= 40 else cell[:37] + "..."
     hint = f"mend or delete the row, or {how_to_leave_out([layout.names[i]])}"
     if cell.lower() in _MISSING:
         hint = f"fill the gap, delete the row, or {how_to_leave_out([layout.names[i]])}"
     elif _COMMAS.fullmatch(cell):
         hint = "write decimal points, not commas, and no thousands separators"
+    elif layout.decimal == "," and number(cell) is not None:
+        hint = "write decimal points, not commas, in all columns"
+    elif layout.has_names and is_first:
+        hint = f"delete the line if it names units, or {hint}"
     elif line == 1 and not layout.has_names:
         hint = "in a header no name may be a number; if it is a row, " + hint
     return (
@@ -166,16 +176,17 @@ def _no_number(cell: str, line: int, i: int, layout: Layout) -> str:
 
 
 def _check_commas(stream: BinaryIO, values: Values, layout: Layout) -> None:
-    """Refuses pairs of columns that are probably single numbers with decimal commas.
+    """Refuses pairs of columns that are surely single numbers with decimal commas.
 
-    A whole number is never written as -0, nor with a leading zero.
+    A whole number is never written as -0, nor with a leading zero. Pairs of which the second has
+    always the same number of digits are doubtful.
     """
     n, width = values.shape
     if layout.delimiter != "," or layout.has_names or n == 0 or width % 2 or layout.trailing:
         return
     if width != len(layout.names) or not (values == np.rint(values)).all():
         return
-    unsure = {*range(0, width, 2)}
+    unsure, lengths = {*range(0, width, 2)}, [set[int]() for _ in range(width)]
     lines = (
         without(line, layout.skipped) for line in decoded(stream, layout.start, layout.source)
     )
@@ -184,6 +195,7 @@ def _check_commas(stream: BinaryIO, values: Values, layout: Layout) -> None:
             whole, digits = cells[i : i + 2]
             if not (whole.lstrip("+-").isdigit() and digits.isdigit()):
                 return
+            lengths[i].add(len(digits))
             if whole == "-0" or (len(digits) > 1 and digits[0] == "0"):
                 unsure.discard(i)
         if not unsure:
@@ -192,6 +204,11 @@ def _check_commas(stream: BinaryIO, values: Values, layout: Layout) -> None:
                 f"reads like numbers with decimal commas ({','.join(cells[:2])!r}); write decimal "
                 "points, or name the columns in a first line if they are whole numbers"
             )
+    if all(len(lengths[i]) == 1 for i in range(0, width, 2)):
+        layout.doubts.append(
+            f"the file was read as {width} columns of whole numbers; if they are {width // 2} "
+            "with decimal commas, write points; if not, name the columns in a first line"
+        )
 
 
 def _without_index(values: Values, layout: Layout) -> tuple[Values, Layout]:

@@ -6,8 +6,10 @@ The mathematics and the autograd functions are in losses.py.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +73,39 @@ def backward_sweep(
     with p.autocast.off(), record.tape.preserved():
         out = _BackwardSweep(p, record, weight, with_cost=with_cost).run()
         record.sketches.check()
-        return out
+    _warn_of_missing(p, out.params)
+    return out
+
+
+def _warn_of_missing(problem: PathProblem, grads: Sequence[Tensor | None]) -> None:
+    """Warns of parameters without a gradient, but for those of g.
+
+    What a network keeps of an evaluation without a graph has no graph in later ones. The values
+    agree, so that nothing else shows it.
+    """
+    missing = [p for p, grad in zip(problem.params, grads, strict=True) if grad is None]
+    nodes = _graph(problem.g) if missing else set()
+    of_g = {id(getattr(node, "variable", None)) for node in nodes}
+    shapes = [tuple(p.shape) for p in missing if id(p) not in of_g and p.grad_fn not in nodes]
+    if shapes:
+        warnings.warn(
+            f"DiffFlowSDE: {len(shapes)} of {len(grads)} parameters got no gradient, the first "
+            f"of shape {shapes[0]}. If the networks do not use them, freeze them with "
+            "requires_grad_(False); if a network keeps tensors computed from them between its "
+            "calls, compute those in each call, or pass checkpoint_every=0",
+            stacklevel=2,
+        )
+
+
+def _graph(value: Tensor) -> set[Any]:
+    """Returns all nodes of autograd's graph of a value."""
+    queue, nodes = [value.grad_fn], set[Any]()
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            queue.extend(following for following, _ in node.next_functions)
+    return nodes
 
 
 class _BackwardSweep:
@@ -243,7 +277,7 @@ def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) 
     if id(value) in known:
         return
     if value.grad_fn is None and value.requires_grad:
-        raise _not_a_parameter(name, value)
+        raise _not_a_parameter(name, value, x)
     # Parameters need not be leaves; outputs of one operation differ in their number.
     stops = {(p.grad_fn, p.output_nr) for p in params if p.grad_fn is not None}
     queue, seen = [(value.grad_fn, value.output_nr)], set()
@@ -255,19 +289,21 @@ def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) 
         seen.add(node)
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) not in known:
-            raise _not_a_parameter(name, variable)
+            raise _not_a_parameter(name, variable, x)
         queue.extend(node.next_functions)
 
 
-def _not_a_parameter(name: str, leaf: Tensor) -> RuntimeError:
+def _not_a_parameter(name: str, leaf: Tensor, x: Tensor) -> RuntimeError:
     if name == "prior.log_prob":
         return RuntimeError(
             f"DiffFlowSDE: {name}(x) depends on a tensor of shape {tuple(leaf.shape)} that "
             "requires a gradient but is no parameter of the prior; give the module that owns it "
             "(zuko's `flow`, not the distribution `flow()`)"
         )
+    mend = "make the network an nn.Module that owns it, or name it in `params`"
+    if leaf.shape == x.shape:
+        mend += "; if it is a copy of x, take x itself: x.detach() loses the gradient of x"
     return RuntimeError(
         f"DiffFlowSDE: {name}(t, x) depends on a tensor of shape {tuple(leaf.shape)} that "
-        "requires a gradient but is not among the parameters; make the network an nn.Module that "
-        "owns it, or name it in `params`"
+        f"requires a gradient but is not among the parameters; {mend}"
     )

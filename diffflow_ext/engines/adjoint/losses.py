@@ -64,8 +64,9 @@ class _PathLoss(Function):
         states = ctx.saved_tensors[1 : 1 + len(ctx.indices)]
         if ctx.modes != ctx.p.modes():
             raise RuntimeError(
-                "DiffFlowSDE.loss: a network was switched between train() and eval() before the "
-                "backward pass, which evaluates it again; switch it afterwards"
+                "DiffFlowSDE.loss: a network was switched between train() and eval(), or one of "
+                "its parameters was frozen, before the backward pass, which evaluates it again; "
+                "switch it afterwards"
             )
         record = replace(ctx.record, states=dict(zip(ctx.indices, states, strict=True)))
         out = backward_sweep(ctx.p, record, grad.contiguous())

@@ -33,6 +33,11 @@ from .sections import (
 )
 
 C = TypeVar("C", bound="Config")
+#: Words of other programs for some fields.
+ELSEWHERE = {
+    "lr": "learning_rate", "epochs": "steps", "iterations": "steps", "batch": "batch_size",
+    "gpu": "device", "cuda": "device",
+}  # fmt: skip
 SECTIONS = ("data", "model", "network", "optimiser", "run")
 #: Fields that may change when a run is resumed.
 MAY_CHANGE = (
@@ -203,8 +208,9 @@ def no_such_field(config: Config, name: str, others: Iterable[str] = ()) -> str:
         models = "model" if len(owners) == 1 else "models"
         return f"only for the {models} {_listed(owners)}, and this run trains {config.name}"
     near = difflib.get_close_matches(name, [*config.values(), *others], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{config.name} has no such field{hint}"
+    meant = ELSEWHERE.get(name) or next(iter(near), None)
+    hint = f"did you mean {meant!r}?" if meant else f"see diffflow train {config.name} --help"
+    return f"{config.name} has no such field; {hint}"
 
 
 def _listed(names: Sequence[str]) -> str:

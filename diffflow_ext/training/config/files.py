@@ -92,6 +92,12 @@ def from_record(record: Mapping[str, Any]) -> Config:
 
 def _from_tables(tables: dict[str, Any]) -> Config:
     if not all(isinstance(value, dict) for value in tables.values()):
+        known = {"model"}.union(*(kind().values() for kind in CONFIGS.values()))
+        if known.isdisjoint(tables):
+            raise ValueError(
+                f"train: expected tables with the fields of a run, such as [data], got"
+                f" {', '.join(map(repr, [*tables][:4]))}; name a configuration of diffflow"
+            )
         config = from_record(tables)
         left_out = [name for name in tables if name not in {"model", *config.values()}]
         dropped = (

@@ -30,7 +30,7 @@ MAX_SEED = 2**63 - 1
 # Half of the 2^32 streams of noise are for training, one for each step.
 MAX_STEPS = 2**31
 MAX_GRID = 2**24
-#: The largest width and depth of a network. Wider layers fit no memory, deeper ones no patience.
+#: The largest width and depth of a network: more do not fit in memory, or take days for a step.
 MAX_WIDTH, MAX_DEPTH = 65536, 4096
 T = TypeVar("T")
 #: A value or None, whose meaning the help text explains.

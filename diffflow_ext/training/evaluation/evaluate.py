@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,10 +91,10 @@ def evaluate(
         limit, few = _default_counts(loaded)
         limit = limit if n is None else n
         settings = EvaluationSettings(num_steps, num_paths, few if ode_n is None else ode_n)
-        check_options(loaded, num_steps, sampler)
+        check_options("evaluate", loaded, num_steps, sampler)
         features = _extractor(loaded, extractor)
         dataset = open_run_data(loaded, data, warn=world.writes)
-        world.on_first(lambda: _check_target(target, out))
+        world.on_first(lambda: _check_target(target, figures=figures))
         count = common_count(limit, dataset)
         samples = draw_samples(
             loaded, count or FEW_SAMPLES, seed=seed, num_steps=num_steps, world=world, **sampler
@@ -139,18 +138,23 @@ def _draw(
         warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=3)
 
 
-def _check_target(target: RunDirectory, out: str | Path | None) -> None:
+def _check_target(target: RunDirectory, *, figures: bool) -> None:
     """Refuses a folder that can't be written, or has something else in a file's place."""
     target.check_kinds()
+    pictures = target.pictures_of_others() if figures else []
+    if pictures:
+        raise ValueError(
+            f"evaluate: expected no picture of another program in a picture's place, got"
+            f" {str(pictures[0])!r}; move it away, draw none (--no-figures), or name another"
+            " folder (--out FOLDER)"
+        )
     if not target.holds_run() and target.evaluation.exists() and not _is_ours(target.evaluation):
         raise ValueError(
             f"evaluate: expected a folder without evaluation.json of another program, got"
             f" {str(target.evaluation)!r}; move it away, or name another folder (--out FOLDER)"
         )
     try:
-        if out is not None:
-            target.root.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=target.root).close()
+        target.make_writable()
     except OSError as error:
         raise OSError(
             f"evaluate: expected a folder to write to, got {str(target.root)!r}:"

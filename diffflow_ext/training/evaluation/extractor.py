@@ -22,13 +22,14 @@ def make_extractor(
     """
     checked("extractor", "seed", seed, Annotated[int, SEED])
     checked("extractor", "epochs", epochs, Annotated[int, whole(1)])
-    dataset = open_dataset(data, image_size=image_size or None)
+    expected = "extractor: expected images with labels, such as mnist (diffflow data list)"
+    try:
+        dataset = open_dataset(data, image_size=image_size or None)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{expected}, all of a file or folder, got: {error}") from error
     labels = dataset.labels
     if not dataset.is_image or labels is None:
-        raise ValueError(
-            f"extractor: expected images with labels, {dataset.name!r} has none; take mnist or"
-            " fashion-mnist (diffflow data list)"
-        )
+        raise ValueError(f"{expected}, {dataset.name!r} has none; take another set")
     extractor = train_extractor(dataset.train, labels["train"], seed=seed, epochs=epochs)
     save_extractor(out, extractor)
     accuracy = extractor.accuracy(dataset.test, labels["test"])

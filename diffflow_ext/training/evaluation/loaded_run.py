@@ -55,6 +55,8 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         ImportError: If the model needs a package that is missing.
     """
     run = RunDirectory(path)
+    if run.root.is_file():
+        raise ValueError(f"{path}: expected the folder of a run, got a file; name the folder")
     if not run.holds_run() and not step_directories(run.checkpoints):
         raise ValueError(
             f"{path}: no run there; diffflow train DATA --out {shlex.quote(str(path))} makes one"

@@ -26,7 +26,7 @@ def draw_pictures(
 ) -> None:
     """Draws all pictures into a folder; the training curve is that of a metrics.jsonl."""
     figures.mkdir(exist_ok=True)
-    _draw_samples(figures / "samples.png", dataset, samples)
+    draw_sample_picture(figures / "samples.png", dataset, samples)
     if dataset.is_image:
         shown = dataset.test[:IMAGES]
         image_grid(figures / "data.png", shown, f"{dataset.name}: test data")
@@ -43,10 +43,6 @@ def draw_pictures(
 
 def draw_sample_picture(path: str | Path, dataset: Dataset, samples: Tensor) -> None:
     """Draws samples, in the units of training, beside a run's test data; images as a grid."""
-    _draw_samples(path, dataset, samples)
-
-
-def _draw_samples(path: str | Path, dataset: Dataset, samples: Tensor) -> None:
     title = f"{dataset.name}: {len(samples)} samples"
     if dataset.is_image:
         shown = quantise(samples[:IMAGES])

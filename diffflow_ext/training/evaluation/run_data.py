@@ -26,7 +26,14 @@ def open_run_data(run: LoadedRun, data: str | Path | None = None, *, warn: bool 
             f"{config.data.data!r}: expected the data of the run, found nothing; if they"
             " have moved, give their new path (--data PATH)"
         )
-    dataset = open_data(config, warn=warn)
+    try:
+        dataset = open_data(config, warn=warn)
+    except (TypeError, ValueError) as error:
+        if data is None:
+            raise
+        raise ValueError(
+            f"{error}. The run's own `key` and `drop_columns` were used: name the data of the run"
+        ) from error
     run.record.require(dataset)
     return dataset
 

@@ -58,7 +58,7 @@ def draw_samples(
     checked("sample", "seed", seed, Annotated[int, SEED])
     floats = n * math.prod(run.record.event_shape)
     require_memory("sample", f"n={n}", 4 * floats, "draw fewer, and more with other seeds")
-    check_options(run, num_steps, options)
+    check_options("sample", run, num_steps, options)
     key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(run)
     world, parts = world or World(), list[Tensor | tuple[int, ...]]()
     for number, start in enumerate(range(0, n, size)):
@@ -72,7 +72,7 @@ def draw_samples(
     return world.gathered(parts, torch.float32)
 
 
-def check_options(run: LoadedRun, num_steps: int | None, options: dict[str, Any]) -> None:
+def check_options(op: str, run: LoadedRun, num_steps: int | None, options: dict[str, Any]) -> None:
     """Refuses options that a model's sampler does not have."""
     model, known = run.config.name, run.recipe.sampler_options
     given = {"num_steps": num_steps, **options} if num_steps is not None else options
@@ -82,5 +82,5 @@ def check_options(run: LoadedRun, num_steps: int | None, options: dict[str, Any]
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has no options"
             raise ValueError(
-                f"sample: {name}={value!r}: the sampler of {model} {has}; leave {name} out"
+                f"{op}: {name}={value!r}: the sampler of {model} {has}; leave {name} out"
             )

@@ -50,10 +50,10 @@ def own_generator(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def signals(*, says: bool) -> Iterator[list[int]]:
+def signals(*, announce: bool) -> Iterator[list[int]]:
     """Collects the first SIGINT or SIGTERM instead of ending the process; a second one ends it.
 
-    With `says`, a line on stderr tells so when the first one arrives.
+    With `announce`, a line on stderr tells so when the first one arrives.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -69,7 +69,7 @@ def signals(*, says: bool) -> Iterator[list[int]]:
     for number in old:
         signal.signal(number, note)
     try:
-        with _watched(says):
+        with _watched(announce):
             yield received
     finally:
         for number, handler in old.items():
@@ -77,12 +77,12 @@ def signals(*, says: bool) -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _watched(says: bool) -> Iterator[None]:
+def _watched(announce: bool) -> Iterator[None]:
     """Watches signals in a thread: Python's handlers wait for the end of a compiled operation."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_watch, args=(reader, says), daemon=True)
+    thread = threading.Thread(target=_watch, args=(reader, announce), daemon=True)
     thread.start()
     try:
         yield
@@ -93,14 +93,14 @@ def _watched(says: bool) -> Iterator[None]:
         os.close(reader)
 
 
-def _watch(reader: int, says: bool) -> None:
+def _watch(reader: int, announce: bool) -> None:
     """Reads the numbers of signals from a pipe until it's closed."""
     seen = 0
     while number := os.read(reader, 1):
         if number[0] not in (signal.SIGINT, signal.SIGTERM):
             continue
         seen += 1
-        if seen == 1 and says:
+        if seen == 1 and announce:
             name = signal.Signals(number[0]).name
             text = f"diffflow: {name}: finishing this step, then saving; a second one ends at once"
             with contextlib.suppress(OSError, ValueError):  # Nobody may listen any more.

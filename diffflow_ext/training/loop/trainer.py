@@ -116,7 +116,7 @@ class Trainer:
             tqdm(
                 total=self.config.optimiser.steps, initial=before, disable=disabled, unit="step"
             ) as bar,
-            signals(says=self.world.writes) as received,
+            signals(announce=self.world.writes) as received,
             own_generator(self.device),
         ):
             first = self._replace_run(received) if overwrite else None

@@ -29,7 +29,7 @@ RECIPES: dict[str, type[Recipe[Any, Any]]] = {
 
 #: Copies of the weights in training on a CPU: they, their gradient, average and two moments.
 COPIES = 5
-#: What a tensor counts at least: many small ones take time, and memory for their modules.
+#: The smallest size that is counted for a tensor: small ones take memory for their modules too.
 LEAST_BYTES = 2**16
 #: Tensors that are used while a model is made, and that it doesn't save, such as a chain's times.
 OTHER_BYTES = 2**29

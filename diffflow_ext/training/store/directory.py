@@ -20,7 +20,8 @@ from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
-from diffflow_ext.data.formats.reading import read_bytes
+from diffflow_ext.data.formats.reading import open_file, read_bytes
+from diffflow_ext.figures.panels import SOFTWARE
 
 from ..config.files import is_configuration
 from .folders import holds_checkpoint, remove_checkpoints, step_directories, sweep
@@ -69,6 +70,11 @@ class RunDirectory:
         paths = [self.config, self.metrics, self.evaluation, self.checkpoints / "latest"]
         return [path for path in paths + step_directories(self.checkpoints) if path.exists()]
 
+    def pictures_of_others(self) -> list[Path]:
+        """Returns what has the name of a picture of an evaluation and is none of this package."""
+        paths = [self.figures / name for name in PICTURES]
+        return [path for path in paths if os.path.lexists(path) and not _is_own_picture(path)]
+
     def others(self) -> list[str]:
         """Returns the names in the directory, without that of the lock."""
         return sorted(path.name for path in self.root.iterdir() if path != self.lock)
@@ -86,13 +92,20 @@ class RunDirectory:
             remove_checkpoints(self.checkpoints)
             for path in (self.metrics, self.evaluation, *map(_aside, files)):
                 path.unlink(missing_ok=True)
-            for name in PICTURES:
-                (self.figures / name).unlink(missing_ok=True)
+            others = self.pictures_of_others()
+            for path in (self.figures / name for name in PICTURES):
+                if path not in others:
+                    path.unlink(missing_ok=True)
 
     def write_evaluation(self, text: str) -> None:
         """Replaces evaluation.json."""
         with explained(self.root):
             replace_text(self.evaluation, text)
+
+    def make_writable(self) -> None:
+        """Creates the directory, if it is missing; an OSError says that it can't be written to."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=self.root).close()
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -103,8 +116,7 @@ class RunDirectory:
         existed, locked_before = self.root.exists(), os.path.lexists(self.lock)
         try:
             with explained(self.root):
-                self.root.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=self.root).close()
+                self.make_writable()
             self.is_new = not existed or (locked_before and not self.others())
             self.check_kinds()
             with _locked(self.lock):
@@ -131,6 +143,14 @@ def explained(root: Path) -> Iterator[None]:
 
 def _is_plain_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
+
+
+def _is_own_picture(path: Path) -> bool:
+    try:
+        with open_file("evaluate", path) as stream:
+            return SOFTWARE.encode() in stream.read(1024)
+    except (OSError, ValueError):
+        return False
 
 
 def _kind_of(path: Path) -> str:
