@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .checks import checked_coefficient, checked_network_output, checked_noise_scale, checked_state
+from .checks import (
+    are_usual_states,
+    checked_coefficient,
+    checked_network_output,
+    checked_noise_scale,
+    checked_state,
+)
 from .core import NO_NOISE, Scalar, address, core, network_values, number, scalar_like, target
 from .noise import (
     Key,
@@ -26,7 +32,7 @@ from .noise import (
     purpose_code,
     traceable_key,
 )
-from .operator import Operator, first_order, like, save, saved, scalar_grad, traceable_scalar
+from .operator import Operator, call, first_order, like, save, saved, scalar_grad, traceable_scalar
 from .sums import row_dot
 
 
@@ -183,22 +189,24 @@ def affine_step(
         | https://arxiv.org/abs/2010.02502
     """
     op = "affine_step"
-    x = checked_state(op, "x", x)
-    a = checked_network_output(op, "a", a, x)
+    tensors = (x, a) if b is None else (x, a, b)
+    if not are_usual_states(*tensors):
+        x = checked_state(op, "x", x)
+        a = checked_network_output(op, "a", a, x)
+        b = None if b is None else checked_network_output(op, "b", b, x)
     factors = [
         traceable_scalar(checked_coefficient(op, name, value, x), x)
         for name, value in (("c_x", c_x), ("c_a", c_a), ("c_b", c_b))
     ]
-    if b is not None:
-        b = checked_network_output(op, "b", b, x)
-    elif _present(c_b):
+    if b is None and _present(c_b):
         raise ValueError(f"{op}: expected b, because c_b is not 0; give both or neither")
     noise_scale = checked_noise_scale(op, noise_scale, x)
     key = _noise_key(op, key, noise_scale, x.device)
     scale, code = traceable_scalar(noise_scale, x), purpose_code(op, purpose)
     step = checked_step(op, step)
     sample_offset = checked_sample_offset(op, sample_offset, x.shape[0])
-    return _AffineStep.apply(x, a, b, *factors, scale, key, code, step, sample_offset)  # pyright: ignore
+    arguments = (x, a, b, *factors, scale, key, code, step, sample_offset)
+    return call(_AffineStep, _affine_step, *arguments)
 
 
 def _present(coefficient: Scalar) -> bool:

@@ -14,11 +14,10 @@ from typing import get_args
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.autograd import forward_ad
 from torch.nn.parameter import is_lazy
 
 from .core import build_info
+from .tensors import are_usual, checked_tensor, refuse_tangent, refuse_transforms
 
 #: Dtypes of states, and of network outputs.
 STATE_DTYPES = (torch.float32, torch.float64)
@@ -27,6 +26,7 @@ NETWORK_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MAX_ELEMENTS = 2**34
 #: Smallest and largest positive numbers; torch.finfo is slow.
 _RANGES = {d: (torch.finfo(d).tiny, torch.finfo(d).max) for d in STATE_DTYPES}
+_CPU = torch.device("cpu")
 #: Characters of a value in a message.
 _LONGEST = 100
 
@@ -63,6 +63,8 @@ def resolve_device(op: str, device: torch.device | str) -> torch.device:
         raise TypeError(
             f"{op}: expected device to be a torch.device or its name, got {in_words(device)}"
         )
+    if device == "cpu":
+        return _CPU
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -72,73 +74,21 @@ def resolve_device(op: str, device: torch.device | str) -> torch.device:
         ) from error
 
 
-def checked_tensor(op: str, name: str, value: object) -> Tensor:
-    """Returns `value` if it is an ordinary dense tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}")
-    if not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(value):
-        raise _transformed(op)
-    if value.layout is not torch.strided or value.is_nested:
-        layout = "nested" if value.is_nested else f"layout {value.layout}"
-        raise TypeError(f"{op}: expected {name} to be dense, got {layout}")
-    if torch.compiler.is_compiling():
-        return value.resolve_neg()
-    if _may_lack_memory(value):
-        _refuse_without_memory(op, name, value)
-    # Kernels read memory, which does not contain torch's lazy minus sign.
-    return value.resolve_neg() if value.is_neg() else value
+def are_usual_states(*tensors: Tensor) -> bool:
+    """Says whether the checks of states and network outputs would return all as they are.
 
-
-def refuse_transforms(op: str) -> None:
-    """Refuses a call inside of a torch.func transform, whose tensors compiled code cannot read."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        raise _transformed(op)
-
-
-def _transformed(op: str) -> RuntimeError:
-    return RuntimeError(
-        f"{op}: torch.func transforms (vmap, grad, jvp) are not supported, because compiled code "
-        "computes the values; use .backward() or torch.autograd.grad, the whole batch in one "
-        "call, and a loop over the models of an ensemble"
-    )
-
-
-def in_forward_mode() -> bool:
-    """Says whether forward-mode AD is on (torch.autograd.forward_ad.dual_level)."""
-    return forward_ad._current_level >= 0
-
-
-def refuse_tangent(op: str, name: str, value: Tensor) -> None:
-    """Refuses a dual tensor of forward-mode AD, whose tangent compiled code would drop."""
-    if in_forward_mode() and forward_ad.unpack_dual(value).tangent is not None:
-        raise RuntimeError(
-            f"{op}: expected {name} without a tangent, got a dual tensor of torch.autograd."
-            "forward_ad, which compiled ops do not support; use .backward() or torch.autograd.grad"
-        )
-
-
-def _may_lack_memory(value: Tensor) -> bool:
-    """Says whether a tensor is empty or has no memory of its own."""
-    if type(value) is not Tensor and (torch.nn.parameter.is_lazy(value) or _is_fake(value)):
-        return True
-    return value.data_ptr() == 0 or value.untyped_storage().nbytes() == 0
-
-
-def _is_fake(value: Tensor) -> bool:
-    return type(value).__name__ == "FakeTensor"  # Importing the class takes long.
-
-
-def _refuse_without_memory(op: str, name: str, value: Tensor) -> None:
-    if torch.nn.parameter.is_lazy(value):
-        raise ValueError(
-            f"{op}: expected {name} to be initialised, got an uninitialised parameter"
-        )
-    if (value.numel() or _is_fake(value)) and value.device.type in ("cpu", "cuda"):
-        raise ValueError(
-            f"{op}: expected {name} to hold values, got a tensor of shape {tuple(value.shape)} "
-            f"without memory ({type(value).__name__}): a fake or wrapped tensor, or its memory "
-            "was freed; pass an ordinary one, such as the result of .full_tensor() or .clone()"
-        )
+    These are ordinary tensors on the CPU, all of the dtype and shape of the first.
+    """
+    if not are_usual(tensors):
+        return False
+    x = tensors[0]
+    shape, dtype = x.shape, x.dtype
+    if dtype not in STATE_DTYPES or not shape or x.numel() > _MAX_ELEMENTS:
+        return False
+    for other in tensors[1:]:
+        if other.dtype is not dtype or other.shape != shape:
+            return False
+    return True
 
 
 def checked_state(op: str, name: str, value: object) -> Tensor:
@@ -252,6 +202,10 @@ def checked_positive(op: str, name: str, value: object, x: Tensor) -> float | Te
 
     The value of a tensor on a GPU is not checked: reading it would wait for the device.
     """
+    if type(value) is float and not torch.compiler.is_compiling():
+        low, high = _RANGES[x.dtype]
+        if low <= value <= high:
+            return value
     return _scalar(op, name, value, x, _fits)
 
 
@@ -365,6 +319,8 @@ def checked_count(op: str, name: str, value: object, low: int, high: int) -> int
     """Returns an integer in [low, high)."""
     if isinstance(value, torch.SymInt):
         return value  # pyright: ignore[reportReturnType]
+    if type(value) is int and low <= value < high:
+        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{op}: expected {name} to be an integer, got {in_words(value)}")
     value = int(value)

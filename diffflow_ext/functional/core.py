@@ -141,9 +141,12 @@ def number(value: Scalar) -> Number:
 
 def target(x: Tensor, network_dtype: torch.dtype | None = None) -> Target:
     """Returns device, stream, types, samples and elements of a kernel's launch."""
-    samples = x.shape[0]
+    samples, dtype = x.shape[0], x.dtype
     elements = x.numel() // samples if samples else 0
-    return *device_and_stream(x), _TYPES[x.dtype, network_dtype or x.dtype], samples, elements
+    types = _TYPES[dtype, network_dtype or dtype]
+    if x.is_cpu:
+        return -1, 0, types, samples, elements
+    return *device_and_stream(x), types, samples, elements
 
 
 def has_kernels(state: torch.dtype, network: torch.dtype) -> bool:
@@ -165,6 +168,12 @@ def scalar_like(value: Scalar, x: Tensor) -> Scalar:
 
 def network_values(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """Returns network outputs contiguous and in one dtype for which there are kernels."""
+    dtype = x.dtype
+    for value in values:
+        if value.dtype is not dtype or not value.is_contiguous():
+            break
+    else:
+        return values
     dtype = values[0].dtype
     if any(value.dtype != dtype for value in values) or not has_kernels(x.dtype, dtype):
         dtype = x.dtype

@@ -28,13 +28,13 @@ from .checks import (
     check_device,
     checked_count,
     checked_shape,
-    checked_tensor,
     dtype_name,
     in_words,
     resolve_device,
 )
 from .core import Noise, address, core, device_and_stream, partials, target
 from .operator import Operator, per_sample
+from .tensors import checked_tensor
 
 #: Uses of noise. Different purposes have different counters, so their noise is independent.
 PURPOSES: dict[str, int] = {
@@ -93,7 +93,7 @@ class NoiseKey:
 
     @classmethod
     def from_tensor(cls, key: Tensor) -> NoiseKey:
-        """Returns the key of a tensor that :meth:`to_tensor` has made, or the program since."""
+        """Returns the key in an int64 tensor ``[seed, stream]``, the inverse of `to_tensor`."""
         seed, stream = key.tolist()
         return cls(seed % 2**64, stream)
 
@@ -296,7 +296,8 @@ def normal(
     shape = checked_shape(op, "shape", shape)
     if not torch.compiler.is_compiling():
         device = resolve_device(op, device)
-    device = torch.empty(0, device=device).device
+    else:
+        device = torch.empty(0, device=device).device
     if not isinstance(dtype, torch.dtype) or dtype not in NETWORK_DTYPES:
         raise TypeError(f"{op}: expected a floating dtype, got {in_words(dtype)}")
     compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -309,7 +310,8 @@ def normal(
         return _normal.traced(shape, tensor, code, step, sample_offset, compute, device).to(dtype)
     out = torch.empty(shape, dtype=compute, device=device)
     check_device(op, "device", out)
-    return launch_normal(out, key, code, step, sample_offset).to(dtype)
+    launch_normal(out, key, code, step, sample_offset)
+    return out if dtype is compute else out.to(dtype)
 
 
 #: Random times of samples are draws of purpose "grid"; TimeGrid.stratified uses its step 0.

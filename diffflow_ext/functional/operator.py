@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from .core import Scalar, has_kernels
 
@@ -43,6 +44,15 @@ class Operator:
         return (self.traced if torch.compiler.is_compiling() else self.launch)(*arguments)
 
 
+def call(graph: type[Function], op: Operator, *arguments: Any) -> Any:
+    """Calls an op, by its autograd function if one of its arguments may need a gradient."""
+    if torch.is_grad_enabled():
+        for value in arguments:
+            if isinstance(value, Tensor) and value.requires_grad:
+                return graph.apply(*arguments)
+    return op(*arguments)
+
+
 def like(x: Tensor, *_: Any) -> Tensor:
     """Returns an empty result of the shape and dtype of x."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -70,13 +80,15 @@ def traceable_scalar(value: Scalar, x: Tensor) -> Scalar:
 
 def save(ctx: Any, **values: Any) -> None:
     """Saves tensors by `save_for_backward`, other values as attributes of the context."""
-    ctx.names = [name for name, value in values.items() if isinstance(value, Tensor)]
-    ctx.plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
-    ctx.save_for_backward(*(values[name] for name in ctx.names))
+    ctx.plain, ctx.names = values, [n for n, value in values.items() if isinstance(value, Tensor)]
+    if ctx.names:
+        ctx.save_for_backward(*(values.pop(name) for name in ctx.names))
 
 
 def saved(ctx: Any) -> dict[str, Any]:
     """Returns the values that `save` was given, by name."""
+    if not ctx.names:
+        return ctx.plain
     return {**ctx.plain, **dict(zip(ctx.names, ctx.saved_tensors, strict=True))}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .checks import checked_coefficient, checked_state, checked_tensor
+from .checks import are_usual_states, checked_coefficient, checked_state
 from .core import Scalar, core, target
 from .noise import (
     PURPOSES,
@@ -19,8 +19,9 @@ from .noise import (
     noise_source,
     traceable_key,
 )
-from .operator import Operator, first_order, like, save, saved
+from .operator import Operator, call, first_order, like, save, saved
 from .sums import row_dot
+from .tensors import are_usual, checked_tensor
 
 
 def launch_perturb(
@@ -118,20 +119,34 @@ def perturb(
         TypeError: If an argument has the wrong type.
     """
     op = "perturb"
-    x0 = checked_state(op, "x0", x0)
-    alpha = _sample_scalars(op, "alpha_t", alpha_t, x0)
-    sigma = _sample_scalars(op, "sigma_t", sigma_t, x0)
-    if not (sigma.is_cuda or torch.compiler.is_compiling()) and bool((sigma < 0).any()):
-        raise ValueError(f"{op}: expected sigma_t >= 0, got {float(sigma.min())}")
+    x0 = x0 if are_usual_states(x0) else checked_state(op, "x0", x0)
+    alpha, sigma = _sample_scalars(op, alpha_t, sigma_t, x0)
+    if not (sigma.is_cuda or torch.compiler.is_compiling()) and _smallest(sigma) < 0:
+        raise ValueError(f"{op}: expected sigma_t >= 0, got {_smallest(sigma)}")
     if alpha.numel() != sigma.numel():
         alpha, sigma = alpha.expand(x0.shape[0]), sigma.expand(x0.shape[0])
-    key = traceable_key(checked_key(op, key, x0.device), x0.device)
+    key = checked_key(op, key, x0.device)
+    if torch.compiler.is_compiling():
+        key = traceable_key(key, x0.device)
     step = checked_step(op, step)
     sample_offset = checked_sample_offset(op, sample_offset, x0.shape[0])
-    return _Perturb.apply(x0, alpha, sigma, key, step, sample_offset)  # pyright: ignore
+    return call(_Perturb, _perturb, x0, alpha, sigma, key, step, sample_offset)
 
 
-def _sample_scalars(op: str, name: str, value: Scalar, x: Tensor) -> Tensor:
+def _smallest(values: Tensor) -> float:
+    return values.detach().min().item() if values.numel() else 0.0
+
+
+def _sample_scalars(op: str, alpha: Scalar, sigma: Scalar, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both factors as tensors of shape (1,) or (B,)."""
+    if isinstance(alpha, Tensor) and isinstance(sigma, Tensor) and are_usual((alpha, sigma)):
+        if x.is_cpu and alpha.dtype is sigma.dtype is x.dtype:
+            if alpha.shape == sigma.shape == x.shape[:1]:
+                return alpha, sigma
+    return _sample_scalar(op, "alpha_t", alpha, x), _sample_scalar(op, "sigma_t", sigma, x)
+
+
+def _sample_scalar(op: str, name: str, value: Scalar, x: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         number = checked_coefficient(op, name, value, x)
         return torch.full((1,), number, dtype=x.dtype, device=x.device)  # pyright: ignore

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .checks import (
+    are_usual_states,
     checked_like_state,
     checked_network_output,
     checked_positive,
@@ -20,6 +21,7 @@ from .checks import (
 from .core import Scalar, address, core, network_values, number, partials, scalar_like, target
 from .operator import (
     Operator,
+    call,
     first_order,
     like,
     network_like,
@@ -40,7 +42,11 @@ _TENSORS = "Tensor x, Tensor x_next, Tensor f_next, Tensor s_next, Tensor dt, Te
 
 def check_step_noise(op: str, dt: float | Tensor, g: float | Tensor, x: Tensor) -> None:
     """Refuses a step whose noise g sqrt(dt) is too small to divide by, where values are known."""
-    if torch.compiler.is_compiling() or any(isinstance(v, Tensor) and v.is_cuda for v in (dt, g)):
+    if type(dt) is float and type(g) is float:
+        low_g, low = NOISE_FLOORS[x.dtype]
+        if g >= low_g and g * math.sqrt(dt) >= low:
+            return
+    if any(isinstance(v, Tensor) and v.is_cuda for v in (dt, g)):
         return
     known = [float(v.detach()) if isinstance(v, Tensor) else v for v in (dt, g)]
     check_noise_floor(op, known[:1], known[1:], x)
@@ -71,14 +77,17 @@ def _residual_arguments(
     dt: Scalar,
     g_next: Scalar,
 ) -> tuple[Any, ...]:
-    x = checked_state(op, "x", x)
-    x_next = checked_like_state(op, "x_next", x_next, x)
-    f_next = checked_network_output(op, "f_next", f_next, x)
-    s_next = checked_network_output(op, "s_next", s_next, x)
-    dt = traceable_scalar(checked_positive(op, "dt", dt, x), x)
-    g_next = traceable_scalar(checked_positive(op, "g_next", g_next, x), x)
-    check_step_noise(op, dt, g_next, x)
-    return x, x_next, f_next, s_next, dt, g_next
+    if not are_usual_states(x, x_next, f_next, s_next):
+        x = checked_state(op, "x", x)
+        x_next = checked_like_state(op, "x_next", x_next, x)
+        f_next = checked_network_output(op, "f_next", f_next, x)
+        s_next = checked_network_output(op, "s_next", s_next, x)
+    dt, g = checked_positive(op, "dt", dt, x), checked_positive(op, "g_next", g_next, x)
+    if torch.compiler.is_compiling():
+        dt, g = traceable_scalar(dt, x), traceable_scalar(g, x)
+    else:
+        check_step_noise(op, dt, g, x)
+    return x, x_next, f_next, s_next, dt, g
 
 
 def launch_backward_residual(
@@ -195,7 +204,7 @@ def backward_residual(
         | https://arxiv.org/abs/2110.07579
     """
     arguments = _residual_arguments("backward_residual", x, x_next, f_next, s_next, dt, g_next)
-    return _BackwardResidual.apply(*arguments)
+    return call(_BackwardResidual, _backward_residual, *arguments)
 
 
 def launch_residual_cost(
@@ -314,4 +323,4 @@ def residual_cost(
         | https://arxiv.org/abs/2110.07579
     """
     arguments = _residual_arguments("residual_cost", x, x_next, f_next, s_next, dt, g_next)
-    return _ResidualCost.apply(*arguments)
+    return call(_ResidualCost, _residual_cost, *arguments)

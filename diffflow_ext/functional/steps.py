@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .checks import checked_finite, checked_network_output, checked_positive, checked_state
+from .checks import (
+    are_usual_states,
+    checked_finite,
+    checked_network_output,
+    checked_positive,
+    checked_state,
+)
 from .core import Scalar, core, network_values, number, scalar_like, target
 from .noise import (
     PURPOSES,
@@ -20,7 +26,17 @@ from .noise import (
     noise_source,
     traceable_key,
 )
-from .operator import Operator, first_order, like, root, save, saved, scalar_grad, traceable_scalar
+from .operator import (
+    Operator,
+    call,
+    first_order,
+    like,
+    root,
+    save,
+    saved,
+    scalar_grad,
+    traceable_scalar,
+)
 from .sums import row_dot
 
 #: The largest stochasticity: its square times a score must stay in the range of float32.
@@ -142,14 +158,16 @@ def em_step(
         | https://arxiv.org/abs/2110.07579
     """
     op = "em_step"
-    x = checked_state(op, "x", x)
-    f = checked_network_output(op, "f", f, x)
-    dt = traceable_scalar(checked_positive(op, "dt", dt, x), x)
-    g = traceable_scalar(checked_positive(op, "g", g, x), x)
-    key = traceable_key(checked_key(op, key, x.device), x.device)
+    if not are_usual_states(x, f):
+        x = checked_state(op, "x", x)
+        f = checked_network_output(op, "f", f, x)
+    dt, g = checked_positive(op, "dt", dt, x), checked_positive(op, "g", g, x)
+    key = checked_key(op, key, x.device)
     step = checked_step(op, step)
     sample_offset = checked_sample_offset(op, sample_offset, x.shape[0])
-    return _EmStep.apply(x, f, dt, g, key, step, sample_offset)
+    if torch.compiler.is_compiling():
+        dt, g, key = traceable_scalar(dt, x), traceable_scalar(g, x), traceable_key(key, x.device)
+    return call(_EmStep, _em_step, x, f, dt, g, key, step, sample_offset)
 
 
 def launch_reverse_step(
@@ -217,17 +235,19 @@ class _ReverseStep(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         values = saved(ctx)
         dt, g, strength = values["dt"], values["g"], values["stochasticity"]
-        grad_f = (-grad * dt).to(values["f_dtype"])
-        grad_s = (grad * (0.5 * (1 + strength**2) * g * g * dt)).to(values["s_dtype"])
-        grad_g = None
-        if ctx.needs_input_grad[4]:
+        need_x, need_f, need_s, _, need_g, *_ = ctx.needs_input_grad
+        grad_f = (grad * -dt).to(values["f_dtype"]) if need_f else None
+        grad_s = grad_g = None
+        if need_s:
+            grad_s = (grad * (0.5 * (1 + strength**2) * g * g * dt)).to(values["s_dtype"])
+        if need_g:
             dot = noise_dot(
                 grad, values["key"], PURPOSES["reverse"], values["step"], values["sample_offset"]
             )
             along_s = row_dot(grad, values["s"])
             per_sample = (1 + strength**2) * g * dt * along_s + strength * root(dt) * dot
             grad_g = scalar_grad(per_sample, g)
-        return grad, grad_f, grad_s, None, grad_g, None, None, None, None
+        return (grad if need_x else None), grad_f, grad_s, None, grad_g, None, None, None, None
 
 
 def reverse_step(
@@ -275,13 +295,17 @@ def reverse_step(
         | https://arxiv.org/abs/2110.07579
     """
     op = "reverse_step"
-    x = checked_state(op, "x_next", x_next)
-    f_next = checked_network_output(op, "f_next", f_next, x, "x_next")
-    s_next = checked_network_output(op, "s_next", s_next, x, "x_next")
-    dt = traceable_scalar(checked_positive(op, "dt", dt, x), x)
-    g_next = traceable_scalar(checked_positive(op, "g_next", g_next, x), x)
-    key = traceable_key(checked_key(op, key, x.device), x.device)
+    x = x_next
+    if not are_usual_states(x, f_next, s_next):
+        x = checked_state(op, "x_next", x_next)
+        f_next = checked_network_output(op, "f_next", f_next, x, "x_next")
+        s_next = checked_network_output(op, "s_next", s_next, x, "x_next")
+    dt, g = checked_positive(op, "dt", dt, x), checked_positive(op, "g_next", g_next, x)
+    key = checked_key(op, key, x.device)
     strength = checked_stochasticity(op, stochasticity)
     step = checked_step(op, step)
     sample_offset = checked_sample_offset(op, sample_offset, x.shape[0])
-    return _ReverseStep.apply(x, f_next, s_next, dt, g_next, key, step, strength, sample_offset)
+    if torch.compiler.is_compiling():
+        dt, g, key = traceable_scalar(dt, x), traceable_scalar(g, x), traceable_key(key, x.device)
+    arguments = (x, f_next, s_next, dt, g, key, step, strength, sample_offset)
+    return call(_ReverseStep, _reverse_step, *arguments)

@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from diffflow_ext.functional.checks import check_device, checked_count, checked_tensor
+from diffflow_ext.functional.checks import check_device, checked_count
 from diffflow_ext.functional.noise import (
     PURPOSES,
     NoiseKey,
@@ -29,6 +29,7 @@ from diffflow_ext.functional.noise import (
     checked_sample_offset,
     launch_normal,
 )
+from diffflow_ext.functional.tensors import checked_tensor
 
 #: Levels of a pixel over the width of the interval it is scaled to: 256 / 2.
 LEVELS_PER_UNIT = 128

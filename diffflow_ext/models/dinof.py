@@ -27,11 +27,11 @@ from diffflow_ext.functional.checks import (
     checked_finite,
     checked_shape,
     checked_state,
-    checked_tensor,
     in_words,
 )
 from diffflow_ext.functional.noise import Key, sample_uniforms
 from diffflow_ext.functional.perturb import perturb
+from diffflow_ext.functional.tensors import checked_tensor
 from diffflow_ext.likelihood.ode import flow_log_prob
 from diffflow_ext.processes.grids import TimeGrid
 from diffflow_ext.processes.linear import VE, LinearProcess, process_by_name

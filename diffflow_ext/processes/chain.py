@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from diffflow_ext.functional.checks import checked_count, checked_finite, checked_tensor
+from diffflow_ext.functional.checks import checked_count, checked_finite
+from diffflow_ext.functional.tensors import checked_tensor
 
 from .linear import LinearProcess
 

@@ -18,10 +18,10 @@ from diffflow_ext.functional.checks import (
     checked_count,
     checked_positive_number,
     checked_real,
-    checked_tensor,
     in_words,
 )
 from diffflow_ext.functional.noise import MAX_STEP, NoiseKey, checked_key, uniforms
+from diffflow_ext.functional.tensors import checked_tensor
 
 #: Smaller steps have fewer digits than others, and their inverses overflow.
 _MIN_STEP = torch.finfo(torch.float64).tiny

@@ -37,7 +37,8 @@ USERS_OF_LEAVES = {"training", "cli"}
 #: Modules of each package from the bottom up. Each imports from those before it alone.
 ORDER: dict[str, str] = {
     "functional": """
-        core memory checks sums operator noise affine steps residual adjoint perturb reference
+        core memory tensors checks sums operator noise affine steps residual adjoint perturb
+        reference
     """,
     "processes": "grids diffusion linear chain",
     "flows": "adapters prior spline glow ffjord",

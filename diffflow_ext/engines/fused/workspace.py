@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.functional.checks import dtype_name, in_forward_mode
+from diffflow_ext.functional.checks import dtype_name
 from diffflow_ext.functional.core import core
+from diffflow_ext.functional.tensors import in_forward_mode
 
 #: Rounding of the factors of large products on a GPU.
 Rounding = Literal["float32", "tf32", "bfloat16"]
