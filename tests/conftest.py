@@ -65,6 +65,15 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return request.param
 
 
+@pytest.fixture(params=helpers.BF16_ENGINES or [None])
+def bf16_instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each set of instructions for products of bfloat16 that this processor has."""
+    if request.param is None:
+        pytest.skip("needs products of bfloat16")
+    monkeypatch.setattr(workspace, "_instructions", lambda: [*helpers.ENGINES, request.param])
+    return request.param
+
+
 @pytest.fixture(params=helpers.ENGINES)
 def op_instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the ops on each set of instructions that this processor has."""

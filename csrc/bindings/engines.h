@@ -1,6 +1,12 @@
 // Which compiled engines and ops this processor can run.
 #pragma once
 
+#if defined(__linux__) && defined(DIFFFLOW_X86)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -24,6 +30,25 @@ struct Candidate {
   }
 };
 
+#ifdef DIFFFLOW_X86
+/// Whether the processor multiplies tiles of bfloat16 and the system lets this process use them:
+/// their registers are large, and Linux stores them only for processes that have asked.
+inline bool may_use_matrix_tiles() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  static const bool may = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;  // in edx of leaf 7
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || ~d & (kBf16 | kTiles)) return false;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return may;
+#else
+  return false;
+#endif
+}
+#endif
+
 /// All sets of instructions, the fastest first; some may have been left out of the build.
 inline std::vector<Candidate> candidates() {
   std::vector<Candidate> out;
@@ -31,9 +56,10 @@ inline std::vector<Candidate> candidates() {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   out.push_back({&avx512_instructions(), &avx512_ops(), avx512});
-  out.push_back(
-      {&avx512bf16_instructions(), nullptr, avx512 && __builtin_cpu_supports("avx512bf16")});
+  out.push_back({&amxbf16_instructions(), nullptr, bf16 && may_use_matrix_tiles()});
+  out.push_back({&avx512bf16_instructions(), nullptr, bf16});
   out.push_back({&avx2_instructions(), &avx2_ops(),
                  __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
@@ -62,8 +88,8 @@ inline const Instructions& instructions_named(const std::string& name) {
   throw std::invalid_argument("instructions: this processor has no '" + name + "'");
 }
 
-/// The ops of this build that the processor can run, the fastest first. avx512bf16 has engines
-/// alone.
+/// The ops of this build that the processor can run, the fastest first. Those for bfloat16 have
+/// engines alone.
 inline std::vector<const OpLoops*> op_sets() {
   std::vector<const OpLoops*> out;
   for (const Candidate& one : candidates()) {

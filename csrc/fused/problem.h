@@ -147,6 +147,7 @@ const Instructions& portable_instructions();
 const Instructions& avx2_instructions();
 const Instructions& avx512_instructions();
 const Instructions& avx512bf16_instructions();
+const Instructions& amxbf16_instructions();
 #endif
 
 }  // namespace diffflow

@@ -144,8 +144,6 @@ def target(x: Tensor, network_dtype: torch.dtype | None = None) -> Target:
     samples, dtype = x.shape[0], x.dtype
     elements = x.numel() // samples if samples else 0
     types = _TYPES[dtype, network_dtype or dtype]
-    if x.is_cpu:
-        return -1, 0, types, samples, elements
     return *device_and_stream(x), types, samples, elements
 
 

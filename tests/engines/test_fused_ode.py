@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from fused_cases import KEY, apart, batch
-from helpers import needs_bf16
 from torch import Tensor, nn
 
 from diffflow_ext import DDPM, DiffFlowSDE, DiNof, TimeGrid
@@ -178,7 +177,7 @@ def test_probes_are_drawn_from_the_generator_as_ever() -> None:
     assert apart(*map(torch.tensor, results)) < 2e-6
 
 
-@needs_bf16
+@pytest.mark.usefixtures("bf16_instructions")
 def test_bfloat16_is_that_of_autocast() -> None:
     parts, x, grid = nets(2, 128, 3), batch(50), TimeGrid.power(6, 1.0)
     exact = solve(parts, x, grid, "autograd")

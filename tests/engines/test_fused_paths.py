@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fused_cases import KEY, apart, batch
-from helpers import needs_bf16
+from helpers import BF16_ENGINES
 from torch import Tensor
 
 from diffflow_ext import DiffFlowSDE, GeometricDiffusion, TimeGrid
@@ -141,7 +141,7 @@ def rounded(sde: DiffFlowSDE, x0: Tensor, grid: TimeGrid) -> tuple[Tensor, Tenso
         return gradients(sde, x0, grid, "fused")
 
 
-@needs_bf16
+@pytest.mark.usefixtures("bf16_instructions")
 @pytest.mark.parametrize("activation", ["gelu", "silu", "tanh"])
 @pytest.mark.parametrize(("dim", "width", "depth", "samples"), [(2, 128, 3, 200), (9, 40, 1, 33)])
 def test_bfloat16_is_far_more_exact_than_the_noise(
@@ -159,7 +159,7 @@ def test_bfloat16_is_far_more_exact_than_the_noise(
     assert error < spread / 10
 
 
-@needs_bf16
+@pytest.mark.usefixtures("bf16_instructions")
 def test_bfloat16_makes_paths_and_samples_too() -> None:
     sde, grid = model(), TimeGrid.power(6, 1.0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -170,13 +170,30 @@ def test_bfloat16_makes_paths_and_samples_too() -> None:
         assert 1e-6 < apart(a, b) < 0.02
 
 
-@needs_bf16
+@pytest.mark.usefixtures("bf16_instructions")
 def test_weights_are_float32_leaves_under_autocast() -> None:
     """Autocast would round the time embedding, and its cache would hide it from gradients."""
     sde, grid = model(), TimeGrid.power(3, 1.0)
     with torch.autocast("cpu", torch.bfloat16):
         sde.mean_loss(batch(9), grid, KEY).backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in sde.parameters())
+
+
+@pytest.mark.skipif("amxbf16" not in BF16_ENGINES, reason="needs matrix tiles")
+@pytest.mark.parametrize("tile", [2, 14, 16, 18, 32, 46, 48, 80])
+def test_matrix_tiles_compute_the_products_of_vectors(
+    tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Factors are rounded alike, and only the order of sums differs; widths are odd too."""
+    monkeypatch.setattr(workspace, "tile_size", lambda *_: tile)
+    for width, depth, samples in ((32, 1, 3 * tile), (40, 2, 75), (600, 1, 33), (128, 3, 100)):
+        sde, grid = model(3, (width, depth)), TimeGrid.power(3, 1.0)
+        results = []
+        for name in ("amxbf16", "avx512bf16"):
+            monkeypatch.setattr(workspace, "_instructions", lambda name=name: ["avx512", name])
+            results.append(rounded(sde, batch(samples, 3), grid))
+        assert apart(results[0][0], results[1][0]) < 1e-6
+        assert apart(results[0][1], results[1][1]) < 1e-4
 
 
 # --- noise, paths and samples --------------------------------------------------------------------

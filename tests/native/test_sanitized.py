@@ -24,6 +24,7 @@ PORTABLE: Engines = {"portable": ()}
 X86: Engines = {
     **OPTIONS_OF,
     "avx512bf16": (*AVX512, "-mavx512bf16"),
+    "amxbf16": (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
 CALLS_OF_AN_ENGINE = 6 * 22
 
@@ -65,7 +66,7 @@ def probe(folder: Path, unchanged: Build, engines: Engines, bug: Bug | None = No
     units = {CSRC / "fused" / "cpu" / f"{n}.cpp": (*define, *f) for n, f in engines.items()}
     # Of the ops only the tables are there: no probe calls them.
     no_ops = (*define, '-DDIFFFLOW_LEFT_OUT="not built"')
-    ops = [(CSRC / "ops" / f"{n}.cpp", no_ops) for n in engines if n != "avx512bf16"]
+    ops = [(CSRC / "ops" / f"{n}.cpp", no_ops) for n in engines if "bf16" not in n]
     others = [*ops, (TESTS / "native" / "engines_probe.cpp", define)]
     with ThreadPoolExecutor() as pool:
         if bug is None:

@@ -30,10 +30,8 @@ AVX512 = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-Wno-
           "-Wno-maybe-uninitialized")  # fmt: skip
 OPTIONS_OF = {"portable": (), "avx2": ("-mavx2", "-mfma"), "avx512": AVX512}
 LANES = {"portable": 4, "avx2": 8, "avx512": 16}
-needs_bf16 = pytest.mark.skipif(
-    "avx512bf16" not in core.instructions(),
-    reason="needs products of bfloat16",
-)
+#: Those of the engine for products of bfloat16.
+BF16_ENGINES = [name for name in core.instructions() if "bf16" in name]
 
 
 @dataclass(frozen=True)

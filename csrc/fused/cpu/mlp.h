@@ -3,7 +3,7 @@
 
 #include "../activations.h"
 #include "arena.h"
-#include "matmul.h"
+#include "matrix_tiles.h"
 
 namespace diffflow {
 namespace DF_NAMESPACE {

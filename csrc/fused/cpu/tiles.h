@@ -12,7 +12,7 @@
 #include "../../ops/noise_cpu.h"
 #include "../problem.h"
 #include "arena.h"
-#include "simd.h"
+#include "matrix_tiles.h"
 
 namespace diffflow {
 namespace DF_NAMESPACE {
@@ -97,6 +97,7 @@ static void for_tiles(const Problem& p, const Arena& arena, const CarveScratch& 
   const int64_t tiles = (p.samples + p.work.tile - 1) / p.work.tile;
 #pragma omp parallel num_threads(p.work.threads)
   {
+    const TileShapes shapes;
     const auto scratch = own_scratch(arena, carve_scratch);
 #pragma omp for schedule(static, 1)
     for (int64_t i = 0; i < tiles; ++i) run(scratch, rows_of(p, i));
@@ -110,6 +111,7 @@ static void for_tiles(const Problem& p, const Arena& arena, const CarveScratch& 
   const int64_t tiles = (p.samples + p.work.tile - 1) / p.work.tile;
 #pragma omp parallel num_threads(p.work.threads)
   {
+    const TileShapes shapes;
     const auto scratch = own_scratch(arena, carve_scratch);
 #pragma omp for ordered schedule(static, 1)
     for (int64_t i = 0; i < tiles; ++i) {

@@ -66,7 +66,7 @@ def _core_problem(form: _Form, times: Tensor, frequencies: Tensor, *weights: Ten
     problem = core.EmbeddingProblem()
     problem.samples, problem.width = len(times), len(frequencies)
     problem.activation = getattr(core.Activation, form.activation)
-    problem.scale, problem.work = form.scale, workspace.work_on(len(times))
+    problem.scale, problem.work = form.scale, workspace.work_on(len(times), form.instructions)
     problem.times, problem.frequencies = address(times), address(frequencies)
     problem.weights = _addresses(core.EmbeddingTensors(), weights)
     return problem

@@ -123,7 +123,7 @@ class FusedPaths:
         """Returns a problem of the core with its sizes and networks."""
         problem, steps = core.PathsProblem(), self.problem.num_steps
         problem.samples, problem.dim = x.shape
-        problem.num_steps, problem.work = steps, workspace.work_on(len(x))
+        problem.num_steps, problem.work = steps, workspace.work_on(len(x), self.instructions)
         problem.drift, problem.score = drift.mlp(), score.mlp()
         layers = (steps + 1) * (drift.depth + 1)
         size = 8 * layers * problem.work.tile * workspace.padded(drift.width)

@@ -27,6 +27,7 @@ PADDING = 32
 KEPT_SCRATCH, MAX_SCRATCH = 128 * 2**20, 2 * 2**30
 #: The largest tile in samples, and a factor of all sizes: bfloat16 values come in pairs.
 _TILE, _ROWS = 40, 2
+_MATRIX_TILES = 32
 
 
 class Parts(NamedTuple):
@@ -99,13 +100,13 @@ def _instructions() -> list[str]:
 def instructions_name() -> str | None:
     """Returns the name of the instructions to use, None if autocast's dtype has none.
 
-    "avx512", "avx2" or "portable"; under autocast to bfloat16 "avx512bf16", which rounds the
-    factors of the hidden layers and of their gradients to bfloat16 and sums in float32.
+    "avx512", "avx2" or "portable"; under autocast to bfloat16 "amxbf16" or "avx512bf16", which
+    round the factors of the hidden layers and of their gradients to bfloat16 and sum in float32.
     """
-    if not torch.is_autocast_enabled("cpu"):
-        return next(name for name in _instructions() if name != "avx512bf16")
-    bf16 = torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return "avx512bf16" if bf16 and "avx512bf16" in _instructions() else None
+    autocast = torch.is_autocast_enabled("cpu")
+    if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return None
+    return next((name for name in _instructions() if ("bf16" in name) == autocast), None)
 
 
 def rounding_name() -> Rounding | None:
@@ -120,21 +121,22 @@ def rounding_name() -> Rounding | None:
     return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def tile_size(samples: int) -> int:
-    """Returns the size of a tile, at most 40: an even number of tiles of about equal size."""
+def tile_size(samples: int, instructions: str) -> int:
+    """Returns the size of a tile, at most 40: an even number of tiles of about equal size.
+
+    With matrix tiles, two of 16 rows, which are also the pairs of one tile of a weight gradient.
+    """
+    if instructions == "amxbf16":
+        return _MATRIX_TILES
     tiles = 2 * math.ceil(samples / (2 * _TILE))
     return min(_TILE, _ROWS * math.ceil(samples / tiles / _ROWS))
 
 
-def num_threads(samples: int) -> int:
-    """Returns the number of threads, at most one for each tile."""
-    return min(torch.get_num_threads(), math.ceil(samples / tile_size(samples)))
-
-
-def work_on(samples: int) -> Any:
-    """Returns how a batch is divided among threads, in the core's form."""
+def work_on(samples: int, instructions: str) -> Any:
+    """Returns how a batch is divided into tiles among threads, in the core's form."""
     work = core.Work()
-    work.tile, work.threads = tile_size(samples), num_threads(samples)
+    work.tile = tile_size(samples, instructions)
+    work.threads = min(torch.get_num_threads(), math.ceil(samples / work.tile))
     return work
 
 
