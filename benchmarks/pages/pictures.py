@@ -283,7 +283,7 @@ def _images(report: Report, folder: Path, out: Path) -> list[Path]:
             title = one["title"] + kind
             rows[f"{title}, N = {found['num_steps']}"] = samples[found["key"]]
             curves.setdefault(title, []).append((found["evaluations"], found["fd"]))
-    floor = ("training images", report["floors"]["test"]["fd"])
+    floor = ("training against test images", report["floors"]["test"]["fd"])
     return [
         figures.image_rows(out / "compare_images.png", rows, "MNIST at 16 x 16: samples"),
         figures.metric_curves(

@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 from diffflow_ext.functional.operator import first_order
 
-from .adjoint.backward import check_leaves
+from .adjoint.backward import check_leaves, explained_graphs
 from .adjoint.replay import coarsest_eps, random_states, refuse_cached_weights
 from .network import Autocast
 
@@ -104,9 +104,7 @@ class _ChainFunction(Function):
         for k in range(last, 0, -1):
             grad = grad if grad_states is None else grad + grad_states[k]
             cotangents = grad, grad_total
-            value, grad, found = _step_back(
-                chain, k - 1, states[k - 1], cotangents, check=k == last
-            )
+            value, grad, found = _step_back(chain, k - 1, states[k - 1], cotangents)
             repeated.compare(states[k - 1], states[k], value)
             sums = [_plus(a, b) for a, b in zip(sums, found, strict=True)]
         repeated.check()
@@ -115,7 +113,7 @@ class _ChainFunction(Function):
 
 
 def _step_back(
-    chain: Chain, k: int, x: Tensor, cotangents: tuple[Tensor, Tensor | None], *, check: bool
+    chain: Chain, k: int, x: Tensor, cotangents: tuple[Tensor, Tensor | None]
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Returns x_{k+1}, and the gradients of x_k and of the parameters through step k."""
     with torch.enable_grad():
@@ -126,12 +124,13 @@ def _step_back(
         for value, cotangent in zip(values, cotangents, strict=True)
         if value is not None and cotangent is not None and value.requires_grad
     ]
-    for value, _ in pairs if check else ():
+    for value, _ in pairs:
         _check_leaves(chain, value, leaf)
     learned = [p for p in chain.inner if p.requires_grad]
-    first, *others = torch.autograd.grad(
-        [v for v, _ in pairs], [leaf, *learned], [c for _, c in pairs], allow_unused=True
-    )
+    with explained_graphs(chain.op):
+        first, *others = torch.autograd.grad(
+            [v for v, _ in pairs], [leaf, *learned], [c for _, c in pairs], allow_unused=True
+        )
     rest = iter(others)
     found = [next(rest) if p.requires_grad else None for p in chain.inner]
     return values[0].detach(), torch.zeros_like(x) if first is None else first, found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
+from torch.nn.parameter import is_lazy
 
 from diffflow_ext.functional.checks import checked_network_output, dtype_name
 
@@ -28,6 +29,43 @@ def training_flags(nets: Iterable[object]) -> list[bool]:
     """Returns the training flags of all modules that networks are, contain or are methods of."""
     modules = (getattr(net, "__self__", net) for net in nets)
     return [m.training for net in modules if isinstance(net, nn.Module) for m in net.modules()]
+
+
+def edges_of(value: Tensor) -> set[tuple[Any, int]]:
+    """Returns all results, as nodes and numbers, from which autograd's graph computes a value.
+
+    A leaf is a node with an attribute `variable`.
+    """
+    nodes, edges = [value.grad_fn], set[tuple[Any, int]]()
+    while nodes:
+        node = nodes.pop()
+        for edge in getattr(node, "next_functions", ()):
+            if edge[0] is not None and edge not in edges:
+                edges.add(edge)
+                nodes.append(edge[0])
+    return edges
+
+
+def check_trainable(op: str, params: Sequence[Tensor]) -> None:
+    """Refuses tensors whose gradients would be wrong.
+
+    If one is computed from another, autograd would add its gradient to that of the other, which
+    has it already.
+    """
+    if any(map(is_lazy, params)):
+        raise ValueError(
+            f"{op}: expected parameters with shapes, got a lazy module, whose parameters get them "
+            "in a first call; call the networks once on some data"
+        )
+    edges = {edge for p in params if p.grad_fn is not None for edge in edges_of(p)}
+    leaves = {id(getattr(node, "variable", None)) for node, _ in edges}
+    for p in params:
+        if id(p) in leaves or (p.grad_fn, p.output_nr) in edges:
+            raise ValueError(
+                f"{op}: expected trainable tensors of which none is computed from another, got "
+                f"one of shape {tuple(p.shape)} from which another one is; name in `params` "
+                "those alone that the networks take"
+            )
 
 
 def call_network(
@@ -137,7 +175,7 @@ def _mended(dtypes: list[str], dtype: torch.dtype) -> str:
 def _of_shapes(
     op: str, name: str, t: Tensor, x: Tensor, kind: type[Exception], given: str
 ) -> Exception | None:
-    if not _SHAPES.search(given):
+    if kind is not IndexError and not _SHAPES.search(given):
         return None
     return kind(
         f"{op}: expected {name} to take t of shape () or (B,) and x of shape (B, *event), in this "

@@ -98,7 +98,8 @@ def diffflow_loss(
         checkpoint_every: Store every k-th state and simulate the others again; 0 stores the graph
             of every step (fastest, most memory).
         scores_per_call: The number of states at which one call evaluates the score, with t of
-            shape (n B,): fewer and larger calls, which need the memory of that many states.
+            shape (n B,): fewer and larger calls, which need the memory of that many states, and
+            a score whose samples do not depend on each other (no BatchNorm in train mode).
             No effect if `checkpoint_every` is 0.
 
     Returns:

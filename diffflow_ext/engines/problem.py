@@ -9,7 +9,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from diffflow_ext.flows.prior import Prior
 from diffflow_ext.functional.checks import (
@@ -22,10 +21,11 @@ from diffflow_ext.functional.checks import (
 from diffflow_ext.functional.noise import Key, NoiseKey, checked_key, checked_sample_offset
 from diffflow_ext.functional.residual import check_noise_floor, launch_residual_cost
 from diffflow_ext.functional.steps import launch_em_step
+from diffflow_ext.functional.tensors import refuse_tracing
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
-from diffflow_ext.processes.grids import TimeGrid
+from diffflow_ext.processes.grids import TimeGrid, check_grid
 
-from .network import Autocast, Network, call_network, training_flags
+from .network import Autocast, Network, call_network, check_trainable, training_flags
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,14 @@ def build_problem(
     scores_per_call: int = 1,
 ) -> tuple[PathProblem, Tensor]:
     """Checks the arguments of a loss; returns the problem, and x0 contiguous."""
+    refuse_tracing(op)
     check_networks(op, model.drift, model.score)
     _check_prior(op, model.prior)
     x0 = checked_state(op, "x0", x0).contiguous()
     if x0.is_inference() and not torch.is_inference_mode_enabled():
         x0 = x0.clone()
     check_finite(op, "x0", x0)
-    if not isinstance(grid, TimeGrid):
-        raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
+    check_grid(op, grid)
     g = diffusion_values(model.diffusion, grid.times_on(x0.device, x0.dtype)).to(x0.device)
     problem = PathProblem(
         drift=model.drift,
@@ -202,11 +202,6 @@ def checked_params(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
     for i, p in enumerate(tensors):
         if not isinstance(p, Tensor):
             raise TypeError(f"{op}: expected params[{i}] to be a tensor, got {type(p).__name__}")
-        if is_lazy(p):
-            raise ValueError(
-                f"{op}: expected params with shapes, got params[{i}] of a lazy module, which gets "
-                "its own in a first call; call drift, score and prior once on some data"
-            )
     return tensors
 
 
@@ -215,7 +210,9 @@ def _trainable(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
     trainable = {id(p): p for p in checked_params(op, params) if p.requires_grad}
     for p in trainable.values():
         _refuse_hooks(op, p)
-    return tuple(trainable.values())
+    params = tuple(trainable.values())
+    check_trainable(op, params)
+    return params
 
 
 def _refuse_hooks(op: str, p: Tensor) -> None:

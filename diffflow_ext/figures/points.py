@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 MAX_CORNER = 5
 MAX_DOTS = 20_000
 SNAPSHOTS = 6
+#: Losses up to this number are drawn as points too.
+FEW_POINTS = 40
 
 
 def samples_beside_data(
@@ -156,7 +158,9 @@ def loss_curve(
     window = pd.Series(raw).rolling(max(1, len(raw) // 40), center=True, min_periods=1)
     figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
-    axes.plot(step, raw, color=BLUE, alpha=0.28, linewidth=0.8, label=_spacing(step))
+    # One point draws no line, and the line of a few is hidden below the other one.
+    own = {"marker": "o", "markersize": 4} if len(raw) <= FEW_POINTS else {}
+    axes.plot(step, raw, color=BLUE, alpha=0.28, linewidth=0.8, label=_spacing(step), **own)
     axes.plot(step, window.mean(), color=BLUE, linewidth=1.8, label="smoothed")
     settled = raw[np.isfinite(raw)]
     settled = settled[len(settled) // 20 :]

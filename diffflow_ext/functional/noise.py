@@ -34,7 +34,7 @@ from .checks import (
 )
 from .core import Noise, address, core, device_and_stream, partials, target
 from .operator import Operator, per_sample
-from .tensors import checked_tensor
+from .tensors import checked_tensor, is_traced
 
 #: Uses of noise. Different purposes have different counters, so their noise is independent.
 PURPOSES: dict[str, int] = {
@@ -134,7 +134,7 @@ def checked_step(op: str, value: object) -> int:
 def checked_sample_offset(op: str, value: object, samples: int) -> int:
     """Returns the global index of the first sample; the last one must fit its 32 bits too."""
     sample_offset = checked_count(op, "sample_offset", value, 0, MAX_SAMPLE)
-    if not torch.compiler.is_compiling() and sample_offset + samples > MAX_SAMPLE:
+    if not is_traced() and sample_offset + samples > MAX_SAMPLE:
         raise ValueError(
             f"{op}: expected sample_offset + batch <= 2^32, got {sample_offset} + {samples}; "
             "use another stream for more samples"
@@ -163,7 +163,7 @@ def checked_key(op: str, value: object, device: torch.device) -> NoiseKey | Tens
 
 def traceable_key(key: Key, device: torch.device) -> Key:
     """Returns a key as a tensor while a graph is traced."""
-    if isinstance(key, NoiseKey) and torch.compiler.is_compiling():
+    if isinstance(key, NoiseKey) and is_traced():
         return key.to_tensor(device)
     return key
 
@@ -294,7 +294,7 @@ def normal(
     """
     op = "normal"
     shape = checked_shape(op, "shape", shape)
-    if not torch.compiler.is_compiling():
+    if not is_traced():
         device = resolve_device(op, device)
     else:
         device = torch.empty(0, device=device).device
@@ -305,7 +305,7 @@ def normal(
     code = purpose_code(op, purpose)
     step = checked_step(op, step)
     sample_offset = checked_sample_offset(op, sample_offset, shape[0])
-    if torch.compiler.is_compiling():
+    if is_traced():
         tensor = traceable_key(key, device)
         return _normal.traced(shape, tensor, code, step, sample_offset, compute, device).to(dtype)
     out = torch.empty(shape, dtype=compute, device=device)

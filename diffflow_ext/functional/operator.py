@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .core import Scalar, has_kernels
+from .tensors import is_traced
 
 _LIBRARY = torch.library.Library("diffflow_ext", "DEF")
 operators = torch.ops.diffflow_ext
 
 
 class Operator:
-    """An op without autograd: a plain call in eager code, a torch operator in a traced graph.
+    """An op without autograd: a plain call in eager code, a torch operator where it is traced.
 
     The plain call is several times cheaper. Seeds and coefficients are tensors in the operator's
     schema: an integer or a float would be compiled in, and every new value would compile again.
@@ -41,7 +42,7 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Any:
         """Returns the op's result for checked arguments."""
-        return (self.traced if torch.compiler.is_compiling() else self.launch)(*arguments)
+        return (self.traced if is_traced() else self.launch)(*arguments)
 
 
 def call(graph: type[Function], op: Operator, *arguments: Any) -> Any:
@@ -73,7 +74,7 @@ def network_like(x: Tensor, value: Tensor, other: Tensor) -> Tensor:
 
 def traceable_scalar(value: Scalar, x: Tensor) -> Scalar:
     """Returns a number as a tensor while a graph is traced: its value must not be compiled in."""
-    if isinstance(value, Tensor) or not torch.compiler.is_compiling():
+    if isinstance(value, Tensor) or not is_traced():
         return value
     return torch.tensor(value, dtype=x.dtype, device=x.device)
 
@@ -111,13 +112,17 @@ def first_order(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple
     """
 
     @functools.wraps(backward)
-    def once(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    def once(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if torch.compiler.is_compiling():
+            return backward(ctx, *grads)
+        if torch.is_grad_enabled():
             raise RuntimeError(
                 "diffflow_ext: second derivatives are not supported; differentiate without "
                 "create_graph=True, or write the expression in plain torch, as "
                 "diffflow_ext.functional.reference does"
             )
-        return backward(ctx, *grads)
+        # Kernels read memory, which does not contain torch's lazy minus sign.
+        resolved = (g.resolve_neg() if g is not None and g.is_neg() else g for g in grads)
+        return backward(ctx, *resolved)
 
     return once

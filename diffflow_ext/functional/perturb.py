@@ -21,7 +21,7 @@ from .noise import (
 )
 from .operator import Operator, call, first_order, like, save, saved
 from .sums import row_dot
-from .tensors import are_usual, checked_tensor
+from .tensors import are_usual, checked_tensor, is_traced
 
 
 def launch_perturb(
@@ -121,12 +121,12 @@ def perturb(
     op = "perturb"
     x0 = x0 if are_usual_states(x0) else checked_state(op, "x0", x0)
     alpha, sigma = _sample_scalars(op, alpha_t, sigma_t, x0)
-    if not (sigma.is_cuda or torch.compiler.is_compiling()) and _smallest(sigma) < 0:
+    if not (sigma.is_cuda or is_traced()) and _smallest(sigma) < 0:
         raise ValueError(f"{op}: expected sigma_t >= 0, got {_smallest(sigma)}")
     if alpha.numel() != sigma.numel():
         alpha, sigma = alpha.expand(x0.shape[0]), sigma.expand(x0.shape[0])
     key = checked_key(op, key, x0.device)
-    if torch.compiler.is_compiling():
+    if is_traced():
         key = traceable_key(key, x0.device)
     step = checked_step(op, step)
     sample_offset = checked_sample_offset(op, sample_offset, x0.shape[0])

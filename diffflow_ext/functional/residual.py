@@ -32,6 +32,7 @@ from .operator import (
     scalar_grad,
     traceable_scalar,
 )
+from .tensors import is_traced
 
 #: The smallest g and g sqrt(dt) of a residual, by the dtype of the state. With g * g^2 dt >= 1e-29
 #: (1e-280) the gradient of its cost in g, the largest result, stays below 1.6e38 (1.6e289) for
@@ -83,7 +84,7 @@ def _residual_arguments(
         f_next = checked_network_output(op, "f_next", f_next, x)
         s_next = checked_network_output(op, "s_next", s_next, x)
     dt, g = checked_positive(op, "dt", dt, x), checked_positive(op, "g_next", g_next, x)
-    if torch.compiler.is_compiling():
+    if is_traced():
         dt, g = traceable_scalar(dt, x), traceable_scalar(g, x)
     else:
         check_step_noise(op, dt, g, x)
@@ -158,10 +159,9 @@ class _BackwardResidual(Function):
         x, x_next, f, s = _backward_residual_vjp(grad, values["dt"], values["g"])
         grad_g = None
         if ctx.needs_input_grad[5]:
-            slope = values["delta_b"] + 2 * values["g"] * root(values["dt"]) * values["s"].to(
-                grad.dtype
-            )
-            grad_g = scalar_grad(-(grad * slope) / values["g"], values["g"])
+            dt, g = scalar_like(values["dt"], grad), scalar_like(values["g"], grad)
+            slope = values["delta_b"] + 2 * g * root(dt) * values["s"].to(grad.dtype)
+            grad_g = scalar_grad(-(grad * slope) / g, values["g"])
         return x, x_next, f.to(values["f_dtype"]), s.to(values["s_dtype"]), None, grad_g
 
 

@@ -38,6 +38,7 @@ from .operator import (
     traceable_scalar,
 )
 from .sums import row_dot
+from .tensors import is_traced
 
 #: The largest stochasticity: its square times a score must stay in the range of float32.
 MAX_STOCHASTICITY = 1e9
@@ -111,13 +112,14 @@ class _EmStep(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         values = saved(ctx)
         need_x, need_f, _, need_g, *_ = ctx.needs_input_grad
-        grad_f = (grad * values["dt"]).to(values["f_dtype"]) if need_f else None
+        dt = scalar_like(values["dt"], grad)
+        grad_f = (grad * dt).to(values["f_dtype"]) if need_f else None
         grad_g = None
         if need_g:
             dot = noise_dot(
                 grad, values["key"], PURPOSES["forward"], values["step"], values["sample_offset"]
             )
-            grad_g = scalar_grad(dot * root(values["dt"]), values["g"])
+            grad_g = scalar_grad(dot * root(dt), values["g"])
         return (grad if need_x else None), grad_f, None, grad_g, None, None, None
 
 
@@ -165,7 +167,7 @@ def em_step(
     key = checked_key(op, key, x.device)
     step = checked_step(op, step)
     sample_offset = checked_sample_offset(op, sample_offset, x.shape[0])
-    if torch.compiler.is_compiling():
+    if is_traced():
         dt, g, key = traceable_scalar(dt, x), traceable_scalar(g, x), traceable_key(key, x.device)
     return call(_EmStep, _em_step, x, f, dt, g, key, step, sample_offset)
 
@@ -234,7 +236,8 @@ class _ReverseStep(Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         values = saved(ctx)
-        dt, g, strength = values["dt"], values["g"], values["stochasticity"]
+        dt, g = scalar_like(values["dt"], grad), scalar_like(values["g"], grad)
+        strength = values["stochasticity"]
         need_x, need_f, need_s, _, need_g, *_ = ctx.needs_input_grad
         grad_f = (grad * -dt).to(values["f_dtype"]) if need_f else None
         grad_s = grad_g = None
@@ -246,7 +249,7 @@ class _ReverseStep(Function):
             )
             along_s = row_dot(grad, values["s"])
             per_sample = (1 + strength**2) * g * dt * along_s + strength * root(dt) * dot
-            grad_g = scalar_grad(per_sample, g)
+            grad_g = scalar_grad(per_sample, values["g"])
         return (grad if need_x else None), grad_f, grad_s, None, grad_g, None, None, None, None
 
 
@@ -305,7 +308,7 @@ def reverse_step(
     strength = checked_stochasticity(op, stochasticity)
     step = checked_step(op, step)
     sample_offset = checked_sample_offset(op, sample_offset, x.shape[0])
-    if torch.compiler.is_compiling():
+    if is_traced():
         dt, g, key = traceable_scalar(dt, x), traceable_scalar(g, x), traceable_key(key, x.device)
     arguments = (x, f_next, s_next, dt, g, key, step, strength, sample_offset)
     return call(_ReverseStep, _reverse_step, *arguments)

@@ -13,12 +13,38 @@ from torch.nn.parameter import is_lazy
 _transforms_active = torch._C._are_functorch_transforms_active
 
 
+def is_traced() -> bool:
+    """Says whether torch must see each op: it records a graph, or computes with tensors' shapes.
+
+    So it is in torch.compile, torch.jit.trace, make_fx, FakeTensorMode and other dispatch modes.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def refuse_tracing(op: str) -> None:
+    """Refuses a call that computes outside of torch, where torch records a graph or has no values.
+
+    torch.compile breaks its graph at such calls.
+    """
+    keys, get = torch._C._TorchDispatchModeKey, torch._C._get_dispatch_mode
+    modes = [get(keys.PROXY), get(keys.FAKE), torch._C._get_tracing_state()]
+    if any(mode is not None for mode in modes):
+        raise RuntimeError(
+            f"{op}: expected a call with values, got one in torch.jit.trace, make_fx or "
+            "FakeTensorMode, which cannot see what compiled code computes; call it outside"
+        )
+
+
 def are_usual(tensors: Sequence[object]) -> bool:
     """Says whether `checked_tensor` would return all tensors as they are, as in most calls.
 
     This takes less time than a single operation of PyTorch.
     """
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0 or _transforms_active():
+    if is_traced() or forward_ad._current_level >= 0 or _transforms_active():
         return False
     for value in tensors:
         if (

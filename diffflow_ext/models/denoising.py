@@ -21,6 +21,7 @@ from diffflow_ext.functional.checks import check_finite, checked_state, checked_
 from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import Key, NoiseKey, checked_key
 from diffflow_ext.functional.sums import event_sum, weighted_sum
+from diffflow_ext.functional.tensors import refuse_tracing
 from diffflow_ext.processes.grids import TimeGrid
 
 #: Predicts noise from the time, shape () or (B,), and the state, shape (B, *event).
@@ -34,6 +35,7 @@ def eager(method: _Method) -> _Method:
 
     @functools.wraps(method)
     def run(*args: Any, **kwargs: Any) -> Any:
+        refuse_tracing(method.__qualname__.replace("._", "."))
         if not disabled:
             disabled.append(torch.compiler.disable(method))
         return disabled[0](*args, **kwargs)

@@ -306,3 +306,12 @@ def _checked_stages(stages: object) -> tuple[tuple[int, int], ...]:
         steps = checked_count(op, "number of steps", stage[1], -(2**63), MAX_STEP + 1)
         pairs.append((first, steps))
     return tuple(pairs)
+
+
+def check_grid(op: str, grid: object) -> None:
+    """Refuses what is no TimeGrid."""
+    if not isinstance(grid, TimeGrid):
+        raise TypeError(
+            f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}; "
+            "TimeGrid.power(N, 1.0) makes one of N steps up to the time 1"
+        )

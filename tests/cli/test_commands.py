@@ -243,6 +243,12 @@ def test_run_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for words in (("evaluate", tmp_path / "nothing"), ("sample", tmp_path, "--out", "x.npy")):
         assert "no run there; diffflow train DATA --out" in refusal(capsys, *words)
     (tmp_path / "x.csv").write_text("a,b\n")
+    (tmp_path / "run" / "figures").mkdir(parents=True)
+    (tmp_path / "run" / "config.toml").write_text(
+        '[data]\ndata = "moons"\n[model]\nname = "ddpm"\n'
+    )
+    line = refusal(capsys, "evaluate", tmp_path / "run" / "figures")
+    assert line.endswith(f"no run there; the run is {tmp_path / 'run'}")
     assert "the folder of a run, got a file" in refusal(capsys, "evaluate", tmp_path / "x.csv")
     assert main(["evaluate", str(tmp_path), "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err

@@ -9,8 +9,10 @@ import pytest
 import torch
 from adjoint_cases import GRID, KEY, Bent, Small, assert_same, gradients, parameters
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from diffflow_ext import TimeGrid, diffflow_loss, diffflow_mean_loss
+from diffflow_ext import DiffFlowSDE, TimeGrid, diffflow_loss, diffflow_mean_loss
 
 #: Its first step is below the normal numbers of float32.
 SHORT = TimeGrid.from_times([0.0, 1e-40, 1.0])
@@ -67,11 +69,66 @@ def test_parameters_without_shapes_are_refused() -> None:
     def drift(t: Tensor, x: Tensor) -> Tensor:
         return lazy(x)
 
-    with pytest.raises(ValueError, match=r"params\[0\] of a lazy module.* call drift, score"):
-        diffflow_loss(drift, drift, x0, GRID, params=lazy.parameters())
+    for sde_call in ("loss", "log_prob"):
+        sde = DiffFlowSDE(drift, drift, params=lazy.parameters())
+        with pytest.raises(ValueError, match=r"got a lazy module, .* call the networks once"):
+            getattr(sde, sde_call)(x0, GRID)
     lazy(x0)
     diffflow_loss(drift, drift, x0, GRID, params=lazy.parameters()).sum().backward()
     assert lazy.weight.grad is not None
+
+
+@pytest.mark.parametrize("call", ["loss", "mean_loss", "path", "log_prob"])
+def test_a_tensor_of_some_states_alone_is_refused_too(call: str) -> None:
+    w = [torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    sde = DiffFlowSDE(
+        lambda t, x: x * (w[0] if float(t.max()) > 0.5 else w[1]), lambda t, x: -x, params=w[:1]
+    )
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    for _ in range(2):  # Not only the first time.
+        with pytest.raises(RuntimeError, match=r"not among|all trainable tensors in nn"):
+            getattr(sde, call)(x0, GRID, KEY).sum().backward()
+
+
+@pytest.mark.parametrize("call", ["loss", "mean_loss", "path", "log_prob"])
+def test_tensors_computed_from_one_another_are_refused(call: str) -> None:
+    """The gradient of the first would count twice."""
+    w = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+    for v in (w.T, 2 * w, torch.tanh(w).T):
+        sde = DiffFlowSDE(lambda t, x, v=v: x @ v, lambda t, x: -x, params=[w, v])
+        with pytest.raises(ValueError, match="none is computed from another, got one of shape"):
+            getattr(sde, call)(x0, GRID, KEY)
+        alone = DiffFlowSDE(lambda t, x, v=v: x @ v, lambda t, x: -x, params=[v])
+        getattr(alone, call)(x0, GRID, KEY).sum().backward()
+    # Parts of one tensor are independent.
+    a, b = torch.randn(2, 3, dtype=torch.float64, requires_grad=True).unbind()
+    sde = DiffFlowSDE(lambda t, x: x * a, lambda t, x: -x * b, params=[a, b])
+    getattr(sde, call)(x0, GRID, KEY).sum().backward()
+
+
+@pytest.mark.parametrize("call", ["loss", "mean_loss", "path", "log_prob"])
+def test_a_tensor_with_a_graph_from_before_is_explained(call: str) -> None:
+    encoder, x0 = nn.Linear(3, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    context = torch.tanh(encoder(x0))
+    sde = DiffFlowSDE(lambda t, x: x * context, lambda t, x: -x, params=encoder.parameters())
+    with pytest.raises(RuntimeError, match="compute that tensor inside of the network, or"):
+        getattr(sde, call)(x0, GRID, KEY).sum().backward()
+
+
+@pytest.mark.parametrize("call", ["loss", "mean_loss", "path", "sample", "log_prob"])
+def test_what_torch_cannot_trace_is_refused(call: str) -> None:
+    sde = DiffFlowSDE(lambda t, x: -x, lambda t, x: -x)
+    x0 = torch.randn(5, 3)
+    method = getattr(sde, call)
+
+    def run(x: Tensor) -> Tensor:
+        return method((5, 3), GRID, KEY) if call == "sample" else method(x, GRID, KEY)
+
+    with pytest.raises(RuntimeError, match=rf"DiffFlowSDE\.{call}: expected a call with values"):
+        make_fx(run)(x0)
+    with FakeTensorMode(), pytest.raises(RuntimeError, match="call it outside"):
+        run(x0)
 
 
 def test_siblings_of_a_named_tensor_are_refused_too() -> None:

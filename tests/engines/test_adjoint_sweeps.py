@@ -94,6 +94,21 @@ def test_changes_before_the_backward_pass_are_noticed() -> None:
         loss.backward()
 
 
+def test_a_network_may_return_the_same_memory_each_time() -> None:
+    """Where several scores share a call, drifts wait for them."""
+    plain, memory = Small(), torch.empty(5, 3, dtype=torch.float64)
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+
+    def reused(t: Tensor, x: Tensor) -> Tensor:
+        value = plain(t, x)
+        return value if value.requires_grad else memory.copy_(value)
+
+    score = Small()
+    options = {"params": parameters(plain, score), "key": KEY, "scores_per_call": 3}
+    found, expected = (diffflow_loss(f, score, x0, GRID, **options) for f in (reused, plain))
+    assert torch.equal(found, expected)
+
+
 def test_gradient_hooks_run_once_and_after_the_sweep() -> None:
     f, seen = Small(), []
     f.one.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad))

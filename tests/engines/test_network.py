@@ -37,6 +37,9 @@ class Three(nn.Module):
 
 #: Networks, the class of the error and how it goes on after "expected drift(t, x) ".
 WRITTEN: dict[str, tuple[nn.Module, type[Exception], str]] = {
+    "x.shape[0] of a time": (
+        Net(lambda layer, x, t: layer(t) * x.shape[0]), IndexError, "to take t of shape () or (B,)"
+    ),
     "f(x, t)": (Net(lambda layer, x, t: layer(x)), RuntimeError, "to take t of shape () or (B,)"),
     "t[:, None]": (
         Net(lambda layer, t, x: layer(torch.cat([x, t[:, None]], 1)), 3),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +34,10 @@ from op_cases import (
     residual_rows,
 )
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from diffflow_ext import functional
+from diffflow_ext import NoiseKey, functional
 from diffflow_ext.functional import reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -280,6 +284,58 @@ def test_lanes_and_segments_cover_every_quad_once(core_probe: ctypes.CDLL, quads
 
 
 NO_SECOND = r"second derivative|twice"
+
+
+@pytest.mark.parametrize("name", ["em_step", "reverse_step", "backward_residual"])
+def test_coefficients_of_16_bits_scale_gradients_in_full_precision(name: str) -> None:
+    """The square of such a coefficient is below the numbers of 16 bits, or above them."""
+    numbers = {"dt": 1e-2, "g": 1e-3}
+    if name != "em_step":
+        numbers["g_next"] = numbers.pop("g")
+    noise = {} if name == "backward_residual" else {"key": NoiseKey(1), "step": 0}
+    tensors = [torch.randn(4, 3, requires_grad=True) for _ in range(4)]
+    tensors = tensors[: {"em_step": 2, "reverse_step": 3}.get(name, 4)]
+    grads = []
+    for half in (True, False):
+        given = {n: torch.tensor(v).half() for n, v in numbers.items()}
+        given = given if half else {n: float(v) for n, v in given.items()}
+        value = getattr(functional, name)(*tensors, **given, **noise)
+        grads.append(torch.autograd.grad(value.square().sum(), tensors))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
+
+
+def test_an_incoming_gradient_may_have_a_lazy_minus_sign() -> None:
+    x = torch.randn(1, 3, requires_grad=True)
+    others = [torch.randn(1, 3) for _ in range(3)]
+    negative = torch.tensor([2 + 3j]).conj().imag
+    assert negative.is_neg()
+    cost = functional.residual_cost(x, *others, dt=0.1, g_next=0.5)
+    (found,) = torch.autograd.grad(cost, x, negative, retain_graph=True)
+    (expected,) = torch.autograd.grad(cost, x, negative.clone().resolve_neg())
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["em_step", "affine_step", "residual_cost", "perturb"])
+def test_a_traced_op_is_part_of_the_graph(name: str) -> None:
+    """Traced as a tensor that is filled by nobody, it would give unwritten memory."""
+    key = {"key": NoiseKey(3)}
+    calls: dict[str, Callable[[Tensor], Any]] = {
+        "em_step": lambda x: functional.em_step(x, x, dt=0.5, g=0.3, step=2, **key),
+        "affine_step": lambda x: functional.affine_step(x, x, c_a=0.5),
+        "residual_cost": lambda x: functional.residual_cost(x, x, x, x, dt=0.5, g_next=0.3),
+        "perturb": lambda x: functional.perturb(x, alpha_t=0.5, sigma_t=0.3, **key)[0],
+    }
+    x, call = torch.randn(4, 3), calls[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(call, (x,), check_trace=False)
+    for graph in (traced, make_fx(call, tracing_mode="real")(x)):
+        assert torch.equal(graph(x + 1), call(x + 1))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert call(x).shape == call(x).shape
+        assert functional.normal((5, 3), NoiseKey(1)).shape == (5, 3)
 
 
 @pytest.mark.parametrize("nonlinear", [False, True], ids=["sum", "squares"])

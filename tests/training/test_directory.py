@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import special_files
 from loop_cases import small_config
-from training_runs import Kill, before_update, kill, outcome, write_table
+from training_runs import Kill, before_update, kill, outcome, write_images, write_table
 
 from diffflow_ext import DiffFlowSDE
-from diffflow_ext.training import Config, TrainingError, evaluate, train
+from diffflow_ext.training import Config, TrainingError, configure, evaluate, train
 from diffflow_ext.training.store.checkpoint import load_latest, step_directories
 from diffflow_ext.training.store.directory import (
     PICTURES,
@@ -89,6 +89,16 @@ def test_a_folder_without_a_run_is_not_overwritten(
     train(config, tmp_path / "missing", overwrite=True)
     train(config, tmp_path)
     assert all((tmp_path / name).read_text() == "mine" for name in foreign)
+
+
+@pytest.mark.parametrize("place", [".", "run", "a/run"])
+def test_a_run_among_its_own_data_is_refused(tmp_path: Path, place: str) -> None:
+    """The next run would take its figures for data."""
+    images = write_images(tmp_path / "images", size=8)
+    before = contents(images)
+    with pytest.raises(ValueError, match=r"a run outside of its data, .*choose another --out"):
+        train(configure("ddpm", data=str(images), steps=1), images / place)
+    assert contents(images) == before
 
 
 def test_a_start_that_was_killed_is_overwritten(config: Config, tmp_path: Path) -> None:

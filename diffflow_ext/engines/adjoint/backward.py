@@ -5,9 +5,11 @@ The mathematics and the autograd functions are in losses.py.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from diffflow_ext.functional.adjoint import AdjointResult, AdjointState, adjoint_step
 from diffflow_ext.functional.residual import launch_backward_residual
 
+from ..network import Network, edges_of
 from ..problem import PathProblem, normal_cost
 from .forward import PathRecord, states_per_call
 
@@ -84,9 +87,13 @@ def _warn_of_missing(problem: PathProblem, grads: Sequence[Tensor | None]) -> No
     agree, so that nothing else shows it.
     """
     missing = [p for p, grad in zip(problem.params, grads, strict=True) if grad is None]
-    nodes = _graph(problem.g) if missing else set()
-    of_g = {id(getattr(node, "variable", None)) for node in nodes}
-    shapes = [tuple(p.shape) for p in missing if id(p) not in of_g and p.grad_fn not in nodes]
+    edges = edges_of(problem.g) if missing else set()
+    leaves = {id(getattr(node, "variable", None)) for node, _ in edges}
+    shapes = [
+        tuple(p.shape)
+        for p in missing
+        if id(p) not in leaves and (p.grad_fn, p.output_nr) not in edges
+    ]
     if shapes:
         warnings.warn(
             f"DiffFlowSDE: {len(shapes)} of {len(grads)} parameters got no gradient, the first "
@@ -95,17 +102,6 @@ def _warn_of_missing(problem: PathProblem, grads: Sequence[Tensor | None]) -> No
             "calls, compute those in each call, or pass checkpoint_every=0",
             stacklevel=2,
         )
-
-
-def _graph(value: Tensor) -> set[Any]:
-    """Returns all nodes of autograd's graph of a value."""
-    queue, nodes = [value.grad_fn], set[Any]()
-    while queue:
-        node = queue.pop()
-        if node is not None and node not in nodes:
-            nodes.add(node)
-            queue.extend(following for following, _ in node.next_functions)
-    return nodes
 
 
 class _BackwardSweep:
@@ -120,7 +116,7 @@ class _BackwardSweep:
         self.out = Gradients(x0, grad_g, [None] * len(p.params))
         self.drifts: dict[int, Evaluation] = {}
         self.scores: dict[int, Evaluation] = {}
-        self.checked: set[str] = set()
+        self.searches = {"drift": _Search(p.drift), "score": _Search(p.score)}
 
     def run(self) -> Gradients:
         p, after = self.p, None
@@ -135,6 +131,8 @@ class _BackwardSweep:
         assert after is not None
         assert after.vjp_f is not None
         self.out.x0 = after.local + after.vjp_f
+        for search in self.searches.values():
+            search.end()
         return self.out
 
     def step(
@@ -194,9 +192,10 @@ class _BackwardSweep:
         if live:
             values, cotangents = [e.value for e, _ in live], [c.to(e.value) for e, c in live]
             leaves = [e.leaf for e, _ in live]
-            grads = torch.autograd.grad(
-                values, (*leaves, *self.p.params), cotangents, allow_unused=True
-            )
+            with explained_graphs("DiffFlowSDE"):
+                grads = torch.autograd.grad(
+                    values, (*leaves, *self.p.params), cotangents, allow_unused=True
+                )
             self.out.add(grads[len(live) :])
             for (e, _), grad in zip(live, grads, strict=False):
                 e.product = None if grad is None else grad.contiguous()
@@ -265,10 +264,52 @@ class _BackwardSweep:
         with torch.enable_grad():
             value = self.p.network(name, k, leaf, states)
         self.record.sketches.compare(name, k, value)
-        if name not in self.checked:
+        if self.searches[name].due():
             check_leaves(name, value, leaf, self.p.params)
-            self.checked.add(name)
         return Evaluation(leaf, value)
+
+
+#: Networks that were searched at all states of a sweep.
+_searched: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class _Search:
+    """Says at which states a network's graph is searched for tensors that nobody named.
+
+    In the first sweep at all of them, because a network may use others at other times; then at the
+    first one, because a search takes longer than a small network.
+    """
+
+    def __init__(self, net: Network) -> None:
+        self.net, self.everywhere, self.begun = net, True, False
+        with contextlib.suppress(TypeError):  # It cannot be in a set.
+            self.everywhere = net not in _searched
+
+    def due(self) -> bool:
+        """Whether to search at the next state."""
+        due, self.begun = self.everywhere or not self.begun, True
+        return due
+
+    def end(self) -> None:
+        """Notes that a sweep is done."""
+        with contextlib.suppress(TypeError):
+            _searched.add(self.net)
+
+
+@contextlib.contextmanager
+def explained_graphs(op: str) -> Iterator[None]:
+    """Explains torch's error for a graph that evaluations at two states share."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{op}: expected networks that compute all they need from their weights in each call, "
+            "got one that takes a tensor with a graph from before it; compute that tensor inside "
+            "of the network, or give it without a graph (.detach()) and name it in `params` after "
+            ".requires_grad_(); losses also take checkpoint_every=0"
+        ) from error
 
 
 def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) -> None:

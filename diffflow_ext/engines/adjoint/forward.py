@@ -61,7 +61,9 @@ class _ForwardSweep:
             if k < n or self.with_costs:
                 f = self.evaluate("drift", k, x)
             if self.with_costs:
-                self.pending.append((x_prev, x, f))
+                # A network may return the same memory each time.
+                waits = p.scores_per_call > 1
+                self.pending.append((x_prev, x, f.clone() if waits else f))
                 self.add_costs(k)
         self.record.tape.record("prior")
         if self.total is not None:

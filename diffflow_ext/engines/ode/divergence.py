@@ -93,6 +93,7 @@ class Trace:
     def _vjp(self, field: Tensor, leaf: Tensor, cotangent: Tensor, *, keep: bool) -> Tensor:
         (product,) = torch.autograd.grad(
             field, leaf, cotangent, retain_graph=keep or self.graph, create_graph=self.graph,
-            allow_unused=True, materialize_grads=True,
+            allow_unused=True,
         )  # fmt: skip
-        return product
+        # torch's own zeros would be another leaf that requires a gradient.
+        return torch.zeros_like(leaf) if product is None else product

@@ -42,12 +42,13 @@ from diffflow_ext.functional.noise import (
     checked_key,
     checked_sample_offset,
 )
-from diffflow_ext.processes.grids import TimeGrid
+from diffflow_ext.functional.tensors import refuse_tracing
+from diffflow_ext.processes.grids import TimeGrid, check_grid
 
 from ..chain import ChainPath, differentiable_path, wants_gradients
 from ..choice import Engine, check_engine, refuse
 from ..fused.ode import Probes, Stage, fused_ode
-from ..network import Autocast, training_flags
+from ..network import Autocast, check_trainable, training_flags
 from .divergence import Trace
 from .velocity import ProbabilityFlow
 
@@ -121,10 +122,10 @@ def integrate(
             numbers or depend on trainable tensors that are not among `ode.parameters()`.
     """
     op = "integrate"
+    refuse_tracing(op)
     x = checked_state(op, "x", x).contiguous()
     check_finite(op, "x", x)
-    if not isinstance(grid, TimeGrid):
-        raise TypeError(f"{op}: expected grid to be a TimeGrid, got {type(grid).__name__}")
+    check_grid(op, grid)
     check_choice(op, "solver", solver, Solver)
     if not (checked_finite(op, "rtol", rtol) > 0 and checked_finite(op, "atol", atol) > 0):
         raise ValueError(f"{op}: expected rtol > 0 and atol > 0, got rtol={rtol}, atol={atol}")
@@ -140,6 +141,7 @@ def integrate(
     solution = _Solution(op, ode, ode.parameters(), times, solver, probes, engine, rtol, atol,
                          Autocast.current(x.device.type))  # fmt: skip
     if wants_gradients(x, solution.params):
+        check_trainable(op, [p for p in solution.params if p.requires_grad])
         return differentiable_path(solution, x)[1:]
     with torch.inference_mode(False), torch.no_grad():
         return solution.solve(x.detach())

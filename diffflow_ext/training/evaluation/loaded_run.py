@@ -42,6 +42,10 @@ class LoadedRun:
         return self.recipe.module
 
 
+def _holds_run(path: Path) -> bool:
+    return RunDirectory(path).holds_run()
+
+
 def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
     """Returns the model of a run with its averaged weights, ready to sample.
 
@@ -58,9 +62,10 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
     if run.root.is_file():
         raise ValueError(f"{path}: expected the folder of a run, got a file; name the folder")
     if not run.holds_run() and not step_directories(run.checkpoints):
-        raise ValueError(
-            f"{path}: no run there; diffflow train DATA --out {shlex.quote(str(path))} makes one"
-        )
+        above = [parent for parent in run.root.absolute().parents[:2] if _holds_run(parent)]
+        hint = f"diffflow train DATA --out {shlex.quote(str(path))} makes one"
+        hint = f"the run is {shlex.quote(str(above[0]))}" if above else hint
+        raise ValueError(f"{path}: no run there; {hint}")
     checkpoint = load_latest(run.checkpoints)
     record, config = recorded(checkpoint)
     try:

@@ -50,9 +50,9 @@ def format_table(result: Mapping[str, Any]) -> str:
 def _head(r: Mapping[str, Any]) -> str:
     steps = "" if r["num_steps"] is None else f", N = {r['num_steps']}"
     options = "".join(f", {name} {value}" for name, value in r["sampler"].items())
+    compared = f", n = {r['n']}" if r["n"] else ""
     return (
-        f"{r['data']}, {r['model']}, step {r['step']}{steps}{options}, n = {r['n']},"
-        f" seed {r['seed']}"
+        f"{r['data']}, {r['model']}, step {r['step']}{steps}{options}{compared}, seed {r['seed']}"
     )
 
 

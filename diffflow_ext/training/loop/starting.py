@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +52,12 @@ def check_directory(run: RunDirectory, config: Config, *, resume: bool, overwrit
             f"train: torchrun may start this command again {restarts()} times; give --resume,"
             " which starts a run where there is none and goes on with it after a restart,"
             " and remove what is to be overwritten before"
+        )
+    root, data = run.root.absolute(), Path(config.data.data).absolute()
+    if config.data.data and data.is_dir() and data in (root, *root.parents):
+        raise ValueError(
+            f"train: expected a run outside of its data, got {str(root)!r} in {str(data)!r}, where"
+            " the next run would read its pictures as data; choose another --out"
         )
     if not run.holds_run():
         _check_no_run(run, overwrite)
