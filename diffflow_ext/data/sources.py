@@ -27,7 +27,13 @@ from .formats.arrays import Found, find_arrays
 from .formats.cifar import find_cifar, is_tar, read_cifar
 from .formats.columns import listed, parse_names
 from .formats.idx import find_idx, is_idx, read_idx, read_idx_folder
-from .formats.images import check_levels, read_image_array, read_image_folder, read_image_zip
+from .formats.images import (
+    check_levels,
+    level_doubts,
+    read_image_array,
+    read_image_folder,
+    read_image_zip,
+)
 from .formats.reading import Refused
 from .formats.resizing import resize_images
 from .formats.tables import read_table
@@ -190,7 +196,8 @@ def _open_path(name: str, path: Path, options: _Options) -> Dataset:
     check_levels(images["train"], name)
     data = split_images(_resized(images, options.image_size), name=name, flip=flip)
     left_out = found.left_out if found else []
-    return replace(data, notes=(f"the arrays {listed(left_out)}",) if left_out else ())
+    notes = (f"the arrays {listed(left_out)}",) if left_out else ()
+    return replace(data, notes=notes, doubts=tuple(level_doubts(images["train"])))
 
 
 def _read_images(

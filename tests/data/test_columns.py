@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
 import warnings
 from pathlib import Path
@@ -11,7 +12,13 @@ import numpy as np
 import pytest
 
 from diffflow_ext.data import open_dataset
-from diffflow_ext.data.formats.columns import column_kinds, how_to_leave_out, listed, parse_names
+from diffflow_ext.data.formats.columns import (
+    column_doubts,
+    column_kinds,
+    how_to_leave_out,
+    listed,
+    parse_names,
+)
 
 RNG = np.random.default_rng(0)
 N = 300
@@ -35,12 +42,26 @@ COLUMNS = {
     "far": (
         np.r_[RNG.normal(size=N - 1), 1e15],
         "number",
+        r"far from all others .*\(1e\+15 in 1 row of x3\).*; if they mark missing values",
+    ),
+    "beyond float32": (np.r_[RNG.normal(size=N - 1), -1e39], "number", r"-1e\+39 in 1 row of x3"),
+    "several far": (
+        np.r_[RNG.normal(size=N - 2), 1e15, -1e15],
+        "number",
         r"column x3 lie within 0.001 .* 1e\+15",
     ),
-    "beyond float32": (np.r_[RNG.normal(size=N - 1), -1e39], "number", r"values such as -1e\+39"),
     "heavy tails": (RNG.standard_cauchy(N), "number", ""),
     "large": (1e300 * RNG.normal(size=N), "number", None),
 }
+
+
+for fill in (-9999.0, -999.25, 9.96921e36, 1.70141e38):
+    for rows in (1, 20):
+        COLUMNS[f"{fill} in {rows}"] = (
+            np.r_[np.full(rows, fill), RNG.normal(20.0, 3.0, N - rows)],
+            "number",
+            re.escape(f"({fill:.6g} in {rows} row{'s' * (rows > 1)} of x3)"),
+        )
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -83,6 +104,29 @@ def test_wide_tables_have_one_warning_of_a_kind(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"few values.*x1, .*x8 and 22 more") as seen:
         open_dataset(tmp_path / "t.npy")
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("n", [40, 300, 20_000])
+def test_tails_and_whole_numbers_are_not_far(n: int) -> None:
+    rng, shape = np.random.default_rng(n), (n, 50)
+    for values in (
+        rng.normal(size=shape),
+        rng.uniform(size=shape),
+        rng.lognormal(0.0, 2.0, shape),
+        rng.standard_cauchy(shape),
+        rng.poisson(1.0, shape).astype(float),
+        np.rint(rng.standard_cauchy(shape)),
+        np.where(rng.uniform(size=shape) < 0.8, 1.0, rng.uniform(0.0, 0.01, shape)),
+    ):
+        doubts = column_doubts(values, [""] * 50, ["number"] * 50)
+        assert not any("far from all others" in text for text in doubts)
+
+
+def test_far_values_of_all_columns_are_one_warning() -> None:
+    values = RNG.normal(size=(N, 3))
+    values[:7, 0], values[3, 2] = -99.0, 999.9
+    (text,) = column_doubts(values, list("abc"), ["number"] * 3)
+    assert "(-99 in 7 rows of a, 999.9 in 1 row of c)" in text
 
 
 def test_names_are_read_as_they_are_written() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def test_indices_are_left_out_and_missing_values_are_named(tmp_path: Path) -> No
     whole = pandas.array([None, *range(29)], dtype="Int64")
     with pytest.raises(ValueError, match=r"row 0 \(counted from 0\), column 'i'.* is nan; delete"):
         read_table(_written(FRAME.assign(i=whole), tmp_path / "t.parquet"))
+
+
+def test_equal_names_are_named(tmp_path: Path) -> None:
+    """pandas writes none, other programs do."""
+    pyarrow, parquet = (importlib.import_module(name) for name in ("pyarrow", "pyarrow.parquet"))
+    parquet.write_table(pyarrow.table([ROWS[:, 0]] * 3, names=list("aba")), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"different names, .* called 'a'; give each a name"):
+        read_table(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.feather"])
+def test_whole_numbers_that_are_rounded_are_said(tmp_path: Path, name: str) -> None:
+    whole = 2**60 + 1001 * np.arange(30)
+    frame = FRAME.assign(i=whole, j=pandas.array(whole, dtype="Int64"), f=1e20 * ROWS[:, 0])
+    path = _written(frame, tmp_path / name)
+    (doubt,) = read_table(path).doubts
+    assert "beyond 2^53 (i, j) were rounded" in doubt
+    assert read_table(path, drop_columns="i,j").doubts == ()
 
 
 def test_files_that_are_none_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

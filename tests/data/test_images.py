@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tracemalloc
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -350,6 +351,28 @@ def test_bytes_of_0_and_1_alone_are_refused(tmp_path: Path, kind: str) -> None:
             continue
         with pytest.raises(ValueError, match=r"holds 0 and 1 alone, which are both black; save"):
             open_dataset(path)
+
+
+@pytest.mark.parametrize("kind", ["npy", "zip"])
+def test_nearly_black_images_are_said(tmp_path: Path, kind: str) -> None:
+    """4 bits in 8, 14 bits in 16, both with a hot pixel; strokes on black are not dark."""
+    nibbles = RNG.integers(0, 16, (20, 30, 30), dtype=np.uint8)
+    strokes = np.zeros_like(nibbles)
+    strokes[:, 3, 4:6] = 64
+    for array, is_dark in ((nibbles, True), (strokes, False)):
+        array[0, 0, 0] = 255
+        path = tmp_path / f"a.{kind}"
+        deep = array.astype(np.uint16) * 1024 if is_dark else array.astype(np.uint16) * 257
+        pngs = {f"{i}.png": picture(image) for i, image in enumerate(np.minimum(deep, 65535))}
+        path.write_bytes(saved(np.save, array) if kind == "npy" else zipped(pngs))
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            data = open_dataset(path)
+        assert data.event_shape == (1, 30, 30)
+        assert len(seen) == is_dark
+        assert not seen or "63 or less of 255, which is nearly black; scale" in str(
+            seen[0].message
+        )
 
 
 BAD_ARRAYS = {

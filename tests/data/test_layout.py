@@ -57,11 +57,20 @@ READ: dict[str, tuple[str, list[str], tuple[str, ...]]] = {
     "savetxt with a header": (_savetxt(header="a b c"), ABC, ()),
     "savetxt with commas": (_savetxt(header="a,b,c", delimiter=","), ABC, ()),
     "savetxt with a remark": (_savetxt(header="measured today"), X, ("1 comment line",)),
-    "comments": ("# by me\n#\n\n" + _text() + "# end\n", ABC, ("2 comment lines",)),
-    "comments between": (_text().replace("\n", "\n# x\n", 4), ABC, ()),
+    "comments": (
+        "# by me\n#\n\n" + _text() + "# end\n",
+        ABC,
+        ("2 comment lines", "1 comment line among the rows"),
+    ),
+    "comments between": (
+        _text().replace("\n", "\n# a,b,c\n", 4),
+        ABC,
+        ("4 comment lines among the rows",),
+    ),
     "bars": (_text("a|b|c\n", "|"), ABC, ()),
     "names with other marks": (_text("p(a|b),y; z,c\n"), ["p(a|b)", "y; z", "c"], ()),
     "Excel's first line": ("sep=;\n" + _text("a;b;c\n", ";"), ABC, ()),
+    "Excel's first line, tab": ("sep=\t\n" + _text("a\tb\tc\n", "\t"), ABC, ()),
     "commas at ends": (_text("a,b,c,\n", end=",\n"), ABC, ()),
     "commas at ends of rows": (_text(end=",\n"), ABC, ()),
     "empty columns at ends": (_text("a,b,c,,\n", end=",,\n"), ABC, ()),
@@ -109,6 +118,24 @@ REFUSED = {
         r"column 1 \('a'\).*'1,234.5'; .*no thousands separators",
     ),
     "points for thousands": ("a;b\n" + "1.234,5;1\n" * 30, r"'1.234,5'; .*no thousands"),
+    "no-break spaces in numbers": (
+        "price volume\n" + "2\u00a0037 0.5\n37 1.5\n" * 15,
+        r"line 2, column 1 \('price'\).*'2.xa0037'; the number has a space in it: write no",
+    ),
+    "narrow ones": ("a;b\n" + "2\u202f037,5;1,5\n" * 30, "the number has a space in it"),
+    "narrow ones everywhere": ("a b\n" + "2\u202f037 1\u202f500\n" * 30, "has a space in it"),
+    "years above an index": (
+        ",2019,2020,2021\n" + "".join(f"{i},1.5,{i},2\n" for i in range(30)),
+        r"line 1, column 1 .* is ''; in a header no name may be a number; if it is a row, fill",
+    ),
+    "comments alone": (
+        "#1,2\n" * 30,
+        "only lines that begin with #, as comments do; delete that mark",
+    ),
+    "rows like comments": (
+        "id,a\n" + "#1,2\n" * 30,
+        r"has 0; lines that begin with # and have as many numbers .* left out as comments \(30\)",
+    ),
     "truth values": ("a,b\n" + "1,True\n" * 30, r"column 2 \('b'\).*'True'.*--drop-columns=b"),
     "words": ("a,b c\n" + "1,setosa\n" * 30, r"'setosa'.*--drop-columns='b c' \(in Python"),
     "words that have commas": ("a;b\n" + "1;Smith, 1,5\n" * 30, "--drop-columns=b"),
@@ -131,40 +158,109 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_a_way_out(tmp_path: Path, case: str) -> None:
     text, message = REFUSED[case]
-    (tmp_path / "t.csv").write_text(text)
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message) as info:
         open_dataset(tmp_path / "t.csv")
     assert ";" in str(info.value)
 
 
-def test_what_may_be_meant_otherwise_is_said(tmp_path: Path) -> None:
+COUNTS = "".join(f"{i * i % 97},{i * 7 % 89},{i * i % 83}\n" for i in range(7, 47))
+PRICES = "".join(f"{i % 7 + 1}.{i * i % 900 + 100};{i}\n" for i in range(30))
+PLACES = range(2, 90)
+#: The text, its columns and the number of its rows as they were read, and what is said.
+DOUBTFUL: dict[str, tuple[str, list[str], int, str]] = {
+    "places": ("0,1\n" + NUMBERS, ["0", "1"], 30, r"line 1 .0,1. was read as the names of colu"),
+    "a place": ("0\n" + NUMBERS.replace(",", "\n"), X[:1], 61, "line 1 .0. was read as a row"),
+    "places above some points": (
+        "0,1\n2.5,3\n" + NUMBERS,
+        X[:2],
+        32,
+        "line 1 .0,1. was read as a row",
+    ),
+    "whole numbers": ("400,410\n" + NUMBERS, X[:2], 31, "line 1 .400,410. was read as a row"),
+    "wavelengths": (_text("400.5,410.5,420.5\n"), X, 31, "400.5,410.5,420.5. was read as a row"),
+    "distances": (_text("-1.5,0.0,1.5\n"), X, 31, "-1.5,0.0,1.5. was read as a row; if not, name"),
+    "powers": (_text("1e3,2e3,3e3\n"), X, 31, "1e3,2e3,3e3. was read as a row"),
+    "decimal commas": (_text("2,5;3,0;3,5\n", ";", decimal=","), X, 31, "2,5,3,0,3,5. was read"),
+    "years": ("2019,2020,2021\n" + COUNTS, X, 41, "2019,2020,2021. was read as a row"),
+    "places above counts": ("0,1,2\n" + COUNTS, X, 41, "0,1,2. was read as a row; if not, name"),
+    "no name": (",a\n" + NUMBERS, ["x1", "a"], 30, "first column has no name.*=x1"),
+    "decimal commas or whole": (
+        TENTHS,
+        X[:2],
+        30,
+        "2 columns of whole numbers; if they are 1 with decimal commas",
+    ),
+    "points of thousands": (
+        "a;b\n" + PRICES,
+        ["a", "b"],
+        30,
+        r"such as 1\.100 were read with three decimals; .*thousands, write 1100; if not, write an",
+    ),
+    "a number in two": (
+        "price\n" + "".join(f"{i * i + 2} {i + 100}\n" for i in range(30)),
+        ["price"],
+        30,
+        "one cell more than the header, and the first was left out as an index; if it is a part",
+    ),
+    "a number in two, beside others": (
+        "price a\n" + "".join(f"{i * i + 2} {i:03d} {i}.5\n" for i in range(30)),
+        ["price", "a"],
+        30,
+        "one cell more than the header",
+    ),
+    "rows like comments": (
+        "a,b\n" + NUMBERS + "#1,0.5\n # 2,1\n# a,b\n",
+        ["a", "b"],
+        30,
+        r"lines that begin with # .* left out as comments \(2\); if they are rows, delete that",
+    ),
+    "keys": (
+        "id,a,b\n" + "".join(f"{2**60 + i * i},{i * i},1e{i}\n" for i in range(30)),
+        ["id", "a", "b"],
+        30,
+        r"whole numbers beyond 2\^53 \(id\) were rounded to float64; subtract .*--drop-columns=id",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DOUBTFUL)
+def test_what_may_be_meant_otherwise_is_said(tmp_path: Path, case: str) -> None:
+    text, columns, rows, said = DOUBTFUL[case]
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.warns(UserWarning, match=said):
+        data = open_dataset(tmp_path / "t.csv")
+    assert data.columns == columns
+    assert len(data.train) + len(data.valid) + len(data.test) == rows
+
+
+#: Texts of which nothing is doubtful.
+CLEAR = {
+    # Edges of a graph or the like, without a leading zero, so that no comma is a decimal one.
+    "whole numbers from 0, 1": "0,1\n" + "".join(f"{i * i % 97},{i % 23}\n" for i in PLACES),
+    "small whole numbers": "3,4,5\n" + COUNTS,
+    "tenths": "0.7,0.9,1.1\n" + "".join(f"{i % 23 / 10},{i / 10},{i % 7}.5\n" for i in PLACES),
+    "equal numbers": "200.5,200.5,200.5\n" + _text(""),
+    "three decimals": "a;b\n" + "".join(f"{i * i / 1000:.3f};{i}\n" for i in PLACES),
+    "chosen rows": "a b\n" + "".join(f"{i * i} {i - 20} {i % 19}\n" for i in PLACES),
+    "row names": "a\n" + "".join(f"{i} {i * i % 97}\n" for i in PLACES),
+    "large numbers that are not whole": "a,b\n" + "".join(f"{i}e20,{i * i}\n" for i in PLACES),
+}
+
+
+@pytest.mark.parametrize("case", CLEAR)
+def test_nothing_is_said_of_good_tables(tmp_path: Path, case: str) -> None:
+    (tmp_path / "t.csv").write_text(CLEAR[case])
+    assert read_table(tmp_path / "t.csv").doubts == ()
+
+
+def test_rows_that_begin_as_comments_are_left_out_in_all_ways(tmp_path: Path) -> None:
+    """Also where the marked column is not read, which pandas would take."""
     path = tmp_path / "t.csv"
-    for text, columns, rows, said in (
-        ("0,1\n" + NUMBERS, ["0", "1"], 30, "line 1 .0,1. was read as the names of columns"),
-        ("0\n" + NUMBERS.replace(",", "\n"), ["x1"], 61, "line 1 .0. was read as a row"),
-        ("0,1\n2.5,3\n" + NUMBERS, ["x1", "x2"], 32, "line 1 .0,1. was read as a row"),
-        ("400,410\n" + NUMBERS, ["x1", "x2"], 31, "line 1 .400,410. was read as a row"),
-        (",a\n" + NUMBERS, ["x1", "a"], 30, "first column has no name.*=x1"),
-        (
-            TENTHS,
-            ["x1", "x2"],
-            30,
-            "2 columns of whole numbers; if they are 1 with decimal commas",
-        ),
-    ):
-        path.write_text(text)
-        with pytest.warns(UserWarning, match=said):
-            data = open_dataset(path)
-        assert (data.columns, sum(map(len, (data.train, data.valid, data.test)))) == (
-            columns,
-            rows,
-        )
-    # Whole numbers that begin with 0, 1 are edges of a graph or the like.
-    path.write_text("0,1\n" + "".join(f"{i * i % 97},{i % 23}\n" for i in range(2, 90)))
-    data = open_dataset(path)
-    assert len(data.train) + len(data.valid) + len(data.test) == 89
-    # Whole numbers without a leading zero are not taken for numbers with decimal commas.
-    assert data.columns == ["x1", "x2"]
+    path.write_text("id,a,b\n#1,1.5,2\n" + "".join(f"k,{x},{y}\n" for x, y, _ in ROWS))
+    table = read_table(path, drop_columns="id")
+    assert np.array_equal(table.values, ROWS[:, :2])
+    assert "left out as comments (1)" in table.doubts[0]
 
 
 def test_columns_are_left_out_by_name(tmp_path: Path) -> None:

@@ -46,6 +46,22 @@ def test_npy(tmp_path: Path, dtype: str, order: str) -> None:
     assert table.source == str(tmp_path / "a.npy")
 
 
+@pytest.mark.parametrize("dtype", ["i8", ">i8", "u8"])
+def test_whole_numbers_that_are_rounded_are_said(tmp_path: Path, dtype: str) -> None:
+    array = np.arange(60).reshape(20, 3) ** 2
+    for large in (2**53, 2**53 - 1):
+        array[5, 1] = large
+        np.save(tmp_path / "a.npy", array.astype(dtype))
+        table = read_table(tmp_path / "a.npy")
+        assert len(table.doubts) == (large == 2**53)
+    array[5, 1] = 2**60 + 1
+    np.save(tmp_path / "a.npy", array.astype(dtype))
+    with pytest.warns(UserWarning, match=r"beyond 2\^53 \(x2\).*; subtract .*=x2"):
+        open_dataset(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", array.astype(float))
+    assert read_table(tmp_path / "a.npy").doubts == ()
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz(tmp_path: Path, save: object) -> None:
     assert callable(save)
@@ -97,6 +113,10 @@ def test_keel(tmp_path: Path) -> None:
     bare = read_table(tmp_path / "bare.dat", drop_columns="x3")
     assert np.array_equal(bare.values, ROWS[:, :2])
     assert bare.columns == ["x1", "x2"]
+    # Nor is every @ KEEL's.
+    marked = read_table(_write(tmp_path / "m.dat", "@ T P Q\n" + _csv(ROWS, " ")))
+    assert (marked.columns, marked.notes) == (["T", "P", "Q"], ())
+    assert np.array_equal(marked.values, ROWS)
     numbers = read_table(_write(tmp_path / "n.dat", _csv(ROWS)))
     assert np.array_equal(numbers.values, ROWS)
     with pytest.raises(ValueError, match="expected 3 columns as in the header, line 9"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +23,11 @@ FEW = 100  # values of a column at most, each ten times or more
 REPEATED = 10
 DEPENDENT = 1e-6  # deviations; what float32 resolves
 SQUEEZED = 1e-3  # deviations
+EXACT = 2.0**53  # float64 holds all whole numbers up to it
+# In ranges of all other values. Good data have values beyond the first: in one row the largest of
+# heavy tails, in most rows a usual one; but none of nines, as -9999, 999.9 and -999.25 are.
+FAR, FAR_ALONE = 10.0, 1e4
+_NINES = re.compile(r"9+(\.9+|\.25)?")
 
 #: Kinds of columns, with a title for lists.
 KINDS = {
@@ -110,7 +117,7 @@ def column_kinds(values: Values) -> list[str]:
 def _kind(column: Values) -> str:
     n = len(column)
     # Larger numbers are all whole.
-    whole = bool((column == np.rint(column)).all() and (np.abs(column) < 2.0**53).all())
+    whole = bool((column == np.rint(column)).all() and (np.abs(column) < EXACT).all())
     if whole and n > 2 and bool((np.diff(column) == 1.0).all()):
         return "rows"
     if len(np.unique(_sample(column))) <= FEW:
@@ -155,11 +162,19 @@ def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) ->
         own = [name for name, its in zip(names, kinds, strict=True) if its == kind]
         if own:
             texts.append(f"columns {which} ({listed(own)}): {why}; {how_to_leave_out(own)}")
+    ends = _far_values(values)
+    if ends:
+        parts = [f"{value:.6g} in {n} row{'s' * (n > 1)} of {names[i]}" for i, value, n in ends]
+        texts.append(
+            f"values that lie far from all others of their columns ({listed(parts)}); if they "
+            "mark missing values or are wrong, delete those rows"
+        )
     sample = _sample(values)
     with np.errstate(over="ignore", invalid="ignore"):
         low, high = np.quantile(sample, [0.05, 0.95], axis=0)
         std = values.std(axis=0)
         squeezed = (high > low) & (high - low < SQUEEZED * std)
+    squeezed[[i for i, *_ in ends]] = False  # One warning is enough.
     for i in np.flatnonzero(squeezed)[:SHOWN].tolist():
         far = values[np.argmax(np.abs(values[:, i] - np.median(sample[:, i]))), i]
         texts.append(
@@ -168,3 +183,46 @@ def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) ->
             "it is standardised; mend or delete such rows"
         )
     return texts
+
+
+def _far_values(values: Values) -> list[tuple[int, float, int]]:
+    """Returns (column, value, rows) of smallest or largest values that lie far from the rest."""
+    found = []
+    sample, low, high = _sample(values), values.min(axis=0).tolist(), values.max(axis=0).tolist()
+    for i in range(len(low)):
+        for end, other in ((low[i], high[i]), (high[i], low[i])):
+            # The range of a sample is no larger, so few columns are looked at in full.
+            if _distance(end, other, sample[:, i]) <= FAR:
+                continue
+            distance, rows = _distance(end, other, values[:, i]), int((values[:, i] == end).sum())
+            is_fill = 1 < rows <= len(values) // 2 or _NINES.fullmatch(f"{abs(end):.10g}")
+            if (FAR if is_fill else FAR_ALONE) < distance < math.inf:
+                found.append((i, end, rows))
+    return found
+
+
+def _distance(end: float, other: float, column: Values) -> float:
+    """Returns how far one end of a column lies from all other values, in ranges of these."""
+    rest = column[column != end]
+    if not len(rest):
+        return math.inf
+    near = float(rest.min() if end < other else rest.max())
+    return abs(near - end) / abs(near - other) if near != other else math.inf
+
+
+def beyond_float(values: Values) -> list[int]:
+    """Returns the columns with numbers so large that float64 does not hold all whole ones."""
+    if max(values.max(), -values.min()) < EXACT:  # faster than by column
+        return []
+    large = (values.max(axis=0) >= EXACT) | (values.min(axis=0) <= -EXACT)
+    return np.flatnonzero(large).tolist()
+
+
+def rounding_doubts(names: Sequence[str]) -> list[str]:
+    """Returns a warning for columns of whole numbers that were rounded, if there are any."""
+    if not names:
+        return []
+    return [
+        f"whole numbers beyond 2^53 ({listed(names)}) were rounded to float64; "
+        f"subtract a constant from them, or {how_to_leave_out(names)}"
+    ]

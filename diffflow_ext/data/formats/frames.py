@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Values, how_to_leave_out, kept_columns, listed
+from .columns import Values, beyond_float, how_to_leave_out, kept_columns, listed, rounding_doubts
 from .reading import Refused, check_size, optional_package
 
 FRAME_SUFFIXES = (".parquet", ".pq", ".feather", ".arrow")
 
 
-def read_frame(file: Path, dropped: list[str]) -> tuple[Values, list[str], list[str]]:
-    """Returns values, shape (n, d), column names, and notes of what was passed over.
+def read_frame(file: Path, dropped: list[str]) -> tuple[Values, list[str], list[str], list[str]]:
+    """Returns values, shape (n, d), column names, notes of what was passed over, and doubts.
 
     Missing values are NaN. A TypeError names a column that holds no numbers.
     """
@@ -33,7 +33,9 @@ def read_frame(file: Path, dropped: list[str]) -> tuple[Values, list[str], list[
     if type(frame.index).__name__ != "RangeIndex":
         notes.append(f"the index {listed([str(name) for name in frame.index.names])}")
     values: NDArray[Any] = frame.to_numpy(dtype=np.float64, na_value=np.nan)
-    return np.ascontiguousarray(values), names, notes
+    large = beyond_float(values) if len(values) else []
+    rounded = [names[i] for i in large if _is_whole(frame.dtypes.iloc[i])]
+    return np.ascontiguousarray(values), names, notes, rounding_doubts(rounded)
 
 
 def _load(file: Path) -> Any:
@@ -49,6 +51,8 @@ def _load(file: Path) -> Any:
         facts = library.read_metadata(file)
         # A few bytes may stand for any number of rows.
         check_size("read_table", str(file), 8 * facts.num_rows * facts.num_columns)
+        # pandas would not say that names are equal.
+        kept_columns(facts.schema.to_arrow_schema().names, [], str(file))
         return pandas.read_parquet(file, engine="pyarrow")
     except Refused:
         raise
@@ -68,3 +72,9 @@ def _is_number(kind: Any) -> bool:
     return types.is_numeric_dtype(kind) and not (
         types.is_bool_dtype(kind) or types.is_complex_dtype(kind)
     )
+
+
+def _is_whole(kind: Any) -> bool:
+    import pandas
+
+    return pandas.api.types.is_integer_dtype(kind)

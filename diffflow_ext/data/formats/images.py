@@ -24,6 +24,7 @@ MAX_SMALL = 1 << 30  # bytes of decoded images that no compression ratio makes s
 DECODING = 16  # bytes a pixel while a transparent image is decoded, others need less
 MAX_OTHERS = 10_000  # files that are no images, besides ten for each image
 CHANNELS = (1, 3)
+DARK, DARK_PARTS = 63, 0.999  # as 14 bits in 16 are, whatever single bright pixels say
 MIN_SIDE = 8  # of images whose pixels may lie in one row of a table
 GIVE_SIZE = "give --image-size (in Python image_size=), one smaller size for all"
 
@@ -196,6 +197,19 @@ def check_levels(images: Tensor, source: str) -> None:
             f"read_images: expected bytes from 0 to 255, {source!r} holds 0 and 1 alone, which "
             "are both black; save them as 0 and 255"
         )
+
+
+def level_doubts(images: Tensor) -> list[str]:
+    """Returns a warning if nearly all bytes are nearly black."""
+    bright, enough = 0, (1.0 - DARK_PARTS) * images.numel()
+    for part in images.split(256):
+        bright += int((part > DARK).sum())
+        if bright > enough:
+            return []
+    return [
+        f"{DARK_PARTS:.1%} of the bytes are {DARK} or less of 255, which is nearly black; scale "
+        "the images to 0 to 255"
+    ]
 
 
 def read_image_array(path: Path, name: str | None) -> Tensor | None:

@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,14 +14,17 @@ from .columns import kept_columns
 from .reading import Refused
 
 BOM = b"\xef\xbb\xbf"
-SPACES = " "  # any number of them, or of tabs
+SPACES = " "  # any number of them, or of tabs; other white space may be part of a number
 _STRAY = re.compile(rb"\0|\r(?!\r*\n|\r*\Z)")  # bytes that no line of text has
 _ATTRIBUTE = re.compile(r"^\s*@attribute\s+('[^']*'|\"[^\"]*\"|[^\s{\[]+)", re.IGNORECASE)
 _OUTPUTS = re.compile(r"^\s*@outputs?\s+(.+)", re.IGNORECASE)
-_EXCEL = re.compile(r"^\"?sep=(.)\"?\s*$", re.IGNORECASE)
+_KEEL = re.compile(r"^@(relation|attribute|inputs?|outputs?|data)\b", re.IGNORECASE)
+_EXCEL = re.compile(r"^\s*\"?sep=([^\r\n])\"?\s*$", re.IGNORECASE)
 _DECIMAL = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _WHOLE = re.compile(r"\d+")
+_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
+_FIRST_ROWS = 100  # that show how numbers are written
 _POINT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d[\d.]*e[+-]?\d+)", re.IGNORECASE)
 _UNNAMED = ("", "Unnamed: 0")  # the names under which pandas and R write an index
 
@@ -33,7 +36,7 @@ class Layout:
     Attributes:
         source: The file, for messages.
         skipped: The first characters of lines that are no rows.
-        delimiter: The separator of columns; `SPACES` for any white space.
+        delimiter: The separator of columns; `SPACES` for any number of spaces and tabs.
         decimal: The decimal point, "." or ",".
         names: The columns' names, of all that the rows have.
         has_names: Whether the text itself has them.
@@ -92,9 +95,7 @@ def find_layout(stream: BinaryIO, file: Path, dropped: list[str]) -> Layout:
     rows = split(lines, delimiter, head.line, source)
     line, first = next(rows, (0, []))
     if not first:
-        raise ValueError(
-            f"read_table: expected rows of numbers, {source!r} is empty; write the data again"
-        )
+        raise _no_rows(source, head, skipped)
     start, above = head.start, head.line
     after, doubts = stream.tell(), list[str]()
     second = next(rows, (0, list[str]()))[1]
@@ -113,7 +114,16 @@ def find_layout(stream: BinaryIO, file: Path, dropped: list[str]) -> Layout:
         trailing, index, _comment_notes(head, names, has_header), doubts,
     )  # fmt: skip
     layout = _with_kept(layout, head, dropped)
+    layout.doubts.extend(_points_of_thousands(stream, layout))
     return replace(layout, decimal=_decimal(stream, layout))
+
+
+def _no_rows(source: str, head: _Head, skipped: str) -> Refused:
+    found, mend = "is empty", "write the data again"
+    if head.comments:
+        found = f"has only lines that begin with {' or '.join(skipped)}, as comments do"
+        mend = "delete that mark before rows"
+    return Refused(f"read_table: expected rows of numbers, {source!r} {found}; {mend}")
 
 
 def decoded(stream: BinaryIO, start: int, source: str) -> Iterator[str]:
@@ -145,7 +155,7 @@ def split(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields (line number, cells) of the lines that are not blank."""
     if delimiter == SPACES:
-        lines = (SPACES.join(line.split()) for line in lines)
+        lines = (SPACES.join(words(line)) for line in lines)
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     try:
         for cells in reader:
@@ -156,6 +166,11 @@ def split(
             f"read_table: expected rows of numbers, line {above + reader.line_num} of {source!r} "
             f"cannot be split ({error}); separate the columns by comma, semicolon or tab"
         ) from None
+
+
+def words(line: str) -> list[str]:
+    """Returns what spaces and tabs separate."""
+    return [word for word in re.split(r"[ \t\r\n]+", line) if word]
 
 
 def number(cell: str, decimal: str = ".") -> float | None:
@@ -175,12 +190,12 @@ def _head(stream: BinaryIO, source: str, skipped: str) -> _Head:
     names, outputs, comments, delimiter, keel = [], [], [], "", False
     for line in decoded(stream, start, source):
         text = line.strip()
-        excel = _EXCEL.match(text)
+        excel = _EXCEL.match(line)
         if excel and not delimiter:
             delimiter = excel[1]
         elif text and not text.startswith(tuple(skipped)):
             break
-        elif text.startswith("@"):
+        elif _KEEL.match(text):
             keel = True
             names += [match[1].strip("'\"") for match in _ATTRIBUTE.finditer(line)]
             for match in _OUTPUTS.finditer(line):
@@ -201,7 +216,7 @@ def _delimiter(lines: list[str]) -> str:
     if not lines:
         return ","
     marks = [mark for mark in "\t;|," if all(mark in line for line in lines)]
-    numbers = [_is_number(word.strip('"'), SPACES) for word in lines[-1].split()]
+    numbers = [_is_number(word.strip('"'), SPACES) for word in words(lines[-1])]
     # Numbers with decimal commas may be between spaces, and beside words if there are no commas.
     if len(numbers) > 1 and (all(numbers) if marks == [","] else any(numbers) and not marks):
         return SPACES
@@ -234,22 +249,43 @@ def _is_header(
     if len(first) > 1 and first == ["", *places[:-1]]:
         return True  # pandas names columns so that have no name.
     points = [bool(_POINT.fullmatch(cell)) for cell in second]
-    if first != places:
-        if len(first) > 1 and all(map(_WHOLE.fullmatch, first)) and all(points):
-            text = ",".join(first[:4])
-            doubts.append(
-                f"line {line} ({text}) was read as a row; if not, name the columns in it"
-            )
-        return False
-    if not any(points):
-        return False
     # It is a row too, if the numbers 0, 1, 2 ... are its data.
-    is_header = len(first) > 1 and all(points)
-    read, mend = ("a row", "name the columns in it")
-    if is_header:
-        read, mend = ("the names of columns", "write 0.0 in place of 0")
-    doubts.append(f"line {line} ({','.join(first[:4])}) was read as {read}; if not, {mend}")
+    is_header = first == places and len(first) > 1 and all(points)
+    whole = len(first) > 1 and all(map(_WHOLE.fullmatch, first)) and all(points)
+    if (first == places and any(points)) or whole or _is_scale(first, second, delimiter):
+        read, mend = ("a row", "name the columns in it")
+        if is_header:
+            read, mend = ("the names of columns", "write 0.0 in place of 0")
+        doubts.append(f"line {line} ({','.join(first[:4])}) was read as {read}; if not, {mend}")
     return is_header
+
+
+def _is_scale(first: list[str], second: list[str], delimiter: str) -> bool:
+    """Whether the first row has different, equally spaced numbers, as years in a header have.
+
+    Three numbers of one or two digits are so by chance in up to one row of twenty, therefore they
+    must also be 0, 1, 2 or 1, 2, 3 or, if they are not whole, begin with 0 or one step or have
+    other decimals than the second row.
+    """
+    if delimiter != ",":
+        first = [cell.replace(",", ".") for cell in first]
+        second = [cell.replace(",", ".") for cell in second]
+    numbers = [value for value in map(number, first) if value is not None]
+    if not 3 <= len(numbers) == len(first):
+        return False
+    step, decimals = numbers[1] - numbers[0], max(map(_decimals, first))
+    even = (abs(b - a - step) <= 1e-6 * abs(step) for a, b in pairwise(numbers))
+    if step == 0.0 or not all(even):
+        return False
+    if len(numbers) > 3 or max(map(abs, numbers)) * 10.0**decimals >= 100.0:
+        return True
+    if decimals == 0:
+        return step == 1.0 and numbers[0] in (0.0, 1.0)
+    return numbers[0] in (0.0, step, -step) or decimals != max(map(_decimals, second), default=0)
+
+
+def _decimals(cell: str) -> int:
+    return min(len(cell.partition(".")[2].rstrip("0")), 99)
 
 
 def _ends(
@@ -306,6 +342,24 @@ def _decimal(stream: BinaryIO, layout: Layout) -> str:
             "thousands separators"
         )
     return "."
+
+
+def _points_of_thousands(stream: BinaryIO, layout: Layout) -> list[str]:
+    """Returns a doubt if all points may separate thousands, as where commas are decimal."""
+    if layout.delimiter != ";":
+        return []
+    lines = (
+        without(line, layout.skipped) for line in decoded(stream, layout.start, layout.source)
+    )
+    rows = islice(split(lines, ";", layout.line, layout.source), _FIRST_ROWS)
+    cells = [row[i] for _, row in rows for i in layout.kept if i < len(row) and "." in row[i]]
+    if not cells or not all(map(_GROUPS.fullmatch, cells)):
+        return []
+    text = cells[0]
+    return [
+        f"numbers such as {text} were read with three decimals; if the point separates thousands, "
+        f"write {text.replace('.', '')}; if not, write another number of decimals"
+    ]
 
 
 def _comment_notes(head: _Head, names: list[str], has_header: bool) -> list[str]:

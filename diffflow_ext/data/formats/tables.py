@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import find_arrays, load_array
-from .columns import Values, how_to_leave_out, kept_columns, listed, parse_names
+from .columns import (
+    Values,
+    beyond_float,
+    how_to_leave_out,
+    kept_columns,
+    listed,
+    parse_names,
+    rounding_doubts,
+)
 from .frames import FRAME_SUFFIXES, read_frame
 from .reading import Refused, check_file
 from .text import PACKED_SUFFIXES, TEXT_SUFFIXES, read_text
@@ -54,7 +62,7 @@ def read_table(
         path: A `.npy` or `.npz` array with shape (n, d); or text with one row a line (`.csv`,
             `.tsv`, `.txt`, `.dat`, and packed, such as `.csv.gz`, `.bz2`, `.xz` or `.zip`); or
             `.parquet` or `.feather`, which need pyarrow. Text has columns between commas,
-            semicolons, tabs, bars or white space, decimal points, or commas where they do not
+            semicolons, tabs, bars or spaces, decimal points, or commas where they do not
             separate columns, and perhaps a header. Lines that begin with `#` are no rows, nor is
             an index without a name a column. `.dat` may be KEEL (`@` lines), whose outputs are
             left out.
@@ -75,15 +83,14 @@ def read_table(
     check_file("read_table", file)
     name = file.name.lower()
     packing = next((ending for ending in PACKED_SUFFIXES if name.endswith(ending)), "")
-    doubts: Sequence[str] = ()
     if key is not None and not name.endswith(".npz"):
         raise ValueError(
             f"read_table: expected key for .npz files alone, got {key!r}; leave it out"
         )
     if name.endswith((".npy", ".npz")):
-        values, columns, notes = _read_array(file, key, dropped)
+        values, columns, notes, doubts = _read_array(file, key, dropped)
     elif name.endswith(FRAME_SUFFIXES):
-        values, columns, notes = read_frame(file, dropped)
+        values, columns, notes, doubts = read_frame(file, dropped)
     elif name.removesuffix(packing).endswith(TEXT_SUFFIXES):
         values, layout = read_text(file, dropped)
         columns = [layout.names[i] for i in layout.kept]
@@ -94,6 +101,7 @@ def read_table(
             f"read_table: expected a file ending in {endings}; "
             f"got {file.name!r}; convert it, or rename it if it is one of these"
         )
+    _check_rows(len(values), str(file), doubts)
     _check_values(values, columns, str(file))
     notes = [*notes, f"{listed(dropped)} (by drop_columns)"] if dropped else notes
     return Table(values, columns, str(file), tuple(notes), tuple(doubts))
@@ -101,7 +109,7 @@ def read_table(
 
 def _read_array(
     file: Path, key: str | None, dropped: list[str]
-) -> tuple[Values, list[str], list[str]]:
+) -> tuple[Values, list[str], list[str], list[str]]:
     found = find_arrays("read_table", file, key)
     if len(found.names) > 1:
         raise Refused(
@@ -109,13 +117,16 @@ def _read_array(
             f"{[*found.names.values()]}; a table is split by a fixed rule: join them, or name one "
             f"with --key={found.names['train']} (in Python key={found.names['train']!r})"
         )
-    values = _array_values(load_array("read_table", file, found.names["train"]), str(file))
+    loaded = load_array("read_table", file, found.names["train"])
+    values = _array_values(loaded, str(file))
     names = [f"x{i + 1}" for i in range(values.shape[1])]
     kept = kept_columns(names, dropped, str(file)) if dropped else [*range(len(names))]
     if len(kept) < len(names):
         values = np.ascontiguousarray(values[:, kept])
     notes = [f"the arrays {listed(found.left_out)}"] if found.left_out else []
-    return values, [names[i] for i in kept], notes
+    names = [names[i] for i in kept]
+    rounded = [names[i] for i in beyond_float(values)] if loaded.dtype.kind in "iu" else []
+    return values, names, notes, rounding_doubts(rounded)
 
 
 def _array_values(loaded: NDArray[Any], source: str) -> Values:
@@ -156,16 +167,17 @@ def _check_shape(shape: tuple[int, ...], source: str) -> None:
     )
 
 
-def _check_rows(count: int, source: str) -> None:
+def _check_rows(count: int, source: str, doubts: Sequence[str] = ()) -> None:
+    """Refuses tables of too few rows; doubts may say where others are."""
     if count < MIN_ROWS:
+        mend = "collect more: a tenth is for the test, and a density cannot be learned from so few"
         raise ValueError(
             f"read_table: expected at least {MIN_ROWS} rows, {source!r} has {count}; "
-            "collect more: a tenth is for the test, and a density cannot be learned from so few"
+            f"{'; '.join([*doubts, mend])}"
         )
 
 
 def _check_values(values: Values, columns: list[str], source: str) -> None:
-    _check_rows(len(values), source)
     finite = np.isfinite(values)
     if not finite.all():
         row, column = (int(i) for i in np.argwhere(~finite)[0])

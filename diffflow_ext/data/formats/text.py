@@ -9,21 +9,24 @@ from __future__ import annotations
 import io
 import re
 from array import array
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from .archives import read_zip
-from .columns import Values, how_to_leave_out
-from .layout import SPACES, Layout, decoded, find_layout, number, split, without
+from .columns import EXACT, Values, beyond_float, how_to_leave_out, rounding_doubts
+from .layout import SPACES, Layout, decoded, find_layout, number, split, without, words
 from .reading import Refused, check_size, open_file, read_bytes, unpack, unpacked_limit
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
 CELLS = 1 << 20  # of a chunk that pandas reads
 _COMMAS = re.compile(r"[-+\d.' ]*,[-+\d.,eE' ]*")
+_SPACED = re.compile(r"[-+\d.,'\s]+")
+_DIGITS = re.compile(r"[-+]?\d+")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
 
@@ -43,7 +46,10 @@ def read_text(file: Path, dropped: list[str]) -> tuple[Values, Layout]:
             values = _by_line(stream, layout)
     with opened() as stream:
         _check_commas(stream, values, layout)
-    return _without_index(values, layout)
+    values, layout = _without_index(values, layout)
+    with opened() as stream:
+        layout.doubts.extend(_rounded(stream, values, layout))
+    return values, layout
 
 
 def _opener(file: Path) -> Callable[[], BinaryIO]:
@@ -92,8 +98,9 @@ def _by_pandas(stream: BinaryIO, layout: Layout) -> Values | None:
     import pandas
 
     stream.seek(layout.start)
-    # pandas ends a cell at a zero byte and ignores the rest.
-    if any(b"\0" in block for block in iter(lambda: stream.read(1 << 20), b"")):
+    # pandas ends a cell at a zero byte and ignores the rest, and takes comments for rows.
+    stray = b"\0" + layout.skipped.encode()
+    if any(byte in block for block in iter(lambda: stream.read(1 << 20), b"") for byte in stray):
         return None
     stream.seek(layout.start)
     separator = r"\s+" if layout.delimiter == SPACES else layout.delimiter
@@ -123,8 +130,8 @@ def _numbers(frame: Any, layout: Layout) -> Values:
 
 
 def _by_line(stream: BinaryIO, layout: Layout) -> Values:
-    lines = decoded(stream, layout.start, layout.source)
-    lines = (without(line, layout.skipped) for line in lines)
+    comments = Counter[str]()
+    lines = _uncommented(decoded(stream, layout.start, layout.source), layout, comments)
     values, width = array("d"), len(layout.names)
     for line, cells in split(lines, layout.delimiter, layout.line, layout.source):
         if len(cells) == layout.cells and not any(cells[width:]):
@@ -137,7 +144,29 @@ def _by_line(stream: BinaryIO, layout: Layout) -> Values:
                 is_first = len(values) < len(layout.kept)
                 raise ValueError(_no_number(cells[i], line, i, layout, is_first=is_first))
             values.append(value)
+    if count := comments["comment"]:
+        layout.notes.append(f"{count} comment line{'s' * (count > 1)} among the rows")
+    if count := comments["row"]:
+        layout.doubts.append(
+            f"lines that begin with {' or '.join(layout.skipped)} and have as many numbers as the "
+            f"rows were left out as comments ({count}); if they are rows, delete that mark"
+        )
     return np.array(values).reshape(-1, len(layout.kept))
+
+
+def _uncommented(lines: Iterable[str], layout: Layout, comments: Counter[str]) -> Iterator[str]:
+    """Yields lines, comments as empty ones, and counts these: "comment", or "row" if like one."""
+    for line in lines:
+        row = without(line, layout.skipped)
+        if not row:
+            text = line.strip().lstrip(layout.skipped)
+            is_spaced = layout.delimiter == SPACES
+            cells = words(text) if is_spaced else text.split(layout.delimiter)
+            is_row = len(cells) == layout.cells and all(
+                number(cells[i], layout.decimal) is not None for i in layout.kept
+            )
+            comments["row" if is_row else "comment"] += 1
+        yield row
 
 
 def _other_length(count: int, line: int, layout: Layout, *, is_first: bool) -> str:
@@ -161,13 +190,15 @@ def _no_number(cell: str, line: int, i: int, layout: Layout, *, is_first: bool) 
     hint = f"mend or delete the row, or {how_to_leave_out([layout.names[i]])}"
     if cell.lower() in _MISSING:
         hint = f"fill the gap, delete the row, or {how_to_leave_out([layout.names[i]])}"
+    if len(cell.split()) > 1 and _SPACED.fullmatch(cell):
+        hint = "the number has a space in it: write no thousands separators"
     elif _COMMAS.fullmatch(cell):
         hint = "write decimal points, not commas, and no thousands separators"
     elif layout.decimal == "," and number(cell) is not None:
         hint = "write decimal points, not commas, in all columns"
-    elif layout.has_names and is_first:
+    elif layout.has_names and is_first and cell.lower() not in _MISSING:
         hint = f"delete the line if it names units, or {hint}"
-    elif line == 1 and not layout.has_names:
+    elif is_first and not layout.has_names:
         hint = "in a header no name may be a number; if it is a row, " + hint
     return (
         f"read_table: expected a number, line {line}, column {i + 1} ({layout.names[i]!r}) of "
@@ -211,18 +242,40 @@ def _check_commas(stream: BinaryIO, values: Values, layout: Layout) -> None:
         )
 
 
+def _rounded(stream: BinaryIO, values: Values, layout: Layout) -> list[str]:
+    """Returns a doubt of columns with whole numbers that float64 does not hold."""
+    columns = [layout.kept[i] for i in beyond_float(values)] if len(values) else []
+    if not columns:
+        return []
+    found, lines = set[int](), decoded(stream, layout.start, layout.source)
+    rows = (without(line, layout.skipped) for line in lines)
+    for _, cells in split(rows, layout.delimiter, layout.line, layout.source):
+        for i in columns:
+            value = number(cells[i], layout.decimal) or 0.0
+            if abs(value) >= EXACT and _DIGITS.fullmatch(cells[i]):
+                found.add(i)
+    return rounding_doubts([layout.names[i] for i in sorted(found)])
+
+
 def _without_index(values: Values, layout: Layout) -> tuple[Values, Layout]:
     """Leaves a first column out that is the index of pandas or the row names of R."""
     if not layout.index or 0 not in layout.kept:
         return values, layout
-    column = values[:, 0]
+    column, width = values[:, 0], len(layout.names)
     whole = bool((column == np.rint(column)).all()) and len(np.unique(column)) == len(column)
     if whole and len(layout.kept) > 1:
         layout.notes.append("the first column (an index without a name)")
+        is_count = bool((np.diff(column) == 1.0).all())
+        may_be_digits = width == 2 or bool(((values[:, 1] >= 0) & (values[:, 1] < 1000)).all())
+        if layout.index == "headless" and not is_count and may_be_digits:
+            layout.doubts.append(
+                "the rows have one cell more than the header, and the first was left out as an "
+                "index; if it is a part of the number behind it, delete the space between them; "
+                "if not, name it"
+            )
         layout.kept.remove(0)
         return np.ascontiguousarray(values[:, 1:]), layout
     if layout.index == "headless":
-        width = len(layout.names)
         raise ValueError(
             f"read_table: expected {width - 1} columns as in the header, the rows of "
             f"{layout.source!r} have {width}; name the first column"
