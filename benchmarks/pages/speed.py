@@ -31,6 +31,8 @@ TABLES = ("table-6", "table-21", "table-63")
 PROBLEMS = ("2d", *TABLES, "small", "image")
 AXES = {"num_steps": "steps N", "batch": "batch B", "width": "width"}
 WAYS = {"fused": "fused", "eager": "eager torch", "compiled": "torch.compile"}
+RATIOS = {"eager": "eager / fused", "compiled": "compiled / fused", "gradient": "with gradients",
+          "avx2": "on AVX2", "portable": "on any processor"}  # fmt: skip
 NO_GPU = "*Nothing has been measured on a GPU yet.*\n"
 
 
@@ -185,13 +187,29 @@ def equal_compute(report: Report) -> str:
 def ops(report: Report) -> str:
     rows = [
         [
-            f"`{one['op']}`, {' x '.join(f'{n:,}' for n in one['shape'])}",
+            f"`{one['op']}`, {_shape(one)}",
             *(_microseconds(one["seconds"].get(way)) for way in WAYS),
-            *(number(one["over_fused"].get(way)) for way in WAYS if way != "fused"),
+            *(number(one["ratios"].get(name)) for name in RATIOS),
         ]
         for one in report["ops"]
     ]
-    return table(["microseconds", *WAYS.values(), "eager / fused", "compiled / fused"], rows)
+    return table(["microseconds", *WAYS.values(), *RATIOS.values()], rows) + "\n" + _calls(report)
+
+
+def _calls(report: Report) -> str:
+    """A torch.add and the import, in words."""
+    adds = [one for one in report["ops"] if "add" in one["seconds"]]
+    times = [f"{_microseconds(one['seconds']['add'])} µs on {_shape(one)}" for one in adds]
+    text = f"`torch.add` takes {' and '.join(times)}. " if adds else ""
+    both, alone = (number(report["imports"][name]) for name in ("both", "torch"))
+    return (
+        f"{text}`from diffflow_ext import DiffFlowSDE` takes {both} s, of which the import of "
+        f"torch takes {alone} s.\n"
+    )
+
+
+def _shape(one: Report) -> str:
+    return " x ".join(f"{n:,}" for n in one["shape"])
 
 
 def _microseconds(one: Numbers) -> str:

@@ -1,16 +1,19 @@
 """What the fused ops cost by themselves, beside eager and compiled twins in plain torch.
 
-    python -m benchmarks.speed.ops                       # about two minutes
+    python -m benchmarks.speed.ops                       # about three minutes
     python -m benchmarks.speed.ops --only "em_step and not compiled" --seconds 0.1
 
-One thread, values without gradients; pytest-benchmark times test_ops.py. The twins are what a user
-would write: the formula with plain numbers, and noise from torch's generator. Writes ops_1.json.
+One thread; pytest-benchmark times test_ops.py. The twins are what a user would write: the formula
+with plain numbers, and noise from torch's generator. The largest size is also timed with each set
+of instructions, the others with gradients of all states and network outputs, and beside a
+`torch.add`. The import of the package is timed beside that of torch. Writes ops_1.json.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor
 
 from diffflow_ext import NoiseKey, functional
+from diffflow_ext.functional.core import core
 
 from ..common.machine import ROOT
 from ..common.reports import parse, parser, run_python, write_report
@@ -28,12 +32,23 @@ from ..common.reports import parse, parser, run_python, write_report
 STEP = {"dt": 0.03125, "g": 0.75}
 RESIDUAL = {"dt": 0.03125, "g_next": 0.75}
 NOISE = {"key": NoiseKey(7), "step": 5}
-#: 2-D training, and 2^20 elements in rows like those of a table.
-SIZES: dict[str, tuple[int, int]] = {"2000x2": (2000, 2), "16384x64": (16384, 64)}
-WAYS = ("fused", "eager", "compiled")
+#: A call with nothing to compute, 2-D training, and 2^20 elements in rows like those of a table.
+SIZES: dict[str, tuple[int, int]] = {"2x2": (2, 2), "2000x2": (2000, 2), "16384x64": (16384, 64)}
+LARGE = "16384x64"
+WAYS = (
+    "fused",
+    "eager",
+    "compiled",
+    "fused_gradient",
+    "eager_gradient",
+    "avx2",
+    "portable",
+    "add",
+)
 Inputs = dict[str, Any]
 #: Returns noise for a state.
 Draw = Callable[[Tensor], Tensor]
+Call = Callable[[], Any]
 #: Names of an op's inputs, and its options; those with a key draw noise.
 OPS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "normal": (("x",), NOISE),
@@ -43,6 +58,31 @@ OPS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "reverse_step": (("x", "f", "s"), RESIDUAL | NOISE),
     "perturb": (("x",), {"key": NOISE["key"]}),
 }
+#: Ratios of the report: one way over another.
+RATIOS = {
+    "eager": ("eager", "fused"),
+    "compiled": ("compiled", "fused"),
+    "gradient": ("eager_gradient", "fused_gradient"),
+    "avx2": ("eager", "avx2"),
+    "portable": ("eager", "portable"),
+}
+IMPORTS = """
+import time
+start = time.perf_counter()
+import torch
+torch_is_there = time.perf_counter()
+from diffflow_ext import DiffFlowSDE
+print(time.perf_counter() - start, torch_is_there - start)
+"""
+
+
+def is_measured(op: str, size: str, way: str) -> bool:
+    """Whether a way makes sense for an op of a size."""
+    if way in ("avx2", "portable"):
+        return size == LARGE and way in core.instructions()
+    if way.endswith("gradient"):
+        return size != LARGE and op != "normal"
+    return way != "add" or (size != LARGE and op == "normal")
 
 
 def inputs(size: tuple[int, int]) -> Inputs:
@@ -57,26 +97,35 @@ def inputs(size: tuple[int, int]) -> Inputs:
     return found
 
 
-def fused(op: str, given: Inputs) -> Any:
+def fused(op: str, given: Inputs) -> Call:
     """The op."""
     names, options = OPS[op]
     if op == "normal":
-        return functional.normal(tuple(given["x"].shape), **options)
-    return getattr(functional, op)(*(given[n] for n in names), **options, **_scales(op, given))
+        return partial(functional.normal, tuple(given["x"].shape), **options)
+    tensors = (given[n] for n in names)
+    return partial(getattr(functional, op), *tensors, **options, **_scales(op, given))
 
 
-def twin(op: str, given: Inputs, draw: Draw = torch.randn_like) -> Any:
+def twin(
+    op: str,
+    given: Inputs,
+    draw: Draw = torch.randn_like,
+    wrap: Callable[[Any], Any] = lambda formula: formula,
+) -> Call:
     """The same in plain torch, with noise from somewhere else."""
     names, options = OPS[op]
-    if op == "normal":
-        return draw(given["x"])
     numbers = {name: value for name, value in options.items() if name in STEP | RESIDUAL}
-    noise = {"eps": draw(given["x"])} if "key" in options else {}
-    return TWINS[op](*(given[n] for n in names), **numbers, **noise, **_scales(op, given))
+    noise = {"draw": draw} if "key" in options else {}
+    tensors = (given[n] for n in names)
+    return partial(wrap(TWINS[op]), *tensors, **numbers, **noise, **_scales(op, given))
 
 
-def _em_step(x: Tensor, f: Tensor, *, dt: float, g: float, eps: Tensor) -> Tensor:
-    return x + f * dt + g * math.sqrt(dt) * eps
+def _normal(x: Tensor, *, draw: Draw) -> Tensor:
+    return draw(x)
+
+
+def _em_step(x: Tensor, f: Tensor, *, dt: float, g: float, draw: Draw) -> Tensor:
+    return x + f * dt + g * math.sqrt(dt) * draw(x)
 
 
 def _backward_residual(
@@ -90,18 +139,20 @@ def _residual_cost(*tensors: Tensor, dt: float, g_next: float) -> Tensor:
 
 
 def _reverse_step(
-    x_next: Tensor, f: Tensor, s: Tensor, *, dt: float, g_next: float, eps: Tensor
+    x_next: Tensor, f: Tensor, s: Tensor, *, dt: float, g_next: float, draw: Draw
 ) -> Tensor:
-    return x_next - (f - g_next**2 * s) * dt + g_next * math.sqrt(dt) * eps
+    return x_next - (f - g_next**2 * s) * dt + g_next * math.sqrt(dt) * draw(x_next)
 
 
-def _perturb(
-    x0: Tensor, *, alpha_t: Tensor, sigma_t: Tensor, eps: Tensor
-) -> tuple[Tensor, Tensor]:
+def _perturb(x0: Tensor, *, alpha_t: Tensor, sigma_t: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+    eps = draw(x0)
     return alpha_t[:, None] * x0 + sigma_t[:, None] * eps, eps
 
 
+#: The formulas once more, and not those of functional.reference, which take a tensor for each
+#: number: a user would not write them so.
 TWINS: dict[str, Callable[..., Any]] = {
+    "normal": _normal,
     "em_step": _em_step,
     "backward_residual": _backward_residual,
     "residual_cost": _residual_cost,
@@ -114,12 +165,34 @@ def _scales(op: str, given: Inputs) -> Inputs:
     return {name: given[name] for name in ("alpha_t", "sigma_t") if op == "perturb"}
 
 
-def variant(op: str, way: str) -> Callable[[Inputs], Any]:
-    """An op as a function of its inputs, by one of the ways."""
-    call = partial(fused if way == "fused" else twin, op)
-    # Code made for other ops would count towards the limit of recompilations.
-    torch.compiler.reset()
-    return torch.compile(call, dynamic=False) if way == "compiled" else call
+def variant(op: str, way: str, given: Inputs) -> Call:
+    """An op by one of the ways."""
+    if way == "add":
+        return partial(torch.add, given["x"], given["f"])
+    if way.endswith("gradient"):
+        return _with_gradient(op, fused if way == "fused_gradient" else twin, given)
+    if way == "eager":
+        return twin(op, given)
+    if way == "compiled":
+        # Code made for other ops would count towards the limit of recompilations.
+        torch.compiler.reset()
+        return twin(op, given, wrap=partial(torch.compile, dynamic=False))
+    core.use_op_instructions(core.instructions()[0] if way == "fused" else way)
+    return fused(op, given)
+
+
+def _with_gradient(op: str, how: Callable[[str, Inputs], Call], given: Inputs) -> Call:
+    """The op, and the gradients of its states and network outputs."""
+    leaves = {n: given[n].clone().requires_grad_() for n in OPS[op][0]}
+    call, wanted = how(op, {**given, **leaves}), list(leaves.values())
+    value = call()
+    ones = torch.ones_like(value[0] if isinstance(value, tuple) else value)
+
+    def run() -> Any:
+        value = call()
+        return torch.autograd.grad(value[0] if isinstance(value, tuple) else value, wanted, ones)
+
+    return run
 
 
 def measure(seconds: float, only: str) -> dict[str, Any]:
@@ -140,7 +213,11 @@ def measure(seconds: float, only: str) -> dict[str, Any]:
 
 
 def condensed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Medians and quartiles of each op and size by way, and how many times the fused one's."""
+    """Medians and quartiles of each op and size by way, and ratios of medians.
+
+    They are those of eager and compiled code over the fused op, with gradients over it with
+    gradients, and eager code over the op on other sets of instructions.
+    """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for one in report["benchmarks"]:
         about, stats = one["params"], one["stats"]
@@ -151,11 +228,22 @@ def condensed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
     rows = []
     for (op, size), times in found.items():
-        base = times.get("fused", {}).get("median")
-        over = {w: one["median"] / base for w, one in times.items() if base and w != "fused"}
-        row = {"op": op, "size": size, "shape": SIZES[size], "seconds": times, "over_fused": over}
+        medians = {way: one["median"] for way, one in times.items()}
+        over = {
+            name: medians[above] / medians[below]
+            for name, (above, below) in RATIOS.items()
+            if {above, below} <= {*medians}
+        }
+        row = {"op": op, "size": size, "shape": SIZES[size], "seconds": times, "ratios": over}
         rows.append(row)
     return rows
+
+
+def import_seconds(rounds: int = 5) -> dict[str, float]:
+    """Medians of the time to import torch and the package, and torch alone."""
+    pairs = [run_python("-c", IMPORTS).stdout.split() for _ in range(rounds)]
+    both, alone = (statistics.median(map(float, times)) for times in zip(*pairs, strict=True))
+    return {"both": both, "torch": alone}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -165,7 +253,7 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parse(made, words)
     torch.set_num_threads(1)
     ops = condensed(measure(args.seconds, args.only))
-    write_report(args, "speed.ops", "ops_1", ops=ops)
+    write_report(args, "speed.ops", "ops_1", ops=ops, imports=import_seconds())
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.speed.ops import OPS, SIZES, WAYS, inputs, variant
+from benchmarks.speed.ops import OPS, SIZES, WAYS, inputs, is_measured, variant
+
+CASES = [(op, s, w) for op in OPS for s in SIZES for w in WAYS if is_measured(op, s, w)]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("size", list(SIZES))
-@pytest.mark.parametrize("op", list(OPS))
+@pytest.mark.parametrize(("op", "size", "way"), CASES, ids=map("-".join, CASES))
 def test_op(benchmark: Any, op: str, size: str, way: str) -> None:
     torch.set_num_threads(1)
-    call, given = variant(op, way), inputs(SIZES[size])
-    with torch.no_grad():
-        call(given)
-        benchmark(call, given)
+    with torch.set_grad_enabled(way.endswith("gradient")):
+        call = variant(op, way, inputs(SIZES[size]))
+        call()
+        benchmark(call)

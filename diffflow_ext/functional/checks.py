@@ -104,7 +104,7 @@ def checked_state(op: str, name: str, value: object) -> Tensor:
     if x.dim() < 1:
         raise ValueError(f"{op}: expected {name} of shape (B, *event), got shape ()")
     check_device(op, name, x)
-    if not is_traced() and math.prod(x.shape[1:]) > _MAX_ELEMENTS:
+    if not torch.compiler.is_compiling() and math.prod(x.shape[1:]) > _MAX_ELEMENTS:
         raise ValueError(
             f"{op}: expected at most 2^34 elements a sample, got {name} of shape {tuple(x.shape)}"
         )
@@ -202,7 +202,7 @@ def checked_positive(op: str, name: str, value: object, x: Tensor) -> float | Te
 
     The value of a tensor on a GPU is not checked: reading it would wait for the device.
     """
-    if type(value) is float and not is_traced():
+    if type(value) is float and not torch.compiler.is_compiling():
         low, high = _RANGES[x.dtype]
         if low <= value <= high:
             return value
@@ -232,7 +232,7 @@ def _scalar(
             check(op, name, float(scalar.detach()), x.dtype)
         return scalar
     number = checked_finite(op, name, value)
-    if not is_traced():
+    if not torch.compiler.is_compiling():
         check(op, name, number, x.dtype)
     return number
 
@@ -302,7 +302,7 @@ def checked_finite(op: str, name: str, value: object) -> float:
     if isinstance(value, (torch.SymFloat, torch.SymInt)):
         return value  # pyright: ignore[reportReturnType]
     number = checked_real(op, name, value)
-    if not is_traced() and not math.isfinite(number):
+    if not torch.compiler.is_compiling() and not math.isfinite(number):
         raise ValueError(f"{op}: expected {name} to be finite, got {name}={number}")
     return number
 
@@ -350,6 +350,6 @@ def checked_shape(op: str, name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or not value:
         raise TypeError(f"{op}: expected {name} to be a shape (B, *event), got {in_words(value)}")
     shape = tuple(checked_count(op, f"{name}[{i}]", n, 0, 2**63) for i, n in enumerate(value))
-    if not is_traced() and math.prod(shape[1:]) > _MAX_ELEMENTS:
+    if not torch.compiler.is_compiling() and math.prod(shape[1:]) > _MAX_ELEMENTS:
         raise ValueError(f"{op}: expected at most 2^34 elements a sample, got {name}={shape}")
     return shape

@@ -134,7 +134,7 @@ def checked_step(op: str, value: object) -> int:
 def checked_sample_offset(op: str, value: object, samples: int) -> int:
     """Returns the global index of the first sample; the last one must fit its 32 bits too."""
     sample_offset = checked_count(op, "sample_offset", value, 0, MAX_SAMPLE)
-    if not is_traced() and sample_offset + samples > MAX_SAMPLE:
+    if not torch.compiler.is_compiling() and sample_offset + samples > MAX_SAMPLE:
         raise ValueError(
             f"{op}: expected sample_offset + batch <= 2^32, got {sample_offset} + {samples}; "
             "use another stream for more samples"
@@ -294,7 +294,7 @@ def normal(
     """
     op = "normal"
     shape = checked_shape(op, "shape", shape)
-    if not is_traced():
+    if not torch.compiler.is_compiling():
         device = resolve_device(op, device)
     else:
         device = torch.empty(0, device=device).device

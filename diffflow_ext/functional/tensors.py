@@ -10,6 +10,10 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.nn.parameter import is_lazy
 
+# Bound here, because each op asks several times.
+_compiling = torch.compiler.is_compiling
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
 
 
@@ -18,11 +22,7 @@ def is_traced() -> bool:
 
     So it is in torch.compile, torch.jit.trace, make_fx, FakeTensorMode and other dispatch modes.
     """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
+    return _compiling() or _dispatch_modes() > 0 or _tracing_state() is not None
 
 
 def refuse_tracing(op: str) -> None:

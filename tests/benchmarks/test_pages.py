@@ -89,8 +89,9 @@ def reports() -> Reports:
             "entropy": 1.75, "runs": {"a": run, "b": {**run, "title": "DDPM, many"}},
         },
         "ops_1": {"benchmark": "ops", "command": "o", **HEAD, "ops": [
-            {"op": "em_step", "shape": [2000, 2], "seconds": times, "over_fused": {"eager": 2.5}}
-        ]},
+            {"op": "em_step", "shape": [2000, 2], "ratios": {"eager": 2.5},
+             "seconds": {**times, "add": {"median": 1e-6}}}
+        ], "imports": {"both": 1.25, "torch": 1.125}},
     }  # fmt: skip
 
 
@@ -146,9 +147,10 @@ def test_growth_memory_and_bounds(reports: Reports) -> None:
 
 
 def test_ops(reports: Reports) -> None:
-    assert row(block("ops", reports), "`em_step`, 2,000 x 2") == [
-        "4.00", "10.0", "\N{EN DASH}", "2.50", "\N{EN DASH}",
-    ]  # fmt: skip
+    text, none = block("ops", reports), "\N{EN DASH}"
+    assert row(text, "`em_step`, 2,000 x 2") == ["4.00", "10.0", none, "2.50", *[none] * 4]
+    assert "`torch.add` takes 1.00 µs on 2,000 x 2. " in text
+    assert "takes 1.25 s, of which the import of torch takes 1.12 s." in text
 
 
 def test_reports_of_a_gpu_are_shown_and_those_of_a_dry_run_are_not() -> None:
