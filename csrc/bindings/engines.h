@@ -1,10 +1,12 @@
 // Which compiled engines and ops this processor can run.
 #pragma once
 
-#if defined(__linux__) && defined(DIFFFLOW_X86)
+#ifdef DIFFFLOW_X86
 #include <cpuid.h>
+#ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 #include <stdexcept>
@@ -16,12 +18,15 @@
 
 namespace diffflow {
 
-/// A set of instructions: its engines, its ops (null if it has none of its own), and whether the
-/// processor has it.
+/// A set of instructions: its engines, its ops (null if it has none of its own), whether the
+/// processor has it, and what else a process must do to use it (null: nothing).
 struct Candidate {
   const Instructions* engines;
   const OpLoops* ops;
   bool has;
+  bool (*permitted)() = nullptr;
+
+  bool may_run() const { return has && (permitted == nullptr || permitted()); }
 
   /// Null, or the error of a compiler that failed on it.
   const char* left_out() const {
@@ -31,18 +36,20 @@ struct Candidate {
 };
 
 #ifdef DIFFFLOW_X86
-/// Whether the processor multiplies tiles of bfloat16 and the system lets this process use them:
-/// their registers are large, and Linux stores them only for processes that have asked.
-inline bool may_use_matrix_tiles() {
+/// Whether the processor multiplies tiles of bfloat16.
+inline bool has_matrix_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;  // in edx of leaf 7
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (~d & (kBf16 | kTiles)) == 0;
+}
+
+/// Asks the system for the registers of tiles: they are large, and Linux stores them only for
+/// processes that have asked, and for their children.
+inline bool ask_for_matrix_tiles() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
-  static const bool may = [] {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;  // in edx of leaf 7
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || ~d & (kBf16 | kTiles)) return false;
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  }();
-  return may;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  static const bool given = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return given;
 #else
   return false;
 #endif
@@ -58,7 +65,8 @@ inline std::vector<Candidate> candidates() {
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   out.push_back({&avx512_instructions(), &avx512_ops(), avx512});
-  out.push_back({&amxbf16_instructions(), nullptr, bf16 && may_use_matrix_tiles()});
+  out.push_back(
+      {&amxbf16_instructions(), nullptr, bf16 && has_matrix_tiles(), ask_for_matrix_tiles});
   out.push_back({&avx512bf16_instructions(), nullptr, bf16});
   out.push_back({&avx2_instructions(), &avx2_ops(),
                  __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
@@ -71,7 +79,7 @@ inline std::vector<Candidate> candidates() {
 inline std::vector<const Instructions*> instructions() {
   std::vector<const Instructions*> out;
   for (const Candidate& one : candidates()) {
-    if (one.has && one.engines->left_out == nullptr) out.push_back(one.engines);
+    if (one.engines->left_out == nullptr && one.may_run()) out.push_back(one.engines);
   }
   return out;
 }
@@ -83,7 +91,7 @@ inline const Instructions& instructions_named(const std::string& name) {
       throw std::invalid_argument("instructions: this build has no '" + name +
                                   "': " + one.engines->left_out);
     }
-    if (one.has) return *one.engines;
+    if (one.may_run()) return *one.engines;
   }
   throw std::invalid_argument("instructions: this processor has no '" + name + "'");
 }

@@ -54,7 +54,7 @@ class Chain(Protocol):
         ...
 
     def modes(self) -> list[bool]:
-        """Returns the training flags of all modules that steps evaluate."""
+        """Returns the training flags of all modules that steps evaluate, and what is learned."""
         ...
 
     def path(self, x: Tensor) -> ChainPath:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,8 @@ from diffflow_ext.functional.checks import checked_network_output, dtype_name
 
 #: What torch and Python say of shapes, of dtypes and of devices. Other errors are the network's.
 _SHAPES = re.compile(
-    r"shape|size|dimension|0-d tensor|at least \dD|\dD|channels|unpack|indices|broadcast|reshape"
+    r"shape|size|[Dd]imension|0-d tensor|at least \dD|\dD|channels|unpack|indices|broadcast"
+    r"|reshape|tuple index out of range"
 )
 _DTYPES = re.compile(r"dtype|scalar type|Input type|same type")
 _DEVICES = re.compile(r"same device|expected device|Input type|weight type")
@@ -31,16 +32,19 @@ def training_flags(nets: Iterable[object]) -> list[bool]:
     return [m.training for net in modules if isinstance(net, nn.Module) for m in net.modules()]
 
 
-def edges_of(value: Tensor) -> set[tuple[Any, int]]:
+Edge = tuple[Any, int]
+
+
+def edges_of(value: Tensor, stops: Collection[Edge] = ()) -> set[Edge]:
     """Returns all results, as nodes and numbers, from which autograd's graph computes a value.
 
-    A leaf is a node with an attribute `variable`.
+    Without `stops`, and what is before them alone. A leaf is a node with an attribute `variable`.
     """
-    nodes, edges = [value.grad_fn], set[tuple[Any, int]]()
+    nodes, edges = [value.grad_fn], set[Edge]()
     while nodes:
         node = nodes.pop()
         for edge in getattr(node, "next_functions", ()):
-            if edge[0] is not None and edge not in edges:
+            if edge[0] is not None and edge not in edges and edge not in stops:
                 edges.add(edge)
                 nodes.append(edge[0])
     return edges
@@ -175,7 +179,7 @@ def _mended(dtypes: list[str], dtype: torch.dtype) -> str:
 def _of_shapes(
     op: str, name: str, t: Tensor, x: Tensor, kind: type[Exception], given: str
 ) -> Exception | None:
-    if kind is not IndexError and not _SHAPES.search(given):
+    if not _SHAPES.search(given):
         return None
     return kind(
         f"{op}: expected {name} to take t of shape () or (B,) and x of shape (B, *event), in this "

@@ -216,7 +216,7 @@ class _ForwardPath:
         return self.engine.problem.autocast
 
     def modes(self) -> list[bool]:
-        """Returns the training flags of all modules."""
+        """Returns the training flags of all modules, and which tensors are learned."""
         return self.engine.problem.modes()
 
     def path(self, x: Tensor) -> ChainPath:

@@ -17,7 +17,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .core import build_info
-from .tensors import are_usual, checked_tensor, is_traced, refuse_tangent, refuse_transforms
+from .tensors import (
+    are_usual,
+    checked_tensor,
+    hides_values,
+    refuse_tangent,
+    refuse_transforms,
+)
 
 #: Dtypes of states, and of network outputs.
 STATE_DTYPES = (torch.float32, torch.float64)
@@ -131,7 +137,7 @@ def check_device(op: str, name: str, x: Tensor) -> None:
 
 def check_finite(op: str, name: str, x: Tensor) -> None:
     """Refuses NaN and infinity on the CPU. On a GPU the check would wait for all queued work."""
-    if x.is_cuda or is_traced() or bool(torch.isfinite(x).all()):
+    if x.is_cuda or hides_values() or bool(torch.isfinite(x).all()):
         return
     index = tuple((~torch.isfinite(x)).nonzero()[0].tolist())
     raise ValueError(
@@ -228,7 +234,7 @@ def _scalar(
 ) -> float | Tensor:
     if isinstance(value, Tensor):
         scalar = _scalar_tensor(op, name, value, x)
-        if not scalar.is_cuda and not is_traced():
+        if not scalar.is_cuda and not hides_values():
             check(op, name, float(scalar.detach()), x.dtype)
         return scalar
     number = checked_finite(op, name, value)
@@ -267,6 +273,7 @@ def _fits(op: str, name: str, number: float, dtype: torch.dtype) -> None:
 
 def _scalar_tensor(op: str, name: str, value: Tensor, x: Tensor) -> Tensor:
     scalar = checked_tensor(op, name, value)
+    refuse_tangent(op, name, scalar)
     if scalar.numel() != 1:
         raise ValueError(
             f"{op}: expected {name} to be a number or a tensor of one element, "

@@ -45,12 +45,12 @@ class Operator:
         return (self.traced if is_traced() else self.launch)(*arguments)
 
 
-def call(graph: type[Function], op: Operator, *arguments: Any) -> Any:
+def call(function: type[Function], op: Operator, *arguments: Any) -> Any:
     """Calls an op, by its autograd function if one of its arguments may need a gradient."""
     if torch.is_grad_enabled():
         for value in arguments:
             if isinstance(value, Tensor) and value.requires_grad:
-                return graph.apply(*arguments)
+                return function.apply(*arguments)
     return op(*arguments)
 
 

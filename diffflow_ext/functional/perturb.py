@@ -21,7 +21,7 @@ from .noise import (
 )
 from .operator import Operator, call, first_order, like, save, saved
 from .sums import row_dot
-from .tensors import are_usual, checked_tensor, is_traced
+from .tensors import are_usual, checked_tensor, hides_values, is_traced, refuse_tangent
 
 
 def launch_perturb(
@@ -121,7 +121,7 @@ def perturb(
     op = "perturb"
     x0 = x0 if are_usual_states(x0) else checked_state(op, "x0", x0)
     alpha, sigma = _sample_scalars(op, alpha_t, sigma_t, x0)
-    if not (sigma.is_cuda or is_traced()) and _smallest(sigma) < 0:
+    if not (sigma.is_cuda or hides_values()) and _smallest(sigma) < 0:
         raise ValueError(f"{op}: expected sigma_t >= 0, got {_smallest(sigma)}")
     if alpha.numel() != sigma.numel():
         alpha, sigma = alpha.expand(x0.shape[0]), sigma.expand(x0.shape[0])
@@ -151,6 +151,7 @@ def _sample_scalar(op: str, name: str, value: Scalar, x: Tensor) -> Tensor:
         number = checked_coefficient(op, name, value, x)
         return torch.full((1,), number, dtype=x.dtype, device=x.device)  # pyright: ignore
     value = checked_tensor(op, name, value)
+    refuse_tangent(op, name, value)
     if value.device != x.device or not value.dtype.is_floating_point:
         raise ValueError(
             f"{op}: expected {name} to be floating and on {x.device}, "

@@ -32,7 +32,7 @@ from .operator import (
     scalar_grad,
     traceable_scalar,
 )
-from .tensors import is_traced
+from .tensors import hides_values, is_traced
 
 #: The smallest g and g sqrt(dt) of a residual, by the dtype of the state. With g * g^2 dt >= 1e-29
 #: (1e-280) the gradient of its cost in g, the largest result, stays below 1.6e38 (1.6e289) for
@@ -84,10 +84,10 @@ def _residual_arguments(
         f_next = checked_network_output(op, "f_next", f_next, x)
         s_next = checked_network_output(op, "s_next", s_next, x)
     dt, g = checked_positive(op, "dt", dt, x), checked_positive(op, "g_next", g_next, x)
+    if not hides_values():
+        check_step_noise(op, dt, g, x)
     if is_traced():
         dt, g = traceable_scalar(dt, x), traceable_scalar(g, x)
-    else:
-        check_step_noise(op, dt, g, x)
     return x, x_next, f_next, s_next, dt, g
 
 

@@ -18,11 +18,22 @@ _transforms_active = torch._C._are_functorch_transforms_active
 
 
 def is_traced() -> bool:
-    """Says whether torch must see each op: it records a graph, or computes with tensors' shapes.
+    """Says whether torch must see each op: it records a graph, or a dispatch mode watches.
 
-    So it is in torch.compile, torch.jit.trace, make_fx, FakeTensorMode and other dispatch modes.
+    So it is in torch.compile, torch.jit.trace, make_fx, FakeTensorMode, FlopCounterMode and so on.
     """
     return _compiling() or _dispatch_modes() > 0 or _tracing_state() is not None
+
+
+def hides_values() -> bool:
+    """Says whether tensors have no values that may be read: a graph is recorded for others."""
+    return is_traced() and (_compiling() or _records())
+
+
+def _records() -> bool:
+    keys, mode = torch._C._TorchDispatchModeKey, torch._C._get_dispatch_mode
+    modes = (_tracing_state(), mode(keys.PROXY), mode(keys.FAKE))
+    return any(one is not None for one in modes)
 
 
 def refuse_tracing(op: str) -> None:
@@ -30,9 +41,7 @@ def refuse_tracing(op: str) -> None:
 
     torch.compile breaks its graph at such calls.
     """
-    keys, get = torch._C._TorchDispatchModeKey, torch._C._get_dispatch_mode
-    modes = [get(keys.PROXY), get(keys.FAKE), torch._C._get_tracing_state()]
-    if any(mode is not None for mode in modes):
+    if not _compiling() and _records():
         raise RuntimeError(
             f"{op}: expected a call with values, got one in torch.jit.trace, make_fx or "
             "FakeTensorMode, which cannot see what compiled code computes; call it outside"

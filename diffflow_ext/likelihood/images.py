@@ -23,11 +23,10 @@ from torch import Tensor
 
 from diffflow_ext.functional.checks import check_device, checked_count
 from diffflow_ext.functional.noise import (
-    PURPOSES,
     NoiseKey,
     checked_key,
     checked_sample_offset,
-    launch_normal,
+    normal,
 )
 from diffflow_ext.functional.tensors import checked_tensor
 
@@ -71,8 +70,8 @@ def dequantise(
     check_device(op, "images", images)
     key = NoiseKey.from_torch() if key is None else checked_key(op, key, images.device)
     offset = checked_sample_offset(op, sample_offset, images.shape[0])
-    normals = torch.empty(images.shape, dtype=torch.float32, device=images.device)
-    launch_normal(normals, key, PURPOSES["dequantise"], 0, offset)
+    noise = {"purpose": "dequantise", "sample_offset": offset, "device": images.device}
+    normals = normal(tuple(images.shape), key, **noise)
     uniforms = torch.special.ndtr(normals).clamp_(max=_MAX_NOISE)
     return (images + uniforms) / LEVELS_PER_UNIT - 1
 

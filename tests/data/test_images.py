@@ -370,7 +370,7 @@ def test_nearly_black_images_are_said(tmp_path: Path, kind: str) -> None:
             data = open_dataset(path)
         assert data.event_shape == (1, 30, 30)
         assert len(seen) == is_dark
-        assert not seen or "63 or less of 255, which is nearly black; scale" in str(
+        assert not seen or "63 or less of 255, which is nearly black; if the" in str(
             seen[0].message
         )
 

@@ -106,7 +106,7 @@ REFUSED = {
     ),
     "the same with a name": (
         "a\n" + "".join(f"{x}\n".replace(".", ",") for x in ROWS[:, 0]),
-        "expected 1 columns as in the header, line 2 of .* has 2; write decimal points",
+        "expected 1 columns as in the header, line 2 .* has 2; mend that line, or all: write deci",
     ),
     "three such columns": (_text("", decimal=","), "decimal commas"),
     "thousands": (

@@ -90,6 +90,18 @@ def test_a_tensor_of_some_states_alone_is_refused_too(call: str) -> None:
             getattr(sde, call)(x0, GRID, KEY).sum().backward()
 
 
+def test_a_network_is_searched_again_for_other_parameters() -> None:
+    w = [torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    x0 = torch.randn(5, 3, dtype=torch.float64)
+
+    def drift(t: Tensor, x: Tensor) -> Tensor:
+        return x * (w[0] if float(t.max()) > 0.5 else w[1])
+
+    diffflow_mean_loss(drift, lambda t, x: -x, x0, GRID, params=w)
+    with pytest.raises(RuntimeError, match="not among the parameters"):
+        diffflow_mean_loss(drift, lambda t, x: -x, x0, GRID, params=w[:1])
+
+
 @pytest.mark.parametrize("call", ["loss", "mean_loss", "path", "log_prob"])
 def test_tensors_computed_from_one_another_are_refused(call: str) -> None:
     """The gradient of the first would count twice."""

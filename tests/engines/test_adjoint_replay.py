@@ -264,6 +264,12 @@ def test_parameters_without_a_gradient_are_named() -> None:
     with pytest.warns(UserWarning, match=r"2 of .* no gradient, the first of shape \(3, 1\)\. .*"):
         loss.backward()
     assert f.embed.weight.grad is None
+    # A parameter of the diffusion gets its gradient there.
+    g = torch.full((), 0.7, dtype=torch.float64, requires_grad=True)
+    for diffusion in (lambda t: g, lambda t: g * (1 + t)):
+        diffflow_mean_loss(
+            s, s, data(), GRID, params=[*parameters(s), g], key=KEY, diffusion=diffusion
+        ).backward()
     f.kept = None
     exact = diffflow_loss(
         f, s, data(), GRID, params=parameters(f, s), key=KEY, checkpoint_every=0

@@ -267,6 +267,11 @@ def test_a_mode_that_changes_before_the_backward_pass_is_noticed() -> None:
         with pytest.raises(RuntimeError, match=r"switched between train\(\) and eval\(\)"):
             value.backward()
         model.eval()
+        value = call(x).sum()
+        model.drift.requires_grad_(False)
+        with pytest.raises(RuntimeError, match="whose parameters were frozen"):
+            value.backward()
+        model.drift.requires_grad_(True)
         call(x).sum().backward()
 
 

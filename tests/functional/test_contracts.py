@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,8 +32,6 @@ from op_cases import (
     residual_rows,
 )
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from diffflow_ext import NoiseKey, functional
 from diffflow_ext.functional import reference
@@ -314,28 +310,6 @@ def test_an_incoming_gradient_may_have_a_lazy_minus_sign() -> None:
     (found,) = torch.autograd.grad(cost, x, negative, retain_graph=True)
     (expected,) = torch.autograd.grad(cost, x, negative.clone().resolve_neg())
     assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("name", ["em_step", "affine_step", "residual_cost", "perturb"])
-def test_a_traced_op_is_part_of_the_graph(name: str) -> None:
-    """Traced as a tensor that is filled by nobody, it would give unwritten memory."""
-    key = {"key": NoiseKey(3)}
-    calls: dict[str, Callable[[Tensor], Any]] = {
-        "em_step": lambda x: functional.em_step(x, x, dt=0.5, g=0.3, step=2, **key),
-        "affine_step": lambda x: functional.affine_step(x, x, c_a=0.5),
-        "residual_cost": lambda x: functional.residual_cost(x, x, x, x, dt=0.5, g_next=0.3),
-        "perturb": lambda x: functional.perturb(x, alpha_t=0.5, sigma_t=0.3, **key)[0],
-    }
-    x, call = torch.randn(4, 3), calls[name]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(call, (x,), check_trace=False)
-    for graph in (traced, make_fx(call, tracing_mode="real")(x)):
-        assert torch.equal(graph(x + 1), call(x + 1))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        assert call(x).shape == call(x).shape
-        assert functional.normal((5, 3), NoiseKey(1)).shape == (5, 3)
 
 
 @pytest.mark.parametrize("nonlinear", [False, True], ids=["sum", "squares"])

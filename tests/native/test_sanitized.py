@@ -24,6 +24,7 @@ PORTABLE: Engines = {"portable": ()}
 X86: Engines = {
     **OPTIONS_OF,
     "avx512bf16": (*AVX512, "-mavx512bf16"),
+    # Its tile loads and stores are assembly, which AddressSanitizer does not see.
     "amxbf16": (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
 }
 CALLS_OF_AN_ENGINE = 6 * 22

@@ -14,6 +14,7 @@ from training_runs import Kill, before_update, kill, outcome, write_images, writ
 
 from diffflow_ext import DiffFlowSDE
 from diffflow_ext.training import Config, TrainingError, configure, evaluate, train
+from diffflow_ext.training.loop.starting import check_outside
 from diffflow_ext.training.store.checkpoint import load_latest, step_directories
 from diffflow_ext.training.store.directory import (
     PICTURES,
@@ -99,6 +100,18 @@ def test_a_run_among_its_own_data_is_refused(tmp_path: Path, place: str) -> None
     with pytest.raises(ValueError, match=r"a run outside of its data, .*choose another --out"):
         train(configure("ddpm", data=str(images), steps=1), images / place)
     assert contents(images) == before
+    (tmp_path / "link").symlink_to(images)
+    with pytest.raises(ValueError, match="a run outside of its data"):
+        train(configure("ddpm", data=str(images), steps=1), tmp_path / "link" / "run")
+
+
+def test_a_run_may_be_called_like_a_set_or_beside_its_data(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = write_images(tmp_path / "images", size=8)
+    for data, out in (("moons", "moons/a"), (str(images), "images/../beside")):
+        check_outside(RunDirectory(out), config.replaced(data=data))
 
 
 def test_a_start_that_was_killed_is_overwritten(config: Config, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from diffflow_ext.training.config.schedules import sampling_grid
 from diffflow_ext.training.evaluation import evaluate as evaluate_module
 from diffflow_ext.training.evaluation import sampling
 from diffflow_ext.training.evaluation.evaluate import spell
+from diffflow_ext.training.store.directory import RunDirectory
 
 pytest.importorskip("matplotlib")
 
@@ -240,6 +241,13 @@ def test_a_run_that_may_not_be_changed(
     assert (tmp_path / "out" / "figures" / "loss.png").exists()
     assert tree(run) == before
     evaluate(run, 60, device="cpu", ode_n=0, out=tmp_path / "out")
+    # In the folder of a run, pictures of earlier versions have the mark of matplotlib alone.
+    old = b"\x89PNG tEXtSoftware\0Matplotlib version3.10"
+    (tmp_path / "out" / "figures" / "loss.png").write_bytes(old)
+    assert RunDirectory(tmp_path / "out").pictures_of_others()
+    (tmp_path / "out" / "config.toml").write_bytes((run / "config.toml").read_bytes())
+    assert not RunDirectory(tmp_path / "out").pictures_of_others()
+    (tmp_path / "out" / "config.toml").unlink()
     (tmp_path / "out" / "figures" / "loss.png").write_bytes(b"\x89PNG of somebody else")
     with pytest.raises(ValueError, match=r"no picture of another program .*loss\.png'; move it"):
         evaluate(run, 60, device="cpu", ode_n=0, out=tmp_path / "out")

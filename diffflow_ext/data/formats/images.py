@@ -207,8 +207,8 @@ def level_doubts(images: Tensor) -> list[str]:
         if bright > enough:
             return []
     return [
-        f"{DARK_PARTS:.1%} of the bytes are {DARK} or less of 255, which is nearly black; scale "
-        "the images to 0 to 255"
+        f"{DARK_PARTS:.1%} of the bytes are {DARK} or less of 255, which is nearly black; if the "
+        "images are not meant so, scale them to 0 to 255"
     ]
 
 

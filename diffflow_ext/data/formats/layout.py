@@ -109,9 +109,10 @@ def find_layout(stream: BinaryIO, file: Path, dropped: list[str]) -> Layout:
         named_by = "the header"
     cells = len(row) - trailing if trailing or not names else len(names)
     layout = Layout(
-        source, skipped, delimiter, ".",
-        _complete(names[:cells], cells, index), bool(names), named_by, start, above, [],
-        trailing, index, _comment_notes(head, names, has_header), doubts,
+        source=source, skipped=skipped, delimiter=delimiter, decimal=".",
+        names=_complete(names[:cells], cells, index), has_names=bool(names), named_by=named_by,
+        start=start, line=above, kept=[], trailing=trailing, index=index,
+        notes=_comment_notes(head, names, has_header), doubts=doubts,
     )  # fmt: skip
     layout = _with_kept(layout, head, dropped)
     layout.doubts.extend(_points_of_thousands(stream, layout))

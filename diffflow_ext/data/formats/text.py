@@ -174,8 +174,8 @@ def _other_length(count: int, line: int, layout: Layout, *, is_first: bool) -> s
     hint = "mend or delete that line"
     if layout.delimiter == "," and layout.has_names and is_first:
         hint = (
-            f"write decimal points, not commas; and if line {layout.line} does not name the "
-            "columns, delete it"
+            f"mend that line, or all: write decimal points, not commas; and if line {layout.line} "
+            "does not name the columns, delete it"
         )
     elif layout.delimiter == "," and count == 2 * width:
         hint = "write decimal points, not commas, or separate the columns by semicolons"

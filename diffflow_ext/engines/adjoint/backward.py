@@ -87,8 +87,9 @@ def _warn_of_missing(problem: PathProblem, grads: Sequence[Tensor | None]) -> No
     agree, so that nothing else shows it.
     """
     missing = [p for p, grad in zip(problem.params, grads, strict=True) if grad is None]
-    edges = edges_of(problem.g) if missing else set()
-    leaves = {id(getattr(node, "variable", None)) for node, _ in edges}
+    g = problem.g
+    edges = {(g.grad_fn, g.output_nr), *edges_of(g)} if missing and g.grad_fn else set()
+    leaves = {id(g), *(id(getattr(node, "variable", None)) for node, _ in edges)}
     shapes = [
         tuple(p.shape)
         for p in missing
@@ -116,7 +117,8 @@ class _BackwardSweep:
         self.out = Gradients(x0, grad_g, [None] * len(p.params))
         self.drifts: dict[int, Evaluation] = {}
         self.scores: dict[int, Evaluation] = {}
-        self.searches = {"drift": _Search(p.drift), "score": _Search(p.score)}
+        networks = {"drift": p.drift, "score": p.score}
+        self.searches = {name: _Search(net, p.params) for name, net in networks.items()}
 
     def run(self) -> Gradients:
         p, after = self.p, None
@@ -269,8 +271,8 @@ class _BackwardSweep:
         return Evaluation(leaf, value)
 
 
-#: Networks that were searched at all states of a sweep.
-_searched: weakref.WeakSet[Any] = weakref.WeakSet()
+#: Networks that were searched at all states of a sweep, with the parameters that were named.
+_searched: weakref.WeakKeyDictionary[Any, frozenset[int]] = weakref.WeakKeyDictionary()
 
 
 class _Search:
@@ -280,10 +282,11 @@ class _Search:
     first one, because a search takes longer than a small network.
     """
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: Network, params: Sequence[Tensor]) -> None:
         self.net, self.everywhere, self.begun = net, True, False
-        with contextlib.suppress(TypeError):  # It cannot be in a set.
-            self.everywhere = net not in _searched
+        self.named = frozenset(map(id, params))
+        with contextlib.suppress(TypeError):  # It cannot be a key.
+            self.everywhere = _searched.get(net) != self.named
 
     def due(self) -> bool:
         """Whether to search at the next state."""
@@ -293,7 +296,7 @@ class _Search:
     def end(self) -> None:
         """Notes that a sweep is done."""
         with contextlib.suppress(TypeError):
-            _searched.add(self.net)
+            _searched[self.net] = self.named
 
 
 @contextlib.contextmanager
@@ -319,19 +322,13 @@ def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) 
         return
     if value.grad_fn is None and value.requires_grad:
         raise _not_a_parameter(name, value, x)
-    # Parameters need not be leaves; outputs of one operation differ in their number.
+    # Parameters need not be leaves, and what they were computed from is none of our business.
     stops = {(p.grad_fn, p.output_nr) for p in params if p.grad_fn is not None}
-    queue, seen = [(value.grad_fn, value.output_nr)], set()
-    while queue:
-        edge = queue.pop()
-        node = edge[0]
-        if node is None or edge in stops or node in seen:
-            continue
-        seen.add(node)
+    edges = {(value.grad_fn, value.output_nr)} - stops
+    for node, _ in edges | (edges_of(value, stops) if edges else set()):
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) not in known:
             raise _not_a_parameter(name, variable, x)
-        queue.extend(node.next_functions)
 
 
 def _not_a_parameter(name: str, leaf: Tensor, x: Tensor) -> RuntimeError:

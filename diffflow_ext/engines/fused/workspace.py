@@ -122,9 +122,9 @@ def rounding_name() -> Rounding | None:
 
 
 def tile_size(samples: int, instructions: str) -> int:
-    """Returns the size of a tile, at most 40: an even number of tiles of about equal size.
+    """Returns the size of a tile: with matrix tiles always that of two of them.
 
-    With matrix tiles, two of 16 rows, which are also the pairs of one tile of a weight gradient.
+    Without, it is at most 40, and there is an even number of tiles of about equal size.
     """
     if instructions == "amxbf16":
         return _MATRIX_TILES

@@ -138,8 +138,10 @@ def integrate(
     with torch.inference_mode(False):
         x = x.clone() if x.is_inference() else x
     probes = _probes(op, x, grid, divergence, key, num_probes, sample_offset)
-    solution = _Solution(op, ode, ode.parameters(), times, solver, probes, engine, rtol, atol,
-                         Autocast.current(x.device.type))  # fmt: skip
+    solution = _Solution(
+        op=op, ode=ode, params=ode.parameters(), times=times, solver=solver, probes=probes,
+        engine=engine, rtol=rtol, atol=atol, autocast=Autocast.current(x.device.type),
+    )  # fmt: skip
     if wants_gradients(x, solution.params):
         check_trainable(op, [p for p in solution.params if p.requires_grad])
         return differentiable_path(solution, x)[1:]
@@ -168,8 +170,8 @@ class _Solution:
         return self.params
 
     def modes(self) -> list[bool]:
-        """Returns the training flags of the networks' modules."""
-        return training_flags(self.ode.nets)
+        """Returns the training flags of the networks' modules, and which tensors are learned."""
+        return training_flags(self.ode.nets) + [p.requires_grad for p in self.params]
 
     def solve(self, x: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns the last state and the integral of the divergence, without gradients."""

@@ -26,7 +26,7 @@ def make_extractor(
     try:
         dataset = open_dataset(data, image_size=image_size or None)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{expected}, all of a file or folder, got: {error}") from error
+        raise ValueError(f"{expected}, and no other data: {error}") from error
     labels = dataset.labels
     if not dataset.is_image or labels is None:
         raise ValueError(f"{expected}, {dataset.name!r} has none; take another set")

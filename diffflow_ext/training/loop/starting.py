@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diffflow_ext.data import describe_sets
 from diffflow_ext.functional.memory import require_memory
 
 from ..config.fields import MAY_CHANGE, Config, DiffFlowConfig
@@ -53,18 +55,24 @@ def check_directory(run: RunDirectory, config: Config, *, resume: bool, overwrit
             " which starts a run where there is none and goes on with it after a restart,"
             " and remove what is to be overwritten before"
         )
-    root, data = run.root.absolute(), Path(config.data.data).absolute()
-    if config.data.data and data.is_dir() and data in (root, *root.parents):
-        raise ValueError(
-            f"train: expected a run outside of its data, got {str(root)!r} in {str(data)!r}, where"
-            " the next run would read its pictures as data; choose another --out"
-        )
     if not run.holds_run():
         _check_no_run(run, overwrite)
     elif not resume and not overwrite:
         raise ValueError(f"{run.root}: holds a run already; give --resume or --overwrite")
     elif resume and run.config.exists():
         check_same_run(load_config(run.config), config)
+
+
+def check_outside(run: RunDirectory, config: Config) -> None:
+    """Refuses a new run inside of the folder of its images, before any folder is made."""
+    name, root = config.data.data, run.root.resolve()
+    if not name or name in describe_sets() or not os.path.isdir(name):
+        return
+    if Path(name).resolve() in (root, *root.parents) and not run.holds_run():
+        raise ValueError(
+            f"train: expected a run outside of its data, got {str(run.root)!r} in {name!r}, where"
+            " the next run would read its pictures as data; choose another --out"
+        )
 
 
 def _check_no_run(run: RunDirectory, overwrite: bool) -> None:

@@ -14,7 +14,7 @@ from ..store.checkpoint import load_latest, step_directories
 from ..store.dataset import describe_data
 from ..store.directory import RunDirectory
 from .session import threads
-from .starting import check_directory, doubts
+from .starting import check_directory, check_outside, doubts
 from .trainer import Trainer, TrainResult
 
 
@@ -52,6 +52,7 @@ def train(
             notebook, where it raises a KeyboardInterrupt after the operation).
     """
     run = RunDirectory(out)
+    check_outside(run, config)
     with joined(config.run.device) as world, _opened(run, world), threads(config.run.threads):
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
         trainer = _trainer(config, run, world, overwrite=overwrite)
@@ -75,6 +76,7 @@ def rehearse(
     and warnings are those of `train`.
     """
     run = RunDirectory(out)
+    check_outside(run, config)
     with joined(config.run.device) as world, threads(config.run.threads):
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
         trainer = _trainer(config, run, world, overwrite=overwrite)

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -71,9 +71,13 @@ class RunDirectory:
         return [path for path in paths + step_directories(self.checkpoints) if path.exists()]
 
     def pictures_of_others(self) -> list[Path]:
-        """Returns what has the name of a picture of an evaluation and is none of this package."""
+        """Returns what has the name of a picture of an evaluation and is none of this package.
+
+        Of runs, pictures of earlier versions have only the mark of matplotlib.
+        """
+        marks = (SOFTWARE, "Matplotlib version") if self.holds_run() else (SOFTWARE,)
         paths = [self.figures / name for name in PICTURES]
-        return [path for path in paths if os.path.lexists(path) and not _is_own_picture(path)]
+        return [path for path in paths if os.path.lexists(path) and not _has_mark(path, marks)]
 
     def others(self) -> list[str]:
         """Returns the names in the directory, without that of the lock."""
@@ -145,10 +149,11 @@ def _is_plain_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _is_own_picture(path: Path) -> bool:
+def _has_mark(path: Path, marks: Iterable[str]) -> bool:
     try:
         with open_file("evaluate", path) as stream:
-            return SOFTWARE.encode() in stream.read(1024)
+            head = stream.read(1024)
+        return any(mark.encode() in head for mark in marks)
     except (OSError, ValueError):
         return False
 
