@@ -165,7 +165,9 @@ class CapturedStep:
             raise ValueError("CapturedStep: expected an ema with use_buffers=False, got True")
         if self.uses_graphs:
             _make_capturable(optimizer, self.device)
-            self._side, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+            # By default it would be one of the current device, which may be another one.
+            self._side = torch.cuda.Stream(self.device)
+            self._pool = torch.cuda.graph_pool_handle()
 
     def set_learning_rates(self, rates: Sequence[float]) -> None:
         """Sets the learning rate of each group of parameters, without waiting for the device."""

@@ -52,8 +52,8 @@ DF_INLINE uint32_t pair_of(float first, float second) {
   return BFloat16::from_float(first).bits | static_cast<uint32_t>(BFloat16::from_float(second).bits)
                                                 << 16;
 }
-/// Rounds to the 10 bits of TF32, ties away from zero.
-DF_INLINE uint32_t tf32_of(float value) { return (float_to_bits(value) + 0x1000u) & 0xffffe000u; }
+/// Rounds to the 10 bits of TF32, ties away from zero. PTX does not define the other 13 bits.
+DF_INLINE uint32_t tf32_of(float value) { return (float_to_bits(value) + 0x1000u) | 0x1fffu; }
 
 #else
 
@@ -135,7 +135,7 @@ struct Float32Factors : FloatFactors {
   /// x = high + low up to 2^-22 |x|; of the four products low * low is below the errors of the sum.
   DF_INLINE void split(uint32_t word, uint32_t* high, uint32_t* low) {
     const float value = bits_to_float(word);
-    *high = tf32_of(value);
+    *high = tf32_of(value) & 0xffffe000u;  // The bits that tf32_of defines.
     *low = tf32_of(value - bits_to_float(*high));
   }
   DF_INLINE void multiply(Sum& sum, const Left& left, const Right& right) {
