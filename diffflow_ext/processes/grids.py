@@ -91,7 +91,7 @@ class TimeGrid:
         """
         if device.type == "cpu":
             return self.times.to(dtype, copy=True)
-        return _device_times(self, device, dtype).clone()
+        return numbers_on(device, dtype, tuple(self.times.tolist())).clone()
 
     def steps_on(self, device: torch.device, dtype: torch.dtype) -> Sequence[float | Tensor]:
         """Returns the step lengths as arguments of kernels on a device."""
@@ -207,15 +207,31 @@ def _real(op: str, times: Tensor) -> Tensor:
     return times
 
 
+def _is_capturing(device: torch.device) -> bool:
+    return device.type != "cpu" and torch.cuda.is_current_stream_capturing()
+
+
+#: Tensors that captured graphs read. A graph has their addresses alone, and does not keep them.
+_captured: dict[int, Tensor] = {}
+
+
+def numbers_on(device: torch.device, dtype: torch.dtype, numbers: tuple[float, ...]) -> Tensor:
+    """Returns times or step lengths on a GPU, from a cache: a capture can't copy from the host."""
+    values = _cached(device, dtype, numbers)
+    if _is_capturing(device):
+        _captured[id(values)] = values
+    return values
+
+
 @functools.lru_cache(maxsize=64)
-def _device_times(grid: TimeGrid, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if torch.cuda.is_current_stream_capturing():
+def _cached(device: torch.device, dtype: torch.dtype, numbers: tuple[float, ...]) -> Tensor:
+    if _is_capturing(device):
         raise RuntimeError(
             "TimeGrid: its times must be on the device before a CUDA graph is captured, because "
             "they come from the host; call the loss once with this grid before the capture, or "
             "use diffflow_ext.engines.GridBuffer"
         )
-    return grid.times.to(device, dtype)
+    return torch.tensor(numbers, dtype=torch.float64).to(device, dtype)
 
 
 def _check_power_grid(op: str, num_steps: int, t_end: float, t_start: float, power: float) -> None:

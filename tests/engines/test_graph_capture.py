@@ -7,7 +7,9 @@ nothing; and every operation that torch dispatches is looked at.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +40,9 @@ WAITING = {
 #: Draws from torch's generators: a replay would not repeat them where the gradient needs it.
 DRAWING = {"normal_", "uniform_", "bernoulli_", "bernoulli", "randn", "rand", "randint",
            "native_dropout", "random_", "randperm", "rand_like", "randn_like"}  # fmt: skip
+
+#: By their number of steps, made here: kernels of a pretended GPU compute nothing.
+GRIDS = {n: grid_of(0, n) for n in (2, 4)}
 
 
 class Refused(AssertionError):
@@ -91,7 +96,7 @@ class NoKernels:
 @pytest.fixture
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Makes `meta` tensors pass for a GPU's, in the middle of a capture."""
-    grids._device_times.cache_clear()
+    grids._cached.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(Tensor, "is_cuda", property(lambda x: x.device == META), raising=False)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -107,7 +112,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         adam = importlib.import_module("torch.optim.adam")
         patch.setattr(adam, "_get_capturable_supported_devices", lambda *a, **k: ["meta"])
         yield
-    grids._device_times.cache_clear()
+    grids._cached.cache_clear()
 
 
 def pretend_step(sde: nn.Module, loss: Any, x0: Tensor, grid: TimeGrid | None) -> int:
@@ -138,7 +143,7 @@ def test_a_step_asks_nothing_of_the_host(options: dict[str, Any], scores: int) -
     sde = model(META)
     sde.scores_per_call = scores
     x0 = torch.empty(6, 2, device=META)
-    seen = pretend_step(sde, loss_of(sde, **options), x0, GridBuffer(grid_of(0), META))
+    seen = pretend_step(sde, loss_of(sde, **options), x0, GridBuffer(GRIDS[4], META))
     assert seen > 300
 
 
@@ -157,7 +162,7 @@ class Lowered(nn.Module):
 def test_a_step_of_unets_in_bfloat16_asks_nothing_of_the_host() -> None:
     nets = (UNet(1, 8, base=8, mults=(1, 2), blocks=1, attention=(4,)) for _ in range(2))
     sde = DiffFlowSDE(*map(Lowered, nets)).to(META)
-    x0, grid = torch.empty(2, 1, 8, 8, device=META), GridBuffer(grid_of(0, 2), META)
+    x0, grid = torch.empty(2, 1, 8, 8, device=META), GridBuffer(GRIDS[2], META)
     assert pretend_step(sde, loss_of(sde), x0, grid) > 1000
 
 
@@ -180,7 +185,7 @@ def test_a_step_with_a_prior_asks_nothing_of_the_host() -> None:
     nets = FourierMLP(2, 16, 1), FourierMLP(2, 16, 1)
     sde = DiffFlowSDE(*nets, prior=Logistic()).to(META)
     weight = torch.empty(6, device=META)
-    x0, grid = torch.empty(6, 2, device=META), GridBuffer(grid_of(0), META)
+    x0, grid = torch.empty(6, 2, device=META), GridBuffer(GRIDS[4], META)
     for options in ({}, {"weight": weight}):
         assert pretend_step(sde, loss_of(sde, **options), x0, grid) > 300
 
@@ -189,19 +194,37 @@ def test_a_step_with_a_prior_asks_nothing_of_the_host() -> None:
 def test_a_grid_that_was_used_before_needs_nothing_of_the_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sde, x0, grid = model(META), torch.empty(6, 2, device=META), grid_of(0)
+    sde, x0, grid = model(META), torch.empty(6, 2, device=META), GRIDS[4]
     with pytest.raises(RuntimeError, match="must be on the device before a CUDA graph"):
         pretend_step(sde, loss_of(sde), x0, grid)
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        grids._device_times(grid, META, torch.float32)
+        grid.times_on(META, torch.float32)
     assert pretend_step(sde, loss_of(sde), x0, TimeGrid(grid.times)) > 300
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_what_a_captured_graph_reads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph has its address alone, and the cache forgets it after other grids."""
+    capturing = [False]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    numbers = (0.0, 0.25, 1.0)
+    of_the_graph = weakref.ref(grids.numbers_on(META, torch.float32, numbers))
+    capturing[0] = True
+    grids.numbers_on(META, torch.float32, numbers)
+    capturing[0] = False
+    plain = weakref.ref(grids.numbers_on(META, torch.float32, (0.0, 0.5, 1.0)))
+    for n in range(2, 100):
+        grids.numbers_on(META, torch.float32, tuple(range(n)))
+    gc.collect()
+    assert plain() is None
+    assert of_the_graph() is not None
 
 
 def test_what_a_device_remembers_of_a_grid_is_never_handed_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(grids, "_device_times", lambda grid, device, dtype: kept)
+    monkeypatch.setattr(grids, "_cached", lambda device, dtype, numbers: kept)
     kept = torch.zeros(5, device=META)
     assert grid_of(0).times_on(META, torch.float32) is not kept
     grid = grid_of(0)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffflow_ext.functional.core import address, build_info, core, device_and_stream
 from diffflow_ext.functional.noise import PURPOSES, noise_source
+from diffflow_ext.processes.grids import numbers_on
 
 from ..problem import PathProblem, normal_cost
 from .workspace import Parts, Rounding
@@ -54,13 +55,7 @@ def _step_lengths(p: PathProblem, device: torch.device) -> Tensor:
     tensors = [step for step in p.steps if isinstance(step, Tensor)]
     if tensors:
         return torch.stack(tensors)
-    return _on_device(tuple(p.steps), device)  # pyright: ignore[reportArgumentType]
-
-
-@functools.lru_cache(maxsize=32)
-def _on_device(steps: tuple[float, ...], device: torch.device) -> Tensor:
-    """Returns step lengths on a device, cached: a captured graph must not copy from the host."""
-    return torch.tensor(steps, dtype=torch.float32, device=device)
+    return numbers_on(device, torch.float32, tuple(p.steps))  # pyright: ignore[reportArgumentType]
 
 
 @dataclass
