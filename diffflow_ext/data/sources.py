@@ -192,29 +192,30 @@ def _open_path(name: str, path: Path, options: _Options) -> Dataset:
         table = read_table(path, key=options.key, drop_columns=options.drop_columns)
         return split_table(table, name=name)
     options.refuse(name, "a set of images", "image_size", *(("key",) if found else ()))
-    images, flip = read
+    images, flip, notes = read
     check_levels(images["train"], name)
     data = split_images(_resized(images, options.image_size), name=name, flip=flip)
-    left_out = found.left_out if found else []
-    notes = (f"the arrays {listed(left_out)}",) if left_out else ()
-    return replace(data, notes=notes, doubts=tuple(level_doubts(images["train"])))
+    if found and found.left_out:
+        notes = [f"the arrays {listed(found.left_out)}"]
+    return replace(data, notes=tuple(notes), doubts=tuple(level_doubts(images["train"])))
 
 
 def _read_images(
     path: Path, image_size: int | None, found: Found | None
-) -> tuple[Images, bool] | None:
-    """Returns images by their part of the set, and `flip`; None if the path is a table."""
+) -> tuple[Images, bool, list[str]] | None:
+    """Returns images by their part of the set, `flip`, and what was left out; None for a table."""
     if path.is_dir():
         return _read_folder(path, image_size)
     if is_idx(path):
-        return {"train": _idx_images(path)}, False
+        return {"train": _idx_images(path)}, False, []
     if path.suffix.lower() == ".zip" and not path.stem.lower().endswith(TEXT_SUFFIXES):
-        return {"train": read_image_zip(path, image_size)}, False
+        pixels, notes = read_image_zip(path, image_size)
+        return {"train": pixels}, False, notes
     if is_tar(path):
-        return read_cifar(path), True
+        return read_cifar(path), True, []
     if path.suffix.lower() in (".npy", ".npz"):
         images = _read_image_arrays(path, found.names if found else {"train": None})
-        return None if images is None else (images, False)
+        return None if images is None else (images, False, [])
     return None
 
 
@@ -234,13 +235,14 @@ def _read_image_arrays(path: Path, names: Mapping[str, str | None]) -> Images | 
     return images
 
 
-def _read_folder(folder: Path, image_size: int | None) -> tuple[Images, bool]:
+def _read_folder(folder: Path, image_size: int | None) -> tuple[Images, bool, list[str]]:
     files, batches = find_idx(folder), find_cifar(folder)
     if files is not None:
-        return read_idx_folder(files), False
+        return read_idx_folder(files), False, []
     if batches is not None:
-        return read_cifar(batches), True
-    return {"train": read_image_folder(folder, image_size)}, False
+        return read_cifar(batches), True, []
+    pixels, notes = read_image_folder(folder, image_size)
+    return {"train": pixels}, False, notes
 
 
 def _idx_images(path: Path) -> Tensor:

@@ -26,6 +26,11 @@ _DEVICES = re.compile(r"same device|expected device|Input type|weight type")
 _MEMORY = re.compile(r"memory|CUDA error", re.IGNORECASE)
 
 
+def speaks_of_shapes(text: str) -> bool:
+    """Says whether an error of torch or Python is about the shapes of arguments."""
+    return _SHAPES.search(text) is not None and not _MEMORY.search(text)
+
+
 def training_flags(nets: Iterable[object]) -> list[bool]:
     """Returns the training flags of all modules that networks are, contain or are methods of."""
     modules = (getattr(net, "__self__", net) for net in nets)
@@ -179,7 +184,7 @@ def _mended(dtypes: list[str], dtype: torch.dtype) -> str:
 def _of_shapes(
     op: str, name: str, t: Tensor, x: Tensor, kind: type[Exception], given: str
 ) -> Exception | None:
-    if not _SHAPES.search(given):
+    if not speaks_of_shapes(given):
         return None
     return kind(
         f"{op}: expected {name} to take t of shape () or (B,) and x of shape (B, *event), in this "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +26,14 @@ from diffflow_ext.functional.tensors import refuse_tracing
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
 from diffflow_ext.processes.grids import TimeGrid, check_grid
 
-from .network import Autocast, Network, call_network, check_trainable, training_flags
+from .network import (
+    Autocast,
+    Network,
+    call_network,
+    check_trainable,
+    speaks_of_shapes,
+    training_flags,
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ class PathProblem:
         """Returns the negative log-density of the prior at x_N per sample, in nats."""
         if self.prior is None:
             return normal_cost(x_last)
-        with self.autocast.off():
+        with self.autocast.off(), _explained_prior(x_last):
             log_prob = self.prior.log_prob(x_last)
         if not isinstance(log_prob, Tensor) or log_prob.shape != x_last.shape[:1]:
             raise ValueError(
@@ -115,6 +123,21 @@ class PathProblem:
                 f"number for each sample, got {in_words(log_prob)}"
             )
         return -log_prob.to(x_last.dtype)
+
+
+@contextlib.contextmanager
+def _explained_prior(x: Tensor) -> Iterator[None]:
+    """Says that an error comes from the prior, which may be of another dimension."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        # Subclasses, such as torch.OutOfMemoryError, have other reasons.
+        if type(error) not in (RuntimeError, ValueError) or not speaks_of_shapes(str(error)):
+            raise
+        raise type(error)(
+            f"DiffFlowSDE: expected prior.log_prob(x) to take x of shape {tuple(x.shape)}, it "
+            f"raised {type(error).__name__}: {error}; make a prior of the dimension of the data"
+        ) from error
 
 
 def normal_cost(x_last: Tensor) -> Tensor:
@@ -148,7 +171,7 @@ def build_problem(
     problem = PathProblem(
         drift=model.drift,
         score=model.score,
-        params=_trainable(op, model.params),
+        params=_trainable(op, model.params, may_have_hooks=checkpoint_every == 0),
         prior=model.prior,
         times=grid.times_on(x0.device, x0.dtype),
         steps=grid.steps_on(x0.device, x0.dtype),
@@ -205,10 +228,10 @@ def checked_params(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _trainable(op: str, params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+def _trainable(op: str, params: Iterable[Tensor], *, may_have_hooks: bool) -> tuple[Tensor, ...]:
     """Returns the tensors that get gradients, without repetitions."""
     trainable = {id(p): p for p in checked_params(op, params) if p.requires_grad}
-    for p in trainable.values():
+    for p in trainable.values() if torch.is_grad_enabled() and not may_have_hooks else ():
         _refuse_hooks(op, p)
     params = tuple(trainable.values())
     check_trainable(op, params)

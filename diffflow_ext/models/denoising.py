@@ -108,7 +108,7 @@ def batch_mean(op: str, loss: Tensor, weight: Tensor | None) -> Tensor:
 
 def zeros_beside(op: str, shape: tuple[int, ...], parameters: Iterable[Tensor]) -> Tensor:
     """Returns zeros on the device of the parameters, float64 if they are, else float32."""
-    like = next(iter(parameters), torch.empty(0))
+    like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     size = math.prod(shape) * dtype.itemsize
     require_memory(op, f"shape={shape}", size, "ask for fewer at a time", like.device)

@@ -216,7 +216,9 @@ class DiffFlowSDE(StatefulModel):
 
         Formulas and sources are in :mod:`diffflow_ext.likelihood.bounds`; arguments and errors are
         those of :meth:`loss`. Time grows with the number K of paths of each sample; so does
-        memory, unless gradients are off.
+        memory, unless gradients are off. Networks see each sample K times in a row
+        (`repeat_interleave`), and perhaps a part of the batch: what they know of samples must come
+        with x, not from an attribute such as the labels of the batch.
 
         Estimates have shape (B,), in nats, and are unbiased for K = 1. Differentiable.
         """

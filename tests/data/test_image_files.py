@@ -200,9 +200,10 @@ def test_only_pictures_of_a_folder_are_read_and_all_of_them(tmp_path: Path) -> N
     for name in (*hidden, "._b.png", ".DS_Store", "Thumbs.db", "labels.csv"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"no image")
-    assert _every(open_dataset(folder)) == sorted(
-        COLOUR.transpose(0, 3, 1, 2).reshape(12, -1).tolist()
-    )
+    found = open_dataset(folder)
+    assert _every(found) == sorted(COLOUR.transpose(0, 3, 1, 2).reshape(12, -1).tolist())
+    (note,) = found.notes
+    assert note.startswith("2 files of other kinds, such as ")
     files = [file for file in folder.rglob("*") if file.is_file()]
     members = {f"./{file.relative_to(folder)}": file.read_bytes() for file in files}
     archive = _zip(tmp_path / "i.zip", members)
@@ -322,7 +323,7 @@ def test_memory_is_that_of_one_array(tmp_path: Path) -> None:
     images.read_image_zip(path)  # Loads what Pillow needs.
     tracemalloc.start()
     try:
-        held = images.read_image_zip(path).nbytes
+        held = images.read_image_zip(path)[0].nbytes
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

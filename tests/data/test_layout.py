@@ -209,6 +209,12 @@ DOUBTFUL: dict[str, tuple[str, list[str], int, str]] = {
         30,
         "one cell more than the header",
     ),
+    "a title of two words": (
+        "Spectrum 1b\n" + "".join(f"{400 + 5 * i} {-i}.5 {i}.25\n" for i in range(30)),
+        ["Spectrum", "1b"],
+        30,
+        "if it is a column, name it; if the first line is a title, delete it",
+    ),
     "rows like comments": (
         "a,b\n" + NUMBERS + "#1,0.5\n # 2,1\n# a,b\n",
         ["a", "b"],
@@ -242,7 +248,6 @@ CLEAR = {
     "tenths": "0.7,0.9,1.1\n" + "".join(f"{i % 23 / 10},{i / 10},{i % 7}.5\n" for i in PLACES),
     "equal numbers": "200.5,200.5,200.5\n" + _text(""),
     "three decimals": "a;b\n" + "".join(f"{i * i / 1000:.3f};{i}\n" for i in PLACES),
-    "chosen rows": "a b\n" + "".join(f"{i * i} {i - 20} {i % 19}\n" for i in PLACES),
     "row names": "a\n" + "".join(f"{i} {i * i % 97}\n" for i in PLACES),
     "large numbers that are not whole": "a,b\n" + "".join(f"{i}e20,{i * i}\n" for i in PLACES),
 }

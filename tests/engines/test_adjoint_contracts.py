@@ -18,6 +18,23 @@ from diffflow_ext import DiffFlowSDE, TimeGrid, diffflow_loss, diffflow_mean_los
 SHORT = TimeGrid.from_times([0.0, 1e-40, 1.0])
 
 
+def test_a_prior_of_another_dimension_is_named() -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 1, dtype=torch.float64)
+
+        def log_prob(self, x: Tensor) -> Tensor:
+            return self.layer(x)[:, 0]
+
+    f, prior = Small(), Wrong()
+    params, x0 = parameters(f, prior), torch.randn(5, 3, dtype=torch.float64)
+    with pytest.raises(
+        RuntimeError, match=r"prior\.log_prob\(x\) to take x of shape \(5, 3\), it"
+    ):
+        diffflow_loss(f, f, x0, GRID, params=params, prior=prior, key=KEY)  # pyright: ignore
+
+
 def test_a_prior_that_gives_no_gradient_is_refused() -> None:
     class Cut(Bent):
         def log_prob(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from adjoint_cases import GRID, KEY, Counted, Small, data, parameters
 from torch import Tensor
 
-from diffflow_ext import diffflow_loss, diffflow_mean_loss
+from diffflow_ext import DiffFlowSDE, diffflow_loss, diffflow_mean_loss
 
 N = GRID.num_steps
 
@@ -107,6 +107,20 @@ def test_a_network_may_return_the_same_memory_each_time() -> None:
     options = {"params": parameters(plain, score), "key": KEY, "scores_per_call": 3}
     found, expected = (diffflow_loss(f, score, x0, GRID, **options) for f in (reused, plain))
     assert torch.equal(found, expected)
+
+
+def test_gradient_hooks_are_refused_where_they_would_run_at_every_step() -> None:
+    f, seen = Small(), []
+    f.one.weight.register_hook(lambda grad: seen.append(len(grad)))
+    sde, x0 = DiffFlowSDE(f, Small()), data()
+    with pytest.raises(RuntimeError, match="gradient hook, which the adjoint would call at every"):
+        sde.loss(x0, GRID, KEY)
+    with torch.no_grad():
+        sde.loss(x0, GRID, KEY)
+    sde.sample((4, 3), GRID, KEY)
+    assert seen == []
+    sde.mean_loss(x0, GRID, KEY, checkpoint_every=0).backward()
+    assert len(seen) == 1
 
 
 def test_gradient_hooks_run_once_and_after_the_sweep() -> None:

@@ -323,3 +323,14 @@ def test_autocast_of_the_forward_pass_is_that_of_the_backward_pass() -> None:
     for value in values:
         value.backward()
     assert set(dtypes) == {torch.bfloat16}
+
+
+@pytest.mark.slow
+def test_networks_of_torch_compile_have_no_gradient_of_a_density() -> None:
+    net = torch.compile(Deep(), backend="aot_eager")
+    model, x = DiffFlowSDE(net, net), torch.randn(4, 2)
+    with pytest.raises(RuntimeError, match="call this with the network itself, not with the com"):
+        model.log_prob(x, GRID, KEY).sum().backward()
+    model.eval()
+    with torch.no_grad():
+        model.log_prob(x, GRID, KEY)

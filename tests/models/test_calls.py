@@ -316,6 +316,22 @@ def test_forward_mode_is_right_or_refused(make: Any, call: Any) -> None:
 # --- sizes ---------------------------------------------------------------------------------------
 
 
+def test_samples_of_networks_whose_first_parameter_is_complex() -> None:
+    """Its dtype is not that of states."""
+
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(2, dtype=torch.complex128))
+            self.layer = nn.Linear(2, 2, dtype=torch.float64)
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return self.layer(torch.fft.ifft(torch.fft.fft(x) * self.factor).real)
+
+    sde = DiffFlowSDE(Spectral(), Spectral())
+    assert sde.sample((3, 2), TimeGrid.power(2, 1.0)).dtype == torch.float64
+
+
 @pytest.mark.parametrize("kind", [DiffFlowSDE, DDPM, DiNof])
 def test_samples_beyond_memory_are_refused_with_their_size(
     kind: Any, monkeypatch: pytest.MonkeyPatch

@@ -28,7 +28,7 @@ def read_frame(file: Path, dropped: list[str]) -> tuple[Values, list[str], list[
         found = [f"{name} ({kind})" for name, kind in wrong.items()]
         raise TypeError(
             f"read_table: expected columns of numbers, {str(file)!r} has {listed(found)}; "
-            f"{how_to_leave_out([*wrong])}"
+            f"cast decimals and numbers in text to double, or {how_to_leave_out([*wrong])}"
         )
     if type(frame.index).__name__ != "RangeIndex":
         notes.append(f"the index {listed([str(name) for name in frame.index.names])}")

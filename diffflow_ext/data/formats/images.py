@@ -29,7 +29,7 @@ MIN_SIDE = 8  # of images whose pixels may lie in one row of a table
 GIVE_SIZE = "give --image-size (in Python image_size=), one smaller size for all"
 
 
-def read_image_folder(folder: Path, image_size: int | None = None) -> Tensor:
+def read_image_folder(folder: Path, image_size: int | None = None) -> tuple[Tensor, list[str]]:
     """Reads the images in a folder and its folders, in the order of their names.
 
     Images are known by their suffixes (`pictures.SUFFIXES`); each is read or refused by name, and
@@ -115,7 +115,7 @@ class _Listing:
         )
 
 
-def read_image_zip(file: Path, image_size: int | None = None) -> Tensor:
+def read_image_zip(file: Path, image_size: int | None = None) -> tuple[Tensor, list[str]]:
     """Reads the images of a zip archive in memory, as `read_image_folder` those of a folder."""
     listing = _Listing(f"the archive {str(file)!r}")
 
@@ -128,13 +128,16 @@ def read_image_zip(file: Path, image_size: int | None = None) -> Tensor:
 
 def _stack(
     images: Iterable[tuple[str, bytes]], listing: _Listing, limit: int, image_size: int | None
-) -> Tensor:
+) -> tuple[Tensor, list[str]]:
+    """Returns all images, and a note of the files that are none."""
     if not listing.images:
         raise listing.found_none()
     stack = _Stack(listing.images, limit, image_size)
     for i, (source, data) in enumerate(images):
         stack.put(i, data, source)
-    return torch.from_numpy(stack.pixels)
+    n = listing.others
+    notes = [f"{n} file{'s' * (n > 1)} of other kinds, such as {listing.other!r}"] if n else []
+    return torch.from_numpy(stack.pixels), notes
 
 
 class _Stack:

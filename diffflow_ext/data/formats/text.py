@@ -266,12 +266,11 @@ def _without_index(values: Values, layout: Layout) -> tuple[Values, Layout]:
     if whole and len(layout.kept) > 1:
         layout.notes.append("the first column (an index without a name)")
         is_count = bool((np.diff(column) == 1.0).all())
-        may_be_digits = width == 2 or bool(((values[:, 1] >= 0) & (values[:, 1] < 1000)).all())
-        if layout.index == "headless" and not is_count and may_be_digits:
+        if layout.index == "headless" and not is_count:
             layout.doubts.append(
                 "the rows have one cell more than the header, and the first was left out as an "
                 "index; if it is a part of the number behind it, delete the space between them; "
-                "if not, name it"
+                "if it is a column, name it; if the first line is a title, delete it"
             )
         layout.kept.remove(0)
         return np.ascontiguousarray(values[:, 1:]), layout

@@ -301,10 +301,15 @@ class _Search:
 
 @contextlib.contextmanager
 def explained_graphs(op: str) -> Iterator[None]:
-    """Explains torch's error for a graph that evaluations at two states share."""
+    """Explains torch's errors for graphs that it cannot use again or differentiate twice."""
     try:
         yield
     except RuntimeError as error:
+        if any(word in str(error) for word in ("aot_autograd", "donated buffers")):
+            raise RuntimeError(
+                f"{op}: expected networks whose graph can be used twice, got one of torch.compile "
+                f"({error}); call this with the network itself, not with the compiled one"
+            ) from error
         if "backward through the graph a second time" not in str(error):
             raise
         raise RuntimeError(

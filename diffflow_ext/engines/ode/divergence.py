@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffflow_ext.functional.noise import signs
 
+from ..adjoint.backward import explained_graphs
 from ..fused.ode import Probes
 from .velocity import ProbabilityFlow
 
@@ -91,9 +92,10 @@ class Trace:
         return total
 
     def _vjp(self, field: Tensor, leaf: Tensor, cotangent: Tensor, *, keep: bool) -> Tensor:
-        (product,) = torch.autograd.grad(
-            field, leaf, cotangent, retain_graph=keep or self.graph, create_graph=self.graph,
-            allow_unused=True,
-        )  # fmt: skip
+        with explained_graphs("log_prob"):
+            (product,) = torch.autograd.grad(
+                field, leaf, cotangent, retain_graph=keep or self.graph, create_graph=self.graph,
+                allow_unused=True,
+            )  # fmt: skip
         # torch's own zeros would be another leaf that requires a gradient.
         return torch.zeros_like(leaf) if product is None else product
