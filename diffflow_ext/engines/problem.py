@@ -167,18 +167,19 @@ def build_problem(
         x0 = x0.clone()
     check_finite(op, "x0", x0)
     check_grid(op, grid)
+    every = checked_count(op, "checkpoint_every", checkpoint_every, 0, 2**31)
     g = diffusion_values(model.diffusion, grid.times_on(x0.device, x0.dtype)).to(x0.device)
     problem = PathProblem(
         drift=model.drift,
         score=model.score,
-        params=_trainable(op, model.params, may_have_hooks=checkpoint_every == 0),
+        params=_trainable(op, model.params, may_have_hooks=every == 0),
         prior=model.prior,
         times=grid.times_on(x0.device, x0.dtype),
         steps=grid.steps_on(x0.device, x0.dtype),
         g=g,
         key=_fixed_key(op, key, x0),
         sample_offset=checked_sample_offset(op, sample_offset, x0.shape[0]),
-        checkpoint_every=checked_count(op, "checkpoint_every", checkpoint_every, 0, 2**31),
+        checkpoint_every=every,
         scores_per_call=checked_count(op, "scores_per_call", scores_per_call, 1, 2**31),
         autocast=Autocast.current(x0.device.type),
         learned_g=g.requires_grad and torch.is_grad_enabled(),
