@@ -43,7 +43,8 @@ Edge = tuple[Any, int]
 def edges_of(value: Tensor, stops: Collection[Edge] = ()) -> set[Edge]:
     """Returns all results, as nodes and numbers, from which autograd's graph computes a value.
 
-    Without `stops`, and what is before them alone. A leaf is a node with an attribute `variable`.
+    `stops`, and what only they are computed from, are left out. A leaf is a node with an attribute
+    `variable`.
     """
     nodes, edges = [value.grad_fn], set[Edge]()
     while nodes:

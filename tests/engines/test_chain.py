@@ -325,6 +325,37 @@ def test_autocast_of_the_forward_pass_is_that_of_the_backward_pass() -> None:
     assert set(dtypes) == {torch.bfloat16}
 
 
+class Level(nn.Module):
+    """A drift or score that does not depend on x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor([0.3, -0.7], dtype=F64))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.level.expand_as(x)
+
+
+def test_a_network_that_does_not_depend_on_x_has_a_gradient() -> None:
+    """Its divergence is 0, and the derivative of zeros is no parameter."""
+    model, x = DiffFlowSDE(Level(), Level(), 0.5), torch.randn(4, 2, dtype=F64)
+
+    def value() -> Tensor:
+        return model.log_prob(x, GRID, KEY).sum()
+
+    for p in model.parameters():
+        (grad,) = torch.autograd.grad(value(), p)
+        for i in range(2):
+            sides = []
+            for step in (1e-6, -2e-6):
+                with torch.no_grad():
+                    p[i] += step
+                    sides.append(float(value()))
+            with torch.no_grad():
+                p[i] += 1e-6
+            assert float(grad[i]) == pytest.approx((sides[0] - sides[1]) / 2e-6, rel=1e-6)
+
+
 @pytest.mark.slow
 def test_networks_of_torch_compile_have_no_gradient_of_a_density() -> None:
     net = torch.compile(Deep(), backend="aot_eager")

@@ -184,7 +184,11 @@ def test_weights_are_float32_leaves_under_autocast() -> None:
 def test_matrix_tiles_compute_the_products_of_vectors(
     tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Factors are rounded alike, and only the order of sums differs; widths are odd too."""
+    """Factors are rounded alike, and only the order of sums differs; widths are odd too.
+
+    A sum that differs by its last bit may be rounded to another bfloat16, which is 2^-8 of one
+    factor among many: gradients differ by more than float32's rounding.
+    """
     monkeypatch.setattr(workspace, "tile_size", lambda *_: tile)
     for width, depth, samples in ((32, 1, 3 * tile), (40, 2, 75), (600, 1, 33), (128, 3, 100)):
         sde, grid = model(3, (width, depth)), TimeGrid.power(3, 1.0)

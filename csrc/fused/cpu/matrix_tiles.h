@@ -13,7 +13,7 @@ constexpr int64_t kSide = 16;
 /// Tiles side by side of a left factor that are transposed at a time.
 constexpr int64_t kAlong = 16;
 
-/// Writes what the intrinsics will read: GCC's do not say so to the compiler, or of 8 bytes alone.
+/// Makes the compiler store what intrinsics will read: GCC's do not tell it, or of 8 bytes alone.
 DF_INLINE void will_read(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
 
 /// Sets the shapes of this thread's tiles until its end; other libraries set their own.

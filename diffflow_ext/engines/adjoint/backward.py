@@ -327,7 +327,7 @@ def check_leaves(name: str, value: Tensor, x: Tensor, params: Sequence[Tensor]) 
         return
     if value.grad_fn is None and value.requires_grad:
         raise _not_a_parameter(name, value, x)
-    # Parameters need not be leaves, and what they were computed from is none of our business.
+    # Parameters need not be leaves: what they were computed from gets its gradient from autograd.
     stops = {(p.grad_fn, p.output_nr) for p in params if p.grad_fn is not None}
     edges = {(value.grad_fn, value.output_nr)} - stops
     for node, _ in edges | (edges_of(value, stops) if edges else set()):

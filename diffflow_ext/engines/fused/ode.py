@@ -95,10 +95,8 @@ class FusedOde:
         problem = core.OdeProblem()
         problem.samples, problem.dim = x.shape
         problem.num_steps, problem.num_stages = self.time_of.shape
-        problem.times, problem.work = (
-            len(self.coefficients),
-            workspace.work_on(len(x), self.instructions),
-        )
+        problem.times = len(self.coefficients)
+        problem.work = workspace.work_on(len(x), self.instructions)
         problem.nets = [net.mlp() for net in self.nets]
         problem.time_of, problem.lengths = address(self.time_of), address(self.lengths)
         problem.coefficients = address(self.coefficients)

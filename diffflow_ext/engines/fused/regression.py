@@ -37,10 +37,8 @@ class Regression(NamedTuple):
         parts = self.parts.with_tensors(inputs[2:]).contiguous()
         cost, problem = x.new_empty(len(x)), core.RegressionProblem()
         problem.samples, problem.dim = x.shape
-        problem.times, problem.work = (
-            len(parts.embedding),
-            workspace.work_on(len(x), self.instructions),
-        )
+        problem.times = len(parts.embedding)
+        problem.work = workspace.work_on(len(x), self.instructions)
         problem.mlp, problem.time_of = parts.mlp(), address(self.time_of)
         problem.x, problem.target, problem.cost = map(address, (x, target, cost))
         size = core.regression_scratch_bytes(self.instructions, problem, weight is not None)
