@@ -30,7 +30,7 @@ from diffflow_ext.engines.problem import PathProblem
 from diffflow_ext.functional.affine import launch_affine_step
 from diffflow_ext.functional.checks import check_choice, checked_count, checked_finite
 from diffflow_ext.functional.memory import require_memory
-from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, launch_normal
+from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, noise_like
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
 
@@ -180,8 +180,7 @@ def _correct(p: PathProblem, x: Tensor, i: int, sampler: ReverseSampler) -> Tens
 def _prior_sample(p: PathProblem, like: Tensor) -> Tensor:
     """Returns draws of the prior in the shape of a state."""
     if p.prior is None:
-        out = torch.empty_like(like)
-        return launch_normal(out, p.key, PURPOSES["prior"], 0, p.sample_offset)
+        return noise_like(like, p.key, PURPOSES["prior"], 0, p.sample_offset)
     return p.prior.sample(
         tuple(like.shape), p.key, sample_offset=p.sample_offset, dtype=like.dtype,
         device=like.device,
