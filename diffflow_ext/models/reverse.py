@@ -33,6 +33,7 @@ from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, noise_like
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
+from diffflow_ext.processes.grids import copied_to
 
 #: The treatment of the last step; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
@@ -82,17 +83,20 @@ def path_ode(
 ) -> ProbabilityFlow:
     r"""Returns the equation for lambda = 0, :math:`v = f - \tfrac12 g^2 s`."""
 
-    def g(t: float) -> Tensor:
-        times = torch.tensor([t], dtype=torch.float64, device=device)
-        return diffusion_values(diffusion, times)
+    def g(times: Sequence[float]) -> Tensor:
+        return diffusion_values(diffusion, copied_to(torch.device(device), torch.float64, times))
+
+    def coefficients_at(times: Sequence[float]) -> list[tuple[float, ...]]:
+        return [(0.0, 1.0, -0.5 * value**2) for value in g(times).detach().tolist()]
 
     own = diffusion.parameters() if isinstance(diffusion, nn.Module) else ()
     return ProbabilityFlow(
         (drift, score),
-        lambda t: (0.0, 1.0, -0.5 * float(g(t).detach()) ** 2),
+        lambda t: coefficients_at([t])[0],
         names=("drift", "score"),
         params=(*params, *own),
-        learned=lambda t: (0.0, 1.0, -0.5 * g(t).reshape(()).square()),
+        learned=lambda t: (0.0, 1.0, -0.5 * g([t]).reshape(()).square()),
+        coefficients_at=coefficients_at,
     )
 
 

@@ -231,7 +231,17 @@ def _cached(device: torch.device, dtype: torch.dtype, numbers: tuple[float, ...]
             "they come from the host; call the loss once with this grid before the capture, or "
             "use diffflow_ext.engines.GridBuffer"
         )
-    return torch.tensor(numbers, dtype=torch.float64).to(device, dtype)
+    return copied_to(device, dtype, numbers)
+
+
+def copied_to(
+    device: torch.device, dtype: torch.dtype, numbers: float | Sequence[float]
+) -> Tensor:
+    """Returns numbers on a device, without waiting for the work that is queued there."""
+    values = torch.tensor(numbers, dtype=torch.float64, device="cpu").to(dtype)
+    # A copy from memory that is not pinned would wait.
+    values = values.pin_memory() if device.type == "cuda" else values
+    return values.to(device, non_blocking=True)
 
 
 def _check_power_grid(op: str, num_steps: int, t_end: float, t_start: float, power: float) -> None:
