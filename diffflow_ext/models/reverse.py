@@ -33,7 +33,7 @@ from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, noise_like
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
-from diffflow_ext.processes.grids import copied_to
+from diffflow_ext.processes.grids import numbers_beside
 
 #: The treatment of the last step; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
@@ -84,7 +84,8 @@ def path_ode(
     r"""Returns the equation for lambda = 0, :math:`v = f - \tfrac12 g^2 s`."""
 
     def g(times: Sequence[float]) -> Tensor:
-        return diffusion_values(diffusion, copied_to(torch.device(device), torch.float64, times))
+        beside = numbers_beside(torch.device(device), torch.float64, times)
+        return diffusion_values(diffusion, beside)
 
     def coefficients_at(times: Sequence[float]) -> list[tuple[float, ...]]:
         return [(0.0, 1.0, -0.5 * value**2) for value in g(times).detach().tolist()]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.processes.grids import copied_to
+from diffflow_ext.processes.grids import numbers_beside
 
 from ..network import Network, call_network
 
@@ -61,7 +61,7 @@ class ProbabilityFlow:
             if self.coefficients_at is None
             else self.coefficients_at(numbers)
         )
-        tensors = copied_to(x.device, x.dtype, numbers).unbind()
+        tensors = numbers_beside(x.device, x.dtype, numbers).unbind()
         return replace(
             self,
             coefficients=dict(zip(numbers, rows, strict=True)).__getitem__,
@@ -70,7 +70,7 @@ class ProbabilityFlow:
 
     def values(self, t: float, x: Tensor) -> list[Tensor]:
         """Returns the value of each network at a time and a state."""
-        time = self.times(t) if self.times else copied_to(x.device, x.dtype, t)
+        time = self.times(t) if self.times else numbers_beside(x.device, x.dtype, t)
         names = self.names or ("net",) * len(self.nets)
         return [
             call_network("probability_flow", f"{name}(t, x)", net, time, x)
