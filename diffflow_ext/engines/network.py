@@ -37,6 +37,38 @@ def training_flags(nets: Iterable[object]) -> list[bool]:
     return [m.training for net in modules if isinstance(net, nn.Module) for m in net.modules()]
 
 
+def defines_together(net: Any, name: str, others: Sequence[str]) -> bool:
+    """Whether no subclass of the class that defines an attribute defines one of the others."""
+    for base in type(net).__mro__:
+        if name in vars(base):
+            return True
+        if any(other in vars(base) for other in others):
+            return False
+    return False
+
+
+def has_hooks(part: nn.Module) -> bool:
+    """Whether a module has hooks of its own."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, name) for name in names)
+
+
+def embeds_time(net: object) -> bool:
+    """Says whether a network is ``trunk(x, embed(t))``, and nothing else watches its calls.
+
+    Its class says so by `time_enters_by_embedding`, as that of :class:`diffflow_ext.nets.UNet`.
+    """
+    methods = ("__call__", "forward", "embed", "trunk")
+    return (
+        isinstance(net, nn.Module)
+        and defines_together(net, "time_enters_by_embedding", methods)
+        and vars(net).keys().isdisjoint(methods)
+        and not has_hooks(net)
+        and not _torch_module._has_any_global_hook()
+        and net._compiled_call_impl is None
+    )
+
+
 Edge = tuple[Any, int]
 
 

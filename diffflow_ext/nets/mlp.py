@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,8 @@ class FourierMLP(nn.Module):
         torch.Size([8, 2])
     """
 
+    #: Engines may then embed all times of a path in one call.
+    time_enters_by_embedding: ClassVar[bool] = True
     frequencies: Tensor
 
     def __init__(
@@ -152,10 +155,7 @@ class FourierMLP(nn.Module):
         Raises:
             ValueError: If `t` or `x` has another shape.
         """
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(
-                f"FourierMLP: expected x of shape (B, {self.dim}), got {tuple(x.shape)}"
-            )
+        self._check_vectors(x)
         if t.ndim != 0 and t.shape != x.shape[:1]:
             raise ValueError(
                 f"FourierMLP: expected t of shape () or ({x.shape[0]},), one time for each row "
@@ -182,17 +182,27 @@ class FourierMLP(nn.Module):
 
         Arguments:
             x: The vectors :math:`x`, with shape :math:`(B, D)`.
-            embedding: What `embed` returned, with shape :math:`(\text{width},)` or
-                :math:`(B, \text{width})`.
+            embedding: What `embed` returned, with shape :math:`(\text{width},)`,
+                :math:`(1, \text{width})` or :math:`(B, \text{width})`.
 
         Returns:
             The vectors :math:`\text{net}(t, x)`, with shape :math:`(B, D)`.
+
+        Raises:
+            ValueError: If `x` has another shape.
         """
+        self._check_vectors(x)
         sigma = ACTIVATIONS[self.activation]
         h = sigma(self.input(x) + embedding)
         for layer in self.hidden:
             h = sigma(layer(h))
         return self.output(h)
+
+    def _check_vectors(self, x: Tensor) -> None:
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"FourierMLP: expected x of shape (B, {self.dim}), got {tuple(x.shape)}"
+            )
 
     def perceptron_at(self, t: Tensor) -> Perceptron:
         r"""Returns the perceptron that the network is at times t, shape (times,)."""

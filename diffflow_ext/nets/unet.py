@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,8 @@ class UNet(nn.Module):
         torch.Size([8, 1, 28, 28])
     """
 
+    #: Engines may then embed all times of a path in one call.
+    time_enters_by_embedding: ClassVar[bool] = True
     frequencies: Tensor
 
     def __init__(
@@ -127,8 +129,29 @@ class UNet(nn.Module):
         Raises:
             ValueError: If `t` or `x` has another shape.
         """
-        self._check_shapes(t, x)
-        embedding = self.embed(t.reshape(-1), x.dtype)
+        if t.ndim != 0 and t.shape != x.shape[:1]:
+            raise ValueError(
+                f"UNet: expected t of shape () or ({x.shape[0]},), one time for each image, "
+                f"got {tuple(t.shape)}"
+            )
+        self._check_images(x)
+        return self.trunk(x, self.embed(t.reshape(-1)))
+
+    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
+        r"""Evaluates the network from a given time embedding.
+
+        Arguments:
+            x: The images, with shape :math:`(B, C, \text{size}, \text{size})`.
+            embedding: What `embed` returned, with shape :math:`(1, 4\,\text{width})` or
+                :math:`(B, 4\,\text{width})`.
+
+        Returns:
+            Images of the same shape.
+
+        Raises:
+            ValueError: If `x` has another shape.
+        """
+        self._check_images(x)
         h = self.input(x)
         skips: list[list[Tensor]] = []
         for level in self.down:
@@ -156,32 +179,27 @@ class UNet(nn.Module):
         angle = (t * self.time_scale).unsqueeze(-1) * self.frequencies.to(t.dtype)
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
-    def embed(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        r"""Returns the time embedding, an input of all blocks.
+    def embed(self, t: Tensor) -> Tensor:
+        r"""Returns the time embedding, an input of all blocks, in the dtype of the weights.
 
         Arguments:
             t: Times of any shape :math:`(*)`.
-            dtype: The dtype of the weights.
 
         Returns:
             The embeddings, with shape :math:`(*, 4\,\text{width})`.
         """
+        dtype = self.time_in.weight.dtype
         # Indices up to 1000 need more bits than 16-bit dtypes have.
         exact = t.to(torch.promote_types(dtype, torch.float32))
         features = self.sinusoids(exact).to(dtype)
         return functional.silu(self.time_out(functional.silu(self.time_in(features))))
 
-    def _check_shapes(self, t: Tensor, x: Tensor) -> None:
+    def _check_images(self, x: Tensor) -> None:
         event = (self.channels, self.size, self.size)
         if x.ndim != 4 or x.shape[1:] != event:
             raise ValueError(
                 f"UNet: expected x of shape (B, {', '.join(map(str, event))}), "
                 f"got {tuple(x.shape)}"
-            )
-        if t.ndim != 0 and t.shape != x.shape[:1]:
-            raise ValueError(
-                f"UNet: expected t of shape () or ({x.shape[0]},), one time for each image, "
-                f"got {tuple(t.shape)}"
             )
 
     def extra_repr(self) -> str:

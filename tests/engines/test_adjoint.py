@@ -233,7 +233,7 @@ def test_backward_products_run_outside_autocast() -> None:
             return net(t, x)
 
     x0, params = torch.randn(64, 2), parameters(net)
-    truth = diffflow_mean_loss(net, net, x0, GRID, params=params, key=KEY)
+    truth = diffflow_mean_loss(precise, precise, x0, GRID, params=params, key=KEY)
     with torch.autocast("cpu", torch.bfloat16):
         loss = diffflow_mean_loss(precise, precise, x0, GRID, params=params, key=KEY)
     pairs = zip(gradients(loss, params), gradients(truth, params), strict=True)

@@ -45,7 +45,8 @@ ORDER: dict[str, str] = {
     "nets": "mlp unet",
     "engines": """
         network choice problem
-        adjoint.replay adjoint.forward adjoint.backward adjoint.losses adjoint.paths chain
+        adjoint.replay adjoint.calls adjoint.forward adjoint.backward adjoint.losses adjoint.paths
+        chain
         fused.workspace fused.embedding fused.perceptrons fused.losses fused.paths_cuda fused.paths
         ode.velocity fused.ode fused.regression ode.divergence ode.solver
         paths cuda_graph

@@ -105,6 +105,19 @@ class Stream:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes torch.cuda's streams and graphs work on the CPU, as far as captured steps need."""
     recorder = RecordedCore()
+    for name, fake in _streams_and_graphs(recorder).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(Tensor, "record_stream", lambda x, one: None)
+    adam = importlib.import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda *a, **k: ["cpu"])
+    # The code takes its ways for a GPU, and the core computes on the CPU.
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda x: True), raising=False)
+    monkeypatch.setattr("diffflow_ext.engines.adjoint.replay.random_states", lambda device: ())
+    replace_everywhere(monkeypatch, device_and_stream, lambda x: (-1, 0))
+    replace_everywhere(monkeypatch, core, recorder)
+
+
+def _streams_and_graphs(recorder: RecordedCore) -> dict[str, Any]:
     current = [Stream(torch.device("cpu"))]
 
     @contextlib.contextmanager
@@ -124,19 +137,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
         one.undo()
         current[0] = before
 
-    fakes = {
+    return {
         "Stream": Stream, "stream": stream, "graph": graph, "CUDAGraph": Graph,
         "current_stream": lambda device=None: current[0], "set_stream": lambda one: None,
         "graph_pool_handle": lambda: (0, 0), "get_rng_state": lambda device: torch.zeros(1),
         "is_current_stream_capturing": lambda: recorder.capturing is not None,
     }  # fmt: skip
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(Tensor, "record_stream", lambda x, one: None)
-    adam = importlib.import_module("torch.optim.adam")
-    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda *a, **k: ["cpu"])
-    # The code takes its ways for a GPU, and the core computes on the CPU.
-    monkeypatch.setattr(Tensor, "is_cuda", property(lambda x: True), raising=False)
-    monkeypatch.setattr("diffflow_ext.engines.adjoint.replay.random_states", lambda device: ())
-    replace_everywhere(monkeypatch, device_and_stream, lambda x: (-1, 0))
-    replace_everywhere(monkeypatch, core, recorder)

@@ -21,16 +21,23 @@ from diffflow_ext.functional.residual import launch_backward_residual
 
 from ..network import Network, edges_of
 from ..problem import PathProblem, normal_cost
+from .calls import NetworkCalls
 from .forward import PathRecord, states_per_call
 
 
 @dataclass
 class Evaluation:
-    """A network's value, the leaf of its graph, and later the product J^T cotangent."""
+    """A network's value, the leaf of its graph, and later the product J^T cotangent.
+
+    `embedding`, another leaf, is that of state k and the states after it in the same call.
+    """
 
     leaf: Tensor
     value: Tensor
     product: Tensor | None = None
+    name: str = ""
+    k: int = 0
+    embedding: Tensor | None = None
 
 
 @dataclass
@@ -71,6 +78,7 @@ def backward_sweep(
     Weights have shape (B,), or are one number. States are removed from the record of the forward
     sweep when they are no longer needed.
     """
+    record.sketches.restart()
     with p.autocast.sweep(), record.tape.preserved():
         out = _BackwardSweep(p, record, weight, with_cost=with_cost).run()
         record.sketches.check()
@@ -115,8 +123,8 @@ class _BackwardSweep:
         self.out = Gradients(x0, grad_g, [None] * len(p.params))
         self.drifts: dict[int, Evaluation] = {}
         self.scores: dict[int, Evaluation] = {}
-        networks = {"drift": p.drift, "score": p.score}
-        self.searches = {name: _Search(net, p.params) for name, net in networks.items()}
+        self.searches = {name: _Search(p.net(name), p.params) for name in ("drift", "score")}
+        self.calls = NetworkCalls(p, graph=True)
 
     def run(self) -> Gradients:
         p, after = self.p, None
@@ -131,6 +139,7 @@ class _BackwardSweep:
         assert after is not None
         assert after.vjp_f is not None
         self.out.x0 = after.local + after.vjp_f
+        self.out.add(self.calls.gradients())
         for search in self.searches.values():
             search.end()
         return self.out
@@ -191,14 +200,17 @@ class _BackwardSweep:
         live = [(e, c) for e, c in new if c is not None and e.value.requires_grad]
         if live:
             values, cotangents = [e.value for e, _ in live], [c.to(e.value) for e, c in live]
-            leaves = [e.leaf for e, _ in live]
+            embedded = [e for e, _ in live if e.embedding is not None]
+            rows = [e.embedding for e in embedded]
+            inputs = [*(e.leaf for e, _ in live), *rows, *self.p.params]
             with explained_graphs("DiffFlowSDE"):
-                grads = torch.autograd.grad(
-                    values, (*leaves, *self.p.params), cotangents, allow_unused=True
-                )
-            self.out.add(grads[len(live) :])
+                found = torch.autograd.grad(values, inputs, cotangents, allow_unused=True)  # pyright: ignore
+            grads = iter(found)
             for (e, _), grad in zip(live, grads, strict=False):
                 e.product = None if grad is None else grad.contiguous()
+            for e, grad in zip(embedded, grads, strict=False):
+                self.calls.add(e.name, e.k, grad)
+            self.out.add(grads)
         for e, _ in new:
             e.product = torch.zeros_like(e.leaf) if e.product is None else e.product
 
@@ -262,11 +274,16 @@ class _BackwardSweep:
         self.record.tape.replay((name, k))
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
-            value = self.p.network(name, k, leaf, states, cached=True)
+            value, embedding = self.calls.call(name, k, leaf, states)
         self.record.sketches.compare(name, k, value)
         if self.searches[name].due():
-            check_leaves(name, value, leaf, self.p.params)
-        return Evaluation(leaf, value)
+            known = self.p.params
+            own = self.calls.embedding(name)
+            if own is not None and embedding is not None:
+                check_leaves(name, own, leaf, known)
+                known = (*known, embedding)
+            check_leaves(name, value, leaf, known)
+        return Evaluation(leaf, value, None, name, k, embedding)
 
 
 #: Networks that were searched at all states of a sweep, with the parameters that were named.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..problem import PathProblem
+from .calls import NetworkCalls
 from .replay import RandomTape, Sketches, refuse_cached_weights
 
 
@@ -45,6 +46,7 @@ def forward_sweep(
 class _ForwardSweep:
     def __init__(self, p: PathProblem, x0: Tensor, *, with_costs: bool, keep: bool) -> None:
         self.p, self.x0, self.with_costs, self.keep = p, x0, with_costs, keep
+        self.calls = NetworkCalls(p, graph=False)
         self.record = PathRecord(RandomTape(x0.device), Sketches(p, x0, active=keep))
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.total: Tensor | None = None
@@ -91,6 +93,6 @@ class _ForwardSweep:
 
     def evaluate(self, name: str, k: int, x: Tensor, states: int = 1) -> Tensor:
         self.record.tape.record((name, k))
-        value = self.p.network(name, k, x, states, cached=True)
+        value = self.calls.call(name, k, x, states).value
         self.record.sketches.keep(name, k, value)
         return value

@@ -8,6 +8,7 @@ the values.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -114,30 +115,44 @@ class Sketches:
         self._shape, self._size = x0.shape, x0.numel()
         capturing = x0.is_cuda and torch.cuda.is_current_stream_capturing()
         self._active = active and self._size > 0 and not capturing
-        self._first: dict[tuple[str, int], Tensor] = {}
-        self._again: list[tuple[str, int, Tensor]] = []
+        #: By sweep and name, of all states: small tensors kept between large ones would leave
+        #: holes in memory.
+        self._memory: dict[tuple[str, str], Tensor] = {}
+        self._rows: Counter[tuple[str, str]] = Counter()
+        self._first: dict[tuple[str, int], slice] = {}
+        self._again: list[tuple[str, int, slice]] = []
 
     def keep(self, name: str, k: int, value: Tensor) -> None:
         """Stores the sketch of a first evaluation at state k, or at several states from k on."""
         if self._active:
-            self._first[name, k] = self._sketch(value)
+            self._first[name, k] = self._sketch("first", name, value)
+
+    def restart(self) -> None:
+        """Forgets repeated evaluations, at the start of each backward sweep."""
+        self._again = []
+        self._rows = Counter({key: n for key, n in self._rows.items() if key[0] == "first"})
 
     def compare(self, name: str, k: int, value: Tensor) -> None:
         """Stores the sketch of a repeated evaluation."""
         if (name, k) in self._first:
-            self._again.append((name, k, self._sketch(value)))
+            self._again.append((name, k, self._sketch("again", name, value)))
 
-    def _sketch(self, value: Tensor) -> Tensor:
-        """Returns one sketch below the other for each state."""
+    def _sketch(self, sweep: str, name: str, value: Tensor) -> slice:
+        """Stores a sketch of each state in a value, and returns where they are."""
         signs, shape = self._signs
-        if value.dtype != signs.dtype:
-            signs = signs.to(value.dtype)
-        if value.shape == shape:
-            return torch.mm(signs, value)
         if value.shape == self._shape[:1]:  # of a prior: one number for each sample
             value = value.repeat_interleave(self._size // len(value))
-        parts = value.reshape(-1, *shape).unbind()
-        return torch.cat([torch.mm(signs, part) for part in parts])
+        if (sweep, name) not in self._memory:
+            # The backward sweep evaluates a drift twice at states that were not stored.
+            size = (2 * self.p.num_steps + 1, len(signs), shape[1])
+            self._memory[sweep, name] = value.new_empty(size)
+        memory = self._memory[sweep, name]
+        signs, parts = signs.to(memory.dtype), value.to(memory.dtype).reshape(-1, *shape).unbind()
+        start = self._rows[sweep, name]
+        for i, part in enumerate(parts, start):
+            torch.mm(signs, part, out=memory[i])
+        self._rows[sweep, name] += len(parts)
+        return slice(start, start + len(parts))
 
     @cached_property
     def _signs(self) -> tuple[Tensor, tuple[int, int]]:
@@ -159,20 +174,22 @@ class Sketches:
         all rows, and sqrt(eps) lies between them (in bfloat16 for B < 100). Values that are not
         finite differ from nothing: others report them.
         """
-        again, self._again = self._again, []
+        again = self._again
         if not again:
             return
-        old = torch.cat([self._first[name, k] for name, k, _ in again])
-        new = torch.cat([sketch for *_, sketch in again])
+        numbers = self._signs[0].shape[0] * self._signs[1][1]
+        old = torch.cat(
+            [self._memory["first", name][self._first[name, k]] for name, k, _ in again]
+        )
+        new = torch.cat([self._memory["again", name][rows] for name, _, rows in again])
         if torch.equal(old, new):
             return
-        numbers = self._signs[0].shape[0] * old.shape[1]
+        dtypes = {m.dtype for m in self._memory.values()} | {p.dtype for p in self.p.params}
         old, new = (sketches.to(**self._like).view(-1, numbers) for sketches in (old, new))
         change, size = (new - old).norm(dim=1), torch.maximum(old.norm(dim=1), new.norm(dim=1))
-        dtypes = {s.dtype for *_, s in again} | {p.dtype for p in self.p.params}
         wrong = change > coarsest_eps(dtypes, self.p.autocast, old.device) ** 0.5 * size
         if wrong.any():
-            states = [(name, k + j) for name, k, s in again for j in range(s.numel() // numbers)]
+            states = [(n, k + j) for n, k, rows in again for j in range(rows.stop - rows.start)]
             i = int(wrong.nonzero()[0])
             raise _not_repeated(*states[i], float(change[i] / size[i]))
 

@@ -10,13 +10,13 @@ embeddings of Fourier features, if the class of ``embed`` has ``time_embedding()
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 
+from ..network import defines_together, has_hooks
 from .embedding import embedding_or_none
 from .workspace import ACTIVATIONS, MAX_DEPTH, MAX_WIDTH, Parts, data_obstacle
 
@@ -42,7 +42,7 @@ def parts_or_reason(net: Any, times: Tensor, x: Tensor, device: str = "cpu") -> 
 
 
 def _perceptron(net: Any, times: Tensor) -> Any:
-    if _defines_together(net, "time_embedding", _EMBEDDING_METHODS):
+    if defines_together(net, "time_embedding", _EMBEDDING_METHODS):
         embedding = embedding_or_none(net.time_embedding(), times)
         if embedding is not None:
             return net.perceptron_with(embedding)
@@ -65,7 +65,7 @@ def _part_obstacle(part: nn.Module, whole: bool) -> str:
         return f"it has a part of type {named}"
     if any(name in vars(part) for name in (*_METHODS, *_EMBEDDING_METHODS)):
         return f"a method of its {named} was replaced"
-    if _hooks(part):
+    if has_hooks(part):
         return f"it has hooks on its {named}, which would not be called"
     return ""
 
@@ -85,22 +85,7 @@ def _patched_class(net: nn.Module) -> str:
 
 def _is_perceptron(net: Any) -> bool:
     """Whether perceptron_at is defined, and no subclass of its class changes the evaluation."""
-    return isinstance(net, nn.Module) and _defines_together(net, "perceptron_at", _METHODS)
-
-
-def _defines_together(net: Any, name: str, others: Sequence[str]) -> bool:
-    """Whether no subclass of the class that defines a method defines one of the others."""
-    for base in type(net).__mro__:
-        if name in vars(base):
-            return True
-        if any(other in vars(base) for other in others):
-            return False
-    return False
-
-
-def _hooks(part: nn.Module) -> bool:
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(part, name) for name in names)
+    return isinstance(net, nn.Module) and defines_together(net, "perceptron_at", _METHODS)
 
 
 def _tensor_obstacle(parts: Parts, times: int, x: Tensor) -> str:

@@ -1,0 +1,81 @@
+"""Calls of the networks in one sweep over a path, and what all of them share.
+
+Weights are converted once under autocast. Time embeddings do not depend on the states, so a
+network that has them (:func:`diffflow_ext.engines.network.embeds_time`) embeds all times of the
+path at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..network import embeds_time
+from ..problem import PathProblem
+
+
+class Value(NamedTuple):
+    """A network's value, and the leaf of its time embeddings if they need a gradient."""
+
+    value: Tensor
+    embedding: Tensor | None
+
+
+class NetworkCalls:
+    """Calls of drift and score; `graph` says whether they need gradients."""
+
+    def __init__(self, p: PathProblem, *, graph: bool) -> None:
+        self.p, self.graph = p, graph
+        self.embeddings: dict[str, Tensor | None] = {}
+        self.grads: dict[str, Tensor] = {}
+
+    def embedding(self, name: str) -> Tensor | None:
+        """Returns a network's embedding of all times, None if it has none."""
+        if name not in self.embeddings:
+            self.embeddings[name], net = None, self.p.net(name)
+            # An error is explained where the whole network is called.
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):
+                if embeds_time(net):
+                    with torch.set_grad_enabled(self.graph), self.p.autocast.again(cached=True):
+                        self.embeddings[name] = net.embed(self.p.times)  # pyright: ignore
+        return self.embeddings[name]
+
+    def call(self, name: str, k: int, x: Tensor, states: int = 1) -> Value:
+        """Evaluates "drift" or "score"; for the arguments see :meth:`PathProblem.network`."""
+        own, net = self.embedding(name), self.p.net(name)
+        if own is None:
+            return Value(self.p.network(name, k, x, states, cached=True), None)
+        # A leaf, so that its gradient is that of this evaluation alone.
+        leaf = own.detach()[k : k + states].requires_grad_(self.graph and own.requires_grad)
+        rows = leaf if states == 1 else leaf.repeat_interleave(len(x) // states, 0)
+        value = self.p.network(
+            name,
+            k,
+            x,
+            states,
+            cached=True,
+            net=lambda t, x: net.trunk(x, rows),  # pyright: ignore
+        )
+        return Value(value, leaf if leaf.requires_grad else None)
+
+    def add(self, name: str, k: int, grad: Tensor | None) -> None:
+        """Takes the gradient of the embedding of a call."""
+        own = self.embedding(name)
+        if grad is None or own is None:
+            return
+        # Small tensors kept between large ones would leave holes in memory.
+        if name not in self.grads:
+            self.grads[name] = torch.zeros_like(own)
+        self.grads[name][k : k + len(grad)] = grad
+
+    def gradients(self) -> list[Tensor | None]:
+        """Returns the gradients of the problem's parameters through all embeddings."""
+        params = self.p.params
+        values = [own for name in self.grads if (own := self.embedding(name)) is not None]
+        if not values or not params:
+            return [None] * len(params)
+        cotangents = list(self.grads.values())
+        return list(torch.autograd.grad(values, params, cotangents, allow_unused=True))
