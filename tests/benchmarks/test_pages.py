@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
-from benchmarks.common.reports import RESULTS
+from benchmarks.common.files import RESULTS
 from benchmarks.pages import pictures, speed, tables, write
 
 Reports = dict[str, dict[str, Any]]
