@@ -22,7 +22,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,27 +80,36 @@ SECTIONS = (
 
 @dataclass
 class Check:
-    """One run: where it works, and when it must end."""
+    """One run: its report, where it is kept, and when all must end."""
 
-    device: str
-    work: Path
+    report: dict[str, Any]
+    target: Path
     log: Path
-    deadline: float
-    changed: Callable[[], None]
+    work: Path
+    start: float
 
-    def run(self, sections: Sequence[Section], entries: list[Entry]) -> None:
+    def run(self, sections: Sequence[Section]) -> None:
         """Runs the sections and fills in their entries; all need the first one, the build."""
+        entries: list[Entry] = self.report["sections"]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.write_bytes(b"")
+        self.write()
         for section, entry in zip(sections, entries, strict=True):
-            left = self.deadline - time.monotonic()
+            left = self.start + self.report["budget_seconds"] - time.monotonic()
             if entries[0]["status"] != "passed" and entry is not entries[0]:
-                entry["why"] = f"{entries[0]['name']} has {entries[0]['status']}"
+                entry["why"] = f"{entries[0]['name']}: {entries[0]['status']}"
             elif left < LEAST:
                 entry["why"] = f"no time: {max(0, left):.0f} s were left"
             else:
                 self._run(section, entry, min(section.limit, left))
-            self.changed()
-            why = entry.get("why", "")
-            print(f"check: {section.name}: {entry['status']} {why}".rstrip(), file=sys.stderr)
+            self.write()
+            words = f"check: {section.name}: {entry['status']} {entry.get('why', '')}"
+            print(words.rstrip(), file=sys.stderr)
+
+    def write(self) -> None:
+        """Writes the report as it is now."""
+        self.report["seconds"] = round(time.monotonic() - self.start, 1)
+        write_json(self.target, self.report)
 
     def _run(self, section: Section, entry: Entry, limit: float) -> None:
         """Runs one section, at most for its limit."""
@@ -125,8 +134,8 @@ class Check:
             entry["log"] = text[-TAIL:]
 
     def _start(self, section: Section, rows: Path, log: Any) -> subprocess.Popen[bytes]:
-        words = (section.call, self.device, str(rows), *section.arguments)
-        python = (str(site_of(self.device)), str(ROOT), os.environ.get("PYTHONPATH", ""))
+        words = (section.call, self.report["device"], str(rows), *section.arguments)
+        python = (str(site_of(self.report["device"])), str(ROOT), os.environ.get("PYTHONPATH", ""))
         paths = (os.environ.get("PATH", ""), *TOOLS, sysconfig.get_path("scripts"))
         env = {"PYTHONPATH": os.pathsep.join(filter(None, python)), "PATH": os.pathsep.join(paths)}
         return subprocess.Popen(
@@ -146,7 +155,7 @@ class Check:
             found, _ = read_rows(rows)
             if len(found) != len(entry["rows"]):
                 entry["rows"] = found
-                self.changed()
+                self.write()
         return None
 
 
@@ -163,8 +172,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], bool]:
     """Returns the rows of a file, and whether it holds nothing else."""
-    rows, whole = [], True
-    for line in path.read_text(errors="replace").splitlines():
+    rows, whole = [], path.exists()
+    for line in path.read_text(errors="replace").splitlines() if whole else ():
         try:
             row = json.loads(line, parse_constant=str)  # JSON has no NaN.
         except (ValueError, RecursionError):
@@ -187,8 +196,8 @@ def verdict(
     if rows and not (code or failed) and states.count("skipped") == len(rows):
         return {"status": "not run", "why": str(rows[0].get("why", ""))}
     why = ""
-    if code < 0:
-        why = f"ended by {signal.Signals(-code).name}"
+    if code:
+        why = f"ended by {signal.Signals(-code).name}" if code < 0 else ""
     elif not whole:
         why = "left a line that is no row"
     elif failed:
@@ -220,6 +229,22 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def blank(args: argparse.Namespace, name: str, sections: Sequence[Section]) -> dict[str, Any]:
+    """Returns the report of a check in which nothing has run."""
+    now = time.gmtime()
+    missing = {"status": "not run", "why": "the check has ended before it"}
+    return {
+        "name": f"gpu-check-{name.lower().replace(' ', '-')}-{time.strftime('%Y-%m-%d', now)}",
+        "device": "cpu" if args.dry_run_on_cpu else "cuda",
+        "card": name,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
+        "commit": args.commit,
+        "budget_seconds": args.seconds,
+        "seconds": 0.0,
+        "sections": [{"name": section.name, **missing, "rows": []} for section in sections],
+    }
+
+
 def main(words: Sequence[str] | None = None, sections: Sequence[Section] = SECTIONS) -> int:
     """Runs all sections for which there is time; returns the exit code."""
     start, args = time.monotonic(), arguments(words)
@@ -227,36 +252,18 @@ def main(words: Sequence[str] | None = None, sections: Sequence[Section] = SECTI
     if found is None:
         print("check: needs a CUDA device, and neither nvidia-smi nor torch finds one")
         return 2
-    # So that the section that runs is ended and what it has found is written.
+    # So that the section that runs is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    when = time.gmtime()
-    name = f"gpu-check-{found[0].lower().replace(' ', '-')}-{time.strftime('%Y-%m-%d', when)}"
-    entries: list[Entry] = [
-        {"name": s.name, "status": "not run", "why": "the check has ended before it", "rows": []}
-        for s in sections
-    ]
-    report = {
-        "name": name, "device": "cpu" if args.dry_run_on_cpu else "cuda", "card": found[0],
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", when), "commit": args.commit,
-        "budget_seconds": args.seconds, "seconds": 0.0, "sections": entries,
-    }  # fmt: skip
-    target = args.out / f"{name}.json"
+    report = blank(args, found[0], sections)
+    target = args.out / f"{report['name']}.json"
     # The folder of the pages' reports is for reports alone.
-    log = (WORK / "results" if args.out == RESULTS else args.out) / f"{name}.log"
-
-    def write() -> None:
-        report["seconds"] = round(time.monotonic() - start, 1)
-        write_json(target, report)
-
-    write()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_bytes(b"")
+    log = (WORK / "results" if args.out == RESULTS else args.out) / f"{report['name']}.log"
     with tempfile.TemporaryDirectory() as work:
-        check = Check(report["device"], Path(work), log, start + args.seconds, write)
-        check.run(sections, entries)
+        Check(report, target, log, Path(work), start).run(sections)
     print(gpu_report(report))
     print(f"report: {target}; log: {log}")
-    return 1 if {e["status"] for e in entries} - {"passed", "not run"} else 0
+    states = {section["status"] for section in report["sections"]}
+    return 1 if states - {"passed", "not run"} else 0
 
 
 if __name__ == "__main__":

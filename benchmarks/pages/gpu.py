@@ -56,7 +56,7 @@ def _commit(report: Report) -> str:
 
 def _tests(rows: Sequence[Report]) -> str:
     """How many of a section's tests have passed, failed and were skipped."""
-    states = Counter(row["status"] for row in rows if "test" in row)
+    states = Counter(str(row.get("status")) for row in rows if "test" in row)
     return ", ".join(f"{number} {status}" for status, number in states.items()) or NONE
 
 
@@ -72,7 +72,7 @@ def _measurements(name: str, rows: Sequence[Report]) -> str:
 
 
 def _failures(rows: Sequence[Report]) -> str:
-    failed = [row for row in rows if "test" in row and row["status"] == "failed"]
+    failed = [row for row in rows if "test" in row and row.get("status") == "failed"]
     lines = (f"- {cell(row['test'])} failed: {cell(row.get('why'))}\n" for row in failed)
     return "".join(["\n"] * bool(failed) + list(lines))
 
