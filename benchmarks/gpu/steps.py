@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -188,7 +187,8 @@ def launch(device: str, problem: Problem, name: Rounding, phase: str) -> Callabl
     fused = fused_or_reason(path_problem, x0, by_name=True)
     if not isinstance(fused, FusedPaths):
         raise ValueError(str(fused))
-    run = replace(fused.on_gpu(path_problem.g, fused.tensors), rounding=name)
+    fused.rounding = name
+    run = fused.on_gpu(path_problem.g, fused.tensors)
     with torch.autocast(device, enabled=False):
         part = paths_cuda.Part(run, x0, 0, keep=True)
         part.gradients(torch.full((len(x0),), 1 / len(x0), device=device))

