@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, get_args
@@ -266,10 +267,13 @@ def captured(model: nn.Module, loss: Loss, problem: Problem, device: str) -> Cal
     """The same as one graph; on the CPU without."""
     adam, x0, grid = torch.optim.Adam(model.parameters()), data(problem, device), problem.grid()
     whole = CapturedStep(loss, model, adam, NoiseKey(0), clip=1.0, warm_up=2)
-    for _ in range(3):
-        whole.step(x0, grid)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            whole.step(x0, grid)
     if device != "cpu" and whole.num_captures != 1:
-        raise RuntimeError(f"expected one capture, got {whole.num_captures}")
+        why = " ".join(str(one.message) for one in caught)
+        raise RuntimeError(f"expected one capture, got {whole.num_captures}: {why}")
     return lambda: whole.step(x0, grid)
 
 

@@ -8,6 +8,7 @@ increments), the learning rates and the decay of averaged weights.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from diffflow_ext.functional.checks import checked_count, checked_finite, checked_steps
+from diffflow_ext.functional.core import copied_to
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.processes.grids import TimeGrid
 
@@ -69,8 +71,7 @@ class GridBuffer(TimeGrid):
         object.__setattr__(self, "times", grid.times)
         padded = torch.tensor([*lengths, 1.0], dtype=torch.float64)
         rows = torch.stack([grid.times, padded]).to(self.memory.dtype)
-        # Copies from pinned memory are asynchronous; torch keeps the block until they are done.
-        self.memory.copy_(rows.pin_memory() if self.memory.is_cuda else rows, non_blocking=True)
+        self.memory.copy_(copied_to(rows, self.memory.device))
 
     def times_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Returns a copy of the times, made on the device."""
@@ -106,9 +107,9 @@ class CapturedStep:
     the device: check that the result is finite before you save anything. On the CPU the same code
     runs without a graph.
 
-    The loss must depend only on its arguments: its noise comes from the key, not from torch's
-    generators (networks with dropout are refused on a GPU), and it has no `.item()` and no `if` on
-    a tensor's value.
+    A graph needs a loss that depends only on its arguments: its noise comes from the key, not from
+    torch's generators (dropout), and it has no `.item()` and no `if` on a tensor's value. Where
+    that is not so, a warning says why, and this and all later steps run without a graph.
 
     Arguments:
         loss: Maps data, grid and key to a loss of shape (), such as
@@ -193,9 +194,6 @@ class CapturedStep:
             stream: The stream of the noise. Default: the one after the last step's.
             decay: The decay of the averaged weights.
 
-        Raises:
-            RuntimeError: If the loss draws from torch's generators on a GPU, or cannot be
-                captured.
         """
         self._set_stream(self.stream if stream is None else stream)
         self.share.fill_(1.0 if self.averaged == 0 else 1 - decay)
@@ -253,7 +251,8 @@ class CapturedStep:
                 self._runs[name] += 1
                 return self._eager(slot)
             self._capture(slot)
-        assert slot.graph is not None
+        if slot.graph is None:
+            return self._run(x0, grid)
         assert slot.values is not None
         slot.graph.replay()
         return slot.values.clone()
@@ -268,12 +267,15 @@ class CapturedStep:
         current.wait_stream(self._side)
         values.record_stream(current)
         if any(not torch.equal(a, b) for a, b in zip(before, self._generators(), strict=True)):
-            raise RuntimeError(
-                "CapturedStep: the loss draws from torch's generators (dropout, torch.randn, a "
-                "missing key), and a replayed graph would not draw what its gradient needs; make "
-                "its noise from the key, or train without a graph"
+            self._give_up(
+                "the loss draws from torch's generators (dropout, torch.randn, a missing key), "
+                "and a replay would not draw what its gradient needs; make its noise from the key"
             )
         return values
+
+    def _give_up(self, reason: str) -> None:
+        warnings.warn(f"CapturedStep: goes on without a CUDA graph: {reason}", stacklevel=2)
+        self.uses_graphs = False
 
     def _generators(self) -> tuple[Tensor, Tensor]:
         return torch.get_rng_state(), torch.cuda.get_rng_state(self.device)
@@ -288,11 +290,11 @@ class CapturedStep:
                 slot.values = self._run(slot.x0, slot.grid)
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # torch does not if the end of the capture failed.
-            raise RuntimeError(
-                f"CapturedStep: the step cannot be captured in a CUDA graph: {error}; look for "
-                ".item(), copies from the host and sizes that depend on values, or train without "
-                "a graph"
-            ) from error
+            self._give_up(
+                f"the step cannot be captured: {error}; look for .item(), copies from the host "
+                "and sizes that depend on values"
+            )
+            return
         slot.graph = graph
         self.num_captures += 1
 

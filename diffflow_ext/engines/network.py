@@ -214,16 +214,33 @@ class Autocast:
         return cls(device_type, enabled, torch.get_autocast_dtype(device_type))
 
     @contextmanager
-    def again(self) -> Iterator[None]:
-        """Enters the mode, without autocast's cache of converted weights.
+    def again(self, *, cached: bool = False) -> Iterator[None]:
+        """Enters the mode.
 
-        Weights converted while gradients were off would be constants when gradients are on.
+        With `cached`, inside of :meth:`sweep`, weights that were converted before are used again.
+        All calls must then have gradients on, or all off: weights converted while they were off
+        would be constants.
         """
         if not self.enabled and not torch.is_autocast_enabled(self.device_type):
             yield
             return
-        with torch.autocast(self.device_type, self.dtype, self.enabled, cache_enabled=False):
+        with torch.autocast(self.device_type, self.dtype, self.enabled, cache_enabled=cached):
             yield
+
+    @contextmanager
+    def sweep(self) -> Iterator[None]:
+        """Switches autocast off between calls, which share converted weights of their own."""
+        if not self.enabled:
+            with self.off():
+                yield
+            return
+        torch.clear_autocast_cache()
+        try:
+            # torch empties its cache at the end of the outermost mode.
+            with torch.autocast(self.device_type, enabled=False):
+                yield
+        finally:
+            torch.clear_autocast_cache()
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -99,16 +99,19 @@ class PathProblem:
         """Adds 1/2 |r_k|^2 to a per-sample total."""
         return launch_residual_cost(x_prev, x, f, s, self.steps[k - 1], self.g_values[k], total)
 
-    def network(self, name: str, k: int, x: Tensor, states: int = 1) -> Tensor:
+    def network(
+        self, name: str, k: int, x: Tensor, states: int = 1, *, cached: bool = False
+    ) -> Tensor:
         """Evaluates "drift" or "score" at state k, or at several states from k on in one call.
 
-        x holds the states one after the other, shape (states * B, *event).
+        x holds the states one after the other, shape (states * B, *event). For `cached` see
+        :meth:`Autocast.again`.
         """
         net = self.drift if name == "drift" else self.score
         t = self.times[k]
         if states > 1:
             t = self.times[k : k + states].repeat_interleave(x.shape[0] // states)
-        with self.autocast.again():
+        with self.autocast.again(cached=cached):
             return call_network("DiffFlowSDE", f"{name}(t, x)", net, t, x)
 
     def prior_cost(self, x_last: Tensor) -> Tensor:

@@ -356,7 +356,10 @@ def checked_shape(op: str, name: str, value: object) -> tuple[int, ...]:
     refuse_transforms(op)
     if not isinstance(value, Sequence) or not value:
         raise TypeError(f"{op}: expected {name} to be a shape (B, *event), got {in_words(value)}")
-    shape = tuple(checked_count(op, f"{name}[{i}]", n, 0, 2**63) for i, n in enumerate(value))
+    if all([type(n) is int and 0 <= n < 2**63 for n in value]):
+        shape = tuple(value)
+    else:
+        shape = tuple(checked_count(op, f"{name}[{i}]", n, 0, 2**63) for i, n in enumerate(value))
     if not torch.compiler.is_compiling() and math.prod(shape[1:]) > _MAX_ELEMENTS:
         raise ValueError(f"{op}: expected at most 2^34 elements a sample, got {name}={shape}")
     return shape

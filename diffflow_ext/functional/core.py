@@ -127,6 +127,16 @@ def device_and_stream(x: Tensor) -> tuple[int, int]:
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
 
 
+def copied_to(x: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor on a device; a copy from the host does not wait for queued work there.
+
+    One from memory that is not pinned would.
+    """
+    if x.device.type == "cpu" and device.type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
 def address(x: Tensor | None) -> int:
     """Returns the address of a tensor, 0 for an absent one."""
     return 0 if x is None else x.data_ptr()

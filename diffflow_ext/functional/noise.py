@@ -314,6 +314,14 @@ def normal(
     return out if dtype is compute else out.to(dtype)
 
 
+def noise_like(x: Tensor, key: Key, purpose: int, step: int, sample_offset: int) -> Tensor:
+    """Returns the noise of a step in the shape, dtype and device of a state."""
+    if is_traced():
+        return _normal.traced(x.shape, key, purpose, step, sample_offset, x.dtype, x.device)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return launch_normal(out, key, purpose, step, sample_offset)
+
+
 #: Random times of samples are draws of purpose "grid"; TimeGrid.stratified uses its step 0.
 _TIMES_STEP = 1
 
@@ -341,9 +349,7 @@ def uniforms(count: int, key: NoiseKey) -> Tensor:
 
 def signs(like: Tensor, key: Key, step: int, sample_offset: int) -> Tensor:
     """Returns random signs, the probes of least variance among those with independent entries."""
-    normals = launch_normal(
-        torch.empty_like(like), key, PURPOSES["hutchinson"], step, sample_offset
-    )
+    normals = noise_like(like, key, PURPOSES["hutchinson"], step, sample_offset)
     return torch.where(normals < 0, -1.0, 1.0).to(like.dtype)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from .checks import are_usual_states, checked_coefficient, checked_state
 from .core import Scalar, core, target
@@ -16,20 +13,19 @@ from .noise import (
     checked_key,
     checked_sample_offset,
     checked_step,
+    noise_like,
     noise_source,
     traceable_key,
 )
-from .operator import Operator, call, first_order, like, save, saved
-from .sums import row_dot
-from .tensors import are_usual, checked_tensor, hides_values, is_traced, refuse_tangent
+from .operator import Operator, like
+from .tensors import are_usual, checked_tensor, hides_values, refuse_tangent
 
 
 def launch_perturb(
     x0: Tensor, alpha_t: Tensor, sigma_t: Tensor, key: Key, step: int, sample_offset: int
 ) -> tuple[Tensor, Tensor]:
     """Returns alpha_t x0 + sigma_t eps, and eps. The scalars have shape (1,) or (B,)."""
-    x0 = x0.contiguous()
-    alpha_t, sigma_t = alpha_t.to(x0.dtype).contiguous(), sigma_t.to(x0.dtype).contiguous()
+    x0, alpha_t, sigma_t = x0.contiguous(), alpha_t.contiguous(), sigma_t.contiguous()
     x_t, eps = torch.empty_like(x0), torch.empty_like(x0)
     core.perturb(
         target(x0),
@@ -52,40 +48,16 @@ _perturb = Operator(
 )
 
 
-class _Perturb(Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x0: Tensor,
-        alpha_t: Tensor,
-        sigma_t: Tensor,
-        key: Key,
-        step: int,
-        sample_offset: int,
-    ) -> tuple[Tensor, Tensor]:
-        x_t, eps = _perturb(x0, alpha_t, sigma_t, key, step, sample_offset)
-        save(ctx, x0=x0, alpha_t=alpha_t, sigma_t=sigma_t, eps=eps)
-        ctx.mark_non_differentiable(eps)
-        return x_t, eps
+def _differentiable(
+    x0: Tensor, alpha_t: Tensor, sigma_t: Tensor, key: Key, step: int, sample_offset: int
+) -> tuple[Tensor, Tensor]:
+    """Returns the values of `launch_perturb` by operations of torch, which know their gradients.
 
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        values = saved(ctx)
-        rows = (-1,) + (1,) * (grad.dim() - 1)
-        need_x, need_alpha, need_sigma, *_rest = ctx.needs_input_grad
-        grad_x = grad * values["alpha_t"].to(grad.dtype).reshape(rows) if need_x else None
-        grad_alpha = (
-            _like_scalars(row_dot(grad, values["x0"]), values["alpha_t"]) if need_alpha else None
-        )
-        grad_sigma = (
-            _like_scalars(row_dot(grad, values["eps"]), values["sigma_t"]) if need_sigma else None
-        )
-        return grad_x, grad_alpha, grad_sigma, None, None, None
-
-
-def _like_scalars(per_sample: Tensor, scalar: Tensor) -> Tensor:
-    return (per_sample.sum().reshape(1) if scalar.numel() == 1 else per_sample).to(scalar.dtype)
+    These are two products and a sum: an autograd function in Python would cost more.
+    """
+    eps = noise_like(x0, key, PURPOSES["dsm"], step, sample_offset)
+    rows = (-1,) + (1,) * (x0.dim() - 1)
+    return alpha_t.view(rows) * x0 + sigma_t.view(rows) * eps, eps
 
 
 def perturb(
@@ -125,12 +97,12 @@ def perturb(
         raise ValueError(f"{op}: expected sigma_t >= 0, got {_smallest(sigma)}")
     if alpha.numel() != sigma.numel():
         alpha, sigma = alpha.expand(x0.shape[0]), sigma.expand(x0.shape[0])
-    key = checked_key(op, key, x0.device)
-    if is_traced():
-        key = traceable_key(key, x0.device)
+    key = traceable_key(checked_key(op, key, x0.device), x0.device)
     step = checked_step(op, step)
     sample_offset = checked_sample_offset(op, sample_offset, x0.shape[0])
-    return call(_Perturb, _perturb, x0, alpha, sigma, key, step, sample_offset)
+    needs_graph = x0.requires_grad or alpha.requires_grad or sigma.requires_grad
+    compute = _differentiable if needs_graph and torch.is_grad_enabled() else _perturb
+    return compute(x0, alpha, sigma, key, step, sample_offset)
 
 
 def _smallest(values: Tensor) -> float:
@@ -161,4 +133,4 @@ def _sample_scalar(op: str, name: str, value: Scalar, x: Tensor) -> Tensor:
         raise ValueError(
             f"{op}: expected {name} of shape () or ({x.shape[0]},), got {tuple(value.shape)}"
         )
-    return value.reshape(-1)
+    return value.reshape(-1).to(x.dtype)

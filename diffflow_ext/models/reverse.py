@@ -30,9 +30,10 @@ from diffflow_ext.engines.problem import PathProblem
 from diffflow_ext.functional.affine import launch_affine_step
 from diffflow_ext.functional.checks import check_choice, checked_count, checked_finite
 from diffflow_ext.functional.memory import require_memory
-from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, launch_normal
+from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, noise_like
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
+from diffflow_ext.processes.grids import numbers_beside
 
 #: The treatment of the last step; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
@@ -82,17 +83,21 @@ def path_ode(
 ) -> ProbabilityFlow:
     r"""Returns the equation for lambda = 0, :math:`v = f - \tfrac12 g^2 s`."""
 
-    def g(t: float) -> Tensor:
-        times = torch.tensor([t], dtype=torch.float64, device=device)
-        return diffusion_values(diffusion, times)
+    def g(times: Sequence[float]) -> Tensor:
+        beside = numbers_beside(torch.device(device), torch.float64, times)
+        return diffusion_values(diffusion, beside)
+
+    def coefficients_at(times: Sequence[float]) -> list[tuple[float, ...]]:
+        return [(0.0, 1.0, -0.5 * value**2) for value in g(times).detach().tolist()]
 
     own = diffusion.parameters() if isinstance(diffusion, nn.Module) else ()
     return ProbabilityFlow(
         (drift, score),
-        lambda t: (0.0, 1.0, -0.5 * float(g(t).detach()) ** 2),
+        lambda t: coefficients_at([t])[0],
         names=("drift", "score"),
         params=(*params, *own),
-        learned=lambda t: (0.0, 1.0, -0.5 * g(t).reshape(()).square()),
+        learned=lambda t: (0.0, 1.0, -0.5 * g([t]).reshape(()).square()),
+        coefficients_at=coefficients_at,
     )
 
 
@@ -180,8 +185,7 @@ def _correct(p: PathProblem, x: Tensor, i: int, sampler: ReverseSampler) -> Tens
 def _prior_sample(p: PathProblem, like: Tensor) -> Tensor:
     """Returns draws of the prior in the shape of a state."""
     if p.prior is None:
-        out = torch.empty_like(like)
-        return launch_normal(out, p.key, PURPOSES["prior"], 0, p.sample_offset)
+        return noise_like(like, p.key, PURPOSES["prior"], 0, p.sample_offset)
     return p.prior.sample(
         tuple(like.shape), p.key, sample_offset=p.sample_offset, dtype=like.dtype,
         device=like.device,

@@ -20,6 +20,7 @@ from diffflow_ext.functional.checks import (
     checked_real,
     in_words,
 )
+from diffflow_ext.functional.core import copied_to
 from diffflow_ext.functional.noise import MAX_STEP, NoiseKey, checked_key, uniforms
 from diffflow_ext.functional.tensors import checked_tensor
 
@@ -231,7 +232,14 @@ def _cached(device: torch.device, dtype: torch.dtype, numbers: tuple[float, ...]
             "they come from the host; call the loss once with this grid before the capture, or "
             "use diffflow_ext.engines.GridBuffer"
         )
-    return torch.tensor(numbers, dtype=torch.float64).to(device, dtype)
+    return numbers_beside(device, dtype, numbers)
+
+
+def numbers_beside(
+    device: torch.device, dtype: torch.dtype, numbers: float | Sequence[float]
+) -> Tensor:
+    """Returns numbers as a new tensor on a device."""
+    return copied_to(torch.tensor(numbers, dtype=torch.float64, device="cpu").to(dtype), device)
 
 
 def _check_power_grid(op: str, num_steps: int, t_end: float, t_start: float, power: float) -> None:

@@ -341,9 +341,9 @@ def test_a_dry_run_of_a_run_that_is_there(
 def test_a_graph_without_a_gpu_is_told(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", str(data), "--out", str(tmp_path / "r"), *FAST, "--cuda-graph", "--dry-run"]
-    assert main(words) == 0
-    assert "cuda_graph=True has no effect on a CPU; leave it out" in capsys.readouterr().err
+    words = [str(data), "--out", str(tmp_path / "r"), *FAST, "--cuda-graph=on", "--dry-run"]
+    assert main(["train", *words]) == 0
+    assert "cuda_graph='on' has no effect on a CPU; leave it out" in capsys.readouterr().err
 
 
 def test_many_columns_are_counted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import device_graphs
 import pytest
 import torch
 from graph_steps import CPU, KEY, Emulated, batch, grid_of, model
@@ -13,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffflow_ext import DiffFlowSDE, TimeGrid
 from diffflow_ext.engines import CapturedStep, GridBuffer
+from diffflow_ext.engines.cuda_graph import _make_capturable
 from diffflow_ext.engines.fused import paths_cuda
 from diffflow_ext.engines.problem import PathModel, build_problem
 
@@ -198,3 +201,86 @@ def test_refusals_of_a_grid_in_memory() -> None:
         GridBuffer(TimeGrid.from_times([0.0, 1e-42, 1.0]), CPU)
     with pytest.raises(ValueError, match=r"states of torch.float32 on cpu, got torch.float64"):
         model().double().mean_loss(batch(0).double(), buffer, KEY)
+
+
+# --- graphs that are stood in for ----------------------------------------------------------------
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    device_graphs.stand_in(monkeypatch)
+
+
+class OnCpu(CapturedStep):
+    """Captures on the CPU."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.uses_graphs, self._side, self._pool = True, torch.cuda.Stream(CPU), (0, 0)
+        _make_capturable(self.optimizer, CPU)
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_literal_replay_takes_the_steps_of_a_plain_loop(every: int) -> None:
+    """New data, times, learning rates, decay and noise in each step, and two numbers of steps."""
+
+    def grid(i: int) -> TimeGrid:
+        return grid_of(i, 3 + i % 2)
+
+    def trained(warm_up: int) -> tuple[Trained, CapturedStep]:
+        sde = model()
+        ema, adam = AveragedModel(sde), torch.optim.Adam(sde.parameters())
+
+        def loss(x0: Tensor, times: TimeGrid, key: Tensor) -> Tensor:
+            return sde.mean_loss(x0, times, key, engine="autograd", checkpoint_every=every)
+
+        step = OnCpu(loss, sde, adam, KEY, ema=ema, clip=0.5, warm_up=warm_up)
+        results = []
+        for i in range(9):
+            step.set_learning_rates([1e-2 / (1 + i)])
+            results.append(torch.stack(step.step(batch(i), grid(i), decay=decay(i))))
+        return (results, tensors(sde, ema, adam)), step
+
+    replayed, step = trained(warm_up=1)
+    eager, other = trained(warm_up=100)
+    assert (step.num_captures, other.num_captures) == (2, 0)
+    assert_same(replayed, eager)
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_loss_that_cannot_be_captured_goes_on_without_a_graph() -> None:
+    net = nn.Linear(2, 2)
+
+    def reading(x0: Tensor, grid: TimeGrid | None, key: Tensor) -> Tensor:
+        return net(x0).square().mean() * float(x0.square().sum())
+
+    def drawing(x0: Tensor, grid: TimeGrid | None, key: Tensor) -> Tensor:
+        return nn.functional.dropout(net(x0)).square().mean()
+
+    causes = {"the step cannot be captured: .*_local_scalar_dense": reading,
+              "draws from torch's generators": drawing}  # fmt: skip
+    for cause, loss in causes.items():
+        step = OnCpu(loss, net, torch.optim.Adam(net.parameters()), KEY, warm_up=1)
+        with pytest.warns(UserWarning, match=f"goes on without a CUDA graph: .*{cause}"):
+            losses = [float(step.step(batch(0)).loss) for _ in range(2)]
+        with warnings.catch_warnings(action="error"):
+            losses += [float(step.step(batch(0)).loss) for _ in range(2)]
+        assert step.num_captures == 0
+        if loss is reading:
+            assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_literal_replay_finds_numbers_of_the_host() -> None:
+    """The stand-in itself: step lengths that Python gave are those of the capture."""
+    net = nn.Linear(2, 2)
+
+    def loss(x0: Tensor, grid: TimeGrid, key: Tensor) -> Tensor:
+        return net(x0).square().mean() * grid.steps()[0]
+
+    step = OnCpu(loss, net, torch.optim.Adam(net.parameters(), lr=0.0), KEY, warm_up=1)
+    losses = [float(step.step(batch(0), grid_of(i)).loss) for i in (0, 1, 2)]
+    assert losses[0] != losses[1]
+    assert losses[1] == losses[2]
+    assert step.num_captures == 1

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffflow_ext import NoiseKey, functional
 from diffflow_ext.functional import PURPOSES, reference
+from diffflow_ext.functional.noise import signs
 
 KEY = NoiseKey(seed=0x0123456789ABCDEF, stream=7)
 CELLS = 2**23
@@ -362,3 +363,9 @@ def test_weak_noise_fails_these_tests() -> None:
     values = stats.norm.ppf(reference.uniform(words.numpy().astype(np.uint64))).reshape(512, -1)
     worst = max(correlation_in_sigmas(values[:, lag:], values[:, :-lag]) for lag in range(1, 9))
     assert worst > 2 * SIGMAS
+
+
+def test_signs_do_not_depend_on_the_layout_of_the_state() -> None:
+    x = torch.randn(3, 2, 4, 5)
+    expected = signs(x, KEY, 3, 1)
+    assert torch.equal(signs(x.contiguous(memory_format=torch.channels_last), KEY, 3, 1), expected)

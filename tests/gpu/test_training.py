@@ -47,10 +47,10 @@ def test_a_training_run_is_that_of_the_plain_loop(
             width=128, depth=3, unet_base=16, unet_mults="1,2", unet_blocks=1, unet_attention="4",
         )  # fmt: skip
     train(config, tmp_path / "plain")
-    train(config.replaced(cuda_graph=True), tmp_path / "graph")
+    train(config.replaced(cuda_graph="on"), tmp_path / "graph")
     # Adam computes in float32 in a graph, partly in float64 without.
     error = far(losses(tmp_path / "graph"), losses(tmp_path / "plain"))
     record_property("error", error)
     assert error < (1e-4 if kind == "points" else 1e-2)
-    train(config.replaced(cuda_graph=True, steps=14), tmp_path / "graph", resume=True)
+    train(config.replaced(cuda_graph="on", steps=14), tmp_path / "graph", resume=True)
     assert len(losses(tmp_path / "graph")) == 14

@@ -1,4 +1,4 @@
-"""Runs with --cuda-graph: on the CPU the same code without a graph, and the same bits."""
+"""Runs with --cuda-graph on: on the CPU the same code without a graph, and the same bits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from graph_steps import Emulated
 from torch import Tensor
 from training_runs import Kill, outcome, write_table
@@ -31,7 +32,7 @@ def config(tmp_path: Path) -> Config:
 def both(config: Config, folder: Path) -> None:
     """Trains with and without; what they leave must be the same."""
     train(config, folder / "plain")
-    train(config.replaced(cuda_graph=True), folder / "graph")
+    train(config.replaced(cuda_graph="on"), folder / "graph")
     assert outcome(folder / "graph") == outcome(folder / "plain")
 
 
@@ -56,7 +57,7 @@ def test_a_run_resumes_bit_equal(
         return real(self, *args, stream=stream, **options)
 
     train(config, tmp_path / "plain")
-    graphed = config.replaced(cuda_graph=True)
+    graphed = config.replaced(cuda_graph="on")
     with monkeypatch.context() as patch:
         patch.setattr(CapturedStep, "step", step)
         with pytest.raises(Kill):
@@ -76,9 +77,45 @@ def test_a_step_that_is_not_finite_ends_the_run_and_is_not_saved(
 
     monkeypatch.setattr(DiffFlowSDE, "mean_loss", mean_loss)
     with pytest.raises(TrainingError, match="the loss is nan at step 6"):
-        train(config.replaced(cuda_graph=True), tmp_path / "run")
+        train(config.replaced(cuda_graph="on"), tmp_path / "run")
     kept = step_directories(tmp_path / "run" / "checkpoints")
     assert [path.name for path in kept] == ["step-00000004"]
+
+
+def test_a_step_nobody_logs_is_read_one_step_late(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = DiffFlowSDE.mean_loss, []
+
+    def mean_loss(sde: DiffFlowSDE, *args: Any, **options: Any) -> Tensor:
+        calls.append(1)
+        return real(sde, *args, **options) * (math.nan if len(calls) == 5 else 1.0)
+
+    monkeypatch.setattr(DiffFlowSDE, "mean_loss", mean_loss)
+    with pytest.raises(TrainingError, match="the loss is nan at step 5"):
+        train(config.replaced(cuda_graph="on", log_every=8), tmp_path / "run")
+    assert len(calls) == 6
+    kept = step_directories(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in kept] == ["step-00000004"]
+
+
+@pytest.mark.parametrize(
+    ("change", "device", "processes", "expected"),
+    [
+        ({}, "cuda", 1, True),
+        ({}, "cpu", 1, False),
+        ({}, "cuda", 2, False),
+        ({"cuda_graph": "off"}, "cuda", 1, False),
+        ({"cuda_graph": "on"}, "cpu", 1, True),
+        ({"on_nonfinite": "skip"}, "cuda", 1, False),
+        ({"net": "unet", "dropout": 0.1}, "cuda", 1, False),
+        ({"model": "ddpm"}, "cuda", 1, False),
+    ],
+)
+def test_steps_are_captured_on_a_gpu_where_that_is_possible(
+    change: dict[str, Any], device: str, processes: int, expected: bool
+) -> None:
+    assert captured.takes_graphs(configure(**change), torch.device(device), processes) is expected
 
 
 def test_replays_see_what_changes_from_step_to_step(

@@ -35,7 +35,8 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "unet_blocks": [0], "unet_attention": ["none"], "dropout": [1.0],
         "drift_multiplier": [0.0], "score_multiplier": [-0.5], "autocast": ["fp16"],
         "device": ["gpu", "cuda:", "cuda:٣"], "threads": [0], "save_every": [0],
-        "keep_checkpoints": [0], "log_every": [0],
+        "keep_checkpoints": [0], "log_every": [0], "cuda_graph": ["yes"], "engine": ["gpu"],
+        "scores_per_call": [0],
     },
     "dinof": {
         "process": ["vpp"], "t_cutoff": [0.0, 1.5], "loss_weight": ["none"], "beta_min": [0.0],
@@ -104,7 +105,7 @@ def test_value_of_wrong_type_is_named(name: str, value: object, expected: str) -
 
 
 def test_each_rule_is_tested() -> None:
-    free = {"learn_diffusion", "cuda_graph", "async_save", "shard"}
+    free = {"learn_diffusion", "async_save", "shard"}
     tested = {name for bad in BAD.values() for name in bad}
     assert tested | free == {name for model in CONFIGS for name in make(model).values()}
 
@@ -246,7 +247,8 @@ KINDS: list[dict[str, Any]] = [
         "model": "diffflow", "net": "unet", "prior": "flow", "flow": "glow", "flip": "on",
         "unet_base": 8, "unet_mults": "1", "unet_blocks": 1, "unet_attention": "off",
         "dropout": 0.25, "drift_multiplier": 2.0, "score_multiplier": 0.5, "glow_levels": 1,
-        "glow_blocks": 2, "glow_hidden": 3, "cuda_graph": True,
+        "glow_blocks": 2, "glow_hidden": 3, "cuda_graph": "on",
+        "engine": "autograd", "scores_per_call": 3,
     },
     {
         "model": "dinof", "loss_weight": "likelihood", "process": "subvp", "t_cutoff": 0.25,

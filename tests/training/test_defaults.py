@@ -123,11 +123,20 @@ def test_runs_of_earlier_versions_are_understood() -> None:
     assert (record.event_shape, record.is_image, record.dim) == ((2,), False, 2)
     kept = {"data": "moons", "batch_size": 256, "learning_rate": 3e-3, "time_scale": 0.4,
             "diffusion_start": 0.2, "diffusion_end": 0.3, "width": 64}  # fmt: skip
-    automatic = {"limit": 0, "image_size": 0, "flip": "auto", "flow": "auto", "threads": 0}
+    automatic = {
+        "limit": 0,
+        "image_size": 0,
+        "flip": "auto",
+        "flow": "auto",
+        "threads": 0,
+        "cuda_graph": False,
+    }
     gone = {"activation_memory": "off", "kept_graphs": 0}
     made = resolve(from_record({**kept, **automatic, **gone}), is_image=record.is_image)
     assert {name: made.values()[name] for name in kept} == kept
     assert made.network.net == "mlp"
     assert made.data.limit is None
+    assert made.run.cuda_graph is None
+    assert from_record({"data": "x", "cuda_graph": True}).run.cuda_graph == "on"
     flow = from_record({"data": "x", "model": "flow", "flow": "glow", "glow_levels": 0})
     assert (flow.network.flow, flow.network.glow_levels) == ("glow", None)

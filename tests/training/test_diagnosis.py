@@ -239,4 +239,4 @@ def test_endless_skipping_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_captured_step_cannot_be_skipped() -> None:
     with pytest.raises(ValueError, match=r"on_nonfinite='skip'.*CUDA graph"):
-        config(on_nonfinite="skip", cuda_graph=True)
+        config(on_nonfinite="skip", cuda_graph="on")

@@ -33,7 +33,7 @@ def test_a_command_that_may_be_restarted_must_be_able_to_go_on(
     ("model", "fields", "reason"),
     [
         ("ffjord", {}, "model='ffjord' trains in one process"),
-        ("diffflow", {"cuda_graph": True}, "cuda_graph=True is for one process"),
+        ("diffflow", {"cuda_graph": "on"}, "cuda_graph='on' is for one process"),
         ("diffflow", {"batch_size": 1}, "at least one sample for each of the 2 processes"),
         ("diffflow", {"shard": True}, r"expected torch 2\.6 or newer, got"),
     ],

@@ -49,20 +49,18 @@ class Gradients:
         Only sums made here are changed in place: autograd may return one tensor for two
         parameters, or an expanded one.
         """
-        sums: list[Tensor] = []
-        terms: list[Tensor] = []
-        for i, grad in enumerate(grads):
-            total = self.params[i]
-            if total is None or grad is None:
-                self.params[i] = grad if total is None else total
-            elif i in self._own:
-                sums.append(total)
-                terms.append(grad)
-            else:
-                self.params[i] = total + grad
-                self._own.add(i)
-        if sums:
-            torch._foreach_add_(sums, terms)  # pyright: ignore
+        terms = {i: grad for i, grad in enumerate(grads) if grad is not None}
+        present = {i: self.params[i] for i in terms}
+        own = [i for i in terms if i in self._own]
+        second = [i for i in terms if i not in self._own and present[i] is not None]
+        if own:
+            torch._foreach_add_([present[i] for i in own], [terms[i] for i in own])  # pyright: ignore
+        if second:
+            sums = torch._foreach_add([present[i] for i in second], [terms[i] for i in second])  # pyright: ignore
+            present.update(zip(second, sums, strict=True))
+            self._own.update(second)
+        for i, grad in terms.items():
+            self.params[i] = grad if present[i] is None else present[i]
 
 
 def backward_sweep(
@@ -73,7 +71,7 @@ def backward_sweep(
     Weights have shape (B,), or are one number. States are removed from the record of the forward
     sweep when they are no longer needed.
     """
-    with p.autocast.off(), record.tape.preserved():
+    with p.autocast.sweep(), record.tape.preserved():
         out = _BackwardSweep(p, record, weight, with_cost=with_cost).run()
         record.sketches.check()
     _warn_of_missing(p, out.params)
@@ -264,7 +262,7 @@ class _BackwardSweep:
         self.record.tape.replay((name, k))
         leaf = x.detach().requires_grad_()
         with torch.enable_grad():
-            value = self.p.network(name, k, leaf, states)
+            value = self.p.network(name, k, leaf, states, cached=True)
         self.record.sketches.compare(name, k, value)
         if self.searches[name].due():
             check_leaves(name, value, leaf, self.p.params)

@@ -37,7 +37,7 @@ def forward_sweep(
     """
     if keep:
         refuse_cached_weights("DiffFlowSDE")
-    with p.autocast.off():
+    with p.autocast.sweep():
         sweep = _ForwardSweep(p, x0, with_costs=with_costs, keep=keep)
         return sweep.run(), sweep.record
 
@@ -91,6 +91,6 @@ class _ForwardSweep:
 
     def evaluate(self, name: str, k: int, x: Tensor, states: int = 1) -> Tensor:
         self.record.tape.record((name, k))
-        value = self.p.network(name, k, x, states)
+        value = self.p.network(name, k, x, states, cached=True)
         self.record.sketches.keep(name, k, value)
         return value

@@ -31,9 +31,11 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -94,9 +96,16 @@ class _MeanPathLoss(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        saved, factor = iter(ctx.saved_tensors), grad * ctx.scale
-        grads = [next(saved) * factor if present else None for present in ctx.present]
-        return None, None, *grads
+        scaled = iter(_scaled(ctx.saved_tensors, grad * ctx.scale))
+        return None, None, *(next(scaled) if present else None for present in ctx.present)
+
+
+def _scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
+    """Returns tensors times a factor; all of one dtype and device by one operation."""
+    kinds = {(x.dtype, x.device) for x in tensors}
+    if kinds == {(factor.dtype, factor.device)}:
+        return torch._foreach_mul(list(tensors), factor)  # pyright: ignore
+    return [x * factor for x in tensors]
 
 
 def path_losses(p: PathProblem, x0: Tensor) -> Tensor:

@@ -237,6 +237,7 @@ def fixed_path(
     """
     back = times[-1] < times[0]
     steps = [_stages(t, t_next, solver) for t, t_next in pairwise(times)]
+    ode = ode.at_times([stage.time for step in steps for stage in step], x)
     fused = fused_ode(op, engine, x, ode.nets, ode.coefficients, steps, probes)
     if fused is not None:
         x, change = fused.solve(x, states, back=back)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from diffflow_ext.processes.grids import numbers_beside
 
 from ..network import Network, call_network
 
@@ -25,6 +27,9 @@ class ProbabilityFlow:
         params: Tensors that get gradients besides the parameters of networks that are modules.
         learned: The coefficients with a graph, :math:`c_1` and :math:`c_2` as tensors of shape
             (). Default: they need no gradient.
+        coefficients_at: The coefficients at several times by one call, which is the only time
+            that a solver waits for a GPU. Default: `coefficients` at one time after the other.
+        times: Tensors of the times at which the networks are called. Default: made in each call.
     """
 
     nets: tuple[Network, ...]
@@ -32,6 +37,8 @@ class ProbabilityFlow:
     names: tuple[str, ...] = ()
     params: tuple[Tensor, ...] = ()
     learned: Callable[[float], tuple[Any, ...]] | None = None
+    coefficients_at: Callable[[Sequence[float]], Sequence[tuple[float, ...]]] | None = None
+    times: Callable[[float], Tensor] | None = None
 
     def parameters(self) -> list[Tensor]:
         """Returns the tensors that get gradients, without repetitions."""
@@ -43,9 +50,27 @@ class ProbabilityFlow:
         """Returns the same velocity with coefficients that have a graph."""
         return self if self.learned is None else replace(self, coefficients=self.learned)
 
+    def at_times(self, times: Iterable[float], x: Tensor) -> ProbabilityFlow:
+        """Returns the same velocity for states like x at these times alone.
+
+        Its numbers are read and copied at once, not in each stage of a solver.
+        """
+        numbers = list(dict.fromkeys(times))
+        rows = (
+            [self.coefficients(t) for t in numbers]
+            if self.coefficients_at is None
+            else self.coefficients_at(numbers)
+        )
+        tensors = numbers_beside(x.device, x.dtype, numbers).unbind()
+        return replace(
+            self,
+            coefficients=dict(zip(numbers, rows, strict=True)).__getitem__,
+            times=dict(zip(numbers, tensors, strict=True)).__getitem__,
+        )
+
     def values(self, t: float, x: Tensor) -> list[Tensor]:
         """Returns the value of each network at a time and a state."""
-        time = torch.tensor(t, dtype=x.dtype, device=x.device)
+        time = self.times(t) if self.times else numbers_beside(x.device, x.dtype, t)
         names = self.names or ("net",) * len(self.nets)
         return [
             call_network("probability_flow", f"{name}(t, x)", net, time, x)

@@ -43,6 +43,7 @@ SECTIONS = ("data", "model", "network", "optimiser", "run")
 MAY_CHANGE = (
     "data", "steps", "on_nonfinite", "device", "shard", "threads", "save_every",
     "keep_checkpoints", "async_save", "log_every", "checkpoint_every", "cuda_graph",
+    "engine", "scores_per_call",
 )  # fmt: skip
 _BETAS = {"beta_min": 0.1, "beta_max": 20.0}
 #: For each value of a choice, the fields that only such runs read, with their defaults. Choices
@@ -110,10 +111,10 @@ class DiffFlowConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.run.cuda_graph and self.optimiser.on_nonfinite == "skip":
+        if self.run.cuda_graph == "on" and self.optimiser.on_nonfinite == "skip":
             raise ValueError(
                 "train: on_nonfinite='skip': a step that is one CUDA graph can't be left out;"
-                " leave it at 'stop', or cuda_graph at False"
+                " leave it at 'stop', or cuda_graph out"
             )
 
 

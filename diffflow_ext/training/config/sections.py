@@ -274,6 +274,12 @@ class DiffFlowRun(Run):
     #: Store every k-th state of a path for the gradient and recompute the others; 0 stores the
     #: whole graph.
     checkpoint_every: Annotated[int, whole(0)] = 1
-    #: Replay each step on a GPU as one CUDA graph, which excludes dropout. A CPU computes the same
-    #: without a graph, and a warning says so.
-    cuda_graph: bool = False
+    #: Replay each step on a GPU as one CUDA graph; None does where that is possible. Dropout,
+    #: several processes and skipped steps exclude it.
+    cuda_graph: Maybe[Literal["on", "off"]] = None
+    #: Who computes the path loss: compiled code for perceptrons (fused), the adjoint for any
+    #: network (autograd), or the faster of those possible.
+    engine: Literal["auto", "fused", "autograd"] = "auto"
+    #: States at which one call evaluates the score; more need more memory, and pay on a GPU with
+    #: small networks.
+    scores_per_call: Annotated[int, whole(1)] = 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.data import batch_indices
+from diffflow_ext.functional.core import copied_to
 from diffflow_ext.functional.noise import NoiseKey, normal
 from diffflow_ext.likelihood.images import dequantise
 
@@ -43,7 +44,8 @@ class Batches:
     def __call__(self, step: int) -> Tensor:
         """Returns this process's part of the batch of a step, float32, shape (B, *event)."""
         config, part = self.config, self.part
-        batch = self.data[self.rows(step).to(self.data.device)].to(self.device)
+        rows = copied_to(self.rows(step), self.data.device)
+        batch = copied_to(self.data[rows], self.device)
         if batch.dtype != torch.uint8:
             return batch
         key = NoiseKey(config.run.seed, stream=step)

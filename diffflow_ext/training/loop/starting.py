@@ -35,8 +35,9 @@ def doubts(config: Config, world: World, device: torch.device) -> Iterator[str]:
         )
     if config.run.shard and world.size == 1:
         yield "train: shard=True has no effect in one process; start several by torchrun"
-    if isinstance(config, DiffFlowConfig) and config.run.cuda_graph and device.type == "cpu":
-        yield "train: cuda_graph=True has no effect on a CPU; leave it out"
+    graph = isinstance(config, DiffFlowConfig) and config.run.cuda_graph == "on"
+    if graph and device.type == "cpu":
+        yield "train: cuda_graph='on' has no effect on a CPU; leave it out"
     if restarts() and restarts_share_store():
         yield (
             "train: processes that torchrun restarts may look for those that ended, because they"
@@ -115,9 +116,10 @@ def check_world(world: World, config: Config, recipe: Recipe[Any, Any]) -> None:
             f"train: model={config.name!r} trains in one process, because its solver looks at the"
             f" whole batch; there are {world.size}"
         )
-    if world.size > 1 and isinstance(config, DiffFlowConfig) and config.run.cuda_graph:
+    graph = isinstance(config, DiffFlowConfig) and config.run.cuda_graph == "on"
+    if world.size > 1 and graph:
         raise ValueError(
-            "train: cuda_graph=True is for one process, because a graph holds no exchange of"
+            "train: cuda_graph='on' is for one process, because a graph holds no exchange of"
             f" gradients; there are {world.size}"
         )
     if world.size > 1 and config.run.shard and not can_shard():

@@ -18,13 +18,13 @@ from torch import Tensor
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import dequantise
 
-from ..config.fields import Config, DiffFlowConfig
+from ..config.fields import Config
 from ..config.schedules import learning_rate_at
 from ..parallel.distributed import Loss, World
 from ..parallel.sharding import ShardedLosses, in_full
 from ..recipes.base import Objective, Recipe
 from .batches import Batches
-from .captured import CapturedTraining
+from .captured import CapturedTraining, Reading, takes_graphs
 from .diagnosis import diagnose
 from .state import TrainState
 
@@ -55,6 +55,7 @@ class TrainingStep:
         self.batches, self.world = batches, world
         self.sharded: ShardedLosses | None = None
         self.captured: CapturedTraining | None = None
+        self.unread: Reading | None = None
         self.losses: list[Loss] = []
 
     def prepare(self) -> None:
@@ -68,7 +69,7 @@ class TrainingStep:
             self.losses = self.sharded.losses()
         else:
             self.losses = [self.world.reduced(item) for item in self.recipe.objectives]
-        if isinstance(self.config, DiffFlowConfig) and self.config.run.cuda_graph:
+        if takes_graphs(self.config, self.batches.device, self.world.size):
             self.captured = CapturedTraining(self.recipe, self.state)
 
     def _shard(self) -> Sequence[Objective]:
@@ -147,7 +148,7 @@ class TrainingStep:
         # If one process receives a signal, all must stop at the same step.
         signum = values[0].new_tensor(float(received[0]) if received else 0.0)
         *means, signum = self.world.mean(torch.stack([*values, signum])).tolist()
-        reason = self._not_finite(means)
+        reason = self._not_finite(means, step)
         if reason and self.config.optimiser.on_nonfinite == "skip":
             return self._skipped(reason), self._agreed(signum, received)
         if reason:
@@ -191,15 +192,31 @@ class TrainingStep:
         return f"{saved}; a learning_rate below {rate:g} or a longer warmup may help"
 
     def _graphed(self, x0: Tensor, rates: list[float], received: list[int]) -> tuple[Metrics, int]:
-        """Takes a step that may be a graph; raises after the update if it isn't finite."""
+        """Takes a step that may be a graph; raises after the update if it isn't finite.
+
+        Only a step that is logged, saved or the last one waits for its own numbers.
+        """
         assert self.captured is not None
-        values = self.captured(x0, self.state.step, rates)
-        if reason := self._not_finite(values):
+        late, self.unread = self.unread, self.captured(x0, self.state.step, rates)
+        metrics = {} if late is None else self._read(late)
+        self.state.step += 1
+        signum = self._agreed(0, received)
+        settings, step = self.config.run, self.state.step
+        if (
+            signum
+            or 0 in (step % settings.log_every, step % settings.save_every)
+            or (step == self.config.optimiser.steps)
+        ):
+            metrics, self.unread = self._read(self.unread), None
+        return metrics, signum
+
+    def _read(self, reading: Reading) -> Metrics:
+        values = reading.numbers()
+        if reason := self._not_finite(values, reading.step):
             raise TrainingError(
                 f"{reason}; the weights in memory have changed, and aren't saved; {self._advice()}"
             )
-        self.state.step += 1
-        return self._metrics(values), self._agreed(0, received)
+        return self._metrics(values)
 
     def _agreed(self, mean: float, received: list[int]) -> int:
         """Returns the signal that all processes know of, or 0."""
@@ -225,15 +242,14 @@ class TrainingStep:
         norm = in_full(torch.nn.utils.clip_grad_norm_(objective.parameters, objective.clip_norm))
         return loss.detach().double(), norm.double()
 
-    def _not_finite(self, values: list[float]) -> str:
-        """Returns which loss or gradient norm isn't finite, "" if all are."""
+    def _not_finite(self, values: list[float], step: int) -> str:
+        """Returns which loss or gradient norm of a step isn't finite, "" if all are."""
         objectives = self.recipe.objectives
         owners = [""] if len(objectives) == 1 else [f" of {item.name}" for item in objectives]
         names = [f"{name}{owner}" for owner in owners for name in ("loss", "gradient norm")]
         for name, value in zip(names, values, strict=True):
             if not math.isfinite(value):
-                step = self.state.step + 1
-                return f"train: the {name} is {value} at step {step}"
+                return f"train: the {name} is {value} at step {step + 1}"
         return ""
 
     def _metrics(self, values: list[float]) -> Metrics:

@@ -38,7 +38,10 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
         drift = build_net(network, shape, network.drift_multiplier)
         score = build_net(network, shape, network.score_multiplier)
         prior = build_flow(network, shape) if model.prior == "flow" else None
-        return DiffFlowSDE(drift, score, diffusion=_build_diffusion(model), prior=prior)
+        return DiffFlowSDE(
+            drift, score, _build_diffusion(model), prior=prior,
+            scores_per_call=self.config.run.scores_per_call,
+        )  # fmt: skip
 
     #: The difference between the bound and the loss at the last logged step.
     _rest = math.nan
@@ -82,8 +85,11 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
         self, x0: Tensor, grid: TimeGrid, key: NoiseKey | Tensor, offset: int = 0
     ) -> Tensor:
         """Returns the mean loss of samples, the first of global index `offset`, shape ()."""
-        every = self.config.run.checkpoint_every
-        return self.module.mean_loss(x0, grid, key, checkpoint_every=every, sample_offset=offset)
+        run = self.config.run
+        return self.module.mean_loss(
+            x0, grid, key,
+            checkpoint_every=run.checkpoint_every, sample_offset=offset, engine=run.engine,
+        )  # fmt: skip
 
     def draw(
         self,
