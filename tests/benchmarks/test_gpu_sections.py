@@ -102,26 +102,33 @@ def test_absent(): pass
 """
 
 
-def test_tests_are_rows(tmp_path: Path) -> None:
+def test_tests_are_rows_and_a_lost_device_ends_them(tmp_path: Path) -> None:
     (tmp_path / "tests" / "gpu").mkdir(parents=True)
     (tmp_path / "tests" / "gpu" / "test_some.py").write_text(TESTS)
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmarkers = ['gpu: x']\n")
     code = (
         "import sys; from pathlib import Path; from benchmarks.gpu import section, tests\n"
         "tests.ROOT = Path(sys.argv[1])\n"
-        "tests.run('cpu', section.Record(tests.ROOT / 'rows'), 'gpu', 'test_some.py')"
+        "tests.run('cpu', section.Record(tests.ROOT / 'rows'), 'gpu', 'test_some.py')\n"
+        "tests.answers = lambda: False\n"
+        "tests.run('cpu', section.Record(tests.ROOT / 'lost'), 'gpu', 'test_some.py')\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code, tmp_path], cwd=tmp_path, env=env, check=True)
-    rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
-    found = {row["test"]: (row["status"], row.get("why", "")[-10:]) for row in rows}
-    good, bad, ugly, absent = (
-        f"test_some.py::test_{n}" for n in ("good", "bad", "ugly", "absent")
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=tmp_path, env=env, check=False
     )
-    assert found[good] == ("passed", "")
-    assert found[bad][0] == found[ugly][0] == "failed"
-    assert found[absent] == ("skipped", "not here")
+    rows, lost = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("rows", "lost")
+    )
+    found = {row["test"]: (row["status"], row.get("why", "")[-10:]) for row in rows}
+    assert found["test_some.py::test_good"] == ("passed", "")
+    assert found["test_some.py::test_bad"][0] == "failed"
+    assert found["test_some.py::test_ugly"][0] == "failed"
+    assert found["test_some.py::test_absent"] == ("skipped", "not here")
     assert rows[0]["error"] == 0.5
+    assert [row["status"] for row in lost] == ["passed", "failed"]
+    assert done.returncode == 3
 
 
 class Rows(list[dict[str, Any]]):
