@@ -61,7 +61,7 @@ def _sanitizer(tool: str) -> Section:
 #: What runs, in this order.
 SECTIONS = (
     Section("build", "benchmarks.gpu.build:build", 240),
-    Section("launch", "benchmarks.gpu.launches:first", 60),
+    Section("launch", "benchmarks.gpu.launches:launch", 60),
     Section("steps", "benchmarks.gpu.steps:points", 60),
     Section("paths", "benchmarks.gpu.steps:paths", 60),
     Section("bandwidth", "benchmarks.gpu.bandwidth:kernels", 60),

@@ -30,7 +30,7 @@ def watch(device: str, record: Record, tool: str) -> None:
         *("--report-api-errors", "no") * (tool == "memcheck"),
         *("--show-backtrace", "device", "--print-limit", "20"),
     )
-    inner = ("benchmarks.gpu.launches:kernels", device, str(record.path))
+    inner = ("benchmarks.gpu.launches:watched", device, str(record.path))
     process = subprocess.Popen(
         [program, *options, sys.executable, "-m", "benchmarks.gpu.section", *inner],
         # Without torch's pool of memory, each tensor has bounds of its own.

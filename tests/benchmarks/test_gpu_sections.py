@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ENGINES, ROOT
 from host_device import HostDevice
 
-from benchmarks.gpu import build, ops, sanitizer, steps
+from benchmarks.gpu import build, launches, ops, sanitizer, steps
 from benchmarks.speed.problem import Problem
-from diffflow_ext.engines.fused import perceptrons
+from diffflow_ext.engines.fused import perceptrons, workspace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,7 +85,7 @@ def test_compute_sanitizer_watches_our_kernels_alone(
     sanitizer.watch("cuda", record, "racecheck")
     call = (tmp_path / "call").read_text()
     assert call.startswith("--tool racecheck --kernel-name kernel_substring=diffflow ")
-    assert call.endswith(f"benchmarks.gpu.launches:kernels cuda {record.path}\n")
+    assert call.endswith(f"benchmarks.gpu.launches:watched cuda {record.path}\n")
     assert json.loads(record.path.read_text())["status"] == "passed"
 
 
@@ -152,6 +152,20 @@ def test_what_cannot_be_had_is_named() -> None:
         {"step": "a", "status": "skipped", "why": "no such thing"},
         {"step": "b", "status": "failed", "why": "a capture has failed"},
     ]
+
+
+def test_a_processor_without_products_of_bfloat16_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workspace, "_instructions", lambda: ENGINES)
+    rows: Any = Rows()
+    launches.watched("cpu", rows)
+    steps.paths("cpu", rows)
+    refused = [row for row in rows if row.get("status") == "skipped"]
+    names = ["whole paths, bfloat16", "fused", "fused_graph"]
+    assert [row.get("test", row.get("step")) for row in refused] == names
+    assert all("engine='fused' is not possible here" in row["why"] for row in refused)
+    assert not [row for row in rows if row.get("status") == "failed"]
 
 
 class Event:
