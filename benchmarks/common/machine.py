@@ -14,7 +14,8 @@ import torch
 
 from diffflow_ext import build_info
 
-ROOT = Path(__file__).resolve().parents[2]
+from .files import ROOT
+
 PACKAGES = (
     *("numpy", "scipy", "torch", "triton", "torchsde", "zuko", "normflows", "torchdiffeq"),
     *("scikit-learn", "jax", "diffrax", "optax", "pytest-benchmark"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -15,12 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .machine import ROOT, machine
-
-#: Reports that the pages show.
-RESULTS = ROOT / "benchmarks" / "results"
-#: Where programs write if not told otherwise; git ignores it.
-WORK = ROOT / "runs"
+from .files import WORK, write_json
+from .machine import machine
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -65,14 +60,6 @@ def command(program: str, words: Sequence[str]) -> str:
         if word not in folders and before not in folders:
             short.append(word)
     return shlex.join(["python", "-m", f"benchmarks.{program}", *short])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file that readers find whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
-    aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    os.replace(aside, path)
 
 
 def write_samples(path: Path, samples: Mapping[str, Any]) -> None:

@@ -1,225 +1,269 @@
 """Does the package do on this GPU what it promises, and how fast? One command, one JSON.
 
-    benchmarks/gpu/check.sh                              builds, then runs this
-    python -m benchmarks.gpu.check [--out FOLDER]        with the package installed
-    python -m benchmarks.gpu.check --dry-run-on-cpu      the same steps on the CPU, to test this
+    benchmarks/gpu/check.sh [--seconds 540] [--out FOLDER] [--commit NAME]
+    benchmarks/gpu/check.sh --dry-run-on-cpu        the same sections on the CPU, to test this
 
-Runs the tests marked `gpu` (every op against the CPU, gradients, streams, graphs, memory) and the
-four tools of compute-sanitizer over a program that launches every kernel, and measures each kernel
-against a device-to-device copy. Exit code 0 only if no check fails; what cannot run on this
-machine is named as skipped.
+Sections run in the order of their worth, each in a process of its own and at most for its limit.
+The JSON is written anew with every row that a section finds: whatever ends the check, what ran
+stays. A section that did not run is named with the reason. Exit code 0 only if every section that
+ran has passed. Imports nothing that must be installed, nor the package, which the first section
+builds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
-import traceback
-from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-import torch
+from ..common.files import RESULTS, ROOT, WORK, write_json
+from ..pages.gpu import gpu_report
+from .build import card, site_of
 
-import diffflow_ext
-
-from ..common.machine import ROOT, machine, output_of
-from ..common.reports import RESULTS, WORK, run_python, write_json
-from ..pages.speed import gpu_report
-from .graphs import measure as measure_steps
-from .paths import measure as measure_paths
-from .speed import LEAST_SHARE
-from .speed import measure as measure_kernels
-
-LAUNCH_ALL = ("-m", "benchmarks.gpu.launch_all")
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-#: Words of compute-sanitizer where it cannot watch this machine's device.
-CANNOT_ATTACH = ("Device not supported", "not supported on this", "Unable to", "unable to attach")
-Check = dict[str, Any]
+#: Where a CUDA toolkit may lie that is not on PATH.
+TOOLS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+#: Seconds left under which a section is not started: Python, torch and the device take as many.
+LEAST = 15.0
+#: Characters of its output that are kept of a section that did not pass.
+TAIL = 3000
+Entry = dict[str, Any]
 
 
-def check(name: str, status: str, seconds: float = 0.0, **numbers: Any) -> Check:
-    """Returns one line of the report; `status` is passed, failed or skipped."""
-    return {"name": name, "status": status, "seconds": round(seconds, 3), **numbers}
+@dataclass(frozen=True)
+class Section:
+    """A function `f(device, record, *arguments)`, and the most seconds that it may take."""
+
+    name: str
+    call: str
+    limit: float
+    arguments: tuple[str, ...] = ()
 
 
-def circumstances(commit: str | None, device: str) -> dict[str, Any]:
-    """Returns machine, versions and commit."""
-    about, query = machine(), "--query-gpu=name,driver_version,memory.total,compute_cap"
-    return {
-        "machine": about,
-        "commit": commit or about["commit"],
-        "device": device,
-        "nvidia_smi": output_of("nvidia-smi", query, "--format=csv,noheader"),
-        "cuda_of_torch": torch.version.cuda,
-    }
+def _tests(name: str, limit: float, *files: str, which: str = "gpu and not slow") -> Section:
+    return Section(name, "benchmarks.gpu.tests:run", limit, (which, *files))
 
 
-# --- tests ---------------------------------------------------------------------------------------
+def _sanitizer(tool: str) -> Section:
+    return Section(tool, "benchmarks.gpu.sanitizer:watch", 90, (tool,))
 
 
-def run_tests(work: Path) -> list[Check]:
-    """Runs the tests marked gpu; every one is a check."""
-    report, tests = work / "tests.xml", sorted((ROOT / "tests").rglob("test_*.py"))
-    done = run_python(
-        *("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"),
-        *("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), f"--junitxml={report}"),
-        *(str(path) for path in tests if "pytest.mark.gpu" in path.read_text()),
-    )
-    (work / "tests.log").write_text(done.stdout + done.stderr)
-    if not report.exists():
-        return [check("tests", "failed", why=(done.stdout + done.stderr)[-2000:])]
-    found = [_of_test(case) for case in ElementTree.parse(report).iter("testcase")]
-    return found or [check("tests", "failed", why="no test ran")]
+#: What runs, in this order.
+SECTIONS = (
+    Section("build", "benchmarks.gpu.build:build", 240),
+    Section("launch", "benchmarks.gpu.launches:launch", 60),
+    Section("steps", "benchmarks.gpu.steps:points", 60),
+    Section("paths", "benchmarks.gpu.steps:paths", 60),
+    Section("bandwidth", "benchmarks.gpu.bandwidth:kernels", 60),
+    _tests("ops", 90, "test_ops.py"),
+    _tests("graphs", 60, "test_cuda_graph.py"),
+    Section("images", "benchmarks.gpu.steps:images", 60),
+    Section("memory", "benchmarks.gpu.steps:memory", 40),
+    _sanitizer("memcheck"),
+    _sanitizer("racecheck"),
+    _tests("models", 60, "test_losses.py", "test_training.py"),
+    _sanitizer("initcheck"),
+    _sanitizer("synccheck"),
+    _tests("compiled", 90, "test_ops.py", which="gpu and slow"),
+)
 
 
-def _of_test(case: ElementTree.Element) -> Check:
-    numbers = {str(p.get("name")): p.get("value") for p in case.iter("property")}
-    bad, skipped = case.find("failure"), case.find("skipped")
-    bad = case.find("error") if bad is None else bad
-    if bad is not None:
-        numbers["why"] = (bad.get("message") or "")[:800]
-    elif skipped is not None:
-        numbers["why"] = skipped.get("message") or ""
-    status = "failed" if bad is not None else "skipped" if skipped is not None else "passed"
-    return check(str(case.get("name")), status, float(case.get("time") or 0), **numbers)
+@dataclass
+class Check:
+    """One run: its report, where it is kept, and when all must end."""
+
+    report: dict[str, Any]
+    target: Path
+    log: Path
+    work: Path
+    start: float
+
+    def run(self, sections: Sequence[Section]) -> None:
+        """Runs the sections and fills in their entries; all need the first one, the build."""
+        entries: list[Entry] = self.report["sections"]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.write_bytes(b"")
+        self.write()
+        for section, entry in zip(sections, entries, strict=True):
+            left = self.start + self.report["budget_seconds"] - time.monotonic()
+            if entries[0]["status"] != "passed" and entry is not entries[0]:
+                entry["why"] = f"{entries[0]['name']}: {entries[0]['status']}"
+            elif left < LEAST:
+                entry["why"] = f"no time: {max(0, left):.0f} s were left"
+            else:
+                self._run(section, entry, min(section.limit, left))
+            self.write()
+            words = f"check: {section.name}: {entry['status']} {entry.get('why', '')}"
+            print(words.rstrip(), file=sys.stderr)
+
+    def write(self) -> None:
+        """Writes the report as it is now."""
+        self.report["seconds"] = round(time.monotonic() - self.start, 1)
+        write_json(self.target, self.report)
+
+    def _run(self, section: Section, entry: Entry, limit: float) -> None:
+        """Runs one section, at most for its limit."""
+        rows, start = self.work / f"{section.name}.jsonl", time.monotonic()
+        rows.touch()
+        entry |= {"status": "running", "why": "the check has ended before it"}
+        with self.log.open("ab") as log:
+            log.write(f"\n=== {section.name}\n".encode())
+            log.flush()
+            begin, process = log.tell(), self._start(section, rows, log)
+            try:
+                code = self._wait(process, rows, entry, start + limit)
+            finally:
+                end(process)
+        entry["seconds"] = round(time.monotonic() - start, 1)
+        found, whole = read_rows(rows)
+        entry |= {"rows": found, **verdict(code, found, whole, limit)}
+        text = self.log.read_bytes()[begin:].decode(errors="replace").strip()
+        if entry["status"] == "failed" and not entry["why"]:
+            entry["why"] = text.splitlines()[-1][:300] if text else ""
+        if entry["status"] in ("failed", "stopped"):
+            entry["log"] = text[-TAIL:]
+
+    def _start(self, section: Section, rows: Path, log: Any) -> subprocess.Popen[bytes]:
+        words = (section.call, self.report["device"], str(rows), *section.arguments)
+        python = (str(site_of(self.report["device"])), str(ROOT), os.environ.get("PYTHONPATH", ""))
+        paths = (os.environ.get("PATH", ""), *TOOLS, sysconfig.get_path("scripts"))
+        env = {"PYTHONPATH": os.pathsep.join(filter(None, python)), "PATH": os.pathsep.join(paths)}
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.gpu.section", *words],
+            cwd=self.work, env={**os.environ, **env, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            preexec_fn=os.setpgrp,  # noqa: PLW1509, no threads here; its children end with it
+        )  # fmt: skip
+
+    def _wait(
+        self, process: subprocess.Popen[bytes], rows: Path, entry: Entry, until: float
+    ) -> int | None:
+        """Returns the exit code, None at the limit; keeps the rows of a process that runs."""
+        while time.monotonic() < until:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(timeout=min(0.5, max(0.01, until - time.monotonic())))
+            found, _ = read_rows(rows)
+            if len(found) != len(entry["rows"]):
+                entry["rows"] = found
+                self.write()
+        return None
 
 
-# --- compute-sanitizer ---------------------------------------------------------------------------
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and its children, unless it has ended well by itself."""
+    if process.poll() == 0:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # A process that waits for the device can outlive its end.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
 
 
-def sanitize(tool: str, work: Path) -> Check:
-    """Runs one tool over the program that launches every kernel."""
-    name = f"compute-sanitizer {tool}"
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        return check(name, "skipped", why="compute-sanitizer is not on PATH")
-    start, words = time.perf_counter(), ("--error-exitcode", "99", "--print-limit", "20")
-    try:
-        done = run_python(
-            *LAUNCH_ALL,
-            tool=(program, "--tool", tool, *words),
-            # Without torch's pool of memory, each tensor has bounds of its own.
-            env={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-            timeout=150,
-        )
-    except subprocess.TimeoutExpired:
-        return check(name, "failed", 150.0, why="took more than 150 s")
-    log = done.stdout + done.stderr
-    (work / f"{tool}.log").write_text(log)
-    summary = [line for line in log.splitlines() if "SUMMARY" in line]
-    seconds = time.perf_counter() - start
-    if any(words in log for words in CANNOT_ATTACH) and "launched every kernel" not in log:
-        return check(name, "skipped", seconds, why=log[-500:])
-    passed = done.returncode == 0 and "launched every kernel" in log
-    why = {} if passed else {"why": log[-1500:]}
-    return check(name, "passed" if passed else "failed", seconds, summary=summary, **why)
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """Returns the rows of a file, and whether it holds nothing else."""
+    rows, whole = [], path.exists()
+    for line in path.read_text(errors="replace").splitlines() if whole else ():
+        try:
+            row = json.loads(line, parse_constant=str)  # JSON has no NaN.
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            whole = False
+    return rows, whole
 
 
-def launch_all(device: str) -> Check:
-    """Runs that program by itself."""
-    done = run_python(*LAUNCH_ALL, device)
-    status = "passed" if done.returncode == 0 else "failed"
-    return check("launch every kernel", status, what=(done.stdout + done.stderr)[-500:].strip())
+def verdict(
+    code: int | None, rows: list[dict[str, Any]], whole: bool, limit: float
+) -> dict[str, str]:
+    """Returns what a section's exit code and rows say: its status, and why."""
+    states = [row.get("status") for row in rows]
+    failed = states.count("failed")
+    if code is None:
+        return {"status": "stopped", "why": f"took more than {limit:.0f} s"}
+    if rows and not (code or failed) and states.count("skipped") == len(rows):
+        return {"status": "not run", "why": str(rows[0].get("why", ""))}
+    why = ""
+    if code:
+        why = f"ended by {signal.Signals(-code).name}" if code < 0 else ""
+    elif not whole:
+        why = "left a line that is no row"
+    elif failed:
+        why = f"{failed} of {len(rows)} rows have failed"
+    elif not rows:
+        why = "left no row"
+    return {"status": "failed" if code or why else "passed", "why": why}
 
 
-# --- the report ----------------------------------------------------------------------------------
+# --- the command ---------------------------------------------------------------------------------
 
 
-def measure(device: str) -> tuple[dict[str, Any] | None, Check]:
-    """Takes the measurements; kernels that only move memory must come near the copy."""
-    name = f"memory-bound kernels run at {LEAST_SHARE} of the copy's speed or more"
-    start = time.perf_counter()
-    try:
-        speed = measure_kernels(device)
-        speed |= {"steps": measure_steps(device), "paths": measure_paths(device)}
-    except Exception:  # The report must be written whatever happens.
-        return None, check(name, "failed", why=traceback.format_exc()[-2000:])
-    seconds, missing = time.perf_counter() - start, speed["shortfalls"]
-    if device == "cpu":
-        return speed, check(name, "skipped", seconds, why="a dry run on the CPU")
-    return speed, check(name, "failed" if missing else "passed", seconds, why=missing)
-
-
-def summary(report: dict[str, Any]) -> str:
-    """Returns what a person reads: the tables of the page, and what failed or did not run."""
-    checks: list[Check] = report["checks"]
-    lines = [] if report["speed"] is None else [gpu_report(report)]
-    for one in checks:
-        if one["status"] == "failed":
-            lines.append(f"failed: {one['name']}: {str(one.get('why', ''))[:300]}")
-    skipped = Counter(str(one["why"])[:200] for one in checks if one["status"] == "skipped")
-    lines += [f"skipped: {number}, {why}" for why, number in skipped.items()]
-    count = Counter(one["status"] for one in checks)
-    totals = ", ".join(f"{count[status]} {status}" for status in ("passed", "failed", "skipped"))
-    return "\n".join([*lines, f"{totals}, {report['seconds']:.0f} s"])
-
-
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line."""
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    made.add_argument("--seconds", type=float, default=540, help="all it may take; default: 540")
     made.add_argument(
         "--out", type=Path,
-        help="folder of the JSON and the logs; default: $OUT, else benchmarks/results, which the "
+        help="folder of the JSON and the log; default: $OUT, else benchmarks/results, which the "
         "page shows, or runs/results for a dry run",
     )  # fmt: skip
-    made.add_argument("--commit", help="what was built, where git cannot say")
-    made.add_argument("--dry-run-on-cpu", action="store_true", help="the steps, on the CPU")
-    args = made.parse_args()
+    made.add_argument("--commit", help="what is checked, where git cannot say")
+    made.add_argument("--dry-run-on-cpu", action="store_true", help="the sections, on the CPU")
+    args = made.parse_args(words)
     usual = WORK / "results" if args.dry_run_on_cpu else RESULTS
     args.out = args.out or Path(os.environ.get("OUT") or usual)
     return args
 
 
-def main() -> int:
-    """Runs all checks and measurements; returns the exit code."""
-    args = arguments()
-    device = "cpu" if args.dry_run_on_cpu else "cuda"
-    if device == "cuda" and not (torch.cuda.is_available() and diffflow_ext.build_info()["cuda"]):
-        print("check: needs a CUDA device and a build with CUDA kernels; `diffflow doctor`")
-        return 2
-    with tempfile.TemporaryDirectory() as folder:
-        report = run_everything(device, Path(folder), args.commit)
-        failed = [c for c in report["checks"] if c["status"] == "failed"]
-        if failed:
-            logs = args.out / f"{report['name']}-logs"
-            shutil.copytree(folder, logs, dirs_exist_ok=True)
-    target = args.out / f"{report['name']}.json"
-    write_json(target, report)
-    print(summary(report))
-    print(f"report: {target}")
-    return 1 if failed else 0
-
-
-def run_everything(device: str, work: Path, commit: str | None) -> dict[str, Any]:
-    """Returns the report."""
-    start = time.perf_counter()
-    about = circumstances(commit, device)
-    model = str(about["machine"]["gpu"] or "cpu dry run").lower().replace(" ", "-")
-    checks = [launch_all(device)]
-    print("check: tests", flush=True)
-    checks += run_tests(work)
-    print("check: compute-sanitizer", flush=True)
-    if device == "cuda":
-        checks += [sanitize(tool, work) for tool in TOOLS]
-    print("check: measurements", flush=True)
-    speed, verdict = measure(device)
-    checks.append(verdict)
+def blank(args: argparse.Namespace, name: str, sections: Sequence[Section]) -> dict[str, Any]:
+    """Returns the report of a check in which nothing has run."""
+    now = time.gmtime()
+    missing = {"status": "not run", "why": "the check has ended before it"}
     return {
-        "name": f"gpu-check-{model}-{about['machine']['time'][:10]}",
-        **about,
-        "checks": checks,
-        "speed": speed,
-        "seconds": round(time.perf_counter() - start, 1),
+        "name": f"gpu-check-{name.lower().replace(' ', '-')}-{time.strftime('%Y-%m-%d', now)}",
+        "device": "cpu" if args.dry_run_on_cpu else "cuda",
+        "card": name,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
+        "commit": args.commit,
+        "budget_seconds": args.seconds,
+        "seconds": 0.0,
+        "sections": [{"name": section.name, **missing, "rows": []} for section in sections],
     }
+
+
+def main(words: Sequence[str] | None = None, sections: Sequence[Section] = SECTIONS) -> int:
+    """Runs all sections for which there is time; returns the exit code."""
+    start, args = time.monotonic(), arguments(words)
+    found = ("CPU dry run", "") if args.dry_run_on_cpu else card()
+    if found is None:
+        print("check: needs a CUDA device, and neither nvidia-smi nor torch finds one")
+        return 2
+    # So that the section that runs is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    report = blank(args, found[0], sections)
+    target = args.out / f"{report['name']}.json"
+    # The folder of the pages' reports is for reports alone.
+    log = (WORK / "results" if args.out == RESULTS else args.out) / f"{report['name']}.log"
+    with tempfile.TemporaryDirectory() as work:
+        Check(report, target, log, Path(work), start).run(sections)
+    print(gpu_report(report))
+    print(f"report: {target}; log: {log}")
+    states = {section["status"] for section in report["sections"]}
+    return 1 if states - {"passed", "not run"} else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Every kernel of the build as a case: its inputs, its call, and the same in eager torch.
 
 Shared by the checks against the CPU (tests/gpu/test_ops.py), by the program that compute-sanitizer
-watches (launch_all.py) and by the measurements (speed.py).
+watches (launches.py) and by the measurements (bandwidth.py).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,25 +116,29 @@ def _adjoint(i: Inputs, *, learned: bool, last: bool = False, first: bool = Fals
     )
 
 
+def _eager(op: str, i: Inputs) -> Any:
+    return twin(op, i)()
+
+
 _AFTER = ("local", "vjp_f", "vjp_s", "carry")
 
 CASES = (
     Case(
         "normal", (), (), (),
         lambda i: (launch_normal(torch.empty_like(i["x"]), KEY, 0, STEP, OFFSET),),
-        partial(twin, "normal"),
+        partial(_eager, "normal"),
         memory_bound=False,
     ),
     Case(
         "em_step", ("x",), ("f",), (),
         lambda i: (launch_em_step(i["x"], i["f"], DT, G, KEY, STEP, OFFSET),),
-        partial(twin, "em_step"),
+        partial(_eager, "em_step"),
         memory_bound=False,
     ),
     Case(
         "backward_residual", ("x", "x_next"), ("f", "s"), (),
         lambda i: (launch_backward_residual(*_residual(i), DT, G),),
-        partial(twin, "backward_residual"),
+        partial(_eager, "backward_residual"),
     ),
     Case(
         "backward_residual_vjp", ("x",), (), (),
@@ -142,7 +147,7 @@ CASES = (
     Case(
         "residual_cost", ("x", "x_next"), ("f", "s"), ("previous",),
         lambda i: (launch_residual_cost(*_residual(i), DT, G, i["previous"]),),
-        lambda i: twin("residual_cost", i) + i["previous"],
+        lambda i: _eager("residual_cost", i) + i["previous"],
     ),
     Case(
         "residual_cost_vjp", ("x", "x_next"), ("f", "s"), ("grad",),
@@ -153,7 +158,7 @@ CASES = (
         lambda i: (
             launch_reverse_step(i["x"], i["f"], i["s"], DT, G, KEY, STEP, 0.5, OFFSET),
         ),
-        partial(twin, "reverse_step"),
+        partial(_eager, "reverse_step"),
         memory_bound=False,
     ),
     Case(
@@ -188,7 +193,7 @@ CASES = (
     Case(
         "perturb", ("x",), (), ("alpha_t", "sigma_t"),
         lambda i: launch_perturb(i["x"], i["alpha_t"], i["sigma_t"], KEY, STEP, OFFSET),
-        partial(twin, "perturb"),
+        partial(_eager, "perturb"),
         memory_bound=False,
     ),
     Case(
@@ -229,6 +234,11 @@ DTYPES = (
     (torch.float32, torch.float16),
     (torch.float64, torch.float64),
 )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

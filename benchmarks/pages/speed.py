@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .gpu import gpu
 from .tables import (
     MINUS,
     MISSING,
@@ -33,7 +34,6 @@ AXES = {"num_steps": "steps N", "batch": "batch B", "width": "width"}
 WAYS = {"fused": "fused", "eager": "eager torch", "compiled": "torch.compile"}
 RATIOS = {"eager": "eager / fused", "compiled": "compiled / fused", "gradient": "with gradients",
           "avx2": "on AVX2", "portable": "on any processor"}  # fmt: skip
-NO_GPU = "*Nothing has been measured on a GPU yet.*\n"
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def equal_compute(report: Report) -> str:
     return table(head, marked) + f"\n{text}{report['entropy']:.3f} nats.\n"
 
 
-# --- ops and GPU ---------------------------------------------------------------------------------
+# --- ops -------------------------------------------------------------------------------------
 
 
 def ops(report: Report) -> str:
@@ -214,39 +214,6 @@ def _shape(one: Report) -> str:
 
 def _microseconds(one: Numbers) -> str:
     return NONE if one is None else number(1e6 * one["median"])
-
-
-def gpu(results: Results) -> str:
-    """What benchmarks.gpu.check has written on machines with a GPU."""
-    reports = [r for name, r in results.items() if name.startswith("gpu-check-")]
-    parts = [gpu_report(r) for r in reports if r["device"] != "cpu" and r["speed"]]
-    return "\n".join(parts) or NO_GPU
-
-
-def gpu_report(report: Report) -> str:
-    """Kernels against a copy of memory, and training steps."""
-    speed, name = report["speed"], report["name"]
-    states = [check["status"] for check in report["checks"]]
-    text = (
-        f"{report['machine']['gpu'] or 'CPU'}, commit {(report['commit'] or 'unknown')[:7]}: "
-        f"{states.count('passed')} checks passed, {states.count('failed')} failed; "
-        f"[{name}.json](../benchmarks/results/{name}.json).\n\n"
-    )
-    rows = [
-        [f"{k['kernel']}, {k['state']}/{k['net']}", " x ".join(f"{n:,}" for n in k["rows"]),
-         number(k["milliseconds"]), number(k["bytes_per_second"] / 1e9),
-         f"{k['share_of_copy']:.0%}", number(k.get("eager_over_kernel"))]
-        for k in speed["kernels"]
-    ]  # fmt: skip
-    head = ["kernel, state/network", "rows", "ms", "GB/s", "of a copy's speed", "eager / kernel"]
-    return text + table(head, rows) + "\n" + _gpu_steps(speed["steps"])
-
-
-def _gpu_steps(problems: Mapping[str, Any]) -> str:
-    names = {n: None for one in problems.values() for n in one if isinstance(one[n], dict)}
-    rows = [[n, *(number(at(one, n, "milliseconds")) for one in problems.values())] for n in names]
-    titles = [f"{n}, B = {p['batch']:,}, N = {p['num_steps']}" for n, p in problems.items()]
-    return table(["training step, ms", *titles], rows)
 
 
 BLOCKS: dict[str, Block] = {

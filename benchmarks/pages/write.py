@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common.machine import ROOT
-from ..common.reports import RESULTS
+from ..common.files import RESULTS, ROOT
 from .pictures import draw_pictures
 from .quality import BLOCKS as QUALITY_BLOCKS
 from .speed import BLOCKS as SPEED_BLOCKS

@@ -28,7 +28,8 @@ from diffflow_ext.metrics import frechet_distance, precision_recall, with_floor
 from diffflow_ext.metrics.features import DigitExtractor, load_extractor
 from diffflow_ext.training import LoadedRun
 
-from ..common.reports import RESULTS, parse, write_samples
+from ..common.files import RESULTS
+from ..common.reports import parse, write_samples
 from .comparison import Comparison, Sizes, comparison_parser
 from .measures import FIRST_SEED, drawn, likelihood
 from .trainings import Training, once, trained

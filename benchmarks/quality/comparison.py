@@ -17,7 +17,8 @@ from torch import Tensor
 from diffflow_ext.data import Dataset
 from diffflow_ext.training import LoadedRun
 
-from ..common.reports import WORK, parser, read_samples, write_report, write_samples
+from ..common.files import WORK
+from ..common.reports import parser, read_samples, write_report, write_samples
 from .measures import energy_ratios, told_apart
 from .trainings import Trained, Training, once, steps_in, trained
 

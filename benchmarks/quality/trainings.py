@@ -20,8 +20,8 @@ from typing import Any
 
 from diffflow_ext.training import Config, Interrupted, LoadedRun, configure, load_run, train
 
+from ..common.files import write_json
 from ..common.machine import cpu_seconds
-from ..common.reports import write_json
 
 if sys.version_info >= (3, 11):
     import tomllib

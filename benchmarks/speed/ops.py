@@ -26,7 +26,7 @@ from torch import Tensor
 from diffflow_ext import NoiseKey, functional
 from diffflow_ext.functional.core import core
 
-from ..common.machine import ROOT
+from ..common.files import ROOT
 from ..common.reports import parse, parser, run_python, write_report
 
 STEP = {"dt": 0.03125, "g": 0.75}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
-from benchmarks.common.reports import RESULTS
-from benchmarks.pages import pictures, speed, tables, write
+from benchmarks.common.files import RESULTS
+from benchmarks.pages import gpu, pictures, speed, tables, write
 
 Reports = dict[str, dict[str, Any]]
 MACHINE = {"cpu": "Z", "threads": 1, "commit": "0123456789ab", "dirty": False}
@@ -153,20 +153,46 @@ def test_ops(reports: Reports) -> None:
 
 
 def test_reports_of_a_gpu_are_shown_and_those_of_a_dry_run_are_not() -> None:
-    kernel = {"kernel": "em_step", "state": "float32", "net": "float32", "rows": [64, 256],
-              "milliseconds": 0.5, "bytes_per_second": 2e12, "share_of_copy": 0.9,
-              "eager_over_kernel": 4.5}  # fmt: skip
-    steps = {"points": {"batch": 512, "num_steps": 30, "ddpm": {"milliseconds": 1.5},
-                        "release": {"why": "no"}}}  # fmt: skip
-    report = {"name": "gpu-check-x", "device": "cuda", "machine": {"gpu": "X"},
-              "commit": "abcdefghi", "checks": [{"status": "passed"}],
-              "speed": {"kernels": [kernel], "steps": steps}}  # fmt: skip
-    assert block("gpu", {"gpu-check-x": {**report, "device": "cpu"}}) == speed.NO_GPU
-    text = block("gpu", {"gpu-check-x": report})
-    assert text.startswith("X, commit abcdefg: 1 checks passed, 0 failed")
-    assert row(text, "ddpm") == ["1.50"]
-    assert row(text, "release") == ["\N{EN DASH}"]
-    assert row(text, "em_step, float32/float32") == ["64 x 256", "0.50", "2,000", "90%", "4.50"]
+    report = gpu_check_report()
+    assert block("gpu", {"gpu-check-x": {**report, "device": "cpu"}}) == gpu.NO_GPU
+    text, none = block("gpu", {"gpu-check-x": report}), "\N{EN DASH}"
+    assert text.startswith(
+        "NVIDIA X, 2026-01-02, commit abcdefg: 5 sections, 2 passed, 1 failed, 1 stopped, "
+        "1 not run; [gpu-check-x.json](../benchmarks/results/gpu-check-x.json)."
+    )
+    assert row(text, "launch") == ["failed", "2.50", "1 passed, 1 failed", "1 of 3"]
+    assert row(text, "memcheck") == ["not run", none, none, "no time: 3 s were left"]
+    assert "\n- em_step / normal failed: 5 ulp\n" in text
+    assert "**launch**" not in text
+    # What was measured before a section was stopped is shown.
+    assert row(text, "ddpm") == ["2,000", "1.50", none, none]
+    assert row(text, "release") == ["2,000", none, none, "out of memory"]
+    assert row(text, "copy, float32") == ["64 x 256", "2,000", "0.90"]
+
+
+def gpu_check_report() -> dict[str, Any]:
+    """Sections of each outcome."""
+    tests = [
+        {"machine": {"commit": "abcdefghi", "gpu": "NVIDIA X"}},
+        {"test": "normal", "status": "passed", "ulps": 0},
+        {"test": "em_step | normal", "status": "failed", "why": "5 ulp"},
+    ]
+    steps = [
+        {"step": "ddpm", "batch": 2000, "milliseconds": 1.5},
+        {"step": "graph", "batch": 2000, "milliseconds": 0.75, "over_ddpm": 0.5},
+        {"step": "release", "batch": 2000, "why": "out of memory"},
+    ]
+    kernels = [{"kernel": "copy, float32", "rows": [64, 256], "gigabytes_per_second": 2000.0,
+                "share_of_copy": 0.9}]  # fmt: skip
+    sections = [
+        {"name": "build", "status": "passed", "why": "", "seconds": 60.0, "rows": []},
+        {"name": "launch", "status": "failed", "why": "1 of 3", "seconds": 2.5, "rows": tests},
+        {"name": "steps", "status": "stopped", "why": "60 s", "seconds": 60.0, "rows": steps},
+        {"name": "bandwidth", "status": "passed", "why": "", "seconds": 9.0, "rows": kernels},
+        {"name": "memcheck", "status": "not run", "why": "no time: 3 s were left", "rows": []},
+    ]
+    return {"name": "gpu-check-x", "device": "cuda", "card": "NVIDIA X", "commit": None,
+            "time": "2026-01-02T03:04:05Z", "sections": sections}  # fmt: skip
 
 
 # --- pages ---------------------------------------------------------------------------------------
@@ -175,7 +201,7 @@ def test_reports_of_a_gpu_are_shown_and_those_of_a_dry_run_are_not() -> None:
 def test_without_reports_nothing_is_claimed() -> None:
     for blocks in write.PAGES.values():
         for name, make in blocks.items():
-            assert make({}) == (speed.NO_GPU if name == "gpu" else tables.MISSING), name
+            assert make({}) == (gpu.NO_GPU if name == "gpu" else tables.MISSING), name
 
 
 def test_pages_and_pictures_are_made_from_the_reports_alone(

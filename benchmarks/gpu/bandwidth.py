@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from .ops import CASES, DTYPES, Case, Inputs, bytes_moved
+from .ops import CASES, DTYPES, Case, Inputs, bytes_moved, name_of
+from .section import Record
 
 #: A kernel that only moves memory should come near the copy; this much is demanded.
 LEAST_SHARE = 0.6
@@ -74,49 +75,30 @@ def measure_case(
 
     first, second = times(case.run), times(case.run)
     median = statistics.median(first + second)
-    result = {
-        "kernel": case.name,
-        "state": str(dtypes[0]).removeprefix("torch."),
-        "net": str(dtypes[1]).removeprefix("torch."),
+    eager = None if case.eager is None else statistics.median(times(case.eager))
+    return {
+        "kernel": f"{case.name}, {'/'.join(map(name_of, dtypes))}",
         "rows": list(rows),
-        "bytes": moved,
         "milliseconds": median,
         "spread": abs(statistics.median(first) - statistics.median(second)) / median,
-        "bytes_per_second": moved / median * 1e3,
+        "gigabytes_per_second": moved / median / 1e6,
         "share_of_copy": moved / median * 1e3 / copy,
+        "eager_over_kernel": None if eager is None else eager / median,
     }
-    if case.eager is not None:
-        eager = statistics.median(times(case.eager))
-        result |= {"eager_milliseconds": eager, "eager_over_kernel": eager / median}
-    return result
 
 
-def measure_kernels(device: str, copy: float) -> list[dict[str, Any]]:
-    """Measures all kernels in float32 on all layouts, and with bfloat16 networks on the first."""
-    results = []
+def kernels(device: str, record: Record) -> None:
+    """Measures the copy, and all kernels in float32 and with networks in bfloat16."""
+    wide, narrow = ROWS[device]
+    copy = copy_speed(device)
+    record(kernel="copy", rows=[4, *wide], gigabytes_per_second=copy / 1e9)
     for case in CASES:
-        for rows in ROWS[device]:
-            results.append(measure_case(case, DTYPES[0], rows, device, copy))
-        if case.nets:
-            results.append(measure_case(case, DTYPES[1], ROWS[device][0], device, copy))
+        mixed = [(DTYPES[1], wide)] if case.nets else []
+        for dtypes, rows in ((DTYPES[0], wide), *mixed, (DTYPES[0], narrow)):
+            found = measure_case(case, dtypes, rows, device, copy)
+            slow = case.memory_bound and rows == wide and found["share_of_copy"] < LEAST_SHARE
+            if slow and device != "cpu":
+                found |= {"status": "failed", "why": f"less than {LEAST_SHARE:.0%} of the copy"}
+            record(**found)
         if device != "cpu":
             torch.cuda.empty_cache()
-    return results
-
-
-def shortfalls(results: list[dict[str, Any]], wide: tuple[int, int]) -> list[str]:
-    """Names the memory-bound kernels that miss their share of the copy on wide rows."""
-    bound = {case.name for case in CASES if case.memory_bound}
-    return [
-        f"{r['kernel']} ({r['net']}): {r['share_of_copy']:.2f}"
-        for r in results
-        if r["kernel"] in bound and r["rows"] == list(wide) and r["share_of_copy"] < LEAST_SHARE
-    ]
-
-
-def measure(device: str) -> dict[str, Any]:
-    """Measures the copy and all kernels."""
-    copy = copy_speed(device)
-    kernels = measure_kernels(device, copy)
-    missing = shortfalls(kernels, ROWS[device][0])
-    return {"copy_bytes_per_second": copy, "kernels": kernels, "shortfalls": missing}
