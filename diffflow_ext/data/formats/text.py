@@ -93,6 +93,14 @@ def _is_table(name: str) -> bool:
     return name.lower().endswith(TEXT_SUFFIXES) and not name.startswith("__MACOSX")
 
 
+def exact_numbers() -> dict[str, str]:
+    """Returns the options by which pandas rounds to nearest; from 3.1 on it always does."""
+    import pandas
+
+    version = tuple(int(part) for part in pandas.__version__.split(".")[:2])
+    return {} if version >= (3, 1) else {"float_precision": "round_trip"}
+
+
 def _by_pandas(stream: BinaryIO, layout: Layout) -> Values | None:
     """Returns the values, or None if the rows are not plain numbers or differ in length."""
     import pandas
@@ -105,8 +113,7 @@ def _by_pandas(stream: BinaryIO, layout: Layout) -> Values | None:
     stream.seek(layout.start)
     separator = r"\s+" if layout.delimiter == SPACES else layout.delimiter
     options: Any = {"sep": separator, "header": None, "skipinitialspace": True}
-    # The default conversion does not round to the nearest number.
-    options |= {"engine": "c", "float_precision": "round_trip", "low_memory": False}
+    options |= {"engine": "c", "low_memory": False, **exact_numbers()}
     options |= {"decimal": layout.decimal, "chunksize": max(1, CELLS // layout.cells)}
     try:
         with pandas.read_csv(stream, **options) as frames:

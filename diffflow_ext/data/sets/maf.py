@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..dataset import Dataset, table_dataset
 from ..formats.arrays import load_npy
 from ..formats.reading import Refused, check_file, check_size, optional_package, unpacked_limit
+from ..formats.text import exact_numbers
 from .home import data_home
 
 Values = NDArray[np.float64]
@@ -290,8 +291,7 @@ def _read_csv(file: Path, leave_out: int = 0) -> Values:
     import pandas
 
     check_file("open_maf", file)
-    # The default conversion does not round to the nearest number.
-    options: Any = {"dtype": np.float64, "float_precision": "round_trip", "index_col": False}
+    options: Any = {"dtype": np.float64, "index_col": False, **exact_numbers()}
     try:
         values = pandas.read_csv(file, engine="c", **options).to_numpy()
     except (ValueError, OSError) as error:
