@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,3 +133,18 @@ def test_replays_see_what_changes_from_step_to_step(
     both(config, tmp_path)
     assert made[0].num_captures == 3
     assert made[0].eager == 3
+
+
+def test_numbers_of_a_gpu_are_read_after_their_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    event = SimpleNamespace(
+        record=lambda stream: events.append(f"recorded in {stream}"),
+        synchronize=lambda: events.append("waited"),
+    )
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda x: True), raising=False)
+    reading = captured.Reading(3, torch.tensor([1.5, 2.5]))
+    assert events == ["recorded in the stream of cpu"]
+    assert (reading.step, reading.numbers()) == (3, [1.5, 2.5])
+    assert events[1:] == ["waited"]

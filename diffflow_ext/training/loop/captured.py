@@ -36,11 +36,10 @@ class Reading:
     """The loss and the gradient's norm of a step, on their way from the device."""
 
     def __init__(self, step: int, values: Tensor) -> None:
-        self.step, self.values, self.arrival = step, values, None
-        if values.is_cuda:
-            self.values = torch.empty_like(values, device="cpu", pin_memory=True)
-            self.values.copy_(values, non_blocking=True)
-            self.arrival = torch.cuda.Event()
+        # torch copies into pinned memory, without waiting.
+        self.step, self.values = step, values.to("cpu", non_blocking=True)
+        self.arrival = torch.cuda.Event() if values.is_cuda else None
+        if self.arrival is not None:
             self.arrival.record(torch.cuda.current_stream(values.device))
 
     def numbers(self) -> list[float]:
