@@ -71,63 +71,63 @@ __device__ __forceinline__ T fold_lanes(T sum, int lanes) {
   return sum;
 }
 
-/// Threads of a reduction's blocks: kBlock for rows side by side, or as many as a segment has quads
-/// where there are so few rows that a GPU would be idle otherwise. More than these spill registers.
+/// How threads share the rows of a reduction.
+struct Team {
+  int lanes, lane_bits;  ///< of a row, and their logarithm
+  /// A block has one segment of one row. All its threads find parts, `lanes` of them add these.
+  bool whole_block;
+};
+
+/// The most threads of such a block: with more, some kernels would spill registers.
 template <typename T>
 constexpr int kMostThreads = sizeof(T) == 8 ? 512 : 1024;
 
-/// How the sums of a reduction are shared out.
-struct Team {
-  int lanes, lane_bits;
-  bool whole_block;  ///< a block has one segment of a row: all its threads find the quads' parts
-};
-
-/// One row segment for every group of `lanes` threads, or for a block.
+/// The sum of a lane's quads in the segment blockIdx.y of a row, in the order of lane_sum.
 /// blockIdx.y is the segment: dividing would call a subroutine that makes ptxas spill registers.
+template <class Body, typename T = typename Body::Sum>
+__device__ __forceinline__ T sum_of_lane(const Body& body, const Shape& shape, bool aligned,
+                                         const Team& team, int64_t sample, int lane, T* parts) {
+  const int64_t segment = blockIdx.y, first = segment * kSegmentQuads;
+  const int64_t left = sample < shape.samples ? shape.quads_per_sample() - first : 0;
+  const int size = static_cast<int>(left < kSegmentQuads ? left : kSegmentQuads);
+  const int step = team.whole_block ? static_cast<int>(blockDim.x) : team.lanes;
+  T sum = T(0);
+  for (int i = lane; i < size; i += step) {
+    const auto terms = run_body(body, place_at(sample, first + i, shape, aligned));
+    const T part = body.part(body.scalars(), sample, terms.value);
+    team.whole_block ? parts[i] = part : sum += part;
+  }
+  if (!team.whole_block) return sum;
+  __syncthreads();
+  if (lane >= team.lanes) return T(0);
+  return lane_sum<T>(segment, lane, team.lanes, first + size,
+                     [&](int64_t quad) { return parts[quad - first]; });
+}
+
 template <class Body>
 __global__ void __launch_bounds__(kMostThreads<typename Body::Sum>)
     reduce_kernel(Body body, Shape shape, bool aligned, Team team, typename Body::Sum* partials) {
   using T = typename Body::Sum;
   DF_SHARED(T, warp_sums, kBlock / kWarp);
-  DF_DYNAMIC_SHARED(double, room);
-  T* const parts = reinterpret_cast<T*>(room);
-  const int64_t per_sample = shape.quads_per_sample(), segments = num_segments(per_sample);
+  DF_DYNAMIC_SHARED(double, room);  // of one type in all kernels
   const int lanes = team.lanes, thread = static_cast<int>(threadIdx.x);
-  const int group = team.whole_block ? 0 : thread >> team.lane_bits;
   const int lane = team.whole_block ? thread : thread & (lanes - 1);
-  const int groups = team.whole_block ? 1 : kBlock >> team.lane_bits;
-  const int64_t sample = static_cast<int64_t>(blockIdx.x) * groups + group;
-  const int64_t segment = blockIdx.y, first = segment * kSegmentQuads;
-  const auto part_of = [&](int64_t quad) {
-    const auto terms = run_body(body, place_at(sample, quad, shape, aligned));
-    return body.part(body.scalars(), sample, terms.value);
-  };
-  const bool inside = sample < shape.samples && lane < lanes;
-  T sum = T(0);
-  if (team.whole_block) {
-    const int64_t end = first + kSegmentQuads < per_sample ? first + kSegmentQuads : per_sample;
-    for (int64_t quad = first + thread; quad < end; quad += blockDim.x) {
-      parts[quad - first] = part_of(quad);
-    }
-    __syncthreads();
-    if (inside) {
-      sum = lane_sum<T>(segment, lane, lanes, per_sample,
-                        [&](int64_t quad) { return parts[quad - first]; });
-    }
-  } else if (inside) {
-    sum = lane_sum<T>(segment, lane, lanes, per_sample, part_of);
-  }
+  const int64_t threads_before = static_cast<int64_t>(blockIdx.x) * kBlock;
+  const int64_t sample =
+      team.whole_block ? blockIdx.x : (threads_before + thread) >> team.lane_bits;
+  T sum = sum_of_lane(body, shape, aligned, team, sample, lane, reinterpret_cast<T*>(room));
   sum = fold_lanes(sum, lanes < kWarp ? lanes : kWarp);
   if (lanes == kBlock) {
-    if (inside && thread % kWarp == 0) warp_sums[thread / kWarp] = sum;
+    if (lane < kBlock && lane % kWarp == 0) warp_sums[lane / kWarp] = sum;
     __syncthreads();
     for (int warp = 1; lane == 0 && warp < kBlock / kWarp; ++warp) sum += warp_sums[warp];
   }
-  if (!inside || lane != 0) return;
+  if (sample >= shape.samples || lane != 0) return;
+  const int64_t segments = num_segments(shape.quads_per_sample());
   if (segments == 1) {
     body.finish(sample, sum);
   } else {
-    partials[sample * segments + segment] = sum;
+    partials[sample * segments + blockIdx.y] = sum;
   }
 }
 
@@ -175,62 +175,69 @@ inline unsigned blocks_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>(std::min<int64_t>(blocks, std::numeric_limits<int32_t>::max()));
 }
 
-template <class Body>
-void for_each(const Body& body, const Shape& shape, bool aligned, int device, void* stream) {
-  const DeviceGuard guard(device);
-  const int64_t per_sample = shape.quads_per_sample();
+/// The launches of an elementwise body: one, but for more than kLaunchQuads.
+template <class Launch>
+void for_each_piece(const Shape& shape, bool aligned, const Launch& launch) {
+  const int64_t per_sample = shape.quads_per_sample(), none = kLaunchQuads;
   const int64_t width = std::min(per_sample, kLaunchQuads), rows = kLaunchQuads / width;
-  const Divisor row(static_cast<uint32_t>(width));
-  const int64_t none = kLaunchQuads;
   const int gap = static_cast<int>(4 * per_sample - shape.elements);
-  for (int64_t sample = 0; sample < shape.samples; sample += rows) {
-    for (int64_t quad = 0; quad < per_sample; quad += width) {
-      const int64_t part = std::min(width, per_sample - quad);
-      const int64_t count = std::min(rows, shape.samples - sample) * part;
-      const Piece piece = {sample, quad, sample * shape.elements + 4 * quad,
-                           static_cast<uint32_t>(count), row,
-                           static_cast<uint32_t>(gap > 0 ? std::min(per_sample - quad - 1, none) : none),
-                           4 - gap, static_cast<uint32_t>(gap), aligned};
-      DF_LAUNCH((for_each_kernel<Body>), blocks_for(count, kBlock), kBlock, 0,
-                static_cast<cudaStream_t>(stream), body, piece);
-      check(cudaGetLastError(), "kernel launch");
+  const Divisor row(static_cast<uint32_t>(width));
+  Piece piece = {0, 0, 0, 0, row, 0, 4 - gap, static_cast<uint32_t>(gap), aligned};
+  for (; piece.sample < shape.samples; piece.sample += rows) {
+    for (piece.quad = 0; piece.quad < per_sample; piece.quad += width) {
+      const int64_t left = per_sample - piece.quad;
+      const int64_t count = std::min(rows, shape.samples - piece.sample) * std::min(width, left);
+      piece.offset = piece.sample * shape.elements + 4 * piece.quad;
+      piece.count = static_cast<uint32_t>(count);
+      piece.ragged = static_cast<uint32_t>(gap > 0 ? std::min(left - 1, none) : none);
+      launch(piece);
     }
   }
 }
 
-/// Few rows take a block each, with a thread for each quad as far as there are so many.
-inline Team team_for(int64_t samples, int64_t per_sample) {
-  Team team = {num_lanes(per_sample), 0, false};
+template <class Body>
+void for_each(const Body& body, const Shape& shape, bool aligned, int device, void* stream) {
+  const DeviceGuard guard(device);
+  for_each_piece(shape, aligned, [&](const Piece& piece) {
+    DF_LAUNCH((for_each_kernel<Body>), blocks_for(piece.count, kBlock), kBlock, 0,
+              static_cast<cudaStream_t>(stream), body, piece);
+    check(cudaGetLastError(), "kernel launch");
+  });
+}
+
+/// Where rows are so few that a GPU would be idle, each has a block of its own, with a thread for
+/// each quad. To cut rows further would cost a second kernel, which takes longer than it saves.
+inline Team team_for(const Shape& shape) {
+  const int64_t quads = shape.quads_per_sample();
+  Team team = {num_lanes(quads), 0, false};
   while (1 << team.lane_bits < team.lanes) ++team.lane_bits;
-  team.whole_block = team.lanes >= kWarp && per_sample > team.lanes &&
-                     samples * num_segments(per_sample) * team.lanes <= kFewThreads;
+  const int64_t threads = shape.samples * num_segments(quads) * team.lanes;
+  team.whole_block = quads > team.lanes && threads < kFewThreads;
   return team;
 }
 
 template <class Body>
 void reduce(const Body& body, const Shape& shape, bool aligned, typename Body::Sum* partials,
             int device, void* stream) {
+  using T = typename Body::Sum;
   const DeviceGuard guard(device);
   const int64_t per_sample = shape.quads_per_sample(), segments = num_segments(per_sample);
   if (segments > kMaxSegments) {
     throw std::runtime_error("reduce: expected at most 536,862,720 elements a sample");
   }
-  using T = typename Body::Sum;
-  const Team team = team_for(shape.samples, per_sample);
+  const Team team = team_for(shape);
   const int64_t quads = std::min(per_sample, kSegmentQuads);
-  const int64_t threads =
-      team.whole_block ? std::min<int64_t>((quads + kWarp - 1) / kWarp * kWarp, kMostThreads<T>)
-                       : kBlock;
-  const int64_t rows = team.whole_block ? 1 : kBlock / team.lanes;
-  const dim3 grid(blocks_for(shape.samples, rows), static_cast<unsigned>(segments));
-  DF_LAUNCH((reduce_kernel<Body>), grid, static_cast<unsigned>(threads),
-            team.whole_block ? quads * sizeof(T) : 0, static_cast<cudaStream_t>(stream), body,
-            shape, aligned, team, partials);
+  const int64_t warps = std::min<int64_t>((quads + kWarp - 1) / kWarp, kMostThreads<T> / kWarp);
+  const unsigned threads = team.whole_block ? static_cast<unsigned>(warps * kWarp) : kBlock;
+  const dim3 grid(blocks_for(shape.samples, team.whole_block ? 1 : kBlock / team.lanes),
+                  static_cast<unsigned>(segments));
+  DF_LAUNCH((reduce_kernel<Body>), grid, threads, team.whole_block ? quads * sizeof(T) : 0,
+            static_cast<cudaStream_t>(stream), body, shape, aligned, team, partials);
   check(cudaGetLastError(), "kernel launch");
   if (segments == 1) return;
   DF_LAUNCH((finish_kernel<Body>), blocks_for(shape.samples, kBlock), kBlock, 0,
             static_cast<cudaStream_t>(stream), body, shape.samples, segments,
-            static_cast<const typename Body::Sum*>(partials));
+            static_cast<const T*>(partials));
   check(cudaGetLastError(), "kernel launch");
 }
 
