@@ -41,8 +41,9 @@ DF_HD float bits_to_float(uint32_t bits) {
 DF_HD float square_root(float value) { return sqrtf(value); }
 DF_HD double square_root(double value) { return sqrt(value); }
 
-/// The same for 2^-101 <= value < infinity. On a GPU square_root has a branch for other values; these
-/// are the steps of its main path: a guess, and one of Newton's steps, whose error is rounded away.
+/// The same for 2^-101 <= value < infinity. On a GPU square_root has a branch for other values;
+/// these are the steps of its main path: a guess, and one of Newton's steps, whose error is rounded
+/// away.
 DF_HD float square_root_of_normal(float value) {
 #ifdef __CUDA_ARCH__
   float guess;

@@ -69,8 +69,8 @@ DF_INLINE void draw_lanes(const NoiseSource& source, NoiseNumbers numbers, const
     memcpy(out, &z.first, sizeof(z.first));
     return;
   }
-  const auto z = box_muller<Two<Two<Vec>>>({words.word[0], words.word[2]},
-                                           {words.word[1], words.word[3]});
+  const auto z =
+      box_muller<Two<Two<Vec>>>({words.word[0], words.word[2]}, {words.word[1], words.word[3]});
   const auto &low = z.first, &high = z.second;
   put_quads({low.first.first, high.first.first}, {low.second.first, high.second.first}, out);
   put_quads({low.first.second, high.first.second}, {low.second.second, high.second.second},

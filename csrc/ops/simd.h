@@ -38,18 +38,18 @@ struct Two {
   V first, second;
 };
 
-#define DF_TWO_OPERATOR(op)                                             \
-  template <class V>                                                    \
-  DF_INLINE auto operator op(const Two<V>& a, const Two<V>& b) {        \
-    return Two<decltype(a.first op b.first)>{a.first op b.first, a.second op b.second}; \
-  }                                                                     \
-  template <class V, class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>>  \
-  DF_INLINE auto operator op(const Two<V>& a, Number b) {               \
-    return Two<decltype(a.first op b)>{a.first op b, a.second op b};    \
-  }                                                                     \
-  template <class V, class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>>  \
-  DF_INLINE auto operator op(Number a, const Two<V>& b) {               \
-    return Two<decltype(a op b.first)>{a op b.first, a op b.second};    \
+#define DF_TWO_OPERATOR(op)                                                                \
+  template <class V>                                                                       \
+  DF_INLINE auto operator op(const Two<V>& a, const Two<V>& b) {                           \
+    return Two<decltype(a.first op b.first)>{a.first op b.first, a.second op b.second};    \
+  }                                                                                        \
+  template <class V, class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>> \
+  DF_INLINE auto operator op(const Two<V>& a, Number b) {                                  \
+    return Two<decltype(a.first op b)>{a.first op b, a.second op b};                       \
+  }                                                                                        \
+  template <class V, class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>> \
+  DF_INLINE auto operator op(Number a, const Two<V>& b) {                                  \
+    return Two<decltype(a op b.first)>{a op b.first, a op b.second};                       \
   }
 template <class V>
 DF_INLINE Two<V> operator-(const Two<V>& a) {

@@ -80,19 +80,19 @@ extern "C" int64_t probe_differences() {
   return differences;
 }
 
-/// A GPU takes the square root from a guess of 1 / sqrt(x) that is within 2^-22 of it, by steps that
-/// square_root_of_normal has. How many of the radii come out wrong for some such guess: PTX names
-/// 2^-22.9 as the largest error.
-extern "C" int64_t probe_wrong_roots() {
+/// A GPU takes the root of a radius from a guess of 1 / sqrt(x), by the steps of
+/// square_root_of_normal. How many of all radii come out wrong for some guess of this relative
+/// error or less.
+extern "C" int64_t probe_wrong_roots(double error) {
   int64_t wrong = 0;
   for (uint32_t cell = 0; cell < 1u << 23; ++cell) {
     const float x = df::minus_two_log(df::uniform_open<float>(cell << 9));
-    const double truth = 1.0 / std::sqrt(static_cast<double>(x)), most = truth * 0x1p-22;
-    float guess = static_cast<float>(truth - most);
-    for (; guess <= truth + most; guess = std::nextafter(guess, 2.0f * guess)) {
-      const float root = x * guess;
-      const float rest = std::fma(-root, root, x);
-      wrong += differ(std::fma(rest, 0.5f * guess, root), std::sqrt(x));
+    const double truth = 1.0 / std::sqrt(static_cast<double>(x));
+    const double least = truth * (1.0 - error), most = truth * (1.0 + error);
+    for (float guess = static_cast<float>(least); guess <= most;
+         guess = std::nextafter(guess, 2e9f)) {
+      const float root = x * guess, rest = std::fma(-root, root, x);
+      wrong += guess >= least && differ(std::fma(rest, 0.5f * guess, root), std::sqrt(x));
     }
   }
   return wrong;

@@ -143,7 +143,9 @@ BUGS = {
     "warps in the reverse order": Bug(
         LOOPS, "warp_sums[lane / kWarp] =", "warp_sums[kBlock / kWarp - 1 - lane / kWarp] ="
     ),
-    "parts are not awaited": Bug(LOOPS, "  __syncthreads();\n  if (lane >= team", "  if (lane >= team"),
+    "parts are not awaited": Bug(
+        LOOPS, "  __syncthreads();\n  if (lane >= team", "  if (lane >= team"
+    ),
 }
 MORE_BUGS = {
     "every lane writes": Bug(LOOPS, "|| lane != 0) return;", ") return;"),

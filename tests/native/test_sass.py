@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import pytest
 import sass
+from helpers import CSRC
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 PTX = "compute_120"
@@ -164,7 +165,7 @@ def test_normals_take_few_instructions(arch: str) -> None:
 
 
 def path_of_whole_quad(opcodes: list[str]) -> int:
-    """Instructions up to the end behind the 16-byte store, less those of narrow stores before it."""
+    """Instructions up to the end behind the 16-byte store, without narrow stores before it."""
     stores = [i for i, op in enumerate(opcodes) if op.startswith("STG")]
     wide = next(i for i in stores if ".128" in opcodes[i])
     length = opcodes.index("EXIT", wide) + 1
@@ -341,3 +342,43 @@ def test_fused_arithmetic_is_seen(compile_planted: Compile) -> None:
     contracted = sass.ptx(compile_planted(True).binary)
     assert "fma.rn.f32" in sass.fusable(planted(contracted, "clean"))
     assert "mul.f32" in sass.fusable(planted(contracted, "hungry"))
+
+
+# The square root of normals
+
+ROOTS = """
+#include "math/host_device.h"
+using diffflow::square_root_of_normal;
+__global__ void of_nvcc(float* x) { x[threadIdx.x] = sqrtf(x[threadIdx.x]); }
+__global__ void ours(float* x) { x[threadIdx.x] = square_root_of_normal(x[threadIdx.x]); }
+"""
+STEPS = ["MUFU.RSQ", "FMUL", "FMUL", "FFMA", "FFMA"]
+
+
+def term_of_root(lines: list[tuple[str, str]]) -> str:
+    """What the first steps that begin with a guess of 1 / sqrt(x) compute, as a term of x."""
+    steps = [(op.removesuffix(".FTZ"), text.replace(".reuse", "")) for op, text in lines]
+    steps = [(op, text) for op, text in steps if op in STEPS][: len(STEPS)]
+    assert [op for op, _ in steps] == STEPS
+    terms = {steps[0][1].split(", ")[1]: "x"}
+    for op, text in steps:
+        to, *factors = text.split(", ")
+        known = [re.sub(r"R\d+", lambda found: terms[found[0]], factor) for factor in factors]
+        terms[to] = f"{op}({', '.join(known)})"
+    return terms[to]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_square_root_is_that_of_nvcc(tmp_path: Path, arch: str) -> None:
+    """For numbers that need no scaling; so its bits are those of sqrtf, which rounds correctly."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or sass.find_tool("cuobjdump") is None:
+        pytest.skip("needs nvcc and cuobjdump")
+    (tmp_path / "roots.cu").write_text(ROOTS)
+    options = ["-std=c++17", "--fmad=false", f"-I{CSRC}", f"-arch={arch}", "-cubin"]
+    command = [nvcc, *options, str(tmp_path / "roots.cu"), "-o", str(tmp_path / "roots.cubin")]
+    subprocess.run(command, check=True)
+    kernels = sass.operations(tmp_path / "roots.cubin", arch)
+    ours, theirs = (term_of_root(planted(kernels, name)) for name in ("ours", "of_nvcc"))
+    assert ours == theirs
+    assert ours.count("MUFU.RSQ(x)") == 4
