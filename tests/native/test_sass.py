@@ -360,7 +360,7 @@ def term_of_root(lines: list[tuple[str, str]]) -> str:
     steps = [(op.removesuffix(".FTZ"), text.replace(".reuse", "")) for op, text in lines]
     steps = [(op, text) for op, text in steps if op in STEPS][: len(STEPS)]
     assert [op for op, _ in steps] == STEPS
-    terms = {steps[0][1].split(", ")[1]: "x"}
+    to, terms = "", {steps[0][1].split(", ")[1]: "x"}
     for op, text in steps:
         to, *factors = text.split(", ")
         known = [re.sub(r"R\d+", lambda found: terms[found[0]], factor) for factor in factors]
