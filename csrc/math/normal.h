@@ -12,56 +12,54 @@
 
 namespace diffflow {
 
-/// The centre of one of 2^23 equal cells of (0, 2^24), which is exact in float32.
-template <class Float>
-DF_HD Float cell_centre(typename BitsOf<Float>::Word word) {
-  return BitsOf<Float>::from_int((typename BitsOf<Float>::Int)((word >> 8) | 1u));
-}
-
-/// The same of (0, 1): never 0 and never 1.
+/// The centre of one of 2^23 equal cells of (0, 1), never 0 and never 1: (2 (word >> 9) + 1) 2^-24.
+/// Its bits are put together in [1, 2), where the cells are the floats; the difference is exact.
 template <class Float>
 DF_HD Float uniform_open(typename BitsOf<Float>::Word word) {
-  return cell_centre<Float>(word) * 5.9604644775390625e-8f;  // 2^-24
+  return BitsOf<Float>::from_word(word >> 9 | 0x3f800000u) - 0x1.fffffep-1f;
 }
 
-/// log(u) for a normal float u in (0, 1), within 2 ulp.
+/// -2 log(u) for a normal float u in (0, 1), within 2 ulp.
 ///
 /// u = m 2^e with m in [sqrt(1/2), sqrt(2)), f = m - 1 (exact):
-/// log u = e log 2 + f - f^2/2 + f^3 P(f), relative error of P's part 8e-10.
+/// log u = e log 2 + f - f^2/2 + f^3 P(f), relative error of P's part 8e-10. The factor -2 is part
+/// of all coefficients, where it changes no rounding, and so is that of `scaled`, which is 2^23 e.
 template <class Float>
-DF_HD Float log_unit(Float u) {
+DF_HD Float minus_two_log(Float u) {
   using Bits = BitsOf<Float>;
-  const auto shifted = Bits::word(u) - 0x3f3504f3u;  // bits of sqrt(1/2)
-  const auto exponent = (typename Bits::Int)shifted >> 23;
-  const Float f = Bits::from_word((shifted & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
-  const Float e = Bits::from_int(exponent);
-  Float p = 0.06746619194746017f * f + -0.11675646156072617f;
-  p = p * f + 0.11888168752193451f;
-  p = p * f + -0.1240558996796608f;
-  p = p * f + 0.14219552278518677f;
-  p = p * f + -0.1666799634695053f;
-  p = p * f + 0.2000211924314499f;
-  p = p * f + -0.25000008940696716f;
-  p = p * f + 0.3333331346511841f;
+  const auto bits = Bits::word(u);
+  const auto exponent = (bits - 0x3f3504f3u) & 0xff800000u;  // of u / sqrt(1/2), with its sign
+  const Float f = Bits::from_word(bits - exponent) - 1.0f;
+  const Float scaled = Bits::from_signed(exponent);
+  Float p = -0.13493238389492035f * f + 0.23351292312145233f;
+  p = p * f + -0.23776337504386902f;
+  p = p * f + 0.2481117993593216f;
+  p = p * f + -0.28439104557037354f;
+  p = p * f + 0.3333599269390106f;
+  p = p * f + -0.4000423848628998f;
+  p = p * f + 0.5000001788139343f;
+  p = p * f + -0.6666662693023682f;
   const Float square = f * f;
   // log 2 in two parts: the first has so few bits that its product with e is exact.
-  const Float small = f * square * p + e * -2.12194440e-4f - 0.5f * square;
-  return e * 0.693359375f + (f + small);
+  const Float small = f * square * p + scaled * 0x1.bd01060p-35f + square;
+  return add_exact(scaled, -0x1.63p-23f, add_exact(f, -2.0f, small));
 }
 
 template <class Float>
-struct SinCos {
-  Float sin, cos;
+struct NormalPair {
+  Float first, second;
 };
 
-/// sin(pi x) and cos(pi x) for 0 <= x <= 2, within 2 ulp.
+/// radius (cos 2 pi v, sin 2 pi v) for the uniform v of a word; both functions within 2 ulp.
 ///
-/// x = n/2 + r with |r| <= 1/4 (exact), then polynomials in r^2, relative errors 3e-9 and 5e-11.
+/// 2 v = n/2 + r with -1/4 <= r < 1/4: the upper two bits and the others of v + 1/8 are n and r.
+/// Then polynomials in r^2, relative errors 3e-9 and 5e-11.
 template <class Float>
-DF_HD SinCos<Float> sincospi_unit(Float x) {
+DF_HD NormalPair<Float> on_circle(Float radius, typename BitsOf<Float>::Word word) {
   using Bits = BitsOf<Float>;
-  const auto quarter = Bits::truncated(x * 2.0f + 0.5f);
-  const Float r = x - Bits::from_int(quarter) * 0.5f;
+  const auto turn = word + 0x20000000u;
+  // r + 3/4, less half a cell: put together in [1/2, 1) as above.
+  const Float r = Bits::from_word((turn >> 7 & 0x007ffffcu) | 0x3f000000u) - 0x1.7ffffcp-1f;
   const Float square = r * r;
   Float p = -0.5890786647796631f * square + 2.549767255783081f;
   p = p * square + -5.167707920074463f;
@@ -71,27 +69,17 @@ DF_HD SinCos<Float> sincospi_unit(Float x) {
   q = q * square + 4.0587077140808105f;
   q = q * square + -4.934802055358887f;
   const Float c = 1.0f + square * q;
-  // Bits 0 and 1 of the quarter as signs: which of the two is the sine, and which are negative.
-  const auto turn = (typename Bits::Word)quarter;
-  const auto odd = (typename Bits::Int)(turn << 31) < 0;
-  const Float sine = odd ? c : s, cosine = odd ? s : c;
-  return {Bits::from_word(Bits::word(sine) ^ (turn << 30 & 0x80000000u)),
-          Bits::from_word(Bits::word(cosine) ^ ((turn + 1u) << 30 & 0x80000000u))};
+  // n = 1 and n = 3 are quarters of a turn, n = 2 and n = 3 are half a turn from there.
+  const auto quarter = (turn & 0x40000000u) != 0u;
+  const Float side = Bits::from_word(Bits::word(radius) ^ (turn & 0x80000000u));
+  return {side * Bits::chosen(quarter, -s, c), side * Bits::chosen(quarter, c, s)};
 }
-
-template <class Float>
-struct NormalPair {
-  Float first, second;
-};
 
 /// Two standard normals from two random words. |z| <= sqrt(48 log 2) = 5.77.
 template <class Float>
 DF_HD NormalPair<Float> box_muller(typename BitsOf<Float>::Word word_u,
                                    typename BitsOf<Float>::Word word_v) {
-  const Float radius = BitsOf<Float>::root(-2.0f * log_unit(uniform_open<Float>(word_u)));
-  const SinCos<Float> turn =
-      sincospi_unit(Float(cell_centre<Float>(word_v) * 1.1920928955078125e-7f));  // 2^-23
-  return {radius * turn.cos, radius * turn.sin};
+  return on_circle(BitsOf<Float>::root(minus_two_log(uniform_open<Float>(word_u))), word_v);
 }
 
 }  // namespace diffflow

@@ -25,8 +25,12 @@ struct WideProduct {
   Word high, low;
 
   DF_HD WideProduct(uint32_t factor, Word word) {
+#ifdef __CUDA_ARCH__
+    high = __umulhi(factor, word), low = factor * word;
+#else
     const uint64_t product = static_cast<uint64_t>(factor) * word;
     high = static_cast<uint32_t>(product >> 32), low = static_cast<uint32_t>(product);
+#endif
   }
 };
 

@@ -29,11 +29,12 @@ DF_HD NoiseNumbers noise_numbers(const NoiseSource& source) {
 }
 
 /// `quad` and `sample`, counted from the call's first one, of one quad or of a vector of quads.
+/// Step and purpose are added because a GPU shifts and adds at once; a step has 24 bits.
 template <class Word>
 DF_HD PhiloxWords<Word> noise_words(const NoiseSource& source, NoiseNumbers numbers, Word quad,
                                     Word sample) {
   const PhiloxWords<Word> counter = {{quad, sample + source.sample_offset,
-                                      Word{} + (source.step | source.purpose << 24),
+                                      Word{} + (source.step + (source.purpose << 24)),
                                       Word{} + numbers.stream}};
   const PhiloxKey<uint32_t> key = {static_cast<uint32_t>(numbers.seed),
                                    static_cast<uint32_t>(numbers.seed >> 32)};

@@ -3,6 +3,8 @@
 // into code for another.
 #pragma once
 
+#include <type_traits>
+
 #include "../math/normal.h"
 
 #if DF_LANES > 4
@@ -28,6 +30,42 @@ typedef uint32_t WordVec __attribute__((vector_size(4 * DF_LANES)));
 struct VecPair {
   Vec low, high;
 };
+
+/// Two vectors, or two such pairs, that take the same operations in turn: a processor that waits
+/// for the result of one works on the other.
+template <class V>
+struct Two {
+  V first, second;
+};
+
+#define DF_TWO_OPERATOR(op)                                                                \
+  template <class V>                                                                       \
+  DF_INLINE auto operator op(const Two<V>& a, const Two<V>& b) {                           \
+    return Two<decltype(a.first op b.first)>{a.first op b.first, a.second op b.second};    \
+  }                                                                                        \
+  template <class V, class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>> \
+  DF_INLINE auto operator op(const Two<V>& a, Number b) {                                  \
+    return Two<decltype(a.first op b)>{a.first op b, a.second op b};                       \
+  }                                                                                        \
+  template <class V, class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>> \
+  DF_INLINE auto operator op(Number a, const Two<V>& b) {                                  \
+    return Two<decltype(a op b.first)>{a op b.first, a op b.second};                       \
+  }
+template <class V>
+DF_INLINE Two<V> operator-(const Two<V>& a) {
+  return {-a.first, -a.second};
+}
+DF_TWO_OPERATOR(+)
+DF_TWO_OPERATOR(-)
+DF_TWO_OPERATOR(*)
+DF_TWO_OPERATOR(&)
+DF_TWO_OPERATOR(|)
+DF_TWO_OPERATOR(^)
+DF_TWO_OPERATOR(<<)
+DF_TWO_OPERATOR(>>)
+DF_TWO_OPERATOR(!=)
+DF_TWO_OPERATOR(>=)
+#undef DF_TWO_OPERATOR
 
 #if DF_LANES == 16
 
@@ -65,12 +103,32 @@ struct BitsOf<DF_NAMESPACE::Vec> {
   using Word = DF_NAMESPACE::WordVec;
   static DF_HD Word word(Vec value) { return (Word)value; }
   static DF_HD Vec from_word(Word bits) { return (Vec)bits; }
-  static DF_HD Vec from_int(Int value) { return __builtin_convertvector(value, Vec); }
-  static DF_HD Int truncated(Vec value) { return __builtin_convertvector(value, Int); }
+  static DF_HD Vec from_signed(Word value) { return __builtin_convertvector((Int)value, Vec); }
+  static DF_HD Vec chosen(Int first, Vec a, Vec b) { return first ? a : b; }
   static DF_HD Vec root(Vec value) {
     for (int i = 0; i < DF_LANES; ++i) value[i] = __builtin_sqrtf(value[i]);
     return value;
   }
+};
+
+template <class V>
+struct BitsOf<DF_NAMESPACE::Two<V>> {
+  using Half = BitsOf<V>;
+  using Twice = DF_NAMESPACE::Two<V>;
+  using Word = DF_NAMESPACE::Two<typename Half::Word>;
+  static DF_HD Word word(const Twice& x) { return {Half::word(x.first), Half::word(x.second)}; }
+  static DF_HD Twice from_word(const Word& x) {
+    return {Half::from_word(x.first), Half::from_word(x.second)};
+  }
+  static DF_HD Twice from_signed(const Word& x) {
+    return {Half::from_signed(x.first), Half::from_signed(x.second)};
+  }
+  template <class Mask>
+  static DF_HD Twice chosen(const Mask& first, const Twice& a, const Twice& b) {
+    return {Half::chosen(first.first, a.first, b.first),
+            Half::chosen(first.second, a.second, b.second)};
+  }
+  static DF_HD Twice root(const Twice& x) { return {Half::root(x.first), Half::root(x.second)}; }
 };
 
 /// Products of the even lanes and of the odd ones, whose halves are put together.
@@ -98,6 +156,16 @@ struct WideProduct<DF_NAMESPACE::WordVec> {
       high[i] = static_cast<uint32_t>(product >> 32), low[i] = static_cast<uint32_t>(product);
     }
 #endif
+  }
+};
+
+template <class W>
+struct WideProduct<DF_NAMESPACE::Two<W>> {
+  DF_NAMESPACE::Two<W> high, low;
+
+  DF_HD WideProduct(uint32_t factor, const DF_NAMESPACE::Two<W>& word) {
+    const WideProduct<W> first(factor, word.first), second(factor, word.second);
+    high = {first.high, second.high}, low = {first.low, second.low};
   }
 };
 

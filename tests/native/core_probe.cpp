@@ -19,16 +19,15 @@ float probe_uniform(uint32_t word) { return df::uniform_open<float>(word); }
 /// log(u) for the uniforms u of cells first, first + 1, ...
 void probe_log(int64_t first, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = df::log_unit(df::uniform_open<float>(word_of(first + i)));
+    out[i] = -0.5f * df::minus_two_log(df::uniform_open<float>(word_of(first + i)));
   }
 }
 
 /// sin and cos of 2 pi v for the uniforms v of cells first, first + 1, ...
 void probe_sincos(int64_t first, int64_t count, float* sine, float* cosine) {
   for (int64_t i = 0; i < count; ++i) {
-    const df::SinCos<float> turn =
-        df::sincospi_unit(2.0f * df::uniform_open<float>(word_of(first + i)));
-    sine[i] = turn.sin, cosine[i] = turn.cos;
+    const df::NormalPair<float> at = df::on_circle(1.0f, word_of(first + i));
+    cosine[i] = at.first, sine[i] = at.second;
   }
 }
 

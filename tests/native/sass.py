@@ -14,6 +14,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,18 @@ def ptxas_usage(report: str, arch: str) -> dict[str, Usage]:
     return dict(zip(_demangle(names), usages, strict=True))
 
 
-def instructions(binary: Path, arch: str) -> dict[str, list[str]]:
-    """The machine instructions of each kernel in order, without operands: `LDG.E.128.CONSTANT`."""
+def operations(binary: Path, arch: str) -> dict[str, list[tuple[str, str]]]:
+    """The machine instructions of each kernel in order: `("FMUL.FTZ", "R3, R2, 0.5")`."""
     listing = _cuobjdump("-sass", "-arch", arch, binary)
     functions = re.split(r"^\s*Function : (\S+)\n", listing, flags=re.MULTILINE)[1:]
-    opcode = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
-    return _by_kernel(functions, opcode)
+    line = r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;"
+    return _by_kernel(functions, re.compile(line, re.MULTILINE))
+
+
+def instructions(binary: Path, arch: str) -> dict[str, list[str]]:
+    """The same without operands."""
+    kernels = operations(binary, arch).items()
+    return {kernel: [opcode for opcode, _ in lines] for kernel, lines in kernels}
 
 
 def ptx(binary: Path) -> dict[str, list[str]]:
@@ -131,9 +138,9 @@ def count_wide(opcodes: list[str], operation: str) -> int:
     return sum(re.match(rf"{operation}\.E\b.*\.128\b", op) is not None for op in opcodes)
 
 
-def _by_kernel(split: list[str], opcode: re.Pattern[str]) -> dict[str, list[str]]:
+def _by_kernel(split: list[str], line: re.Pattern[str]) -> dict[str, list[Any]]:
     names, bodies = split[::2], split[1::2]
-    return dict(zip(_demangle(names), map(opcode.findall, bodies), strict=True))
+    return dict(zip(_demangle(names), map(line.findall, bodies), strict=True))
 
 
 def _demangle(names: list[str]) -> list[str]:

@@ -133,24 +133,33 @@ def test_rows_beyond_the_grid_are_refused(host: HostDevice) -> None:
 
 
 LOOPS = "ops/loop_cuda.cuh"
+BARRIER = "    __syncthreads();\n    for (int warp"
 BUGS = {
-    "missing barrier": Bug(LOOPS, "    __syncthreads();\n", ""),
-    "one slot for all warps": Bug(LOOPS, "[threadIdx.x / kWarp] =", "[threadIdx.x % kWarp] ="),
+    "missing barrier": Bug(LOOPS, BARRIER, "    for (int warp"),
+    "one slot for all warps": Bug(LOOPS, "warp_sums[lane / kWarp] =", "warp_sums[lane % kWarp] ="),
     "partials in the wrong order": Bug(
-        LOOPS, "[sample * segments + segment] =", "[segment * shape.samples + sample] ="
+        LOOPS, "[sample * segments + blockIdx.y] =", "[blockIdx.y * shape.samples + sample] ="
     ),
-    "other lanes than the CPU": Bug(
-        LOOPS, "lane = threadIdx.x % lanes;", "lane = lanes - 1 - threadIdx.x % lanes;"
+    "warps in the reverse order": Bug(
+        LOOPS, "warp_sums[lane / kWarp] =", "warp_sums[kBlock / kWarp - 1 - lane / kWarp] ="
+    ),
+    "parts are not awaited": Bug(
+        LOOPS, "  __syncthreads();\n  if (lane >= team", "  if (lane >= team"
     ),
 }
 MORE_BUGS = {
-    "every lane writes": Bug(LOOPS, "if (!inside || lane != 0) return;", "if (!inside) return;"),
-    "return before the shuffles": Bug(LOOPS, "  if (inside) {", "  if (!inside) return;\n  {"),
+    "every lane writes": Bug(LOOPS, "|| lane != 0) return;", ") return;"),
     "a fold too few": Bug(LOOPS, "lanes / 2; half > 0;", "lanes / 2; half > 1;"),
     "only the first segment": Bug(LOOPS, "segment = blockIdx.y", "segment = 0 * blockIdx.y"),
-    "wrong stride of blocks": Bug(
-        LOOPS, "kBlock + threadIdx.x; index", "kWarp + threadIdx.x; index"
-    ),
+    "wrong remainder": Bug(LOOPS, "index - nth * row.by()", "index - nth * (row.by() - 1)"),
+    "rows that overlap": Bug(LOOPS, "int64_t>(gap) * nth", "int64_t>(gap + 1) * nth"),
+    "a part of a quad too short": Bug(LOOPS, "whole ? 4 : size", "whole ? 4 : size - 1"),
+}
+#: Launches that tensors of these tests are too small for.
+LARGE = {
+    "rows side by side": Bug(LOOPS, "int64_t{1} << 17", "0"),
+    "many launches of whole rows": Bug(LOOPS, "int64_t{1} << 30", "600"),
+    "many launches for each row": Bug(LOOPS, "int64_t{1} << 30", "7"),
 }
 MEMORY_BUGS = {
     "reads past the row": Bug("ops/quad.h", "left >= 4;", "left >= 1;"),
@@ -174,6 +183,12 @@ def test_a_planted_bug_is_caught(tmp_path: Path, name: str) -> None:
     if name == "missing barrier":
         # Which is why kernels are run in all schedules.
         assert "equal" in found
+
+
+@pytest.mark.parametrize("limit", LARGE.values(), ids=LARGE)
+def test_launches_of_large_tensors(tmp_path: Path, limit: Bug) -> None:
+    """Limits that decide how work is cut are lowered, so that small tensors meet them."""
+    assert verdicts(tmp_path, limit) == ["equal"] * len(SCHEDULES)
 
 
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
