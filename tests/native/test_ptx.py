@@ -179,9 +179,7 @@ def is_caught(ptx: PtxDevice, kernel: str, texts: dict[int, str], check_of: Chec
 
 
 @pytest.mark.parametrize("bug", BUGS)
-def test_a_planted_bug_is_caught(
-    ptx: PtxDevice, check_of: Checks, bug: str
-) -> None:
+def test_a_planted_bug_is_caught(ptx: PtxDevice, check_of: Checks, bug: str) -> None:
     """In each kernel that has such an instruction, in the first of them."""
     pattern, change = BUGS[bug]
     first = {kernel: next(ran(ptx, kernel, pattern), None) for kernel in check_of}
