@@ -14,20 +14,22 @@ namespace ptx {
 /// d = f(a, ...) on each lane, with the registers' bits.
 template <class F>
 Operation of_bits(Kernel& kernel, const Words& operands, const F& f) {
-  std::array<int, 4> row{};
+  std::array<int, 5> row{};
   if (operands.size() > row.size()) unsupported("so many operands");
   for (size_t i = 0; i < operands.size(); ++i) row[i] = row_of(kernel, operands[i]);
   return [=](Warp& warp, Lanes lanes) {
     uint64_t* const d = warp.rows[row[0]].data();
     const uint64_t *a = warp.rows[row[1]].data(), *b = warp.rows[row[2]].data(),
-                   *c = warp.rows[row[3]].data();
+                   *c = warp.rows[row[3]].data(), *e = warp.rows[row[4]].data();
     each(lanes, [&](int i) {
       if constexpr (std::is_invocable_v<F, uint64_t>) {
         d[i] = f(a[i]);
       } else if constexpr (std::is_invocable_v<F, uint64_t, uint64_t>) {
         d[i] = f(a[i], b[i]);
-      } else {
+      } else if constexpr (std::is_invocable_v<F, uint64_t, uint64_t, uint64_t>) {
         d[i] = f(a[i], b[i], c[i]);
+      } else {
+        d[i] = f(a[i], b[i], c[i], e[i]);
       }
     });
   };
@@ -50,12 +52,34 @@ Operation of(Kernel& kernel, const Words& operands, const F& f) {
 
 // --- floating point ------------------------------------------------------------------------------
 
-/// The result of an approximation, which may be off by two units of the last place.
-inline float approximate(double exact) {
-  const float value = static_cast<float>(exact);
+/// A value whose subnormal numbers count as 0, if `flush`.
+inline double flushed(float value, bool flush) {
+  return flush && std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value;
+}
+
+/// An approximation, which may be off by so many units of the last place and by so much relative to
+/// the exact value (PTX ISA 9.7.3).
+inline float near(double exact, bool flush, int ulps, double relative = 1) {
+  const float value = static_cast<float>(flushed(static_cast<float>(exact), flush));
   if (settings.inexact == 0 || !std::isfinite(value) || value == 0.0f) return value;
   const uint32_t bits = static_cast<uint32_t>(put(value));
-  return get<float>(bits + (bits * 2654435761u >> 16) % 5 - 2);
+  const float off = get<float>(bits + (bits * 2654435761u >> 16) % (2 * ulps + 1) - ulps);
+  return std::fabs(off - exact) <= relative * std::fabs(exact) ? off : value;
+}
+
+inline Operation approximate(Kernel& kernel, const Words& op, const Words& o) {
+  const bool ftz = has(op, "ftz");
+  const auto in = [=](float value) { return flushed(value, ftz); };
+  const double of_rsqrt = std::exp2(-22.9);
+  using F = float;
+  if (op[0] == "ex2") return of<F>(kernel, o, [=](F a) { return near(std::exp2(in(a)), ftz, 2); });
+  if (op[0] == "rcp") return of<F>(kernel, o, [=](F a) { return near(1 / in(a), ftz, 1); });
+  if (op[0] == "div")
+    return of<F>(kernel, o, [=](F a, F b) { return near(in(a) / in(b), ftz, 2); });
+  if (op[0] == "rsqrt") {
+    return of<F>(kernel, o, [=](F a) { return near(1 / std::sqrt(in(a)), ftz, 2, of_rsqrt); });
+  }
+  return nullptr;
 }
 
 /// Null where there is no such instruction; so for the others below.
@@ -72,10 +96,8 @@ Operation floating(Kernel& kernel, const Words& op, const Words& o) {
     if (name == "sqrt") return of<T>(kernel, o, [](T a) { return std::sqrt(a); });
     if (name == "fma") return of<T>(kernel, o, [](T a, T b, T c) { return std::fma(a, b, c); });
   }
-  if (has(op, "approx") && std::is_same_v<T, float>) {
-    using F = float;
-    if (name == "ex2") return of<F>(kernel, o, [](F a) { return approximate(std::exp2(1.0 * a)); });
-    if (name == "div") return of<F>(kernel, o, [](F a, F b) { return approximate(1.0 * a / b); });
+  if constexpr (std::is_same_v<T, float>) {
+    if (has(op, "approx")) return approximate(kernel, op, o);
   }
   return nullptr;
 }
@@ -143,6 +165,12 @@ inline Operation logical(Kernel& kernel, const Words& op, const Words& o) {
   if (name == "not") return of_bits(kernel, o, [](U a) { return ~a; });
   if (name == "cvta") return of_bits(kernel, o, [](U a) { return a; });
   if (name == "selp") return of_bits(kernel, o, [](U a, U b, U c) { return c & 1 ? a : b; });
+  if (name == "bfi") {
+    return of_bits(kernel, o, [](U a, U b, U start, U length) {
+      const U mask = ((U{1} << (length & 63)) - 1) << (start & 63);
+      return (b & ~mask) | (a << (start & 63) & mask);
+    });
+  }
   if (name == "prmt" && op.size() == 2) {
     const auto select = [](U a, U b, U selectors) {
       const U bytes = (a & 0xffffffff) | b << 32;
@@ -229,7 +257,7 @@ inline Operation convert(Kernel& kernel, const Words& op, const Words& o) {
 }
 
 inline Operation arithmetic(Kernel& kernel, const Words& op, const Words& o) {
-  if (has(op, "ftz") || has(op, "sat") || has(op, "cc")) return nullptr;
+  if (has(op, "sat") || has(op, "cc") || (has(op, "ftz") && !has(op, "approx"))) return nullptr;
   if (op[0] == "cvt") return convert(kernel, op, o);
   if (Operation run = logical(kernel, op, o)) return run;
   return with_type(op.back(), [&](auto value) -> Operation {

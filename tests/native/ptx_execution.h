@@ -33,6 +33,8 @@ inline Instruction instruction_of(Kernel& kernel, const std::string& text) {
     out.run = move(kernel, at.opcode, at.operands);
   } else if (name == "shfl" && at.opcode.back() == "b32") {
     out.run = shuffle(kernel, at.opcode, at.operands, out);
+  } else if (name == "ldmatrix") {
+    out.run = load_matrices(kernel, at.opcode, at.operands, out);
   } else if (name == "mma") {
     out.run = multiply(kernel, at.opcode, at.operands, out);
   } else {

@@ -10,11 +10,10 @@ namespace ptx {
 // --- memory --------------------------------------------------------------------------------------
 
 inline Space space_of(const Words& op) {
-  if (has(op, "global")) return Space::kGlobal;
   if (has(op, "shared") || has(op, "shared::cta")) return Space::kShared;
   if (has(op, "local")) return Space::kLocal;
   if (has(op, "param")) return Space::kParameter;
-  unsupported("this space of memory");
+  return Space::kGlobal;  // also addresses of any space: no kernel makes one of another
 }
 
 /// `ld` and `st` of one value or of a vector.
@@ -42,6 +41,29 @@ inline Operation access(Kernel& kernel, const Words& op, const Words& o) {
         from += item;
       }
     });
+  };
+}
+
+/// `ldmatrix` of 8 x 8 values of 16 bits: each lane gives the address of a row of 16 bytes, and
+/// gets a pair of values of each matrix.
+inline Operation load_matrices(Kernel& kernel, const Words& op, const Words& o, Instruction& out) {
+  const std::vector<int> rows = rows_of(kernel, o[0]);
+  const auto [base, offset] = address_of(kernel, o[1]);
+  if (!has(op, "m8n8") || !has(op, "b16") || has(op, "trans")) return nullptr;
+  const int addresses = 8 * static_cast<int>(rows.size());
+  out.kind = Kind::kWarpWide;
+  return [=, base = base, offset = offset](Warp& warp, Lanes) {
+    uint32_t words[kWarp][4] = {};
+    for (int lane = 0; lane < addresses; ++lane) {
+      const uint64_t at = warp.rows[base][lane] + offset;
+      const uint8_t* from = place_of(warp, lane, Space::kShared, at, 16, false);
+      if (from != nullptr) std::memcpy(words[lane], from, 16);
+    }
+    for (int lane = 0; lane < kWarp; ++lane) {
+      for (size_t i = 0; i < rows.size(); ++i) {
+        warp.rows[rows[i]][lane] = words[8 * i + lane / 4][lane % 4];
+      }
+    }
   };
 }
 
