@@ -67,12 +67,13 @@ def build_core(folder: Path) -> Path:
     build = folder / "build"
     if not any(build.glob("_core*.so")):
         runtime = compile_cpp([HERE / "ptx_runtime.cpp"], folder / "ptx_runtime.o", OPTIONS)
+        subprocess.run(["ar", "rc", folder / "libcudart_static.a", runtime], check=True)
         settings = {
             "DIFFFLOW_CUDA": "ON",
             "DIFFFLOW_CUDA_ARCHS": ARCHITECTURE,
             "CMAKE_BUILD_TYPE": "Unoptimised",
-            # The linker does not look into libcudart for what this defines.
-            "CMAKE_MODULE_LINKER_FLAGS": runtime,
+            # The linker looks here before it looks among NVIDIA's libraries.
+            "CMAKE_MODULE_LINKER_FLAGS": f"-L{folder}",
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }

@@ -168,6 +168,11 @@ int cudaDeviceGetAttribute(int* value, int attribute, int) {
                                                       : ptx::settings.multiprocessors);
   return 0;
 }
+/// The name alone, which comes first.
+int cudaGetDeviceProperties(char* properties, int) {
+  std::snprintf(properties, 256, "PTX on a CPU");
+  return 0;
+}
 int cudaFuncSetAttribute(const void* stub, int attribute, int value) {
   constexpr int dynamic_limit = 8;
   if (attribute != dynamic_limit || value > ptx::settings.shared_limit) {
