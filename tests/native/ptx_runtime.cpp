@@ -13,8 +13,17 @@ struct Pushed {
   void* stream;
 };
 std::vector<Pushed> pushed;
-std::map<std::string, std::shared_ptr<Kernel>> kernels;
-std::map<const void*, std::shared_ptr<Kernel>> kernel_of_stub;
+
+/// Kernels by name. They register themselves before variables of this file have values.
+std::map<std::string, std::shared_ptr<Kernel>>& kernels() {
+  static std::map<std::string, std::shared_ptr<Kernel>> all;
+  return all;
+}
+/// Kernels by the address of their host code.
+std::map<const void*, std::shared_ptr<Kernel>>& kernels_by_stub() {
+  static std::map<const void*, std::shared_ptr<Kernel>> all;
+  return all;
+}
 
 // Codes of cudaError_t.
 enum Error {
@@ -58,7 +67,7 @@ bool fits(const Kernel& kernel, const Size& grid, const Size& threads, size_t sh
 
 int launch(const void* stub, Size grid, Size threads, void** arguments, size_t shared,
            void* stream) {
-  const std::shared_ptr<Kernel> kernel = kernel_of_stub.at(stub);
+  const std::shared_ptr<Kernel> kernel = kernels_by_stub().at(stub);
   if (!fits(*kernel, grid, threads, shared)) {
     return fail(kInvalidConfiguration, "invalid configuration argument");
   }
@@ -92,7 +101,7 @@ void load(const uint8_t* data) {
     const uint64_t bytes = read<uint64_t>(at + 8);
     const std::string text(reinterpret_cast<const char*>(at + header), bytes);
     if (read<uint16_t>(at) == 1 && text.find(".version") != std::string::npos) {
-      for (const auto& kernel : kernels_of(text)) kernels[kernel->name] = kernel;
+      for (const auto& kernel : kernels_of(text)) kernels()[kernel->name] = kernel;
     }
     at += header + bytes;
   }
@@ -122,7 +131,7 @@ void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 1; }
 void __cudaRegisterFunction(void**, const char* stub, char*, const char* name, int, void*, void*,
                             void*, void*, int*) {
-  ptx::kernel_of_stub[stub] = ptx::kernels.at(name);
+  ptx::kernels_by_stub()[stub] = ptx::kernels().at(name);
 }
 unsigned __cudaPushCallConfiguration(ptx::Size grid, ptx::Size threads, size_t shared,
                                      void* stream) {
@@ -178,7 +187,7 @@ int cudaFuncSetAttribute(const void* stub, int attribute, int value) {
   if (attribute != dynamic_limit || value > ptx::settings.shared_limit) {
     return ptx::fail(ptx::kInvalidValue, "invalid argument");
   }
-  ptx::kernel_of_stub.at(stub)->dynamic_limit = std::max(48 * 1024, value);
+  ptx::kernels_by_stub().at(stub)->dynamic_limit = std::max(48 * 1024, value);
   return 0;
 }
 int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int, size_t,
@@ -220,7 +229,7 @@ API const char* ptx_problems() {
 /// Of each kernel: launches and name.
 API const char* ptx_kernels() {
   std::string text;
-  for (const auto& [name, kernel] : ptx::kernels) {
+  for (const auto& [name, kernel] : ptx::kernels()) {
     text += std::to_string(kernel->launches) + " " + name + "\n";
   }
   return ptx::keep(text);
@@ -228,8 +237,8 @@ API const char* ptx_kernels() {
 /// Of each instruction of a kernel: how often it ran, and its text.
 API const char* ptx_instructions(const char* kernel) {
   std::string text;
-  ptx::read_code(*ptx::kernels.at(kernel));
-  for (const ptx::Instruction& one : ptx::kernels.at(kernel)->code) {
+  ptx::read_code(*ptx::kernels().at(kernel));
+  for (const ptx::Instruction& one : ptx::kernels().at(kernel)->code) {
     text += std::to_string(one.runs) + " " + one.text + "\n";
   }
   return ptx::keep(text);
@@ -238,7 +247,7 @@ API const char* ptx_instructions(const char* kernel) {
 /// is wrong with it, or nothing.
 API const char* ptx_replace(const char* kernel, int64_t place, const char* text) {
   try {
-    ptx::Kernel& changed = *ptx::kernels.at(kernel);
+    ptx::Kernel& changed = *ptx::kernels().at(kernel);
     changed.code.at(place) = ptx::instruction_of(changed, text);
     return "";
   } catch (const std::exception& error) {
