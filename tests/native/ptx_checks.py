@@ -125,7 +125,7 @@ class Case:
         sde = DiffFlowSDE(drift, score, learned if self.learned_g else 0.8)
         with torch.no_grad():
             for p in sde.parameters():
-                p.mul_(1.4)  # so that no activation stays in its linear part
+                p.mul_(1.2)  # so that no activation stays in its linear part
         return sde
 
     def data(self) -> Tensor:

@@ -242,8 +242,8 @@ def add_rows(ptx: PtxDevice) -> str:
 def test_wrong_accesses_are_reported(ptx: PtxDevice, name: str) -> None:
     pattern, change, words = WRONG[name]
     kernel = add_rows(ptx)
-    at = next(ran(ptx, kernel, pattern))
-    with ptx.replaced(kernel, {at.place: change(at.text)}), pytest.raises(Misuse, match=words):
+    wrong = {at.place: change(at.text) for at in ran(ptx, kernel, pattern)}
+    with ptx.replaced(kernel, wrong), pytest.raises(Misuse, match=words):
         add_rows(ptx)
     add_rows(ptx)
 
