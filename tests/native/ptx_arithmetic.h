@@ -11,7 +11,7 @@ namespace ptx {
 
 // --- instructions of registers -------------------------------------------------------------------
 
-/// d = f(a, ...) on each lane, with the registers' bits.
+/// d = f(a, ...) on each lane, with the registers' bits; f has one to four arguments.
 template <class F>
 Operation of_bits(Kernel& kernel, const Words& operands, const F& f) {
   std::array<int, 5> row{};
@@ -74,8 +74,9 @@ inline Operation approximate(Kernel& kernel, const Words& op, const Words& o) {
   using F = float;
   if (op[0] == "ex2") return of<F>(kernel, o, [=](F a) { return near(std::exp2(in(a)), ftz, 2); });
   if (op[0] == "rcp") return of<F>(kernel, o, [=](F a) { return near(1 / in(a), ftz, 1); });
-  if (op[0] == "div")
+  if (op[0] == "div") {
     return of<F>(kernel, o, [=](F a, F b) { return near(in(a) / in(b), ftz, 2); });
+  }
   if (op[0] == "rsqrt") {
     return of<F>(kernel, o, [=](F a) { return near(1 / std::sqrt(in(a)), ftz, 2, of_rsqrt); });
   }

@@ -229,7 +229,7 @@ class PtxDevice:
         return {name: int(launches) for launches, name in (line.split(" ") for line in lines)}
 
     def instructions(self, kernel: str) -> list[Instruction]:
-        """The instructions of a kernel."""
+        """The instructions of a kernel that has been launched."""
         lines = self.library.ptx_instructions(kernel.encode()).decode().splitlines()
         split = (line.partition(" ") for line in lines)
         return [Instruction(i, int(runs), text) for i, (runs, _, text) in enumerate(split)]

@@ -49,27 +49,31 @@ inline Instruction instruction_of(Kernel& kernel, const std::string& text) {
 /// Reads a kernel's body, once.
 inline void read_code(Kernel& kernel) {
   if (!kernel.code.empty()) return;
-  std::vector<std::string> code;
+  kernel.shared_bytes = kernel.local_bytes = 0;
+  Words statements;
   for (const std::string& text : statements_of(kernel.source)) {
     if (text.rfind(".shared", 0) == 0) {
       place(kernel, variable_of(text), kernel.shared_bytes);
     } else if (text.rfind(".local", 0) == 0) {
       place(kernel, variable_of(text), kernel.local_bytes);
     } else if (!text.empty() && text[0] != '.') {  // .reg and .pragma say nothing that is needed
-      code.push_back(text);
+      statements.push_back(text);
     }
   }
   kernel.symbols[kernel.dynamic_name] = kernel.dynamic_start();
-  for (const std::string& text : code) {
+  std::vector<Instruction> code;
+  std::map<std::string, int> labels;
+  for (const std::string& text : statements) {
     if (text.back() == ':') {
-      kernel.labels[text.substr(0, text.size() - 1)] = static_cast<int>(kernel.code.size());
+      labels[text.substr(0, text.size() - 1)] = static_cast<int>(code.size());
     } else {
-      kernel.code.push_back(instruction_of(kernel, text));
+      code.push_back(instruction_of(kernel, text));
     }
   }
-  for (Instruction& one : kernel.code) {
-    if (one.kind == Kind::kBranch) one.target = kernel.labels.at(one.label);
+  for (Instruction& one : code) {
+    if (one.kind == Kind::kBranch) one.target = labels.at(one.label);
   }
+  kernel.code = std::move(code);
 }
 
 // --- a warp --------------------------------------------------------------------------------------

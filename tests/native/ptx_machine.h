@@ -79,7 +79,6 @@ struct Kernel {
   std::map<std::string, uint64_t> symbols;
   std::vector<std::pair<int, uint64_t>> constants;
   std::vector<std::pair<std::string, int>> specials;  ///< "%tid.x" and its like
-  std::map<std::string, int> labels;
   std::vector<Instruction> code;
   int64_t launches = 0;
 

@@ -234,10 +234,9 @@ API const char* ptx_kernels() {
   }
   return ptx::keep(text);
 }
-/// Of each instruction of a kernel: how often it ran, and its text.
+/// Of each instruction of a kernel that has been launched: how often it ran, and its text.
 API const char* ptx_instructions(const char* kernel) {
   std::string text;
-  ptx::read_code(*ptx::kernels().at(kernel));
   for (const ptx::Instruction& one : ptx::kernels().at(kernel)->code) {
     text += std::to_string(one.runs) + " " + one.text + "\n";
   }
