@@ -38,8 +38,9 @@ inline Settings settings;
 /// What has gone wrong since Python last asked; a kernel's name comes first.
 inline std::set<std::string> problems;
 inline std::string running_kernel;
+constexpr size_t kMostProblems = 20;
 inline void report(const std::string& what) {
-  if (problems.size() < 100) problems.insert(running_kernel + ": " + what);
+  if (problems.size() < kMostProblems) problems.insert(running_kernel + ": " + what);
 }
 
 [[noreturn]] inline void unsupported(const std::string& what) {

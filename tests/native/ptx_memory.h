@@ -74,24 +74,24 @@ inline Access access_of(const Warp& warp, int lane) {
   return {warp.block->index + 1, warp.first + lane + 1, warp.block->epoch};
 }
 
-/// What one lane's access is called in a report.
-inline std::string in_words(const Warp& warp, int lane, uint64_t at) {
+inline void report_access(const char* what, const Warp& warp, int lane, uint64_t at) {
+  if (problems.size() == kMostProblems) return;
   char place[96];
   std::snprintf(place, sizeof place, " (thread %u of block %u, address 0x%llx)", warp.first + lane,
                 warp.block->index, static_cast<unsigned long long>(at));
-  return warp.now->text + place;
+  report(std::string(what) + ": " + warp.now->text + place);
 }
 
 inline uint8_t* global_memory(Warp& warp, int lane, uint64_t at, int bytes, bool writes) {
   Range* range = range_of(at, bytes);
   if (range == nullptr) {
-    report("out of bounds: " + in_words(warp, lane, at));
+    report_access("out of bounds", warp, lane, at);
     return nullptr;
   }
   if (range->marks.empty()) range->marks.resize((range->end - range->start) / 2 + 2);
   Mark* marks = range->marks.data() + (at - range->start) / 2;
   if (!note_all(marks, bytes, access_of(warp, lane), writes, warp.block->launch)) {
-    report("race in global memory: " + in_words(warp, lane, at));
+    report_access("race in global memory", warp, lane, at);
   }
   return reinterpret_cast<uint8_t*>(at);
 }
@@ -99,17 +99,17 @@ inline uint8_t* global_memory(Warp& warp, int lane, uint64_t at, int bytes, bool
 inline uint8_t* shared_memory(Warp& warp, int lane, uint64_t at, int bytes, bool writes) {
   Block& block = *warp.block;
   if (at + bytes > block.shared.size()) {
-    report("out of bounds: " + in_words(warp, lane, at));
+    report_access("out of bounds", warp, lane, at);
     return nullptr;
   }
   if (!note_all(block.marks.data() + at / 2, bytes, access_of(warp, lane), writes, block.launch)) {
-    report("race in shared memory: " + in_words(warp, lane, at));
+    report_access("race in shared memory", warp, lane, at);
   }
   const auto written = block.written.begin() + at;
   if (writes) {
     std::fill_n(written, bytes, 1);
   } else if (std::find(written, written + bytes, 0) != written + bytes) {
-    report("shared memory is read before it is written: " + in_words(warp, lane, at));
+    report_access("shared memory is read before it is written", warp, lane, at);
   }
   return block.shared.data() + at;
 }
@@ -118,7 +118,7 @@ inline uint8_t* shared_memory(Warp& warp, int lane, uint64_t at, int bytes, bool
 inline uint8_t* place_of(Warp& warp, int lane, Space space, uint64_t at, int bytes, bool writes) {
   if (space == Space::kShared) at &= 0xffffffffu;  // the upper half of a register may be unused
   if (at % bytes != 0) {
-    report("misaligned: " + in_words(warp, lane, at));
+    report_access("misaligned", warp, lane, at);
     return nullptr;
   }
   if (space == Space::kGlobal) return global_memory(warp, lane, at, bytes, writes);
@@ -126,7 +126,7 @@ inline uint8_t* place_of(Warp& warp, int lane, Space space, uint64_t at, int byt
   const bool local = space == Space::kLocal;
   const uint64_t end = local ? warp.block->kernel->local_bytes : warp.block->parameters.size();
   if (at + bytes > end || (writes && !local)) {
-    report("out of bounds: " + in_words(warp, lane, at));
+    report_access("out of bounds", warp, lane, at);
     return nullptr;
   }
   return local ? warp.local.data() + lane * end + at : warp.block->parameters.data() + at;
