@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+import torch
 from helpers import ROOT, TESTS, compile_cpp, replace_everywhere
 from host_device import load, poisoned_memory
 from torch import Tensor
@@ -140,7 +141,7 @@ class PtxDevice:
 
         Arguments:
             stream: The stream that launches are queued in.
-            is_cuda: What tensors answer when they are asked.
+            is_cuda: Whether tensors say that they are on a GPU; their `device` is still the CPU.
             settings: Those of ptx_machine.h.
 
         Raises:
@@ -153,6 +154,7 @@ class PtxDevice:
             patch.setattr(Tensor, "data_ptr", self._lend(Tensor.data_ptr))
             if is_cuda:
                 patch.setattr(Tensor, "is_cuda", True)
+                patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
             try:
                 yield
             finally:

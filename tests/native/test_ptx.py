@@ -37,6 +37,8 @@ from ptx_checks import (
     truth,
 )
 from ptx_device import Instruction, Misuse, PtxDevice, run_in_child
+from ptx_graph import Graph
+from torch import Tensor
 
 from diffflow_ext.engines.fused.workspace import Rounding
 from diffflow_ext.functional.noise import noise_dot
@@ -267,21 +269,40 @@ def test_unknown_instructions_are_refused(ptx: PtxDevice) -> None:
         pass
 
 
-def test_a_kept_launch_reads_memory_when_it_is_replayed(ptx: PtxDevice) -> None:
-    """As a CUDA graph does; that of a tensor which is gone is nobody's."""
-    steps: list[Callable[[], None]] = []
+def test_a_graph_reads_memory_when_it_is_replayed(ptx: PtxDevice) -> None:
+    """A loss and its gradients, with the noise of the key that is in memory then."""
+    sde, x0, key = CASES[0].sde(), CASES[0].data(), KEY.to_tensor()
+
+    def step(key: Any) -> Results:
+        loss = sde.mean_loss(x0, CASES[0].grid(), key, engine="autograd")
+        return loss.detach(), *torch.autograd.grad(loss, list(sde.parameters()))
+
+    with ptx.running(stream=7, is_cuda=True):
+        with Graph(ptx) as graph:
+            found = step(key)
+        assert {launch.stream for launch in ptx.launches} == {7}
+        for stream in (3, 4):
+            key[1] = stream
+            graph.replay()
+            expected = step(KEY.at(stream))
+            assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+
+
+READERS = {"kernel": lambda x: noise_dot(x, KEY, 1, 0, 0), "torch": lambda x: 2 * x}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_a_graph_does_not_keep_what_it_reads(
+    ptx: PtxDevice, read: Callable[[Tensor], Tensor]
+) -> None:
     x = torch.ones(2, 8)
-    with ptx.running(stream=7):
-        with ptx.recording(steps):
-            found = noise_dot(x, KEY, 1, 0, 0)
-        assert found.isnan().all()
-        x.mul_(3)
-        steps[0]()
-        assert same_bits(found, noise_dot(x, KEY, 1, 0, 0))
-    assert [launch.stream for launch in ptx.launches] == [7, 7]
+    with ptx.running():
+        with Graph(ptx) as graph:
+            _result = read(x)
+        graph.replay()
     del x
-    with pytest.raises(Misuse, match="out of bounds"), ptx.running():
-        steps[0]()
+    with pytest.raises(Misuse), ptx.running():
+        graph.replay()
 
 
 CHILD = """
