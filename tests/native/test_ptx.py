@@ -230,6 +230,7 @@ WRONG: dict[str, tuple[str, Callable[[str], str], str]] = {
     "far": (r"ld\.global\.v4", lambda text: text.replace("]", "+1048576]"), "out of bounds"),
     "odd": (r"ld\.global\.v4", lambda text: text.replace("]", "+4]"), "misaligned"),
     "no barrier": (r"bar\.sync", without, "race in shared memory"),
+    "one row": (r"%tid\.x", lambda text: text.replace("%tid.x", "0"), "race in global memory"),
     "nothing stored": (r"st\.shared", without, "shared memory is read before it is written"),
 }
 
