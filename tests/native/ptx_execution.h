@@ -3,6 +3,7 @@
 
 #include <climits>
 #include <random>
+#include <set>
 
 #include "ptx_warp.h"
 

@@ -10,7 +10,6 @@
 #include <cstring>
 #include <functional>
 #include <map>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -35,14 +34,6 @@ struct Settings {
 };
 inline Settings settings;
 
-/// What has gone wrong since Python last asked; a kernel's name comes first.
-inline std::set<std::string> problems;
-inline std::string running_kernel;
-constexpr size_t kMostProblems = 20;
-inline void report(const std::string& what) {
-  if (problems.size() < kMostProblems) problems.insert(running_kernel + ": " + what);
-}
-
 [[noreturn]] inline void unsupported(const std::string& what) {
   throw std::runtime_error("the interpreter does not know " + what);
 }
@@ -64,6 +55,14 @@ struct Instruction {
   Operation run;
   int64_t runs = 0;
 };
+
+/// What has gone wrong since Python last asked, in words: one report of a kind and an instruction.
+inline std::map<std::pair<std::string, const Instruction*>, std::string> problems;
+inline std::string running_kernel;
+inline void report(const std::string& kind, const Instruction* at = nullptr,
+                   const std::string& details = "") {
+  problems.try_emplace({kind, at}, running_kernel + ": " + kind + details);
+}
 
 struct Parameter {
   uint32_t offset, bytes;

@@ -74,12 +74,12 @@ inline Access access_of(const Warp& warp, int lane) {
   return {warp.block->index + 1, warp.first + lane + 1, warp.block->epoch};
 }
 
-inline void report_access(const char* what, const Warp& warp, int lane, uint64_t at) {
-  if (problems.size() == kMostProblems) return;
+inline void report_access(const char* kind, const Warp& warp, int lane, uint64_t at) {
+  if (problems.count({kind, warp.now}) != 0) return;
   char place[96];
   std::snprintf(place, sizeof place, " (thread %u of block %u, address 0x%llx)", warp.first + lane,
                 warp.block->index, static_cast<unsigned long long>(at));
-  report(std::string(what) + ": " + warp.now->text + place);
+  report(kind, warp.now, ": " + warp.now->text + place);
 }
 
 inline uint8_t* global_memory(Warp& warp, int lane, uint64_t at, int bytes, bool writes) {

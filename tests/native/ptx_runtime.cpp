@@ -222,7 +222,7 @@ API const char* ptx_replay(int64_t number) {
 /// Problems since the last call, one a line.
 API const char* ptx_problems() {
   std::string text;
-  for (const std::string& one : ptx::problems) text += one + "\n";
+  for (const auto& [_, words] : ptx::problems) text += words + "\n";
   ptx::problems.clear();
   return ptx::keep(text);
 }
