@@ -3,9 +3,9 @@
 `build_core` builds the core with the project's own CMake and links ptx_runtime.cpp in the place of
 libcudart. `PtxDevice` runs package code on it: CPU tensors count as memory of device 0.
 
-Kernels may touch the memory of tensors whose address the package has asked for, as long as it
-lives. Where they touch other memory, misaligned or uninitialised memory, or race, the end of
-`PtxDevice.running` raises `Misuse`.
+Kernels may touch the memory of tensors whose address the package has asked for since `running` was
+entered, as long as it lives. If they touch other memory, or a place that is misaligned or not
+initialised, or race, the end of `running` raises `Misuse`.
 """
 
 from __future__ import annotations
@@ -141,19 +141,24 @@ class PtxDevice:
 
     @contextmanager
     def running(
-        self, stream: int = 0, *, is_cuda: bool = False, **settings: int
+        self, stream: int = 0, *, is_cuda: bool = False, fresh: bool = True, **settings: int
     ) -> Iterator[None]:
         """Sends all launches of the package to device 0; fresh tensors hold NaN.
 
         Arguments:
             stream: The stream that launches are queued in.
             is_cuda: Whether tensors say that they are on a GPU; their `device` is still the CPU.
+            fresh: Whether kernels lose the memory that they had before; a graph that was recorded
+                then needs it.
             settings: Those of ptx_machine.h.
 
         Raises:
             Misuse: If kernels raced, or touched memory that they must not.
         """
         self.launches.clear()
+        if fresh:
+            self._owners.clear()
+            self.library.ptx_forget(0, 2**64 - 1)
         with pytest.MonkeyPatch.context() as patch, poisoned_memory(), self._set(settings):
             replace_everywhere(patch, core, self.core)
             replace_everywhere(patch, device_and_stream, lambda x: (0, stream))

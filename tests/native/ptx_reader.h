@@ -94,11 +94,12 @@ inline std::vector<int> rows_of(Kernel& kernel, const std::string& text) {
   return rows;
 }
 
-/// `[%rd1+8]`: the row of the base, and the offset.
+/// `[%rd1+8]`: the row of the base, and the sum of the offsets.
 inline std::pair<int, int64_t> address_of(Kernel& kernel, const std::string& text) {
   const Words parts = split(text.substr(1, text.size() - 2), '+');
-  const uint64_t offset = parts.size() > 1 ? literal(parts[1]) : 0;
-  return {row_of(kernel, parts[0]), static_cast<int64_t>(offset)};
+  int64_t offset = 0;
+  for (size_t i = 1; i < parts.size(); ++i) offset += static_cast<int64_t>(literal(parts[i]));
+  return {row_of(kernel, parts[0]), offset};
 }
 
 /// `.shared .align 4 .b8 name[32]`, or a parameter.
