@@ -10,6 +10,7 @@ from pathlib import Path
 
 import helpers
 import host_device
+import ptx_device
 import pytest
 import torch
 from filelock import FileLock
@@ -107,3 +108,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> host_device.HostDevice:
         if not (folder / "_core.so").exists():
             host_device.compile_module(folder)
     return host_device.load(folder / "_core.so")
+
+
+@pytest.fixture(scope="session")
+def ptx_core(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build of the core whose device 0 interprets PTX; see ptx_device.py."""
+    folder = shared_folder(tmp_path_factory) / "ptx_core"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        return ptx_device.build_core(folder)
