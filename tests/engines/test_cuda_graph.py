@@ -6,16 +6,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import device_graphs
 import pytest
 import torch
+from device_graphs import CapturedOnCpu, stand_in
 from graph_steps import CPU, KEY, Emulated, batch, grid_of, model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffflow_ext import DiffFlowSDE, TimeGrid
 from diffflow_ext.engines import CapturedStep, GridBuffer
-from diffflow_ext.engines.cuda_graph import _make_capturable
 from diffflow_ext.engines.fused import paths_cuda
 from diffflow_ext.engines.problem import PathModel, build_problem
 
@@ -208,16 +207,7 @@ def test_refusals_of_a_grid_in_memory() -> None:
 
 @pytest.fixture
 def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    device_graphs.stand_in(monkeypatch)
-
-
-class OnCpu(CapturedStep):
-    """Captures on the CPU."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.uses_graphs, self._side, self._pool = True, torch.cuda.Stream(CPU), (0, 0)
-        _make_capturable(self.optimizer, CPU)
+    stand_in(monkeypatch)
 
 
 @pytest.mark.usefixtures("graphs_on_cpu")
@@ -235,7 +225,7 @@ def test_a_literal_replay_takes_the_steps_of_a_plain_loop(every: int) -> None:
         def loss(x0: Tensor, times: TimeGrid, key: Tensor) -> Tensor:
             return sde.mean_loss(x0, times, key, engine="autograd", checkpoint_every=every)
 
-        step = OnCpu(loss, sde, adam, KEY, ema=ema, clip=0.5, warm_up=warm_up)
+        step = CapturedOnCpu(loss, sde, adam, KEY, ema=ema, clip=0.5, warm_up=warm_up)
         results = []
         for i in range(9):
             step.set_learning_rates([1e-2 / (1 + i)])
@@ -261,7 +251,7 @@ def test_a_loss_that_cannot_be_captured_goes_on_without_a_graph() -> None:
     causes = {"the step cannot be captured: .*_local_scalar_dense": reading,
               "draws from torch's generators": drawing}  # fmt: skip
     for cause, loss in causes.items():
-        step = OnCpu(loss, net, torch.optim.Adam(net.parameters()), KEY, warm_up=1)
+        step = CapturedOnCpu(loss, net, torch.optim.Adam(net.parameters()), KEY, warm_up=1)
         with pytest.warns(UserWarning, match=f"goes on without a CUDA graph: .*{cause}"):
             losses = [float(step.step(batch(0)).loss) for _ in range(2)]
         with warnings.catch_warnings(action="error"):
@@ -279,7 +269,7 @@ def test_a_literal_replay_finds_numbers_of_the_host() -> None:
     def loss(x0: Tensor, grid: TimeGrid, key: Tensor) -> Tensor:
         return net(x0).square().mean() * grid.steps()[0]
 
-    step = OnCpu(loss, net, torch.optim.Adam(net.parameters(), lr=0.0), KEY, warm_up=1)
+    step = CapturedOnCpu(loss, net, torch.optim.Adam(net.parameters(), lr=0.0), KEY, warm_up=1)
     losses = [float(step.step(batch(0), grid_of(i)).loss) for i in (0, 1, 2)]
     assert losses[0] != losses[1]
     assert losses[1] == losses[2]

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from device_graphs import CapturedOnCpu, FreedMemory, Graph, stand_in
+from graph_steps import batch, grid_of, model
 from helpers import same_bits
 from kernel_calls import Make
 from ptx_checks import (
@@ -35,7 +38,6 @@ from ptx_checks import (
     truth,
 )
 from ptx_device import Instruction, Misuse, PtxDevice, run_in_child
-from ptx_graph import Graph
 from torch import Tensor
 
 from diffflow_ext.engines.fused.workspace import Rounding
@@ -254,13 +256,14 @@ def test_unknown_instructions_are_refused(ptx: PtxDevice) -> None:
 def test_a_graph_reads_memory_when_it_is_replayed(ptx: PtxDevice) -> None:
     """A loss and its gradients, with the noise of the key that is in memory then."""
     sde, x0, key = CASES[0].sde(), CASES[0].data(), KEY.to_tensor()
+    grid = CASES[0].grid()
 
     def step(key: Any) -> Results:
-        loss = sde.mean_loss(x0, CASES[0].grid(), key, engine="autograd")
+        loss = sde.mean_loss(x0, grid, key, engine="autograd")
         return loss.detach(), *torch.autograd.grad(loss, list(sde.parameters()))
 
     with ptx.running(stream=7, is_cuda=True):
-        with Graph(ptx) as graph:
+        with Graph(ptx.recording) as graph:
             found = step(key)
         assert {launch.stream for launch in ptx.launches} == {7}
         for stream in (3, 4):
@@ -279,13 +282,35 @@ def test_a_graph_does_not_keep_what_it_reads(
 ) -> None:
     x = torch.ones(2, 8)
     with ptx.running():
-        with Graph(ptx) as graph:
+        with Graph(ptx.recording) as graph:
             _result = read(x)
     with ptx.running(fresh=False):
         graph.replay()
     del x
-    with pytest.raises(Misuse), ptx.running(fresh=False):
+    with pytest.raises((Misuse, FreedMemory)), ptx.running(fresh=False):
         graph.replay()
+
+
+def captured_steps() -> list[Tensor]:
+    """Losses and weights of training steps of which the last ones are replays."""
+    sde = model()
+    adam = torch.optim.Adam(sde.parameters())
+    loss = partial(sde.mean_loss, engine="autograd")
+    step = CapturedOnCpu(loss, sde, adam, KEY, warm_up=1)
+    results = [step.step(batch(i), grid_of(i)) for i in range(4)]
+    assert step.num_captures == 1
+    return [torch.stack(result) for result in results] + [p.detach() for p in sde.parameters()]
+
+
+def test_captured_steps_are_those_of_the_cpu(ptx: PtxDevice) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in(patch)
+        expected = captured_steps()
+    with pytest.MonkeyPatch.context() as patch, ptx.running(is_cuda=True):
+        stand_in(patch, ptx.recording)
+        found = captured_steps()
+        assert ptx.launches
+    assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
 
 
 CHILD = """
