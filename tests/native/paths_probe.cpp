@@ -75,6 +75,7 @@ void run(gpu::Products products, bool learned) {
   Floats states((kSteps + 1) * kState), drifts((kSteps + 1) * kState), residuals(kSteps * kState);
   Floats costs(kSteps * kSamples), f_values(drift_trace), f_slopes(drift_trace);
   Floats s_values(score_trace), s_slopes(score_trace), cot_f((kSteps + 1) * kState);
+  Floats f_sums(3 * (kSteps + 1) * 2 * 32), s_sums(2 * kSteps * 2 * 48);
   Floats cot_s(kSteps * kState), grad_s(kSteps * kState), grad_x0(kState);
   Floats grad_g((kSteps + 1) * kSamples);
   gpu::PathsProblem p{};
@@ -84,16 +85,16 @@ void run(gpu::Products products, bool learned) {
   p.dt = dt.get(), p.g = g.get(), p.noise = {7, 1, 1, 0, 5, nullptr};
   p.x0 = x0.get(), p.states = states.get(), p.drifts = drifts.get();
   p.residuals = residuals.get(), p.costs = costs.get();
-  p.drift_trace = {f_values.get(), f_slopes.get()};
-  p.score_trace = {s_values.get(), s_slopes.get()};
+  p.drift_trace = {f_values.get(), f_slopes.get(), f_sums.get()};
+  p.score_trace = {s_values.get(), s_slopes.get(), s_sums.get()};
   p.weight = weight.get(), p.cotangents_f = cot_f.get(), p.cotangents_s = cot_s.get();
   p.grad_scores = grad_s.get(), p.grad_x0 = grad_x0.get();
   p.grad_g = learned ? grad_g.get() : nullptr;
   for (int phase = 0; phase < 4; ++phase) {
     gpu::run(static_cast<gpu::Phase>(phase), products, p, 0, nullptr);
   }
-  for (const Floats* part :
-       {&states, &drifts, &residuals, &costs, &cot_f, &cot_s, &grad_s, &grad_x0}) {
+  for (const Floats* part : {&states, &drifts, &residuals, &costs, &cot_f, &cot_s, &grad_s,
+                             &grad_x0, &f_sums, &s_sums}) {
     std::printf("%a ", part->sum());
   }
   if (products != gpu::Products::kBfloat16) {

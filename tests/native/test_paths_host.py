@@ -253,15 +253,16 @@ BUGS = {
         "at.tile(l + 1), trace, l + 1);\n    __syncthreads();",
         "at.tile(l + 1), trace, l + 1);",
     ),
-    "no barrier behind the noise": Bug(
+    "no barrier behind the step": Bug(
         "fused/gpu/paths.cu",
-        "noise.value[j], step);\n      }\n    });\n    __syncthreads();",
-        "noise.value[j], step);\n      }\n    });",
+        "if (k == p.num_steps) break;\n    __syncthreads();",
+        "if (k == p.num_steps) break;",
     ),
     "rows behind the last are stored": Bug(
         "fused/gpu/layers.cuh",
-        "trace.values == nullptr || p.row >= trace.rows",
-        "trace.values == nullptr",
+        "if (p.row >= trace.rows) return;\n    const size_t row = l * trace.layer + p.row * "
+        "trace.row_words;\n    Factors::keep",
+        "const size_t row = l * trace.layer + p.row * trace.row_words;\n    Factors::keep",
     ),
 }
 SANITIZED = ("-O1", "-g", "-fsanitize=address,alignment", "-fno-sanitize-recover=all")

@@ -2,7 +2,7 @@
 // No CUDA headers.
 //
 // A loss is four launches, in which a block computes a tile of kTileRows samples with one network's
-// weights in its shared memory:
+// weights in its shared memory, or one layer's after the other if there is less:
 //   forward   the drift through all steps: states, drifts, activations
 //   residuals the score at every state: residuals, costs, activations
 //   score     backward through the score: its gradients in x, and deltas, written over slopes
@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "../problem.h"
 
@@ -23,14 +24,16 @@ constexpr int kMaxHidden = 8;
 /// The widest network: one warp for every 16 units.
 constexpr int kMaxUnits = 256;
 
-/// Rounding of factors of large products; sums are float32. Float32 factors are split into two of
-/// TF32, of whose four products three are computed: errors are near those of float32.
+/// Rounding of factors of products between layers; sums are float32. Float32 factors are split into
+/// two of TF32, of whose four products three are computed: errors are near those of float32.
 enum class Products : int { kFloat32 = 0, kTf32 = 1, kBfloat16 = 2 };
 
 /// Rows of activations, (depth + 1, times, samples, padded width), in bfloat16 or float32.
-/// Backward kernels write deltas over the slopes.
+/// Backward kernels write deltas over the slopes, and sums of deltas over the samples of each tile,
+/// (depth + 1, times, tiles, padded width).
 struct Trace {
   void *values, *slopes;
+  float* sums;
 };
 
 /// Paths of a batch, at first without their gradients.
@@ -59,11 +62,15 @@ enum class Phase : int { kForward = 0, kResiduals = 1, kScore = 2, kBackward = 3
 /// Width in whole units of a warp.
 inline int padded_width(int width) { return (width + 15) / 16 * 16; }
 
-/// Shared memory of a block for one network.
-size_t shared_bytes(int width, int depth, int dim, Products products);
+/// Shared memory of a block for one network: with the weights of all hidden layers or, `streamed`,
+/// of one at a time.
+size_t shared_bytes(int width, int depth, int dim, Products products, bool streamed);
 
 /// Shared memory that a block of a device may have.
 size_t shared_limit(int device);
+
+/// The name of a device and of its architecture, for messages.
+std::string card(int device);
 
 /// Queues one phase in `stream`, a cudaStream_t. Throws std::runtime_error with CUDA's message if
 /// the launch fails.

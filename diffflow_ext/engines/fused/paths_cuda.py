@@ -103,35 +103,44 @@ def _padded(net: Parts) -> int:
 
 @dataclass
 class _Trace:
-    """Activations of one network, (depth + 1, times, samples, units); deltas replace slopes."""
+    """Activations of one network, (depth + 1, times, samples, units); deltas replace slopes.
+
+    Sums of deltas over the samples of each tile have the shape (depth + 1, times, tiles, units).
+    """
 
     values: Tensor
     slopes: Tensor
+    tile_sums: Tensor
 
     def addresses(self) -> Any:
         """Returns the core's form."""
         trace = core.GpuTrace()
         trace.values, trace.slopes = address(self.values), address(self.slopes)
+        trace.sums = address(self.tile_sums)
         return trace
 
     @staticmethod
     def of(net: Parts, times: int, x: Tensor, rounding: Rounding) -> _Trace:
         dtype = torch.bfloat16 if rounding == "bfloat16" else torch.float32
-        shape = (net.depth + 1, times, x.shape[0], _padded(net))
-        return _Trace(x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype))
+        tiles = math.ceil(x.shape[0] / _ROWS)
+        shape, sums = (
+            (net.depth + 1, times, rows, _padded(net)) for rows in (x.shape[0], tiles)
+        )
+        values, slopes = x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+        return _Trace(values, slopes, x.new_empty(sums))
 
     def gradients(self, net: Parts, x: Tensor, cotangents: Tensor) -> list[Tensor]:
         """Returns the gradients of the tensors of a network, its embedding only at these times."""
         width, deltas, values = net.width, self.slopes, self.values
         hidden = _products(deltas[1:], values[:-1]).sum(1)[:, :width, :width]
-        biases = deltas[1:].sum((1, 2), dtype=torch.float32)[:, :width]
+        sums = self.tile_sums.sum(2)[..., :width]
         return [
-            deltas[0].sum(1, dtype=torch.float32)[:, :width],
+            sums[0],
             _products(deltas[0], x).sum(0)[:width],
             _products(cotangents, values[-1]).sum(0)[:, :width],
             cotangents.sum((0, 1)),
             *hidden,
-            *biases,
+            *sums[1:].sum(1),
         ]
 
 
