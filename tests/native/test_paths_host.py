@@ -193,26 +193,111 @@ def test_batches_in_parts(host: HostDevice, monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rounding", ERRORS)
+def test_weights_are_streamed_where_they_do_not_fit(host: HostDevice, rounding: Rounding) -> None:
+    """One layer after the other: the same bits, in all schedules."""
+    case = Case(2, (40, 48), (3, 2), 20, 2, rounding=rounding, learned_g=True)
+    run, x0 = run_of(case)
+    expected = results(host, run, x0)
+    products = getattr(host.core.Products, rounding)
+    need = [
+        host.core.gpu_paths_shared_bytes(width, depth, 2, products)
+        for width, depth in zip(case.widths, case.depths, strict=True)
+    ]
+    with host.shared_limit(max(need)):
+        for schedule in SCHEDULES:
+            found = results(host, run, x0, int(schedule))
+            assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True)), schedule
+    with host.shared_limit(min(need) - 1), pytest.raises(RuntimeError, match="invalid argument"):
+        results(host, run, x0)
+
+
+#: Shared memory of a block in KiB: sm_86, sm_89 and sm_120; sm_80; sm_90 and sm_100.
+SMALL, A100, H100 = 99, 163, 227
+
+
+def obstacle_on(
+    host: HostDevice, kib: int, width: int, depth: int, rounding: Rounding, dim: int = 2
+) -> str:
+    x, times = torch.zeros(1, dim), torch.zeros(3)
+    small, large = (
+        perceptrons.parts_or_reason(FourierMLP(dim, *sizes), times, x)
+        for sizes in ((16, 1), (width, depth))
+    )
+    assert isinstance(small, workspace.Parts)
+    assert isinstance(large, workspace.Parts)
+    with host.running(0), host.shared_limit(kib * 1024):
+        return paths_cuda.obstacle(small, large, dim, rounding, 0)
+
+
+@pytest.mark.parametrize(
+    ("kib", "width", "depth", "rounding", "dim"),
+    [
+        # The default network fits every card.
+        (SMALL, 128, 3, "float32", 2),
+        (SMALL, 128, 3, "float32", 8),
+        (SMALL, 128, 8, "tf32", 2),
+        (SMALL, 192, 8, "bfloat16", 2),
+        (A100, 176, 3, "float32", 2),
+        (A100, 256, 4, "bfloat16", 2),
+        (H100, 208, 3, "float32", 2),
+        (H100, 256, 8, "bfloat16", 2),
+        (H100, 128, 3, "float32", 63),
+    ],
+)
+def test_networks_that_fit(
+    host: HostDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    kib: int,
+    width: int,
+    depth: int,
+    rounding: Rounding,
+    dim: int,
+) -> None:
+    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": True})
+    assert obstacle_on(host, kib, width, depth, rounding, dim) == ""
+
+
+@pytest.mark.parametrize(
+    ("kib", "width", "depth", "rounding", "dim", "need", "ways"),
+    [
+        (SMALL, 192, 3, "float32", 2, 183552, "128 units fit, so do all under torch.autocast"),
+        (SMALL, 256, 3, "tf32", 2, 309248, "128 units fit, engine="),
+        (SMALL, 208, 8, "bfloat16", 2, 116224, "192 units fit, engine="),
+        (A100, 256, 3, "float32", 2, 309248, "176 units fit, so do all under torch.autocast"),
+        (A100, 128, 3, "float32", 63, 170688, "112 units fit, so do all under torch.autocast"),
+        (H100, 256, 1, "float32", 2, 307200, "208 units fit, so do all under torch.autocast"),
+        (H100, 16, 1, "float32", 1000, 451904, "engine="),
+    ],
+)
 def test_networks_that_do_not_fit_are_refused(
+    host: HostDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    kib: int,
+    width: int,
+    depth: int,
+    rounding: Rounding,
+    dim: int,
+    need: int,
+    ways: str,
+) -> None:
+    """The text names the card, what the network needs, what the card has, and the ways out."""
+    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": True})
+    text = obstacle_on(host, kib, width, depth, rounding, dim)
+    name = "drift" if width == 16 else "score"
+    assert text.startswith(
+        f"{name}: {width} units in {rounding} take {need} bytes of shared memory, and a block of "
+        f"CUDA on the host (sm_90) has {kib * 1024}; {ways}"
+    )
+    assert text.endswith("engine='autograd' takes any network")
+
+
+def test_networks_beyond_the_kernels_are_refused(
     host: HostDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace_everywhere(monkeypatch, build_info, lambda: {"cuda": True})
-
-    def reason(width: int, depth: int, rounding: Rounding = "float32") -> str:
-        net = FourierMLP(2, width, depth)
-        x, times = torch.zeros(1, 2), torch.zeros(3)
-        parts = perceptrons.parts_or_reason(net, times, x)
-        assert isinstance(parts, workspace.Parts)
-        small = perceptrons.parts_or_reason(FourierMLP(2, 16, 1), times, x)
-        assert isinstance(small, workspace.Parts)
-        with host.running(0):
-            return paths_cuda.obstacle(small, parts, 2, rounding, 0)
-
-    assert reason(128, 3) == ""
-    assert reason(128, 4).startswith("score: in float32 it takes")
-    assert reason(128, 6, "bfloat16") == ""
-    assert "wider than 256" in reason(257, 1)
-    assert "more than 8 hidden layers" in reason(16, 9)
+    assert "wider than 256" in obstacle_on(host, H100, 257, 1, "bfloat16")
+    assert "more than 8 hidden layers" in obstacle_on(host, H100, 16, 9, "float32")
 
 
 def test_a_build_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +343,16 @@ BUGS = {
         "if (k == p.num_steps) break;\n    __syncthreads();",
         "if (k == p.num_steps) break;",
     ),
+    "no barrier before weights are replaced": Bug(
+        "fused/gpu/layers.cuh",
+        "__syncthreads();\n    load_hidden",
+        "load_hidden",
+    ),
+    "no barrier behind the noise of g": Bug(
+        "fused/gpu/paths.cu",
+        "draw_noise(p, at, tile, k, -1);\n    __syncthreads();",
+        "draw_noise(p, at, tile, k, -1);",
+    ),
     "rows behind the last are stored": Bug(
         "fused/gpu/layers.cuh",
         "if (p.row >= trace.rows) return;\n    const size_t row = l * trace.layer + p.row * "
@@ -268,9 +363,9 @@ BUGS = {
 SANITIZED = ("-O1", "-g", "-fsanitize=address,alignment", "-fno-sanitize-recover=all")
 
 
-def answers(probe: Path, rounding: int, learned: int) -> set[str]:
+def answers(probe: Path, rounding: int, learned: int, streamed: int) -> set[str]:
     """What the probe says in all schedules."""
-    return {answer(probe, schedule, rounding, learned) for schedule in SCHEDULES}
+    return {answer(probe, schedule, rounding, learned, streamed) for schedule in SCHEDULES}
 
 
 @pytest.fixture(scope="module")
@@ -280,8 +375,11 @@ def right_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("rounding", range(3))
 @pytest.mark.parametrize("learned", range(2))
-def test_sanitizers_find_nothing(right_probe: Path, rounding: int, learned: int) -> None:
-    (only,) = answers(right_probe, rounding, learned)
+@pytest.mark.parametrize("streamed", range(2))
+def test_sanitizers_find_nothing(
+    right_probe: Path, rounding: int, learned: int, streamed: int
+) -> None:
+    (only,) = answers(right_probe, rounding, learned, streamed)
     assert "nan" not in only
     assert "rror" not in only
 
@@ -290,4 +388,4 @@ def test_sanitizers_find_nothing(right_probe: Path, rounding: int, learned: int)
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
 def test_a_planted_bug_is_caught(right_probe: Path, tmp_path: Path, bug: Bug) -> None:
     wrong = build_probe(tmp_path, "paths_probe.cpp", bug, *SANITIZED)
-    assert answers(wrong, 0, 1) != answers(right_probe, 0, 1)
+    assert answers(wrong, 0, 1, 1) != answers(right_probe, 0, 1, 1)

@@ -39,15 +39,30 @@ def obstacle(drift: Parts, score: Parts, dim: int, rounding: Rounding, device: i
     for name, net in (("drift", drift), ("score", score)):
         if net.width > units or net.depth > hidden:
             return f"{name}: it is wider than {units} or has more than {hidden} hidden layers"
-        products = getattr(core.Products, rounding)
-        need = core.gpu_paths_shared_bytes(net.width, net.depth, dim, products)
-        limit = core.gpu_paths_shared_limit(device)
+        need, limit = _shared_bytes(net, dim, rounding), core.gpu_paths_shared_limit(device)
         if need > limit:
             return (
-                f"{name}: in {rounding} it takes {need} bytes of a block's shared memory, of "
-                f"which this device has {limit}"
+                f"{name}: {net.width} units in {rounding} take {need} bytes of shared memory, and "
+                f"a block of {core.gpu_paths_card(device)} has {limit}"
+                f"{_ways_out(net, dim, rounding, limit)}"
             )
     return ""
+
+
+def _shared_bytes(net: Parts, dim: int, rounding: Rounding, width: int | None = None) -> int:
+    """Returns the least shared memory that a block needs, for another width if one is given."""
+    products = getattr(core.Products, rounding)
+    return core.gpu_paths_shared_bytes(width or net.width, net.depth, dim, products)
+
+
+def _ways_out(net: Parts, dim: int, rounding: Rounding, limit: int) -> str:
+    """Returns what would fit instead."""
+    narrower = range(_ROWS, net.width, _ROWS)
+    fits = [w for w in narrower if _shared_bytes(net, dim, rounding, w) <= limit]
+    ways = [f"{fits[-1]} units fit"] if fits else []
+    if rounding != "bfloat16" and _shared_bytes(net, dim, "bfloat16") <= limit:
+        ways.append("so do all under torch.autocast to bfloat16")
+    return "; " + ", ".join([*ways, "engine='autograd' takes any network"])
 
 
 def _step_lengths(p: PathProblem, device: torch.device) -> Tensor:
