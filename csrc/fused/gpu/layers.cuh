@@ -166,7 +166,7 @@ DF_INLINE void leave(const Layers& at, const uint32_t* tile, const float* bias) 
     const int row = i / at.dim, component = i % at.dim;
     float sum = 0.0f;
     for (int column = 2 * lane; i < numbers && column < at.units; column += 2 * kShare) {
-      const Two two = Factors::get(tile + row * at.row, column);
+      const Two two = Factors::get(tile + row * at.row + column / Factors::kPerWord);
       const float* weight = at.thin_out + component * at.units + column;
       sum = fma(two.first, weight[0], fma(two.second, weight[1], sum));
     }
@@ -177,20 +177,34 @@ DF_INLINE void leave(const Layers& at, const uint32_t* tile, const float* bias) 
   }
 }
 
-/// What a lane holds of a layer: numbers first, first + 1 of rows `row` and columns `half`.
+/// What a lane holds of a layer, [half][pair] as in `position`.
 struct LaneTwos {
-  Two at[2][2];  ///< [half][row]
+  Two at[2][2];
 };
 
-/// Calls `run(half, pair, position)` for a lane's pairs of numbers.
+/// Calls `run(half, pair)` for a lane's pairs of numbers.
 template <class Run>
 DF_INLINE void for_pairs(const Run& run) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int pair = 0; pair < 2; ++pair) run(half, pair, position(half, pair));
+    for (int pair = 0; pair < 2; ++pair) run(half, pair);
   }
 }
+
+/// The words of a lane's pairs in rows of `row_words` words, behind one address.
+template <class Factors>
+struct LaneWords {
+  int start, row_words;
+
+  DF_INLINE LaneWords of(int row_words) {
+    const Position p = position(0, 0);
+    return {p.row * row_words + p.column / Factors::kPerWord, row_words};
+  }
+  DF_HD int at(int half, int pair) const {
+    return start + 8 * pair * row_words + half * (8 / Factors::kPerWord);
+  }
+};
 
 DF_INLINE Two two_of(const WarpSum& sum, int half, int pair) {
   return {sum.half[half].value[2 * pair], sum.half[half].value[2 * pair + 1]};
@@ -199,7 +213,7 @@ DF_INLINE Two two_of(const WarpSum& sum, int half, int pair) {
 /// Values and slopes of all of a lane's numbers h, one next to the other: each is a long chain.
 template <Activation kind>
 DF_INLINE void activate_all(LaneTwos* h, LaneTwos* slopes) {
-  for_pairs([&](int half, int pair, const Position&) {
+  for_pairs([&](int half, int pair) {
     Two &value = h->at[half][pair], &slope = slopes->at[half][pair];
     const Activated first = activate<kind>(value.first), second = activate<kind>(value.second);
     value = {first.value, second.value}, slope = {first.slope, second.slope};
@@ -217,36 +231,50 @@ DF_INLINE void activate_as(Activation kind, LaneTwos* h, LaneTwos* slopes) {
   }
 }
 
-/// Address of a tile's activations: its first sample in layer 0, with layers `layer` words apart;
-/// null if they are not stored. `sums` is the tile's row in layer 0 of sums over its samples, with
-/// layers `layer_sums` apart.
+/// Address of a tile's activations: its first sample in layer 0, with layers `layer` words apart.
+/// `sums` is the tile's row in layer 0 of sums over its samples, with layers `layer_sums` apart.
 struct TileTrace {
   uint32_t *values, *slopes;
   float* sums;
   size_t layer, layer_sums;
   int row_words, rows;
+  bool stored;
 };
+
+/// Whether a lane's row of a pair is that of a sample.
+DF_INLINE bool is_sample(const TileTrace& trace, int pair) {
+  return position(0, pair).row < trace.rows;
+}
 
 /// One layer forward: bias and activation; writes values to `to`, values and slopes to the trace.
 template <class Factors>
 DF_INLINE void finish_forward(const Layers& at, const WarpSum& sum, const float* bias, int width,
                               Activation kind, uint32_t* to, const TileTrace& trace, int l) {
   LaneTwos values, slopes;
-  for_pairs([&](int half, int pair, const Position& p) {
-    const Two z = two_of(sum, half, pair);
-    values.at[half][pair] = {z.first + (p.column < width ? bias[p.column] : 0.0f),
-                             z.second + (p.column + 1 < width ? bias[p.column + 1] : 0.0f)};
-  });
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int column = position(half, 0).column;
+    const float first = column < width ? bias[column] : 0.0f;
+    const float second = column + 1 < width ? bias[column + 1] : 0.0f;
+#pragma unroll
+    for (int pair = 0; pair < 2; ++pair) {
+      const Two z = two_of(sum, half, pair);
+      values.at[half][pair] = {z.first + first, z.second + second};
+    }
+  }
   activate_as(kind, &values, &slopes);
-  for_pairs([&](int half, int pair, const Position& p) {
-    Factors::put(to + p.row * at.row, p.column, values.at[half][pair]);
+  const auto of_tile = LaneWords<Factors>::of(at.row);
+  for_pairs([&](int half, int pair) {
+    Factors::put(to + of_tile.at(half, pair), values.at[half][pair]);
   });
-  if (trace.values == nullptr) return;
-  for_pairs([&](int half, int pair, const Position& p) {
-    if (p.row >= trace.rows) return;
-    const size_t row = l * trace.layer + p.row * trace.row_words;
-    Factors::keep(trace.values + row, p.column, values.at[half][pair]);
-    Factors::keep(trace.slopes + row, p.column, slopes.at[half][pair]);
+  if (!trace.stored) return;
+  const auto of_trace = LaneWords<Factors>::of(trace.row_words);
+  uint32_t* const to_values = trace.values + l * trace.layer;
+  uint32_t* const to_slopes = trace.slopes + l * trace.layer;
+  for_pairs([&](int half, int pair) {
+    if (!is_sample(trace, pair)) return;
+    Factors::keep(to_values + of_trace.at(half, pair), values.at[half][pair]);
+    Factors::keep(to_slopes + of_trace.at(half, pair), slopes.at[half][pair]);
   });
 }
 
@@ -285,11 +313,11 @@ DF_INLINE void evaluate(const Layers& at, const Mlp& net, const float* embedding
 template <class Factors>
 DF_INLINE LaneTwos slopes_of(const TileTrace& trace, int l) {
   LaneTwos out;
-  for_pairs([&](int half, int pair, const Position& p) {
+  const auto of_trace = LaneWords<Factors>::of(trace.row_words);
+  const uint32_t* const from = trace.slopes + l * trace.layer;
+  for_pairs([&](int half, int pair) {
     out.at[half][pair] = Two{};
-    if (p.row >= trace.rows) return;
-    const size_t row = l * trace.layer + p.row * trace.row_words;
-    out.at[half][pair] = Factors::get(trace.slopes + row, p.column);
+    if (is_sample(trace, pair)) out.at[half][pair] = Factors::get(from + of_trace.at(half, pair));
   });
   return out;
 }
@@ -316,13 +344,15 @@ template <class Factors>
 DF_INLINE void finish_backward(const Layers& at, const WarpSum& sum, const LaneTwos& slopes,
                                uint32_t* to, const TileTrace& trace, int l) {
   LaneTwos deltas;
-  for_pairs([&](int half, int pair, const Position& p) {
+  const auto of_tile = LaneWords<Factors>::of(at.row);
+  const auto of_trace = LaneWords<Factors>::of(trace.row_words);
+  uint32_t* const to_trace = trace.slopes + l * trace.layer;
+  for_pairs([&](int half, int pair) {
     const Two z = two_of(sum, half, pair), slope = slopes.at[half][pair];
     const Two delta = {z.first * slope.first, z.second * slope.second};
     deltas.at[half][pair] = delta;
-    Factors::put(to + p.row * at.row, p.column, delta);
-    if (p.row >= trace.rows) return;
-    Factors::keep(trace.slopes + l * trace.layer + p.row * trace.row_words, p.column, delta);
+    Factors::put(to + of_tile.at(half, pair), delta);
+    if (is_sample(trace, pair)) Factors::keep(to_trace + of_trace.at(half, pair), delta);
   });
   store_sums(deltas, trace.sums + l * trace.layer_sums);
 }

@@ -38,18 +38,17 @@ template <class Factors>
 DF_INLINE TileTrace trace_of(const PathsProblem& p, const Trace& trace, const Layers& at, int times,
                              int k, const Tile& tile) {
   const int words = at.units / Factors::kPerWord;
-  const size_t start = (static_cast<size_t>(k) * p.samples + tile.first) * words;
-  uint32_t* const values = static_cast<uint32_t*>(trace.values);
-  uint32_t* const slopes = static_cast<uint32_t*>(trace.slopes);
-  if (values == nullptr) return {};
-  const size_t tiles = tiles_of(p), row = k * tiles + tile.first / kTileRows;
-  return {values + start,
-          slopes + start,
+  const bool stored = trace.values != nullptr;
+  const size_t tiles = tiles_of(p), row = stored ? k * tiles + tile.first / kTileRows : 0;
+  const size_t start = stored ? (static_cast<size_t>(k) * p.samples + tile.first) * words : 0;
+  return {static_cast<uint32_t*>(trace.values) + start,
+          static_cast<uint32_t*>(trace.slopes) + start,
           trace.sums + row * at.units,
           static_cast<size_t>(times) * p.samples * words,
           times * tiles * at.units,
           words,
-          tile.rows};
+          tile.rows,
+          stored};
 }
 
 /// Calls `run(i, row, component)` for the numbers of a tile's state, shared among the threads.

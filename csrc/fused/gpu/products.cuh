@@ -110,19 +110,17 @@ struct Fragments {
 // --- forms of factors ----------------------------------------------------------------------------
 //
 // `word` is how a factor is stored in shared memory, `put` stores two neighbours of a row, `keep`
-// stores them where they are read as numbers, `get` reads what either has stored.
+// stores them where they are read as numbers, `get` reads what either has stored. Columns of pairs
+// are even.
 
 struct Bfloat16Factors {
   static constexpr int kPerWord = 2;
 
   DF_INLINE uint32_t word(const float (&value)[2]) { return pair_of(value[0], value[1]); }
-  DF_INLINE void put(uint32_t* row, int column, Two two) {
-    row[column / 2] = pair_of(two.first, two.second);
-  }
-  DF_INLINE void keep(uint32_t* row, int column, Two two) { put(row, column, two); }
-  DF_INLINE Two get(const uint32_t* row, int column) {
-    const uint32_t word = row[column / 2];
-    return {bits_to_float(word << 16), bits_to_float(word & 0xffff0000u)};
+  DF_INLINE void put(uint32_t* to, Two two) { *to = pair_of(two.first, two.second); }
+  DF_INLINE void keep(uint32_t* to, Two two) { put(to, two); }
+  DF_INLINE Two get(const uint32_t* from) {
+    return {bits_to_float(*from << 16), bits_to_float(*from & 0xffff0000u)};
   }
 
   typedef WarpSum Partial;
@@ -133,7 +131,7 @@ struct Bfloat16Factors {
   DF_INLINE WarpSum total(const Partial& sum) { return sum; }
 };
 
-/// Two words are copied as 8 bytes: columns are even, and rows have an even number of words.
+/// Two words are copied as 8 bytes: rows have an even number of words.
 struct alignas(8) WordPair {
   uint32_t first, second;
 };
@@ -141,12 +139,11 @@ struct alignas(8) WordPair {
 struct FloatFactors {
   static constexpr int kPerWord = 1;
 
-  DF_INLINE void keep(uint32_t* row, int column, Two two) {
-    *reinterpret_cast<WordPair*>(row + column) = {float_to_bits(two.first),
-                                                  float_to_bits(two.second)};
+  DF_INLINE void keep(uint32_t* to, Two two) {
+    *reinterpret_cast<WordPair*>(to) = {float_to_bits(two.first), float_to_bits(two.second)};
   }
-  DF_INLINE Two get(const uint32_t* row, int column) {
-    const WordPair pair = *reinterpret_cast<const WordPair*>(row + column);
+  DF_INLINE Two get(const uint32_t* from) {
+    const WordPair pair = *reinterpret_cast<const WordPair*>(from);
     return {bits_to_float(pair.first), bits_to_float(pair.second)};
   }
 };
@@ -155,8 +152,8 @@ struct FloatFactors {
 struct Tf32Factors : FloatFactors {
   DF_INLINE uint32_t rounded(float value) { return tf32_of(value) & kTf32Bits; }
   DF_INLINE uint32_t word(const float (&value)[1]) { return rounded(value[0]); }
-  DF_INLINE void put(uint32_t* row, int column, Two two) {
-    *reinterpret_cast<WordPair*>(row + column) = {rounded(two.first), rounded(two.second)};
+  DF_INLINE void put(uint32_t* to, Two two) {
+    *reinterpret_cast<WordPair*>(to) = {rounded(two.first), rounded(two.second)};
   }
 
   typedef WarpSum Partial;
@@ -169,7 +166,7 @@ struct Tf32Factors : FloatFactors {
 
 struct Float32Factors : FloatFactors {
   DF_INLINE uint32_t word(const float (&value)[1]) { return float_to_bits(value[0]); }
-  DF_INLINE void put(uint32_t* row, int column, Two two) { keep(row, column, two); }
+  DF_INLINE void put(uint32_t* to, Two two) { keep(to, two); }
 
   /// x = high + low up to 2^-23 |x|. `high` is rounded as an integer, which cvt.rna does in more
   /// instructions: `low` has what that makes of numbers that are not finite. Its last bits are

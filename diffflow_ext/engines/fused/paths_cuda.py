@@ -87,7 +87,7 @@ class GpuRun:
         """Returns the losses, and with weights the gradients of x0, g and all tensors."""
         costs: list[Tensor] = []
         of_x0: list[Tensor] = []
-        sums: list[Tensor] = []
+        sums: list[Tensor | None] = []
         size = self._part_size(x0)
         with torch.autocast(x0.device.type, enabled=False):
             for first in range(0, x0.shape[0], size):
@@ -97,8 +97,8 @@ class GpuRun:
                     continue
                 x0_grad, grads = part.gradients(weight[first : first + size])
                 of_x0.append(x0_grad)
-                sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else grads
-        return torch.cat(costs), [torch.cat(of_x0), *sums] if sums else []
+                sums = list(map(_plus, sums, grads)) if sums else grads
+        return _joined(costs), [_joined(of_x0), *sums] if sums else []
 
     def path(self, x0: Tensor) -> Tensor:
         """Returns all states, shape (N+1, B, dim)."""
@@ -110,6 +110,14 @@ class GpuRun:
         units = sum(_padded(net) * (net.depth + 1) for net in (self.drift, self.score))
         sample_bytes = 2 * item * (self.p.num_steps + 1) * units
         return min(x0.shape[0], max(1, KEPT_BYTES // sample_bytes // _ROWS) * _ROWS)
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a + b
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _padded(net: Parts) -> int:
@@ -200,11 +208,12 @@ class Part:
     def cost(self) -> Tensor:
         """Returns the losses of the samples."""
         assert self.costs is not None
-        total = self.costs.double().sum(0) + normal_cost(self.states[-1].double())
+        total = self.costs.sum(0, dtype=torch.float64)
+        total += normal_cost(self.states[-1].double())
         return total.to(self.x0.dtype)
 
-    def gradients(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns the gradient of x0, and those of g and of all tensors."""
+    def gradients(self, weight: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Returns the gradient of x0, and those of g, if it is learned, and of all tensors."""
         weight = weight.detach().to(torch.float32).contiguous()
         self.of_drifts, self.of_scores = map(torch.empty_like, (self.states, self.states[1:]))
         grad_scores, grad_x0 = torch.empty_like(self.of_scores), torch.empty_like(self.x0)
@@ -218,18 +227,15 @@ class Part:
         self.launch("backward")
         return grad_x0, self.sums()
 
-    def sums(self) -> list[Tensor]:
-        """Returns the gradients of g and of all tensors from the traces."""
+    def sums(self) -> list[Tensor | None]:
+        """Returns the gradients of g, if it is learned, and of all tensors from the traces."""
         assert self.traces is not None
         drift, score = self.traces
         drift_grads = drift.gradients(self.run.drift, self.states, self.of_drifts)
         score_grads = score.gradients(self.run.score, self.states[1:], self.of_scores)
         # The score is not evaluated at the first time.
         score_grads[0] = torch.cat([torch.zeros_like(score_grads[0][:1]), score_grads[0]])
-        if self.grad_g is None:
-            grad_g = self.states.new_zeros(len(self.states), dtype=torch.float64)
-        else:
-            grad_g = self.grad_g.double().sum(1)
+        grad_g = None if self.grad_g is None else self.grad_g.sum(1, dtype=torch.float64)
         return [grad_g, *drift_grads, *score_grads]
 
     def _core_problem(self, first: int) -> Any:
