@@ -11,7 +11,7 @@ namespace diffflow {
 
 inline int64_t gpu_paths_shared_bytes(int width, int depth, int dim, gpu::Products products) {
 #ifdef DIFFFLOW_WITH_CUDA
-  return static_cast<int64_t>(gpu::shared_bytes(width, depth, dim, products, true));
+  return static_cast<int64_t>(gpu::shared_bytes(width, depth, dim, products));
 #else
   (void)width, (void)depth, (void)dim, (void)products;
   no_cuda();

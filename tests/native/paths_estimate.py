@@ -1,28 +1,27 @@
 """What a loss with its gradients should take on an H100: arithmetic on the kernels' machine code.
 
-    python tests/native/paths_estimate.py [CSRC] [--earlier]
+    python tests/native/paths_estimate.py [CSRC]
 
 An estimate, not a measurement: instructions are counted in the SASS that nvcc makes of
 paths_parts.cu, everything else follows from the figures below. Two networks of width 128 with
 three hidden layers on states of 2 components, a batch of 2,000, 30 steps, in a CUDA graph.
-CSRC is another tree of sources; --earlier adds what kernels waited for before fc45141's successors
-drew noise ahead, computed activations next to one another and read far memory at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import subprocess
+import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import sass
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMS = {"float32": "Float32Factors", "tf32": "Tf32Factors", "bfloat16": "Bfloat16Factors"}
-WIDTH, DEPTH, SAMPLES, STEPS, ROWS = 128, 3, 2000, 30, 16
+WIDTH, DEPTH, SAMPLES, STEPS = 128, 3, 2000, 30
 WARPS = WIDTH // 16
 
 # NVIDIA H100 SXM: data sheet, and for mma.sync "Benchmarking and Dissecting the Nvidia Hopper GPU
@@ -36,116 +35,124 @@ REACHED, LIBRARY = 0.8, 0.8
 #: Cycles: through shared memory and a tensor core; a chain of one activation; a barrier; thin
 #: layers (sums over lanes); device memory; drawing a quad of noise.
 TENSOR, CHAIN, BARRIER, ENDS, FAR, NOISE = 70, 150, 40, 250, 700, 1500
-#: Microseconds: loading weights, a node of a graph, and the number of nodes beside the kernels.
-LOADING, NODE, NODES = 4.0, 2.0, 34
+#: Microseconds: loading weights, and a small node of a graph; nodes beside the kernels and products:
+#: sums and casts, and the products with the gradient of the loss.
+LOADING, NODE, NODES = 4.0, 2.0, 54
 
 
-def counts(csrc: Path) -> dict[str, list[str]]:
-    """Opcodes of each part."""
+@dataclass(frozen=True)
+class Code:
+    """The machine code of one part: its instructions, and of these those of its inner loop."""
+
+    opcodes: list[str]
+    loop: list[str]
+
+
+def compile_parts(csrc: Path) -> dict[str, Code]:
+    """The code of each part."""
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder) / "parts.cubin"
         options = ["-std=c++17", "-O3", "--fmad=false", "-arch=sm_90", "-cubin", f"-I{csrc}"]
         source = Path(__file__).with_name("paths_parts.cu")
         subprocess.run(["nvcc", *options, str(source), "-o", str(to)], check=True)
-        return sass.instructions(to, "sm_90")
+        tool = sass.find_tool("cuobjdump")
+        listing = subprocess.run([str(tool), "-sass", to], check=True, capture_output=True)
+    functions = re.split(r"Function : (\S+)", listing.stdout.decode())[1:]
+    return {name: read_code(body) for name, body in zip(functions[::2], functions[1::2])}
 
 
-def part(opcodes: dict[str, list[str]], name: str, form: str = "") -> list[str]:
-    """The opcodes of one part."""
-    names = [kernel for kernel in opcodes if name in kernel and form in kernel]
-    assert len(names) == 1, (name, form, names)
-    return [op for op in opcodes[names[0]] if op != "NOP"]
+def read_code(body: str) -> Code:
+    """Reads one function of cuobjdump's listing."""
+    line = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)([^;]*);")
+    lines = [(int(at, 16), op, rest) for at, op, rest in line.findall(body) if op != "NOP"]
+    loop: list[str] = []
+    for at, op, rest in lines:
+        target = re.search(r"0x([0-9a-f]+)", rest)
+        if op == "BRA" and target and int(target[1], 16) < at:
+            loop = [name for place, name, _ in lines if int(target[1], 16) <= place <= at]
+    return Code([op for _, op, _ in lines], loop)
 
 
-def number(opcodes: dict[str, list[str]], name: str, form: str = "") -> int:
-    """Instructions of a part, without those of the kernel around it."""
-    return len(part(opcodes, name, form)) - len(part(opcodes, "frame"))
+def part(codes: dict[str, Code], name: str, rounding: str = "", parts: int = 1) -> Code:
+    """The code of one part for tiles of `parts` times 16 rows."""
+    form = f"{FORMS[rounding]}ELi{parts}" if rounding else ""
+    (kernel,) = (kernel for kernel in codes if name in kernel and form in kernel)
+    return codes[kernel]
 
 
-def product_cycles(opcodes: dict[str, list[str]], rounding: str) -> dict[str, float]:
+def issue_cycles(codes: dict[str, Code], name: str, rounding: str, parts: int) -> float:
+    """Cycles in which all warps issue a part, without what the kernel around it does."""
+    own, frame = (part(codes, each, rounding, parts).opcodes for each in (name, "frame_part"))
+    return (len(own) - len(frame)) * WARPS / SCHEDULERS
+
+
+def product_cycles(codes: dict[str, Code], rounding: str, parts: int) -> dict[str, float]:
     """Cycles of one hidden layer of a tile, by what bounds it."""
-    code = part(opcodes, "product_part", FORMS[rounding])
-    blocks = WIDTH // (16 if rounding == "bfloat16" else 8)
-    # The code is a loop over pairs of blocks and half of it once more, for an odd number.
-    mma = sum(op.startswith("HMMA") for op in code)
-    loop = 2 * mma // 3
-    body = [op for op in code if not re.match(r"(STG|CS2R|S2R|LDC|ULDC|EXIT)", op)]
-    per_block = len(body) / 3
+    loop = part(codes, "product_part", rounding, parts).loop
     operations = 2 * 16 * 8 * (16 if rounding == "bfloat16" else 8)
     rate = MMA_SHARE * PEAK[rounding] / SCHEDULERS
+    loads, products = (sum(op.startswith(name) for op in loop) for name in ("LDSM", "HMMA"))
+    # Of each block of 8 words an iteration reads the left factor's parts and the right factor.
+    turns = WIDTH // (16 if rounding == "bfloat16" else 8) * (parts + 1) / loads
     return {
-        "instructions": per_block * blocks * WARPS / SCHEDULERS,
-        "shared memory": 8 * blocks * WARPS,
-        "tensor cores": loop / 2 * blocks * WARPS / SCHEDULERS * operations / rate,
+        "instructions": len(loop) * turns * WARPS / SCHEDULERS,
+        "shared memory": 4 * loads * turns * WARPS,
+        "tensor cores": products * turns * WARPS / SCHEDULERS * operations / rate,
     }
 
 
-def layer_cycles(opcodes: dict[str, list[str]], rounding: str, name: str, chain: float) -> float:
-    """Cycles of what follows a product."""
-    issue = number(opcodes, name, FORMS[rounding]) * WARPS / SCHEDULERS
-    return max(issue / REACHED, chain) + BARRIER
-
-
-def step_cycles(opcodes: dict[str, list[str]], rounding: str, earlier: bool) -> dict[str, float]:
-    """Cycles of a tile at one time, by kernel."""
-    product = max(product_cycles(opcodes, rounding).values()) / REACHED + TENSOR
-    chain = (8 if earlier else 1) * CHAIN
-    forward = (DEPTH + 1) * layer_cycles(opcodes, rounding, "forward_part", chain)
-    backward = (DEPTH + 1) * layer_cycles(opcodes, rounding, "backward_part", BARRIER)
-    ends = number(opcodes, "ends_part", FORMS[rounding]) * WARPS / SCHEDULERS + ENDS + 2 * BARRIER
-    all_noise = number(opcodes, "noise_part") * WARPS / SCHEDULERS + NOISE
-    noise = NOISE if earlier else all_noise / 16
-    shared = DEPTH * product + ends
-    return {
-        "forward": shared + forward + noise + FAR / 2,
-        "residuals": shared + forward + (2 if earlier else 1) * FAR,
-        "score": shared + backward + (2 if earlier else 1) * FAR,
-        "backward": shared + backward + (3 if earlier else 1) * FAR,
-    }
+def step_cycles(codes: dict[str, Code], rounding: str, kernel: str) -> float:
+    """Cycles of a tile at one time."""
+    parts = 1 if kernel in ("forward", "backward") else 2
+    way = "forward_part" if kernel in ("forward", "residuals") else "backward_part"
+    product = max(product_cycles(codes, rounding, parts).values()) / REACHED + TENSOR
+    issue = issue_cycles(codes, way, rounding, parts) / REACHED
+    layer = max(issue, CHAIN if way == "forward_part" else 0) + parts * BARRIER
+    ends = issue_cycles(codes, "ends_part", rounding, parts) + ENDS + 2 * BARRIER
+    far = FAR / 2 if kernel == "forward" else FAR
+    # All threads draw the noise of 16 steps at a time.
+    draw = len(part(codes, "noise_part").opcodes) * WARPS / SCHEDULERS + NOISE
+    noise = draw / 16 if kernel == "forward" else 0.0
+    return DEPTH * product + (DEPTH + 1) * layer + ends + noise + far
 
 
 def weight_products(rounding: str, trace: float) -> float:
-    """Microseconds of the gradients of the weights: sums of 2,000 rows for each time."""
+    """Seconds of the gradients of the weights: sums of rows for each time."""
     operations = 2 * SAMPLES * WIDTH**2 * DEPTH * (2 * STEPS + 1)
     rate = FLOAT32_OPERATIONS if rounding == "float32" else MMA_SHARE * PEAK[rounding]
     waves = DEPTH * STEPS / MULTIPROCESSORS
     compute = operations / (rate * MULTIPROCESSORS * HERTZ * LIBRARY) * math.ceil(waves) / waves
-    return 1e6 * max(compute, trace / BYTES_PER_SECOND)
+    return max(compute, trace / BYTES_PER_SECOND)
 
 
-def estimate(opcodes: dict[str, list[str]], rounding: str, earlier: bool) -> dict[str, float]:
+def estimate(codes: dict[str, Code], rounding: str) -> dict[str, float]:
     """Microseconds by kernel."""
-    tiles = math.ceil(SAMPLES / ROWS)
     item = 2 if rounding == "bfloat16" else 4
     # Values and slopes of one network at all times; a kernel writes both, or reads and writes one.
     trace = 2 * item * (DEPTH + 1) * WIDTH * SAMPLES * (STEPS + 0.5)
     out = {}
-    for kernel, cycles in step_cycles(opcodes, rounding, earlier).items():
-        path = kernel in ("forward", "backward")
-        turns = STEPS + 1 if path else math.ceil(tiles * STEPS / MULTIPROCESSORS)
-        busy = turns * cycles / HERTZ
+    for kernel in ("forward", "residuals", "score", "backward"):
+        turns = STEPS + 1
+        if kernel in ("residuals", "score"):
+            turns = math.ceil(math.ceil(SAMPLES / 32) * STEPS / MULTIPROCESSORS)
+        busy = turns * step_cycles(codes, rounding, kernel) / HERTZ
         out[kernel] = 1e6 * max(busy, trace / BYTES_PER_SECOND) + LOADING
-    out["products"] = weight_products(rounding, 2 * trace)
-    # Before, deltas were read once more for the gradients of biases and embeddings.
-    out["sums"] = 1e6 * trace / BYTES_PER_SECOND if earlier else 0.0
-    out["nodes"] = NODE * NODES
+    out["products"] = 1e6 * weight_products(rounding, 2 * trace)
+    out["other nodes"] = NODE * NODES
     return out
 
 
 def main() -> None:
     """Prints the estimates."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("csrc", nargs="?", type=Path, default=ROOT / "csrc")
-    parser.add_argument("--earlier", action="store_true")
-    arguments = parser.parse_args()
-    opcodes = counts(arguments.csrc)
+    codes = compile_parts(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "csrc")
     for rounding in FORMS:
-        bounds = product_cycles(opcodes, rounding)
-        print(f"{rounding}: a hidden layer of a tile takes at least, in cycles,")
-        print("  " + ", ".join(f"{name} {cycles:.0f}" for name, cycles in bounds.items()))
-        parts = estimate(opcodes, rounding, arguments.earlier)
-        print("  " + ", ".join(f"{name} {time:.0f}" for name, time in parts.items()) + " us")
-        print(f"  together {sum(parts.values()) / 1000:.2f} ms")
+        for parts in (1, 2):
+            bounds = product_cycles(codes, rounding, parts)
+            cycles = ", ".join(f"{name} {cycles:.0f}" for name, cycles in bounds.items())
+            print(f"{rounding}, a hidden layer of {16 * parts} rows, cycles: {cycles}")
+        times = estimate(codes, rounding)
+        print("  " + ", ".join(f"{name} {time:.0f}" for name, time in times.items()) + " us")
+        print(f"  together {sum(times.values()) / 1000:.2f} ms")
 
 
 if __name__ == "__main__":

@@ -9,18 +9,25 @@
 using namespace diffflow;
 using namespace diffflow::gpu;
 
-__device__ WarpSum read(const float* from) {
-  WarpSum sum;
-  for (int i = 0; i < 8; ++i) sum.half[i / 4].value[i % 4] = from[32 * i + threadIdx.x];
+template <class Factors>
+__device__ TileSum<Factors> read(const float* from) {
+  TileSum<Factors> sum;
+  for (int i = 0; i < 8 * Factors::kParts; ++i) {
+    sum.part[i / 8].half[i / 4 % 2].value[i % 4] = from[32 * i + threadIdx.x];
+  }
   return sum;
 }
-__device__ void write(float* to, const WarpSum& sum) {
-  for (int i = 0; i < 8; ++i) to[32 * i + threadIdx.x] = sum.half[i / 4].value[i % 4];
+template <class Factors>
+__device__ void write(float* to, const TileSum<Factors>& sum) {
+  for (int i = 0; i < 8 * Factors::kParts; ++i) {
+    to[32 * i + threadIdx.x] = sum.part[i / 8].half[i / 4 % 2].value[i % 4];
+  }
 }
 
 /// What the others have besides their part.
-__global__ void frame(Layers, TileTrace, const float* from, float* to, int) {
-  write(to, read(from));
+template <class Factors>
+__global__ void frame_part(Layers, TileTrace, const float* from, float* to, int) {
+  write(to, read<Factors>(from));
 }
 
 template <class Factors>
@@ -30,17 +37,18 @@ __global__ void product_part(Layers at, TileTrace, const float*, float* to, int 
 }
 
 template <class Factors>
-__global__ void forward_part(Layers at, TileTrace trace, const float* from, float* to, int l) {
+__global__ void forward_part(Layers at, TileTrace trace, const float* from, float*, int l) {
   DF_DYNAMIC_SHARED(uint32_t, memory);
   const float* const bias = reinterpret_cast<const float*>(memory) + l;
-  finish_forward<Factors>(at, read(from), bias, 128, Activation::kGelu, memory, trace, l);
+  const auto sum = read<Factors>(from);
+  finish_forward<Factors>(at, sum, bias, 128, Activation::kGelu, memory, trace, l);
 }
 
 template <class Factors>
-__global__ void backward_part(Layers at, TileTrace trace, const float* from, float* to, int l) {
+__global__ void backward_part(Layers at, TileTrace trace, const float* from, float*, int l) {
   DF_DYNAMIC_SHARED(uint32_t, memory);
   const auto slopes = slopes_of<Factors>(trace, l);
-  finish_backward<Factors>(at, read(from), slopes, memory, trace, l);
+  finish_backward<Factors>(at, read<Factors>(from), slopes, memory, trace, l);
 }
 
 template <class Factors>
@@ -49,7 +57,7 @@ __global__ void ends_part(Layers at, TileTrace, const float*, float* to, int l) 
   at.dim = 2, at.units = 128;
   at.in = reinterpret_cast<float*>(memory), at.thin_in = at.in + l;
   at.out = at.in + 64 * l, at.thin_out = at.in + 512 * l;
-  write(to, enter(at));
+  write(to, enter<Factors>(at));
   __syncthreads();
   leave<Factors>(at, memory + 1024 * l, nullptr);
 }
@@ -60,11 +68,17 @@ __global__ void noise_part(NoiseSource source, Shape shape, float* to) {
   for (int i = 0; i < 4; ++i) to[i] = noise.value[i];
 }
 
-#define INSTANTIATE(Factors)                                                                  \
-  template __global__ void product_part<Factors>(Layers, TileTrace, const float*, float*, int);  \
-  template __global__ void forward_part<Factors>(Layers, TileTrace, const float*, float*, int);  \
-  template __global__ void backward_part<Factors>(Layers, TileTrace, const float*, float*, int); \
-  template __global__ void ends_part<Factors>(Layers, TileTrace, const float*, float*, int);
-INSTANTIATE(Float32Factors)
-INSTANTIATE(Tf32Factors)
-INSTANTIATE(Bfloat16Factors)
+#define INSTANTIATE(part, ...) \
+  template __global__ void part<__VA_ARGS__>(Layers, TileTrace, const float*, float*, int);
+#define ALL_PARTS(...)                    \
+  INSTANTIATE(frame_part, __VA_ARGS__)    \
+  INSTANTIATE(product_part, __VA_ARGS__)  \
+  INSTANTIATE(forward_part, __VA_ARGS__)  \
+  INSTANTIATE(backward_part, __VA_ARGS__) \
+  INSTANTIATE(ends_part, __VA_ARGS__)
+ALL_PARTS(Tiled<Float32Factors, 1>)
+ALL_PARTS(Tiled<Float32Factors, 2>)
+ALL_PARTS(Tiled<Tf32Factors, 1>)
+ALL_PARTS(Tiled<Tf32Factors, 2>)
+ALL_PARTS(Tiled<Bfloat16Factors, 1>)
+ALL_PARTS(Tiled<Bfloat16Factors, 2>)

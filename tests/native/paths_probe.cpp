@@ -67,8 +67,8 @@ void run(gpu::Products products, bool learned, bool streamed) {
   constexpr size_t kState = kSamples * kDim;
   Network drift{33, 2, kDim, kSteps + 1, {}}, score{20, 1, kDim, kSteps + 1, {}};
   if (streamed) {
-    const size_t of_drift = gpu::shared_bytes(drift.width, drift.depth, kDim, products, true);
-    const size_t of_score = gpu::shared_bytes(score.width, score.depth, kDim, products, true);
+    const size_t of_drift = gpu::shared_bytes(drift.width, drift.depth, kDim, products);
+    const size_t of_score = gpu::shared_bytes(score.width, score.depth, kDim, products);
     emu::set_opt_in_shared_bytes(std::max(of_drift, of_score));
   }
   const size_t words = products == gpu::Products::kBfloat16 ? 2 : 1;

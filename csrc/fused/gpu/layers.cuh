@@ -10,22 +10,14 @@ namespace gpu {
 
 enum class Way { kForward, kBackward };
 
-/// Words of noise that a block draws ahead, unless a step needs more.
-constexpr int kNoiseWords = 512;
-
 /// Sizes of what a block has in shared memory.
 struct Sizes {
   int units, depth, dim, per_word;
+  int rows;   ///< of a tile: kTileRows, or twice as many
   int slots;  ///< hidden layers whose weights are there at a time: all, or 1
+  int ahead;  ///< steps whose noise is drawn at a time
 
   DF_HD int row() const { return units / per_word + kRowPadding; }
-  /// Steps whose noise is drawn at a time: about as many quads as there are threads.
-  DF_HD int ahead() const {
-    const int quads = kTileRows * ((dim + 3) / 4), state = kTileRows * dim;
-    const int by_threads = 2 * units / quads, by_memory = kNoiseWords / state;
-    const int steps = by_threads < by_memory ? by_threads : by_memory;
-    return steps > 1 ? steps : 1;
-  }
 };
 
 /// Parts of shared memory, in the order of `carve`.
@@ -33,15 +25,19 @@ struct Layers {
   Sizes size;
   int units, depth, dim, row;
   uint32_t* hidden;      ///< (slots, units, row): row n holds what unit n multiplies
-  uint32_t* tiles;       ///< (2, kTileRows, row): what goes from layer to layer
+  uint32_t* tiles;       ///< (2 kTileRows, row): what goes from layer to layer
   float* thin_in;        ///< (dim, units): of the layer that the tile enters by
   float* thin_out;       ///< (dim, units): of the layer that it leaves by
   float* bias;           ///< (depth, units)
-  float *in, *out;       ///< (kTileRows, dim)
-  float *total, *carry;  ///< (kTileRows, dim)
-  float* noise;          ///< (ahead, kTileRows, dim)
+  float *in, *out;       ///< (rows, dim)
+  float *total, *carry;  ///< (rows, dim)
+  float* noise;          ///< (ahead, rows, dim)
 
-  DF_HD uint32_t* tile(int layer) const { return tiles + layer % 2 * kTileRows * row; }
+  /// Small tiles have two buffers in turn; that of a large tile is written after it was read.
+  DF_HD bool in_place() const { return size.rows > kTileRows; }
+  DF_HD uint32_t* tile(int layer) const {
+    return tiles + (in_place() ? 0 : layer % 2 * kTileRows * row);
+  }
   /// Whether weights are read again for each product, because they do not fit all at once.
   DF_HD bool streamed() const { return size.slots < depth; }
   DF_HD uint32_t* weights(int layer) const {
@@ -61,9 +57,9 @@ DF_HD size_t carve(Layers* to, uint32_t* start, const Sizes& of) {
   const size_t hidden = take(static_cast<size_t>(of.slots) * of.units * of.row());
   const size_t tiles = take(2 * kTileRows * of.row());
   const size_t thin_in = take(of.dim * of.units), thin_out = take(of.dim * of.units);
-  const size_t bias = take(of.depth * of.units), state = kTileRows * of.dim;
+  const size_t bias = take(of.depth * of.units), state = of.rows * of.dim;
   const size_t in = take(state), out = take(state), total = take(state), carry = take(state);
-  const size_t noise = take(of.ahead() * state);
+  const size_t noise = take(of.ahead * state);
   if (to != nullptr) {
     float* const floats = reinterpret_cast<float*>(start);
     *to = {of,
@@ -135,18 +131,19 @@ DF_INLINE void load(const Layers& to, const Mlp& net, Way way) {
   }
 }
 
-/// The thin layer in: (kTileRows, dim) times (dim, units).
-DF_INLINE WarpSum enter(const Layers& at) {
-  WarpSum sum = {};
+/// The thin layer in: (rows, dim) times (dim, units).
+template <class Factors>
+DF_INLINE TileSum<Factors> enter(const Layers& at) {
+  TileSum<Factors> sum = {};
   for (int i = 0; i < at.dim; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int pair = 0; pair < 2; ++pair) {
+      for (int pair = 0; pair < Factors::kPairs; ++pair) {
         const Position to = position(half, pair);
         const float value = at.in[to.row * at.dim + i];
         const float* weight = at.thin_in + i * at.units + to.column;
-        float* out = sum.half[half].value + 2 * pair;
+        float* out = sum.part[pair / 2].half[half].value + 2 * (pair % 2);
         out[0] = fma(value, weight[0], out[0]);
         out[1] = fma(value, weight[1], out[1]);
       }
@@ -155,12 +152,12 @@ DF_INLINE WarpSum enter(const Layers& at) {
   return sum;
 }
 
-/// The thin layer out: (kTileRows, units) times (units, dim), eight lanes for each number.
+/// The thin layer out: (rows, units) times (units, dim), eight lanes for each number.
 template <class Factors>
 DF_INLINE void leave(const Layers& at, const uint32_t* tile, const float* bias) {
   constexpr int kShare = 8;
   const int groups = blockDim.x / kShare, lane = threadIdx.x % kShare;
-  const int numbers = kTileRows * at.dim;
+  const int numbers = Factors::kRows * at.dim;
   for (int first = 0; first < numbers; first += groups) {
     const int i = first + static_cast<int>(threadIdx.x) / kShare;
     const int row = i / at.dim, component = i % at.dim;
@@ -178,17 +175,18 @@ DF_INLINE void leave(const Layers& at, const uint32_t* tile, const float* bias) 
 }
 
 /// What a lane holds of a layer, [half][pair] as in `position`.
+template <class Factors>
 struct LaneTwos {
-  Two at[2][2];
+  Two at[2][Factors::kPairs];
 };
 
 /// Calls `run(half, pair)` for a lane's pairs of numbers.
-template <class Run>
+template <class Factors, class Run>
 DF_INLINE void for_pairs(const Run& run) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
-    for (int pair = 0; pair < 2; ++pair) run(half, pair);
+    for (int pair = 0; pair < Factors::kPairs; ++pair) run(half, pair);
   }
 }
 
@@ -206,21 +204,24 @@ struct LaneWords {
   }
 };
 
-DF_INLINE Two two_of(const WarpSum& sum, int half, int pair) {
-  return {sum.half[half].value[2 * pair], sum.half[half].value[2 * pair + 1]};
+template <class Factors>
+DF_INLINE Two two_of(const TileSum<Factors>& sum, int half, int pair) {
+  const float* const value = sum.part[pair / 2].half[half].value + 2 * (pair % 2);
+  return {value[0], value[1]};
 }
 
 /// Values and slopes of all of a lane's numbers h, one next to the other: each is a long chain.
-template <Activation kind>
-DF_INLINE void activate_all(LaneTwos* h, LaneTwos* slopes) {
-  for_pairs([&](int half, int pair) {
+template <Activation kind, class Factors>
+DF_INLINE void activate_all(LaneTwos<Factors>* h, LaneTwos<Factors>* slopes) {
+  for_pairs<Factors>([&](int half, int pair) {
     Two &value = h->at[half][pair], &slope = slopes->at[half][pair];
     const Activated first = activate<kind>(value.first), second = activate<kind>(value.second);
     value = {first.value, second.value}, slope = {first.slope, second.slope};
   });
 }
 
-DF_INLINE void activate_as(Activation kind, LaneTwos* h, LaneTwos* slopes) {
+template <class Factors>
+DF_INLINE void activate_as(Activation kind, LaneTwos<Factors>* h, LaneTwos<Factors>* slopes) {
   switch (kind) {
     case Activation::kGelu:
       return activate_all<Activation::kGelu>(h, slopes);
@@ -232,7 +233,8 @@ DF_INLINE void activate_as(Activation kind, LaneTwos* h, LaneTwos* slopes) {
 }
 
 /// Address of a tile's activations: its first sample in layer 0, with layers `layer` words apart.
-/// `sums` is the tile's row in layer 0 of sums over its samples, with layers `layer_sums` apart.
+/// `sums` is the row in layer 0 of the sums over the first kTileRows of its samples, which those
+/// over the next ones follow, with layers `layer_sums` apart.
 struct TileTrace {
   uint32_t *values, *slopes;
   float* sums;
@@ -248,30 +250,31 @@ DF_INLINE bool is_sample(const TileTrace& trace, int pair) {
 
 /// One layer forward: bias and activation; writes values to `to`, values and slopes to the trace.
 template <class Factors>
-DF_INLINE void finish_forward(const Layers& at, const WarpSum& sum, const float* bias, int width,
-                              Activation kind, uint32_t* to, const TileTrace& trace, int l) {
-  LaneTwos values, slopes;
+DF_INLINE void finish_forward(const Layers& at, const TileSum<Factors>& sum, const float* bias,
+                              int width, Activation kind, uint32_t* to, const TileTrace& trace,
+                              int l) {
+  LaneTwos<Factors> values, slopes;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int column = position(half, 0).column;
     const float first = column < width ? bias[column] : 0.0f;
     const float second = column + 1 < width ? bias[column + 1] : 0.0f;
 #pragma unroll
-    for (int pair = 0; pair < 2; ++pair) {
+    for (int pair = 0; pair < Factors::kPairs; ++pair) {
       const Two z = two_of(sum, half, pair);
       values.at[half][pair] = {z.first + first, z.second + second};
     }
   }
   activate_as(kind, &values, &slopes);
   const auto of_tile = LaneWords<Factors>::of(at.row);
-  for_pairs([&](int half, int pair) {
+  for_pairs<Factors>([&](int half, int pair) {
     Factors::put(to + of_tile.at(half, pair), values.at[half][pair]);
   });
   if (!trace.stored) return;
   const auto of_trace = LaneWords<Factors>::of(trace.row_words);
   uint32_t* const to_values = trace.values + l * trace.layer;
   uint32_t* const to_slopes = trace.slopes + l * trace.layer;
-  for_pairs([&](int half, int pair) {
+  for_pairs<Factors>([&](int half, int pair) {
     if (!is_sample(trace, pair)) return;
     Factors::keep(to_values + of_trace.at(half, pair), values.at[half][pair]);
     Factors::keep(to_slopes + of_trace.at(half, pair), slopes.at[half][pair]);
@@ -281,13 +284,11 @@ DF_INLINE void finish_forward(const Layers& at, const WarpSum& sum, const float*
 /// The product of hidden layer `l`. Where weights are streamed, those of layer `next` replace them,
 /// if there is one; what follows hides their way.
 template <class Factors>
-DF_INLINE WarpSum hidden_product(const Layers& at, const Mlp& net, Way way, const uint32_t* tile,
-                                 int l, int next) {
-  const WarpSum sum = product<Factors>(tile, at.weights(l), at.row, at.blocks());
-  if (at.streamed() && next >= 0 && next < at.depth) {
-    __syncthreads();
-    load_hidden<Factors>(at, net, way, next);
-  }
+DF_INLINE TileSum<Factors> hidden_product(const Layers& at, const Mlp& net, Way way,
+                                          const uint32_t* tile, int l, int next) {
+  const auto sum = product<Factors>(tile, at.weights(l), at.row, at.blocks());
+  if (at.streamed() || Factors::kParts > 1) __syncthreads();
+  if (at.streamed() && next >= 0 && next < at.depth) load_hidden<Factors>(at, net, way, next);
   return sum;
 }
 
@@ -296,11 +297,11 @@ template <class Factors>
 DF_INLINE void evaluate(const Layers& at, const Mlp& net, const float* embedding,
                         const TileTrace& trace) {
   if (at.streamed()) load_hidden<Factors>(at, net, Way::kForward, 0);
-  finish_forward<Factors>(at, enter(at), embedding, net.width, net.activation, at.tile(0), trace,
-                          0);
+  finish_forward<Factors>(at, enter<Factors>(at), embedding, net.width, net.activation, at.tile(0),
+                          trace, 0);
   __syncthreads();
   for (int l = 0; l < at.depth; ++l) {
-    const WarpSum sum = hidden_product<Factors>(at, net, Way::kForward, at.tile(l), l, l + 1);
+    const auto sum = hidden_product<Factors>(at, net, Way::kForward, at.tile(l), l, l + 1);
     finish_forward<Factors>(at, sum, at.bias + l * at.units, at.units, net.activation,
                             at.tile(l + 1), trace, l + 1);
     __syncthreads();
@@ -311,63 +312,71 @@ DF_INLINE void evaluate(const Layers& at, const Mlp& net, const float* embedding
 
 /// The slopes of one layer that a lane needs, read before the product.
 template <class Factors>
-DF_INLINE LaneTwos slopes_of(const TileTrace& trace, int l) {
-  LaneTwos out;
+DF_INLINE LaneTwos<Factors> slopes_of(const TileTrace& trace, int l) {
+  LaneTwos<Factors> out;
   const auto of_trace = LaneWords<Factors>::of(trace.row_words);
   const uint32_t* const from = trace.slopes + l * trace.layer;
-  for_pairs([&](int half, int pair) {
+  for_pairs<Factors>([&](int half, int pair) {
     out.at[half][pair] = Two{};
     if (is_sample(trace, pair)) out.at[half][pair] = Factors::get(from + of_trace.at(half, pair));
   });
   return out;
 }
 
-/// Sums over a tile's rows, of which a lane has two: rows behind the last hold 0.
-DF_INLINE void store_sums(const LaneTwos& delta, float* to) {
+/// Sums over kTileRows rows each, of which a lane has two: rows behind the last hold 0.
+template <class Factors>
+DF_INLINE void store_sums(const Layers& at, const LaneTwos<Factors>& delta, float* to, int rows) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    Two sum = {delta.at[half][0].first + delta.at[half][1].first,
-               delta.at[half][0].second + delta.at[half][1].second};
 #pragma unroll
-    for (int apart = 4; apart < 32; apart *= 2) {
-      sum.first += __shfl_xor_sync(0xffffffffu, sum.first, apart);
-      sum.second += __shfl_xor_sync(0xffffffffu, sum.second, apart);
+    for (int part = 0; part < Factors::kParts; ++part) {
+      const Two(&two)[Factors::kPairs] = delta.at[half];
+      Two sum = {two[2 * part].first + two[2 * part + 1].first,
+                 two[2 * part].second + two[2 * part + 1].second};
+#pragma unroll
+      for (int apart = 4; apart < 32; apart *= 2) {
+        sum.first += __shfl_xor_sync(0xffffffffu, sum.first, apart);
+        sum.second += __shfl_xor_sync(0xffffffffu, sum.second, apart);
+      }
+      const Position p = position(half, 0);
+      if (p.row != 0 || part * kTileRows >= rows) continue;
+      float* const out = to + part * at.units + p.column;
+      out[0] = sum.first, out[1] = sum.second;
     }
-    const Position p = position(half, 0);
-    if (p.row == 0) to[p.column] = sum.first, to[p.column + 1] = sum.second;
   }
 }
 
 /// One layer backward: times the slope; writes deltas to `to` and over the slopes of the trace, and
 /// their sums over the tile's samples.
 template <class Factors>
-DF_INLINE void finish_backward(const Layers& at, const WarpSum& sum, const LaneTwos& slopes,
-                               uint32_t* to, const TileTrace& trace, int l) {
-  LaneTwos deltas;
+DF_INLINE void finish_backward(const Layers& at, const TileSum<Factors>& sum,
+                               const LaneTwos<Factors>& slopes, uint32_t* to,
+                               const TileTrace& trace, int l) {
+  LaneTwos<Factors> deltas;
   const auto of_tile = LaneWords<Factors>::of(at.row);
   const auto of_trace = LaneWords<Factors>::of(trace.row_words);
   uint32_t* const to_trace = trace.slopes + l * trace.layer;
-  for_pairs([&](int half, int pair) {
+  for_pairs<Factors>([&](int half, int pair) {
     const Two z = two_of(sum, half, pair), slope = slopes.at[half][pair];
     const Two delta = {z.first * slope.first, z.second * slope.second};
     deltas.at[half][pair] = delta;
     Factors::put(to + of_tile.at(half, pair), delta);
     if (is_sample(trace, pair)) Factors::keep(to_trace + of_trace.at(half, pair), delta);
   });
-  store_sums(deltas, trace.sums + l * trace.layer_sums);
+  store_sums(at, deltas, trace.sums + l * trace.layer_sums, trace.rows);
 }
 
 /// J^T times the cotangents in `in`, into `out`. `slopes` are those of the last layer.
 template <class Factors>
-DF_INLINE void pull_back(const Layers& at, const Mlp& net, LaneTwos slopes,
+DF_INLINE void pull_back(const Layers& at, const Mlp& net, LaneTwos<Factors> slopes,
                          const TileTrace& trace) {
   if (at.streamed()) load_hidden<Factors>(at, net, Way::kBackward, at.depth - 1);
-  finish_backward<Factors>(at, enter(at), slopes, at.tile(0), trace, at.depth);
+  finish_backward<Factors>(at, enter<Factors>(at), slopes, at.tile(0), trace, at.depth);
   __syncthreads();
   for (int l = at.depth - 1; l >= 0; --l) {
     const int from = at.depth - 1 - l;
     slopes = slopes_of<Factors>(trace, l);
-    const WarpSum sum = hidden_product<Factors>(at, net, Way::kBackward, at.tile(from), l, l - 1);
+    const auto sum = hidden_product<Factors>(at, net, Way::kBackward, at.tile(from), l, l - 1);
     finish_backward<Factors>(at, sum, slopes, at.tile(from + 1), trace, l);
     __syncthreads();
   }

@@ -101,12 +101,6 @@ struct WarpSum {
   Sum half[2];
 };
 
-/// What a warp multiplies at a time: 16 rows of the left factor, and 16 of the right one.
-struct Fragments {
-  Left left;
-  Right right[2];
-};
-
 // --- forms of factors ----------------------------------------------------------------------------
 //
 // `word` is how a factor is stored in shared memory, `put` stores two neighbours of a row, `keep`
@@ -124,9 +118,8 @@ struct Bfloat16Factors {
   }
 
   typedef WarpSum Partial;
-  DF_INLINE void multiply(Partial& sum, const Fragments& of) {
-    multiply_bfloat16(sum.half[0], of.left, of.right[0]);
-    multiply_bfloat16(sum.half[1], of.left, of.right[1]);
+  DF_INLINE void multiply(Partial& sum, const Left& left, const Right (&right)[2]) {
+    for (int half = 0; half < 2; ++half) multiply_bfloat16(sum.half[half], left, right[half]);
   }
   DF_INLINE WarpSum total(const Partial& sum) { return sum; }
 };
@@ -157,9 +150,8 @@ struct Tf32Factors : FloatFactors {
   }
 
   typedef WarpSum Partial;
-  DF_INLINE void multiply(Partial& sum, const Fragments& of) {
-    multiply_tf32(sum.half[0], of.left, of.right[0]);
-    multiply_tf32(sum.half[1], of.left, of.right[1]);
+  DF_INLINE void multiply(Partial& sum, const Left& left, const Right (&right)[2]) {
+    for (int half = 0; half < 2; ++half) multiply_tf32(sum.half[half], left, right[half]);
   }
   DF_INLINE WarpSum total(const Partial& sum) { return sum; }
 };
@@ -182,33 +174,43 @@ struct Float32Factors : FloatFactors {
 
   /// Of the four products of a block, low * low is below the errors of the sum. Tensor cores
   /// truncate when they add to a sum: high * high starts at 0 in each block, and the two others,
-  /// smaller by 2^-11, have sums of their own.
+  /// smaller by 2^-11, have a sum of their own.
   struct Partial {
-    WarpSum high, low_high, high_low;
+    WarpSum high, low;
   };
-  DF_INLINE void multiply(Partial& sum, const Fragments& of) {
-    Left high = of.left, low;
-    split(high.word, low.word);
+  DF_INLINE void multiply(Partial& sum, const Left& left, const Right (&right)[2]) {
+    Left left_high = left, left_low;
+    split(left_high.word, left_low.word);
     for (int half = 0; half < 2; ++half) {
-      Right right_high = of.right[half], right_low;
+      Right right_high = right[half], right_low;
       split(right_high.word, right_low.word);
       Sum block = {};
-      multiply_tf32(block, high, right_high);
-      multiply_tf32(sum.low_high.half[half], low, right_high);
-      multiply_tf32(sum.high_low.half[half], high, right_low);
+      multiply_tf32(block, left_high, right_high);
+      multiply_tf32(sum.low.half[half], left_low, right_high);
+      multiply_tf32(sum.low.half[half], left_high, right_low);
       for (int i = 0; i < 4; ++i) sum.high.half[half].value[i] += block.value[i];
     }
   }
   DF_INLINE WarpSum total(const Partial& sum) {
     WarpSum out = sum.high;
     for (int half = 0; half < 2; ++half) {
-      for (int i = 0; i < 4; ++i) {
-        out.half[half].value[i] +=
-            sum.low_high.half[half].value[i] + sum.high_low.half[half].value[i];
-      }
+      for (int i = 0; i < 4; ++i) out.half[half].value[i] += sum.low.half[half].value[i];
     }
     return out;
   }
+};
+
+/// Factors of tiles of `kParts` times 16 rows, for which a warp reads its part of the right factor
+/// once.
+template <class Factors, int parts>
+struct Tiled : Factors {
+  static constexpr int kParts = parts, kRows = parts * kTileRows, kPairs = 2 * parts;
+};
+
+/// A warp's part of a tile: 16 columns.
+template <class Factors>
+struct TileSum {
+  WarpSum part[Factors::kParts];
 };
 
 /// Position of the first of two neighbouring values of a lane's sum.
@@ -221,34 +223,49 @@ DF_INLINE Position position(int half, int pair) {
   return {lane / 4 + 8 * pair, first + 8 * half + 2 * (lane % 4)};
 }
 
-/// Reads block `block` of a lane's rows of both factors.
-DF_INLINE Fragments fragments(const uint32_t* left, const uint32_t* right, int block) {
-  Fragments out;
-  uint32_t words[4];
-  load_matrices(out.left.word, left + block * kBlockWords);
-  load_matrices(words, right + block * kBlockWords);
-  for (int i = 0; i < 4; ++i) out.right[i / 2].word[i % 2] = words[i];
-  return out;
-}
+/// What a warp multiplies at a time: a block of its rows of both factors.
+template <class Factors>
+struct Fragments {
+  Left left[Factors::kParts];
+  Right right[2];
 
-/// 16 rows of `left` times the warp's 16 rows of `right`, over `blocks` * kBlockWords words of
+  DF_INLINE Fragments read(const uint32_t* left, const uint32_t* right, int row_words, int block) {
+    Fragments out;
+    uint32_t words[4];
+    left += block * kBlockWords, right += block * kBlockWords;
+    for (int part = 0; part < Factors::kParts; ++part) {
+      load_matrices(out.left[part].word, left + part * kTileRows * row_words);
+    }
+    load_matrices(words, right);
+    for (int i = 0; i < 4; ++i) out.right[i / 2].word[i % 2] = words[i];
+    return out;
+  }
+};
+
+/// The rows of `left` times the warp's 16 rows of `right`, over `blocks` * kBlockWords words of
 /// each. A block is read while the one before it is multiplied.
 template <class Factors>
-DF_INLINE WarpSum product(const uint32_t* left, const uint32_t* right, int row_words, int blocks) {
+DF_INLINE TileSum<Factors> product(const uint32_t* left, const uint32_t* right, int row_words,
+                                   int blocks) {
   // The rows whose addresses the lane brings: those of the left factor lie in the order of its
   // words, (8 rows, 4 words) below one another first, those of the right one next to one another.
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   left += lane % 16 * row_words + lane / 16 * 4;
   right += (16 * warp + lane / 16 * 8 + lane % 8) * row_words + lane / 8 % 2 * 4;
-  typename Factors::Partial sum = {};
-  Fragments next = fragments(left, right, 0);
+  typename Factors::Partial sum[Factors::kParts] = {};
+  auto next = Fragments<Factors>::read(left, right, row_words, 0);
 #pragma unroll 2
   for (int block = 0; block < blocks; ++block) {
-    const Fragments here = next;
-    next = fragments(left, right, block + 1 < blocks ? block + 1 : block);
-    Factors::multiply(sum, here);
+    const auto here = next;
+    next = Fragments<Factors>::read(left, right, row_words, block + 1 < blocks ? block + 1 : block);
+#pragma unroll
+    for (int part = 0; part < Factors::kParts; ++part) {
+      Factors::multiply(sum[part], here.left[part], here.right);
+    }
   }
-  return Factors::total(sum);
+  TileSum<Factors> out;
+  for (int part = 0; part < Factors::kParts; ++part) out.part[part] = Factors::total(sum[part]);
+  return out;
 }
 
 }  // namespace gpu
