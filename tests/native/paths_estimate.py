@@ -35,8 +35,8 @@ REACHED, LIBRARY = 0.8, 0.8
 #: Cycles: through shared memory and a tensor core; a chain of one activation; a barrier; thin
 #: layers (sums over lanes); device memory; drawing a quad of noise.
 TENSOR, CHAIN, BARRIER, ENDS, FAR, NOISE = 70, 150, 40, 250, 700, 1500
-#: Microseconds: loading weights, and a small node of a graph; nodes beside the kernels and products:
-#: sums and casts, and the products with the gradient of the loss.
+#: Microseconds: loading weights, and a small node of a graph. Nodes beside the kernels and large
+#: products: sums and casts, and products with the gradient of the loss.
 LOADING, NODE, NODES = 4.0, 2.0, 54
 
 
@@ -58,7 +58,7 @@ def compile_parts(csrc: Path) -> dict[str, Code]:
         tool = sass.find_tool("cuobjdump")
         listing = subprocess.run([str(tool), "-sass", to], check=True, capture_output=True)
     functions = re.split(r"Function : (\S+)", listing.stdout.decode())[1:]
-    return {name: read_code(body) for name, body in zip(functions[::2], functions[1::2])}
+    return dict(zip(functions[::2], map(read_code, functions[1::2]), strict=True))
 
 
 def read_code(body: str) -> Code:

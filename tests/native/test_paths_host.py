@@ -6,13 +6,16 @@ against the adjoint in float64, which tests/engines/test_adjoint.py holds agains
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import paths_estimate
 import pytest
+import sass
 import torch
-from helpers import replace_everywhere, same_bits
+from helpers import CSRC, same_bits
 from host_device import HostDevice, poisoned_memory
 from planted import SCHEDULES, Bug, answer, build_probe
 from torch import Tensor
@@ -21,9 +24,6 @@ from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid
 from diffflow_ext.engines.fused import paths_cuda, perceptrons, workspace
 from diffflow_ext.engines.fused.paths import FusedPaths
 from diffflow_ext.engines.fused.workspace import Rounding
-from diffflow_ext.engines.paths import fused_or_reason
-from diffflow_ext.flows import StandardNormal
-from diffflow_ext.functional.core import build_info
 from diffflow_ext.nets import FourierMLP
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -212,121 +212,17 @@ def test_weights_are_streamed_where_they_do_not_fit(host: HostDevice, rounding: 
         results(host, run, x0)
 
 
-#: Shared memory of a block in KiB: sm_86, sm_89 and sm_120; sm_80; sm_90 and sm_100.
-SMALL, A100, H100 = 99, 163, 227
-
-
-def obstacle_on(
-    host: HostDevice, kib: int, width: int, depth: int, rounding: Rounding, dim: int = 2
-) -> str:
-    x, times = torch.zeros(1, dim), torch.zeros(3)
-    small, large = (
-        perceptrons.parts_or_reason(FourierMLP(dim, *sizes), times, x)
-        for sizes in ((16, 1), (width, depth))
-    )
-    assert isinstance(small, workspace.Parts)
-    assert isinstance(large, workspace.Parts)
-    with host.running(0), host.shared_limit(kib * 1024):
-        return paths_cuda.obstacle(small, large, dim, rounding, 0)
-
-
-@pytest.mark.parametrize(
-    ("kib", "width", "depth", "rounding", "dim"),
-    [
-        # The default network fits every card.
-        (SMALL, 128, 3, "float32", 2),
-        (SMALL, 128, 3, "float32", 8),
-        (SMALL, 128, 8, "tf32", 2),
-        (SMALL, 192, 8, "bfloat16", 2),
-        (A100, 176, 3, "float32", 2),
-        (A100, 256, 4, "bfloat16", 2),
-        (H100, 208, 3, "float32", 2),
-        (H100, 256, 8, "bfloat16", 2),
-        (H100, 128, 3, "float32", 63),
-    ],
-)
-def test_networks_that_fit(
-    host: HostDevice,
-    monkeypatch: pytest.MonkeyPatch,
-    kib: int,
-    width: int,
-    depth: int,
-    rounding: Rounding,
-    dim: int,
-) -> None:
-    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": True})
-    assert obstacle_on(host, kib, width, depth, rounding, dim) == ""
-
-
-@pytest.mark.parametrize(
-    ("kib", "width", "depth", "rounding", "dim", "need", "ways"),
-    [
-        (SMALL, 192, 3, "float32", 2, 182016, "128 units fit, so do all under torch.autocast"),
-        (SMALL, 256, 3, "tf32", 2, 307712, "128 units fit, engine="),
-        (SMALL, 208, 8, "bfloat16", 2, 114688, "192 units fit, engine="),
-        (A100, 256, 3, "float32", 2, 307712, "176 units fit, so do all under torch.autocast"),
-        (A100, 128, 3, "float32", 63, 182784, "112 units fit, so do all under torch.autocast"),
-        (H100, 256, 1, "float32", 2, 305664, "208 units fit, so do all under torch.autocast"),
-        (H100, 16, 1, "float32", 1000, 643904, "engine="),
-    ],
-)
-def test_networks_that_do_not_fit_are_refused(
-    host: HostDevice,
-    monkeypatch: pytest.MonkeyPatch,
-    kib: int,
-    width: int,
-    depth: int,
-    rounding: Rounding,
-    dim: int,
-    need: int,
-    ways: str,
-) -> None:
-    """The text names the card, what the network needs, what the card has, and the ways out."""
-    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": True})
-    text = obstacle_on(host, kib, width, depth, rounding, dim)
-    name = "drift" if width == 16 else "score"
-    assert text.startswith(
-        f"{name}: {width} units in {rounding} take {need} bytes of shared memory, and a block of "
-        f"CUDA on the host (sm_90) has {kib * 1024}; {ways}"
-    )
-    assert text.endswith("engine='autograd' takes any network")
-
-
-def test_networks_beyond_the_kernels_are_refused(
-    host: HostDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": True})
-    assert "wider than 256" in obstacle_on(host, H100, 257, 1, "bfloat16")
-    assert "more than 8 hidden layers" in obstacle_on(host, H100, 16, 9, "float32")
-
-
-def test_a_build_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": False})
-    parts = perceptrons.parts_or_reason(FourierMLP(2, 16, 1), torch.zeros(3), torch.zeros(1, 2))
-    assert isinstance(parts, workspace.Parts)
-    assert "no CUDA kernels" in paths_cuda.obstacle(parts, parts, 2, "float32", 0)
-
-
-def test_rounding_follows_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert workspace.rounding_name() == "float32"
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high")
-        assert workspace.rounding_name() == "tf32"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    # Without a device torch switches its autocast off.
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
-    for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, None)):
-        monkeypatch.setattr(torch, "get_autocast_dtype", lambda device, dtype=dtype: dtype)
-        assert workspace.rounding_name() == name
-
-
-def test_the_prior_has_its_own_obstacle() -> None:
-    sde = CASES[0].sde()
-    sde.prior = StandardNormal(scale=2.0)
-    p, x0 = sde._problem("test", CASES[0].data(), CASES[0].grid(), KEY)
-    assert "another prior" in str(fused_or_reason(p, x0))
+@pytest.mark.slow
+def test_the_estimate_reads_machine_code() -> None:
+    """Loads of shared memory by other sums: 16 rows and 16 columns of 128 by each of 8 warps."""
+    if shutil.which("nvcc") is None or sass.find_tool("cuobjdump") is None:
+        pytest.skip("needs nvcc and cuobjdump")
+    codes = paths_estimate.compile_parts(CSRC)
+    for rounding, item in (("float32", 4), ("tf32", 4), ("bfloat16", 2)):
+        for parts in (1, 2):
+            cycles = paths_estimate.product_cycles(codes, rounding, parts)
+            assert cycles["shared memory"] == 8 * (parts + 1) * 16 * 128 * item / 128
+        assert min(paths_estimate.estimate(codes, rounding).values()) > 0
 
 
 # --- planted bugs and sanitizers -----------------------------------------------------------------
