@@ -248,6 +248,16 @@ DF_INLINE bool is_sample(const TileTrace& trace, int pair) {
   return position(0, pair).row < trace.rows;
 }
 
+/// Writes numbers to a tile: factors of the next product, or, behind the last one, numbers.
+template <class Factors>
+DF_INLINE void pass_on(uint32_t* to, Two two, bool last) {
+  if (last) {
+    Factors::keep(to, two);
+  } else {
+    Factors::put(to, two);
+  }
+}
+
 /// One layer forward: bias and activation; writes values to `to`, values and slopes to the trace.
 template <class Factors>
 DF_INLINE void finish_forward(const Layers& at, const TileSum<Factors>& sum, const float* bias,
@@ -268,7 +278,7 @@ DF_INLINE void finish_forward(const Layers& at, const TileSum<Factors>& sum, con
   activate_as(kind, &values, &slopes);
   const auto of_tile = LaneWords<Factors>::of(at.row);
   for_pairs<Factors>([&](int half, int pair) {
-    Factors::put(to + of_tile.at(half, pair), values.at[half][pair]);
+    pass_on<Factors>(to + of_tile.at(half, pair), values.at[half][pair], l == at.depth);
   });
   if (!trace.stored) return;
   const auto of_trace = LaneWords<Factors>::of(trace.row_words);
@@ -360,7 +370,7 @@ DF_INLINE void finish_backward(const Layers& at, const TileSum<Factors>& sum,
     const Two z = two_of(sum, half, pair), slope = slopes.at[half][pair];
     const Two delta = {z.first * slope.first, z.second * slope.second};
     deltas.at[half][pair] = delta;
-    Factors::put(to + of_tile.at(half, pair), delta);
+    pass_on<Factors>(to + of_tile.at(half, pair), delta, l == 0);
     if (is_sample(trace, pair)) Factors::keep(to_trace + of_trace.at(half, pair), delta);
   });
   store_sums(at, deltas, trace.sums + l * trace.layer_sums, trace.rows);
