@@ -133,7 +133,7 @@ def test_the_widest_networks_are_those_of_the_docstring(
 
 
 def test_a_build_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": False})
+    monkeypatch.setattr(paths_cuda, "build_info", lambda: {"cuda": False})
     parts = perceptrons.parts_or_reason(FourierMLP(2, 16, 1), torch.zeros(3), torch.zeros(1, 2))
     assert isinstance(parts, workspace.Parts)
     assert "no CUDA kernels" in paths_cuda.obstacle(parts, parts, 2, "float32", 0)

@@ -104,8 +104,7 @@ struct WarpSum {
 // --- forms of factors ----------------------------------------------------------------------------
 //
 // `word` is how a factor is stored in shared memory, `put` stores two neighbours of a row, `keep`
-// stores them where they are read as numbers, `get` reads what either has stored. Columns of pairs
-// are even.
+// stores them where they are read as numbers, by `get`. Columns of pairs are even.
 
 struct Bfloat16Factors {
   static constexpr int kPerWord = 2;
@@ -143,10 +142,9 @@ struct FloatFactors {
 
 /// Factors are rounded when they are stored: each is multiplied by many warps.
 struct Tf32Factors : FloatFactors {
-  DF_INLINE uint32_t rounded(float value) { return tf32_of(value) & kTf32Bits; }
-  DF_INLINE uint32_t word(const float (&value)[1]) { return rounded(value[0]); }
+  DF_INLINE uint32_t word(const float (&value)[1]) { return tf32_of(value[0]); }
   DF_INLINE void put(uint32_t* to, Two two) {
-    *reinterpret_cast<WordPair*>(to) = {rounded(two.first), rounded(two.second)};
+    *reinterpret_cast<WordPair*>(to) = {tf32_of(two.first), tf32_of(two.second)};
   }
 
   typedef WarpSum Partial;
