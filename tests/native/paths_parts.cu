@@ -47,7 +47,7 @@ __global__ void forward_part(Layers at, TileTrace trace, const float* from, floa
 template <class Factors>
 __global__ void backward_part(Layers at, TileTrace trace, const float* from, float*, int l) {
   DF_DYNAMIC_SHARED(uint32_t, memory);
-  const auto slopes = slopes_of<Factors>(trace, l);
+  const auto slopes = Slopes<Factors>::of(trace, l);
   finish_backward<Factors>(at, read<Factors>(from), slopes, memory, trace, l);
 }
 

@@ -1,5 +1,5 @@
-// One perceptron in the shared memory of a block, applied to a tile of kTileRows samples, forward
-// or backward. Both directions have a thin input layer, hidden layers and a thin output layer.
+// One perceptron in the shared memory of a block, applied to a tile of samples, forward or
+// backward. Both directions have a thin input layer, hidden layers and a thin output layer.
 #pragma once
 
 #include "../activations.h"
@@ -96,11 +96,12 @@ DF_INLINE void load_hidden(const Layers& at, const Mlp& net, Way way, int layer)
   const int words = at.units / Factors::kPerWord, width = net.width;
   // A warp reads whole sectors of the source and writes to 32 banks: a row, or, where rows become
   // columns, 8 columns of 4.
+  constexpr int kTogether = 4 / Factors::kPerWord;
   const bool forward = way == Way::kForward;
   const int first_row = forward ? warp : 8 * warp + lane % 8, rows = forward ? warps : 8 * warps;
   const int first_word = forward ? lane : lane / 8, step = forward ? 32 : 4;
   for (int n = first_row; n < at.units; n += rows) {
-#pragma unroll 4
+#pragma unroll kTogether
     for (int word = first_word; word < words; word += step) {
       const int k = word * Factors::kPerWord;
       float value[Factors::kPerWord];
@@ -163,7 +164,8 @@ DF_INLINE void leave(const Layers& at, const uint32_t* tile, const float* bias) 
     const int row = i / at.dim, component = i % at.dim;
     float sum = 0.0f;
     for (int column = 2 * lane; i < numbers && column < at.units; column += 2 * kShare) {
-      const Two two = Factors::get(tile + row * at.row + column / Factors::kPerWord);
+      const uint32_t* const from = tile + row * at.row + column / Factors::kPerWord;
+      const Two two = Factors::unpack(pair_at<Factors>(from));
       const float* weight = at.thin_out + component * at.units + column;
       sum = fma(two.first, weight[0], fma(two.second, weight[1], sum));
     }
@@ -172,42 +174,6 @@ DF_INLINE void leave(const Layers& at, const uint32_t* tile, const float* bias) 
     }
     if (i < numbers && lane == 0) at.out[i] = sum + (bias != nullptr ? bias[component] : 0.0f);
   }
-}
-
-/// What a lane holds of a layer, [half][pair] as in `position`.
-template <class Factors>
-struct LaneTwos {
-  Two at[2][Factors::kPairs];
-};
-
-/// Calls `run(half, pair)` for a lane's pairs of numbers.
-template <class Factors, class Run>
-DF_INLINE void for_pairs(const Run& run) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-#pragma unroll
-    for (int pair = 0; pair < Factors::kPairs; ++pair) run(half, pair);
-  }
-}
-
-/// The words of a lane's pairs in rows of `row_words` words, behind one address.
-template <class Factors>
-struct LaneWords {
-  int start, row_words;
-
-  DF_INLINE LaneWords of(int row_words) {
-    const Position p = position(0, 0);
-    return {p.row * row_words + p.column / Factors::kPerWord, row_words};
-  }
-  DF_HD int at(int half, int pair) const {
-    return start + 8 * pair * row_words + half * (8 / Factors::kPerWord);
-  }
-};
-
-template <class Factors>
-DF_INLINE Two two_of(const TileSum<Factors>& sum, int half, int pair) {
-  const float* const value = sum.part[pair / 2].half[half].value + 2 * (pair % 2);
-  return {value[0], value[1]};
 }
 
 /// Values and slopes of all of a lane's numbers h, one next to the other: each is a long chain.
@@ -322,16 +288,21 @@ DF_INLINE void evaluate(const Layers& at, const Mlp& net, const float* embedding
 
 /// The slopes of one layer that a lane needs, read before the product.
 template <class Factors>
-DF_INLINE LaneTwos<Factors> slopes_of(const TileTrace& trace, int l) {
-  LaneTwos<Factors> out;
-  const auto of_trace = LaneWords<Factors>::of(trace.row_words);
-  const uint32_t* const from = trace.slopes + l * trace.layer;
-  for_pairs<Factors>([&](int half, int pair) {
-    out.at[half][pair] = Two{};
-    if (is_sample(trace, pair)) out.at[half][pair] = Factors::get(from + of_trace.at(half, pair));
-  });
-  return out;
-}
+struct Slopes {
+  typename Factors::Pair at[2][Factors::kPairs];
+
+  DF_INLINE Slopes of(const TileTrace& trace, int l) {
+    Slopes out;
+    const auto words = LaneWords<Factors>::of(trace.row_words);
+    const uint32_t* const from = trace.slopes + l * trace.layer;
+    for_pairs<Factors>([&](int half, int pair) {
+      out.at[half][pair] = {};
+      if (!is_sample(trace, pair)) return;
+      out.at[half][pair] = pair_at<Factors>(from + words.at(half, pair));
+    });
+    return out;
+  }
+};
 
 /// Sums over kTileRows rows each, of which a lane has two: rows behind the last hold 0.
 template <class Factors>
@@ -360,14 +331,14 @@ DF_INLINE void store_sums(const Layers& at, const LaneTwos<Factors>& delta, floa
 /// their sums over the tile's samples.
 template <class Factors>
 DF_INLINE void finish_backward(const Layers& at, const TileSum<Factors>& sum,
-                               const LaneTwos<Factors>& slopes, uint32_t* to,
-                               const TileTrace& trace, int l) {
+                               const Slopes<Factors>& slopes, uint32_t* to, const TileTrace& trace,
+                               int l) {
   LaneTwos<Factors> deltas;
   const auto of_tile = LaneWords<Factors>::of(at.row);
   const auto of_trace = LaneWords<Factors>::of(trace.row_words);
   uint32_t* const to_trace = trace.slopes + l * trace.layer;
   for_pairs<Factors>([&](int half, int pair) {
-    const Two z = two_of(sum, half, pair), slope = slopes.at[half][pair];
+    const Two z = two_of(sum, half, pair), slope = Factors::unpack(slopes.at[half][pair]);
     const Two delta = {z.first * slope.first, z.second * slope.second};
     deltas.at[half][pair] = delta;
     pass_on<Factors>(to + of_tile.at(half, pair), delta, l == 0);
@@ -378,14 +349,14 @@ DF_INLINE void finish_backward(const Layers& at, const TileSum<Factors>& sum,
 
 /// J^T times the cotangents in `in`, into `out`. `slopes` are those of the last layer.
 template <class Factors>
-DF_INLINE void pull_back(const Layers& at, const Mlp& net, LaneTwos<Factors> slopes,
+DF_INLINE void pull_back(const Layers& at, const Mlp& net, Slopes<Factors> slopes,
                          const TileTrace& trace) {
   if (at.streamed()) load_hidden<Factors>(at, net, Way::kBackward, at.depth - 1);
   finish_backward<Factors>(at, enter<Factors>(at), slopes, at.tile(0), trace, at.depth);
   __syncthreads();
   for (int l = at.depth - 1; l >= 0; --l) {
     const int from = at.depth - 1 - l;
-    slopes = slopes_of<Factors>(trace, l);
+    slopes = Slopes<Factors>::of(trace, l);
     const auto sum = hidden_product<Factors>(at, net, Way::kBackward, at.tile(from), l, l - 1);
     finish_backward<Factors>(at, sum, slopes, at.tile(from + 1), trace, l);
     __syncthreads();

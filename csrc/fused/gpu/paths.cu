@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) score_kernel(PathsProblem p, S
     const int k = 1 + static_cast<int>(number / tiles);
     const Tile tile = tile_of<Factors>(p, number % tiles);
     const TileTrace trace = trace_of<Factors>(p, p.score_trace, at, p.num_steps, k - 1, tile);
-    const auto slopes = slopes_of<Factors>(trace, at.depth);
+    const auto slopes = Slopes<Factors>::of(trace, at.depth);
     const StepScalars<float> step = scalars(p, k - 1, k);
     for_state<Factors>(p, [&](int i, int row, int component) {
       const int64_t sample = tile.sample(row), place = state_at(p, k - 1, sample) + component;
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) backward_kernel(PathsProblem p
   for (int k = p.num_steps; k >= 0; --k) {
     if (p.grad_g != nullptr && k < p.num_steps) add_noise_part<Factors>(p, at, tile, k);
     const TileTrace trace = trace_of<Factors>(p, p.drift_trace, at, p.num_steps + 1, k, tile);
-    const auto slopes = slopes_of<Factors>(trace, at.depth);
+    const auto slopes = Slopes<Factors>::of(trace, at.depth);
     const float dt_next = k < p.num_steps ? p.dt[k] : 0.0f;
     const StepScalars<float> step = k > 0 ? scalars(p, k - 1, k) : StepScalars<float>{};
     for_state<Factors>(p, [&](int i, int row, int component) {

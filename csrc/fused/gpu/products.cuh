@@ -104,7 +104,8 @@ struct WarpSum {
 // --- forms of factors ----------------------------------------------------------------------------
 //
 // `word` is how a factor is stored in shared memory, `put` stores two neighbours of a row, `keep`
-// stores them where they are read as numbers, by `get`. Columns of pairs are even.
+// stores them where they are read as numbers: `unpack` makes them of a `Pair`. Columns of pairs are
+// even.
 
 struct Bfloat16Factors {
   static constexpr int kPerWord = 2;
@@ -112,8 +113,9 @@ struct Bfloat16Factors {
   DF_INLINE uint32_t word(const float (&value)[2]) { return pair_of(value[0], value[1]); }
   DF_INLINE void put(uint32_t* to, Two two) { *to = pair_of(two.first, two.second); }
   DF_INLINE void keep(uint32_t* to, Two two) { put(to, two); }
-  DF_INLINE Two get(const uint32_t* from) {
-    return {bits_to_float(*from << 16), bits_to_float(*from & 0xffff0000u)};
+  typedef uint32_t Pair;
+  DF_INLINE Two unpack(Pair pair) {
+    return {bits_to_float(pair << 16), bits_to_float(pair & 0xffff0000u)};
   }
 
   typedef WarpSum Partial;
@@ -134,8 +136,8 @@ struct FloatFactors {
   DF_INLINE void keep(uint32_t* to, Two two) {
     *reinterpret_cast<WordPair*>(to) = {float_to_bits(two.first), float_to_bits(two.second)};
   }
-  DF_INLINE Two get(const uint32_t* from) {
-    const WordPair pair = *reinterpret_cast<const WordPair*>(from);
+  typedef WordPair Pair;
+  DF_INLINE Two unpack(Pair pair) {
     return {bits_to_float(pair.first), bits_to_float(pair.second)};
   }
 };
@@ -205,6 +207,11 @@ struct Tiled : Factors {
   static constexpr int kParts = parts, kRows = parts * kTileRows, kPairs = 2 * parts;
 };
 
+template <class Factors>
+DF_INLINE typename Factors::Pair pair_at(const uint32_t* from) {
+  return *reinterpret_cast<const typename Factors::Pair*>(from);
+}
+
 /// A warp's part of a tile: 16 columns.
 template <class Factors>
 struct TileSum {
@@ -219,6 +226,42 @@ DF_INLINE Position position(int half, int pair) {
   const int lane = threadIdx.x % 32;
   const int first = static_cast<int>(threadIdx.x / 32) * 16;
   return {lane / 4 + 8 * pair, first + 8 * half + 2 * (lane % 4)};
+}
+
+/// What a lane holds of a tile, [half][pair] as in `position`.
+template <class Factors>
+struct LaneTwos {
+  Two at[2][Factors::kPairs];
+};
+
+/// Calls `run(half, pair)` for a lane's pairs of numbers.
+template <class Factors, class Run>
+DF_INLINE void for_pairs(const Run& run) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int pair = 0; pair < Factors::kPairs; ++pair) run(half, pair);
+  }
+}
+
+/// The words of a lane's pairs in rows of `row_words` words, behind one address.
+template <class Factors>
+struct LaneWords {
+  int start, row_words;
+
+  DF_INLINE LaneWords of(int row_words) {
+    const Position p = position(0, 0);
+    return {p.row * row_words + p.column / Factors::kPerWord, row_words};
+  }
+  DF_HD int at(int half, int pair) const {
+    return start + 8 * pair * row_words + half * (8 / Factors::kPerWord);
+  }
+};
+
+template <class Factors>
+DF_INLINE Two two_of(const TileSum<Factors>& sum, int half, int pair) {
+  const float* const value = sum.part[pair / 2].half[half].value + 2 * (pair % 2);
+  return {value[0], value[1]};
 }
 
 /// What a warp multiplies at a time: a block of its rows of both factors.
