@@ -96,7 +96,7 @@ DF_INLINE void load_hidden(const Layers& at, const Mlp& net, Way way, int layer)
   const int words = at.units / Factors::kPerWord, width = net.width;
   // A warp reads whole sectors of the source and writes to 32 banks: a row, or, where rows become
   // columns, 8 columns of 4.
-  constexpr int kTogether = 4 / Factors::kPerWord;
+  [[maybe_unused]] constexpr int kTogether = 4 / Factors::kPerWord;
   const bool forward = way == Way::kForward;
   const int first_row = forward ? warp : 8 * warp + lane % 8, rows = forward ? warps : 8 * warps;
   const int first_word = forward ? lane : lane / 8, step = forward ? 32 : 4;
