@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdexcept>
+#include <string>
 
 #include "../fused/gpu/paths.h"
 #include "launch.h"
@@ -20,6 +21,15 @@ inline int64_t gpu_paths_shared_bytes(int width, int depth, int dim, gpu::Produc
 inline int64_t gpu_paths_shared_limit(int device) {
 #ifdef DIFFFLOW_WITH_CUDA
   return static_cast<int64_t>(gpu::shared_limit(device));
+#else
+  (void)device;
+  no_cuda();
+#endif
+}
+
+inline std::string gpu_paths_card(int device) {
+#ifdef DIFFFLOW_WITH_CUDA
+  return gpu::card(device);
 #else
   (void)device;
   no_cuda();

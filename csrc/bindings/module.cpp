@@ -104,6 +104,7 @@ void define_gpu_paths(py::module_& m) {
         [] { return std::make_tuple(df::gpu::kMaxUnits, df::gpu::kMaxHidden); });
   m.def("gpu_paths_shared_bytes", &df::gpu_paths_shared_bytes);
   m.def("gpu_paths_shared_limit", &df::gpu_paths_shared_limit);
+  m.def("gpu_paths_card", &df::gpu_paths_card);
   m.def("run_gpu_paths", &df::run_gpu_paths, Free());
 }
 

@@ -203,7 +203,10 @@ inline void bind_gpu_paths(py::module_& m) {
       .value("residuals", gpu::Phase::kResiduals)
       .value("score", gpu::Phase::kScore)
       .value("backward", gpu::Phase::kBackward);
-  Fields<T>(m, "GpuTrace").field("values", &T::values).field("slopes", &T::slopes);
+  Fields<T>(m, "GpuTrace")
+      .field("values", &T::values)
+      .field("slopes", &T::slopes)
+      .field("sums", &T::sums);
   Fields<P>(m, "GpuPathsProblem")
       .field("samples", &P::samples)
       .field("dim", &P::dim)

@@ -45,6 +45,7 @@ FUNCTIONS = (
     "build_info",
     "em_step",
     "embedding_scratch_bytes",
+    "gpu_paths_card",
     "gpu_paths_limits",
     "gpu_paths_shared_bytes",
     "gpu_paths_shared_limit",

@@ -116,6 +116,7 @@ inline void set_schedule(int schedule) { machine().schedule = schedule; }
 struct Device {
   cudaError_t last_error = cudaSuccess;
   int multiprocessors = 2;  // few, so that grid-stride loops take several turns
+  size_t opt_in_shared_bytes = kOptInSharedBytes;
   std::map<const void*, size_t> shared_limits;
 };
 
@@ -125,6 +126,7 @@ inline Device& device() {
 }
 
 inline void set_multiprocessors(int count) { device().multiprocessors = count; }
+inline void set_opt_in_shared_bytes(size_t bytes) { device().opt_in_shared_bytes = bytes; }
 
 inline cudaError_t record(cudaError_t error) {
   if (error != cudaSuccess) device().last_error = error;
@@ -226,7 +228,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int devic
                  1024,
                  2048,
                  emu::kDynamicSharedBytes,
-                 emu::kOptInSharedBytes};
+                 emu::device().opt_in_shared_bytes};
   return cudaSuccess;
 }
 
@@ -261,7 +263,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
-  if (bytes < 0 || size_t(bytes) > emu::kOptInSharedBytes) {
+  if (bytes < 0 || size_t(bytes) > emu::device().opt_in_shared_bytes) {
     return emu::record(cudaErrorInvalidValue);
   }
   emu::device().shared_limits[reinterpret_cast<const void*>(kernel)] = size_t(bytes);

@@ -36,6 +36,15 @@ class HostDevice:
     library: ctypes.CDLL
 
     @contextmanager
+    def shared_limit(self, size: int) -> Iterator[None]:
+        """Gives a block of the emulated device so many bytes of shared memory at most."""
+        self.library.host_set_shared_limit(size)
+        try:
+            yield
+        finally:
+            self.library.host_set_shared_limit(227 * 1024)
+
+    @contextmanager
     def running(self, device: int, schedule: int = 0) -> Iterator[None]:
         """Sends all launches to this build, on the CPU (-1) or on the emulated device (0)."""
         self.library.host_set_schedule(schedule)

@@ -7,3 +7,7 @@
 extern "C" __attribute__((visibility("default"))) void host_set_schedule(int schedule) {
   emu::set_schedule(schedule);
 }
+
+extern "C" __attribute__((visibility("default"))) void host_set_shared_limit(int bytes) {
+  emu::set_opt_in_shared_bytes(static_cast<size_t>(bytes));
+}

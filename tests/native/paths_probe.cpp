@@ -1,7 +1,8 @@
 // Runs the four kernels of fused/gpu/paths.cu on a small problem, every buffer an allocation of
-// its own that ends where it must: `paths_probe SCHEDULE ROUNDING LEARNED` prints sums of all
-// results, or "error: TEXT". Built from changed sources and under sanitizers by
+// its own that ends where it must: `paths_probe SCHEDULE ROUNDING LEARNED STREAMED` prints sums of
+// all results, or "error: TEXT". Built from changed sources and under sanitizers by
 // tests/native/test_paths_host.py.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -61,13 +62,18 @@ struct Network {
   }
 };
 
-void run(gpu::Products products, bool learned) {
-  constexpr int kSamples = 19, kDim = 3, kSteps = 3;
+void run(gpu::Products products, bool learned, bool streamed) {
+  constexpr int kSamples = 19, kDim = 5, kSteps = 3;
   constexpr size_t kState = kSamples * kDim;
-  Network drift{20, 2, kDim, kSteps + 1, {}}, score{33, 1, kDim, kSteps + 1, {}};
+  Network drift{33, 2, kDim, kSteps + 1, {}}, score{20, 1, kDim, kSteps + 1, {}};
+  if (streamed) {
+    const size_t of_drift = gpu::shared_bytes(drift.width, drift.depth, kDim, products);
+    const size_t of_score = gpu::shared_bytes(score.width, score.depth, kDim, products);
+    emu::set_opt_in_shared_bytes(std::max(of_drift, of_score));
+  }
   const size_t words = products == gpu::Products::kBfloat16 ? 2 : 1;
-  const size_t drift_trace = 3 * (kSteps + 1) * kSamples * 32 / words;
-  const size_t score_trace = 2 * kSteps * kSamples * 48 / words;
+  const size_t drift_trace = 3 * (kSteps + 1) * kSamples * 48 / words;
+  const size_t score_trace = 2 * kSteps * kSamples * 32 / words;
   Floats dt(kSteps, 0.0f, 1), g(kSteps + 1, 0.0f, 2), x0(kState, 1.0f, 3);
   for (int i = 0; i < kSteps; ++i) dt.get()[i] = 0.1f + 0.05f * i;
   for (int i = 0; i <= kSteps; ++i) g.get()[i] = 1.0f - 0.1f * i;
@@ -75,6 +81,7 @@ void run(gpu::Products products, bool learned) {
   Floats states((kSteps + 1) * kState), drifts((kSteps + 1) * kState), residuals(kSteps * kState);
   Floats costs(kSteps * kSamples), f_values(drift_trace), f_slopes(drift_trace);
   Floats s_values(score_trace), s_slopes(score_trace), cot_f((kSteps + 1) * kState);
+  Floats f_sums(3 * (kSteps + 1) * 2 * 48), s_sums(2 * kSteps * 2 * 32);
   Floats cot_s(kSteps * kState), grad_s(kSteps * kState), grad_x0(kState);
   Floats grad_g((kSteps + 1) * kSamples);
   gpu::PathsProblem p{};
@@ -84,16 +91,16 @@ void run(gpu::Products products, bool learned) {
   p.dt = dt.get(), p.g = g.get(), p.noise = {7, 1, 1, 0, 5, nullptr};
   p.x0 = x0.get(), p.states = states.get(), p.drifts = drifts.get();
   p.residuals = residuals.get(), p.costs = costs.get();
-  p.drift_trace = {f_values.get(), f_slopes.get()};
-  p.score_trace = {s_values.get(), s_slopes.get()};
+  p.drift_trace = {f_values.get(), f_slopes.get(), f_sums.get()};
+  p.score_trace = {s_values.get(), s_slopes.get(), s_sums.get()};
   p.weight = weight.get(), p.cotangents_f = cot_f.get(), p.cotangents_s = cot_s.get();
   p.grad_scores = grad_s.get(), p.grad_x0 = grad_x0.get();
   p.grad_g = learned ? grad_g.get() : nullptr;
   for (int phase = 0; phase < 4; ++phase) {
     gpu::run(static_cast<gpu::Phase>(phase), products, p, 0, nullptr);
   }
-  for (const Floats* part :
-       {&states, &drifts, &residuals, &costs, &cot_f, &cot_s, &grad_s, &grad_x0}) {
+  for (const Floats* part : {&states, &drifts, &residuals, &costs, &cot_f, &cot_s, &grad_s,
+                             &grad_x0, &f_sums, &s_sums}) {
     std::printf("%a ", part->sum());
   }
   if (products != gpu::Products::kBfloat16) {
@@ -110,7 +117,7 @@ void run(gpu::Products products, bool learned) {
 int main(int, char** words) {
   try {
     emu::set_schedule(std::atoi(words[1]));
-    run(static_cast<gpu::Products>(std::atoi(words[2])), words[3][0] == '1');
+    run(static_cast<gpu::Products>(std::atoi(words[2])), words[3][0] == '1', words[4][0] == '1');
   } catch (const std::exception& error) {
     std::printf("error: %s\n", error.what());
   }

@@ -6,13 +6,16 @@ against the adjoint in float64, which tests/engines/test_adjoint.py holds agains
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import paths_estimate
 import pytest
+import sass
 import torch
-from helpers import replace_everywhere, same_bits
+from helpers import CSRC, same_bits
 from host_device import HostDevice, poisoned_memory
 from planted import SCHEDULES, Bug, answer, build_probe
 from torch import Tensor
@@ -21,9 +24,6 @@ from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid
 from diffflow_ext.engines.fused import paths_cuda, perceptrons, workspace
 from diffflow_ext.engines.fused.paths import FusedPaths
 from diffflow_ext.engines.fused.workspace import Rounding
-from diffflow_ext.engines.paths import fused_or_reason
-from diffflow_ext.flows import StandardNormal
-from diffflow_ext.functional.core import build_info
 from diffflow_ext.nets import FourierMLP
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -193,55 +193,36 @@ def test_batches_in_parts(host: HostDevice, monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_networks_that_do_not_fit_are_refused(
-    host: HostDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": True})
-
-    def reason(width: int, depth: int, rounding: Rounding = "float32") -> str:
-        net = FourierMLP(2, width, depth)
-        x, times = torch.zeros(1, 2), torch.zeros(3)
-        parts = perceptrons.parts_or_reason(net, times, x)
-        assert isinstance(parts, workspace.Parts)
-        small = perceptrons.parts_or_reason(FourierMLP(2, 16, 1), times, x)
-        assert isinstance(small, workspace.Parts)
-        with host.running(0):
-            return paths_cuda.obstacle(small, parts, 2, rounding, 0)
-
-    assert reason(128, 3) == ""
-    assert reason(128, 4).startswith("score: in float32 it takes")
-    assert reason(128, 6, "bfloat16") == ""
-    assert "wider than 256" in reason(257, 1)
-    assert "more than 8 hidden layers" in reason(16, 9)
+@pytest.mark.parametrize("rounding", ERRORS)
+def test_weights_are_streamed_where_they_do_not_fit(host: HostDevice, rounding: Rounding) -> None:
+    """One layer after the other: the same bits, in all schedules."""
+    case = Case(2, (40, 48), (3, 2), 20, 2, rounding=rounding, learned_g=True)
+    run, x0 = run_of(case)
+    expected = results(host, run, x0)
+    products = getattr(host.core.Products, rounding)
+    need = [
+        host.core.gpu_paths_shared_bytes(width, depth, 2, products)
+        for width, depth in zip(case.widths, case.depths, strict=True)
+    ]
+    with host.shared_limit(max(need)):
+        for schedule in SCHEDULES:
+            found = results(host, run, x0, int(schedule))
+            assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True)), schedule
+    with host.shared_limit(min(need) - 1), pytest.raises(RuntimeError, match="invalid argument"):
+        results(host, run, x0)
 
 
-def test_a_build_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    replace_everywhere(monkeypatch, build_info, lambda: {"cuda": False})
-    parts = perceptrons.parts_or_reason(FourierMLP(2, 16, 1), torch.zeros(3), torch.zeros(1, 2))
-    assert isinstance(parts, workspace.Parts)
-    assert "no CUDA kernels" in paths_cuda.obstacle(parts, parts, 2, "float32", 0)
-
-
-def test_rounding_follows_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert workspace.rounding_name() == "float32"
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high")
-        assert workspace.rounding_name() == "tf32"
-    finally:
-        torch.set_float32_matmul_precision(before)
-    # Without a device torch switches its autocast off.
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
-    for dtype, name in ((torch.bfloat16, "bfloat16"), (torch.float16, None)):
-        monkeypatch.setattr(torch, "get_autocast_dtype", lambda device, dtype=dtype: dtype)
-        assert workspace.rounding_name() == name
-
-
-def test_the_prior_has_its_own_obstacle() -> None:
-    sde = CASES[0].sde()
-    sde.prior = StandardNormal(scale=2.0)
-    p, x0 = sde._problem("test", CASES[0].data(), CASES[0].grid(), KEY)
-    assert "another prior" in str(fused_or_reason(p, x0))
+@pytest.mark.slow
+def test_the_estimate_reads_machine_code() -> None:
+    """Loads of shared memory by other sums: 16 rows and 16 columns of 128 by each of 8 warps."""
+    if shutil.which("nvcc") is None or sass.find_tool("cuobjdump") is None:
+        pytest.skip("needs nvcc and cuobjdump")
+    codes = paths_estimate.compile_parts(CSRC)
+    for rounding, item in (("float32", 4), ("tf32", 4), ("bfloat16", 2)):
+        for parts in (1, 2):
+            cycles = paths_estimate.product_cycles(codes, rounding, parts)
+            assert cycles["shared memory"] == 8 * (parts + 1) * 16 * 128 * item / 128
+        assert min(paths_estimate.estimate(codes, rounding).values()) > 0
 
 
 # --- planted bugs and sanitizers -----------------------------------------------------------------
@@ -253,23 +234,38 @@ BUGS = {
         "at.tile(l + 1), trace, l + 1);\n    __syncthreads();",
         "at.tile(l + 1), trace, l + 1);",
     ),
-    "no barrier behind the noise": Bug(
+    "no barrier behind the step": Bug(
         "fused/gpu/paths.cu",
-        "noise.value[j], step);\n      }\n    });\n    __syncthreads();",
-        "noise.value[j], step);\n      }\n    });",
+        "if (k == p.num_steps) break;\n    __syncthreads();",
+        "if (k == p.num_steps) break;",
+    ),
+    "no barrier before weights are replaced": Bug(
+        "fused/gpu/layers.cuh",
+        "if (at.streamed() || Factors::kParts > 1) __syncthreads();",
+        "if (Factors::kParts > 1) __syncthreads();",
+    ),
+    "no barrier before a tile is replaced": Bug(
+        "fused/gpu/layers.cuh",
+        "if (at.streamed() || Factors::kParts > 1) __syncthreads();",
+        "if (at.streamed()) __syncthreads();",
+    ),
+    "no barrier behind the noise of g": Bug(
+        "fused/gpu/paths.cu",
+        "draw_noise<Factors>(p, at, tile, k, -1);\n    __syncthreads();",
+        "draw_noise<Factors>(p, at, tile, k, -1);",
     ),
     "rows behind the last are stored": Bug(
         "fused/gpu/layers.cuh",
-        "trace.values == nullptr || p.row >= trace.rows",
-        "trace.values == nullptr",
+        "if (!is_sample(trace, pair)) return;\n    Factors::keep",
+        "Factors::keep",
     ),
 }
 SANITIZED = ("-O1", "-g", "-fsanitize=address,alignment", "-fno-sanitize-recover=all")
 
 
-def answers(probe: Path, rounding: int, learned: int) -> set[str]:
+def answers(probe: Path, rounding: int, learned: int, streamed: int) -> set[str]:
     """What the probe says in all schedules."""
-    return {answer(probe, schedule, rounding, learned) for schedule in SCHEDULES}
+    return {answer(probe, schedule, rounding, learned, streamed) for schedule in SCHEDULES}
 
 
 @pytest.fixture(scope="module")
@@ -279,8 +275,11 @@ def right_probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("rounding", range(3))
 @pytest.mark.parametrize("learned", range(2))
-def test_sanitizers_find_nothing(right_probe: Path, rounding: int, learned: int) -> None:
-    (only,) = answers(right_probe, rounding, learned)
+@pytest.mark.parametrize("streamed", range(2))
+def test_sanitizers_find_nothing(
+    right_probe: Path, rounding: int, learned: int, streamed: int
+) -> None:
+    (only,) = answers(right_probe, rounding, learned, streamed)
     assert "nan" not in only
     assert "rror" not in only
 
@@ -289,4 +288,4 @@ def test_sanitizers_find_nothing(right_probe: Path, rounding: int, learned: int)
 @pytest.mark.parametrize("bug", BUGS.values(), ids=BUGS)
 def test_a_planted_bug_is_caught(right_probe: Path, tmp_path: Path, bug: Bug) -> None:
     wrong = build_probe(tmp_path, "paths_probe.cpp", bug, *SANITIZED)
-    assert answers(wrong, 0, 1) != answers(right_probe, 0, 1)
+    assert answers(wrong, 0, 1, 1) != answers(right_probe, 0, 1, 1)

@@ -1,8 +1,8 @@
 // Whole paths on a GPU: plain data that Python fills in (bindings/problems.h) and paths.cu reads.
 // No CUDA headers.
 //
-// A loss is four launches, in which a block computes a tile of kTileRows samples with one network's
-// weights in its shared memory:
+// A loss is four launches, in which a block computes a tile of samples with one network's
+// weights in its shared memory, or one layer's after the other if there is less:
 //   forward   the drift through all steps: states, drifts, activations
 //   residuals the score at every state: residuals, costs, activations
 //   score     backward through the score: its gradients in x, and deltas, written over slopes
@@ -12,25 +12,30 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "../problem.h"
 
 namespace diffflow {
 namespace gpu {
 
+/// Samples of a tile, and of a tile of scores.
 constexpr int kTileRows = 16;
+constexpr int kScoreRows = 32;
 constexpr int kMaxHidden = 8;
 /// The widest network: one warp for every 16 units.
 constexpr int kMaxUnits = 256;
 
-/// Rounding of factors of large products; sums are float32. Float32 factors are split into two of
-/// TF32, of whose four products three are computed: errors are near those of float32.
+/// Rounding of factors of products between layers; sums are float32. Float32 factors are split into
+/// two of TF32, of whose four products three are computed: errors are near those of float32.
 enum class Products : int { kFloat32 = 0, kTf32 = 1, kBfloat16 = 2 };
 
 /// Rows of activations, (depth + 1, times, samples, padded width), in bfloat16 or float32.
-/// Backward kernels write deltas over the slopes.
+/// Backward kernels write deltas over the slopes, and sums of deltas over kTileRows samples each,
+/// (depth + 1, times, sums, padded width).
 struct Trace {
   void *values, *slopes;
+  float* sums;
 };
 
 /// Paths of a batch, at first without their gradients.
@@ -59,11 +64,14 @@ enum class Phase : int { kForward = 0, kResiduals = 1, kScore = 2, kBackward = 3
 /// Width in whole units of a warp.
 inline int padded_width(int width) { return (width + 15) / 16 * 16; }
 
-/// Shared memory of a block for one network.
+/// The least shared memory of a block for one network, with one hidden layer's weights at a time.
 size_t shared_bytes(int width, int depth, int dim, Products products);
 
 /// Shared memory that a block of a device may have.
 size_t shared_limit(int device);
+
+/// The name of a device and of its architecture, for messages.
+std::string card(int device);
 
 /// Queues one phase in `stream`, a cudaStream_t. Throws std::runtime_error with CUDA's message if
 /// the launch fails.

@@ -4,6 +4,27 @@ See csrc/fused/gpu/paths.h. A block takes 16 samples through all steps with one 
 in shared memory. Deltas and activations of every step are written to device memory, where torch's
 matrix products compute the gradients of the weights. Batches that need too much memory are split;
 each sample keeps its noise.
+
+**Memory.** Losses with gradients keep two numbers for each sample, time, layer and unit of both
+networks, as many as autograd's graph of all steps: 500 MB in float32 for 2,000 samples, 30 steps
+and two networks of width 128 with three hidden layers, 250 MB in bfloat16. A batch is split so
+that they stay below :data:`KEPT_BYTES`. Of float32, TF32 and bfloat16 only the last takes less;
+``engine="autograd"`` stores states instead.
+
+**Networks.** The widest ones with three hidden layers after the first, on states of 2 components,
+by shared memory of a block; in parentheses the widest whose weights stay there, which is faster
+than to read each layer's again for its product:
+
+====================================  ===============  =========
+Card                                  float32, TF32    bfloat16
+====================================  ===============  =========
+99 KiB (sm_86, sm_89, sm_120)         128 (80)         192 (112)
+163 KiB (A100, sm_80)                 176 (96)         256 (144)
+227 KiB (H100, sm_90; B200, sm_100)   208 (128)        256 (176)
+====================================  ===============  =========
+
+Each component takes memory too: with 63 of them it is 64, 112 and 144 units in float32, and 80,
+144 and 192 in bfloat16.
 """
 
 from __future__ import annotations
@@ -39,15 +60,30 @@ def obstacle(drift: Parts, score: Parts, dim: int, rounding: Rounding, device: i
     for name, net in (("drift", drift), ("score", score)):
         if net.width > units or net.depth > hidden:
             return f"{name}: it is wider than {units} or has more than {hidden} hidden layers"
-        products = getattr(core.Products, rounding)
-        need = core.gpu_paths_shared_bytes(net.width, net.depth, dim, products)
-        limit = core.gpu_paths_shared_limit(device)
+        need, limit = _shared_bytes(net, dim, rounding), core.gpu_paths_shared_limit(device)
         if need > limit:
             return (
-                f"{name}: in {rounding} it takes {need} bytes of a block's shared memory, of "
-                f"which this device has {limit}"
+                f"{name}: {net.width} units in {rounding} take {need} bytes of shared memory, and "
+                f"a block of {core.gpu_paths_card(device)} has {limit}"
+                f"{_ways_out(net, dim, rounding, limit)}"
             )
     return ""
+
+
+def _shared_bytes(net: Parts, dim: int, rounding: Rounding, width: int | None = None) -> int:
+    """Returns the least shared memory that a block needs, for another width if one is given."""
+    products = getattr(core.Products, rounding)
+    return core.gpu_paths_shared_bytes(width or net.width, net.depth, dim, products)
+
+
+def _ways_out(net: Parts, dim: int, rounding: Rounding, limit: int) -> str:
+    """Returns what would fit instead."""
+    narrower = range(_ROWS, net.width, _ROWS)
+    fits = [w for w in narrower if _shared_bytes(net, dim, rounding, w) <= limit]
+    ways = [f"{fits[-1]} units fit"] if fits else []
+    if rounding != "bfloat16" and _shared_bytes(net, dim, "bfloat16") <= limit:
+        ways.append(f"all {net.width} fit under torch.autocast to bfloat16")
+    return "; " + ", ".join([*ways, "engine='autograd' takes any network"])
 
 
 def _step_lengths(p: PathProblem, device: torch.device) -> Tensor:
@@ -72,7 +108,7 @@ class GpuRun:
         """Returns the losses, and with weights the gradients of x0, g and all tensors."""
         costs: list[Tensor] = []
         of_x0: list[Tensor] = []
-        sums: list[Tensor] = []
+        sums: list[Tensor | None] = []
         size = self._part_size(x0)
         with torch.autocast(x0.device.type, enabled=False):
             for first in range(0, x0.shape[0], size):
@@ -82,8 +118,8 @@ class GpuRun:
                     continue
                 x0_grad, grads = part.gradients(weight[first : first + size])
                 of_x0.append(x0_grad)
-                sums = [a + b for a, b in zip(sums, grads, strict=True)] if sums else grads
-        return torch.cat(costs), [torch.cat(of_x0), *sums] if sums else []
+                sums = list(map(_plus, sums, grads)) if sums else grads
+        return _joined(costs), [_joined(of_x0), *sums] if sums else []
 
     def path(self, x0: Tensor) -> Tensor:
         """Returns all states, shape (N+1, B, dim)."""
@@ -97,41 +133,56 @@ class GpuRun:
         return min(x0.shape[0], max(1, KEPT_BYTES // sample_bytes // _ROWS) * _ROWS)
 
 
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a + b
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _padded(net: Parts) -> int:
     return math.ceil(net.width / _ROWS) * _ROWS
 
 
 @dataclass
 class _Trace:
-    """Activations of one network, (depth + 1, times, samples, units); deltas replace slopes."""
+    """Activations of one network, (depth + 1, times, samples, units); deltas replace slopes.
+
+    Sums of deltas over the samples of each tile have the shape (depth + 1, times, tiles, units).
+    """
 
     values: Tensor
     slopes: Tensor
+    tile_sums: Tensor
 
     def addresses(self) -> Any:
         """Returns the core's form."""
         trace = core.GpuTrace()
         trace.values, trace.slopes = address(self.values), address(self.slopes)
+        trace.sums = address(self.tile_sums)
         return trace
 
     @staticmethod
     def of(net: Parts, times: int, x: Tensor, rounding: Rounding) -> _Trace:
         dtype = torch.bfloat16 if rounding == "bfloat16" else torch.float32
-        shape = (net.depth + 1, times, x.shape[0], _padded(net))
-        return _Trace(x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype))
+        tiles = math.ceil(x.shape[0] / _ROWS)
+        shape, sums = ((net.depth + 1, times, rows, _padded(net)) for rows in (x.shape[0], tiles))
+        values, slopes = x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+        return _Trace(values, slopes, x.new_empty(sums))
 
     def gradients(self, net: Parts, x: Tensor, cotangents: Tensor) -> list[Tensor]:
         """Returns the gradients of the tensors of a network, its embedding only at these times."""
         width, deltas, values = net.width, self.slopes, self.values
         hidden = _products(deltas[1:], values[:-1]).sum(1)[:, :width, :width]
-        biases = deltas[1:].sum((1, 2), dtype=torch.float32)[:, :width]
+        sums = self.tile_sums.sum(2)[..., :width]
         return [
-            deltas[0].sum(1, dtype=torch.float32)[:, :width],
+            sums[0],
             _products(deltas[0], x).sum(0)[:width],
             _products(cotangents, values[-1]).sum(0)[:, :width],
             cotangents.sum((0, 1)),
             *hidden,
-            *biases,
+            *sums[1:].sum(1),
         ]
 
 
@@ -176,11 +227,12 @@ class Part:
     def cost(self) -> Tensor:
         """Returns the losses of the samples."""
         assert self.costs is not None
-        total = self.costs.double().sum(0) + normal_cost(self.states[-1].double())
+        total = self.costs.sum(0, dtype=torch.float64)
+        total += normal_cost(self.states[-1].double())
         return total.to(self.x0.dtype)
 
-    def gradients(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns the gradient of x0, and those of g and of all tensors."""
+    def gradients(self, weight: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Returns the gradient of x0, and those of g, if it is learned, and of all tensors."""
         weight = weight.detach().to(torch.float32).contiguous()
         self.of_drifts, self.of_scores = map(torch.empty_like, (self.states, self.states[1:]))
         grad_scores, grad_x0 = torch.empty_like(self.of_scores), torch.empty_like(self.x0)
@@ -194,18 +246,15 @@ class Part:
         self.launch("backward")
         return grad_x0, self.sums()
 
-    def sums(self) -> list[Tensor]:
-        """Returns the gradients of g and of all tensors from the traces."""
+    def sums(self) -> list[Tensor | None]:
+        """Returns the gradients of g, if it is learned, and of all tensors from the traces."""
         assert self.traces is not None
         drift, score = self.traces
         drift_grads = drift.gradients(self.run.drift, self.states, self.of_drifts)
         score_grads = score.gradients(self.run.score, self.states[1:], self.of_scores)
         # The score is not evaluated at the first time.
         score_grads[0] = torch.cat([torch.zeros_like(score_grads[0][:1]), score_grads[0]])
-        if self.grad_g is None:
-            grad_g = self.states.new_zeros(len(self.states), dtype=torch.float64)
-        else:
-            grad_g = self.grad_g.double().sum(1)
+        grad_g = None if self.grad_g is None else self.grad_g.sum(1, dtype=torch.float64)
         return [grad_g, *drift_grads, *score_grads]
 
     def _core_problem(self, first: int) -> Any:
