@@ -1,6 +1,8 @@
-"""Sums whose result does not depend on how a batch is split."""
+"""Sums whose result does not depend on how a batch is split, and products of gradients."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,3 +23,15 @@ def row_dot(a: Tensor, b: Tensor) -> Tensor:
 def weighted_sum(loss: Tensor, weight: Tensor | float) -> Tensor:
     """Sums over the batch in float64: the value must not depend on its size."""
     return (loss.double() * weight).sum().to(loss.dtype)
+
+
+def scaled(tensors: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+    """Returns tensors times a factor; those of its dtype and device by one operation."""
+    alike = [
+        x
+        for x in tensors
+        if x is not None and (x.dtype, x.device) == (factor.dtype, factor.device)
+    ]
+    together = iter(torch._foreach_mul(alike, factor) if alike else ())  # pyright: ignore
+    own = {id(x) for x in alike}
+    return [None if x is None else next(together) if id(x) in own else x * factor for x in tensors]

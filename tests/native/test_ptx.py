@@ -97,6 +97,15 @@ def test_paths_are_near_float64(ptx: PtxDevice, case: Case, rounding: Rounding) 
 
 
 @pytest.mark.parametrize("rounding", ERRORS)
+def test_weights_that_are_streamed_give_the_same_bits(ptx: PtxDevice, rounding: Rounding) -> None:
+    found = []
+    for limits in ({}, {"shared_limit": 30_000}):
+        with ptx.running(**limits):
+            found.append(run_paths(CASES[0], rounding))
+    assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("rounding", ERRORS)
 def test_paths_have_the_noise_of_single_steps(ptx: PtxDevice, rounding: Rounding) -> None:
     """Without drift the states are data and noise, in the same operations."""
     case = CASES[0]

@@ -31,18 +31,16 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from diffflow_ext.functional.operator import first_order
 from diffflow_ext.functional.residual import residual_cost
 from diffflow_ext.functional.steps import em_step
-from diffflow_ext.functional.sums import weighted_sum
+from diffflow_ext.functional.sums import scaled, weighted_sum
 
 from ..problem import PathProblem
 from .backward import Gradients, backward_sweep
@@ -96,16 +94,8 @@ class _MeanPathLoss(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
-        scaled = iter(_scaled(ctx.saved_tensors, grad * ctx.scale))
-        return None, None, *(next(scaled) if present else None for present in ctx.present)
-
-
-def _scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
-    """Returns tensors times a factor; all of one dtype and device by one operation."""
-    kinds = {(x.dtype, x.device) for x in tensors}
-    if kinds == {(factor.dtype, factor.device)}:
-        return torch._foreach_mul(list(tensors), factor)  # pyright: ignore
-    return [x * factor for x in tensors]
+        grads = iter(scaled(ctx.saved_tensors, grad * ctx.scale))
+        return None, None, *(next(grads) if present else None for present in ctx.present)
 
 
 def path_losses(p: PathProblem, x0: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from diffflow_ext.functional.operator import first_order
-from diffflow_ext.functional.sums import weighted_sum
+from diffflow_ext.functional.sums import scaled, weighted_sum
 
 #: Returns the losses for given inputs, (B,), and with weights, (B,), the gradients of all inputs.
 Compute = Callable[[Tensor | None, Sequence[Tensor]], tuple[Tensor, list[Tensor | None]]]
@@ -59,7 +59,7 @@ class _WeightedLoss(Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore
         wanted = _wanted(ctx.saved_tensors, ctx.needs_input_grad[2:], ctx.dtypes)
-        return None, None, *(None if each is None else each * grad for each in wanted)
+        return None, None, *scaled(wanted, grad)
 
 
 def _wanted(
