@@ -3,7 +3,7 @@
 Environment:
     DIFFFLOW_CUDA        AUTO (default), ON or OFF: build the CUDA kernels.
     DIFFFLOW_CUDA_ARCHS  architectures as CMake writes them, default
-                         "80-real;86-real;89-real;90-real;100-real;120",
+                         "80-real;86-real;89-real;90;100-real;120",
                          and up to 90 before CUDA 12.8.
     DIFFFLOW_NVCC=pypi   let pip fetch the CUDA 13 compiler as wheels (needs build isolation).
     DIFFFLOW_WERROR=ON   a compiler's warning ends the build; for our own tests.

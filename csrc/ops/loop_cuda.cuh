@@ -18,7 +18,8 @@ constexpr int64_t kMaxSegments = 65535;
 
 /// Quads of one launch of an elementwise body: indices within it are below 2^31.
 constexpr int64_t kLaunchQuads = int64_t{1} << 30;
-/// Fewer threads than this leave a GPU idle.
+/// Fewer threads leave much of a GPU idle: about 1,000 for each of 132 multiprocessors. Not
+/// measured.
 constexpr int64_t kFewThreads = int64_t{1} << 17;
 
 /// Division of numbers below 2^31 by one that the host knows. Granlund, Montgomery, "Division by
@@ -43,7 +44,7 @@ struct Piece {
   int64_t sample, quad, offset;  ///< of the first quad
   uint32_t count;                ///< of quads
   Divisor row;                   ///< quads of a row within the launch
-  uint32_t ragged;               ///< quad of each row that is not whole, or none that there is
+  uint32_t ragged;               ///< quad of each row that is not whole, or a number above all
   int32_t size;                  ///< its elements
   uint32_t gap;                  ///< what it lacks
   bool aligned;
@@ -95,7 +96,11 @@ __device__ __forceinline__ T sum_of_lane(const Body& body, const Shape& shape, b
   for (int i = lane; i < size; i += step) {
     const auto terms = run_body(body, place_at(sample, first + i, shape, aligned));
     const T part = body.part(body.scalars(), sample, terms.value);
-    team.whole_block ? parts[i] = part : sum += part;
+    if (team.whole_block) {
+      parts[i] = part;
+    } else {
+      sum += part;
+    }
   }
   if (!team.whole_block) return sum;
   __syncthreads();
@@ -206,7 +211,7 @@ void for_each(const Body& body, const Shape& shape, bool aligned, int device, vo
 }
 
 /// Where rows are so few that a GPU would be idle, each has a block of its own, with a thread for
-/// each quad. To cut rows further would cost a second kernel, which takes longer than it saves.
+/// each quad. To cut rows further would take a second kernel.
 inline Team team_for(const Shape& shape) {
   const int64_t quads = shape.quads_per_sample();
   Team team = {num_lanes(quads), 0, false};

@@ -109,7 +109,8 @@ class CapturedStep:
 
     A graph needs a loss that depends only on its arguments: its noise comes from the key, not from
     torch's generators (dropout), and it has no `.item()` and no `if` on a tensor's value. Where
-    that is not so, a warning says why, and this and all later steps run without a graph.
+    that is not so, a warning says why, and this and all later steps run without a graph. Numbers
+    of Python that change from step to step cannot be noticed: a replay has the old ones.
 
     Arguments:
         loss: Maps data, grid and key to a loss of shape (), such as
@@ -186,14 +187,13 @@ class CapturedStep:
         stream: int | None = None,
         decay: float = 0.999,
     ) -> StepResult:
-        """Takes a training step.
+        """Takes a training step; returns its loss and the norm of its gradient.
 
         Arguments:
             x0: The data, shape (B, *event), on the device of the model.
             grid: The times; None if the loss does not use them.
             stream: The stream of the noise. Default: the one after the last step's.
             decay: The decay of the averaged weights.
-
         """
         self._set_stream(self.stream if stream is None else stream)
         self.share.fill_(1.0 if self.averaged == 0 else 1 - decay)
@@ -290,6 +290,8 @@ class CapturedStep:
                 slot.values = self._run(slot.x0, slot.grid)
         except RuntimeError as error:
             torch.cuda.set_stream(current)  # torch does not if the end of the capture failed.
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
             self._give_up(
                 f"the step cannot be captured: {error}; look for .item(), copies from the host "
                 "and sizes that depend on values"

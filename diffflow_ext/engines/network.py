@@ -56,12 +56,15 @@ def has_hooks(part: nn.Module) -> bool:
 def embeds_time(net: object) -> bool:
     """Says whether a network is ``trunk(x, embed(t))``, and nothing else watches its calls.
 
-    Its class says so by `time_enters_by_embedding`, as that of :class:`diffflow_ext.nets.UNet`.
+    Its class says so by ``time_enters_by_embedding = True``, as that of
+    :class:`diffflow_ext.nets.UNet`. Then `embed` maps times of shape (K,) to (K, ...), one row for
+    each, and draws no random numbers; `trunk` takes one row for all samples, or one for each.
     """
     methods = ("__call__", "forward", "embed", "trunk")
     return (
         isinstance(net, nn.Module)
         and defines_together(net, "time_enters_by_embedding", methods)
+        and type(net).time_enters_by_embedding is True  # pyright: ignore
         and vars(net).keys().isdisjoint(methods)
         and not has_hooks(net)
         and not _torch_module._has_any_global_hook()

@@ -13,11 +13,12 @@ and, for solvers whose coefficients are known, :math:`y = c_x x + c_a a + c_b b 
 
 Contracts of all ops. States are float32 or float64 of shape (B, *event) on the CPU or a CUDA
 device; network outputs may also be bfloat16 or float16. Any strides; inputs are never modified.
-Each op is one pass over memory in the current stream, deterministic, and safe to capture in a
-CUDA graph when its key is a tensor (:meth:`NoiseKey.to_tensor`). Gradients exist in all tensors,
-in a tensor `g`, in the factors of `affine_step` and in those of `perturb`, not in `dt`; second
-derivatives raise, but for `perturb`, which has them. Under torch.compile the ops do not break the
-graph: pass scalars as tensors there if they change, or each new value compiles again.
+Each op is one pass over memory (`perturb` with gradients excepted), deterministic, and safe to
+capture in a CUDA graph when its key is a tensor (:meth:`NoiseKey.to_tensor`). Gradients exist in
+all tensors, in a tensor `g`, in the factors of `affine_step` and in those of `perturb`, not in
+`dt`; second derivatives raise, but for `perturb`, which has them. Under torch.compile the ops do
+not break the graph: pass scalars as tensors there if they change, or each new value compiles
+again.
 """
 
 from .affine import affine_step

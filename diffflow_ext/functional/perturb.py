@@ -55,7 +55,7 @@ def _differentiable(
 
     These are two products and a sum: an autograd function in Python would cost more.
     """
-    eps = noise_like(x0, key, PURPOSES["dsm"], step, sample_offset)
+    x0, eps = x0.contiguous(), noise_like(x0, key, PURPOSES["dsm"], step, sample_offset)
     rows = (-1,) + (1,) * (x0.dim() - 1)
     return alpha_t.view(rows) * x0 + sigma_t.view(rows) * eps, eps
 
@@ -69,7 +69,7 @@ def perturb(
     step: int = 0,
     sample_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    r"""Returns noisy data of a linear diffusion, and the noise, in one pass.
+    r"""Returns noisy data of a linear diffusion, and the noise; without gradients in one pass.
 
     .. math:: x_t = \alpha_t x_0 + \sigma_t \varepsilon
 

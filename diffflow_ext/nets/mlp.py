@@ -116,7 +116,7 @@ class FourierMLP(nn.Module):
         torch.Size([8, 2])
     """
 
-    #: Engines may then embed all times of a path in one call.
+    #: The network is trunk(x, embed(t)): engines may embed all times of a path in one call.
     time_enters_by_embedding: ClassVar[bool] = True
     frequencies: Tensor
 

@@ -67,7 +67,7 @@ class UNet(nn.Module):
         torch.Size([8, 1, 28, 28])
     """
 
-    #: Engines may then embed all times of a path in one call.
+    #: The network is trunk(x, embed(t)): engines may embed all times of a path in one call.
     time_enters_by_embedding: ClassVar[bool] = True
     frequencies: Tensor
 

@@ -6,9 +6,12 @@ module that is such a function and may have parameters.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,8 +102,8 @@ def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
 
     Raises:
         TypeError: If `diffusion` is neither a number nor callable, or returns no tensor.
-        ValueError: If a value is not positive and finite, or the shape is wrong. Values on a GPU
-            are not read.
+        ValueError: If a value is not positive and finite, or the shape is wrong. On a GPU only
+            the first values of each `diffusion` are read.
     """
     if isinstance(diffusion, numbers.Real) and not isinstance(diffusion, bool):
         value, limits = (
@@ -125,15 +128,24 @@ def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
             )
         g = g.reshape(()).expand(times.shape)
     g = g.to(times.dtype)
-    _check_positive(g, times)
+    if not (g.is_cuda and _was_checked(diffusion)):
+        _check_positive(g, times)
     return g
 
 
+#: Functions and modules whose values were read once on a GPU: it would wait for each reading.
+_checked: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _was_checked(diffusion: object) -> bool:
+    if torch.cuda.is_current_stream_capturing() or diffusion in _checked:
+        return True
+    with contextlib.suppress(TypeError):  # It cannot be referenced weakly, and is read each time.
+        _checked.add(diffusion)
+    return False
+
+
 def _check_positive(g: Tensor, times: Tensor) -> None:
-    # Reading values on a GPU would wait for all queued work in each step. There g <= 0 shows as a
-    # loss that is not finite, or stands for |g|, because losses have g^2 alone.
-    if g.is_cuda:
-        return
     bad = (~(torch.isfinite(g) & (g > 0))).nonzero()
     if bad.numel():
         i = int(bad[0])

@@ -57,6 +57,16 @@ def test_times_embedded_at_once_are_those_of_each_call(
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_states_that_are_simulated_again_have_the_same_bits(bf16: bool) -> None:
+    nets, x0 = [perceptron() for _ in range(2)], torch.randn(65, 3)
+    params = [p for net in nets for p in net.parameters()]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        first, *others = (result(nets, x0, params, checkpoint_every=k) for k in (1, 2, 6))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
 def test_parts_of_an_embedding_may_be_frozen() -> None:
     nets = [perceptron() for _ in range(2)]
     for net in nets:
@@ -71,6 +81,13 @@ def test_parts_of_an_embedding_may_be_frozen() -> None:
 
 
 class Twice(FourierMLP):
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return 2 * super().forward(t, x)
+
+
+class Silent(FourierMLP):
+    time_enters_by_embedding = False
+
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return 2 * super().forward(t, x)
 
@@ -91,6 +108,7 @@ def changed(change: Callable[[FourierMLP], object]) -> FourierMLP:
     [
         Twice(3, 16, 2),
         Louder(3, 16, 2),
+        Silent(3, 16, 2),
         changed(lambda net: setattr(net, "forward", lambda t, x: x)),
         changed(lambda net: setattr(net, "embed", lambda t: t)),
         changed(lambda net: net.register_forward_hook(lambda *given: None)),
@@ -98,7 +116,17 @@ def changed(change: Callable[[FourierMLP], object]) -> FourierMLP:
         torch.compile(perceptron()),
         nn.Sequential(perceptron()),
     ],
-    ids=["forward", "trunk", "own forward", "own embed", "hook", "compile", "compiled", "within"],
+    ids=[
+        "forward",
+        "trunk",
+        "denied",
+        "own forward",
+        "own embed",
+        "hook",
+        "compile",
+        "compiled",
+        "within",
+    ],
 )
 def test_networks_that_do_more_are_called_as_a_whole(net: nn.Module) -> None:
     assert not embeds_time(net)
@@ -140,9 +168,12 @@ class Count(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def counted(bf16: bool = False, per: int = 1) -> tuple[DiffFlowSDE, Count]:
+def counted(bf16: bool = False, per: int = 1, hide: bool = False) -> tuple[DiffFlowSDE, Count]:
     torch.manual_seed(0)
-    sde = DiffFlowSDE(FourierMLP(2), FourierMLP(2), diffusion=0.5, scores_per_call=per)
+    nets: list[Any] = [FourierMLP(2), FourierMLP(2)]
+    params = [p for net in nets for p in net.parameters()] if hide else []
+    nets = [lambda t, x, net=net: net(t, x) for net in nets] if hide else nets
+    sde = DiffFlowSDE(nets[0], nets[1], diffusion=0.5, scores_per_call=per, params=params)
     grid, x0 = TimeGrid.power(30, t_end=1.0), torch.randn(4, 2)
 
     def step() -> None:
@@ -157,12 +188,11 @@ def counted(bf16: bool = False, per: int = 1) -> tuple[DiffFlowSDE, Count]:
     return sde, count
 
 
-@pytest.mark.parametrize(
-    ("options", "most"), [({}, 2400), ({"bf16": True}, 3300), ({"per": 30}, 1600)], ids=str
-)
-def test_operations_of_a_step_of_the_adjoint(options: dict[str, Any], most: int) -> None:
-    """On a GPU each is a launch; 61 of the 91 evaluations at N = 30 have gradients."""
-    assert counted(**options)[1].seen.total() <= most
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"per": 30}], ids=str)
+def test_operations_of_a_step_of_the_adjoint(options: dict[str, Any]) -> None:
+    """On a GPU each is a launch; a function in the place of a network embeds in each call."""
+    own, hidden = (counted(**options, hide=hide)[1].seen.total() for hide in (False, True))
+    assert own < 0.75 * hidden
 
 
 def test_weights_are_converted_once_in_a_sweep() -> None:

@@ -254,7 +254,8 @@ def test_a_loss_that_cannot_be_captured_goes_on_without_a_graph() -> None:
         step = CapturedOnCpu(loss, net, torch.optim.Adam(net.parameters()), KEY, warm_up=1)
         with pytest.warns(UserWarning, match=f"goes on without a CUDA graph: .*{cause}"):
             losses = [float(step.step(batch(0)).loss) for _ in range(2)]
-        with warnings.catch_warnings(action="error"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
             losses += [float(step.step(batch(0)).loss) for _ in range(2)]
         assert step.num_captures == 0
         if loss is reading:

@@ -366,6 +366,15 @@ def test_vmap_over_keys_raises() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MAKE if name.startswith("perturb")])
+def test_perturb_is_the_same_with_a_graph(name: str) -> None:
+    case = MAKE[name]((5, 3), DTYPES[0], True)
+    leaves = case.inputs.mapped(lambda value: value.clone().requires_grad_())
+    value = leaves.call(case.op)
+    assert value.requires_grad
+    assert same_bits(value.detach(), case.inputs.call(case.op))
+
+
+@pytest.mark.parametrize("name", [name for name in MAKE if name.startswith("perturb")])
 def test_perturb_has_second_derivatives(name: str) -> None:
     inputs = MAKE[name]((4, 3), DTYPES[1], True).inputs
     tensors = {**inputs.tensors, **inputs.scalars}

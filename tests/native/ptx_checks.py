@@ -145,7 +145,7 @@ CASES = [
     Case(1, (7, 40), (1, 3), 17, 3, ("tanh", "gelu"), learned_g=True),
     Case(5, (64, 16), (0, 2), 33, 2, ("silu", "tanh"), learned_g=True),
     Case(13, (48, 96), (3, 0), 16, 3, ("gelu", "gelu")),
-    Case(2, (208, 208), (3, 3), 17, 1, ("gelu", "silu"), learned_g=True),
+    Case(2, (208, 208), (3, 3), 17, 1, ("gelu", "gelu"), learned_g=True),
     Case(2, (128, 128), (3, 3), 5, 2, ("gelu", "gelu"), learned_g=True),
     Case(2, (16, 17), (8, 8), 48, 5, ("tanh", "silu"), learned_g=True),
     Case(3, (256, 200), (0, 1), 18, 2, learned_g=True),

@@ -136,7 +136,7 @@ def test_runs_of_earlier_versions_are_understood() -> None:
     assert {name: made.values()[name] for name in kept} == kept
     assert made.network.net == "mlp"
     assert made.data.limit is None
-    assert made.run.cuda_graph is None
+    assert made.run.cuda_graph == "off"
     assert from_record({"data": "x", "cuda_graph": True}).run.cuda_graph == "on"
     flow = from_record({"data": "x", "model": "flow", "flow": "glow", "glow_levels": 0})
     assert (flow.network.flow, flow.network.glow_levels) == ("glow", None)

@@ -205,12 +205,12 @@ class _BackwardSweep:
             inputs = [*(e.leaf for e, _ in live), *rows, *self.p.params]
             with explained_graphs("DiffFlowSDE"):
                 found = torch.autograd.grad(values, inputs, cotangents, allow_unused=True)  # pyright: ignore
-            grads = iter(found)
-            for (e, _), grad in zip(live, grads, strict=False):
+            first, second = len(live), len(live) + len(embedded)
+            for (e, _), grad in zip(live, found[:first], strict=True):
                 e.product = None if grad is None else grad.contiguous()
-            for e, grad in zip(embedded, grads, strict=False):
+            for e, grad in zip(embedded, found[first:second], strict=True):
                 self.calls.add(e.name, e.k, grad)
-            self.out.add(grads)
+            self.out.add(found[second:])
         for e, _ in new:
             e.product = torch.zeros_like(e.leaf) if e.product is None else e.product
 
@@ -228,7 +228,8 @@ class _BackwardSweep:
             with torch.no_grad():
                 for j in range(max(j for j in states if j < k), k):
                     self.record.tape.replay(("drift", j))
-                    f = self.p.network("drift", j, states[j])
+                    # Weights converted without gradients must not serve the calls with them.
+                    f = self.calls.call("drift", j, states[j], cached=False).value
                     self.record.sketches.compare("drift", j, f)
                     states[j + 1] = self.p.em_step(states[j], f, j)
         return states[k]
@@ -283,7 +284,7 @@ class _BackwardSweep:
                 check_leaves(name, own, leaf, known)
                 known = (*known, embedding)
             check_leaves(name, value, leaf, known)
-        return Evaluation(leaf, value, None, name, k, embedding)
+        return Evaluation(leaf, value, name=name, k=k, embedding=embedding)
 
 
 #: Networks that were searched at all states of a sweep, with the parameters that were named.

@@ -43,11 +43,11 @@ class NetworkCalls:
                         self.embeddings[name] = net.embed(self.p.times)  # pyright: ignore
         return self.embeddings[name]
 
-    def call(self, name: str, k: int, x: Tensor, states: int = 1) -> Value:
+    def call(self, name: str, k: int, x: Tensor, states: int = 1, *, cached: bool = True) -> Value:
         """Evaluates "drift" or "score"; for the arguments see :meth:`PathProblem.network`."""
         own, net = self.embedding(name), self.p.net(name)
         if own is None:
-            return Value(self.p.network(name, k, x, states, cached=True), None)
+            return Value(self.p.network(name, k, x, states, cached=cached), None)
         # A leaf, so that its gradient is that of this evaluation alone.
         leaf = own.detach()[k : k + states].requires_grad_(self.graph and own.requires_grad)
         rows = leaf if states == 1 else leaf.repeat_interleave(len(x) // states, 0)
@@ -56,7 +56,7 @@ class NetworkCalls:
             k,
             x,
             states,
-            cached=True,
+            cached=cached,
             net=lambda t, x: net.trunk(x, rows),  # pyright: ignore
         )
         return Value(value, leaf if leaf.requires_grad else None)

@@ -87,13 +87,13 @@ def from_record(record: Mapping[str, Any]) -> Config:
     known = CONFIGS[model]().values() if model in CONFIGS else {}
     automatic = [name for name in ONCE_AUTOMATIC & {*record} if record[name] in (0, "auto")]
     values = {name: record[name] for name in record if name in known and name not in automatic}
-    return configure(model, **_with_words(values))
+    return configure(model, **_with_graph_choice(values))
 
 
-def _with_words(values: dict[str, Any]) -> dict[str, Any]:
+def _with_graph_choice(values: dict[str, Any]) -> dict[str, Any]:
     """Returns values in which `cuda_graph`, true or false in earlier versions, is a word."""
     graph = values.get("cuda_graph")
-    return values | {"cuda_graph": "on" if graph else None} if isinstance(graph, bool) else values
+    return values | {"cuda_graph": "on" if graph else "off"} if isinstance(graph, bool) else values
 
 
 def _from_tables(tables: dict[str, Any]) -> Config:
@@ -125,7 +125,7 @@ def _from_tables(tables: dict[str, Any]) -> Config:
                 right = next(s for s in SECTIONS if name in asdict(getattr(plain, s)))
                 raise ValueError(f"train: {name}: expected in [{right}], got in [{section}]")
     flat = {name: value for values in tables.values() for name, value in values.items()}
-    return plain.replaced(**_with_words(flat))
+    return plain.replaced(**_with_graph_choice(flat))
 
 
 def _spelt(value: object) -> str:
