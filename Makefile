@@ -3,6 +3,8 @@
 # torch: where $(PYTHON) has one, .venv uses it and never installs another. Elsewhere the version in
 # constraints.txt is installed, as the CPU build where no NVIDIA driver is found.
 PYTHON ?= python3
+# Found before $(BIN) comes first on PATH, where another python3 will be.
+OUTSIDE := $(or $(shell command -v $(PYTHON)),$(PYTHON))
 VENV := .venv
 BIN := $(VENV)/bin
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
@@ -83,18 +85,18 @@ check-gpu:
 
 # The virtual environment, its torch, and the constraints under which all else is installed.
 $(VENV)/constraints.txt: constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-	  || { echo "$(PYTHON) is older than Python 3.10; say PYTHON=..."; exit 1; }
-	if $(PYTHON) -c 'import torch' 2> /dev/null; then
-	  echo "make: using the torch of $(PYTHON)"
-	  $(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(OUTSIDE) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "$(OUTSIDE) is older than Python 3.10; say PYTHON=..."; exit 1; }
+	if $(OUTSIDE) -c 'import torch' 2> /dev/null; then
+	  echo "make: using the torch of $(OUTSIDE)"
+	  $(OUTSIDE) -m venv --system-site-packages $(VENV)
 	  # A virtual environment does not inherit from another one by itself.
-	  $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(VENV)/parent
+	  $(OUTSIDE) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $(VENV)/parent
 	  cp $(VENV)/parent "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parent.pth"
 	  $(BIN)/python -c 'import torch; print(f"torch=={torch.__version__}")' > $@
 	  exit
 	fi
-	$(PYTHON) -m venv $(VENV)
+	$(OUTSIDE) -m venv $(VENV)
 	torch=$$(grep '^torch==' constraints.txt)
 	echo "make: installing $$torch"
 	if ! command -v nvidia-smi > /dev/null && [ ! -e /proc/driver/nvidia/version ]; then

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from diffflow_ext.functional.checks import checked_count, checked_finite, checked_steps
+from diffflow_ext.functional.checks import (
+    checked_count,
+    checked_finite,
+    checked_positive_number,
+    checked_steps,
+)
 from diffflow_ext.functional.core import copied_to
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.processes.grids import TimeGrid
@@ -119,8 +124,9 @@ class CapturedStep:
         optimizer: On a GPU an optimiser with the option `capturable`, such as Adam. It is set
             here, and learning rates become tensors; change them by :meth:`set_learning_rates`.
         key: The seed of the noise, and the stream of the first step; each step uses the next.
-        ema: Averaged weights, :math:`\bar w \leftarrow \bar w + (1 - \text{decay})(w - \bar w)`;
-            the first time :math:`\bar w = w`.
+        ema: Averaged weights, torch's AveragedModel of `model`, which changes by
+            :math:`\bar w \leftarrow \bar w + (1 - \text{decay})(w - \bar w)`; the first time
+            :math:`\bar w = w`.
         clip: The largest norm of the gradient; a larger gradient is scaled down to it.
         warm_up: Steps before a capture, at least 1.
 
@@ -150,7 +156,7 @@ class CapturedStep:
         warm_up: int = 3,
     ) -> None:
         self.loss, self.model, self.optimizer, self.ema = loss, model, optimizer, ema
-        self.clip = None if clip is None else checked_finite("CapturedStep", "clip", clip)
+        self.clip = None if clip is None else checked_positive_number("CapturedStep", "clip", clip)
         self.warm_up = checked_count("CapturedStep", "warm_up", warm_up, 1, 2**31)
         self.parameters: list[Tensor] = [p for g in optimizer.param_groups for p in g["params"]]
         self.device = self.parameters[0].device
@@ -163,8 +169,11 @@ class CapturedStep:
         self.num_captures = 0
         self._runs: Counter[Hashable] = Counter()
         self._slots: dict[Hashable, _Slot] = {}
-        if ema is not None and ema.use_buffers:
-            raise ValueError("CapturedStep: expected an ema with use_buffers=False, got True")
+        if ema is not None and (ema.use_buffers or ema.avg_fn or ema.multi_avg_fn):
+            raise ValueError(
+                "CapturedStep: expected ema=AveragedModel(model) without use_buffers and without "
+                "functions of its own; give the decay to step()"
+            )
         if self.uses_graphs:
             _make_capturable(optimizer, self.device)
             # By default it would be one of the current device, which may be another one.
@@ -174,6 +183,8 @@ class CapturedStep:
     def set_learning_rates(self, rates: Sequence[float]) -> None:
         """Sets the learning rate of each group of parameters, without waiting for the device."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if not checked_finite("CapturedStep", "the learning rate", rate) >= 0:
+                raise ValueError(f"CapturedStep: expected learning rates >= 0, got {rate}")
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:

@@ -116,7 +116,8 @@ class FourierMLP(nn.Module):
         torch.Size([8, 2])
     """
 
-    #: The network is trunk(x, embed(t)): engines may embed all times of a path in one call.
+    #: The network is trunk(x, embed(t)): engines may embed all times of a path in one call. See
+    #: `diffflow_ext.engines.network.embeds_time` for what that asks of a class.
     time_enters_by_embedding: ClassVar[bool] = True
     frequencies: Tensor
 

@@ -343,7 +343,7 @@ def test_a_graph_without_a_gpu_is_told(
 ) -> None:
     words = [str(data), "--out", str(tmp_path / "r"), *FAST, "--cuda-graph=on", "--dry-run"]
     assert main(["train", *words]) == 0
-    assert "cuda_graph='on' has no effect on a CPU; leave it out" in capsys.readouterr().err
+    assert "cuda_graph='on' has no effect on a CPU; take 'off'" in capsys.readouterr().err
 
 
 def test_many_columns_are_counted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,15 +126,20 @@ def test_unclipped_gradients_are_measured_too() -> None:
 
 def test_bad_arguments() -> None:
     sde = model()
-    adam = torch.optim.Adam(sde.parameters())
+    adam, averaging = torch.optim.Adam(sde.parameters()), get_ema_multi_avg_fn(0.9)
     cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (ValueError, "expected 1 <= warm_up", {"warm_up": 0}),
         (TypeError, "expected clip to be a number", {"clip": "1"}),
-        (ValueError, "use_buffers=False", {"ema": AveragedModel(sde, use_buffers=True)}),
+        (ValueError, "without use_buffers", {"ema": AveragedModel(sde, use_buffers=True)}),
+        (ValueError, "functions", {"ema": AveragedModel(sde, multi_avg_fn=averaging)}),
+        (ValueError, "clip > 0", {"clip": -1.0}),
     ]
     for error, text, options in cases:
         with pytest.raises(error, match=text):
             CapturedStep(sde, sde, adam, KEY, **options)
+    for rate in (-1e-3, float("nan")):
+        with pytest.raises(ValueError, match="learning rate"):
+            CapturedStep(sde, sde, adam, KEY).set_learning_rates([rate])
     with pytest.raises(ValueError, match=r"0 <= stream < 2\^32"):
         CapturedStep(sde, sde, adam, KEY).step(batch(0), grid_of(0), stream=-1)
 

@@ -114,7 +114,7 @@ class DiffFlowConfig(Config):
         if self.run.cuda_graph == "on" and self.optimiser.on_nonfinite == "skip":
             raise ValueError(
                 "train: on_nonfinite='skip': a step that is one CUDA graph can't be left out;"
-                " leave it at 'stop', or cuda_graph out"
+                " leave it at 'stop', or cuda_graph at 'off'"
             )
 
 

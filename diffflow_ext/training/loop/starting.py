@@ -37,7 +37,7 @@ def doubts(config: Config, world: World, device: torch.device) -> Iterator[str]:
         yield "train: shard=True has no effect in one process; start several by torchrun"
     graph = isinstance(config, DiffFlowConfig) and config.run.cuda_graph == "on"
     if graph and device.type == "cpu":
-        yield "train: cuda_graph='on' has no effect on a CPU; leave it out"
+        yield "train: cuda_graph='on' has no effect on a CPU; take 'off', or leave it out"
     if restarts() and restarts_share_store():
         yield (
             "train: processes that torchrun restarts may look for those that ended, because they"

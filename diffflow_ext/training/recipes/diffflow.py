@@ -57,8 +57,11 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
 
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the path loss of each sample."""
-        grid = training_grid(self.config, step)
-        return self.module.loss(x0, grid, self.key(step), sample_offset=offset)
+        grid, run = training_grid(self.config, step), self.config.run
+        return self.module.loss(
+            x0, grid, self.key(step),
+            checkpoint_every=run.checkpoint_every, sample_offset=offset, engine=run.engine,
+        )  # fmt: skip
 
     def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
         """Returns the first state, drift or score of a path that isn't finite."""
