@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from diffflow_ext.functional.checks import checked_network_output, dtype_name
@@ -53,22 +54,43 @@ def has_hooks(part: nn.Module) -> bool:
     return any(getattr(part, name) for name in names)
 
 
+def has_global_hooks() -> bool:
+    """Whether hooks on all modules are set."""
+    names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return any(getattr(_torch_module, f"_global_{name}", None) for name in names)
+
+
+def replaced_method(net: object, names: Collection[str]) -> str:
+    """Returns which of these methods was replaced in a class after its definition, or ""."""
+    for base in type(net).__mro__:
+        for name in set(names) & vars(base).keys():
+            own = getattr(vars(base)[name], "__qualname__", None) == f"{base.__qualname__}.{name}"
+            if not own and base is not nn.Module:
+                return f"{name} of its class {base.__name__} was replaced"
+    return ""
+
+
+#: Methods by which a network is called as a whole, and in two parts.
+_IN_PARTS = ("__call__", "_call_impl", "forward", "embed", "trunk")
+
+
 def embeds_time(net: object) -> bool:
     """Says whether a network is ``trunk(x, embed(t))``, and nothing else watches its calls.
 
     Its class says so by ``time_enters_by_embedding = True``, as that of
-    :class:`diffflow_ext.nets.UNet`. Then `embed` maps times of shape (K,) to (K, ...), one row for
-    each, and draws no random numbers; `trunk` takes one row for all samples, or one for each.
+    :class:`diffflow_ext.nets.UNet`. Then `embed` maps times of shape (K,) to a tensor (K, ...),
+    one row for each time alone; `trunk` takes one row for all samples, or one for each.
     """
-    methods = ("__call__", "forward", "embed", "trunk")
     return (
         isinstance(net, nn.Module)
-        and defines_together(net, "time_enters_by_embedding", methods)
-        and type(net).time_enters_by_embedding is True  # pyright: ignore
-        and vars(net).keys().isdisjoint(methods)
-        and not has_hooks(net)
-        and not _torch_module._has_any_global_hook()
+        and getattr(net, "time_enters_by_embedding", None) is True
+        and defines_together(net, "time_enters_by_embedding", _IN_PARTS)
+        and vars(net).keys().isdisjoint(_IN_PARTS)
+        and not replaced_method(net, _IN_PARTS)
+        and not (has_hooks(net) or has_global_hooks())
         and net._compiled_call_impl is None
+        # Its statistics would be those of all times.
+        and not any(isinstance(m, _BatchNorm) and m.training for m in net.modules())
     )
 
 
@@ -120,11 +142,12 @@ def call_network(
     t: Tensor,
     x: Tensor,
     *,
+    call: Callable[[Tensor, Tensor], Any] | None = None,
     dual: bool = False,
 ) -> Tensor:
     """Returns net(t, x), checked; a network must not modify its arguments.
 
-    With `dual` the value may have a tangent of forward-mode AD.
+    `call` computes it in another way. With `dual` the value may have a tangent of forward-mode AD.
 
     An error that speaks of the arguments, their shapes, dtypes or devices is raised again with how
     networks are called; it has the class of the network's error, which is its cause, but a
@@ -132,13 +155,13 @@ def call_network(
     """
     if torch.compiler.is_compiling():
         return checked_network_output(op, name, net(t, x), x)
-    if x.requires_grad and x.is_leaf and _torch_module._has_any_global_hook():
+    if x.requires_grad and x.is_leaf and has_global_hooks():
         # Hooks such as those of FlopCounterMode watch the arguments' gradients, and torch cannot
         # tell them of a leaf inside of autograd.grad.
         x = x.view_as(x)
     versions = _versions(t, x)
     try:
-        value = net(t, x)
+        value = (call or net)(t, x)
     except (TypeError, IndexError, ValueError, RuntimeError) as error:
         explained = _explained(op, name, net, t, x, error)
         if explained is None:
@@ -234,6 +257,11 @@ def _versions(*tensors: Tensor) -> list[int]:
     return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
+#: Earlier versions of torch also keep weights that were converted without gradients, and hand
+#: these constants to calls with gradients, in all threads (pytorch pull request 165068).
+_CACHE_HAS_GRAPHS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+
+
 @dataclass(frozen=True)
 class Autocast:
     """The autocast mode of one device type."""
@@ -259,6 +287,7 @@ class Autocast:
         if not self.enabled and not torch.is_autocast_enabled(self.device_type):
             yield
             return
+        cached = cached and _CACHE_HAS_GRAPHS
         with torch.autocast(self.device_type, self.dtype, self.enabled, cache_enabled=cached):
             yield
 

@@ -110,19 +110,19 @@ class PathProblem:
         x: Tensor,
         states: int = 1,
         *,
-        net: Network | None = None,
+        call: Network | None = None,
         cached: bool = False,
     ) -> Tensor:
         """Evaluates "drift" or "score" at state k, or at several states from k on in one call.
 
-        x holds the states one after the other, shape (states * B, *event). `net` is called instead
-        of the network itself; for `cached` see :meth:`Autocast.again`.
+        x holds the states one after the other, shape (states * B, *event). `call` computes the
+        network in another way; for `cached` see :meth:`Autocast.again`.
         """
         t = self.times[k]
         if states > 1:
             t = self.times[k : k + states].repeat_interleave(x.shape[0] // states)
         with self.autocast.again(cached=cached):
-            return call_network("DiffFlowSDE", f"{name}(t, x)", net or self.net(name), t, x)
+            return call_network("DiffFlowSDE", f"{name}(t, x)", self.net(name), t, x, call=call)
 
     def prior_cost(self, x_last: Tensor) -> Tensor:
         """Returns the negative log-density of the prior at x_N per sample, in nats."""

@@ -135,7 +135,7 @@ class UNet(nn.Module):
                 f"got {tuple(t.shape)}"
             )
         self._check_images(x)
-        return self.trunk(x, self.embed(t.reshape(-1)))
+        return self.trunk(x, self.embed(t.reshape(-1), x.dtype))
 
     def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
         r"""Evaluates the network from a given time embedding.
@@ -179,16 +179,17 @@ class UNet(nn.Module):
         angle = (t * self.time_scale).unsqueeze(-1) * self.frequencies.to(t.dtype)
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
-    def embed(self, t: Tensor) -> Tensor:
-        r"""Returns the time embedding, an input of all blocks, in the dtype of the weights.
+    def embed(self, t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        r"""Returns the time embedding, an input of all blocks.
 
         Arguments:
             t: Times of any shape :math:`(*)`.
+            dtype: The dtype of the weights. Default: that of the times.
 
         Returns:
             The embeddings, with shape :math:`(*, 4\,\text{width})`.
         """
-        dtype = self.time_in.weight.dtype
+        dtype = t.dtype if dtype is None else dtype
         # Indices up to 1000 need more bits than 16-bit dtypes have.
         exact = t.to(torch.promote_types(dtype, torch.float32))
         features = self.sinusoids(exact).to(dtype)

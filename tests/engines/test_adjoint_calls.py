@@ -111,6 +111,8 @@ def changed(change: Callable[[FourierMLP], object]) -> FourierMLP:
         Silent(3, 16, 2),
         changed(lambda net: setattr(net, "forward", lambda t, x: x)),
         changed(lambda net: setattr(net, "embed", lambda t: t)),
+        changed(lambda net: setattr(net, "time_enters_by_embedding", False)),
+        changed(lambda net: setattr(net, "time_out", nn.BatchNorm1d(16))),
         changed(lambda net: net.register_forward_hook(lambda *given: None)),
         changed(lambda net: net.compile()),
         torch.compile(perceptron()),
@@ -122,6 +124,8 @@ def changed(change: Callable[[FourierMLP], object]) -> FourierMLP:
         "denied",
         "own forward",
         "own embed",
+        "own flag",
+        "statistics",
         "hook",
         "compile",
         "compiled",
@@ -130,6 +134,25 @@ def changed(change: Callable[[FourierMLP], object]) -> FourierMLP:
 )
 def test_networks_that_do_more_are_called_as_a_whole(net: nn.Module) -> None:
     assert not embeds_time(net)
+
+
+def test_a_method_that_was_replaced_in_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = FourierMLP.forward
+    monkeypatch.setattr(FourierMLP, "forward", lambda net, t, x: 2 * plain(net, t, x))
+    assert not embeds_time(perceptron())
+
+
+def test_an_embedding_that_draws_does_so_in_each_call() -> None:
+    """As if the network had no parts: dropout is replayed, and gradients are those of a graph."""
+    net = perceptron().double()
+    net.time_in = nn.Sequential(net.time_in, nn.Dropout(0.5))  # pyright: ignore
+    x0, params, found = torch.randn(5, 3).double(), list(net.parameters()), []
+    whole: Any = net.__call__
+    for nets in ([net, net], [whole, whole]):
+        torch.manual_seed(0)
+        found.append(result(nets, x0, params))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
 def test_a_hook_on_all_modules_sees_each_call() -> None:

@@ -188,7 +188,9 @@ def test_times_keep_full_precision_in_a_16_bit_net() -> None:
     half.load_state_dict(net.state_dict())
     net.frequencies = half.frequencies.float()
     t = torch.tensor([998.0, 999.0])
-    torch.testing.assert_close(half.embed(t).float(), net.embed(t), atol=0.1, rtol=0)
+    torch.testing.assert_close(
+        half.embed(t, torch.bfloat16).float(), net.embed(t), atol=0.1, rtol=0
+    )
     seen = half.sinusoids(t)
     assert (seen[0] - seen[1]).norm() > 0.5
 

@@ -100,6 +100,17 @@ def test_a_step_nobody_logs_is_read_one_step_late(
     assert [path.name for path in kept] == ["step-00000004"]
 
 
+def test_a_first_step_that_is_not_finite_leaves_the_run_that_it_would_replace(
+    config: Config, tmp_path: Path
+) -> None:
+    train(config, tmp_path / "run")
+    before = outcome(tmp_path / "run")
+    wild = config.replaced(cuda_graph="on", log_every=8, diffusion_start=1e19, diffusion_end=1e19)
+    with pytest.raises(TrainingError, match="at step 1"):
+        train(wild, tmp_path / "run", overwrite=True)
+    assert outcome(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize(
     ("change", "device", "processes", "expected"),
     [

@@ -139,7 +139,8 @@ class _BackwardSweep:
         assert after is not None
         assert after.vjp_f is not None
         self.out.x0 = after.local + after.vjp_f
-        self.out.add(self.calls.gradients())
+        with explained_graphs("DiffFlowSDE"):
+            self.out.add(self.calls.gradients())
         for search in self.searches.values():
             search.end()
         return self.out

@@ -8,13 +8,14 @@ path at once.
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..network import embeds_time
 from ..problem import PathProblem
+from .replay import differ, random_states, set_states
 
 
 class Value(NamedTuple):
@@ -35,13 +36,23 @@ class NetworkCalls:
     def embedding(self, name: str) -> Tensor | None:
         """Returns a network's embedding of all times, None if it has none."""
         if name not in self.embeddings:
-            self.embeddings[name], net = None, self.p.net(name)
-            # An error is explained where the whole network is called.
-            with contextlib.suppress(TypeError, ValueError, RuntimeError):
-                if embeds_time(net):
-                    with torch.set_grad_enabled(self.graph), self.p.autocast.again(cached=True):
-                        self.embeddings[name] = net.embed(self.p.times)  # pyright: ignore
+            net = self.p.net(name)
+            self.embeddings[name] = self._embedded(net) if embeds_time(net) else None
         return self.embeddings[name]
+
+    def _embedded(self, net: Any) -> Tensor | None:
+        """Returns one row for each time, None where single calls must embed their times."""
+        times, before = self.p.times, random_states(self.p.times.device)
+        # An error is explained where the whole network is called.
+        with contextlib.suppress(TypeError, ValueError, RuntimeError, AttributeError):
+            with torch.set_grad_enabled(self.graph), self.p.autocast.again(cached=True):
+                rows = net.embed(times)
+            drew = any(map(differ, before, random_states(times.device)))
+            if drew:  # Each call has draws of its own.
+                set_states(times.device, before)
+            elif isinstance(rows, Tensor) and rows.shape[:1] == times.shape:
+                return rows
+        return None
 
     def call(self, name: str, k: int, x: Tensor, states: int = 1, *, cached: bool = True) -> Value:
         """Evaluates "drift" or "score"; for the arguments see :meth:`PathProblem.network`."""
@@ -52,13 +63,9 @@ class NetworkCalls:
         leaf = own.detach()[k : k + states].requires_grad_(self.graph and own.requires_grad)
         rows = leaf if states == 1 else leaf.repeat_interleave(len(x) // states, 0)
         value = self.p.network(
-            name,
-            k,
-            x,
-            states,
-            cached=cached,
-            net=lambda t, x: net.trunk(x, rows),  # pyright: ignore
-        )
+            name, k, x, states, cached=cached,
+            call=lambda t, x: net.trunk(x, rows),  # pyright: ignore
+        )  # fmt: skip
         return Value(value, leaf if leaf.requires_grad else None)
 
     def add(self, name: str, k: int, grad: Tensor | None) -> None:

@@ -30,7 +30,13 @@ def random_states(device: torch.device) -> tuple[Tensor, ...]:
     return torch.get_rng_state(), torch.cuda.get_rng_state(device)
 
 
-def _set_states(device: torch.device, states: tuple[Tensor, ...]) -> None:
+def differ(a: Tensor, b: Tensor) -> bool:
+    """Says whether two states differ."""
+    return not torch.equal(a, b)
+
+
+def set_states(device: torch.device, states: tuple[Tensor, ...]) -> None:
+    """Sets the states of torch's generators."""
     if states:
         torch.set_rng_state(states[0])
     if len(states) > 1:
@@ -68,7 +74,7 @@ class RandomTape:
         now = random_states(self.device)
         if not self._last:
             self._last = now
-        elif any(not torch.equal(a, b) for a, b in zip(now, self._last, strict=True)):
+        elif any(map(differ, now, self._last)):
             self._last, self._drew = now, True
         self._marks[label] = self._last
 
@@ -83,9 +89,9 @@ class RandomTape:
                 return
             if self._outside is None:
                 self._outside = random_states(self.device)
-            _set_states(self.device, self._marks[label])
+            set_states(self.device, self._marks[label])
         elif self._outside is not None:
-            _set_states(self.device, self._outside)
+            set_states(self.device, self._outside)
             self._outside = None
 
     @contextmanager
@@ -95,7 +101,7 @@ class RandomTape:
             yield
         finally:
             if self._outside is not None:
-                _set_states(self.device, self._outside)
+                set_states(self.device, self._outside)
                 self._outside = None
 
 

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _torch_module
 
-from ..network import defines_together, has_hooks
+from ..network import defines_together, has_global_hooks, has_hooks, replaced_method
 from .embedding import embedding_or_none
 from .workspace import ACTIVATIONS, MAX_DEPTH, MAX_WIDTH, Parts, data_obstacle
 
@@ -53,7 +52,7 @@ def _module_obstacle(net: Any) -> str:
     if not _is_perceptron(net):
         named = type(net).__name__
         return f"no network with perceptron_at(t), such as nets.FourierMLP, but {named}"
-    if _torch_module._has_any_global_hook():
+    if has_global_hooks():
         return "global hooks of torch modules are set, which would not be called"
     reasons = (_part_obstacle(part, part is net) for part in net.modules())
     return next(filter(None, reasons), "") or _patched_class(net)
@@ -74,13 +73,7 @@ def _patched_class(net: nn.Module) -> str:
     """Returns the reason if a method of a class was replaced, else ""."""
     if (nn.Linear.forward, nn.Module.__call__) != _ORIGINALS:
         return "torch's own Linear or Module was changed"
-    for base in type(net).__mro__:
-        for name in {*_METHODS, *_EMBEDDING_METHODS} & vars(base).keys():
-            method = vars(base)[name]
-            own = getattr(method, "__qualname__", None) == f"{base.__qualname__}.{name}"
-            if not own and base is not nn.Module:
-                return f"{name} of its class {base.__name__} was replaced"
-    return ""
+    return replaced_method(net, (*_METHODS, *_EMBEDDING_METHODS))
 
 
 def _is_perceptron(net: Any) -> bool:

@@ -56,6 +56,7 @@ class TrainingStep:
         self.sharded: ShardedLosses | None = None
         self.captured: CapturedTraining | None = None
         self.unread: Reading | None = None
+        self.first = True
         self.losses: list[Loss] = []
 
     def prepare(self) -> None:
@@ -194,7 +195,8 @@ class TrainingStep:
     def _graphed(self, x0: Tensor, rates: list[float], received: list[int]) -> tuple[Metrics, int]:
         """Takes a step that may be a graph; raises after the update if it isn't finite.
 
-        Only a step that is logged, saved or the last one waits for its own numbers.
+        Only the first step, which may replace an old run, and a step that is logged, saved or the
+        last one wait for their own numbers.
         """
         assert self.captured is not None
         late, self.unread = self.unread, self.captured(x0, self.state.step, rates)
@@ -202,11 +204,9 @@ class TrainingStep:
         self.state.step += 1
         signum = self._agreed(0, received)
         settings, step = self.config.run, self.state.step
-        if (
-            signum
-            or 0 in (step % settings.log_every, step % settings.save_every)
-            or (step == self.config.optimiser.steps)
-        ):
+        at_once = self.first or signum > 0 or step == self.config.optimiser.steps
+        self.first = False
+        if at_once or 0 in (step % settings.log_every, step % settings.save_every):
             metrics, self.unread = self._read(self.unread), None
         return metrics, signum
 

@@ -46,7 +46,8 @@ def train(
             holds files of others that a run would replace, or `overwrite` finds no run.
         OSError: If `out` can't be written to, or the data can't be read.
         CheckpointError: If a checkpoint can't be written, or there is no whole one to resume from.
-        TrainingError: If the loss or its gradient isn't finite. The step isn't taken.
+        TrainingError: If the loss or its gradient isn't finite. The step isn't taken, or, where
+            steps are CUDA graphs, isn't saved.
         Interrupted: After SIGINT or SIGTERM, when the state is saved. A second signal ends the
             process without saving, after two seconds also in the middle of an operation (not in a
             notebook, where it raises a KeyboardInterrupt after the operation).
