@@ -209,6 +209,8 @@ def test_a_device_in_error_ends_the_section(monkeypatch: pytest.MonkeyPatch) -> 
 def test_single_launches_run(name: Any, host: HostDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the emulated device, whose time embeddings are torch's, as a GPU's."""
     monkeypatch.setattr(perceptrons, "embedding_or_none", lambda *_: None)
+    # Not those of the installed core, which may be known already.
+    monkeypatch.setattr(workspace, "_instructions", workspace._instructions.__wrapped__)
     problem = Problem(batch=5, num_steps=2, width=16, depth=1)
     with host.running(0):
         for phase in (*steps.PHASES, "products"):
