@@ -28,7 +28,7 @@ PYTEST_WORKERS = OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 help:
 	@echo "make demo       install, train on a 2-D set and a table, sample, evaluate: demo/ (3 minutes)"
 	@echo "make test       install, check the style, run the tests of every change (5 minutes on two cores)"
-	@echo "make test-slow  run the long tests, which the first leaves out (12 minutes)"
+	@echo "make test-slow  run the long tests, which the first leaves out (16 minutes)"
 	@echo "make lint       ruff, clang-format and pyright alone"
 	@echo "make bench      install, measure the CPU part of docs/benchmarks.md, redraw it (up to 20 minutes; run it alone)"
 	@echo "make check-gpu  build, check and measure the kernels on the GPU of this machine"
