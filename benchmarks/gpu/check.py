@@ -142,7 +142,7 @@ class Check:
             [sys.executable, "-m", "benchmarks.gpu.section", *words],
             cwd=self.work, env={**os.environ, **env, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            preexec_fn=os.setpgrp,  # noqa: PLW1509, no threads here; its children end with it
+            start_new_session=True,  # Its children end with it.
         )  # fmt: skip
 
     def _wait(

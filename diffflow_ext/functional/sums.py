@@ -26,12 +26,9 @@ def weighted_sum(loss: Tensor, weight: Tensor | float) -> Tensor:
 
 
 def scaled(tensors: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
-    """Returns tensors times a factor; those of its dtype and device by one operation."""
-    alike = [
-        x
-        for x in tensors
-        if x is not None and (x.dtype, x.device) == (factor.dtype, factor.device)
-    ]
-    together = iter(torch._foreach_mul(alike, factor) if alike else ())  # pyright: ignore
-    own = {id(x) for x in alike}
-    return [None if x is None else next(together) if id(x) in own else x * factor for x in tensors]
+    """Returns tensors times a factor, by one operation if all have its dtype and device."""
+    present = [x for x in tensors if x is not None]
+    if any((x.dtype, x.device) != (factor.dtype, factor.device) for x in present):
+        return [None if x is None else x * factor for x in tensors]
+    products = iter(torch._foreach_mul(present, factor) if present else ())  # pyright: ignore
+    return [None if x is None else next(products) for x in tensors]

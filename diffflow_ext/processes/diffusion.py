@@ -128,21 +128,25 @@ def diffusion_values(diffusion: Diffusion, times: Tensor) -> Tensor:
             )
         g = g.reshape(()).expand(times.shape)
     g = g.to(times.dtype)
-    if not (g.is_cuda and _was_checked(diffusion)):
+    if not g.is_cuda:
         _check_positive(g, times)
+    elif not torch.cuda.is_current_stream_capturing():
+        _check_once(diffusion, g, times)
     return g
 
 
-#: Functions and modules whose values were read once on a GPU: it would wait for each reading.
+#: Functions and modules whose values on a GPU were read and are positive.
 _checked: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def _was_checked(diffusion: object) -> bool:
-    if torch.cuda.is_current_stream_capturing() or diffusion in _checked:
-        return True
-    with contextlib.suppress(TypeError):  # It cannot be referenced weakly, and is read each time.
+def _check_once(diffusion: object, g: Tensor, times: Tensor) -> None:
+    """Checks the first values of a function or module: each reading waits for the GPU."""
+    with contextlib.suppress(TypeError):  # What a set cannot hold is read each time.
+        if diffusion in _checked:
+            return
+    _check_positive(g, times)
+    with contextlib.suppress(TypeError):
         _checked.add(diffusion)
-    return False
 
 
 def _check_positive(g: Tensor, times: Tensor) -> None:

@@ -156,6 +156,36 @@ def test_an_embedding_that_draws_does_so_in_each_call() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
+class Claims(nn.Module):
+    """Says that time enters by an embedding, which is not so."""
+
+    time_enters_by_embedding = True
+
+    def __init__(self, coupled: bool) -> None:
+        super().__init__()
+        self.coupled, self.inner = coupled, perceptron()
+
+    def embed(self, t: Tensor) -> Tensor:
+        e = self.inner.embed(t.reshape(-1))
+        return e / e.norm() if self.coupled else e
+
+    def trunk(self, x: Tensor, e: Tensor) -> Tensor:
+        return self.inner.trunk(x, e)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        y = self.trunk(x, self.embed(t))
+        return y if self.coupled else y * (1 + t)
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_claim_of_an_embedding_is_checked(coupled: bool) -> None:
+    net, other = Claims(coupled), perceptron()
+    params = [p for one in (net, other) for p in one.parameters()]
+    for nets in ([net, other], [other, net]):
+        with pytest.raises(RuntimeError, match=r"to be trunk\(x, embed\(t\)\), as its class says"):
+            result(nets, torch.randn(65, 3), params)
+
+
 def test_a_hook_on_all_modules_sees_each_call() -> None:
     remove = nn.modules.module.register_module_forward_hook(lambda *given: None)
     try:

@@ -74,14 +74,19 @@ def compile_module(folder: Path) -> Path:
     return compile_cpp(objects, folder / "_core.so", ["-shared", "-fopenmp"])
 
 
-def load(path: Path) -> HostDevice:
-    """Loads what `compile_module` has built."""
-    spec = importlib.util.spec_from_file_location("_core", path)
+def load_module(path: Path, name: str) -> ModuleType:
+    """Loads a build of the core beside the installed one."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return HostDevice(module, ctypes.CDLL(str(path)))
+    return module
+
+
+def load(path: Path) -> HostDevice:
+    """Loads what `compile_module` has built."""
+    return HostDevice(load_module(path, "_core"), ctypes.CDLL(str(path)))
 
 
 @contextmanager

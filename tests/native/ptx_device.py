@@ -11,7 +11,6 @@ initialised, or race, the end of `running` raises `Misuse`.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers import ROOT, TESTS, compile_cpp, replace_everywhere
-from host_device import poisoned_memory
+from host_device import load_module, poisoned_memory
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -130,11 +129,7 @@ class PtxDevice:
     def load(module: Path) -> PtxDevice:
         """Loads a build beside the installed core."""
         # pybind11 knows modules by their names: this one is nobody else's.
-        spec = importlib.util.spec_from_file_location("ptx_device._core", module)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
+        loaded = load_module(module, "ptx_device._core")
         return PtxDevice(loaded, ctypes.CDLL(str(module)))
 
     @staticmethod

@@ -7,7 +7,7 @@ against the adjoint in float64, which tests/engines/test_adjoint.py holds agains
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,56 +17,22 @@ import sass
 import torch
 from helpers import CSRC, same_bits
 from host_device import HostDevice, poisoned_memory
+from path_cases import ERRORS, KEY, Case
 from planted import SCHEDULES, Bug, answer, build_probe
 from torch import Tensor
 
-from diffflow_ext import DiffFlowSDE, GeometricDiffusion, NoiseKey, TimeGrid
+from diffflow_ext import DiffFlowSDE, TimeGrid
 from diffflow_ext.engines.fused import paths_cuda, perceptrons, workspace
 from diffflow_ext.engines.fused.paths import FusedPaths
 from diffflow_ext.engines.fused.workspace import Rounding
-from diffflow_ext.nets import FourierMLP
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-KEY = NoiseKey(2**40 + 5, 2)
-#: Errors of gradients against float64, relative to their norm. TF32 has 10 bits, bfloat16 8.
-ERRORS: dict[Rounding, float] = {"float32": 5e-6, "tf32": 2e-3, "bfloat16": 2e-2}
 
 
 @pytest.fixture(autouse=True)
 def _embeddings_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: time embeddings of the fused engine are those of the CPU."""
     monkeypatch.setattr(perceptrons, "embedding_or_none", lambda *_: None)
-
-
-@dataclass(frozen=True)
-class Case:
-    dim: int
-    widths: tuple[int, int]
-    depths: tuple[int, int]
-    batch: int
-    num_steps: int
-    activations: tuple[str, str] = ("gelu", "silu")
-    rounding: Rounding = "float32"
-    learned_g: bool = False
-
-    def sde(self) -> DiffFlowSDE:
-        torch.manual_seed(1)
-        nets = [
-            FourierMLP(self.dim, *sizes)
-            for sizes in zip(self.widths, self.depths, self.activations, strict=True)
-        ]
-        learned = GeometricDiffusion(0.7, 0.9, learnable=True)
-        sde = DiffFlowSDE(nets[0], nets[1], learned if self.learned_g else 0.8)
-        with torch.no_grad():
-            for p in sde.parameters():
-                p.mul_(1.5)  # so that no activation stays in its linear part
-        return sde
-
-    def data(self) -> Tensor:
-        return torch.randn(self.batch, self.dim, generator=torch.Generator().manual_seed(2))
-
-    def grid(self) -> TimeGrid:
-        return TimeGrid.power(self.num_steps, 1.0)
 
 
 #: Each net narrower than a warp's units, of several, not a whole number of them; no hidden layer,

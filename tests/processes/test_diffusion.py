@@ -134,6 +134,30 @@ def test_what_is_no_diffusion_is_refused(diffusion: Any, error: type, text: str)
     assert text in str(caught.value)
 
 
+def test_on_a_gpu_values_are_read_until_they_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: each reading would wait for the GPU."""
+    reads: list[int] = []
+    real = Tensor.nonzero
+    monkeypatch.setattr(Tensor, "nonzero", lambda x: (reads.append(1), real(x))[1])
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda x: True), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+
+    def wrong(t: Tensor) -> Tensor:
+        return 0.4 - t
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"expected g\(t\) > 0"):
+            diffusion_values(wrong, TIMES)
+    right = GeometricDiffusion(0.3, 0.6)
+    for _ in range(3):
+        diffusion_values(right, TIMES)
+    assert len(reads) == 3
+    # While a graph is captured nothing can be read.
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    diffusion_values(wrong, TIMES)
+    assert len(reads) == 3
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [

@@ -274,11 +274,12 @@ class _BackwardSweep:
     def evaluate(self, name: str, k: int, x: Tensor, states: int = 1) -> Evaluation:
         """Returns a network's value with its graph."""
         self.record.tape.replay((name, k))
-        leaf = x.detach().requires_grad_()
+        leaf, search = x.detach().requires_grad_(), self.searches[name]
+        call = self.calls.checked_call if search.is_first() else self.calls.call
         with torch.enable_grad():
-            value, embedding = self.calls.call(name, k, leaf, states)
+            value, embedding = call(name, k, leaf, states)
         self.record.sketches.compare(name, k, value)
-        if self.searches[name].due():
+        if search.due():
             known = self.p.params
             own = self.calls.embedding(name)
             if own is not None and embedding is not None:
@@ -304,6 +305,10 @@ class _Search:
         self.named = frozenset(map(id, params))
         with contextlib.suppress(TypeError):  # It cannot be a key.
             self.everywhere = _searched.get(net) != self.named
+
+    def is_first(self) -> bool:
+        """Whether the network's first sweep begins."""
+        return self.everywhere and not self.begun
 
     def due(self) -> bool:
         """Whether to search at the next state."""

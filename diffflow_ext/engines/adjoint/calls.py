@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..network import embeds_time
 from ..problem import PathProblem
-from .replay import differ, random_states, set_states
+from .replay import coarsest_eps, differ, random_states, set_states
 
 
 class Value(NamedTuple):
@@ -67,6 +67,29 @@ class NetworkCalls:
             call=lambda t, x: net.trunk(x, rows),  # pyright: ignore
         )  # fmt: skip
         return Value(value, leaf if leaf.requires_grad else None)
+
+    def checked_call(self, name: str, k: int, x: Tensor, states: int = 1) -> Value:
+        """Returns `call`, and refuses a network that is not trunk(x, embed(t)) as its class says.
+
+        A trunk that draws random numbers is believed.
+        """
+        before = random_states(x.device)
+        made = self.call(name, k, x, states)
+        own, after = self.embedding(name), random_states(x.device)
+        if own is None or not after or any(map(differ, before, after)):
+            return made
+        with torch.no_grad():
+            whole = self.p.network(name, k, x.detach(), states)
+        change = float((made.value.detach() - whole).norm())
+        dtypes = {whole.dtype, own.dtype, *(p.dtype for p in self.p.params)}
+        most = coarsest_eps(dtypes, self.p.autocast, x.device) ** 0.5
+        if change > most * float(whole.norm()):
+            raise RuntimeError(
+                f"DiffFlowSDE: expected {name}(t, x) to be trunk(x, embed(t)), as its class says "
+                f"by time_enters_by_embedding = True; at state {k} of the path they differ. Leave "
+                "that attribute out, or let embed treat each time by itself"
+            )
+        return made
 
     def add(self, name: str, k: int, grad: Tensor | None) -> None:
         """Takes the gradient of the embedding of a call."""

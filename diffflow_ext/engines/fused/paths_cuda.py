@@ -12,8 +12,8 @@ that they stay below :data:`KEPT_BYTES`. Of float32, TF32 and bfloat16 only the 
 ``engine="autograd"`` stores states instead.
 
 **Networks.** The widest ones with three hidden layers after the first, on states of 2 components,
-by shared memory of a block; in parentheses the widest whose weights stay there, which is faster
-than to read each layer's again for its product:
+by shared memory of a block; in parentheses the widest whose weights stay there, so that no layer
+is read again for its product:
 
 ====================================  ===============  =========
 Card                                  float32, TF32    bfloat16

@@ -43,6 +43,16 @@ def progressive_grid(config: DiffFlowConfig) -> ProgressiveGrid:
     return ProgressiveGrid(stages or ((0, config.model.num_steps),))
 
 
+def is_logged(config: Config, steps: int) -> bool:
+    """Says whether a line is logged after so many steps."""
+    return steps % config.run.log_every == 0 or steps == config.optimiser.steps
+
+
+def is_saved(config: Config, steps: int) -> bool:
+    """Says whether a checkpoint is saved after so many steps."""
+    return steps % config.run.save_every == 0 or steps == config.optimiser.steps
+
+
 def work_done(config: Config, step: int) -> float:
     """Returns the fraction of a run's network evaluations before a training step."""
     if not isinstance(config, DiffFlowConfig):  # Every step of the others costs the same.

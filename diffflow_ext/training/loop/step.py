@@ -19,7 +19,7 @@ from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import dequantise
 
 from ..config.fields import Config
-from ..config.schedules import learning_rate_at
+from ..config.schedules import is_logged, is_saved, learning_rate_at
 from ..parallel.distributed import Loss, World
 from ..parallel.sharding import ShardedLosses, in_full
 from ..recipes.base import Objective, Recipe
@@ -203,11 +203,10 @@ class TrainingStep:
         metrics = {} if late is None else self._read(late)
         self.state.step += 1
         signum = self._agreed(0, received)
-        settings, step = self.config.run, self.state.step
-        at_once = self.first or signum > 0 or step == self.config.optimiser.steps
-        self.first = False
-        if at_once or 0 in (step % settings.log_every, step % settings.save_every):
+        config, step = self.config, self.state.step
+        if self.first or signum or is_logged(config, step) or is_saved(config, step):
             metrics, self.unread = self._read(self.unread), None
+        self.first = False
         return metrics, signum
 
     def _read(self, reading: Reading) -> Metrics:

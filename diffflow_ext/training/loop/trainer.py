@@ -20,6 +20,7 @@ from diffflow_ext.functional.core import build_info
 from ..config.defaults import resolve
 from ..config.fields import Config
 from ..config.files import to_record, to_toml
+from ..config.schedules import is_logged, is_saved
 from ..parallel.device import pick_device
 from ..parallel.distributed import World, local_rank
 from ..recipes.base import Recipe
@@ -169,19 +170,18 @@ class Trainer:
     def _loop(
         self, log: MetricsLog, bar: tqdm[Any], received: list[int], first: Taken | None
     ) -> None:
-        state, settings, steps = self.state, self.config.run, self.config.optimiser.steps
+        state, steps = self.state, self.config.optimiser.steps
         while first or state.step < steps:
             line, signum = first or self.step.take(received)
             first = None
             bar.update()
-            if state.step % settings.log_every == 0 or state.step == steps:
+            if is_logged(self.config, state.step):
                 if "loss" in line:
                     line |= self.recipe.reading(state.step - 1, line["loss"])
                 line |= self.rate.measure()
                 log.write(line)
                 bar.set_postfix_str(self._bar_text(line))
-            last = state.step == steps or signum > 0
-            if last or state.step % settings.save_every == 0:
+            if signum or is_saved(self.config, state.step):
                 self.rate.tick()
                 log.sync()
                 self._save()

@@ -15,7 +15,7 @@ from diffflow_ext.processes.diffusion import ConstantDiffusion, GeometricDiffusi
 from diffflow_ext.processes.grids import TimeGrid
 
 from ..config.fields import DiffFlowConfig
-from ..config.schedules import progressive_grid, sampling_grid, training_grid
+from ..config.schedules import is_logged, progressive_grid, sampling_grid, training_grid
 from ..config.sections import DiffFlowModel
 from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_flow, build_net
@@ -78,7 +78,7 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
 
     def note(self, x0: Tensor, grid: TimeGrid, step: int) -> None:
         """Computes the difference between the bound and the loss if the step will be logged."""
-        if (step + 1) % self.config.run.log_every == 0 or step + 1 == self.config.optimiser.steps:
+        if is_logged(self.config, step + 1):
             # It is that of the whole batch, of which x0 may be a part.
             batch = x0.new_zeros((self.config.optimiser.batch_size, *x0.shape[1:]))
             rest = self.module.bound_minus_loss(batch, grid, self.key(step))
