@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from diffflow_ext import DiffFlowSDE, TimeGrid
 from diffflow_ext.engines import CapturedStep, GridBuffer
+from diffflow_ext.engines.adjoint.replay import random_states
 from diffflow_ext.engines.network import Autocast
 from diffflow_ext.functional.checks import check_device
 from diffflow_ext.functional.core import build_info, core, device_and_stream
@@ -104,7 +105,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         replace_everywhere(patch, device_and_stream, lambda x: (0, 0))
         replace_everywhere(patch, build_info, lambda: {"cuda": True})
         replace_everywhere(patch, check_device, lambda op, name, x: None)
-        patch.setattr("diffflow_ext.engines.adjoint.replay.random_states", lambda device: ())
+        replace_everywhere(patch, random_states, lambda device: ())
         off = Autocast("cpu", False, torch.bfloat16)
         patch.setattr(Autocast, "current", lambda device_type: off)
         patch.setattr(torch, "autocast", lambda *a, **k: contextlib.nullcontext())

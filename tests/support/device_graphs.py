@@ -23,6 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from diffflow_ext.engines.adjoint.replay import random_states
 from diffflow_ext.engines.cuda_graph import CapturedStep, _make_capturable
 from diffflow_ext.functional.core import core, device_and_stream
 from diffflow_ext.functional.tensors import is_traced
@@ -80,6 +81,7 @@ class Graph(TorchDispatchMode):
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         # Ops launch their kernels, although a mode watches.
         replace_everywhere(patch, is_traced, lambda: False)
+        replace_everywhere(patch, random_states, lambda device: ())
         patch.setattr(TimeGrid, "steps", _on_the_host(TimeGrid.steps))
         self._undo.enter_context(self.recording(self.steps))
         super().__enter__()
@@ -218,7 +220,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, recording: Recording | None = None
     monkeypatch.setattr(Tensor, "record_stream", lambda x, one: None)
     adam = importlib.import_module("torch.optim.adam")
     monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda *a, **k: ["cpu"])
-    monkeypatch.setattr("diffflow_ext.engines.adjoint.replay.random_states", lambda device: ())
 
 
 def _streams_and_graphs(recording: Recording) -> dict[str, Any]:
