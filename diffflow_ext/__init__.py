@@ -4,7 +4,7 @@ Three layers, each usable without the next:
 
 - `functional`: fused operations with gradients (Euler-Maruyama step, backward residual, noise).
 - `DiffFlowSDE`, `diffflow_loss`: the loss of DiffFlow (arXiv 2110.07579) with its exact adjoint;
-  `DiNof` (arXiv 2309.01274) and `DDPM` on the same ops.
+  `DiNof` (arXiv 2309.01274), `NFDM` (arXiv 2404.12940) and `DDPM` on the same ops.
 - `diffflow_ext.training` and the command `diffflow`: train, sample, evaluate.
 
 Names are imported on first use (PEP 562), so that `diffflow --help` does not import torch.
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from .engines.paths import diffflow_loss, diffflow_mean_loss
     from .functional.core import build_info
     from .functional.noise import NoiseKey
-    from .models import DDPM, DiffFlowSDE, DiNof
+    from .models import DDPM, NFDM, DiffFlowSDE, DiNof
     from .processes import ConstantDiffusion, GeometricDiffusion, ProgressiveGrid, TimeGrid
 
     __version__: str
 
 __all__ = [
     "DDPM",
+    "NFDM",
     "ConstantDiffusion",
     "DiNof",
     "DiffFlowSDE",
@@ -44,7 +45,7 @@ _HOMES = {
     "engines.paths": {"diffflow_loss", "diffflow_mean_loss"},
     "functional.core": {"build_info"},
     "functional.noise": {"NoiseKey"},
-    "models": {"DDPM", "DiNof", "DiffFlowSDE"},
+    "models": {"DDPM", "NFDM", "DiNof", "DiffFlowSDE"},
     "processes": {"ConstantDiffusion", "GeometricDiffusion", "ProgressiveGrid", "TimeGrid"},
 }
 

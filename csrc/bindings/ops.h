@@ -153,13 +153,16 @@ inline void affine_step(const Target& target, const NoiseSource& noise, Number c
 }
 
 inline void perturb(const Target& target, const NoiseSource& noise, Address x0, Address alpha_t,
-                    Address sigma_t, int64_t scalar_stride, Address x_t, Address eps) {
+                    Address sigma_t, int64_t scalar_stride, bool sigma_of_elements, Address x_t,
+                    Address eps) {
   with_state(target.types, [&](auto state) {
     using T = decltype(state);
     const Perturb<T> body{pointer<T>(x0), pointer<T>(alpha_t), pointer<T>(sigma_t),
-                          scalar_stride,  pointer<T>(x_t),     pointer<T>(eps),
-                          noise};
-    run_each(target, target.rows(), body, starts_aligned<T>({body.x0, body.x_t, body.eps}));
+                          scalar_stride,  sigma_of_elements,   pointer<T>(x_t),
+                          pointer<T>(eps), noise};
+    const T* const sigma = sigma_of_elements ? body.sigma_t : nullptr;
+    run_each(target, target.rows(), body,
+             starts_aligned<T>({body.x0, sigma, body.x_t, body.eps}));
   });
 }
 

@@ -61,13 +61,15 @@ struct AffineStep {
   }
 };
 
-/// x_t = alpha_t x0 + sigma_t eps with alpha_t and sigma_t per sample or common; eps on demand.
+/// x_t = alpha_t x0 + sigma_t eps with alpha_t and sigma_t per sample or common, or sigma_t per
+/// element; eps on demand.
 template <typename T>
 struct Perturb {
   const T* x0;
   const T *alpha_t, *sigma_t;
-  int64_t scalar_stride;  ///< 1: one value a sample, 0: one value for all
-  T *x_t, *eps;           ///< eps may be null: then the noise is never written
+  int64_t scalar_stride;   ///< 1: one value a sample, 0: one value for all
+  bool sigma_of_elements;  ///< sigma_t has the shape of x0
+  T *x_t, *eps;            ///< eps may be null: then the noise is never written
   NoiseSource noise;
 
   DF_HD bool draws() const { return true; }
@@ -76,7 +78,9 @@ struct Perturb {
   DF_HD void apply(const At& at, NoScalars, const Values& draw) const {
     const bool one = scalar_stride == 0;
     const Values alpha = one ? splat(*alpha_t, at) : of_samples(alpha_t, at);
-    const Values sigma = one ? splat(*sigma_t, at) : of_samples(sigma_t, at);
+    const Values sigma = sigma_of_elements ? load<T>(sigma_t, at)
+                         : one             ? splat(*sigma_t, at)
+                                           : of_samples(sigma_t, at);
     store(x_t, at, perturb(load<T>(x0, at), draw, alpha, sigma));
     store_if(eps, at, draw);
   }

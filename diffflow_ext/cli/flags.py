@@ -23,10 +23,10 @@ _NOT_OF = r"no type matching \{None\}\|%s could be instantiated from \[(.*?)\]\.
 class Sampler:
     """Options of the sampler, different for each model; None is the model's default."""
 
-    #: Steps of the model; None takes those of the run (diffflow), all (ddpm), 1000 for the whole
-    #: diffusion (dinof).
+    #: Steps of the model; None takes those of the run (diffflow, nfdm), all (ddpm), 1000 for the
+    #: whole diffusion (dinof).
     num_steps: Maybe[int] = None
-    #: Noise of the reverse process: 1 as trained, 0 none (diffflow).
+    #: Noise of the reverse process: 1 as trained, 0 none (diffflow, nfdm).
     stochasticity: Maybe[float] = None
     #: Solver of a reverse process without noise (diffflow, dinof).
     solver: Maybe[Literal["euler", "heun", "rk4"]] = None
@@ -36,9 +36,9 @@ class Sampler:
     eta: Maybe[float] = None
     #: Noise of the ancestral sampler (ddpm).
     variance: Maybe[Literal["small", "large"]] = None
-    #: Clip predictions of the data to [-1, 1], as is usual for images (ddpm).
+    #: Clip predictions of the data to [-1, 1], as is usual for images (ddpm, nfdm).
     clip: FlagCreatePairsOff[bool] = False
-    #: Don't clip them (ddpm).
+    #: Don't clip them (ddpm, nfdm).
     no_clip: FlagCreatePairsOff[bool] = False
     #: Treatment of the last step (diffflow, dinof; ddpm: noisy or mean).
     last_step: Maybe[Literal["noisy", "mean", "tweedie"]] = None

@@ -34,6 +34,7 @@ def launch_perturb(
         alpha_t.data_ptr(),
         sigma_t.data_ptr(),
         int(alpha_t.numel() > 1),
+        sigma_t.dim() > 1,
         x_t.data_ptr(),
         eps.data_ptr(),
     )
@@ -57,7 +58,8 @@ def _differentiable(
     """
     x0, eps = x0.contiguous(), noise_like(x0, key, PURPOSES["dsm"], step, sample_offset)
     rows = (-1,) + (1,) * (x0.dim() - 1)
-    return alpha_t.view(rows) * x0 + sigma_t.view(rows) * eps, eps
+    sigma = sigma_t if sigma_t.dim() > 1 else sigma_t.view(rows)
+    return alpha_t.view(rows) * x0 + sigma * eps, eps
 
 
 def perturb(
@@ -76,8 +78,9 @@ def perturb(
     Arguments:
         x0: The data, shape (B, *event).
         alpha_t: The mean factor, a number or a tensor of shape () or (B,).
-        sigma_t: The standard deviation >= 0 in data units, a number or a tensor of shape () or
-            (B,).
+        sigma_t: The standard deviation >= 0 in data units, a number or a tensor of shape (), (B,)
+            or (B, *event). With the last and `alpha_t` 1, `x0` is the mean of a Gaussian with a
+            scale of its own for each element.
         key: Seed and stream of the noise.
         step: Which draw of the stream, in [0, 2^24).
         sample_offset: The global index of the first sample.
@@ -95,7 +98,7 @@ def perturb(
     alpha, sigma = _sample_scalars(op, alpha_t, sigma_t, x0)
     if not (sigma.is_cuda or hides_values()) and _smallest(sigma) < 0:
         raise ValueError(f"{op}: expected sigma_t >= 0, got {_smallest(sigma)}")
-    if alpha.numel() != sigma.numel():
+    if alpha.numel() != sigma.numel() and sigma.dim() == 1:
         alpha, sigma = alpha.expand(x0.shape[0]), sigma.expand(x0.shape[0])
     key = traceable_key(checked_key(op, key, x0.device), x0.device)
     step = checked_step(op, step)
@@ -110,15 +113,21 @@ def _smallest(values: Tensor) -> float:
 
 
 def _sample_scalars(op: str, alpha: Scalar, sigma: Scalar, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns both factors as tensors of shape (1,) or (B,)."""
+    """Returns both factors as tensors of shape (1,) or (B,), or sigma in that of x."""
     if isinstance(alpha, Tensor) and isinstance(sigma, Tensor) and are_usual((alpha, sigma)):
         if x.is_cpu and alpha.dtype is sigma.dtype is x.dtype:
             if alpha.shape == sigma.shape == x.shape[:1]:
                 return alpha, sigma
-    return _sample_scalar(op, "alpha_t", alpha, x), _sample_scalar(op, "sigma_t", sigma, x)
+    return (
+        _sample_scalar(op, "alpha_t", alpha, x),
+        _sample_scalar(op, "sigma_t", sigma, x, elements=True),
+    )
 
 
-def _sample_scalar(op: str, name: str, value: Scalar, x: Tensor) -> Tensor:
+def _sample_scalar(
+    op: str, name: str, value: Scalar, x: Tensor, *, elements: bool = False
+) -> Tensor:
+    """Returns a factor in shape (1,) or (B,); with `elements` also in that of x."""
     if not isinstance(value, Tensor):
         number = checked_coefficient(op, name, value, x)
         return torch.full((1,), number, dtype=x.dtype, device=x.device)  # pyright: ignore
@@ -129,8 +138,11 @@ def _sample_scalar(op: str, name: str, value: Scalar, x: Tensor) -> Tensor:
             f"{op}: expected {name} to be floating and on {x.device}, "
             f"got {value.dtype} on {value.device}"
         )
+    if elements and value.dim() > 1 and value.shape == x.shape:
+        return value.to(x.dtype)
     if value.numel() != 1 and tuple(value.shape) != (x.shape[0],):
+        also = f" or {tuple(x.shape)}" if elements and x.dim() > 1 else ""
         raise ValueError(
-            f"{op}: expected {name} of shape () or ({x.shape[0]},), got {tuple(value.shape)}"
+            f"{op}: expected {name} of shape () or ({x.shape[0]},){also}, got {tuple(value.shape)}"
         )
     return value.reshape(-1).to(x.dtype)

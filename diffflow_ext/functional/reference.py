@@ -226,10 +226,11 @@ def perturb(
 
 
 def _per_sample(value: Scalar, x: Tensor) -> Tensor:
-    """Returns one scalar for all samples, or one for each, in a shape that multiplies x."""
+    """Returns one scalar for all samples, for each or for each element, to multiply x with."""
     if not isinstance(value, Tensor) or value.numel() == 1:
         return _number(value, x)
-    return value.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1))
+    rows = value.to(x.dtype)
+    return rows if value.shape == x.shape else rows.reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def adjoint_step(

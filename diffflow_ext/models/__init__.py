@@ -1,11 +1,13 @@
-"""Generative models: DiffFlow, DiNof and DDPM, with their samplers."""
+"""Generative models: DiffFlow, DiNof, NFDM and DDPM, with their samplers."""
 
 from .ddpm import DDPM
 from .diffflow import DiffFlowSDE
 from .dinof import DiNof
+from .nfdm import NFDM
 
 __all__ = [
     "DDPM",
+    "NFDM",
     "DiNof",
     "DiffFlowSDE",
 ]

@@ -43,11 +43,11 @@ def eager(method: _Method) -> _Method:
     return run  # pyright: ignore[reportReturnType]
 
 
-def check_network(op: str, net: object) -> None:
+def check_network(op: str, net: object, name: str = "eps_net") -> None:
     """Refuses a network that cannot be called."""
     if not callable(net):
         raise TypeError(
-            f"{op}: expected eps_net to be callable as eps_net(t, x), got {in_words(net)}"
+            f"{op}: expected {name} to be callable as {name}(t, x), got {in_words(net)}"
         )
 
 
@@ -63,21 +63,29 @@ def fixed_key(op: str, key: Key | None, device: torch.device) -> Key:
     return NoiseKey.from_torch() if key is None else checked_key(op, key, device)
 
 
-def predicted_noise(op: str, net: EpsNetwork, t: float | Tensor, x: Tensor) -> Tensor:
+def predicted_noise(
+    op: str, net: EpsNetwork, t: float | Tensor, x: Tensor, name: str = "eps_net"
+) -> Tensor:
     """Returns eps_net(t, x), checked; its dtype may be lower than that of x."""
     if not isinstance(t, Tensor):
         t = torch.tensor(t, dtype=x.dtype, device=x.device)
-    return call_network(op, "eps_net(t, x)", net, t.to(x.dtype), x, dual=True)
+    return call_network(op, f"{name}(t, x)", net, t.to(x.dtype), x, dual=True)
 
 
 def mean_square_error(
-    op: str, net: EpsNetwork, t: Tensor, x_t: Tensor, eps: Tensor, engine: Engine
+    op: str,
+    net: EpsNetwork,
+    t: Tensor,
+    x_t: Tensor,
+    eps: Tensor,
+    engine: Engine,
+    name: str = "eps_net",
 ) -> Tensor:
     """Returns |eps - eps_net(t, x_t)|^2 / d for each sample, t of shape (B,)."""
     call = regression.prepare(op, engine, net, t, x_t)
     if call is not None:
         return regression.square_error(call, x_t, eps)
-    error = predicted_noise(op, net, t, x_t).to(eps.dtype) - eps
+    error = predicted_noise(op, net, t, x_t, name).to(eps.dtype) - eps
     return event_sum(error.square()) / max(math.prod(eps.shape[1:]), 1)
 
 

@@ -90,7 +90,7 @@ class FourierMLP(nn.Module):
                 + b_2 \\
         h_0 &= \sigma(W_x x + b_x + e(t)), \qquad
         h_l = \sigma(U_l h_{l-1} + c_l), \quad l = 1 \dots \text{depth} \\
-        \text{net}(t, x) &= V h_{\text{depth}} + v
+        \text{net}(t, x) &= a \, (V h_{\text{depth}} + v)
 
     With two dimensions and the default width and depth it has 99,714 parameters.
 
@@ -101,10 +101,13 @@ class FourierMLP(nn.Module):
         activation: One of "elu", "gelu", "mish", "relu", "silu" and "tanh".
         time_scale: The factor :math:`c` from time to the argument of the features. The fastest
             of them turns by :math:`100\,c\,T` radians over the interval :math:`[0, T]`.
+        output_scale: The factor :math:`a > 0` of the value: about the size of what the network is
+            to learn, so that its last layer has numbers of order one. See docs/training.md for
+            that of a drift and of a score.
 
     Raises:
-        ValueError: If `dim`, `width`, `depth` or `time_scale` is out of range, or the
-            activation is unknown.
+        ValueError: If `dim`, `width`, `depth`, `time_scale` or `output_scale` is out of range,
+            or the activation is unknown.
 
     References:
         | Diffusion Normalizing Flow (Zhang & Chen, 2021)
@@ -129,12 +132,14 @@ class FourierMLP(nn.Module):
         activation: str = "gelu",
         *,
         time_scale: float = 1.0,
+        output_scale: float = 1.0,
     ) -> None:
         """Draws the weights from torch's global generator."""
         super().__init__()
-        _check_arguments(dim, width, depth, activation, time_scale)
+        _check_arguments(dim, width, depth, activation, time_scale, output_scale)
         self.dim, self.width, self.depth = dim, width, depth
         self.activation, self.time_scale = activation, time_scale
+        self.output_scale = output_scale
         self.register_buffer("frequencies", torch.linspace(MIN_FREQUENCY, MAX_FREQUENCY, width))
         self.phase = nn.Parameter(torch.randn(width))
         self.time_in = nn.Linear(2 * width, width)
@@ -197,7 +202,10 @@ class FourierMLP(nn.Module):
         h = sigma(self.input(x) + embedding)
         for layer in self.hidden:
             h = sigma(layer(h))
-        return self.output(h)
+        return self._scaled(self.output(h))
+
+    def _scaled(self, value: Tensor) -> Tensor:
+        return value if self.output_scale == 1.0 else value * self.output_scale
 
     def _check_vectors(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.dim:
@@ -215,8 +223,8 @@ class FourierMLP(nn.Module):
             self.activation,
             embedding,
             self.input.weight,
-            self.output.weight,
-            self.output.bias,
+            self._scaled(self.output.weight),
+            self._scaled(self.output.bias),
             tuple((layer.weight, layer.bias) for layer in self.hidden),  # pyright: ignore
         )
 
@@ -237,7 +245,8 @@ class FourierMLP(nn.Module):
         """Returns the arguments that no submodule shows, for `repr`."""
         return (
             f"dim={self.dim}, width={self.width}, depth={self.depth}, "
-            f"activation={self.activation!r}, time_scale={self.time_scale}"
+            f"activation={self.activation!r}, time_scale={self.time_scale}, "
+            f"output_scale={self.output_scale}"
         )
 
 
@@ -246,7 +255,9 @@ def _sum(value: Tensor, bias: Tensor | None) -> Tensor:
     return value if bias is None or value is None else value + bias  # pyright: ignore
 
 
-def _check_arguments(dim: int, width: int, depth: int, activation: str, time_scale: float) -> None:
+def _check_arguments(
+    dim: int, width: int, depth: int, activation: str, time_scale: float, output_scale: float
+) -> None:
     for name, value, least in (("dim", dim, 1), ("width", width, 1), ("depth", depth, 0)):
         if value < least:
             raise ValueError(f"FourierMLP: expected {name} >= {least}, got {value}")
@@ -255,5 +266,6 @@ def _check_arguments(dim: int, width: int, depth: int, activation: str, time_sca
         raise ValueError(
             f"FourierMLP: expected activation to be one of {known}; got {activation!r}"
         )
-    if not 0.0 < time_scale < float("inf"):
-        raise ValueError(f"FourierMLP: expected a positive, finite time_scale, got {time_scale}")
+    for name, value in (("time_scale", time_scale), ("output_scale", output_scale)):
+        if not 0.0 < value < float("inf"):
+            raise ValueError(f"FourierMLP: expected a positive, finite {name}, got {value}")

@@ -51,6 +51,9 @@ class UNet(nn.Module):
         dropout: The probability of dropping an entry before each block's second convolution.
         channel_multiplier: Scales the channels of all levels: 0.5 for half, 0.25 for a quarter.
         time_scale: The factor from time to indices 0 ... 1000: 1000 divided by the last time.
+        out_channels: The channels of the value. Default: those of an image.
+        output_scale: The factor > 0 of the value, about the size of what the network is to learn;
+            see docs/training.md for that of a drift and of a score.
         scale_shift: Whether the time embedding scales and shifts the output of a block's second
             norm, instead of being added to its input.
 
@@ -83,12 +86,17 @@ class UNet(nn.Module):
         channel_multiplier: float = 1.0,
         time_scale: float = 1000.0,
         *,
+        out_channels: int | None = None,
+        output_scale: float = 1.0,
         scale_shift: bool = False,
     ) -> None:
         """Draws the weights from torch's global generator."""
         super().__init__()
-        _check_arguments(channels, size, base, mults, blocks, dropout, time_scale)
-        self.channels, self.size, self.time_scale = channels, size, time_scale
+        outputs = channels if out_channels is None else out_channels
+        _check_arguments(channels, outputs, size, base, mults, blocks, dropout)
+        _check_factors(time_scale, output_scale)
+        self.channels, self.size = channels, size
+        self.time_scale, self.output_scale = time_scale, output_scale
         self.sides = [-(-size // 2**level) for level in range(len(mults))]
         attending = _attending_levels(self.sides, attention)
         width = _width(base, channel_multiplier)
@@ -113,7 +121,7 @@ class UNet(nn.Module):
             for level, side in reversed(list(enumerate([None, *self.sides[:-1]])))
         )
         self.norm = _norm(width * mults[0])
-        self.output = nn.Conv2d(width * mults[0], channels, 3, padding=1)
+        self.output = nn.Conv2d(width * mults[0], outputs, 3, padding=1)
         _initialise(self)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
@@ -124,7 +132,7 @@ class UNet(nn.Module):
             x: The images, with shape :math:`(B, C, \text{size}, \text{size})`.
 
         Returns:
-            Images of the same shape.
+            Images of the same shape, with `out_channels` channels.
 
         Raises:
             ValueError: If `t` or `x` has another shape.
@@ -161,7 +169,8 @@ class UNet(nn.Module):
             h = stage(h, embedding)
         for level in self.up:
             h = level(h, embedding, skips.pop())
-        return self.output(functional.silu(self.norm(h)))
+        value = self.output(functional.silu(self.norm(h)))
+        return value if self.output_scale == 1.0 else value * self.output_scale
 
     def sinusoids(self, t: Tensor) -> Tensor:
         r"""Returns the fixed part of the time embedding.
@@ -348,14 +357,15 @@ def _initialise(net: UNet) -> None:
 
 def _check_arguments(
     channels: int,
+    out_channels: int,
     size: int,
     base: int,
     mults: Sequence[int],
     blocks: int,
     dropout: float,
-    time_scale: float,
 ) -> None:
-    least = {"channels": channels, "size": size, "base": base, "blocks": blocks}
+    least = {"channels": channels, "out_channels": out_channels, "size": size}
+    least |= {"base": base, "blocks": blocks}
     for name, value in least.items():
         if value < 1:
             raise ValueError(f"UNet: expected {name} >= 1, got {value}")
@@ -363,8 +373,12 @@ def _check_arguments(
         raise ValueError(f"UNet: expected one mult >= 1 for each level, got mults={tuple(mults)}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"UNet: expected 0 <= dropout < 1, got {dropout}")
-    if not 0.0 < time_scale < math.inf:
-        raise ValueError(f"UNet: expected a positive, finite time_scale, got {time_scale}")
+
+
+def _check_factors(time_scale: float, output_scale: float) -> None:
+    for name, value in (("time_scale", time_scale), ("output_scale", output_scale)):
+        if not 0.0 < value < math.inf:
+            raise ValueError(f"UNet: expected a positive, finite {name}, got {value}")
 
 
 def _width(base: int, channel_multiplier: float) -> int:

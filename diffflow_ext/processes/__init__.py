@@ -3,7 +3,7 @@
 from .chain import DiscreteVP
 from .diffusion import ConstantDiffusion, Diffusion, GeometricDiffusion
 from .grids import ProgressiveGrid, TimeGrid
-from .linear import VE, VP, LinearProcess, SubVP, process_by_name
+from .linear import VE, VP, LinearProcess, LogSNR, SubVP, process_by_name
 
 __all__ = [
     "VE",
@@ -13,6 +13,7 @@ __all__ = [
     "DiscreteVP",
     "GeometricDiffusion",
     "LinearProcess",
+    "LogSNR",
     "ProgressiveGrid",
     "SubVP",
     "TimeGrid",

@@ -7,6 +7,7 @@ from .config.fields import (
     DiNofConfig,
     FFJORDConfig,
     FlowConfig,
+    NFDMConfig,
     configure,
 )
 from .config.files import load_config
@@ -33,6 +34,7 @@ __all__ = [
     "FlowConfig",
     "Interrupted",
     "LoadedRun",
+    "NFDMConfig",
     "TrainResult",
     "TrainingError",
     "configure",

@@ -381,6 +381,7 @@ def test_perturb_has_second_derivatives(name: str) -> None:
     leaves = [value.double().requires_grad_() for value in tensors.values()]
 
     def x_t(*values: Tensor) -> Tensor:
-        return functional.perturb(**dict(zip(tensors, values, strict=True)), key=NoiseKey(1))[0]  # pyright: ignore
+        given = {"alpha_t": 1.0, **dict(zip(tensors, values, strict=True))}
+        return functional.perturb(**given, key=NoiseKey(1))[0]  # pyright: ignore
 
     assert torch.autograd.gradgradcheck(x_t, leaves)

@@ -134,7 +134,7 @@ def affine_step(a: Arguments) -> Call:
 
 
 def perturb(a: Arguments) -> Call:
-    x0, alpha, sigma = a.state(), a.column(), a.column()
+    x0, alpha, sigma, elements = a.state(), a.column(), a.column(), a.state().abs_()
 
     def silent() -> Result:
         """Without writing the noise, which only the core can be asked for."""
@@ -142,13 +142,14 @@ def perturb(a: Arguments) -> Call:
         functional_core.core.perturb(
             functional_core.target(x0),
             noise_source(KEY, PURPOSES["dsm"], STEP, OFFSET),
-            *(x0.data_ptr(), alpha.data_ptr(), sigma.data_ptr(), 1, x_t.data_ptr(), 0),
+            *(x0.data_ptr(), alpha.data_ptr(), sigma.data_ptr(), 1, False, x_t.data_ptr(), 0),
         )
         return (x_t,)
 
     return each(
         lambda: launch_perturb(x0, alpha, sigma, KEY, STEP, OFFSET),
         lambda: launch_perturb(x0, alpha[:1], sigma[:1], KEY, STEP, OFFSET),
+        lambda: launch_perturb(x0, alpha, elements, KEY, STEP, OFFSET),
         silent,
     )
 

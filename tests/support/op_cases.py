@@ -119,11 +119,14 @@ def reverse_step_case(
     )
 
 
-def perturb_case(each: bool, shape: tuple[int, ...], dtypes: Dtypes, learned: bool) -> Case:
+def perturb_case(of: str, shape: tuple[int, ...], dtypes: Dtypes, learned: bool) -> Case:
+    """With factors for the batch, as tensors or numbers; for samples; or sigma for elements."""
     options, eps = noisy(shape, "dsm")
     scalars, rows = {}, {"x0": tensor(shape, dtypes[0])}
-    # One scalar a sample; or one for all, as a tensor or a number.
-    if each:
+    if of == "elements":
+        rows["sigma_t"] = torch.rand(shape).to(dtypes[0])
+        options["alpha_t"] = 1.0
+    elif of == "samples":
         rows["alpha_t"] = torch.rand(shape[0]).to(dtypes[0])
         rows["sigma_t"] = torch.rand(shape[0]).to(dtypes[0])
     elif learned:
@@ -166,8 +169,9 @@ MAKE: dict[str, Callable[[tuple[int, ...], Dtypes, bool], Case]] = {
     "reverse_step_ode": partial(reverse_step_case, 0.0),
     "affine_step": partial(affine_step_case, True),
     "affine_step_mean": partial(affine_step_case, False),
-    "perturb": partial(perturb_case, False),
-    "perturb_each": partial(perturb_case, True),
+    "perturb": partial(perturb_case, "batch"),
+    "perturb_samples": partial(perturb_case, "samples"),
+    "perturb_elements": partial(perturb_case, "elements"),
 }
 
 

@@ -5,9 +5,10 @@ A run writes the resolved values into its config.toml, so changes of defaults do
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
-from .fields import BRANCHES, Config
+from .fields import BRANCHES, Config, DiffFlowConfig
 from .sections import Network
 
 C = TypeVar("C", bound=Config)
@@ -39,7 +40,25 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
     elif isinstance(config.network, Network):
         chosen["time_scale"] = config.network.perceptron_time_scale
     config = _filled(config, chosen)
-    return _filled(config, {"diffusion_end": config.values().get("diffusion_start")})
+    return _filled(config, _natural_scales(config))
+
+
+def _natural_scales(config: Config) -> dict[str, float]:
+    """Returns what depends on T and g: the sizes of DiffFlow's drift and score.
+
+    The drift moves states by about one in the time T; the score of noise of variance g^2 T has the
+    size of 1 over its standard deviation.
+    """
+    if not isinstance(config, DiffFlowConfig):
+        return {}
+    model = config.model
+    duration, g = model.t_end - model.t_start, model.diffusion_start
+    assert g is not None
+    return {
+        "diffusion_end": g,
+        "drift_scale": 1.0 / duration,
+        "score_scale": 1.0 / (g * math.sqrt(duration)),
+    }
 
 
 def _filled(config: C, values: dict[str, Any]) -> C:

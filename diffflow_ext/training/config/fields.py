@@ -28,6 +28,8 @@ from .sections import (
     FlowNetwork,
     FlowOptimiser,
     Network,
+    NFDMModel,
+    NFDMNetwork,
     Optimiser,
     Run,
 )
@@ -57,6 +59,7 @@ BRANCHES: dict[str, dict[str, dict[str, Any]]] = {
             "dropout": 0.0, "drift_multiplier": 1.0, "score_multiplier": 1.0,
         },
     },
+    "forward": {"learned": {"time_functions": 2, "forward_multiplier": 1.0}, "linear": {}},
     "prior": {"normal": {}, "flow": {"flow": None}},
     "flow": {
         "spline": {"flow_transforms": 3, "flow_hidden": "64,64", "flow_bins": 8},
@@ -138,6 +141,15 @@ class DDPMConfig(Config):
 
 
 @dataclass(frozen=True)
+class NFDMConfig(Config):
+    """NFDM: a diffusion with a learned forward process, trained without simulation."""
+
+    name: ClassVar[str] = "nfdm"
+    model: NFDMModel = NFDMModel()
+    network: NFDMNetwork = NFDMNetwork()
+
+
+@dataclass(frozen=True)
 class FFJORDConfig(Config):
     """FFJORD: a continuous normalizing flow, of vectors alone."""
 
@@ -156,7 +168,8 @@ class FlowConfig(Config):
 
 
 CONFIGS: dict[str, type[Config]] = {
-    kind.name: kind for kind in (DiffFlowConfig, DiNofConfig, DDPMConfig, FFJORDConfig, FlowConfig)
+    kind.name: kind
+    for kind in (DiffFlowConfig, DiNofConfig, NFDMConfig, DDPMConfig, FFJORDConfig, FlowConfig)
 }
 
 

@@ -26,6 +26,8 @@ ONCE_AUTOMATIC = {
     "limit", "image_size", "flip", "batch_size", "learning_rate", "diffusion_start",
     "diffusion_end", "flow", "glow_levels", "net", "time_scale", "threads",
 }  # fmt: skip
+#: Factors that networks did not have in earlier versions.
+ONCE_ONE = ("drift_scale", "score_scale")
 
 
 def to_toml(config: Config, names: Container[str] | None = None) -> str:
@@ -87,7 +89,8 @@ def from_record(record: Mapping[str, Any]) -> Config:
     known = CONFIGS[model]().values() if model in CONFIGS else {}
     automatic = [name for name in ONCE_AUTOMATIC & {*record} if record[name] in (0, "auto")]
     values = {name: record[name] for name in record if name in known and name not in automatic}
-    return configure(model, **_with_graph_choice(values))
+    once = {name: 1.0 for name in ONCE_ONE if name in known}
+    return configure(model, **once | _with_graph_choice(values))
 
 
 def _with_graph_choice(values: dict[str, Any]) -> dict[str, Any]:

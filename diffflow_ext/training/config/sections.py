@@ -103,6 +103,26 @@ class DDPMModel(Section):
 
 
 @dataclass(frozen=True)
+class NFDMModel(Section):
+    """A diffusion whose forward process is learned, and known in closed form."""
+
+    #: Forward process: learned, or linear, which is a variational diffusion model.
+    forward: Literal["learned", "linear"] = "learned"
+    #: Functions of time that a learned process is made of; None takes 2.
+    time_functions: Annotated[Chosen[int], whole(1, 16)] = None
+    #: Logarithm of signal to noise at the data: 12 is noise of 0.0025.
+    log_snr_start: float = 12.0
+    #: Logarithm of signal to noise at the noise.
+    log_snr_end: float = -5.0
+    #: Steps N of sampling.
+    num_steps: Annotated[int, whole(1, rules.MAX_GRID)] = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_order("log_snr_end", "log_snr_start")
+
+
+@dataclass(frozen=True)
 class FFJORDModel(Section):
     """A continuous normalizing flow, solved with adaptive steps."""
 
@@ -192,6 +212,10 @@ class DiffFlowNetwork(FlowNetwork, Network):
     drift_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Factor of the channels of the score's U-Net; None takes 1.
     score_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: Factor of the drift network's values; None takes 1/T with T = t_end - t_start.
+    drift_scale: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: Factor of the score network's values; None takes 1/(g sqrt(T)) with g that at the data.
+    score_scale: Annotated[Chosen[float], rules.POSITIVE] = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +224,14 @@ class DiNofNetwork(FlowNetwork, Network):
 
     #: Normalizing flow; None takes glow for images, else splines; none is a Gaussian.
     flow: Chosen[Literal["spline", "glow", "none"]] = None
+
+
+@dataclass(frozen=True)
+class NFDMNetwork(Network):
+    """The network that predicts the data, and that of a learned forward process."""
+
+    #: Factor of the units or channels of the forward process's network; None takes 1.
+    forward_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ from .ddpm import DDPMRecipe
 from .diffflow import DiffFlowRecipe
 from .dinof import DiNofRecipe
 from .flows import FFJORDRecipe, FlowRecipe
+from .nfdm import NFDMRecipe
 
 RECIPES: dict[str, type[Recipe[Any, Any]]] = {
     "diffflow": DiffFlowRecipe,
     "dinof": DiNofRecipe,
+    "nfdm": NFDMRecipe,
     "ddpm": DDPMRecipe,
     "ffjord": FFJORDRecipe,
     "flow": FlowRecipe,

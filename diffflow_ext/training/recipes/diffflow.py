@@ -35,8 +35,8 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
     def build(self) -> DiffFlowSDE:
         """Returns the untrained pair of SDEs."""
         model, network, shape = self.config.model, self.config.network, self.event_shape
-        drift = build_net(network, shape, network.drift_multiplier)
-        score = build_net(network, shape, network.score_multiplier)
+        drift = build_net(network, shape, network.drift_multiplier, network.drift_scale)
+        score = build_net(network, shape, network.score_multiplier, network.score_scale)
         prior = build_flow(network, shape) if model.prior == "flow" else None
         return DiffFlowSDE(
             drift, score, _build_diffusion(model), prior=prior,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffflow_ext.flows import glow, spline_flow
 from diffflow_ext.nets import FourierMLP, UNet
 
 from ..config.rules import whole_list
-from ..config.sections import FFJORDNetwork, FlowNetwork, Network
+from ..config.sections import FFJORDNetwork, FlowNetwork, Network, NFDMNetwork
 
 
 class FlatNet(nn.Module):
@@ -27,15 +28,20 @@ class FlatNet(nn.Module):
 
 
 def build_net(
-    network: Network, event_shape: tuple[int, ...], channel_multiplier: float = 1.0
+    network: Network,
+    event_shape: tuple[int, ...],
+    channel_multiplier: float = 1.0,
+    output_scale: float = 1.0,
 ) -> nn.Module:
     """Returns an untrained network for ``net(t, x)``, drawn from torch's generator."""
     if network.net == "unet":
-        return _unet(network, event_shape, channel_multiplier)
-    return build_perceptron(network, event_shape)
+        return _unet(network, event_shape, channel_multiplier, output_scale)
+    return build_perceptron(network, event_shape, output_scale)
 
 
-def build_perceptron(network: Network | FFJORDNetwork, event_shape: tuple[int, ...]) -> nn.Module:
+def build_perceptron(
+    network: Network | FFJORDNetwork, event_shape: tuple[int, ...], output_scale: float = 1.0
+) -> nn.Module:
     """Returns an untrained perceptron, for images with flattening."""
     net = FourierMLP(
         math.prod(event_shape),
@@ -43,11 +49,55 @@ def build_perceptron(network: Network | FFJORDNetwork, event_shape: tuple[int, .
         depth=network.depth,
         activation=network.activation,
         time_scale=network.time_scale,
+        output_scale=output_scale,
     )
     return net if len(event_shape) == 1 else FlatNet(net)
 
 
-def _unet(network: Network, event_shape: tuple[int, ...], channel_multiplier: float) -> nn.Module:
+def build_forward_net(
+    network: NFDMNetwork, event_shape: tuple[int, ...], time_functions: int
+) -> nn.Module:
+    """Returns an untrained network of x_0 for a learned forward process, which starts at zero."""
+    factor, outputs = network.forward_multiplier, 2 * time_functions * event_shape[0]
+    assert factor is not None
+    if network.net == "unet":
+        return TimelessNet(_unet(network, event_shape, factor, 1.0, outputs))
+    if len(event_shape) > 1:
+        raise ValueError(
+            "train: net='mlp': expected a U-Net for the forward process of images; leave net out,"
+            " or take forward='linear'"
+        )
+    assert network.width is not None
+    assert network.depth is not None
+    width = max(1, round(factor * network.width))
+    layers: list[nn.Module] = [nn.Linear(event_shape[0], width), nn.GELU()]
+    for _ in range(network.depth):
+        layers += [nn.Linear(width, width), nn.GELU()]
+    last = nn.Linear(width, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
+    return nn.Sequential(*layers, last)
+
+
+class TimelessNet(nn.Module):
+    """Makes a network of x alone from one of time and x."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluates the network at time 0."""
+        return self.net(torch.zeros((), dtype=x.dtype, device=x.device), x)
+
+
+def _unet(
+    network: Network,
+    event_shape: tuple[int, ...],
+    channel_multiplier: float,
+    output_scale: float,
+    out_channels: int | None = None,
+) -> nn.Module:
     channels, height, width = event_shape
     if height != width:
         raise ValueError(
@@ -63,6 +113,8 @@ def _unet(network: Network, event_shape: tuple[int, ...], channel_multiplier: fl
         dropout=network.dropout,
         channel_multiplier=channel_multiplier,
         time_scale=network.time_scale,
+        out_channels=out_channels,
+        output_scale=output_scale,
     )
 
 

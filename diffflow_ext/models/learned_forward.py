@@ -1,0 +1,136 @@
+r"""A Gaussian forward process with learned means and scales, known in closed form at any time.
+
+.. math::
+    x_t = m(t, x_0) + s(t, x_0) \, \varepsilon, \qquad
+    m = \alpha(t) \, x_0 + \sum_k b_k(t) \, h_k(x_0), \quad
+    \log s = \log \sigma(t) + \sum_k b_k(t) \, \tfrac12 \tanh u_k(x_0)
+
+One network gives all :math:`h_k` and :math:`u_k` in one evaluation, and the functions of time are
+fixed, so derivatives with respect to time need no automatic differentiation:
+
+.. math:: b_k(t) = 4 t (1 - t) (2 t - 1)^k, \qquad b_k(0) = b_k(1) = 0
+
+Both ends are those of the linear process, whatever is learned.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffflow_ext.engines.network import Autocast
+from diffflow_ext.functional.checks import in_words
+from diffflow_ext.processes.linear import LogSNR
+
+#: The most that a function of time changes the logarithm of a scale.
+MAX_LOG_SCALE = 0.5
+
+#: h and u, shape (B, K, *event) each.
+Coefficients = tuple[Tensor, Tensor]
+
+
+class Marginal(NamedTuple):
+    r"""The Gaussian of x_t given x_0, and how it moves.
+
+    Arguments:
+        mean: m, shape (B, *event), in data units.
+        scale: s > 0, shape (B, *event), in data units.
+        mean_rate: dm/dt, shape (B, *event).
+        log_scale_rate: d log s/dt, shape (B, *event).
+    """
+
+    mean: Tensor
+    scale: Tensor
+    mean_rate: Tensor
+    log_scale_rate: Tensor
+
+    def drift(self, x: Tensor) -> Tensor:
+        r"""Returns :math:`f = \dot m + (\dot s / s)(x - m)`, the velocity at fixed noise."""
+        return self.mean_rate + self.log_scale_rate * (x - self.mean)
+
+    def reverse_drift(self, x: Tensor, squared_g: Tensor) -> Tensor:
+        r"""Returns :math:`B = f - \tfrac12 g^2 c` with the score :math:`c = -(x - m) / s^2`."""
+        return self.drift(x) + 0.5 * squared_g * (x - self.mean) / self.scale.square()
+
+
+class LearnedForward(nn.Module):
+    """The forward process of :class:`diffflow_ext.models.NFDM`.
+
+    Arguments:
+        net: Maps x_0 of shape (B, C, ...) to 2 K as many channels, (B, 2 K C, ...): K functions h,
+            then K functions u, in the order of a reshape to (B, 2, K, C, ...).
+        process: The linear process at both ends.
+    """
+
+    def __init__(self, net: Any, process: LogSNR) -> None:
+        super().__init__()
+        self.net, self.process = net, process
+
+    def coefficients(self, x0: Tensor) -> Coefficients:
+        """Returns h and u at x_0.
+
+        Autocast is off: their differences between two close states count, near the data.
+
+        Raises:
+            ValueError: If the network returns another shape.
+        """
+        with Autocast.current(x0.device.type).off():
+            value = self.net(x0)
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"NFDM: expected forward_net to return a tensor, got {in_words(value)}"
+            )
+        channels, rest = x0.shape[1], tuple(x0.shape[2:])
+        shape = tuple(value.shape)
+        whole = len(shape) == x0.dim() and shape[1] > 0 and shape[1] % (2 * channels) == 0
+        if not whole or (shape[0], *shape[2:]) != (len(x0), *rest):
+            axes = ", ".join(map(str, (len(x0), f"2 K {channels}", *rest)))
+            raise ValueError(
+                f"NFDM: expected forward_net(x0) of shape ({axes}) for x0 of shape "
+                f"{tuple(x0.shape)}, with a whole K >= 1, got {shape}"
+            )
+        h, u = value.to(x0.dtype).reshape(len(x0), 2, -1, channels, *rest).unbind(1)
+        return h, MAX_LOG_SCALE * u.tanh()
+
+    def at(self, t: Tensor, x0: Tensor, coefficients: Coefficients) -> Marginal:
+        """Returns the Gaussian at times t, shape () or (B,)."""
+        h, u = coefficients
+        t = t.to(x0.dtype).expand(len(x0))
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        rate = self.process.drift_rate(t)
+        # d log sigma/dt = r + g^2 / (2 sigma^2)
+        log_sigma_rate = rate + 0.5 * (self.process.diffusion(t) / sigma).square()
+        basis, slopes = time_functions(t, h.shape[1])
+        return Marginal(
+            _rows(alpha, x0) * x0 + _combined(basis, h),
+            (_rows(sigma.log(), x0) + _combined(basis, u)).exp(),
+            _rows(rate * alpha, x0) * x0 + _combined(slopes, h),
+            _rows(log_sigma_rate, x0) + _combined(slopes, u),
+        )
+
+
+def time_functions(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns b_k at times of shape (B,), and their derivatives, shape (B, K) each."""
+    bump, bump_slope, centred = 4 * t * (1 - t), 4 * (1 - 2 * t), 2 * t - 1
+    powers = [torch.ones_like(t)]
+    for _ in range(count - 1):
+        powers.append(powers[-1] * centred)
+    slopes = [bump_slope]
+    for k in range(1, count):
+        slopes.append(bump_slope * powers[k] + bump * 2 * k * powers[k - 1])
+    return torch.stack([bump * power for power in powers], 1), torch.stack(slopes, 1)
+
+
+def _rows(value: Tensor, x: Tensor) -> Tensor:
+    """Returns one number for each sample in a shape that multiplies x."""
+    return value.reshape(-1, *(1,) * (x.dim() - 1))
+
+
+def _combined(weights: Tensor, values: Tensor) -> Tensor:
+    """Returns the sum over k of weights (B, K) times values (B, K, *event)."""
+    total = _rows(weights[:, 0], values[:, 0]) * values[:, 0]
+    for k in range(1, values.shape[1]):
+        total = torch.addcmul(total, _rows(weights[:, k], values[:, k]), values[:, k])
+    return total

@@ -1,0 +1,468 @@
+r"""NFDM: a diffusion whose forward process is learned, and needs no simulation.
+
+.. math::
+    \text{forward} \quad & x_t = m(t, x_0) + s(t, x_0) \, \varepsilon, \quad t \in [0, 1] \\
+    \text{reverse} \quad & dx = B(t, x, \hat x_0(t, x)) \, dt + g(t) \, dw, \qquad
+        B = f - \tfrac12 g^2 c \\
+    & f(t, x, x_0) = \dot m + \tfrac{\dot s}{s} (x - m), \qquad
+      c(t, x, x_0) = -\frac{x - m}{s^2}
+
+A network v(t, x) predicts the data, :math:`\hat x_0 = \alpha x - \sigma v(t, x)`. Where
+:math:`\hat x_0` is :math:`x_0` itself, the reverse process retraces the forward one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffflow_ext.engines.choice import Engine
+from diffflow_ext.engines.network import Network
+from diffflow_ext.engines.ode.solver import Divergence, Solver
+from diffflow_ext.engines.ode.velocity import ProbabilityFlow
+from diffflow_ext.flows.prior import StandardNormal
+from diffflow_ext.functional.checks import (
+    checked_count,
+    checked_flag,
+    checked_shape,
+    in_words,
+)
+from diffflow_ext.functional.noise import Key, sample_uniforms
+from diffflow_ext.functional.perturb import perturb
+from diffflow_ext.functional.steps import checked_stochasticity
+from diffflow_ext.functional.sums import event_sum
+from diffflow_ext.likelihood.ode import flow_log_prob
+from diffflow_ext.processes.grids import TimeGrid
+from diffflow_ext.processes.linear import LogSNR
+
+from .denoising import (
+    batch_mean,
+    check_network,
+    checked_data,
+    eager,
+    fixed_key,
+    mean_square_error,
+    predicted_noise,
+    zeros_beside,
+)
+from .learned_forward import LearnedForward, Marginal
+from .state import StatefulModel
+
+#: Multiples of it, modulo 1, are spread evenly however many there are.
+_GOLDEN = (math.sqrt(5) - 1) / 2
+#: Coefficients of the polynomial that log g^2 is learned with.
+_VOLATILITY_TERMS = 4
+
+
+class NFDM(StatefulModel):
+    r"""A diffusion model with a learned Gaussian forward process, trained on one bound.
+
+    .. math::
+        -\log p(x_0) \le \mathbb E \, \frac{\| B(x_0) - B(\hat x_0) \|^2}{2 g^2}
+        + \mathrm{KL}(q(x_1 | x_0) \, \| \, \mathcal N(0, I)) - \mathbb E \log p(x_0 | x_{t=0}),
+        \quad t \sim U(0, 1)
+
+    Unlike DiffFlow's, the forward process is known in closed form at any time, so a step of
+    training costs about two of DDPM. In return its states are Gaussian given x_0.
+
+    Without `forward_net` it is a variational diffusion model: the forward process is linear,
+    :math:`m = \alpha x_0`, :math:`s = \sigma`, and its best g is that of the process. Compare with
+    it: what a learned process gains is the difference.
+
+    Arguments:
+        net: The network v(t, x), an nn.Module or any callable, called with t of shape () or (B,)
+            in [0, 1] and x of shape (B, *event).
+        forward_net: A network of x_0 alone that shapes means and scales, see
+            :mod:`diffflow_ext.models.learned_forward` for what it returns. Default: none.
+        process: The linear process at both ends, and everywhere without `forward_net`.
+
+    With `forward_net`, :math:`\log g^2(t) = \log (\rho \sigma^2) + \sum_{k<4} a_k t^k` with
+    learned numbers a. The state dict has the ends of `process`, and a state of others is refused.
+
+    Raises:
+        TypeError: If a network is not callable, or `process` no
+            :class:`diffflow_ext.processes.LogSNR`.
+
+    References:
+        | Neural Flow Diffusion Models (Bartosh et al., 2024), https://arxiv.org/abs/2404.12940
+        | SDE Matching (Bartosh et al., 2025), https://arxiv.org/abs/2502.02472
+        | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
+
+    Example:
+        >>> from diffflow_ext.nets import FourierMLP
+        >>> forward_net = nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, 2 * 3 * 2))
+        >>> model = NFDM(FourierMLP(2), forward_net)
+        >>> model.mean_loss(torch.randn(64, 2)).backward()
+        >>> model.sample((10, 2), 20).shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        forward_net: Any = None,
+        process: LogSNR | None = None,
+    ) -> None:
+        super().__init__()
+        check_network("NFDM", net, "net")
+        process = LogSNR() if process is None else process
+        if not isinstance(process, LogSNR):
+            raise TypeError(f"NFDM: expected process as a LogSNR, got {in_words(process)}")
+        self.net: Any = net
+        self.process = process
+        self.forward_process = None
+        if forward_net is not None:
+            if not callable(forward_net):
+                raise TypeError(
+                    "NFDM: expected forward_net to be callable as forward_net(x0), got "
+                    f"{in_words(forward_net)}"
+                )
+            self.forward_process = LearnedForward(forward_net, process)
+            self.volatility = nn.Parameter(torch.zeros(_VOLATILITY_TERMS))
+
+    def constants(self) -> dict[str, Tensor]:
+        """Returns the logarithms of signal to noise at both ends."""
+        ends = torch.tensor(
+            [self.process.start, self.process.end], dtype=torch.float64, device="cpu"
+        )
+        return {"log_snr": ends}
+
+    def squared_g(self, t: Tensor) -> Tensor:
+        """Returns g(t)^2 of the reverse process, in squared data units per unit of time."""
+        squared = self.process.diffusion(t).square()
+        if self.forward_process is None:
+            return squared
+        exponent = torch.zeros_like(t)
+        for factor in self.volatility.to(t.dtype).flip(0):
+            exponent = exponent * t + factor
+        return squared * exponent.exp()
+
+    def prediction(self, t: Tensor, x: Tensor, *, op: str = "NFDM.prediction") -> Tensor:
+        r"""Returns the predicted data :math:`\hat x_0(t, x) = \alpha x - \sigma v(t, x)`.
+
+        Arguments:
+            t: The time of all samples, shape (), or of each, shape (B,).
+            x: The states, shape (B, *event).
+            op: The caller, for messages.
+        """
+        t = t.to(x.dtype)
+        alpha, sigma = (_rows(c(t), x) for c in (self.process.alpha, self.process.sigma))
+        return alpha * x - sigma * predicted_noise(op, self.net, t, x, "net").to(x.dtype)
+
+    # --- training --------------------------------------------------------------------------------
+
+    def forward(self, x0: Tensor, key: Key | None = None, **options: Any) -> Tensor:
+        """Returns :meth:`mean_loss`, so that wrappers which call the module train it."""
+        return self.mean_loss(x0, key, **options)
+
+    def loss(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        sample_offset: int = 0,
+        engine: Engine = "auto",
+    ) -> Tensor:
+        r"""Returns the bound of -log p(x0) for each sample, with one time and one draw of noise.
+
+        Sample b has the time :math:`u + b \varphi` modulo 1, with u drawn from the key and
+        :math:`\varphi` the golden ratio: times of a batch are spread evenly over [0, 1], and each
+        depends only on the key and the sample's global index.
+
+        Arguments:
+            x0: The data, shape (B, *event), float32 or float64.
+            key: Seed and stream of the noise. Default: drawn from torch's generator.
+            sample_offset: The global index of the first sample.
+            engine: "auto", "fused" (one call of compiled code, for perceptrons on the CPU without
+                `forward_net`) or "autograd", which has second derivatives.
+
+        Returns:
+            The losses, shape (B,), in nats. Differentiable in the parameters.
+
+        Raises:
+            ValueError: If an argument is out of its range, or data are not finite.
+            TypeError: If an argument has the wrong type.
+
+        References:
+            | Neural Flow Diffusion Models (Bartosh et al., 2024), equations 14 to 17
+            | https://arxiv.org/abs/2404.12940
+        """
+        op = "NFDM.loss"
+        x0 = checked_data(op, x0)
+        key = fixed_key(op, key, x0.device)
+        t = self._times(x0, key, sample_offset)
+        rate = self._rate_of_bound(op, x0, t, key, 0, sample_offset, engine)
+        return (rate.double() + self._ends(x0)).to(x0.dtype)
+
+    def mean_loss(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        weight: Tensor | None = None,
+        sample_offset: int = 0,
+        engine: Engine = "auto",
+    ) -> Tensor:
+        """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape ().
+
+        It is 0 for an empty batch. Weights have shape (B,) and are 1/B by default; other arguments
+        are those of :meth:`loss`.
+        """
+        loss = self.loss(x0, key, sample_offset=sample_offset, engine=engine)
+        return batch_mean("NFDM.mean_loss", loss, weight)
+
+    def _times(self, x0: Tensor, key: Key, sample_offset: int) -> Tensor:
+        first = sample_uniforms(x0[:1], key, 1, 0).reshape(-1)
+        index = torch.arange(len(x0), dtype=torch.float64, device=x0.device) + sample_offset
+        return (first + index * _GOLDEN).remainder(1.0)
+
+    def _rate_of_bound(
+        self, op: str, x0: Tensor, t: Tensor, key: Key, step: int, offset: int, engine: Engine
+    ) -> Tensor:
+        """Returns |B(x0) - B(x0_hat)|^2 / (2 g^2) at times (B,), for each sample."""
+        noise: dict[str, Any] = {"key": key, "step": step, "sample_offset": offset}
+        if self.forward_process is None:
+            return self._rate_of_linear(op, x0, t, noise, engine)
+        if engine == "fused":
+            raise ValueError(
+                f"{op}: engine='fused': expected no forward_net, which compiled code can't"
+                " evaluate; take engine='auto'"
+            )
+        own = self.forward_process.at(t, x0, self.forward_process.coefficients(x0))
+        x, _ = perturb(own.mean, alpha_t=1.0, sigma_t=own.scale, **noise)
+        predicted = self.prediction(t, x, op=op)
+        model = self.forward_process.at(t, predicted, self.forward_process.coefficients(predicted))
+        squared_g = _rows(self.squared_g(t).to(x.dtype), x)
+        error = own.reverse_drift(x, squared_g) - model.reverse_drift(x, squared_g)
+        return event_sum(error.square() / (2 * squared_g))
+
+    def _rate_of_linear(
+        self, op: str, x0: Tensor, t: Tensor, noise: dict[str, Any], engine: Engine
+    ) -> Tensor:
+        r"""Returns the same for the linear process, :math:`\tfrac12 \rho \alpha^2 |v - \hat v|^2`.
+
+        There :math:`v = \alpha \varepsilon - \sigma x_0`, and the coefficient is least at the g of
+        the process, :math:`g^2 = \rho \sigma^2`.
+        """
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        x, eps = perturb(x0, alpha_t=alpha, sigma_t=sigma, **noise)
+        target = _rows(alpha.to(x.dtype), x) * eps - _rows(sigma.to(x.dtype), x) * x0
+        error = mean_square_error(op, self.net, t, x, target, engine, "net")
+        size = 0.5 * self.process.rate * math.prod(x0.shape[1:])
+        return error * (size * alpha.square()).to(error.dtype)
+
+    def _ends(self, x0: Tensor) -> Tensor:
+        r"""Returns the last two terms of the bound, of the noise and of the data.
+
+        With :math:`p(x_0 | x_{t=0}) = \mathcal N(x_{t=0} / \alpha_0, (\sigma_0 / \alpha_0)^2 I)`,
+        the posterior under a flat density. In nats, shape (B,), float64.
+        """
+        d, (first, last) = math.prod(x0.shape[1:]), (self.process.start, self.process.end)
+        alpha_squared, variance = _sigmoid(last), _sigmoid(-last)
+        prior = alpha_squared * event_sum(x0.square(), torch.float64)
+        prior = 0.5 * (prior + d * (variance - 1 - math.log(variance)))
+        return prior + d * (0.5 * math.log(2 * math.pi) + 0.5 - 0.5 * first)
+
+    # --- likelihood ------------------------------------------------------------------------------
+
+    def elbo(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        timesteps: int = 100,
+        sample_offset: int = 0,
+    ) -> Tensor:
+        """Returns a lower bound of log p(x0), p the density of the reverse process.
+
+        Arguments:
+            x0: The data, shape (B, *event).
+            key: Seed and stream of the noise.
+            timesteps: Times of each sample, one drawn from each of as many equal strata.
+            sample_offset: The global index of the first sample.
+
+        Returns:
+            Unbiased estimates of the bound, shape (B,), in nats. Differentiable; all graphs are
+            kept, so evaluate under torch.no_grad().
+
+        Raises:
+            ValueError: If an argument is out of its range, or data are not finite.
+            TypeError: If an argument has the wrong type.
+        """
+        op = "NFDM.elbo"
+        x0 = checked_data(op, x0)
+        count = checked_count(op, "timesteps", timesteps, 1, 2**24)
+        key = fixed_key(op, key, x0.device)
+        u = sample_uniforms(x0, key, count, sample_offset)
+        total = self._ends(x0)
+        for step, column in enumerate(u.unbind(1)):
+            t = (column + step) / count
+            rate = self._rate_of_bound(op, x0, t, key, step, sample_offset, "auto")
+            total = total + rate.double() / count
+        return -total.to(x0.dtype)
+
+    def probability_flow(self) -> ProbabilityFlow:
+        r"""Returns the reverse process without noise, :math:`dx/dt = f(t, x, \hat x_0)`.
+
+        For the linear process it is :math:`\tfrac12 \rho \alpha \sigma \, v(t, x)`.
+        """
+        if self.forward_process is not None:
+            ode = (self._velocity,)
+            return ProbabilityFlow(
+                ode, lambda t: (0.0, 1.0), ("velocity",), tuple(self.parameters())
+            )
+
+        def coefficients(t: float) -> tuple[float, float]:
+            alpha_sigma = math.sqrt(_sigmoid(self._log_snr(t)) * _sigmoid(-self._log_snr(t)))
+            return 0.0, 0.5 * self.process.rate * alpha_sigma
+
+        return ProbabilityFlow((self.net,), coefficients, ("net",))
+
+    def _log_snr(self, t: float) -> float:
+        return self.process.start - self.process.rate * t
+
+    def _velocity(self, t: Tensor, x: Tensor) -> Tensor:
+        return self._marginal(t, self.prediction(t, x, op="NFDM.log_prob")).drift(x)
+
+    def _marginal(self, t: Tensor, x0: Tensor) -> Marginal:
+        assert self.forward_process is not None
+        return self.forward_process.at(t, x0, self.forward_process.coefficients(x0))
+
+    @eager
+    def log_prob(
+        self,
+        x: Tensor,
+        grid: TimeGrid | int = 100,
+        key: Key | None = None,
+        *,
+        solver: Solver = "heun",
+        divergence: Divergence = "auto",
+        sample_offset: int = 0,
+        **options: Any,
+    ) -> Tensor:
+        r"""Returns the log-density of the ODE of :meth:`probability_flow`.
+
+        .. math:: \log p(x) = \log \mathcal N(x_1; 0, I) + \int_0^1 \nabla \cdot v \, dt
+                  + d \log \alpha(0), \qquad x_{t=0} = \alpha(0) \, x
+
+        With a forward process that is not linear in x_0 this is a model of its own: the velocity
+        of the mean prediction is not the mean of velocities, so the ODE has other marginals than
+        the reverse SDE even where the prediction is perfect. The noise at t = 0 counts as part of
+        the data. Arguments, values and errors are those of
+        :func:`diffflow_ext.likelihood.flow_log_prob`; `grid` may also be a number of equal steps.
+        """
+        op = "NFDM.log_prob"
+        x = checked_data(op, x, "x")
+        times = grid if isinstance(grid, TimeGrid) else TimeGrid.power(grid, 1.0, 0.0, 1.0)
+        if not (times.t_start == 0.0 and times.t_end == 1.0):
+            raise ValueError(f"{op}: expected a grid from 0 to 1, got {grid}")
+        alpha = math.sqrt(_sigmoid(self.process.start))
+        density = flow_log_prob(
+            self.probability_flow(), alpha * x, times, StandardNormal(),
+            solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
+        )  # fmt: skip
+        return density + math.prod(x.shape[1:]) * math.log(alpha)
+
+    # --- samples ---------------------------------------------------------------------------------
+
+    @eager
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: tuple[int, ...],
+        num_steps: int = 100,
+        key: Key | None = None,
+        stochasticity: float = 1.0,
+        *,
+        clip: bool = False,
+        sample_offset: int = 0,
+    ) -> Tensor:
+        r"""Returns samples of the model, from noise to data in any number of equal steps.
+
+        From t to t' < t the prediction is taken for the data, given which the step is exact:
+
+        .. math:: x_{t'} = m' + s' \left( k \, \frac{x_t - m}{s} + \sqrt{1 - k^2} \, z \right),
+                  \qquad \log k = -\tfrac12 \lambda^2 \int_{t'}^t \frac{g^2}{s^2} \, dt
+
+        with m, s at t and m', s' at t', both of :math:`\hat x_0(t, x_t)`; the integral by the
+        trapezoidal rule in the logarithm of signal to noise.
+
+        Arguments:
+            shape: The shape (B, *event).
+            num_steps: The number of steps and of network evaluations.
+            key: Seed and stream of the noise.
+            stochasticity: The factor :math:`\lambda \ge 0` of the noise. 1 is the trained process
+                (ancestral sampling for the linear one), 0 has no noise (DDIM's step).
+            clip: Whether to clip predictions of x_0 to [-1, 1]: for images.
+            sample_offset: The global index of the first sample.
+
+        Returns:
+            The samples, which are the last prediction, shape (B, *event), dtype and device of the
+            network's parameters, without gradients.
+
+        Raises:
+            ValueError: If an argument is out of its range.
+            TypeError: If an argument has the wrong type.
+        """
+        op = "NFDM.sample"
+        checked_flag(op, "clip", clip)
+        strength = checked_stochasticity(op, stochasticity)
+        shape = checked_shape(op, "shape", shape)
+        count = checked_count(op, "num_steps", num_steps, 1, 2**24)
+        like = zeros_beside(op, shape, self.parameters())
+        key = fixed_key(op, key, like.device)
+        x = StandardNormal().sample(
+            shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
+        )
+        times = torch.linspace(1.0, 0.0, count + 1, dtype=like.dtype, device=like.device)
+        for step in range(count):
+            x0 = self.prediction(times[step], x, op=op)
+            x0 = x0.clamp(-1, 1) if clip else x0
+            if step == count - 1:
+                return x0
+            noise = {"key": key, "step": step, "sample_offset": sample_offset}
+            x = self._step(x, x0, times[step], times[step + 1], strength, noise)
+        raise AssertionError
+
+    def _step(
+        self, x: Tensor, x0: Tensor, t: Tensor, t_next: Tensor, strength: float, noise: Any
+    ) -> Tensor:
+        """Returns the state at t_next < t for given data."""
+        now, later = self._both(t, t_next, x0)
+        # Shares of the noise that is drawn anew per unit of the logarithm of signal to noise.
+        shares = [
+            self.squared_g(time) / self.process.rate / marginal.scale.square()
+            for time, marginal in ((t, now), (t_next, later))
+        ]
+        span = self.process.rate * (t - t_next)
+        log_kept = -0.25 * strength**2 * span * (shares[0] + shares[1])
+        mean = later.mean + later.scale * log_kept.exp() * (x - now.mean) / now.scale
+        if strength == 0:
+            return mean
+        scale = later.scale * (-torch.expm1(2 * log_kept)).sqrt()
+        return perturb(mean, alpha_t=1.0, sigma_t=scale, **noise)[0]
+
+    def _both(self, t: Tensor, t_next: Tensor, x0: Tensor) -> tuple[Marginal, Marginal]:
+        """Returns the Gaussians of one x_0 at two times."""
+        if self.forward_process is None:
+            return self._linear(t, x0), self._linear(t_next, x0)
+        known = self.forward_process.coefficients(x0)
+        first, second = (self.forward_process.at(time, x0, known) for time in (t, t_next))
+        return first, second
+
+    def _linear(self, t: Tensor, x0: Tensor) -> Marginal:
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        zero = torch.zeros((), dtype=x0.dtype, device=x0.device)
+        return Marginal(alpha * x0, sigma.expand_as(x0), zero, zero)
+
+
+def _rows(value: Tensor, x: Tensor) -> Tensor:
+    """Returns one number for all samples, or for each, in a shape that multiplies x."""
+    return value if value.dim() == 0 else value.reshape(-1, *(1,) * (x.dim() - 1))
+
+
+def _sigmoid(value: float) -> float:
+    return 1.0 / (1.0 + math.exp(-value))

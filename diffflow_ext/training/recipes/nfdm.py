@@ -1,0 +1,89 @@
+"""NFDM: a diffusion with a learned forward process, trained on one bound."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from diffflow_ext.functional.noise import NoiseKey
+from diffflow_ext.models.nfdm import NFDM
+from diffflow_ext.processes.linear import LogSNR
+
+from ..config.fields import NFDMConfig
+from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
+from .networks import build_forward_net, build_net
+
+#: Times at which the bound of a sample is evaluated.
+BOUND_TIMES = 100
+ODE_STEPS = 100
+
+
+class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
+    """Trains the prediction, and a learned forward process with it."""
+
+    sampler_options = ("stochasticity", "clip")
+    curve = ("bound", "bound on -log p per sample [nats]")
+
+    def build(self) -> NFDM:
+        """Returns the untrained model."""
+        model, network, shape = self.config.model, self.config.network, self.event_shape
+        net, forward_net = build_net(network, shape), None
+        if model.forward == "learned":
+            assert model.time_functions is not None
+            forward_net = build_forward_net(network, shape, model.time_functions)
+        return NFDM(net, forward_net, LogSNR(model.log_snr_start, model.log_snr_end))
+
+    def make_objectives(self) -> Sequence[Objective]:
+        """Returns one objective, the bound in nats per dimension."""
+        return self.one_objective(
+            lambda x0, step, offset: (
+                self.module.mean_loss(x0, self.key(step), sample_offset=offset) / self._dimensions
+            )
+        )
+
+    @property
+    def _dimensions(self) -> int:
+        return math.prod(self.event_shape)
+
+    def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
+        """Returns the bound of each sample, in nats per dimension."""
+        return self.module.loss(x0, self.key(step), sample_offset=offset) / self._dimensions
+
+    def reading(self, step: int, loss: float) -> dict[str, float]:
+        """Returns the bound on -log p in nats."""
+        return {"bound": loss * self._dimensions}
+
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        key: NoiseKey,
+        *,
+        num_steps: int | None = None,
+        sample_offset: int = 0,
+        **options: Any,
+    ) -> Tensor:
+        """Returns samples; predictions of images are clipped to their range."""
+        options.setdefault("clip", self.is_image)
+        num_steps = self.num_steps(num_steps)
+        return self.module.sample(shape, num_steps, key, sample_offset=sample_offset, **options)
+
+    def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
+        """Returns the bound and the density of the ODE."""
+
+        def bound(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
+            return self.module.elbo(x, key, timesteps=BOUND_TIMES, sample_offset=offset)
+
+        def ode(x: Tensor, num_steps: int, key: NoiseKey, offset: int) -> Tensor:
+            return self.module.log_prob(x, num_steps, key, sample_offset=offset)
+
+        estimators = [Estimator("bound", f"bound, {BOUND_TIMES} times", bound)]
+        if settings.ode_n:
+            estimators.append(ode_estimator(ode, ODE_STEPS, settings.ode_n))
+        return estimators
+
+    def num_steps(self, num_steps: int | None = None) -> int:
+        """Returns the steps of the sampler."""
+        return self.config.model.num_steps if num_steps is None else num_steps
