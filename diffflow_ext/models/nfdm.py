@@ -55,6 +55,8 @@ from .state import StatefulModel
 _GOLDEN = (math.sqrt(5) - 1) / 2
 #: Coefficients of the polynomial that log g^2 is learned with.
 _VOLATILITY_TERMS = 4
+#: Sampling has equal steps in t to this power.
+_SAMPLING_POWER = 2.0
 
 
 class NFDM(StatefulModel):
@@ -356,9 +358,7 @@ class NFDM(StatefulModel):
         """
         op = "NFDM.log_prob"
         x = checked_data(op, x, "x")
-        times = grid if isinstance(grid, TimeGrid) else TimeGrid.power(grid, 1.0, 0.0, 1.0)
-        if not (times.t_start == 0.0 and times.t_end == 1.0):
-            raise ValueError(f"{op}: expected a grid from 0 to 1, got {grid}")
+        times = _grid(op, grid, 1.0)
         alpha = math.sqrt(_sigmoid(self.process.start))
         density = flow_log_prob(
             self.probability_flow(), alpha * x, times, StandardNormal(),
@@ -373,14 +373,14 @@ class NFDM(StatefulModel):
     def sample(
         self,
         shape: tuple[int, ...],
-        num_steps: int = 100,
+        num_steps: TimeGrid | int = 100,
         key: Key | None = None,
         stochasticity: float = 1.0,
         *,
         clip: bool = False,
         sample_offset: int = 0,
     ) -> Tensor:
-        r"""Returns samples of the model, from noise to data in any number of equal steps.
+        r"""Returns samples of the model, from noise to data in any number of steps.
 
         From t to t' < t the prediction is taken for the data, given which the step is exact:
 
@@ -392,7 +392,9 @@ class NFDM(StatefulModel):
 
         Arguments:
             shape: The shape (B, *event).
-            num_steps: The number of steps and of network evaluations.
+            num_steps: The number of steps and of network evaluations, at times whose squares are
+                evenly spaced: the last predictions, of data with little noise, change little. Or
+                a grid from 0 to 1.
             key: Seed and stream of the noise.
             stochasticity: The factor :math:`\lambda \ge 0` of the noise. 1 is the trained process
                 (ancestral sampling for the linear one), 0 has no noise (DDIM's step).
@@ -411,21 +413,20 @@ class NFDM(StatefulModel):
         checked_flag(op, "clip", clip)
         strength = checked_stochasticity(op, stochasticity)
         shape = checked_shape(op, "shape", shape)
-        count = checked_count(op, "num_steps", num_steps, 1, 2**24)
+        grid = _grid(op, num_steps, _SAMPLING_POWER)
         like = zeros_beside(op, shape, self.parameters())
         key = fixed_key(op, key, like.device)
         x = StandardNormal().sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
         )
-        times = torch.linspace(1.0, 0.0, count + 1, dtype=like.dtype, device=like.device)
-        for step in range(count):
-            x0 = self.prediction(times[step], x, op=op)
+        times = grid.times_on(like.device, like.dtype)
+        for i in range(grid.num_steps, 0, -1):
+            x0 = self.prediction(times[i], x, op=op)
             x0 = x0.clamp(-1, 1) if clip else x0
-            if step == count - 1:
-                return x0
-            noise = {"key": key, "step": step, "sample_offset": sample_offset}
-            x = self._step(x, x0, times[step], times[step + 1], strength, noise)
-        raise AssertionError
+            if i > 1:
+                noise = {"key": key, "step": i, "sample_offset": sample_offset}
+                x = self._step(x, x0, times[i], times[i - 1], strength, noise)
+        return x0  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _step(
         self, x: Tensor, x0: Tensor, t: Tensor, t_next: Tensor, strength: float, noise: Any
@@ -457,6 +458,15 @@ class NFDM(StatefulModel):
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         zero = torch.zeros((), dtype=x0.dtype, device=x0.device)
         return Marginal(alpha * x0, sigma.expand_as(x0), zero, zero)
+
+
+def _grid(op: str, grid: TimeGrid | int, power: float) -> TimeGrid:
+    """Returns a grid from 0 to 1, given such a grid or a number of steps."""
+    if not isinstance(grid, TimeGrid):
+        return TimeGrid.power(checked_count(op, "num_steps", grid, 1, 2**24), 1.0, 0.0, power)
+    if not (grid.t_start == 0.0 and grid.t_end == 1.0):
+        raise ValueError(f"{op}: expected a grid from 0 to 1, got {grid}")
+    return grid
 
 
 def _rows(value: Tensor, x: Tensor) -> Tensor:
