@@ -1,4 +1,6 @@
-r"""The terms of DDPM's variational bound, each from the error of the predicted noise.
+r"""The terms of variational bounds of diffusions with a fixed process at both ends.
+
+Those of DDPM, each from the error of the predicted noise.
 
 With :math:`e = \varepsilon - \varepsilon(t_i, x_i)` and :math:`a_i^2 = 1 - \beta_i`:
 
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from diffflow_ext.functional.sums import event_sum
 from diffflow_ext.processes.chain import DiscreteVP
+from diffflow_ext.processes.linear import LogSNR
 
 #: The likelihood of data given x_1: a density, or the mass of 8-bit levels.
 Decoder = Literal["gaussian", "discretised"]
@@ -72,6 +75,22 @@ def decoder_cost(process: DiscreteVP, decoder: Decoder, x0: Tensor, error: Tenso
     levels = ((x0.double() + 1) * 127.5).round()
     mean = x0.double() + ratio * error.double()
     return -event_sum(discretised_log_prob(levels, mean, _published_deviation(process)))
+
+
+def continuous_ends(process: LogSNR, x0: Tensor) -> Tensor:
+    r"""Returns what a bound in continuous time has besides its integral, for each sample, float64.
+
+    .. math:: \mathrm{KL}(\mathcal N(\alpha_1 x_0, \sigma_1^2 I) \, \| \, \mathcal N(0, I))
+              - \mathbb E \log \mathcal N(x_0; x_{t=0} / \alpha_0, (\sigma_0 / \alpha_0)^2 I)
+
+    The decoder is the posterior of x_0 under a flat density, so its term is a constant.
+    """
+    ends = torch.tensor([0.0, process.t_end], dtype=torch.float64)
+    alpha, variance = float(process.alpha(ends)[1]), float(process.sigma(ends)[1]) ** 2
+    d, log_ratio = math.prod(x0.shape[1:]), -0.5 * process.start  # log(sigma_0 / alpha_0)
+    constant = d * (variance - 1 - math.log(variance))
+    prior = 0.5 * (alpha**2 * event_sum(x0.square(), torch.float64) + constant)
+    return prior + d * (0.5 * math.log(2 * math.pi) + 0.5 + log_ratio)
 
 
 def _published_deviation(process: DiscreteVP) -> float:

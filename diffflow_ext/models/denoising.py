@@ -126,15 +126,18 @@ def zeros_beside(op: str, shape: tuple[int, ...], parameters: Iterable[Tensor]) 
 def time_grid(
     op: str, grid: TimeGrid | int, t_start: float, t_end: float, power: float
 ) -> TimeGrid:
-    """Returns a grid that ends at `t_end`, given such a grid or a number of steps."""
+    """Returns a grid that ends at `t_end`, given such a grid or a number of steps.
+
+    It starts at a time > 0, or at 0 if `t_start` is 0.
+    """
     if not isinstance(grid, TimeGrid):
         if isinstance(grid, bool) or not isinstance(grid, numbers.Integral):
             raise TypeError(
                 f"{op}: expected a TimeGrid or a number of steps, got {in_words(grid)}"
             )
         return TimeGrid.power(int(grid), t_end, t_start, power)
-    if not (grid.t_start > 0 and math.isclose(grid.t_end, t_end, rel_tol=1e-9)):
-        raise ValueError(
-            f"{op}: expected a grid from a time > 0 (t_min is {t_start}) to {t_end}, got {grid}"
-        )
+    starts = grid.t_start > 0 if t_start > 0 else grid.t_start == 0
+    if not (starts and math.isclose(grid.t_end, t_end, rel_tol=1e-9)):
+        first = f"a time > 0 (t_min is {t_start})" if t_start > 0 else "0"
+        raise ValueError(f"{op}: expected a grid from {first} to {t_end}, got {grid}")
     return grid

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from diffflow_ext.engines.network import Autocast
 from diffflow_ext.functional.checks import in_words
+from diffflow_ext.functional.perturb import perturb
 from diffflow_ext.processes.linear import LogSNR
 
 #: The most that a function of time changes the logarithm of a scale.
 MAX_LOG_SCALE = 0.5
 
-#: h and u, shape (B, K, *event) each.
-Coefficients = tuple[Tensor, Tensor]
+#: h and u, shape (B, K, *event) each; None for the linear process.
+Coefficients = tuple[Tensor, Tensor] | None
 
 
 class Marginal(NamedTuple):
@@ -60,22 +61,30 @@ class LearnedForward(nn.Module):
 
     Arguments:
         net: Maps x_0 of shape (B, C, ...) to 2 K as many channels, (B, 2 K C, ...): K functions h,
-            then K functions u, in the order of a reshape to (B, 2, K, C, ...).
+            then K functions u, in the order of a reshape to (B, 2, K, C, ...). None leaves the
+            linear process.
         process: The linear process at both ends.
     """
 
     def __init__(self, net: Any, process: LogSNR) -> None:
         super().__init__()
+        if net is not None and not callable(net):
+            raise TypeError(
+                "NFDM: expected forward_net to be callable as forward_net(x0), got "
+                f"{in_words(net)}"
+            )
         self.net, self.process = net, process
 
     def coefficients(self, x0: Tensor) -> Coefficients:
-        """Returns h and u at x_0.
+        """Returns h and u at x_0, if they are learned.
 
         Autocast is off: their differences between two close states count, near the data.
 
         Raises:
             ValueError: If the network returns another shape.
         """
+        if self.net is None:
+            return None
         with Autocast.current(x0.device.type).off():
             value = self.net(x0)
         if not isinstance(value, Tensor):
@@ -96,19 +105,35 @@ class LearnedForward(nn.Module):
 
     def at(self, t: Tensor, x0: Tensor, coefficients: Coefficients) -> Marginal:
         """Returns the Gaussian at times t, shape () or (B,)."""
-        h, u = coefficients
-        t = t.to(x0.dtype).expand(len(x0))
+        t = t.to(x0.dtype)
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         rate = self.process.drift_rate(t)
         # d log sigma/dt = r + g^2 / (2 sigma^2)
         log_sigma_rate = rate + 0.5 * (self.process.diffusion(t) / sigma).square()
-        basis, slopes = time_functions(t, h.shape[1])
-        return Marginal(
-            _rows(alpha, x0) * x0 + _combined(basis, h),
-            (_rows(sigma.log(), x0) + _combined(basis, u)).exp(),
-            _rows(rate * alpha, x0) * x0 + _combined(slopes, h),
-            _rows(log_sigma_rate, x0) + _combined(slopes, u),
-        )
+        mean, mean_rate = rows(alpha, x0) * x0, rows(rate * alpha, x0) * x0
+        log_scale, log_scale_rate = rows(sigma.log(), x0), rows(log_sigma_rate, x0)
+        if coefficients is not None:
+            h, u = coefficients
+            basis, slopes = time_functions(t.expand(len(x0)), h.shape[1])
+            mean, mean_rate = mean + _combined(basis, h), mean_rate + _combined(slopes, h)
+            log_scale = log_scale + _combined(basis, u)
+            log_scale_rate = log_scale_rate + _combined(slopes, u)
+        return Marginal(mean, log_scale.exp().expand_as(mean), mean_rate, log_scale_rate)
+
+
+def step_between(
+    x: Tensor, now: Marginal, later: Marginal, log_kept: Tensor, noise: dict[str, Any] | None
+) -> Tensor:
+    """Returns a state of `later` from one of `now`, of which a share of the noise is kept.
+
+    `log_kept` is the logarithm of that share k, as large as x. The share sqrt(1 - k^2) is drawn
+    anew, with the arguments `noise` of :func:`diffflow_ext.functional.perturb`; None if k = 1.
+    """
+    mean = later.mean + later.scale * log_kept.exp() * (x - now.mean) / now.scale
+    if noise is None:
+        return mean
+    scale = later.scale * (-torch.expm1(2 * log_kept)).sqrt()
+    return perturb(mean, alpha_t=1.0, sigma_t=scale, **noise)[0]
 
 
 def time_functions(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -123,14 +148,14 @@ def time_functions(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.stack([bump * power for power in powers], 1), torch.stack(slopes, 1)
 
 
-def _rows(value: Tensor, x: Tensor) -> Tensor:
-    """Returns one number for each sample in a shape that multiplies x."""
-    return value.reshape(-1, *(1,) * (x.dim() - 1))
+def rows(value: Tensor, x: Tensor) -> Tensor:
+    """Returns one number for all samples, or for each, in a shape that multiplies x."""
+    return value if value.dim() == 0 else value.reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def _combined(weights: Tensor, values: Tensor) -> Tensor:
     """Returns the sum over k of weights (B, K) times values (B, K, *event)."""
-    total = _rows(weights[:, 0], values[:, 0]) * values[:, 0]
+    total = rows(weights[:, 0], values[:, 0]) * values[:, 0]
     for k in range(1, values.shape[1]):
-        total = torch.addcmul(total, _rows(weights[:, k], values[:, k]), values[:, k])
+        total = torch.addcmul(total, rows(weights[:, k], values[:, k]), values[:, k])
     return total

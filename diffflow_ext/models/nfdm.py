@@ -35,6 +35,7 @@ from diffflow_ext.functional.perturb import perturb
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.functional.sums import event_sum
 from diffflow_ext.likelihood.ode import flow_log_prob
+from diffflow_ext.likelihood.variational import continuous_ends
 from diffflow_ext.processes.grids import TimeGrid
 from diffflow_ext.processes.linear import LogSNR
 
@@ -46,9 +47,10 @@ from .denoising import (
     fixed_key,
     mean_square_error,
     predicted_noise,
+    time_grid,
     zeros_beside,
 )
-from .learned_forward import LearnedForward, Marginal
+from .learned_forward import LearnedForward, Marginal, rows, step_between
 from .state import StatefulModel
 
 #: Multiples of it, modulo 1, are spread evenly however many there are.
@@ -103,10 +105,7 @@ class NFDM(StatefulModel):
     """
 
     def __init__(
-        self,
-        net: Network,
-        forward_net: Any = None,
-        process: LogSNR | None = None,
+        self, net: Network, forward_net: Any = None, process: LogSNR | None = None
     ) -> None:
         super().__init__()
         check_network("NFDM", net, "net")
@@ -115,14 +114,8 @@ class NFDM(StatefulModel):
             raise TypeError(f"NFDM: expected process as a LogSNR, got {in_words(process)}")
         self.net: Any = net
         self.process = process
-        self.forward_process = None
+        self.forward_process = LearnedForward(forward_net, process)
         if forward_net is not None:
-            if not callable(forward_net):
-                raise TypeError(
-                    "NFDM: expected forward_net to be callable as forward_net(x0), got "
-                    f"{in_words(forward_net)}"
-                )
-            self.forward_process = LearnedForward(forward_net, process)
             self.volatility = nn.Parameter(torch.zeros(_VOLATILITY_TERMS))
 
     def constants(self) -> dict[str, Tensor]:
@@ -135,7 +128,7 @@ class NFDM(StatefulModel):
     def squared_g(self, t: Tensor) -> Tensor:
         """Returns g(t)^2 of the reverse process, in squared data units per unit of time."""
         squared = self.process.diffusion(t).square()
-        if self.forward_process is None:
+        if self.forward_process.net is None:
             return squared
         exponent = torch.zeros_like(t)
         for factor in self.volatility.to(t.dtype).flip(0):
@@ -151,7 +144,7 @@ class NFDM(StatefulModel):
             op: The caller, for messages.
         """
         t = t.to(x.dtype)
-        alpha, sigma = (_rows(c(t), x) for c in (self.process.alpha, self.process.sigma))
+        alpha, sigma = (rows(c(t), x) for c in (self.process.alpha, self.process.sigma))
         return alpha * x - sigma * predicted_noise(op, self.net, t, x, "net").to(x.dtype)
 
     # --- training --------------------------------------------------------------------------------
@@ -197,7 +190,7 @@ class NFDM(StatefulModel):
         key = fixed_key(op, key, x0.device)
         t = self._times(x0, key, sample_offset)
         rate = self._rate_of_bound(op, x0, t, key, 0, sample_offset, engine)
-        return (rate.double() + self._ends(x0)).to(x0.dtype)
+        return (rate.double() + continuous_ends(self.process, x0)).to(x0.dtype)
 
     def mean_loss(
         self,
@@ -226,18 +219,17 @@ class NFDM(StatefulModel):
     ) -> Tensor:
         """Returns |B(x0) - B(x0_hat)|^2 / (2 g^2) at times (B,), for each sample."""
         noise: dict[str, Any] = {"key": key, "step": step, "sample_offset": offset}
-        if self.forward_process is None:
+        if self.forward_process.net is None:
             return self._rate_of_linear(op, x0, t, noise, engine)
         if engine == "fused":
             raise ValueError(
                 f"{op}: engine='fused': expected no forward_net, which compiled code can't"
                 " evaluate; take engine='auto'"
             )
-        own = self.forward_process.at(t, x0, self.forward_process.coefficients(x0))
+        own = self._marginal(t, x0)
         x, _ = perturb(own.mean, alpha_t=1.0, sigma_t=own.scale, **noise)
-        predicted = self.prediction(t, x, op=op)
-        model = self.forward_process.at(t, predicted, self.forward_process.coefficients(predicted))
-        squared_g = _rows(self.squared_g(t).to(x.dtype), x)
+        model = self._marginal(t, self.prediction(t, x, op=op))
+        squared_g = rows(self.squared_g(t).to(x.dtype), x)
         error = own.reverse_drift(x, squared_g) - model.reverse_drift(x, squared_g)
         return event_sum(error.square() / (2 * squared_g))
 
@@ -251,22 +243,10 @@ class NFDM(StatefulModel):
         """
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         x, eps = perturb(x0, alpha_t=alpha, sigma_t=sigma, **noise)
-        target = _rows(alpha.to(x.dtype), x) * eps - _rows(sigma.to(x.dtype), x) * x0
+        target = rows(alpha.to(x.dtype), x) * eps - rows(sigma.to(x.dtype), x) * x0
         error = mean_square_error(op, self.net, t, x, target, engine, "net")
         size = 0.5 * self.process.rate * math.prod(x0.shape[1:])
         return error * (size * alpha.square()).to(error.dtype)
-
-    def _ends(self, x0: Tensor) -> Tensor:
-        r"""Returns the last two terms of the bound, of the noise and of the data.
-
-        With :math:`p(x_0 | x_{t=0}) = \mathcal N(x_{t=0} / \alpha_0, (\sigma_0 / \alpha_0)^2 I)`,
-        the posterior under a flat density. In nats, shape (B,), float64.
-        """
-        d, (first, last) = math.prod(x0.shape[1:]), (self.process.start, self.process.end)
-        alpha_squared, variance = _sigmoid(last), _sigmoid(-last)
-        prior = alpha_squared * event_sum(x0.square(), torch.float64)
-        prior = 0.5 * (prior + d * (variance - 1 - math.log(variance)))
-        return prior + d * (0.5 * math.log(2 * math.pi) + 0.5 - 0.5 * first)
 
     # --- likelihood ------------------------------------------------------------------------------
 
@@ -299,7 +279,7 @@ class NFDM(StatefulModel):
         count = checked_count(op, "timesteps", timesteps, 1, 2**24)
         key = fixed_key(op, key, x0.device)
         u = sample_uniforms(x0, key, count, sample_offset)
-        total = self._ends(x0)
+        total = continuous_ends(self.process, x0)
         for step, column in enumerate(u.unbind(1)):
             t = (column + step) / count
             rate = self._rate_of_bound(op, x0, t, key, step, sample_offset, "auto")
@@ -311,26 +291,21 @@ class NFDM(StatefulModel):
 
         For the linear process it is :math:`\tfrac12 \rho \alpha \sigma \, v(t, x)`.
         """
-        if self.forward_process is not None:
-            ode = (self._velocity,)
-            return ProbabilityFlow(
-                ode, lambda t: (0.0, 1.0), ("velocity",), tuple(self.parameters())
-            )
+        if self.forward_process.net is not None:
+            ode, params = (self._velocity,), tuple(self.parameters())
+            return ProbabilityFlow(ode, lambda t: (0.0, 1.0), ("velocity",), params)
 
         def coefficients(t: float) -> tuple[float, float]:
-            alpha_sigma = math.sqrt(_sigmoid(self._log_snr(t)) * _sigmoid(-self._log_snr(t)))
-            return 0.0, 0.5 * self.process.rate * alpha_sigma
+            time = torch.tensor(t, dtype=torch.float64)
+            product = self.process.alpha(time) * self.process.sigma(time)
+            return 0.0, 0.5 * self.process.rate * float(product)
 
         return ProbabilityFlow((self.net,), coefficients, ("net",))
-
-    def _log_snr(self, t: float) -> float:
-        return self.process.start - self.process.rate * t
 
     def _velocity(self, t: Tensor, x: Tensor) -> Tensor:
         return self._marginal(t, self.prediction(t, x, op="NFDM.log_prob")).drift(x)
 
     def _marginal(self, t: Tensor, x0: Tensor) -> Marginal:
-        assert self.forward_process is not None
         return self.forward_process.at(t, x0, self.forward_process.coefficients(x0))
 
     @eager
@@ -358,8 +333,8 @@ class NFDM(StatefulModel):
         """
         op = "NFDM.log_prob"
         x = checked_data(op, x, "x")
-        times = _grid(op, grid, 1.0)
-        alpha = math.sqrt(_sigmoid(self.process.start))
+        times = time_grid(op, grid, 0.0, 1.0, 1.0)
+        alpha = float(self.process.alpha(torch.zeros((), dtype=torch.float64)))
         density = flow_log_prob(
             self.probability_flow(), alpha * x, times, StandardNormal(),
             solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
@@ -413,7 +388,7 @@ class NFDM(StatefulModel):
         checked_flag(op, "clip", clip)
         strength = checked_stochasticity(op, stochasticity)
         shape = checked_shape(op, "shape", shape)
-        grid = _grid(op, num_steps, _SAMPLING_POWER)
+        grid = time_grid(op, num_steps, 0.0, 1.0, _SAMPLING_POWER)
         like = zeros_beside(op, shape, self.parameters())
         key = fixed_key(op, key, like.device)
         x = StandardNormal().sample(
@@ -432,47 +407,9 @@ class NFDM(StatefulModel):
         self, x: Tensor, x0: Tensor, t: Tensor, t_next: Tensor, strength: float, noise: Any
     ) -> Tensor:
         """Returns the state at t_next < t for given data."""
-        now, later = self._both(t, t_next, x0)
-        # Shares of the noise that is drawn anew per unit of the logarithm of signal to noise.
-        shares = [
-            self.squared_g(time) / self.process.rate / marginal.scale.square()
-            for time, marginal in ((t, now), (t_next, later))
-        ]
-        span = self.process.rate * (t - t_next)
-        log_kept = -0.25 * strength**2 * span * (shares[0] + shares[1])
-        mean = later.mean + later.scale * log_kept.exp() * (x - now.mean) / now.scale
-        if strength == 0:
-            return mean
-        scale = later.scale * (-torch.expm1(2 * log_kept)).sqrt()
-        return perturb(mean, alpha_t=1.0, sigma_t=scale, **noise)[0]
-
-    def _both(self, t: Tensor, t_next: Tensor, x0: Tensor) -> tuple[Marginal, Marginal]:
-        """Returns the Gaussians of one x_0 at two times."""
-        if self.forward_process is None:
-            return self._linear(t, x0), self._linear(t_next, x0)
         known = self.forward_process.coefficients(x0)
-        first, second = (self.forward_process.at(time, x0, known) for time in (t, t_next))
-        return first, second
-
-    def _linear(self, t: Tensor, x0: Tensor) -> Marginal:
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        zero = torch.zeros((), dtype=x0.dtype, device=x0.device)
-        return Marginal(alpha * x0, sigma.expand_as(x0), zero, zero)
-
-
-def _grid(op: str, grid: TimeGrid | int, power: float) -> TimeGrid:
-    """Returns a grid from 0 to 1, given such a grid or a number of steps."""
-    if not isinstance(grid, TimeGrid):
-        return TimeGrid.power(checked_count(op, "num_steps", grid, 1, 2**24), 1.0, 0.0, power)
-    if not (grid.t_start == 0.0 and grid.t_end == 1.0):
-        raise ValueError(f"{op}: expected a grid from 0 to 1, got {grid}")
-    return grid
-
-
-def _rows(value: Tensor, x: Tensor) -> Tensor:
-    """Returns one number for all samples, or for each, in a shape that multiplies x."""
-    return value if value.dim() == 0 else value.reshape(-1, *(1,) * (x.dim() - 1))
-
-
-def _sigmoid(value: float) -> float:
-    return 1.0 / (1.0 + math.exp(-value))
+        now, later = (self.forward_process.at(time, x0, known) for time in (t, t_next))
+        # The variance that g adds per unit of time, over that which is there.
+        fresh = self.squared_g(t) / now.scale**2 + self.squared_g(t_next) / later.scale**2
+        log_kept = -0.25 * strength**2 * (t - t_next) * fresh
+        return step_between(x, now, later, log_kept, noise if strength else None)
