@@ -260,19 +260,9 @@ class NFDM(StatefulModel):
     ) -> Tensor:
         """Returns a lower bound of log p(x0), p the density of the reverse process.
 
-        Arguments:
-            x0: The data, shape (B, *event).
-            key: Seed and stream of the noise.
-            timesteps: Times of each sample, one drawn from each of as many equal strata.
-            sample_offset: The global index of the first sample.
-
-        Returns:
-            Unbiased estimates of the bound, shape (B,), in nats. Differentiable; all graphs are
-            kept, so evaluate under torch.no_grad().
-
-        Raises:
-            ValueError: If an argument is out of its range, or data are not finite.
-            TypeError: If an argument has the wrong type.
+        Estimates are unbiased, shape (B,), in nats. Each sample has `timesteps` times, one drawn
+        from each of as many equal strata. Differentiable; all graphs are kept, so evaluate under
+        torch.no_grad(). Other arguments and errors are those of :meth:`loss`.
         """
         op = "NFDM.elbo"
         x0 = checked_data(op, x0)
@@ -381,8 +371,7 @@ class NFDM(StatefulModel):
             network's parameters, without gradients.
 
         Raises:
-            ValueError: If an argument is out of its range.
-            TypeError: If an argument has the wrong type.
+            ValueError, TypeError: If an argument is out of its range or of the wrong type.
         """
         op = "NFDM.sample"
         checked_flag(op, "clip", clip)
