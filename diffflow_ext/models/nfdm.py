@@ -14,6 +14,7 @@ A network v(t, x) predicts the data, :math:`\hat x_0 = \alpha x - \sigma v(t, x)
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,14 +27,13 @@ from diffflow_ext.engines.ode.velocity import ProbabilityFlow
 from diffflow_ext.flows.prior import StandardNormal
 from diffflow_ext.functional.checks import (
     checked_count,
+    checked_finite,
     checked_flag,
     checked_shape,
     in_words,
 )
 from diffflow_ext.functional.noise import Key, sample_uniforms
-from diffflow_ext.functional.perturb import perturb
 from diffflow_ext.functional.steps import checked_stochasticity
-from diffflow_ext.functional.sums import event_sum
 from diffflow_ext.likelihood.ode import flow_log_prob
 from diffflow_ext.likelihood.variational import continuous_ends
 from diffflow_ext.processes.grids import TimeGrid
@@ -45,18 +45,27 @@ from .denoising import (
     checked_data,
     eager,
     fixed_key,
-    mean_square_error,
     predicted_noise,
     time_grid,
     zeros_beside,
 )
-from .learned_forward import LearnedForward, Marginal, rows, step_between
+from .learned_forward import (
+    Evaluation,
+    LearnedForward,
+    Marginal,
+    curvature,
+    evaluate,
+    linear_rate,
+    rows,
+    spread_times,
+    step_between,
+)
 from .state import StatefulModel
 
-#: Multiples of it, modulo 1, are spread evenly however many there are.
-_GOLDEN = (math.sqrt(5) - 1) / 2
 #: Coefficients of the polynomial that log g^2 is learned with.
 _VOLATILITY_TERMS = 4
+#: The longest step of the penalty for curvature, as a share of its time.
+_LONGEST = 0.4
 #: Sampling has equal steps in t to this power.
 _SAMPLING_POWER = 2.0
 
@@ -69,8 +78,8 @@ class NFDM(StatefulModel):
         + \mathrm{KL}(q(x_1 | x_0) \, \| \, \mathcal N(0, I)) - \mathbb E \log p(x_0 | x_{t=0}),
         \quad t \sim U(0, 1)
 
-    Unlike DiffFlow's, the forward process is known in closed form at any time, so a step of
-    training costs about two of DDPM. In return its states are Gaussian given x_0.
+    Unlike DiffFlow's, the forward process is known in closed form at any time; in return its
+    states are Gaussian given x_0.
 
     Without `forward_net` it is a variational diffusion model: the forward process is linear,
     :math:`m = \alpha x_0`, :math:`s = \sigma`, and its best g is that of the process. Compare with
@@ -82,6 +91,9 @@ class NFDM(StatefulModel):
         forward_net: A network of x_0 alone that shapes means and scales, see
             :mod:`diffflow_ext.models.learned_forward` for what it returns. Default: none.
         process: The linear process at both ends, and everywhere without `forward_net`.
+        straightness: The weight >= 0 of a penalty in the loss, on how much the prediction changes
+            in a step without noise (:func:`diffflow_ext.models.learned_forward.curvature`). It
+            makes samples of few steps better, and a step of training cost one more evaluation.
 
     With `forward_net`, :math:`\log g^2(t) = \log (\rho \sigma^2) + \sum_{k<4} a_k t^k` with
     learned numbers a. The state dict has the ends of `process`, and a state of others is refused.
@@ -105,7 +117,12 @@ class NFDM(StatefulModel):
     """
 
     def __init__(
-        self, net: Network, forward_net: Any = None, process: LogSNR | None = None
+        self,
+        net: Network,
+        forward_net: Any = None,
+        process: LogSNR | None = None,
+        *,
+        straightness: float = 0.0,
     ) -> None:
         super().__init__()
         check_network("NFDM", net, "net")
@@ -114,6 +131,9 @@ class NFDM(StatefulModel):
             raise TypeError(f"NFDM: expected process as a LogSNR, got {in_words(process)}")
         self.net: Any = net
         self.process = process
+        self.straightness = checked_finite("NFDM", "straightness", straightness)
+        if self.straightness < 0:
+            raise ValueError(f"NFDM: expected straightness >= 0, got {self.straightness}")
         self.forward_process = LearnedForward(forward_net, process)
         if forward_net is not None:
             self.volatility = nn.Parameter(torch.zeros(_VOLATILITY_TERMS))
@@ -138,10 +158,7 @@ class NFDM(StatefulModel):
     def prediction(self, t: Tensor, x: Tensor, *, op: str = "NFDM.prediction") -> Tensor:
         r"""Returns the predicted data :math:`\hat x_0(t, x) = \alpha x - \sigma v(t, x)`.
 
-        Arguments:
-            t: The time of all samples, shape (), or of each, shape (B,).
-            x: The states, shape (B, *event).
-            op: The caller, for messages.
+        The times t have shape () or (B,), x has (B, *event); `op` is the caller, for messages.
         """
         t = t.to(x.dtype)
         alpha, sigma = (rows(c(t), x) for c in (self.process.alpha, self.process.sigma))
@@ -162,6 +179,8 @@ class NFDM(StatefulModel):
         engine: Engine = "auto",
     ) -> Tensor:
         r"""Returns the bound of -log p(x0) for each sample, with one time and one draw of noise.
+
+        With `straightness`, its penalty is added.
 
         Sample b has the time :math:`u + b \varphi` modulo 1, with u drawn from the key and
         :math:`\varphi` the golden ratio: times of a batch are spread evenly over [0, 1], and each
@@ -188,8 +207,21 @@ class NFDM(StatefulModel):
         op = "NFDM.loss"
         x0 = checked_data(op, x0)
         key = fixed_key(op, key, x0.device)
-        t = self._times(x0, key, sample_offset)
-        rate = self._rate_of_bound(op, x0, t, key, 0, sample_offset, engine)
+        t = spread_times(x0, key, sample_offset)
+        noise: dict[str, Any] = {"key": key, "step": 0, "sample_offset": sample_offset}
+        if engine == "fused" and (self.straightness or self.forward_process.net is not None):
+            raise ValueError(
+                f"{op}: engine='fused': expected no forward_net and no straightness, which "
+                "compiled code can't evaluate; take engine='auto'"
+            )
+        if self.straightness:
+            start = self._evaluated(op, x0, t, noise)
+            span = _LONGEST * sample_uniforms(x0, key, 2, sample_offset)[:, 1]
+            predict = partial(self.prediction, op=op)
+            bend = curvature(self.forward_process, predict, start, span)
+            rate = start.rate + self.straightness * bend
+        else:
+            rate = self._rate_of_bound(op, x0, t, noise, engine)
         return (rate.double() + continuous_ends(self.process, x0)).to(x0.dtype)
 
     def mean_loss(
@@ -209,60 +241,27 @@ class NFDM(StatefulModel):
         loss = self.loss(x0, key, sample_offset=sample_offset, engine=engine)
         return batch_mean("NFDM.mean_loss", loss, weight)
 
-    def _times(self, x0: Tensor, key: Key, sample_offset: int) -> Tensor:
-        first = sample_uniforms(x0[:1], key, 1, 0).reshape(-1)
-        index = torch.arange(len(x0), dtype=torch.float64, device=x0.device) + sample_offset
-        return (first + index * _GOLDEN).remainder(1.0)
-
     def _rate_of_bound(
-        self, op: str, x0: Tensor, t: Tensor, key: Key, step: int, offset: int, engine: Engine
-    ) -> Tensor:
-        """Returns |B(x0) - B(x0_hat)|^2 / (2 g^2) at times (B,), for each sample."""
-        noise: dict[str, Any] = {"key": key, "step": step, "sample_offset": offset}
-        if self.forward_process.net is None:
-            return self._rate_of_linear(op, x0, t, noise, engine)
-        if engine == "fused":
-            raise ValueError(
-                f"{op}: engine='fused': expected no forward_net, which compiled code can't"
-                " evaluate; take engine='auto'"
-            )
-        own = self._marginal(t, x0)
-        x, _ = perturb(own.mean, alpha_t=1.0, sigma_t=own.scale, **noise)
-        model = self._marginal(t, self.prediction(t, x, op=op))
-        squared_g = rows(self.squared_g(t).to(x.dtype), x)
-        error = own.reverse_drift(x, squared_g) - model.reverse_drift(x, squared_g)
-        return event_sum(error.square() / (2 * squared_g))
-
-    def _rate_of_linear(
         self, op: str, x0: Tensor, t: Tensor, noise: dict[str, Any], engine: Engine
     ) -> Tensor:
-        r"""Returns the same for the linear process, :math:`\tfrac12 \rho \alpha^2 |v - \hat v|^2`.
+        """Returns |B(x0) - B(x0_hat)|^2 / (2 g^2) at times (B,), for each sample."""
+        if self.forward_process.net is None:
+            return linear_rate(op, self.process, self.net, x0, t, noise, engine)
+        return self._evaluated(op, x0, t, noise).rate
 
-        There :math:`v = \alpha \varepsilon - \sigma x_0`, and the coefficient is least at the g of
-        the process, :math:`g^2 = \rho \sigma^2`.
-        """
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        x, eps = perturb(x0, alpha_t=alpha, sigma_t=sigma, **noise)
-        target = rows(alpha.to(x.dtype), x) * eps - rows(sigma.to(x.dtype), x) * x0
-        error = mean_square_error(op, self.net, t, x, target, engine, "net")
-        size = 0.5 * self.process.rate * math.prod(x0.shape[1:])
-        return error * (size * alpha.square()).to(error.dtype)
+    def _evaluated(self, op: str, x0: Tensor, t: Tensor, noise: dict[str, Any]) -> Evaluation:
+        predict = partial(self.prediction, op=op)
+        return evaluate(self.forward_process, predict, self.squared_g(t), x0, t, noise)
 
     # --- likelihood ------------------------------------------------------------------------------
 
     def elbo(
-        self,
-        x0: Tensor,
-        key: Key | None = None,
-        *,
-        timesteps: int = 100,
-        sample_offset: int = 0,
+        self, x0: Tensor, key: Key | None = None, *, timesteps: int = 100, sample_offset: int = 0
     ) -> Tensor:
         """Returns a lower bound of log p(x0), p the density of the reverse process.
 
-        Estimates are unbiased, shape (B,), in nats. Each sample has `timesteps` times, one drawn
-        from each of as many equal strata. Differentiable; all graphs are kept, so evaluate under
-        torch.no_grad(). Other arguments and errors are those of :meth:`loss`.
+        Unbiased, in nats, shape (B,), from `timesteps` times of each sample, one in each of as
+        many equal strata. Differentiable: all graphs are kept, so evaluate under torch.no_grad().
         """
         op = "NFDM.elbo"
         x0 = checked_data(op, x0)
@@ -272,7 +271,8 @@ class NFDM(StatefulModel):
         total = continuous_ends(self.process, x0)
         for step, column in enumerate(u.unbind(1)):
             t = (column + step) / count
-            rate = self._rate_of_bound(op, x0, t, key, step, sample_offset, "auto")
+            noise = {"key": key, "step": step, "sample_offset": sample_offset}
+            rate = self._rate_of_bound(op, x0, t, noise, "auto")
             total = total + rate.double() / count
         return -total.to(x0.dtype)
 

@@ -59,7 +59,7 @@ BRANCHES: dict[str, dict[str, dict[str, Any]]] = {
             "dropout": 0.0, "drift_multiplier": 1.0, "score_multiplier": 1.0,
         },
     },
-    "forward": {"learned": {"time_functions": 2, "forward_multiplier": 1.0}, "linear": {}},
+    "forward": {"learned": {"time_functions": 2, "forward_multiplier": 0.5}, "linear": {}},
     "prior": {"normal": {}, "flow": {"flow": None}},
     "flow": {
         "spline": {"flow_transforms": 3, "flow_hidden": "64,64", "flow_bins": 8},

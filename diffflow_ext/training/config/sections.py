@@ -114,6 +114,9 @@ class NFDMModel(Section):
     log_snr_start: float = 12.0
     #: Logarithm of signal to noise at the noise.
     log_snr_end: float = -5.0
+    #: Weight of a penalty on the curvature of paths, in training: samples of few steps get better;
+    #: a step costs one more evaluation.
+    straightness: Annotated[float, rules.NOT_NEGATIVE] = 0.0
     #: Steps N of sampling.
     num_steps: Annotated[int, whole(1, rules.MAX_GRID)] = 100
 
@@ -230,7 +233,7 @@ class DiNofNetwork(FlowNetwork, Network):
 class NFDMNetwork(Network):
     """The network that predicts the data, and that of a learned forward process."""
 
-    #: Factor of the units or channels of the forward process's network; None takes 1.
+    #: Factor of the units or channels of the forward process's network; None takes 0.5.
     forward_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
 
 

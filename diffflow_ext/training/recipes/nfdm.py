@@ -34,7 +34,8 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
         if model.forward == "learned":
             assert model.time_functions is not None
             forward_net = build_forward_net(network, shape, model.time_functions)
-        return NFDM(net, forward_net, LogSNR(model.log_snr_start, model.log_snr_end))
+        process = LogSNR(model.log_snr_start, model.log_snr_end)
+        return NFDM(net, forward_net, process, straightness=model.straightness)
 
     def make_objectives(self) -> Sequence[Objective]:
         """Returns one objective, the bound in nats per dimension."""

@@ -1,0 +1,128 @@
+"""DiffFlow's defaults: scale of the drift, learning rate and grid, on points, a table and images.
+
+    python -m benchmarks.quality.defaults_sweep                      # all sets, about two hours
+    python -m benchmarks.quality.defaults_sweep --sets magic --seeds 0 1 2 --scales 1 --rates 1
+
+Every training of a set takes the same updates. `--scales` are multiples of 1/T for the drift
+(with 0 both networks have the factor 1), `--rates` multiples of the default learning rate, and
+`--powers` exponents of the time grid. Each set gets defaults_sweep_SET.json; trainings stay in
+runs/defaults_sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from diffflow_ext.data import open_dataset
+from diffflow_ext.likelihood import quantise
+from diffflow_ext.metrics import frechet_distance
+from diffflow_ext.metrics.features import load_extractor
+
+from ..common.reports import parse
+from .compare_images import COMMON, EXTRACTOR, shuffled
+from .comparison import Comparison, Sizes, comparison_parser
+from .measures import FIRST_SEED, drawn, likelihood
+from .trainings import Training, trained
+
+#: What differs from the defaults but the sweep, the default learning rate, and T.
+CHOICES: Mapping[str, tuple[dict[str, Any], float, float]] = MappingProxyType(
+    {
+        "2-spirals": ({"steps": 1000, "batch_size": 120, "time_scale": 20.0}, 3e-3, 0.05),
+        "olympic-rings": ({"steps": 1000, "batch_size": 120, "time_scale": 20.0}, 3e-3, 0.05),
+        "magic": ({"steps": 1000}, 3e-3, 0.05),
+        "mnist": (
+            {
+                **COMMON, "steps": 400, "batch_size": 32, "unet_base": 16, "warmup": 50,
+                "ema_decay": 0.995, "progressive": "0:3,200:5,340:10", "checkpoint_every": 0,
+            },
+            2e-3,
+            0.05,
+        ),
+    }
+)  # fmt: skip
+FULL = Sizes(n=10_000, rows=5000, draws=3)
+IMAGES = Sizes(n=1000, rows=300)
+SMOKE = Sizes(n=60, rows=8, draws=1, tiny=True)
+#: Steps N of the samples and bounds.
+STEPS = (5, 30)
+
+
+class Sweep(Comparison):
+    """All variants on one set."""
+
+    program = "defaults_sweep"
+    part_of_report = "variants"
+
+    def __init__(self, data: str, args: argparse.Namespace) -> None:
+        self.data, self.is_image = data, data == "mnist"
+        sizes = SMOKE if args.smoke else IMAGES if self.is_image else FULL
+        dataset = open_dataset(data, **({"image_size": 16} if self.is_image else {}))
+        if self.is_image:
+            dataset = replace(dataset, test=shuffled(dataset.test), labels=None)
+            self.extractor = load_extractor(EXTRACTOR)
+            self.reference = self.extractor.features(dataset.test[:2000])
+        axes = (args.scales, args.rates, args.powers, args.seeds)
+        self.variants = {
+            f"scale {scale:g}, rate {rate:g}, power {power:g}, seed {seed}": {
+                "scale": scale, "rate": rate, "power": power, "seed": seed
+            }
+            for scale, rate, power, seed in itertools.product(*axes)
+        }  # fmt: skip
+        super().__init__(data, args, sizes, dataset, list(self.variants))
+
+    def measure(self, part: str) -> dict[str, Any]:
+        variant, (fixed, rate, t_end) = self.variants[part], CHOICES[self.data]
+        fields = {**fixed, "data": self.data, "power": variant["power"], "seed": variant["seed"]}
+        fields |= {"learning_rate": rate * variant["rate"], "t_end": t_end}
+        if variant["scale"] == 0:
+            fields |= {"drift_scale": 1.0, "score_scale": 1.0}
+        else:
+            fields |= {"drift_scale": variant["scale"] / t_end}
+        if self.sizes.tiny:
+            fields |= {"steps": 2, "progressive": "0:2", "limit": 200, "warmup": 1}
+        done = trained(Training("diffflow", fields), self.folder / part.replace(" ", ""))
+        loaded = done.load()
+        ways = (2,) if self.sizes.tiny else STEPS
+        bounds = {
+            str(n): likelihood(loaded, self.dataset, self.sizes.rows, ode_n=0, num_steps=n)
+            for n in ways
+        }
+        samples = {str(n): self._distance(loaded, n) for n in ways}
+        return {**variant, **done.head(), "bounds": bounds, "samples": samples}
+
+    def _distance(self, loaded: Any, num_steps: int) -> dict[str, Any]:
+        if not self.is_image:
+            real = self.dataset.test.split(self.sizes.n)[: self.sizes.draws]
+            way = [{"num_steps": num_steps, "last_step": "mean"}]
+            return self.of_samples("scratch", loaded, way, real)["sampling"][0]
+        samples, cost = drawn(loaded, self.sizes.n, FIRST_SEED, num_steps, last_step="mean")
+        features = self.extractor.features(quantise(samples))
+        return {**cost, "fd": frechet_distance(features, self.reference)}
+
+    def about(self) -> dict[str, Any]:
+        return {"data": self.data, "n": self.sizes.n, "rows": self.sizes.rows}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    made = comparison_parser(__doc__, "defaults_sweep")
+    made.add_argument("--sets", nargs="+", default=list(CHOICES), choices=list(CHOICES))
+    made.add_argument("--scales", nargs="+", type=float, default=[0.0, 1.0, 5.0])
+    made.add_argument("--rates", nargs="+", type=float, default=[1 / 3, 1.0, 3.0])
+    made.add_argument("--powers", nargs="+", type=float, default=[0.9, 0.45])
+    made.add_argument("--seeds", nargs="+", type=int, default=[0])
+    args = parse(made, words)
+    torch.set_num_threads(1)
+    for data in args.sets:
+        sweep = Sweep(data, args)
+        sweep.run(sweep.parts)
+
+
+if __name__ == "__main__":
+    main()
