@@ -74,8 +74,14 @@ class LearnedForward(nn.Module):
         Autocast is off: their differences between two close states count, near the data.
 
         Raises:
-            ValueError: If the network returns another shape.
+            ValueError: If x_0 has no channels, or the network returns another shape.
+            TypeError: If the network returns no tensor.
         """
+        if x0.dim() < 2:
+            raise ValueError(
+                "NFDM: expected x0 of shape (B, C, ...), got "
+                f"{tuple(x0.shape)}; give data a dimension of channels, or take no forward_net"
+            )
         with Autocast.current(x0.device.type).off():
             value = self.net(x0)
         if not isinstance(value, Tensor):

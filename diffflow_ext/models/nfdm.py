@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.engines.choice import Engine
+from diffflow_ext.engines.choice import Engine, check_engine
 from diffflow_ext.engines.network import Network
 from diffflow_ext.engines.ode.solver import Divergence, Solver
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
@@ -226,6 +226,7 @@ class NFDM(StatefulModel):
         noise: dict[str, Any] = {"key": key, "step": step, "sample_offset": offset}
         if self.forward_process is None:
             return self._rate_of_linear(op, x0, t, noise, engine)
+        check_engine(op, engine)
         if engine == "fused":
             raise ValueError(
                 f"{op}: engine='fused': expected no forward_net, which compiled code can't"
