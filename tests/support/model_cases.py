@@ -83,7 +83,7 @@ class Textbook:
 
 
 class WavyForward(nn.Module):
-    """An arbitrary smooth network for a learned forward process, elementwise, of few parameters."""
+    """An arbitrary smooth network for a learned forward process, elementwise."""
 
     def __init__(self, count: int = 2) -> None:
         super().__init__()
