@@ -97,23 +97,24 @@ class LearnedForward(nn.Module):
                 f"NFDM: expected forward_net(x0) of shape ({axes}) for x0 of shape "
                 f"{tuple(x0.shape)}, with a whole K >= 1, got {shape}"
             )
-        h, u = value.to(x0.dtype).reshape(len(x0), 2, -1, channels, *rest).unbind(1)
+        functions = shape[1] // (2 * channels)
+        value = value.to(x0.dtype).reshape(len(x0), 2, functions, channels, *rest)
+        h, u = (part.contiguous() for part in value.unbind(1))
         return h, MAX_LOG_SCALE * u.tanh()
 
     def at(self, t: Tensor, x0: Tensor, coefficients: Coefficients) -> Marginal:
         """Returns the Gaussian at times t, shape () or (B,)."""
         h, u = coefficients
-        t = t.to(x0.dtype).expand(len(x0))
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         rate = self.process.drift_rate(t)
         # d log sigma/dt = r + g^2 / (2 sigma^2)
         log_sigma_rate = rate + 0.5 * (self.process.diffusion(t) / sigma).square()
-        basis, slopes = time_functions(t, h.shape[1])
+        basis, slopes = time_functions(t.expand(len(x0)), h.shape[1])
         return Marginal(
-            _rows(alpha, x0) * x0 + _combined(basis, h),
-            (_rows(sigma.log(), x0) + _combined(basis, u)).exp(),
-            _rows(rate * alpha, x0) * x0 + _combined(slopes, h),
-            _rows(log_sigma_rate, x0) + _combined(slopes, u),
+            rows(alpha, x0) * x0 + _combined(basis, h),
+            (rows(sigma.log(), x0) + _combined(basis, u)).exp(),
+            rows(rate * alpha, x0) * x0 + _combined(slopes, h),
+            rows(log_sigma_rate, x0) + _combined(slopes, u),
         )
 
 
@@ -129,14 +130,15 @@ def time_functions(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.stack([bump * power for power in powers], 1), torch.stack(slopes, 1)
 
 
-def _rows(value: Tensor, x: Tensor) -> Tensor:
-    """Returns one number for each sample in a shape that multiplies x."""
-    return value.reshape(-1, *(1,) * (x.dim() - 1))
+def rows(value: Tensor, x: Tensor) -> Tensor:
+    """Returns one number for all samples, or for each, in a shape and dtype that multiply x."""
+    value = value.to(x.dtype)
+    return value if value.dim() == 0 else value.reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def _combined(weights: Tensor, values: Tensor) -> Tensor:
     """Returns the sum over k of weights (B, K) times values (B, K, *event)."""
-    total = _rows(weights[:, 0], values[:, 0]) * values[:, 0]
+    total = rows(weights[:, 0], values[:, 0]) * values[:, 0]
     for k in range(1, values.shape[1]):
-        total = torch.addcmul(total, _rows(weights[:, k], values[:, k]), values[:, k])
+        total = torch.addcmul(total, rows(weights[:, k], values[:, k]), values[:, k])
     return total

@@ -48,7 +48,7 @@ from .denoising import (
     predicted_noise,
     zeros_beside,
 )
-from .learned_forward import LearnedForward, Marginal
+from .learned_forward import LearnedForward, Marginal, rows
 from .state import StatefulModel
 
 #: Multiples of it, modulo 1, are spread evenly however many there are.
@@ -148,8 +148,7 @@ class NFDM(StatefulModel):
             x: The states, shape (B, *event).
             op: The caller, for messages.
         """
-        t = t.to(x.dtype)
-        alpha, sigma = (_rows(c(t), x) for c in (self.process.alpha, self.process.sigma))
+        alpha, sigma = (rows(c(t), x) for c in (self.process.alpha, self.process.sigma))
         return alpha * x - sigma * predicted_noise(op, self.net, t, x, "net").to(x.dtype)
 
     # --- training --------------------------------------------------------------------------------
@@ -236,7 +235,7 @@ class NFDM(StatefulModel):
         x, _ = perturb(own.mean, alpha_t=1.0, sigma_t=own.scale, **noise)
         predicted = self.prediction(t, x, op=op)
         model = self.forward_process.at(t, predicted, self.forward_process.coefficients(predicted))
-        squared_g = _rows(self.squared_g(t).to(x.dtype), x)
+        squared_g = rows(self.squared_g(t), x)
         error = own.reverse_drift(x, squared_g) - model.reverse_drift(x, squared_g)
         return event_sum(error.square() / (2 * squared_g))
 
@@ -250,7 +249,7 @@ class NFDM(StatefulModel):
         """
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         x, eps = perturb(x0, alpha_t=alpha, sigma_t=sigma, **noise)
-        target = _rows(alpha.to(x.dtype), x) * eps - _rows(sigma.to(x.dtype), x) * x0
+        target = rows(alpha, x) * eps - rows(sigma, x) * x0
         error = mean_square_error(op, self.net, t, x, target, engine, "net")
         size = 0.5 * self.process.rate * math.prod(x0.shape[1:])
         return error * (size * alpha.square()).to(error.dtype)
@@ -458,11 +457,6 @@ class NFDM(StatefulModel):
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         zero = torch.zeros((), dtype=x0.dtype, device=x0.device)
         return Marginal(alpha * x0, sigma.expand_as(x0), zero, zero)
-
-
-def _rows(value: Tensor, x: Tensor) -> Tensor:
-    """Returns one number for all samples, or for each, in a shape that multiplies x."""
-    return value if value.dim() == 0 else value.reshape(-1, *(1,) * (x.dim() - 1))
 
 
 def _sigmoid(value: float) -> float:

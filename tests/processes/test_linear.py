@@ -50,7 +50,9 @@ def derivative(fn: Any, t: Tensor) -> Tensor:
 def test_the_mean_follows_the_drift(process: LinearProcess) -> None:
     slope = derivative(process.alpha, TIMES)
     expected = process.drift_rate(TIMES) * process.alpha(TIMES)
-    assert torch.allclose(slope, expected, rtol=1e-12, atol=0)
+    # Autograd's slope of a sigmoid is s (1 - s), where 1 - s has lost digits near the data.
+    rounding = 1e-10 if isinstance(process, LogSNR) else 1e-12
+    assert torch.allclose(slope, expected, rtol=rounding, atol=0)
 
 
 @each_process

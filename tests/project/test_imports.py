@@ -52,7 +52,9 @@ ORDER: dict[str, str] = {
         paths cuda_graph
     """,
     "likelihood": "images bounds variational ode",
-    "models": "state denoising reverse predictors chain_steps diffflow dinof ddpm learned_forward nfdm",
+    "models": """
+        state denoising reverse predictors chain_steps diffflow dinof ddpm learned_forward nfdm
+    """,
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.layout formats.text
         formats.frames formats.tables formats.idx formats.cifar formats.resizing formats.pictures
