@@ -92,7 +92,7 @@ def test_output_scale_is_a_factor_of_the_value(name: str) -> None:
     t, x = torch.rand(4), torch.randn(4, *EVENTS[name])
     assert torch.equal(other(t, x), 2.5 * one(t, x))
     assert torch.equal(other.trunk(x, other.embed(t)), 2.5 * one(t, x))  # pyright: ignore
-    assert "output_scale=2.5" in repr(other).splitlines()[0 if name == "mlp" else 1]
+    assert "output_scale=2.5" in other.extra_repr()
 
 
 @pytest.mark.parametrize(
