@@ -30,7 +30,7 @@ from diffflow_ext.functional.checks import (
     checked_shape,
     in_words,
 )
-from diffflow_ext.functional.noise import Key, sample_uniforms
+from diffflow_ext.functional.noise import Key, checked_sample_offset, sample_uniforms
 from diffflow_ext.functional.perturb import perturb
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.functional.sums import event_sum
@@ -192,6 +192,7 @@ class NFDM(StatefulModel):
         op = "NFDM.loss"
         x0 = checked_data(op, x0)
         key = fixed_key(op, key, x0.device)
+        sample_offset = checked_sample_offset(op, sample_offset, len(x0))
         t = self._times(x0, key, sample_offset)
         rate = self._rate_of_bound(op, x0, t, key, 0, sample_offset, engine)
         return (rate.double() + self._ends(x0)).to(x0.dtype)
