@@ -105,17 +105,27 @@ class LearnedForward(nn.Module):
     def at(self, t: Tensor, x0: Tensor, coefficients: Coefficients) -> Marginal:
         """Returns the Gaussian at times t, shape () or (B,)."""
         h, u = coefficients
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        rate = self.process.drift_rate(t)
-        # d log sigma/dt = r + g^2 / (2 sigma^2)
-        log_sigma_rate = rate + 0.5 * (self.process.diffusion(t) / sigma).square()
+        plain = linear_marginal(self.process, t, x0)
         basis, slopes = time_functions(t.expand(len(x0)), h.shape[1])
         return Marginal(
-            rows(alpha, x0) * x0 + _combined(basis, h),
-            (rows(sigma.log(), x0) + _combined(basis, u)).exp(),
-            rows(rate * alpha, x0) * x0 + _combined(slopes, h),
-            rows(log_sigma_rate, x0) + _combined(slopes, u),
+            plain.mean + _combined(basis, h),
+            plain.scale * _combined(basis, u).exp(),
+            plain.mean_rate + _combined(slopes, h),
+            plain.log_scale_rate + _combined(slopes, u),
         )
+
+
+def linear_marginal(process: LogSNR, t: Tensor, x0: Tensor) -> Marginal:
+    """Returns the Gaussian of the linear process at times t, shape () or (B,)."""
+    alpha, sigma, rate = process.alpha(t), process.sigma(t), process.drift_rate(t)
+    # d log sigma/dt = r + g^2 / (2 sigma^2)
+    log_sigma_rate = rate + 0.5 * (process.diffusion(t) / sigma).square()
+    return Marginal(
+        rows(alpha, x0) * x0,
+        rows(sigma, x0).expand_as(x0),
+        rows(rate * alpha, x0) * x0,
+        rows(log_sigma_rate, x0).expand_as(x0),
+    )
 
 
 def time_functions(t: Tensor, count: int) -> tuple[Tensor, Tensor]:

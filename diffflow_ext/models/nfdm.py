@@ -19,17 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.engines.choice import Engine, check_engine
+from diffflow_ext.engines.choice import Engine, check_engine, refuse
 from diffflow_ext.engines.network import Network
 from diffflow_ext.engines.ode.solver import Divergence, Solver
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
 from diffflow_ext.flows.prior import StandardNormal
-from diffflow_ext.functional.checks import (
-    checked_count,
-    checked_flag,
-    checked_shape,
-    in_words,
-)
+from diffflow_ext.functional.checks import checked_count, checked_flag, checked_shape, in_words
 from diffflow_ext.functional.noise import Key, checked_sample_offset, sample_uniforms
 from diffflow_ext.functional.perturb import perturb
 from diffflow_ext.functional.steps import checked_stochasticity
@@ -44,15 +39,13 @@ from .denoising import (
     checked_data,
     eager,
     fixed_key,
-    mean_square_error,
     predicted_noise,
     zeros_beside,
 )
-from .learned_forward import LearnedForward, Marginal, rows
+from .learned_forward import LearnedForward, Marginal, linear_marginal, rows
+from .nfdm_terms import end_terms, rate_of_linear, spread_times
 from .state import StatefulModel
 
-#: Multiples of it, modulo 1, are spread evenly however many there are.
-_GOLDEN = (math.sqrt(5) - 1) / 2
 #: Coefficients of the polynomial that log g^2 is learned with.
 _VOLATILITY_TERMS = 4
 
@@ -69,8 +62,7 @@ class NFDM(StatefulModel):
     training costs about two of DDPM. In return its states are Gaussian given x_0.
 
     Without `forward_net` it is a variational diffusion model: the forward process is linear,
-    :math:`m = \alpha x_0`, :math:`s = \sigma`, and its best g is that of the process. Compare with
-    it: what a learned process gains is the difference.
+    :math:`m = \alpha x_0`, :math:`s = \sigma`, and its best g is that of the process.
 
     Arguments:
         net: The network v(t, x), an nn.Module or any callable, called with t of shape () or (B,)
@@ -184,18 +176,14 @@ class NFDM(StatefulModel):
         Raises:
             ValueError: If an argument is out of its range, or data are not finite.
             TypeError: If an argument has the wrong type.
-
-        References:
-            | Neural Flow Diffusion Models (Bartosh et al., 2024), equations 14 to 17
-            | https://arxiv.org/abs/2404.12940
         """
         op = "NFDM.loss"
         x0 = checked_data(op, x0)
         key = fixed_key(op, key, x0.device)
         sample_offset = checked_sample_offset(op, sample_offset, len(x0))
-        t = self._times(x0, key, sample_offset)
+        t = spread_times(x0, key, sample_offset)
         rate = self._rate_of_bound(op, x0, t, key, 0, sample_offset, engine)
-        return (rate.double() + self._ends(x0)).to(x0.dtype)
+        return (rate.double() + end_terms(self.process, x0)).to(x0.dtype)
 
     def mean_loss(
         self,
@@ -214,58 +202,22 @@ class NFDM(StatefulModel):
         loss = self.loss(x0, key, sample_offset=sample_offset, engine=engine)
         return batch_mean("NFDM.mean_loss", loss, weight)
 
-    def _times(self, x0: Tensor, key: Key, sample_offset: int) -> Tensor:
-        first = sample_uniforms(x0[:1], key, 1, 0).reshape(-1)
-        index = torch.arange(len(x0), dtype=torch.float64, device=x0.device) + sample_offset
-        return (first + index * _GOLDEN).remainder(1.0)
-
     def _rate_of_bound(
         self, op: str, x0: Tensor, t: Tensor, key: Key, step: int, offset: int, engine: Engine
     ) -> Tensor:
         """Returns |B(x0) - B(x0_hat)|^2 / (2 g^2) at times (B,), for each sample."""
         noise: dict[str, Any] = {"key": key, "step": step, "sample_offset": offset}
         if self.forward_process is None:
-            return self._rate_of_linear(op, x0, t, noise, engine)
+            return rate_of_linear(op, self.process, self.net, x0, t, noise, engine)
         check_engine(op, engine)
-        if engine == "fused":
-            raise ValueError(
-                f"{op}: engine='fused': expected no forward_net, which compiled code can't"
-                " evaluate; take engine='auto'"
-            )
-        own = self.forward_process.at(t, x0, self.forward_process.coefficients(x0))
+        refuse(op, engine, "compiled code can't evaluate a forward_net")
+        own = self._marginal(t, x0)
         x, _ = perturb(own.mean, alpha_t=1.0, sigma_t=own.scale, **noise)
         predicted = self.prediction(t, x, op=op)
-        model = self.forward_process.at(t, predicted, self.forward_process.coefficients(predicted))
+        model = self._marginal(t, predicted)
         squared_g = rows(self.squared_g(t), x)
         error = own.reverse_drift(x, squared_g) - model.reverse_drift(x, squared_g)
         return event_sum(error.square() / (2 * squared_g))
-
-    def _rate_of_linear(
-        self, op: str, x0: Tensor, t: Tensor, noise: dict[str, Any], engine: Engine
-    ) -> Tensor:
-        r"""Returns the same for the linear process, :math:`\tfrac12 \rho \alpha^2 |v - \hat v|^2`.
-
-        There :math:`v = \alpha \varepsilon - \sigma x_0`, and the coefficient is least at the g of
-        the process, :math:`g^2 = \rho \sigma^2`.
-        """
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        x, eps = perturb(x0, alpha_t=alpha, sigma_t=sigma, **noise)
-        target = rows(alpha, x) * eps - rows(sigma, x) * x0
-        error = mean_square_error(op, self.net, t, x, target, engine, "net")
-        size = 0.5 * self.process.rate * math.prod(x0.shape[1:])
-        return error * (size * alpha.square()).to(error.dtype)
-
-    def _ends(self, x0: Tensor) -> Tensor:
-        r"""Returns the last two terms of the bound, of the noise and of the data.
-
-        With :math:`p(x_0 | x_{t=0}) = \mathcal N(x_{t=0} / \alpha_0, (\sigma_0 / \alpha_0)^2 I)`,
-        the posterior under a flat density. In nats, shape (B,), float64.
-        """
-        d, (first, last) = math.prod(x0.shape[1:]), (self.process.start, self.process.end)
-        alpha_squared, variance = _sigmoid(last), _sigmoid(-last)
-        prior = alpha_squared * event_sum(x0.square(), torch.float64)
-        prior = 0.5 * (prior + d * (variance - 1 - math.log(variance)))
-        return prior + d * (0.5 * math.log(2 * math.pi) + 0.5 - 0.5 * first)
 
     # --- likelihood ------------------------------------------------------------------------------
 
@@ -298,7 +250,7 @@ class NFDM(StatefulModel):
         count = checked_count(op, "timesteps", timesteps, 1, 2**24)
         key = fixed_key(op, key, x0.device)
         u = sample_uniforms(x0, key, count, sample_offset)
-        total = self._ends(x0)
+        total = end_terms(self.process, x0)
         for step, column in enumerate(u.unbind(1)):
             t = (column + step) / count
             rate = self._rate_of_bound(op, x0, t, key, step, sample_offset, "auto")
@@ -311,26 +263,29 @@ class NFDM(StatefulModel):
         For the linear process it is :math:`\tfrac12 \rho \alpha \sigma \, v(t, x)`.
         """
         if self.forward_process is not None:
-            ode = (self._velocity,)
-            return ProbabilityFlow(
-                ode, lambda t: (0.0, 1.0), ("velocity",), tuple(self.parameters())
-            )
+            params = tuple(self.parameters())
+            return ProbabilityFlow((self._velocity,), lambda t: (0.0, 1.0), ("velocity",), params)
 
         def coefficients(t: float) -> tuple[float, float]:
-            alpha_sigma = math.sqrt(_sigmoid(self._log_snr(t)) * _sigmoid(-self._log_snr(t)))
-            return 0.0, 0.5 * self.process.rate * alpha_sigma
+            # alpha sigma = 1 / (2 cosh(lambda / 2))
+            half = 0.5 * (self.process.start - self.process.rate * t)
+            return 0.0, 0.25 * self.process.rate / math.cosh(half)
 
         return ProbabilityFlow((self.net,), coefficients, ("net",))
-
-    def _log_snr(self, t: float) -> float:
-        return self.process.start - self.process.rate * t
 
     def _velocity(self, t: Tensor, x: Tensor) -> Tensor:
         return self._marginal(t, self.prediction(t, x, op="NFDM.log_prob")).drift(x)
 
     def _marginal(self, t: Tensor, x0: Tensor) -> Marginal:
-        assert self.forward_process is not None
-        return self.forward_process.at(t, x0, self.forward_process.coefficients(x0))
+        return self._marginals((t,), x0)[0]
+
+    def _marginals(self, times: tuple[Tensor, ...], x0: Tensor) -> list[Marginal]:
+        """Returns the Gaussians of one x_0 at several times."""
+        forward = self.forward_process
+        if forward is None:
+            return [linear_marginal(self.process, t, x0) for t in times]
+        known = forward.coefficients(x0)
+        return [forward.at(t, x0, known) for t in times]
 
     @eager
     def log_prob(
@@ -360,7 +315,7 @@ class NFDM(StatefulModel):
         times = grid if isinstance(grid, TimeGrid) else TimeGrid.power(grid, 1.0, 0.0, 1.0)
         if not (times.t_start == 0.0 and times.t_end == 1.0):
             raise ValueError(f"{op}: expected a grid from 0 to 1, got {grid}")
-        alpha = math.sqrt(_sigmoid(self.process.start))
+        alpha = 1 / math.sqrt(1 + math.exp(-self.process.start))
         density = flow_log_prob(
             self.probability_flow(), alpha * x, times, StandardNormal(),
             solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
@@ -432,33 +387,14 @@ class NFDM(StatefulModel):
         self, x: Tensor, x0: Tensor, t: Tensor, t_next: Tensor, strength: float, noise: Any
     ) -> Tensor:
         """Returns the state at t_next < t for given data."""
-        now, later = self._both(t, t_next, x0)
-        # Shares of the noise that is drawn anew per unit of the logarithm of signal to noise.
-        shares = [
-            self.squared_g(time) / self.process.rate / marginal.scale.square()
+        now, later = self._marginals((t, t_next), x0)
+        rates = [
+            self.squared_g(time) / marginal.scale.square()
             for time, marginal in ((t, now), (t_next, later))
         ]
-        span = self.process.rate * (t - t_next)
-        log_kept = -0.25 * strength**2 * span * (shares[0] + shares[1])
+        log_kept = -0.25 * strength**2 * (t - t_next) * (rates[0] + rates[1])
         mean = later.mean + later.scale * log_kept.exp() * (x - now.mean) / now.scale
         if strength == 0:
             return mean
         scale = later.scale * (-torch.expm1(2 * log_kept)).sqrt()
         return perturb(mean, alpha_t=1.0, sigma_t=scale, **noise)[0]
-
-    def _both(self, t: Tensor, t_next: Tensor, x0: Tensor) -> tuple[Marginal, Marginal]:
-        """Returns the Gaussians of one x_0 at two times."""
-        if self.forward_process is None:
-            return self._linear(t, x0), self._linear(t_next, x0)
-        known = self.forward_process.coefficients(x0)
-        first, second = (self.forward_process.at(time, x0, known) for time in (t, t_next))
-        return first, second
-
-    def _linear(self, t: Tensor, x0: Tensor) -> Marginal:
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        zero = torch.zeros((), dtype=x0.dtype, device=x0.device)
-        return Marginal(alpha * x0, sigma.expand_as(x0), zero, zero)
-
-
-def _sigmoid(value: float) -> float:
-    return 1.0 / (1.0 + math.exp(-value))

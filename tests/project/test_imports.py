@@ -53,7 +53,8 @@ ORDER: dict[str, str] = {
     """,
     "likelihood": "images bounds variational ode",
     "models": """
-        state denoising reverse predictors chain_steps diffflow dinof ddpm learned_forward nfdm
+        state denoising reverse predictors chain_steps diffflow dinof ddpm learned_forward
+        nfdm_terms nfdm
     """,
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.layout formats.text
