@@ -157,12 +157,11 @@ inline void perturb(const Target& target, const NoiseSource& noise, Address x0, 
                     Address eps) {
   with_state(target.types, [&](auto state) {
     using T = decltype(state);
-    const Perturb<T> body{pointer<T>(x0), pointer<T>(alpha_t), pointer<T>(sigma_t),
-                          scalar_stride,  sigma_of_elements,   pointer<T>(x_t),
-                          pointer<T>(eps), noise};
+    const Perturb<T> body{
+        pointer<T>(x0),    pointer<T>(alpha_t), pointer<T>(sigma_t), scalar_stride,
+        sigma_of_elements, pointer<T>(x_t),     pointer<T>(eps),     noise};
     const T* const sigma = sigma_of_elements ? body.sigma_t : nullptr;
-    run_each(target, target.rows(), body,
-             starts_aligned<T>({body.x0, sigma, body.x_t, body.eps}));
+    run_each(target, target.rows(), body, starts_aligned<T>({body.x0, sigma, body.x_t, body.eps}));
   });
 }
 

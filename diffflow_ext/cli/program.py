@@ -28,7 +28,7 @@ COMMANDS = {
 MODELS = {
     "diffflow": "DiffFlow: drift and score of two SDEs, trained on one path loss (the default)",
     "dinof": "DiNof: a diffusion up to a time, and a normalizing flow from there on",
-    "nfdm": "NFDM: a diffusion with a learned forward process, without simulation",
+    "nfdm": "NFDM: a diffusion with a learned forward process, trained without simulation",
     "ddpm": "DDPM: a network that predicts the noise of a fixed diffusion",
     "ffjord": "FFJORD: a continuous normalizing flow, of vectors alone",
     "flow": "a normalizing flow: splines, or Glow for images",

@@ -85,11 +85,10 @@ def continuous_ends(process: LogSNR, x0: Tensor) -> Tensor:
 
     The decoder is the posterior of x_0 under a flat density, so its term is a constant.
     """
-    ends = torch.tensor([0.0, process.t_end], dtype=torch.float64)
-    alpha, variance = float(process.alpha(ends)[1]), float(process.sigma(ends)[1]) ** 2
     d, log_ratio = math.prod(x0.shape[1:]), -0.5 * process.start  # log(sigma_0 / alpha_0)
+    variance = 1.0 / (1.0 + math.exp(process.end))
     constant = d * (variance - 1 - math.log(variance))
-    prior = 0.5 * (alpha**2 * event_sum(x0.square(), torch.float64) + constant)
+    prior = 0.5 * ((1 - variance) * event_sum(x0.square(), torch.float64) + constant)
     return prior + d * (0.5 * math.log(2 * math.pi) + 0.5 + log_ratio)
 
 

@@ -15,30 +15,17 @@ Both ends are those of the linear process, whatever is learned.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.engines.choice import Engine
 from diffflow_ext.engines.network import Autocast
 from diffflow_ext.functional.checks import in_words
-from diffflow_ext.functional.noise import Key, sample_uniforms
-from diffflow_ext.functional.perturb import perturb
-from diffflow_ext.functional.sums import event_sum
 from diffflow_ext.processes.linear import LogSNR
-
-from .denoising import mean_square_error
 
 #: The most that a function of time changes the logarithm of a scale.
 MAX_LOG_SCALE = 0.5
-#: Multiples of it, modulo 1, are spread evenly however many there are.
-_GOLDEN = (math.sqrt(5) - 1) / 2
-
-#: Predicts data from times and states.
-Predict = Callable[[Tensor, Tensor], Tensor]
 #: h and u, shape (B, K, *event) each; None for the linear process.
 Coefficients = tuple[Tensor, Tensor] | None
 
@@ -92,10 +79,16 @@ class LearnedForward(nn.Module):
         Autocast is off: their differences between two close states count, near the data.
 
         Raises:
-            ValueError: If the network returns another shape.
+            ValueError: If x_0 has no channels, or the network returns another shape.
+            TypeError: If the network returns no tensor.
         """
         if self.net is None:
             return None
+        if x0.dim() < 2:
+            raise ValueError(
+                "NFDM: expected x0 of shape (B, C, ...), got "
+                f"{tuple(x0.shape)}; give data a dimension of channels, or take no forward_net"
+            )
         with Autocast.current(x0.device.type).off():
             value = self.net(x0)
         if not isinstance(value, Tensor):
@@ -111,110 +104,26 @@ class LearnedForward(nn.Module):
                 f"NFDM: expected forward_net(x0) of shape ({axes}) for x0 of shape "
                 f"{tuple(x0.shape)}, with a whole K >= 1, got {shape}"
             )
-        h, u = value.to(x0.dtype).reshape(len(x0), 2, -1, channels, *rest).unbind(1)
+        functions = shape[1] // (2 * channels)
+        value = value.to(x0.dtype).reshape(len(x0), 2, functions, channels, *rest)
+        h, u = (part.contiguous() for part in value.unbind(1))
         return h, MAX_LOG_SCALE * u.tanh()
 
     def at(self, t: Tensor, x0: Tensor, coefficients: Coefficients) -> Marginal:
         """Returns the Gaussian at times t, shape () or (B,)."""
-        t = t.to(x0.dtype)
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         rate = self.process.drift_rate(t)
         # d log sigma/dt = r + g^2 / (2 sigma^2)
         log_sigma_rate = rate + 0.5 * (self.process.diffusion(t) / sigma).square()
         mean, mean_rate = rows(alpha, x0) * x0, rows(rate * alpha, x0) * x0
-        log_scale, log_scale_rate = rows(sigma.log(), x0), rows(log_sigma_rate, x0)
+        scale, log_scale_rate = rows(sigma, x0), rows(log_sigma_rate, x0)
         if coefficients is not None:
             h, u = coefficients
             basis, slopes = time_functions(t.expand(len(x0)), h.shape[1])
             mean, mean_rate = mean + _combined(basis, h), mean_rate + _combined(slopes, h)
-            log_scale = log_scale + _combined(basis, u)
+            scale = scale * _combined(basis, u).exp()
             log_scale_rate = log_scale_rate + _combined(slopes, u)
-        return Marginal(mean, log_scale.exp().expand_as(mean), mean_rate, log_scale_rate)
-
-
-def step_between(
-    x: Tensor, now: Marginal, later: Marginal, log_kept: Tensor, noise: dict[str, Any] | None
-) -> Tensor:
-    """Returns a state of `later` from one of `now`, of which a share of the noise is kept.
-
-    `log_kept` is the logarithm of that share k, as large as x. The share sqrt(1 - k^2) is drawn
-    anew, with the arguments `noise` of :func:`diffflow_ext.functional.perturb`; None if k = 1.
-    """
-    mean = later.mean + later.scale * log_kept.exp() * (x - now.mean) / now.scale
-    if noise is None:
-        return mean
-    scale = later.scale * (-torch.expm1(2 * log_kept)).sqrt()
-    return perturb(mean, alpha_t=1.0, sigma_t=scale, **noise)[0]
-
-
-class Evaluation(NamedTuple):
-    """A model at one random state of each sample.
-
-    Arguments:
-        t: The times, shape (B,).
-        x: The states, shape (B, *event).
-        predicted: The predicted data, shape (B, *event).
-        coefficients: Those of the predicted data.
-        rate: |B(x0) - B(x0_hat)|^2 / (2 g^2), shape (B,), in nats per unit of time.
-    """
-
-    t: Tensor
-    x: Tensor
-    predicted: Tensor
-    coefficients: Coefficients
-    rate: Tensor
-
-
-def evaluate(
-    process: LearnedForward, predict: Predict, squared_g: Tensor, x0: Tensor, t: Tensor, noise: Any
-) -> Evaluation:
-    """Draws a state of each sample with the arguments `noise` of `perturb`, and evaluates it."""
-    own = process.at(t, x0, process.coefficients(x0))
-    x, _ = perturb(own.mean, alpha_t=1.0, sigma_t=own.scale, **noise)
-    predicted = predict(t, x)
-    known = process.coefficients(predicted)
-    model, g2 = process.at(t, predicted, known), rows(squared_g.to(x.dtype), x)
-    error = own.reverse_drift(x, g2) - model.reverse_drift(x, g2)
-    return Evaluation(t, x, predicted, known, event_sum(error.square() / (2 * g2)))
-
-
-def linear_rate(
-    op: str, process: LogSNR, net: Any, x0: Tensor, t: Tensor, noise: Any, engine: Engine
-) -> Tensor:
-    r"""Returns the rate of the linear process, :math:`\tfrac12 \rho \alpha^2 \| v - \hat v \|^2`.
-
-    There :math:`v = \alpha \varepsilon - \sigma x_0`, and the coefficient is least at the g of the
-    process, :math:`g^2 = \rho \sigma^2`.
-    """
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    x, eps = perturb(x0, alpha_t=alpha, sigma_t=sigma, **noise)
-    target = rows(alpha.to(x.dtype), x) * eps - rows(sigma.to(x.dtype), x) * x0
-    error = mean_square_error(op, net, t, x, target, engine, "net")
-    size = 0.5 * process.rate * math.prod(x0.shape[1:])
-    return error * (size * alpha.square()).to(error.dtype)
-
-
-def curvature(
-    process: LearnedForward, predict: Predict, start: Evaluation, span: Tensor
-) -> Tensor:
-    r"""Returns how much a prediction changes in a step without noise, for each sample.
-
-    .. math:: \| \hat x_0(t', x_{t'}) - \hat x_0(t, x_t) \|^2, \qquad t' = (1 - \text{span}) \, t
-
-    where the step of :func:`step_between` leads from x_t to x_t'. Where it is 0, a step of any
-    length is exact.
-    """
-    later = (1 - span) * start.t
-    now, then = (process.at(t, start.predicted, start.coefficients) for t in (start.t, later))
-    x = step_between(start.x, now, then, torch.zeros_like(start.x), None)
-    return event_sum((predict(later, x) - start.predicted).square())
-
-
-def spread_times(x0: Tensor, key: Key, sample_offset: int) -> Tensor:
-    """Returns a time in [0, 1) for each sample, which are spread evenly however many there are."""
-    first = sample_uniforms(x0[:1], key, 1, 0).reshape(-1)
-    index = torch.arange(len(x0), dtype=torch.float64, device=x0.device) + sample_offset
-    return (first + index * _GOLDEN).remainder(1.0)
+        return Marginal(mean, scale.expand_as(mean), mean_rate, log_scale_rate)
 
 
 def time_functions(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -230,7 +139,8 @@ def time_functions(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def rows(value: Tensor, x: Tensor) -> Tensor:
-    """Returns one number for all samples, or for each, in a shape that multiplies x."""
+    """Returns one number for all samples, or for each, in a shape and dtype that multiply x."""
+    value = value.to(x.dtype)
     return value if value.dim() == 0 else value.reshape(-1, *(1,) * (x.dim() - 1))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.engines.choice import Engine
+from diffflow_ext.engines.choice import Engine, check_engine, refuse
 from diffflow_ext.engines.network import Network
 from diffflow_ext.engines.ode.solver import Divergence, Solver
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
@@ -32,7 +32,7 @@ from diffflow_ext.functional.checks import (
     checked_shape,
     in_words,
 )
-from diffflow_ext.functional.noise import Key, sample_uniforms
+from diffflow_ext.functional.noise import Key, checked_sample_offset, sample_uniforms
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.likelihood.ode import flow_log_prob
 from diffflow_ext.likelihood.variational import continuous_ends
@@ -49,17 +49,8 @@ from .denoising import (
     time_grid,
     zeros_beside,
 )
-from .learned_forward import (
-    Evaluation,
-    LearnedForward,
-    Marginal,
-    curvature,
-    evaluate,
-    linear_rate,
-    rows,
-    spread_times,
-    step_between,
-)
+from .learned_forward import LearnedForward, Marginal, rows
+from .nfdm_terms import Evaluation, curvature, evaluate, linear_rate, spread_times, step_between
 from .state import StatefulModel
 
 #: Coefficients of the polynomial that log g^2 is learned with.
@@ -160,7 +151,6 @@ class NFDM(StatefulModel):
 
         The times t have shape () or (B,), x has (B, *event); `op` is the caller, for messages.
         """
-        t = t.to(x.dtype)
         alpha, sigma = (rows(c(t), x) for c in (self.process.alpha, self.process.sigma))
         return alpha * x - sigma * predicted_noise(op, self.net, t, x, "net").to(x.dtype)
 
@@ -207,13 +197,12 @@ class NFDM(StatefulModel):
         op = "NFDM.loss"
         x0 = checked_data(op, x0)
         key = fixed_key(op, key, x0.device)
+        sample_offset = checked_sample_offset(op, sample_offset, len(x0))
         t = spread_times(x0, key, sample_offset)
         noise: dict[str, Any] = {"key": key, "step": 0, "sample_offset": sample_offset}
-        if engine == "fused" and (self.straightness or self.forward_process.net is not None):
-            raise ValueError(
-                f"{op}: engine='fused': expected no forward_net and no straightness, which "
-                "compiled code can't evaluate; take engine='auto'"
-            )
+        if self.straightness or self.forward_process.net is not None:
+            check_engine(op, engine)
+            refuse(op, engine, "compiled code can't evaluate a forward_net or straightness")
         if self.straightness:
             start = self._evaluated(op, x0, t, noise)
             span = _LONGEST * sample_uniforms(x0, key, 2, sample_offset)[:, 1]
@@ -286,9 +275,9 @@ class NFDM(StatefulModel):
             return ProbabilityFlow(ode, lambda t: (0.0, 1.0), ("velocity",), params)
 
         def coefficients(t: float) -> tuple[float, float]:
-            time = torch.tensor(t, dtype=torch.float64)
-            product = self.process.alpha(time) * self.process.sigma(time)
-            return 0.0, 0.5 * self.process.rate * float(product)
+            # alpha sigma = 1 / (2 cosh(lambda / 2))
+            half = 0.5 * (self.process.start - self.process.rate * t)
+            return 0.0, 0.25 * self.process.rate / math.cosh(half)
 
         return ProbabilityFlow((self.net,), coefficients, ("net",))
 
@@ -324,7 +313,7 @@ class NFDM(StatefulModel):
         op = "NFDM.log_prob"
         x = checked_data(op, x, "x")
         times = time_grid(op, grid, 0.0, 1.0, 1.0)
-        alpha = float(self.process.alpha(torch.zeros((), dtype=torch.float64)))
+        alpha = 1 / math.sqrt(1 + math.exp(-self.process.start))
         density = flow_log_prob(
             self.probability_flow(), alpha * x, times, StandardNormal(),
             solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,

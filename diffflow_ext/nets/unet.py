@@ -120,8 +120,7 @@ class UNet(nn.Module):
             _UpLevel(chain[level : level + 3], blocks, level in attending, side, options)
             for level, side in reversed(list(enumerate([None, *self.sides[:-1]])))
         )
-        self.norm = _norm(width * mults[0])
-        self.output = nn.Conv2d(width * mults[0], outputs, 3, padding=1)
+        self.norm, self.output = _norm(widths[0]), nn.Conv2d(widths[0], outputs, 3, padding=1)
         _initialise(self)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
@@ -214,7 +213,10 @@ class UNet(nn.Module):
 
     def extra_repr(self) -> str:
         """Returns the arguments that no submodule shows, for `repr`."""
-        return f"channels={self.channels}, size={self.size}, time_scale={self.time_scale}"
+        return (
+            f"channels={self.channels}, size={self.size}, time_scale={self.time_scale}, "
+            f"output_scale={self.output_scale}"
+        )
 
 
 class _Options(NamedTuple):
@@ -356,17 +358,11 @@ def _initialise(net: UNet) -> None:
 
 
 def _check_arguments(
-    channels: int,
-    out_channels: int,
-    size: int,
-    base: int,
-    mults: Sequence[int],
-    blocks: int,
+    channels: int, out_channels: int, size: int, base: int, mults: Sequence[int], blocks: int,
     dropout: float,
-) -> None:
-    least = {"channels": channels, "out_channels": out_channels, "size": size}
-    least |= {"base": base, "blocks": blocks}
-    for name, value in least.items():
+) -> None:  # fmt: skip
+    names = ("channels", "out_channels", "size", "base", "blocks")
+    for name, value in zip(names, (channels, out_channels, size, base, blocks), strict=True):
         if value < 1:
             raise ValueError(f"UNet: expected {name} >= 1, got {value}")
     if not mults or min(mults) < 1:

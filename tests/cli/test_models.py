@@ -18,6 +18,7 @@ for library in ("normflows", "torchdiffeq", "matplotlib"):
 
 FAST = "--steps=4 --batch-size=8 --threads=1 --device=cpu --warmup=1".split()
 DDPM = "--width=8 --depth=1 --timesteps=10".split()
+NFDM = "--width=8 --depth=1 --time-functions=1".split()
 UNET = "--unet-base=4 --unet-mults=1 --unet-blocks=1 --unet-attention=off --num-steps=2".split()
 GLOW = "--glow-levels=1 --glow-blocks=1 --glow-hidden=4".split()
 
@@ -36,15 +37,21 @@ def call(*arguments: object) -> None:
     assert main([str(argument) for argument in arguments]) == 0
 
 
-def test_model_of_a_table(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("model", "small", "other"), [("ddpm", DDPM, "--sampler=ddim"), ("nfdm", NFDM, "--clip")]
+)
+def test_model_of_a_table(
+    model: str, small: list[str], other: str, table: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     run, out = tmp_path / "run", tmp_path / "x.npy"
-    call("train", "ddpm", table, "--out", run, *FAST, *DDPM)
+    call("train", model, table, "--out", run, *FAST, *small)
     config = load_config(run / "config.toml")
-    assert (config.name, config.optimiser.steps) == ("ddpm", 4)
+    assert (config.name, config.optimiser.steps) == (model, 4)
     call("sample", run, "--n=20", "--out", out)
     usual = np.load(out, allow_pickle=False)
     assert usual.shape == (20, 2)
-    call("sample", run, "--n=20", "--out", out, "--overwrite", "--sampler=ddim")
+    call("sample", run, "--n=20", "--out", out, "--overwrite", other)
     assert not np.array_equal(np.load(out), usual)
     capsys.readouterr()
     call("evaluate", run, "--n=60", "--ode-n=10", "--no-figures")

@@ -51,7 +51,7 @@ TRAIN = "train moons --out=run"
         (f"{TRAIN} --flow=maf", "--flow: expected one of glow, spline, got 'maf'"),
         (f"{TRAIN} --diffusion-start=x", "--diffusion-start: expected a number, got 'x'"),
         (f"{TRAIN} more.csv", "'more.csv': expected one DATA, got"),
-        ("train diffusion x.csv --out=x", "got 'diffusion' too; models are diffflow, dinof, ddpm"),
+        ("train diffusion x.csv --out=x", "got 'diffusion' too; models are diffflow, dinof, nfdm"),
         (f"{TRAIN} --epochs=3", "did you mean 'steps'?"),
         (f"{TRAIN} --resume --overwrite", "got both"),
         ("dance", "'dance': expected a command, one of train, sample, "),

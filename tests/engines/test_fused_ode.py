@@ -27,7 +27,10 @@ def nets(
     """Networks of different sizes; the first is the larger one."""
     torch.manual_seed(0)
     sizes = [(width, depth), (max(width - 9, 1), max(depth - 1, 0))][:count]
-    return nn.ModuleList(FourierMLP(dim, *size, activation, time_scale=0.1) for size in sizes)
+    return nn.ModuleList(
+        FourierMLP(dim, *size, activation, time_scale=0.1, output_scale=scale)
+        for size, scale in zip(sizes, (1.0, 0.6), strict=False)
+    )
 
 
 def flow(parts: nn.ModuleList) -> ProbabilityFlow:

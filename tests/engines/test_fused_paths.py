@@ -30,7 +30,10 @@ def model(
     """Networks of these widths and depths; the score's are the drift's where none are given."""
     torch.manual_seed(0)
     sizes = (drift, score or drift)
-    nets = [FourierMLP(dim, *size, activation, time_scale=0.1) for size in sizes]
+    nets = [
+        FourierMLP(dim, *size, activation, time_scale=0.1, output_scale=scale)
+        for size, scale in zip(sizes, (1.0, 1.6), strict=True)
+    ]
     return DiffFlowSDE(*nets, GeometricDiffusion(0.4, 1.0, learnable=learnable))
 
 

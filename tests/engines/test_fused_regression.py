@@ -11,7 +11,7 @@ import torch
 from fused_cases import KEY, apart
 from torch import Tensor
 
-from diffflow_ext import DDPM, DiNof
+from diffflow_ext import DDPM, NFDM, DiNof
 from diffflow_ext.engines.fused import regression
 from diffflow_ext.nets import FourierMLP
 
@@ -49,7 +49,7 @@ def test_errors_and_gradients(
     weighted: bool, activation: str, dim: int, width: int, depth: int, samples: int
 ) -> None:
     torch.manual_seed(0)
-    net = FourierMLP(dim, width, depth, activation, time_scale=0.1)
+    net = FourierMLP(dim, width, depth, activation, time_scale=0.1, output_scale=1.7)
     t, x, target, weight = data(samples, dim)
     errors, exact = reference(net, t, x, target, weight)
     x.requires_grad_()
@@ -102,6 +102,8 @@ def test_gradients_of_shared_times_do_not_depend_on_threads() -> None:
         lambda net, x: DDPM(net).loss(x, KEY).mean(),
         lambda net, x: DiNof(net).score_loss(x, KEY).mean(),
         lambda net, x: DiNof(net, loss_weight="likelihood").mean_loss(x, KEY),
+        lambda net, x: NFDM(net).mean_loss(x, KEY),
+        lambda net, x: NFDM(net).loss(x, KEY).mean(),
     ],
 )
 def test_models_have_the_same_loss_with_it_and_without(loss: Any) -> None:

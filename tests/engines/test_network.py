@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext import DDPM, DiffFlowSDE, DiNof, NoiseKey, TimeGrid
+from diffflow_ext import DDPM, NFDM, DiffFlowSDE, DiNof, NoiseKey, TimeGrid
 from diffflow_ext.engines.network import call_network
 
 X, KEY, GRID = torch.ones(8, 2), NoiseKey(0), TimeGrid.power(3, 1.0)
@@ -86,11 +86,11 @@ def test_a_network_for_other_arguments_is_told_how_it_is_called(
             assert str(caught.value.__cause__) in str(caught.value)
 
 
-@pytest.mark.parametrize("make", [DDPM, DiNof])
-def test_networks_that_predict_noise_are_told_too(make: Any) -> None:
+@pytest.mark.parametrize("make", [DDPM, DiNof, NFDM])
+def test_networks_that_predict_are_told_too(make: Any) -> None:
     for name in ("f(x, t)", "f(t, x, y)", "tuple", "float64", "other width"):
         net, kind, _ = WRITTEN[name]
-        with pytest.raises(kind, match=rf"{make.__name__}\.\w+: expected eps_net\(t, x\) to "):
+        with pytest.raises(kind, match=rf"{make.__name__}\.\w+: expected (eps_)?net\(t, x\) to "):
             make(net).mean_loss(X, KEY)
 
 

@@ -14,7 +14,7 @@ import torch
 from helpers import CPP_FLAGS, CSRC
 from torch import Tensor
 
-from diffflow_ext import DDPM, DiffFlowSDE, DiNof, NoiseKey, TimeGrid, functional
+from diffflow_ext import DDPM, NFDM, DiffFlowSDE, DiNof, NoiseKey, TimeGrid, functional
 from diffflow_ext.nets import FourierMLP
 
 KEY, GRID = NoiseKey(3, 2**32 - 1), TimeGrid.power(2, 1.0)
@@ -50,6 +50,9 @@ CALLS: dict[str, Callable[[int], Any]] = {
     ),
     "dinof": lambda at: DiNof(linear).score_loss(X, KEY, sample_offset=at),
     "dinof_sample": lambda at: DiNof(linear).sample((2, 3), 2, KEY, sample_offset=at),
+    "nfdm": lambda at: NFDM(linear).loss(X, KEY, sample_offset=at),
+    "nfdm_elbo": lambda at: NFDM(linear).elbo(X, KEY, timesteps=2, sample_offset=at),
+    "nfdm_sample": lambda at: NFDM(linear).sample((2, 3), 2, KEY, sample_offset=at),
 }  # fmt: skip
 
 

@@ -72,7 +72,9 @@ VALUE_ERRORS: Refused = [
     (cost, {"f_next": X[0]}, "f_next to have the shape of x, got (3,)"),
     (reverse, {"f_next": X[:1]}, "f_next to have the shape of x_next, got (1, 3)"),
     (noised, {"alpha_t": torch.ones(3)}, "alpha_t of shape () or (2,), got (3,)"),
-    (noised, {"sigma_t": torch.ones(2, 3)}, "sigma_t of shape () or (2,), got (2, 3)"),
+    (noised, {"alpha_t": torch.ones(2, 3)}, "alpha_t of shape () or (2,), got (2, 3)"),
+    (noised, {"sigma_t": torch.ones(3)}, "sigma_t of shape () or (2,) or (2, 3), got (3,)"),
+    (noised, {"sigma_t": torch.ones(2, 1)}, "sigma_t of shape () or (2,) or (2, 3), got (2, 1)"),
     (normal, {"shape": (2, -1)}, "0 <= shape[1]"),
     (normal, {"shape": (1, 2**34 + 1)}, "at most 2^34 elements a sample"),
     (em, {"x": X[:1, :1].expand(2, 2**34 + 4)}, "at most 2^34 elements a sample, got x"),
@@ -148,6 +150,7 @@ VALUE_ERRORS: Refused = [
     (em, {"g": torch.tensor(NAN)}, "g > 0"),
     (residual, {"g_next": torch.tensor(0.0)}, "g_next > 0"),
     (noised, {"sigma_t": torch.tensor([0.5, -1.0])}, "sigma_t >= 0, got -1"),
+    (noised, {"sigma_t": torch.full((2, 3), -1.0)}, "sigma_t >= 0, got -1"),
 ]
 
 TYPE_ERRORS: Refused = [

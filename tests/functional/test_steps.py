@@ -64,3 +64,14 @@ def test_perturb_takes_scalars_of_both_kinds() -> None:
     mixed, eps = functional.perturb(x0, alpha_t=sigma, sigma_t=torch.tensor([0.5]), key=KEY)
     assert_close(mixed, sigma[:, None].double() * x0 + 0.5 * eps.double(), "float32")
     assert not eps.requires_grad
+
+
+def test_perturb_takes_a_scale_for_each_element() -> None:
+    x0, alpha = torch.randn(3, 5, 2), torch.rand(3)
+    scales = torch.rand(2, 5, 3, dtype=torch.float64).transpose(0, 2)
+    for sigma in (scales, scales.float(), torch.rand(3, 1, 1).expand(3, 5, 2)):
+        x_t, eps = functional.perturb(x0, alpha_t=alpha, sigma_t=sigma, key=KEY)
+        expected = alpha[:, None, None].double() * x0 + sigma.double() * eps
+        assert_close(x_t, expected, "float32")
+        # The noise is that of any other scale.
+        assert torch.equal(eps, functional.perturb(x0, alpha_t=1.0, sigma_t=1.0, key=KEY)[1])

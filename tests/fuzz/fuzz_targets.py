@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffflow_ext import (
     DDPM,
+    NFDM,
     ConstantDiffusion,
     DiffFlowSDE,
     DiNof,
@@ -23,6 +24,7 @@ from diffflow_ext import (
     functional,
 )
 from diffflow_ext.nets import FourierMLP
+from diffflow_ext.processes import LogSNR
 from diffflow_ext.training import configure
 
 KEY = NoiseKey(3, 1)
@@ -65,6 +67,7 @@ def constructed(call: Callable[..., Any], use: Callable[[Any], Any]) -> Callable
 SMALL = DiffFlowSDE(FourierMLP(3, width=4, depth=1), FourierMLP(3, width=4, depth=1), 0.7)
 SMALL_DDPM = DDPM(linear, num_timesteps=4)
 SMALL_DINOF = DiNof(linear, t_cutoff=0.5)
+SMALL_NFDM = NFDM(linear, lambda x0: torch.cat([x0, x0], 1))
 GRID = TimeGrid.power(2, 1.0)
 STEP: dict[str, Any] = {"key": KEY, "step": 2, "sample_offset": 5}
 PATH: dict[str, Any] = {"x0": x(2, 3), "grid": GRID, "key": KEY, "sample_offset": 4}
@@ -175,6 +178,23 @@ TARGETS: dict[str, Target] = {
     ),
     "DiNof.log_prob": target(
         SMALL_DINOF.log_prob, x=x(2, 3), grid=2, key=KEY, solver="heun", divergence="exact",
+    ),
+    "NFDM": target(
+        constructed(NFDM, lambda model: model.mean_loss(x(2, 3), KEY)), net=linear,
+        forward_net=None, process=None,
+    ),
+    "NFDM.loss": target(
+        SMALL_NFDM.loss, x0=x(2, 3), key=KEY, sample_offset=1, engine="autograd",
+    ),
+    "NFDM.elbo": target(SMALL_NFDM.elbo, x0=x(2, 3), key=KEY, timesteps=2, sample_offset=1),
+    "NFDM.sample": target(
+        SMALL_NFDM.sample, **SAMPLE, num_steps=2, stochasticity=0.5, clip=True,
+    ),
+    "NFDM.log_prob": target(
+        SMALL_NFDM.log_prob, x=x(2, 3), grid=2, key=KEY, solver="euler", divergence="exact",
+    ),
+    "LogSNR": target(
+        constructed(LogSNR, lambda process: process.alpha(torch.ones(2))), start=8.0, end=-4.0,
     ),
     "configure": target(
         configure, model="diffflow", data="moons", steps=5, learning_rate=1e-3,

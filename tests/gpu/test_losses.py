@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.steps import rounding
-from diffflow_ext import DDPM, DiffFlowSDE, DiNof, GeometricDiffusion, NoiseKey, TimeGrid
+from diffflow_ext import DDPM, NFDM, DiffFlowSDE, DiNof, GeometricDiffusion, NoiseKey, TimeGrid
 from diffflow_ext.flows import StandardNormal
 from diffflow_ext.nets import FourierMLP
 
@@ -124,12 +124,14 @@ class Affine(nn.Module):
 def every_model(device: torch.device) -> dict[str, nn.Module]:
     """All models, with a learned diffusion, a flow at the end and an exploding process."""
     torch.manual_seed(0)
-    nets = [FourierMLP(2, width=32, depth=2) for _ in range(4)]
+    nets = [FourierMLP(2, width=32, depth=2) for _ in range(6)]
     end = Affine()
     models: dict[str, nn.Module] = {
         "diffflow": DiffFlowSDE(nets[0], nets[1], GeometricDiffusion(0.2, 1.0), prior=end),
         "ddpm": DDPM(nets[2], num_timesteps=50),
         "dinof": DiNof(nets[3], copy.deepcopy(end), "ve", 0.5),
+        "linear": NFDM(nets[4]),
+        "nfdm": NFDM(nets[5], nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 8))),
     }
     return {name: one.to(device, torch.float64) for name, one in models.items()}
 
@@ -153,6 +155,12 @@ CALLS: dict[str, Callable[[dict[str, Any], Tensor, TimeGrid], Tensor]] = {
     ),
     "dinof density": lambda m, x, grid: m["dinof"].log_prob(x, 5),
     "dinof samples": lambda m, x, grid: m["dinof"].sample(tuple(x.shape), 7, KEY),
+    "nfdm losses": lambda m, x, grid: m["nfdm"].loss(x, KEY) + m["linear"].loss(x, KEY),
+    "nfdm bound": lambda m, x, grid: m["nfdm"].elbo(x, KEY, timesteps=5),
+    "nfdm densities": lambda m, x, grid: m["nfdm"].log_prob(x, 5) + m["linear"].log_prob(x, 5),
+    "nfdm samples": lambda m, x, grid: (
+        m["nfdm"].sample(tuple(x.shape), 7, KEY) + m["linear"].sample(tuple(x.shape), 7, KEY)
+    ),
 }
 
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from diffflow_ext import DDPM, DiffFlowSDE, DiNof, GeometricDiffusion, NoiseKey, TimeGrid
+from diffflow_ext import DDPM, NFDM, DiffFlowSDE, DiNof, GeometricDiffusion, NoiseKey, TimeGrid
 from diffflow_ext.flows import StandardNormal
 from diffflow_ext.models.state import weights
 from diffflow_ext.nets import FourierMLP
-from diffflow_ext.processes import VP
+from diffflow_ext.processes import VP, LogSNR
 
 KEY, GRID = NoiseKey(0), TimeGrid.power(4, 0.5)
 
@@ -47,6 +47,16 @@ PAIRS: dict[str, tuple[Any, Any, str]] = {
     "rates": (lambda: DiNof(net()), lambda: DiNof(net(), process=VP(0.1, 10.0)), "process"),
     "cutoff": (lambda: DiNof(net()), lambda: DiNof(net(), t_cutoff=0.8), "t_cutoff"),
     "flow": (lambda: DiNof(net()), lambda: DiNof(net(), StandardNormal(2.0)), "prior.scale"),
+    "noise at the data": (
+        lambda: NFDM(net()),
+        lambda: NFDM(net(), process=LogSNR(11.0)),
+        "log_snr",
+    ),
+    "noise at the end": (
+        lambda: NFDM(net(), nn.Linear(2, 4)),
+        lambda: NFDM(net(), nn.Linear(2, 4), LogSNR(end=-4.0)),
+        "log_snr",
+    ),
 }
 
 

@@ -85,10 +85,20 @@ def test_gradients_reach_every_parameter(name: str, options: dict[str, Any], t: 
         assert parameter.grad.abs().sum() > 0, part
 
 
+@each_net
+def test_output_scale_is_a_factor_of_the_value(name: str) -> None:
+    one, other = built(name), built(name, output_scale=2.5)
+    other.load_state_dict(one.state_dict())
+    t, x = torch.rand(4), torch.randn(4, *EVENTS[name])
+    assert torch.equal(other(t, x), 2.5 * one(t, x))
+    assert torch.equal(other.trunk(x, other.embed(t)), 2.5 * one(t, x))  # pyright: ignore
+    assert "output_scale=2.5" in other.extra_repr()
+
+
 @pytest.mark.parametrize(
     ("make", "event"),
     [
-        (lambda: FourierMLP(2, width=8, depth=1), (2,)),
+        (lambda: FourierMLP(2, width=8, depth=1, output_scale=3.0), (2,)),
         (lambda: UNet(1, 3, base=4, mults=(1, 1), blocks=1, attention=(2,)), (1, 3, 3)),
     ],
 )
@@ -111,7 +121,12 @@ def test_gradcheck_in_float64(make: Any, event: tuple[int, ...]) -> None:
         ({"dim": 2, "activation": "swish"}, "one of elu, gelu, .* got 'swish'"),
         ({"dim": 2, "time_scale": 0.0}, "positive, finite time_scale, got 0.0"),
         ({"dim": 2, "time_scale": float("nan")}, "time_scale, got nan"),
+        ({"dim": 2, "output_scale": 0.0}, "positive, finite output_scale, got 0.0"),
+        ({"dim": 2, "output_scale": math.inf}, "output_scale, got inf"),
         ({"channels": 0}, "channels >= 1, got 0"),
+        ({"out_channels": 0}, "out_channels >= 1, got 0"),
+        ({"output_scale": -1.0}, "positive, finite output_scale, got -1.0"),
+        ({"output_scale": math.nan}, "output_scale, got nan"),
         ({"size": 0}, "size >= 1, got 0"),
         ({"base": 0}, "base >= 1, got 0"),
         ({"blocks": 0}, "blocks >= 1, got 0"),

@@ -6,7 +6,9 @@ from diffflow_ext.nets import FourierMLP
 
 
 def test_value_is_the_formula() -> None:
-    net = FourierMLP(2, width=4, depth=1, activation="tanh", time_scale=3.0).double()
+    net = FourierMLP(
+        2, width=4, depth=1, activation="tanh", time_scale=3.0, output_scale=0.3
+    ).double()
     w = net.state_dict()
     t, x = torch.tensor(0.2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
     angle = torch.linspace(0.1, 100.0, 4).double() * 3.0 * t + w["phase"]
@@ -15,7 +17,7 @@ def test_value_is_the_formula() -> None:
     e = e @ w["time_out.weight"].T + w["time_out.bias"]
     h = (x @ w["input.weight"].T + w["input.bias"] + e).tanh()
     h = (h @ w["hidden.0.weight"].T + w["hidden.0.bias"]).tanh()
-    expected = h @ w["output.weight"].T + w["output.bias"]
+    expected = 0.3 * (h @ w["output.weight"].T + w["output.bias"])
     torch.testing.assert_close(net(t, x), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -149,6 +149,20 @@ def test_scale_and_shift_act_on_the_second_norm() -> None:
     torch.testing.assert_close(block(x, e), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_channels_of_the_value_are_those_asked_for() -> None:
+    """The first of them by the same weights as without."""
+    plain, more = awake(UNet(**TINY)), awake(UNet(**TINY, out_channels=3, output_scale=0.5))
+    state, last = plain.state_dict(), more.state_dict()
+    for name in ("output.weight", "output.bias"):
+        last[name][:1] = state.pop(name)
+    more.load_state_dict({**last, **state})
+    t, x = torch.rand(2), torch.randn(2, 1, 8, 8)
+    value = more(t, x)
+    assert value.shape == (2, 3, 8, 8)
+    torch.testing.assert_close(value[:, :1], 0.5 * plain(t, x))
+    assert not UNet(**TINY, out_channels=2)(t, x).any()
+
+
 def test_a_new_net_is_zero() -> None:
     assert not UNet(**TINY)(torch.tensor(0.3), torch.randn(2, 1, 8, 8)).any()
 

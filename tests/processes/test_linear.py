@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffflow_ext.processes import VE, VP, DiscreteVP, LinearProcess, SubVP, process_by_name
+from diffflow_ext.processes import (
+    VE,
+    VP,
+    DiscreteVP,
+    LinearProcess,
+    LogSNR,
+    SubVP,
+    process_by_name,
+)
 
 CHAIN = DiscreteVP.linear(50, 0.002, 0.3)
 PROCESSES: dict[str, LinearProcess] = {
@@ -18,6 +26,8 @@ PROCESSES: dict[str, LinearProcess] = {
     "subvp": SubVP(),
     "ve": VE(),
     "ve-other": VE(0.1, 348.0),
+    "logsnr": LogSNR(),
+    "logsnr-other": LogSNR(5.0, -40.0),
     "chain": CHAIN,
     "cosine": DiscreteVP.cosine(20),
 }
@@ -40,7 +50,9 @@ def derivative(fn: Any, t: Tensor) -> Tensor:
 def test_the_mean_follows_the_drift(process: LinearProcess) -> None:
     slope = derivative(process.alpha, TIMES)
     expected = process.drift_rate(TIMES) * process.alpha(TIMES)
-    assert torch.allclose(slope, expected, rtol=1e-12, atol=0)
+    # Autograd's slope of a sigmoid is s (1 - s), where 1 - s has lost digits near the data.
+    rounding = 1e-10 if isinstance(process, LogSNR) else 1e-12
+    assert torch.allclose(slope, expected, rtol=rounding, atol=0)
 
 
 @each_process
@@ -115,6 +127,18 @@ def test_transitions_compose(process: LinearProcess) -> None:
     assert v > 0 < w
 
 
+def test_log_snr_falls_evenly_between_its_ends() -> None:
+    process = LogSNR(9.0, -3.0)
+    t = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
+    ratio = (process.alpha(t) / process.sigma(t)).square().log()
+    assert torch.allclose(ratio, torch.tensor([9.0, 6.0, -3.0], dtype=torch.float64), atol=1e-12)
+    assert torch.equal(process.log_snr(t), 9.0 - 12.0 * t)
+    assert torch.allclose(
+        process.alpha(t).square() + process.sigma(t).square(), torch.ones(1).double()
+    )
+    assert process.rate == 12.0
+
+
 def test_names_and_values() -> None:
     assert process_by_name("vp") == VP()
     assert process_by_name("subvp", beta_max=10.0) == SubVP(0.1, 10.0)
@@ -122,6 +146,8 @@ def test_names_and_values() -> None:
     assert VP() != SubVP()
     assert [p.t_min for p in (VP(), SubVP(), VE(), CHAIN)] == [1e-3, 1e-3, 1e-5, 1e-3]
     assert [p.prior_scale for p in (VP(), SubVP(), VE(), CHAIN)] == [1.0, 1.0, 50.0, 1.0]
+    assert LogSNR() == LogSNR(12.0, -5.0) != LogSNR(12.0, -6.0)
+    assert (LogSNR().t_min, LogSNR().t_end, LogSNR().prior_scale) == (0.0, 1.0, 1.0)
     assert repr(VP()) == "VP(beta_min=0.1, beta_max=20.0)"
     assert repr(CHAIN) == "DiscreteVP(T=50)"
 
@@ -135,6 +161,12 @@ def test_names_and_values() -> None:
         (lambda: VP("1"), TypeError, "VP: expected beta_min to be a number, got '1'"),
         (lambda: VE(0.0), ValueError, "VE: expected 0 < sigma_min < sigma_max"),
         (lambda: VE(0.1, math.inf), ValueError, "VE: expected sigma_max to be finite"),
+        (lambda: LogSNR(1.0, 1.0), ValueError, "LogSNR: expected -40 <= end < start <= 40, got"),
+        (lambda: LogSNR(-6.0), ValueError, r"end < start .* start=-6\.0, end=-5\.0"),
+        (lambda: LogSNR(41.0), ValueError, "start <= 40, got start=41"),
+        (lambda: LogSNR(0.0, -41.0), ValueError, "-40 <= end"),
+        (lambda: LogSNR(math.nan), ValueError, "LogSNR: expected start to be finite"),
+        (lambda: LogSNR(end="1"), TypeError, "LogSNR: expected end to be a number, got '1'"),
         (lambda: process_by_name("edm"), ValueError, r"expected one of \['vp', 'subvp', 've'\]"),
         (lambda: process_by_name(3), ValueError, "got 3"),
         (lambda: process_by_name("vp", sigma_max=1.0), TypeError, "sigma_max"),

@@ -52,7 +52,10 @@ ORDER: dict[str, str] = {
         paths cuda_graph
     """,
     "likelihood": "images bounds variational ode",
-    "models": "state denoising reverse predictors chain_steps diffflow dinof ddpm",
+    "models": """
+        state denoising reverse predictors chain_steps diffflow dinof ddpm learned_forward
+        nfdm_terms nfdm
+    """,
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.layout formats.text
         formats.frames formats.tables formats.idx formats.cifar formats.resizing formats.pictures
@@ -67,8 +70,8 @@ ORDER: dict[str, str] = {
     "training": """
         config.rules config.sections config.fields config.files config.defaults config.schedules
         store.folders store.directory store.checkpoint store.saver store.dataset
-        recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm recipes.flows
-        recipes.build
+        recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm recipes.nfdm
+        recipes.flows recipes.build
         parallel.device parallel.distributed parallel.sharding
         loop.batches loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train

@@ -80,3 +80,26 @@ class Textbook:
         of_x0 = math.sqrt(bar_k) * (1 - step) / (1 - bar_i)
         of_x = math.sqrt(step) * (1 - bar_k) / (1 - bar_i)
         return of_x0, of_x, (1 - step) * (1 - bar_k) / (1 - bar_i)
+
+
+class WavyForward(nn.Module):
+    """An arbitrary smooth network for a learned forward process, elementwise."""
+
+    def __init__(self, count: int = 2) -> None:
+        super().__init__()
+        self.count = count
+        self.weight = nn.Parameter(torch.tensor([0.3, -0.2, 0.5, 0.8, -0.4]))
+
+    def shift(self, k: int, x0: Tensor) -> Tensor:
+        """h_k."""
+        a, b, *_ = self.weight
+        return a * torch.sin(x0 + k) + b
+
+    def logit(self, k: int, x0: Tensor) -> Tensor:
+        """u_k."""
+        *_, c, d, e = self.weight
+        return c * torch.cos(d * x0 - k) + e
+
+    def forward(self, x0: Tensor) -> Tensor:
+        h = [self.shift(k, x0) for k in range(self.count)]
+        return torch.cat([*h, *(self.logit(k, x0) for k in range(self.count))], 1)

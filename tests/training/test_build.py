@@ -21,6 +21,8 @@ MODELS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("diffflow", POINTS, {"prior": "flow", "flow_hidden": "65536,65536"}),
     ("dinof", POINTS, {"flow_hidden": "65536,65536,65536"}),
     ("dinof", IMAGES, {"glow_hidden": 65536}),
+    ("nfdm", POINTS, {"forward_multiplier": 512.0}),
+    ("nfdm", IMAGES, {"unet_base": 65536}),
     ("ddpm", POINTS, {"width": 65536}),
     ("ffjord", POINTS, {"width": 65536}),
     ("flow", POINTS, {"flow_hidden": "65536,65536"}),

@@ -36,7 +36,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "drift_multiplier": [0.0], "score_multiplier": [-0.5], "autocast": ["fp16"],
         "device": ["gpu", "cuda:", "cuda:٣"], "threads": [0], "save_every": [0],
         "keep_checkpoints": [0], "log_every": [0], "cuda_graph": ["yes"], "engine": ["gpu"],
-        "scores_per_call": [0],
+        "scores_per_call": [0], "drift_scale": [0.0, math.inf], "score_scale": [-1.0, 1e300],
     },
     "dinof": {
         "process": ["vpp"], "t_cutoff": [0.0, 1.5], "loss_weight": ["none"], "beta_min": [0.0],
@@ -44,6 +44,10 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "flow_learning_rate": [0.0], "flow_clip_norm": [0.0], "flow": ["maf"],
         "flow_transforms": [0], "flow_hidden": ["64,", "64,0", ""], "flow_bins": [1],
         "glow_levels": [0], "glow_blocks": [0], "glow_hidden": [0],
+    },
+    "nfdm": {
+        "forward": ["affine"], "time_functions": [0, 17], "log_snr_start": [math.nan],
+        "log_snr_end": [-math.inf], "num_steps": [0, 2**24 + 1], "forward_multiplier": [0.0],
     },
     "ddpm": {"timesteps": [0], "noise_schedule": ["quadratic"]},
     "ffjord": {"rtol": [0.0, 1e-300], "atol": [-1.0], "width": [0, 10**9], "time_scale": [0.0]},
@@ -130,6 +134,7 @@ def test_activations_are_those_of_the_perceptron() -> None:
         ("diffflow", "t_start", "t_end", {}),
         ("dinof", "beta_min", "beta_max", {}),
         ("dinof", "sigma_min", "sigma_max", {"process": "ve"}),
+        ("nfdm", "log_snr_end", "log_snr_start", {}),
     ],
 )
 def test_ends_must_be_in_order(model: str, low: str, high: str, more: dict[str, Any]) -> None:
@@ -152,6 +157,8 @@ READ: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], str]] = [
     ("diffflow", {"flow_bins": 4}, {"prior": "flow"}, {}, "flow=spline"),
     ("ddpm", {"unet_base": 4}, {"net": "unet"}, {"net": "mlp"}, "net=unet"),
     ("diffflow", {"drift_multiplier": 2.0}, {"net": "unet"}, {"net": "mlp"}, "net=unet"),
+    ("nfdm", {"time_functions": 3}, {}, {"forward": "linear"}, "forward=learned"),
+    ("nfdm", {"forward_multiplier": 2.0}, {}, {"forward": "linear"}, "forward=learned"),
 ]
 
 
@@ -169,11 +176,11 @@ def test_field_is_for_the_choice_that_reads_it(
 @pytest.mark.parametrize(
     ("model", "name", "said"),
     [
-        ("ddpm", "num_steps", "only for the model diffflow, and this run trains ddpm"),
+        ("ddpm", "num_steps", "only for the models diffflow and nfdm, and this run trains ddpm"),
         ("diffflow", "timesteps", "only for the model ddpm, and this run trains diffflow"),
         (
             *("flow", "width"),
-            "only for the models diffflow, dinof, ddpm and ffjord, and this run trains flow",
+            "only for the models diffflow, dinof, nfdm, ddpm and ffjord, and this run trains flow",
         ),
         ("diffflow", "batchsize", "diffflow has no such field; did you mean 'batch_size'?"),
         ("diffflow", "lr", "diffflow has no such field; did you mean 'learning_rate'?"),
@@ -192,7 +199,7 @@ def test_choices_are_those_of_the_fields() -> None:
     assert {*MAY_CHANGE} <= names
     for choice, branches in BRANCHES.items():
         assert all(readers.keys() <= names for readers in branches.values())
-        model = next(m for m in ("dinof", "diffflow") if choice in make(m).values())
+        model = next(m for m in ("dinof", "diffflow", "nfdm") if choice in make(m).values())
         with pytest.raises(ValueError) as caught:
             make(model, **{choice: "?"})
         assert {*str(caught.value).split("one of ")[1].split(", ")} == {*branches}
@@ -241,14 +248,14 @@ KINDS: list[dict[str, Any]] = [
         "net": "mlp", "time_scale": 3.5, "width": 5, "depth": 0, "activation": "tanh",
         "autocast": "bf16", "device": "cuda:1", "shard": True, "threads": 2, "save_every": 3,
         "keep_checkpoints": 4, "async_save": True, "log_every": 5, "key": "x",
-        "drop_columns": 'a,"b, or c"',
+        "drop_columns": 'a,"b, or c"', "drift_scale": 2.0, "score_scale": 0.5,
     },
     {
         "model": "diffflow", "net": "unet", "prior": "flow", "flow": "glow", "flip": "on",
         "unet_base": 8, "unet_mults": "1", "unet_blocks": 1, "unet_attention": "off",
         "dropout": 0.25, "drift_multiplier": 2.0, "score_multiplier": 0.5, "glow_levels": 1,
         "glow_blocks": 2, "glow_hidden": 3, "cuda_graph": "on",
-        "engine": "autograd", "scores_per_call": 3,
+        "engine": "autograd", "scores_per_call": 3, "drift_scale": 0.25, "score_scale": 4.0,
     },
     {
         "model": "dinof", "loss_weight": "likelihood", "process": "subvp", "t_cutoff": 0.25,
@@ -256,6 +263,11 @@ KINDS: list[dict[str, Any]] = [
         "flow_hidden": "3", "flow_bins": 4, "flow_learning_rate": 0.5, "flow_clip_norm": 0.5,
     },
     {"model": "dinof", "process": "ve", "flow": "none", "sigma_min": 0.5, "sigma_max": 3.0},
+    {"model": "nfdm", "forward": "linear", "num_steps": 3},
+    {
+        "model": "nfdm", "time_functions": 3, "log_snr_start": 8.0, "log_snr_end": -6.0,
+        "forward_multiplier": 0.5,
+    },
     {"model": "ddpm", "noise_schedule": "cosine", "timesteps": 7},
     {"model": "ffjord", "activation": "elu", "rtol": 0.5, "atol": 0.25, "width": 3},
     {"model": "flow", "learning_rate": 0.5},
@@ -297,7 +309,7 @@ def test_file_holds_what_the_run_reads() -> None:
             "[trainer]: expected one of data, model, network, optimiser, run",
         ),
         ("title = 'mine'", "expected tables with the fields of a run, such as [data], got 'ti"),
-        ("[model]\nname = 'x'", "model='x': expected one of diffflow, dinof, ddpm, ffjord, flow"),
+        ("[model]\nname = 'x'", "model='x': expected one of diffflow, dinof, nfdm, ddpm, ffjord"),
         ("[model]\nname = 'ddpm'\nrtol = 1.0", "rtol: only for the model ffjord, and this"),
         ("[optimiser]\nsteps = 'many'", "steps='many': expected a whole number"),
         ("[optimiser]\nsteps = {a = 1}", "steps={'a': 1}: expected a whole number"),

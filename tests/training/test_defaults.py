@@ -20,6 +20,7 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
             "net": "mlp", "batch_size": 256, "learning_rate": 3e-3, "time_scale": 0.4,
             "diffusion_start": 0.2, "diffusion_end": 0.2, "flip": None, "flow": None, "width": 128,
             "depth": 3, "activation": "gelu", "unet_base": None, "glow_blocks": None,
+            "drift_scale": 20.0, "score_scale": 22.360679774997898,
         },
     ),
     (
@@ -31,9 +32,38 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
             "width": None, "unet_base": 64, "unet_mults": "1,2,2", "unet_blocks": 2,
             "unet_attention": "16",
             "dropout": 0.0, "drift_multiplier": 1.0, "score_multiplier": 1.0,
+            "drift_scale": 20.0, "score_scale": 4.47213595499958,
         },
     ),
-    ({"diffusion_start": 0.7, "t_end": 0.5}, True, {"diffusion_end": 0.7, "time_scale": 2000.0}),
+    (
+        {"diffusion_start": 0.7, "t_end": 0.5},
+        True,
+        {
+            "diffusion_end": 0.7, "time_scale": 2000.0, "drift_scale": 2.0,
+            "score_scale": 1 / (0.7 * 0.5**0.5),
+        },
+    ),
+    # T is the length of the interval, and g that at the data.
+    (
+        {"t_start": 1.0, "t_end": 5.0, "diffusion_start": 0.5, "diffusion_end": 3.0},
+        False,
+        {"drift_scale": 0.25, "score_scale": 1.0},
+    ),
+    ({"drift_scale": 3.0}, False, {"drift_scale": 3.0, "score_scale": 22.360679774997898}),
+    (
+        {"model": "nfdm"},
+        False,
+        {
+            "net": "mlp", "time_functions": 2, "forward_multiplier": 1.0, "time_scale": 1.0,
+            "learning_rate": 3e-3,
+        },
+    ),
+    ({"model": "nfdm"}, True, {"net": "unet", "time_functions": 2, "time_scale": 1000.0}),
+    (
+        {"model": "nfdm", "forward": "linear"},
+        False,
+        {"time_functions": None, "forward_multiplier": None},
+    ),
     ({"model": "ddpm"}, True, {"time_scale": 1000.0, "batch_size": 64}),
     ({"model": "ddpm"}, False, {"time_scale": 1.0, "learning_rate": 3e-3}),
     ({"model": "ddpm", "net": "mlp"}, True, {"time_scale": 1.0, "learning_rate": 3e-3}),
@@ -137,6 +167,11 @@ def test_runs_of_earlier_versions_are_understood() -> None:
     assert made.network.net == "mlp"
     assert made.data.limit is None
     assert made.run.cuda_graph == "off"
+    # Networks had no factor; a run that has one keeps it, and other models have none.
+    assert (made.network.drift_scale, made.network.score_scale) == (1.0, 1.0)
+    scaled = from_record({"data": "x", "drift_scale": 5.0})
+    assert (scaled.network.drift_scale, scaled.network.score_scale) == (5.0, 1.0)
+    assert "drift_scale" not in from_record({"data": "x", "model": "dinof"}).values()
     assert from_record({"data": "x", "cuda_graph": True}).run.cuda_graph == "on"
     flow = from_record({"data": "x", "model": "flow", "flow": "glow", "glow_levels": 0})
     assert (flow.network.flow, flow.network.glow_levels) == ("glow", None)

@@ -63,7 +63,7 @@ def test_a_weight_is_named() -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["diffflow", "dinof", "ddpm", "flow"])
+@pytest.mark.parametrize("model", ["diffflow", "dinof", "nfdm", "ddpm", "flow"])
 def test_a_sample_is_named_with_its_row(model: str) -> None:
     recipe, x0, rows = recipe_of(model)
     x0 = x0.clone()

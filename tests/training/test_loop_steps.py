@@ -181,6 +181,7 @@ def test_logged_bound_does_not_jump_with_the_number_of_steps(
     made = config.replaced(
         progressive="0:2,8:40", steps=16, batch_size=512, log_every=1,
         learning_rate=1e-9, t_end=1e-3, diffusion_start=0.2, diffusion_end=0.3,
+        drift_scale=1.0, score_scale=1.0,
     )  # fmt: skip
     train(made, tmp_path)
     lines = read_metrics(tmp_path / "metrics.jsonl")

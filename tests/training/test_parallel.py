@@ -51,6 +51,7 @@ def test_a_run_goes_on_with_another_number(alone: Path, tmp_path: Path) -> None:
 
 OTHERS = {
     "dinof": ("dinof", "moons", *SMALL[:4]),
+    "nfdm": ("nfdm", "moons", *SMALL[:4]),
     "ddpm": ("ddpm", "moons", *SMALL[:4], "--timesteps", "20"),
     "flow": ("flow", "moons"),
     "learned g": ("moons", *SMALL[:6], "--learn-diffusion"),

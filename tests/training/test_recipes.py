@@ -30,7 +30,7 @@ from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.config.schedules import sampling_grid, training_grid
 from diffflow_ext.training.evaluation.sampling import EVALUATION_STREAM
 from diffflow_ext.training.loop.state import TrainState
-from diffflow_ext.training.recipes import ddpm, diffflow, dinof
+from diffflow_ext.training.recipes import ddpm, diffflow, dinof, nfdm
 from diffflow_ext.training.recipes.base import EvaluationSettings
 from diffflow_ext.training.recipes.build import build_recipe
 from diffflow_ext.training.store.directory import read_metrics
@@ -47,6 +47,8 @@ VECTORS: dict[str, dict[str, Any]] = {
     "diffflow with a flow": {"num_steps": 3, "prior": "flow", **SMALL_NET, **SMALL_SPLINE},
     "dinof": {"model": "dinof", "process": "ve", **SMALL_NET, **SMALL_SPLINE},
     "dinof with a Gaussian": {"model": "dinof", "flow": "none", "t_cutoff": 1.0, **SMALL_NET},
+    "nfdm": {"model": "nfdm", "num_steps": 8, **SMALL_NET},
+    "nfdm linear": {"model": "nfdm", "forward": "linear", "num_steps": 8, **SMALL_NET},
     "ddpm": {"model": "ddpm", "timesteps": 20, **SMALL_NET},
     "ffjord": {"model": "ffjord", "rtol": 1e-2, "atol": 1e-2, **SMALL_NET},
     "flow": {"model": "flow", **SMALL_SPLINE},
@@ -57,6 +59,7 @@ IMAGES: dict[str, dict[str, Any]] = {
         **SMALL_UNET,
     },
     "dinof images": {"model": "dinof", "t_cutoff": 0.02, **SMALL_UNET, **SMALL_GLOW},
+    "nfdm images": {"model": "nfdm", "time_functions": 1, "num_steps": 4, **SMALL_UNET},
     "ddpm images": {"model": "ddpm", "timesteps": 20, "dropout": 0.3, **SMALL_UNET},
     "ddpm perceptron": {"model": "ddpm", "timesteps": 20, "net": "mlp", **SMALL_NET},
     "flow images": {"model": "flow", **SMALL_GLOW},
@@ -127,8 +130,8 @@ def test_evaluation_of_vectors(name: str, runs: dict[str, Path]) -> None:
     steps = {} if name in ("ffjord", "flow") else {"num_steps": 4}
     result = evaluate(runs[name], n, device="cpu", figures=False, ode_n=20, **steps)
     kind = name.split()[0]
-    names = {"diffflow": ["bound", "ode"], "dinof": ["ode"], "ddpm": ["bound", "ode"]}
-    assert list(result["estimators"]) == names.get(kind, ["exact"])
+    names = {"dinof": ["ode"], "ffjord": ["exact"], "flow": ["exact"]}
+    assert list(result["estimators"]) == names.get(kind, ["bound", "ode"])
     assert result["model"] == kind
     for estimator in result["estimators"]:
         assert math.isfinite(result[estimator])
@@ -142,6 +145,8 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffflow, "MIN_ODE_STEPS", 2)
     monkeypatch.setattr(dinof, "ODE_STEPS", 2)
     monkeypatch.setattr(ddpm, "ODE_STEPS", 2)
+    monkeypatch.setattr(nfdm, "ODE_STEPS", 2)
+    monkeypatch.setattr(nfdm, "BOUND_TIMES", 4)
     monkeypatch.setattr(ddpm, "IMAGE_TERMS", 4)
 
 
@@ -182,19 +187,22 @@ def estimated(run: Any, name: str, x: Tensor, **settings: Any) -> Tensor:
 
 def test_estimators_call_the_models(runs: dict[str, Path], table: Path) -> None:
     x, key = open_dataset(table).test[5:9], NoiseKey(0)
-    loaded: dict[str, Any] = {name: load_run(runs[name]) for name in ("ddpm", "dinof", "ffjord")}
+    names = ("ddpm", "dinof", "nfdm", "nfdm linear", "ffjord")
+    loaded: dict[str, Any] = {name: load_run(runs[name]) for name in names}
     with torch.no_grad():
-        direct = loaded["ddpm"].model.elbo(x, key, sample_offset=5)
-        assert torch.equal(estimated(loaded["ddpm"], "bound", x), direct)
-        for name in ("ddpm", "dinof"):
+        for name in ("ddpm", "nfdm", "nfdm linear"):
+            direct = loaded[name].model.elbo(x, key, sample_offset=5)
+            assert torch.equal(estimated(loaded[name], "bound", x), direct)
+        for name in ("ddpm", "dinof", "nfdm", "nfdm linear"):
             direct = loaded[name].model.log_prob(x, 100, key, sample_offset=5)
             assert torch.equal(estimated(loaded[name], "ode", x, ode_n=4), direct)
         direct = loaded["ffjord"].model.log_prob(x)
         assert torch.equal(estimated(loaded["ffjord"], "exact", x), direct)
 
 
-def test_ddpm_clips_predictions_of_images_alone(runs: dict[str, Path]) -> None:
-    for name, clips in (("ddpm images", True), ("ddpm", False)):
+def test_predictions_of_images_alone_are_clipped(runs: dict[str, Path]) -> None:
+    kinds = (("ddpm images", True), ("ddpm", False), ("nfdm images", True), ("nfdm", False))
+    for name, clips in kinds:
         run: Any = load_run(runs[name])
         usual = draw_samples(run, 4, seed=0)
         assert torch.equal(usual, draw_samples(run, 4, seed=0, clip=clips))
@@ -207,6 +215,7 @@ def test_ddpm_clips_predictions_of_images_alone(runs: dict[str, Path]) -> None:
         ("ddpm", "stochasticity", 0.5),
         ("ddpm", "snr", 0.5),
         ("dinof", "eta", 0.5),
+        ("nfdm", "solver", "heun"),
         ("flow", "num_steps", 5),
         ("ffjord", "solver", "heun"),
     ],
@@ -226,6 +235,8 @@ def test_option_of_another_sampler_is_refused(
         ("dinof", {"num_steps": 5, "sampler": "ode", "solver": "euler"}),
         ("dinof", {"num_steps": 5, "corrector_steps": 2, "snr": 0.1}),
         ("diffflow with a flow", {"stochasticity": 0.0, "solver": "heun"}),
+        ("nfdm", {"num_steps": 5, "stochasticity": 0.5, "clip": True}),
+        ("nfdm linear", {"num_steps": 3, "stochasticity": 0.0}),
     ],
 )
 def test_options_reach_the_sampler(

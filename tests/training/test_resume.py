@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_cases import respell
 from training_runs import outcome, train_until_killed, write_table
 
-from diffflow_ext.training import Config, configure, train
+from diffflow_ext.training import Config, configure, load_run, train
 from diffflow_ext.training.config.files import to_toml
 from diffflow_ext.training.loop.state import TrainState
+from diffflow_ext.training.store.checkpoint import step_directories
 
 STEPS = 24
 
@@ -54,6 +56,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "saved_beside_the_training": {"async_save": True, "save_every": 2},
     "ddpm": {"model": "ddpm"},
     "dinof": {"model": "dinof", "t_cutoff": 0.5},
+    "nfdm": {"model": "nfdm"},
+    "nfdm_linear": {"model": "nfdm", "forward": "linear"},
     "ffjord": {"model": "ffjord"},
     "flow": {"model": "flow"},
 }
@@ -123,3 +127,44 @@ def test_processes_killed_by_the_system(table: Path, tmp_path: Path, seed: int) 
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert train(config, tmp_path / "run", resume=True).step == STEPS
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+SCALES = ("drift_scale", "score_scale")
+
+
+def made_older(run: Path) -> None:
+    """Takes the fields out of a run that earlier versions did not write."""
+    for entry in step_directories(run / "checkpoints"):
+        respell(entry, lambda body: [body["meta"]["config"].pop(name) for name in SCALES])
+    lines = (run / "config.toml").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith(SCALES)]
+    assert len(kept) == len(lines) - 2
+    (run / "config.toml").write_text("".join(kept))
+
+
+def scales(run: Path) -> list[float]:
+    model: Any = load_run(run).model
+    return [model.drift.output_scale, model.score.output_scale]
+
+
+def test_a_run_from_before_the_scales_goes_on_without_them(table: Path, tmp_path: Path) -> None:
+    config = small(table, progressive="auto", steps=12)
+    train(config.replaced(**dict.fromkeys(SCALES, 1.0)), tmp_path / "whole")
+    train_until_killed(config.replaced(**dict.fromkeys(SCALES, 1.0)), tmp_path / "run", 9)
+    made_older(tmp_path / "run")
+    assert scales(tmp_path / "run") == [1.0, 1.0]
+    assert train(config, tmp_path / "run", resume=True).step == 12
+    assert scales(tmp_path / "run") == [1.0, 1.0]
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_a_run_keeps_its_scales(table: Path, tmp_path: Path) -> None:
+    """Those of T and g, and those that were given."""
+    for given, expected in ((None, 20.0), (3.0, 3.0)):
+        run, config = tmp_path / str(given), small(table, steps=12, drift_scale=given)
+        train_until_killed(config, run, 9)
+        assert scales(run) == pytest.approx([expected, 1 / (0.2 * 0.05**0.5)])
+        with pytest.raises(ValueError, match=r"drift_scale=7\.0: the run to resume has "):
+            train(config.replaced(drift_scale=7.0), run, resume=True)
+        assert train(config, run, resume=True).step == 12
+        assert scales(run) == pytest.approx([expected, 1 / (0.2 * 0.05**0.5)])

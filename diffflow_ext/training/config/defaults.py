@@ -9,6 +9,7 @@ import math
 from typing import Any, TypeVar
 
 from .fields import BRANCHES, Config, DiffFlowConfig
+from .files import ONCE_ONE
 from .sections import Network
 
 C = TypeVar("C", bound=Config)
@@ -41,6 +42,15 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
         chosen["time_scale"] = config.network.perceptron_time_scale
     config = _filled(config, chosen)
     return _filled(config, _natural_scales(config))
+
+
+def scaled_as(config: C, before: Config) -> C:
+    """Returns the configuration with the networks' factors of the run to resume, if it has none.
+
+    The config.toml of a run of earlier versions says nothing of them, and they were 1.
+    """
+    values = before.values()
+    return _filled(config, {name: values[name] for name in ONCE_ONE if name in values})
 
 
 def _natural_scales(config: Config) -> dict[str, float]:

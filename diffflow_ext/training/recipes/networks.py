@@ -58,7 +58,8 @@ def build_forward_net(
     network: NFDMNetwork, event_shape: tuple[int, ...], time_functions: int
 ) -> nn.Module:
     """Returns an untrained network of x_0 for a learned forward process, which starts at zero."""
-    factor, outputs = network.forward_multiplier, 2 * time_functions * event_shape[0]
+    factor, channels = network.forward_multiplier, event_shape[0]
+    outputs = 2 * time_functions * channels
     assert factor is not None
     if network.net == "unet":
         return TimelessNet(_unet(network, event_shape, factor, 1.0, outputs))
@@ -70,7 +71,7 @@ def build_forward_net(
     assert network.width is not None
     assert network.depth is not None
     width = max(1, round(factor * network.width))
-    layers: list[nn.Module] = [nn.Linear(event_shape[0], width), nn.GELU()]
+    layers: list[nn.Module] = [nn.Linear(channels, width), nn.GELU()]
     for _ in range(network.depth):
         layers += [nn.Linear(width, width), nn.GELU()]
     last = nn.Linear(width, outputs)
