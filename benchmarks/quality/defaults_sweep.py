@@ -1,18 +1,15 @@
-"""DiffFlow's defaults: scale of the drift, learning rate and grid, on points, a table and images.
+"""DiffFlow's defaults, one change at a time: on points, a table and images.
 
     python -m benchmarks.quality.defaults_sweep                      # all sets, about two hours
-    python -m benchmarks.quality.defaults_sweep --sets magic --seeds 0 1 2 --scales 1 --rates 1
+    python -m benchmarks.quality.defaults_sweep --sets magic --seeds 0 --variants "rate x 3"
 
-Every training of a set takes the same updates. `--scales` are multiples of 1/T for the drift
-(with 0 both networks have the factor 1), `--rates` multiples of the default learning rate, and
-`--powers` exponents of the time grid. Each set gets defaults_sweep_SET.json; trainings stay in
-runs/defaults_sweep.
+Every training of a set takes the same updates. Each set gets defaults_sweep_SET.json; trainings
+stay in runs/defaults_sweep.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -31,22 +28,41 @@ from .comparison import Comparison, Sizes, comparison_parser
 from .measures import FIRST_SEED, drawn, likelihood
 from .trainings import Training, trained
 
-#: What differs from the defaults but the sweep, the default learning rate, and T.
-CHOICES: Mapping[str, tuple[dict[str, Any], float, float]] = MappingProxyType(
+POINTS = {"steps": 1000, "learning_rate": 3e-3, "diffusion_start": 0.2}
+#: What differs from the defaults but the change, and what a change starts from.
+CHOICES: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
-        "2-spirals": ({"steps": 1000, "batch_size": 120, "time_scale": 20.0}, 3e-3, 0.05),
-        "olympic-rings": ({"steps": 1000, "batch_size": 120, "time_scale": 20.0}, 3e-3, 0.05),
-        "magic": ({"steps": 1000}, 3e-3, 0.05),
-        "mnist": (
-            {
-                **COMMON, "steps": 400, "batch_size": 32, "unet_base": 16, "warmup": 50,
-                "ema_decay": 0.995, "progressive": "0:3,200:5,340:10", "checkpoint_every": 0,
-            },
-            2e-3,
-            0.05,
-        ),
+        "2-spirals": {**POINTS, "batch_size": 120, "time_scale": 20.0},
+        "olympic-rings": {**POINTS, "batch_size": 120, "time_scale": 20.0},
+        "magic": POINTS,
+        "mnist": {
+            **COMMON, "steps": 400, "batch_size": 32, "unet_base": 16, "warmup": 50,
+            "ema_decay": 0.995, "progressive": "0:3,200:5,340:10", "checkpoint_every": 0,
+            "learning_rate": 2e-3, "diffusion_start": 3.0, "power": 0.7,
+        },
     }
 )  # fmt: skip
+T = 0.05
+#: Fields of a variant; a function computes one from that of the set. Scales of the drift are
+#: multiples of 1 / T.
+VARIANTS: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "default": {},
+        "as in version 0.0": {"drift_scale": 1.0, "score_scale": 1.0, "prediction": "score"},
+        "drift scale x 0.05": {"drift_scale": 0.05 / T},
+        "drift scale x 0.25": {"drift_scale": 0.25 / T},
+        "drift scale x 1": {"drift_scale": 1.0 / T},
+        "drift scale x 5": {"drift_scale": 5.0 / T},
+        "prediction of the score": {"prediction": "score"},
+        "prediction of the noise": {"prediction": "noise"},
+        "rate x 0.33": {"learning_rate": lambda rate: rate / 3},
+        "rate x 3": {"learning_rate": lambda rate: rate * 3},
+        "g x 0.33": {"diffusion_start": lambda g: g / 3},
+        "g x 2": {"diffusion_start": lambda g: g * 2},
+        "power 0.9": {"power": 0.9},
+        "power 0.45": {"power": 0.45},
+    }
+)
 FULL = Sizes(n=10_000, rows=5000, draws=3)
 IMAGES = Sizes(n=1000, rows=300)
 SMOKE = Sizes(n=60, rows=8, draws=1, tiny=True)
@@ -68,26 +84,22 @@ class Sweep(Comparison):
             dataset = replace(dataset, test=shuffled(dataset.test), labels=None)
             self.extractor = load_extractor(EXTRACTOR)
             self.reference = self.extractor.features(dataset.test[:2000])
-        axes = (args.scales, args.rates, args.powers, args.seeds)
         self.variants = {
-            f"scale {scale:g}, rate {rate:g}, power {power:g}, seed {seed}": {
-                "scale": scale, "rate": rate, "power": power, "seed": seed
-            }
-            for scale, rate, power, seed in itertools.product(*axes)
+            f"{name}, seed {seed}": (name, seed)
+            for seed in args.seeds for name in args.variants
         }  # fmt: skip
         super().__init__(data, args, sizes, dataset, list(self.variants))
 
     def measure(self, part: str) -> dict[str, Any]:
-        variant, (fixed, rate, t_end) = self.variants[part], CHOICES[self.data]
-        fields = {**fixed, "data": self.data, "power": variant["power"], "seed": variant["seed"]}
-        fields |= {"learning_rate": rate * variant["rate"], "t_end": t_end}
-        if variant["scale"] == 0:
-            fields |= {"drift_scale": 1.0, "score_scale": 1.0}
-        else:
-            fields |= {"drift_scale": variant["scale"] / t_end}
+        (name, seed), fixed = self.variants[part], CHOICES[self.data]
+        changes = {
+            field: value(fixed[field]) if callable(value) else value
+            for field, value in VARIANTS[name].items()
+        }
+        fields = {**fixed, "data": self.data, "t_end": T, "seed": seed, **changes}
         if self.sizes.tiny:
             fields |= {"steps": 2, "progressive": "0:2", "limit": 200, "warmup": 1}
-        done = trained(Training("diffflow", fields), self.folder / part.replace(" ", ""))
+        done = trained(Training("diffflow", fields), self.folder / part)
         loaded = done.load()
         ways = (2,) if self.sizes.tiny else STEPS
         bounds = {
@@ -95,7 +107,7 @@ class Sweep(Comparison):
             for n in ways
         }
         samples = {str(n): self._distance(loaded, n) for n in ways}
-        return {**variant, **done.head(), "bounds": bounds, "samples": samples}
+        return {"variant": name, "seed": seed, **done.head(), "bounds": bounds, "samples": samples}
 
     def _distance(self, loaded: Any, num_steps: int) -> dict[str, Any]:
         if not self.is_image:
@@ -113,10 +125,8 @@ class Sweep(Comparison):
 def main(words: Sequence[str] | None = None) -> None:
     made = comparison_parser(__doc__, "defaults_sweep")
     made.add_argument("--sets", nargs="+", default=list(CHOICES), choices=list(CHOICES))
-    made.add_argument("--scales", nargs="+", type=float, default=[0.0, 1.0, 5.0])
-    made.add_argument("--rates", nargs="+", type=float, default=[1 / 3, 1.0, 3.0])
-    made.add_argument("--powers", nargs="+", type=float, default=[0.9, 0.45])
-    made.add_argument("--seeds", nargs="+", type=int, default=[0])
+    made.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parse(made, words)
     torch.set_num_threads(1)
     for data in args.sets:

@@ -1,9 +1,11 @@
-"""Networks for the drift and the score, each called as ``net(t, x)``."""
+"""Networks for drifts, scores and predictions, each called as ``net(t, x)``."""
 
 from .mlp import FourierMLP
+from .noise import NoiseScore
 from .unet import UNet
 
 __all__ = [
     "FourierMLP",
+    "NoiseScore",
     "UNet",
 ]

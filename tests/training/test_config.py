@@ -37,6 +37,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "device": ["gpu", "cuda:", "cuda:٣"], "threads": [0], "save_every": [0],
         "keep_checkpoints": [0], "log_every": [0], "cuda_graph": ["yes"], "engine": ["gpu"],
         "scores_per_call": [0], "drift_scale": [0.0, math.inf], "score_scale": [-1.0, 1e300],
+        "prediction": ["eps"],
     },
     "dinof": {
         "process": ["vpp"], "t_cutoff": [0.0, 1.5], "loss_weight": ["none"], "beta_min": [0.0],
@@ -46,7 +47,8 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "glow_levels": [0], "glow_blocks": [0], "glow_hidden": [0],
     },
     "nfdm": {
-        "forward": ["affine"], "time_functions": [0, 17], "log_snr_start": [math.nan],
+        "forward": ["affine"], "straightness": [-1.0, math.inf], "time_functions": [0, 17],
+        "log_snr_start": [math.nan],
         "log_snr_end": [-math.inf], "num_steps": [0, 2**24 + 1], "forward_multiplier": [0.0],
     },
     "ddpm": {"timesteps": [0], "noise_schedule": ["quadratic"]},
@@ -249,6 +251,7 @@ KINDS: list[dict[str, Any]] = [
         "autocast": "bf16", "device": "cuda:1", "shard": True, "threads": 2, "save_every": 3,
         "keep_checkpoints": 4, "async_save": True, "log_every": 5, "key": "x",
         "drop_columns": 'a,"b, or c"', "drift_scale": 2.0, "score_scale": 0.5,
+        "prediction": "noise",
     },
     {
         "model": "diffflow", "net": "unet", "prior": "flow", "flow": "glow", "flip": "on",
@@ -256,6 +259,7 @@ KINDS: list[dict[str, Any]] = [
         "dropout": 0.25, "drift_multiplier": 2.0, "score_multiplier": 0.5, "glow_levels": 1,
         "glow_blocks": 2, "glow_hidden": 3, "cuda_graph": "on",
         "engine": "autograd", "scores_per_call": 3, "drift_scale": 0.25, "score_scale": 4.0,
+        "prediction": "score",
     },
     {
         "model": "dinof", "loss_weight": "likelihood", "process": "subvp", "t_cutoff": 0.25,
@@ -266,7 +270,7 @@ KINDS: list[dict[str, Any]] = [
     {"model": "nfdm", "forward": "linear", "num_steps": 3},
     {
         "model": "nfdm", "time_functions": 3, "log_snr_start": 8.0, "log_snr_end": -6.0,
-        "forward_multiplier": 0.5,
+        "forward_multiplier": 0.25, "straightness": 0.5,
     },
     {"model": "ddpm", "noise_schedule": "cosine", "timesteps": 7},
     {"model": "ffjord", "activation": "elu", "rtol": 0.5, "atol": 0.25, "width": 3},

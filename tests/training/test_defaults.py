@@ -20,7 +20,7 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
             "net": "mlp", "batch_size": 256, "learning_rate": 3e-3, "time_scale": 0.4,
             "diffusion_start": 0.2, "diffusion_end": 0.2, "flip": None, "flow": None, "width": 128,
             "depth": 3, "activation": "gelu", "unet_base": None, "glow_blocks": None,
-            "drift_scale": 20.0, "score_scale": 22.360679774997898,
+            "drift_scale": 20.0, "score_scale": 22.360679774997898, "prediction": "score",
         },
     ),
     (
@@ -32,17 +32,18 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
             "width": None, "unet_base": 64, "unet_mults": "1,2,2", "unet_blocks": 2,
             "unet_attention": "16",
             "dropout": 0.0, "drift_multiplier": 1.0, "score_multiplier": 1.0,
-            "drift_scale": 20.0, "score_scale": 4.47213595499958,
+            "drift_scale": 20.0, "score_scale": 1.0, "prediction": "noise",
         },
     ),
     (
         {"diffusion_start": 0.7, "t_end": 0.5},
         True,
         {
-            "diffusion_end": 0.7, "time_scale": 2000.0, "drift_scale": 2.0,
-            "score_scale": 1 / (0.7 * 0.5**0.5),
+            "diffusion_end": 0.7, "time_scale": 2000.0, "drift_scale": 2.0, "score_scale": 1.0,
         },
     ),
+    ({"prediction": "score"}, True, {"score_scale": 4.47213595499958}),
+    ({"prediction": "noise"}, False, {"score_scale": 1.0}),
     # T is the length of the interval, and g that at the data.
     (
         {"t_start": 1.0, "t_end": 5.0, "diffusion_start": 0.5, "diffusion_end": 3.0},
@@ -54,7 +55,7 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
         {"model": "nfdm"},
         False,
         {
-            "net": "mlp", "time_functions": 2, "forward_multiplier": 1.0, "time_scale": 1.0,
+            "net": "mlp", "time_functions": 2, "forward_multiplier": 0.5, "time_scale": 1.0,
             "learning_rate": 3e-3,
         },
     ),

@@ -24,8 +24,14 @@ def built(shape: tuple[int, ...], **values: Any) -> Any:
 
 def test_networks_of_diffflow_have_their_scales() -> None:
     for shape in (POINTS, IMAGES):
-        sde = built(shape, drift_scale=3.0, score_scale=0.25)
+        sde = built(shape, drift_scale=3.0, score_scale=0.25, prediction="score")
         assert (sde.drift.output_scale, sde.score.output_scale) == (3.0, 0.25)
+        noise = built(shape, score_scale=0.25, prediction="noise", t_start=0.5, t_end=2.5)
+        assert (noise.score.net.output_scale, noise.score.t_start) == (0.25, 0.5)
+        assert noise.score.floor == pytest.approx(2e-4)
+        assert (
+            noise.score.g == resolve(configure(), is_image=len(shape) == 3).model.diffusion_start
+        )
     sde = built(POINTS, t_end=0.25, diffusion_start=0.5)
     assert (sde.drift.output_scale, sde.score.output_scale) == (4.0, 4.0)
     flat = built(IMAGES, net="mlp", drift_scale=3.0)
@@ -80,7 +86,7 @@ def test_channels_of_the_forward_network_of_images() -> None:
 
 def test_a_linear_process_has_no_network_and_no_g() -> None:
     model = built(POINTS, model="nfdm", forward="linear", width=8)
-    assert model.forward_process is None
+    assert model.forward_process.net is None
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"net"}
 
 

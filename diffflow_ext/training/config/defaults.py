@@ -9,7 +9,7 @@ import math
 from typing import Any, TypeVar
 
 from .fields import BRANCHES, Config, DiffFlowConfig
-from .files import ONCE_ONE
+from .files import ONCE
 from .sections import Network
 
 C = TypeVar("C", bound=Config)
@@ -50,10 +50,10 @@ def scaled_as(config: C, before: Config) -> C:
     The config.toml of a run of earlier versions says nothing of them, and they were 1.
     """
     values = before.values()
-    return _filled(config, {name: values[name] for name in ONCE_ONE if name in values})
+    return _filled(config, {name: values[name] for name in ONCE if name in values})
 
 
-def _natural_scales(config: Config) -> dict[str, float]:
+def _natural_scales(config: Config) -> dict[str, Any]:
     """Returns what depends on T and g: the sizes of DiffFlow's drift and score.
 
     The drift moves states by about one in the time T; the score of noise of variance g^2 T has the
@@ -64,11 +64,12 @@ def _natural_scales(config: Config) -> dict[str, float]:
     model = config.model
     duration, g = model.t_end - model.t_start, model.diffusion_start
     assert g is not None
-    return {
-        "diffusion_end": g,
-        "drift_scale": 1.0 / duration,
-        "score_scale": 1.0 / (g * math.sqrt(duration)),
-    }
+    prediction = config.network.prediction or (
+        "noise" if config.network.net == "unet" else "score"
+    )
+    score_scale = 1.0 if prediction == "noise" else 1.0 / (g * math.sqrt(duration))
+    scales = {"drift_scale": 1.0 / duration, "score_scale": score_scale}
+    return {"diffusion_end": g, "prediction": prediction, **scales}
 
 
 def _filled(config: C, values: dict[str, Any]) -> C:

@@ -26,8 +26,8 @@ ONCE_AUTOMATIC = {
     "limit", "image_size", "flip", "batch_size", "learning_rate", "diffusion_start",
     "diffusion_end", "flow", "glow_levels", "net", "time_scale", "threads",
 }  # fmt: skip
-#: Factors that networks did not have in earlier versions.
-ONCE_ONE = ("drift_scale", "score_scale")
+#: What networks of earlier versions had, which were without these fields.
+ONCE = {"drift_scale": 1.0, "score_scale": 1.0, "prediction": "score"}
 
 
 def to_toml(config: Config, names: Container[str] | None = None) -> str:
@@ -89,7 +89,7 @@ def from_record(record: Mapping[str, Any]) -> Config:
     known = CONFIGS[model]().values() if model in CONFIGS else {}
     automatic = [name for name in ONCE_AUTOMATIC & {*record} if record[name] in (0, "auto")]
     values = {name: record[name] for name in record if name in known and name not in automatic}
-    once = {name: 1.0 for name in ONCE_ONE if name in known}
+    once = {name: value for name, value in ONCE.items() if name in known}
     return configure(model, **once | _with_graph_choice(values))
 
 

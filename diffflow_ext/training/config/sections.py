@@ -215,9 +215,13 @@ class DiffFlowNetwork(FlowNetwork, Network):
     drift_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Factor of the channels of the score's U-Net; None takes 1.
     score_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
+    #: What the score's network predicts: the score, or the noise, which is -g sqrt(t) times that;
+    #: None takes noise for U-Nets, the score for perceptrons.
+    prediction: Chosen[Literal["score", "noise"]] = None
     #: Factor of the drift network's values; None takes 1/T with T = t_end - t_start.
     drift_scale: Annotated[Chosen[float], rules.POSITIVE] = None
-    #: Factor of the score network's values; None takes 1/(g sqrt(T)) with g that at the data.
+    #: Factor of the score network's values; None takes 1/(g sqrt(T)), g at the data, for scores,
+    #: and 1 for noise.
     score_scale: Annotated[Chosen[float], rules.POSITIVE] = None
 
 

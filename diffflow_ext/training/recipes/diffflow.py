@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.models.diffflow import DiffFlowSDE
+from diffflow_ext.nets import NoiseScore
 from diffflow_ext.processes.diffusion import ConstantDiffusion, GeometricDiffusion
 from diffflow_ext.processes.grids import TimeGrid
 
@@ -23,6 +24,8 @@ from .networks import build_flow, build_net
 # Steps of the ODE for vectors, at least, and for images, where the velocity is steep.
 MIN_ODE_STEPS = 50
 IMAGE_ODE_STEPS = 400
+#: The time, as a share of T, that keeps a score of predicted noise finite at the data.
+NOISE_FLOOR = 1e-4
 
 
 class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
@@ -37,6 +40,9 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
         model, network, shape = self.config.model, self.config.network, self.event_shape
         drift = build_net(network, shape, network.drift_multiplier, network.drift_scale)
         score = build_net(network, shape, network.score_multiplier, network.score_scale)
+        if network.prediction == "noise":
+            floor = NOISE_FLOOR * (model.t_end - model.t_start)
+            score = NoiseScore(score, model.diffusion_start, model.t_start, floor=floor)
         prior = build_flow(network, shape) if model.prior == "flow" else None
         return DiffFlowSDE(
             drift, score, _build_diffusion(model), prior=prior,

@@ -1,0 +1,76 @@
+r"""A score from a network that predicts noise.
+
+.. math:: s(t, x) = -\frac{\varepsilon(t, x)}{\sigma(t)}, \qquad
+          \sigma(t) = g \, \sqrt{t - t_0 + \delta}
+
+The score of noisy data grows without bound towards the data, about as one over the standard
+deviation of the noise; the noise itself has the size one at all times.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class NoiseScore(nn.Module):
+    r"""The score of a network that predicts the noise in x.
+
+    Arguments:
+        net: The network :math:`\varepsilon(t, x)`, called as all networks are.
+        g: The diffusion g > 0 that adds the noise, or its value at the data.
+        t_start: The time :math:`t_0` of the data.
+        floor: The time :math:`\delta > 0`, far smaller than the first step of a grid, that keeps
+            the score finite at the data, where an ODE's solver evaluates it.
+
+    Raises:
+        ValueError: If a number is out of its range.
+
+    References:
+        | Denoising Diffusion Probabilistic Models (Ho et al., 2020), section 3.2
+        | https://arxiv.org/abs/2006.11239
+
+    Example:
+        >>> from diffflow_ext.nets import UNet
+        >>> net = UNet(1, 16, base=16, mults=(1, 2), attention=(), time_scale=1000 / 0.05)
+        >>> score = NoiseScore(net, g=3.0, floor=5e-6)
+        >>> score(torch.tensor(0.02), torch.randn(8, 1, 16, 16)).shape
+        torch.Size([8, 1, 16, 16])
+    """
+
+    def __init__(self, net: nn.Module, g: float, t_start: float = 0.0, *, floor: float) -> None:
+        super().__init__()
+        for name, value in (("g", g), ("floor", floor)):
+            if not 0.0 < value < math.inf:
+                raise ValueError(f"NoiseScore: expected a positive, finite {name}, got {value}")
+        self.net, self.g, self.t_start, self.floor = net, g, t_start, floor
+
+    @property
+    def time_enters_by_embedding(self) -> bool:
+        """Whether the network is trunk(x, embed(t)); then the factor is a column of that."""
+        hooks = (self.net._forward_hooks, self.net._forward_pre_hooks)
+        return getattr(self.net, "time_enters_by_embedding", None) is True and not any(hooks)
+
+    def factor(self, t: Tensor) -> Tensor:
+        r"""Returns :math:`-1 / \sigma(t)`, in the shape of t."""
+        return -1.0 / (self.g * (t - self.t_start + self.floor).sqrt())
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Evaluates the score; shapes as those of the network."""
+        return self.net(t, x) * _rows(self.factor(t).to(x.dtype), x)
+
+    def embed(self, t: Tensor) -> Tensor:
+        """Returns the network's embedding of times of shape (K,), and their factors beside it."""
+        return torch.cat([self.net.embed(t), self.factor(t)[:, None]], 1)  # pyright: ignore
+
+    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Evaluates the score from what `embed` returned."""
+        value = self.net.trunk(x, embedding[:, :-1])  # pyright: ignore
+        return value * _rows(embedding[:, -1].to(x.dtype), x)
+
+
+def _rows(value: Tensor, x: Tensor) -> Tensor:
+    """Returns one number for all samples, or for each, in a shape that multiplies x."""
+    return value if value.dim() == 0 else value.reshape(-1, *(1,) * (x.dim() - 1))
