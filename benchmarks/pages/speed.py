@@ -27,7 +27,7 @@ from .tables import (
     with_error,
 )
 
-BENCHMARKS = ("steps", "scaling", "equal_compute", "memory", "ops")
+BENCHMARKS = ("steps", "denoising", "scaling", "equal_compute", "memory", "ops")
 TABLES = ("table-6", "table-21", "table-63")
 PROBLEMS = ("2d", *TABLES, "small", "image")
 AXES = {"num_steps": "steps N", "batch": "batch B", "width": "width"}
@@ -181,6 +181,16 @@ def equal_compute(report: Report) -> str:
     return table(head, marked) + f"\n{text}{report['entropy']:.3f} nats.\n"
 
 
+def denoising(report: Report) -> str:
+    rows = [
+        [report["titles"][name], *(f"{case['parameters'][name]:,}: {ratio(case['variants'][name])}"
+                                   for case in report["cases"].values())]
+        for name in report["titles"]
+    ]  # fmt: skip
+    head = [f"{name}, batch {case['batch']}" for name, case in report["cases"].items()]
+    return table(["parameters: time of an update, DDPM = 1", *head], rows)
+
+
 # --- ops -------------------------------------------------------------------------------------
 
 
@@ -227,6 +237,7 @@ BLOCKS: dict[str, Block] = {
     "scaling": of("scaling_1", scaling),
     "memory": of("memory_1", memory),
     "equal-compute": of("equal_compute_1", equal_compute),
+    "denoising": of("denoising_1", denoising),
     "ops": of("ops_1", ops),
     "gpu": gpu,
     "conditions": conditions(BENCHMARKS),

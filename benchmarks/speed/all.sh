@@ -31,6 +31,7 @@ for problem in table-63 image; do
 done
 measure memory
 measure scaling --rounds 1
+measure denoising
 measure equal_compute --seconds 15
 measure ops --seconds 0.3
 "$python" -m benchmarks.pages.write
