@@ -1,4 +1,4 @@
-"""Writes the tables and pictures of docs/benchmarks.md and docs/results.md from reports alone.
+"""Writes the tables and pictures of pages in docs/ from reports alone.
 
     python -m benchmarks.pages.write
 
@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import RESULTS, ROOT
+from .defaults import BLOCKS as DEFAULTS_BLOCKS
 from .pictures import draw_pictures
 from .quality import BLOCKS as QUALITY_BLOCKS
 from .speed import BLOCKS as SPEED_BLOCKS
 from .tables import Block, Results
 
 #: The blocks of each page in docs/.
-PAGES: dict[str, Mapping[str, Block]] = {"benchmarks": SPEED_BLOCKS, "results": QUALITY_BLOCKS}
+PAGES: dict[str, Mapping[str, Block]] = {
+    "benchmarks": SPEED_BLOCKS, "results": QUALITY_BLOCKS, "training": DEFAULTS_BLOCKS,
+}  # fmt: skip
 BLOCK = re.compile(r"(<!-- begin ([\w-]+)[^>]*-->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 

@@ -1,13 +1,13 @@
-"""DiffFlow, DDPM and DiNof on MNIST at 16 x 16 pixels: likelihood, and samples against steps N.
+"""DiffFlow, DDPM, NFDM and DiNof on small images: likelihood, and samples against steps N.
 
-DiffFlow takes a fixed number of updates; the others get the time that these took.
-
-    python -m benchmarks.quality.compare_images                        # three models in turn
+    python -m benchmarks.quality.compare_images                        # MNIST, all models in turn
     python -m benchmarks.quality.compare_images --models diffflow      # beside another process
+    python -m benchmarks.quality.compare_images --set fashion-mnist --minutes 30
 
-Digits of 28 x 28 are padded to 32 and halved. Everything is measured on the 10,000 test images,
-shuffled; features are those of `diffflow extractor mnist --image-size 16 --epochs 5`.
-Writes compare_images_mnist16.json and .npz; trainings stay in runs/compare_images.
+All trainings take the same time of the processor. Images of 28 x 28 are padded to 32 and halved
+for `--size 16`. Everything is measured on the 10,000 test images, shuffled; features are those of
+`diffflow extractor SET --image-size SIZE --epochs 5`. Writes compare_images_SETSIZE.json and .npz;
+trainings stay in runs/compare_images.
 """
 
 from __future__ import annotations
@@ -32,36 +32,43 @@ from ..common.files import RESULTS
 from ..common.reports import parse, write_samples
 from .comparison import Comparison, Sizes, comparison_parser
 from .measures import FIRST_SEED, drawn, likelihood
-from .trainings import Training, once, trained
+from .trainings import Trained, Training, once, steps_in, trained
 
-SET, SIZE = "mnist", 16
-# What DiffFlow's updates take on one core of an AMD EPYC.
-MINUTES = 65.0
-EXTRACTOR = RESULTS / "extractor_mnist16.safetensors"
+SETS, SIZES = ("mnist", "fashion-mnist"), (16, 28)
+MINUTES = 50.0
 TITLES: Mapping[str, str] = MappingProxyType(
-    {"diffflow": "DiffFlow", "ddpm": "DDPM", "dinof": "DiNof"}
-)
+    {
+        "diffflow": "DiffFlow", "ddpm": "DDPM", "linear": "NFDM, linear process",
+        "learned": "NFDM, learned process", "straight": "NFDM, learned process, straightness",
+        "dinof": "DiNof",
+    }
+)  # fmt: skip
 COMMON: Mapping[str, Any] = MappingProxyType(
     {
-        "data": SET, "image_size": SIZE, "net": "unet", "unet_mults": "1,2", "unet_blocks": 1,
-        "unet_attention": "off", "autocast": "bf16",
+        "net": "unet", "unet_mults": "1,2", "unet_blocks": 1, "unet_attention": "off",
+        "autocast": "bf16",
     }
 )  # fmt: skip
-# 2 x 159,697 parameters, 300,763, and 159,697 of the score with 152,704 of the flow.
-CHOICES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+ONE = {"batch_size": 64, "learning_rate": 1e-3}
+LEARNED = {"unet_base": 20, **ONE}
+# 2 x 159,697 parameters, 300,763, 290,000 of prediction and forward process, and 159,697 of the
+# score with 152,704 of the flow.
+CHOICES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "diffflow": {"unet_base": 16, "batch_size": 32, "learning_rate": 2e-3, "warmup": 100,
-                     "steps": 3800, "progressive": "0:3,1800:6,3000:12,3650:30"},
-        "ddpm": {"unet_base": 22, "batch_size": 64, "learning_rate": 1e-3},
-        "dinof": {"unet_base": 16, "batch_size": 64, "learning_rate": 1e-3, "t_cutoff": 0.4,
-                  "glow_levels": 2},
+        "diffflow": ("diffflow", {"unet_base": 16, "batch_size": 32, "learning_rate": 2e-3,
+                                  "warmup": 100, "checkpoint_every": 0}),
+        "ddpm": ("ddpm", {"unet_base": 22, **ONE}),
+        "linear": ("nfdm", {"unet_base": 22, "forward": "linear", **ONE}),
+        "learned": ("nfdm", LEARNED),
+        "straight": ("nfdm", {"straightness": 0.3, **LEARNED}),
+        "dinof": ("dinof", {"unet_base": 16, "t_cutoff": 0.4, "glow_levels": 2, **ONE}),
     }
 )  # fmt: skip
+#: Steps N of DiffFlow by the share of its updates that are done.
+STAGES = ((0.0, 3), (0.47, 6), (0.79, 12), (0.96, 30))
 #: What differs from that in a trial.
 TINY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "diffflow": {"steps": 3, "progressive": "0:1,1:2"},
-        "ddpm": {},
         "dinof": {"glow_blocks": 1, "glow_hidden": 4},
     }
 )
@@ -74,9 +81,22 @@ ODE_ROWS = 64
 STEPS, MANY, DINOF_STEPS = (5, 10, 20, 30, 50), 200, (20, 50, 400)
 
 
-def training_of(model: str, sizes: Sizes) -> Training:
-    small = {"unet_base": 4, "unet_mults": "1", "limit": 200, **TINY[model]}
-    return Training(model, {**COMMON, **CHOICES[model], **(small if sizes.tiny else {})})
+def training_of(part: str, data: str, size: int, sizes: Sizes) -> Training:
+    model, own = CHOICES[part]
+    small = {"unet_base": 8, "unet_mults": "1", "limit": 200, **TINY.get(part, {})}
+    fields = {"data": data, "image_size": size, **COMMON, **own}
+    return Training(model, {**fields, **(small if sizes.tiny else {})})
+
+
+def stages(steps: int) -> str:
+    """N by iteration, for as many updates of DiffFlow."""
+    return ",".join(f"{round(share * steps)}:{n}" for share, n in STAGES)
+
+
+def mean_num_steps() -> float:
+    """N of an update on average."""
+    ends = [share for share, _ in STAGES[1:]] + [1.0]
+    return sum((end - share) * n for (share, n), end in zip(STAGES, ends, strict=True))
 
 
 def shuffled(rows: Tensor) -> Tensor:
@@ -90,23 +110,21 @@ class ComparisonOfImages(Comparison):
     program = "compare_images"
 
     def __init__(self, args: argparse.Namespace) -> None:
-        sizes, data = SMOKE if args.smoke else FULL, open_dataset(SET, image_size=SIZE)
+        sizes, name = SMOKE if args.smoke else FULL, f"{args.set}{args.size}"
+        data = open_dataset(args.set, image_size=args.size)
         data = replace(data, test=shuffled(data.test), labels=None)
-        super().__init__(f"{SET}{SIZE}", args, sizes, data, list(TITLES))
+        super().__init__(name, args, sizes, data, list(TITLES))
         self.steps: tuple[int, ...] = (1, 2) if sizes.tiny else STEPS
-        self.extractor: DigitExtractor = load_extractor(args.extractor)
+        self.extractor: DigitExtractor = load_extractor(
+            args.extractor or RESULTS / f"extractor_{name}.safetensors"
+        )
         n = self.sizes.n
         self.reference = self.extractor.features(self.dataset.test[:n])
         # For the floor: other training images, and for that of training itself.
         self.real = self.extractor.features(self.dataset.train[: 5 * n])
 
     def measure(self, part: str) -> dict[str, Any]:
-        folder, training = self.folder / part, training_of(part, self.sizes)
-        if part == "diffflow":
-            done = trained(training, folder)
-        else:
-            asked = self.args.minutes
-            done = self.trained_for(part, training, asked or self.minutes_of("diffflow", MINUTES))
+        folder, done = self.folder / part, self._trained(part)
         loaded = done.load()
         ode_n = 2 if self.sizes.tiny else ODE_ROWS
         bounds = likelihood(loaded, self.dataset, self.sizes.rows, ode_n=ode_n)
@@ -121,6 +139,19 @@ class ComparisonOfImages(Comparison):
             "sampling": ways,
         }
 
+    def _trained(self, part: str) -> Trained:
+        training = training_of(part, self.args.set, self.args.size, self.sizes)
+        minutes = self.args.minutes
+        if part != "diffflow":
+            return self.trained_for(part, training, minutes)
+        first = STAGES[0][1]
+        pilot = training.having(progressive="off", num_steps=first)
+        growth, folder = mean_num_steps() / first, self.folder / part
+        steps = steps_in(pilot, minutes, folder, self.sizes.pilot, growth)
+        steps = max(steps, len(STAGES) ** 2)
+        training = training.having(progressive=stages(steps), num_steps=STAGES[-1][1])
+        return trained(training.of_steps(steps), folder, 1.3 * minutes)
+
     def samplers(self, model: str) -> list[dict[str, Any]]:
         """The ways to sample that are measured."""
         tiny = self.sizes.tiny
@@ -128,6 +159,9 @@ class ComparisonOfImages(Comparison):
             return [{"num_steps": n, "last_step": "mean"} for n in self.steps]
         if model == "dinof":
             return [{"num_steps": n} for n in ((2,) if tiny else DINOF_STEPS)]
+        if CHOICES[model][0] == "nfdm":
+            many = (*self.steps, 3 if tiny else 100)
+            return [{"num_steps": n, "stochasticity": k} for k in (0.0, 1.0) for n in many]
         ddim = [{"num_steps": n, "sampler": "ddim"} for n in self.steps]
         return ddim + [{"num_steps": n} for n in (*self.steps, 3 if tiny else MANY)]
 
@@ -167,8 +201,8 @@ class ComparisonOfImages(Comparison):
 
     def about(self) -> dict[str, Any]:
         return {
-            "data": SET,
-            "size": SIZE,
+            "data": self.args.set,
+            "size": self.args.size,
             "label": self.extractor.label(self.sizes.n),
             "n": self.sizes.n,
             "floors": once(self.folder / "floors.json", self._floors),
@@ -178,11 +212,11 @@ class ComparisonOfImages(Comparison):
 def main(words: Sequence[str] | None = None) -> None:
     made = comparison_parser(__doc__, "compare_images")
     made.add_argument("--models", nargs="+", default=list(TITLES), choices=list(TITLES))
+    made.add_argument("--set", default=SETS[0], choices=SETS)
+    made.add_argument("--size", type=int, default=SIZES[0], choices=SIZES)
+    made.add_argument("--minutes", type=float, default=MINUTES, help="of each training")
     made.add_argument(
-        "--minutes", type=float, help="of the trainings but DiffFlow's; else what that took"
-    )
-    made.add_argument(
-        "--extractor", type=Path, default=EXTRACTOR, help="made by `diffflow extractor`"
+        "--extractor", type=Path, help="made by `diffflow extractor`; default: the committed one"
     )
     args = parse(made, words)
     torch.set_num_threads(1)

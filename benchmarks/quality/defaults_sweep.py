@@ -22,8 +22,9 @@ from diffflow_ext.likelihood import quantise
 from diffflow_ext.metrics import frechet_distance
 from diffflow_ext.metrics.features import load_extractor
 
+from ..common.files import RESULTS
 from ..common.reports import parse
-from .compare_images import COMMON, EXTRACTOR, shuffled
+from .compare_images import COMMON, shuffled
 from .comparison import Comparison, Sizes, comparison_parser
 from .measures import FIRST_SEED, drawn, likelihood
 from .trainings import Training, trained
@@ -36,9 +37,9 @@ CHOICES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "olympic-rings": {**POINTS, "batch_size": 120, "time_scale": 20.0},
         "magic": POINTS,
         "mnist": {
-            **COMMON, "steps": 400, "batch_size": 32, "unet_base": 16, "warmup": 50,
-            "ema_decay": 0.995, "progressive": "0:3,200:5,340:10", "checkpoint_every": 0,
-            "learning_rate": 2e-3, "diffusion_start": 3.0, "power": 0.7,
+            **COMMON, "image_size": 16, "unet_base": 16, "batch_size": 32, "steps": 400,
+            "warmup": 50, "ema_decay": 0.995, "progressive": "0:3,200:5,340:10",
+            "checkpoint_every": 0, "learning_rate": 2e-3, "diffusion_start": 3.0, "power": 0.7,
         },
     }
 )  # fmt: skip
@@ -65,7 +66,7 @@ VARIANTS: Mapping[str, dict[str, Any]] = MappingProxyType(
 )
 FULL = Sizes(n=10_000, rows=5000, draws=3)
 IMAGES = Sizes(n=1000, rows=300)
-SMOKE = Sizes(n=60, rows=8, draws=1, tiny=True)
+SMOKE = Sizes(n=80, rows=8, draws=1, tiny=True)
 #: Steps N of the samples and bounds.
 STEPS = (5, 30)
 
@@ -82,7 +83,7 @@ class Sweep(Comparison):
         dataset = open_dataset(data, **({"image_size": 16} if self.is_image else {}))
         if self.is_image:
             dataset = replace(dataset, test=shuffled(dataset.test), labels=None)
-            self.extractor = load_extractor(EXTRACTOR)
+            self.extractor = load_extractor(RESULTS / "extractor_mnist16.safetensors")
             self.reference = self.extractor.features(dataset.test[:2000])
         self.variants = {
             f"{name}, seed {seed}": (name, seed)
@@ -101,12 +102,11 @@ class Sweep(Comparison):
             fields |= {"steps": 2, "progressive": "0:2", "limit": 200, "warmup": 1}
         done = trained(Training("diffflow", fields), self.folder / part)
         loaded = done.load()
-        ways = (2,) if self.sizes.tiny else STEPS
         bounds = {
             str(n): likelihood(loaded, self.dataset, self.sizes.rows, ode_n=0, num_steps=n)
-            for n in ways
+            for n in STEPS
         }
-        samples = {str(n): self._distance(loaded, n) for n in ways}
+        samples = {str(n): self._distance(loaded, n) for n in STEPS}
         return {"variant": name, "seed": seed, **done.head(), "bounds": bounds, "samples": samples}
 
     def _distance(self, loaded: Any, num_steps: int) -> dict[str, Any]:

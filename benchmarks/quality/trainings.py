@@ -42,7 +42,10 @@ class Training:
     fields: Mapping[str, Any]
 
     def of_steps(self, steps: int) -> Training:
-        return replace(self, fields={**self.fields, "steps": steps})
+        return self.having(steps=steps)
+
+    def having(self, **fields: Any) -> Training:
+        return replace(self, fields={**self.fields, **fields})
 
     def config(self) -> Config:
         """The configuration, on one thread, of which the last state is saved."""

@@ -16,8 +16,15 @@ from training_runs import write_images
 
 from benchmarks.common import machine
 from benchmarks.common.reports import read_samples
-from benchmarks.pages import pictures, quality, write
-from benchmarks.quality import compare_2d, compare_images, compare_tables, dinof_sweep, trainings
+from benchmarks.pages import defaults, pictures, quality, tables, write
+from benchmarks.quality import (
+    compare_2d,
+    compare_images,
+    compare_tables,
+    defaults_sweep,
+    dinof_sweep,
+    trainings,
+)
 from benchmarks.quality.measures import Counter, drawn, energy_floor, energy_ratios
 from benchmarks.quality.trainings import Training
 from diffflow_ext.data import Dataset, open_dataset
@@ -127,16 +134,39 @@ def test_sweep_has_both_ends(reports):
     assert [one["sampling"]["evaluations"] for one in parts.values()] == [0.0, 200.0, 1000.0]
 
 
+def test_stages_of_diffflow_follow_its_updates():
+    assert compare_images.stages(1000) == "0:3,470:6,790:12,960:30"
+    each = [3] * 47 + [6] * 32 + [12] * 17 + [30] * 4
+    assert compare_images.mean_num_steps() == pytest.approx(sum(each) / 100)
+
+
+@pytest.mark.slow
+def test_sweep_of_defaults_changes_one_thing(tmp_path, monkeypatch):
+    write_images(tmp_path / "mnist", 28, count=500, held_out=100)
+    monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path))
+    where = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    few = ["--variants", "default", "g x 2", "--seeds", "0", "1"]
+    defaults_sweep.main(["--smoke", *where, "--sets", "mnist", "olympic-rings", *few])
+    results = write.read_results(tmp_path / "results")
+    for name, g in (("mnist", 3.0), ("olympic-rings", 0.2)):
+        variants = results[f"defaults_sweep_{name}"]["variants"].values()
+        values = [(one["variant"], one["config"]["model"]["diffusion_start"]) for one in variants]
+        assert values == [("default", g), ("g x 2", 2 * g)] * 2
+    for block in ("bounds", "samples", "costs", "conditions"):
+        assert defaults.BLOCKS[f"defaults-{block}"](results) != tables.MISSING
+
+
 @pytest.mark.slow
 def test_images_run(tmp_path, monkeypatch):
     write_images(tmp_path / "mnist", 28, count=500, held_out=100)
     monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path))
     where = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    words = ["--smoke", *where, "--models", "diffflow", "ddpm", "--minutes", "0.005"]
+    words = ["--smoke", *where, "--models", "diffflow", "ddpm", "straight", "--minutes", "0.005"]
     compare_images.main(words)
     report = json.loads((tmp_path / "results/compare_images_mnist16.json").read_text())
     assert re.fullmatch(r"FD\(classifier-16x16@[0-9a-f]{12}, n=80\)", report["label"])
     assert set(report["models"]["diffflow"]["bound_by_steps"]) == {"1", "2"}
+    assert [one["num_steps"] for one in report["models"]["straight"]["sampling"]] == [1, 2, 3] * 2
     page = "<!-- begin steps-images -->\n<!-- end steps-images -->\n"
     results = write.read_results(tmp_path / "results")
     assert write.filled(page, quality.BLOCKS, results).count("DDPM, DDIM, N =") == 2

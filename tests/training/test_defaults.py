@@ -20,7 +20,8 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
             "net": "mlp", "batch_size": 256, "learning_rate": 3e-3, "time_scale": 0.4,
             "diffusion_start": 0.2, "diffusion_end": 0.2, "flip": None, "flow": None, "width": 128,
             "depth": 3, "activation": "gelu", "unet_base": None, "glow_blocks": None,
-            "drift_scale": 20.0, "score_scale": 22.360679774997898, "prediction": "score",
+            "drift_scale": 5.0, "score_scale": 22.360679774997898, "prediction": "score",
+            "power": 0.9,
         },
     ),
     (
@@ -28,11 +29,11 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
         True,
         {
             "net": "unet", "batch_size": 64, "learning_rate": 2e-4, "time_scale": 20_000.0,
-            "diffusion_start": 1.0, "diffusion_end": 1.0, "flip": "off", "flow": None,
+            "diffusion_start": 3.0, "diffusion_end": 3.0, "flip": "off", "flow": None,
             "width": None, "unet_base": 64, "unet_mults": "1,2,2", "unet_blocks": 2,
             "unet_attention": "16",
             "dropout": 0.0, "drift_multiplier": 1.0, "score_multiplier": 1.0,
-            "drift_scale": 20.0, "score_scale": 1.0, "prediction": "noise",
+            "drift_scale": 20.0, "score_scale": 1.0, "prediction": "noise", "power": 0.7,
         },
     ),
     (
@@ -42,13 +43,13 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
             "diffusion_end": 0.7, "time_scale": 2000.0, "drift_scale": 2.0, "score_scale": 1.0,
         },
     ),
-    ({"prediction": "score"}, True, {"score_scale": 4.47213595499958}),
+    ({"prediction": "score"}, True, {"score_scale": 1 / (3 * 0.05**0.5)}),
     ({"prediction": "noise"}, False, {"score_scale": 1.0}),
     # T is the length of the interval, and g that at the data.
     (
         {"t_start": 1.0, "t_end": 5.0, "diffusion_start": 0.5, "diffusion_end": 3.0},
         False,
-        {"drift_scale": 0.25, "score_scale": 1.0},
+        {"drift_scale": 0.0625, "score_scale": 1.0},
     ),
     ({"drift_scale": 3.0}, False, {"drift_scale": 3.0, "score_scale": 22.360679774997898}),
     (

@@ -164,7 +164,7 @@ def test_bar_is_silent_without_a_terminal(
 
 
 def test_auto_progressive_takes_few_steps_first(config: Config) -> None:
-    made = config.replaced(progressive="auto", steps=100, num_steps=30)
+    made = config.replaced(progressive="auto", steps=100, num_steps=30, power=0.9)
     counts = [training_grid(made, step).num_steps for step in range(100)]
     assert counts == [5] * 46 + [10] * 35 + [30] * 19
     assert training_grid(made.replaced(num_steps=1), 0).num_steps == 1

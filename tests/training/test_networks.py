@@ -33,7 +33,7 @@ def test_networks_of_diffflow_have_their_scales() -> None:
             noise.score.g == resolve(configure(), is_image=len(shape) == 3).model.diffusion_start
         )
     sde = built(POINTS, t_end=0.25, diffusion_start=0.5)
-    assert (sde.drift.output_scale, sde.score.output_scale) == (4.0, 4.0)
+    assert (sde.drift.output_scale, sde.score.output_scale) == (1.0, 4.0)
     flat = built(IMAGES, net="mlp", drift_scale=3.0)
     assert flat.drift.net.output_scale == 3.0
     for model in ("dinof", "ddpm", "nfdm"):
@@ -74,6 +74,8 @@ def test_width_and_depth_of_the_forward_network_of_vectors(factor: float) -> Non
 
 def test_channels_of_the_forward_network_of_images() -> None:
     model = built(IMAGES, model="nfdm", time_functions=1, forward_multiplier=0.5, **UNET)
+    small = built(IMAGES, model="nfdm", **{**UNET, "unet_base": 6})
+    assert small.forward_process.net.net.input.out_channels == 4
     unet = model.forward_process.net.net
     assert (model.net.input.out_channels, unet.input.out_channels) == (8, 4)
     assert (model.net.output.out_channels, unet.output.out_channels) == (3, 6)

@@ -32,7 +32,8 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
     chosen = {
         "batch_size": 64 if is_image else 256,
         "learning_rate": 2e-4 if unet else 3e-3,
-        "diffusion_start": 1.0 if is_image else 0.2,
+        "diffusion_start": 3.0 if is_image else 0.2,
+        "power": 0.7 if is_image else 0.9,
     }
     if is_image:
         chosen["flip"] = "on" if flip else "off"
@@ -56,19 +57,20 @@ def scaled_as(config: C, before: Config) -> C:
 def _natural_scales(config: Config) -> dict[str, Any]:
     """Returns what depends on T and g: the sizes of DiffFlow's drift and score.
 
-    The drift moves states by about one in the time T; the score of noise of variance g^2 T has the
-    size of 1 over its standard deviation.
+    The drift moves states by about one in the time T, and a perceptron's last layer starts with
+    numbers of about 1/4, a U-Net's with 0. The score of noise of variance g^2 T has the size of 1
+    over its standard deviation.
     """
     if not isinstance(config, DiffFlowConfig):
         return {}
-    model = config.model
+    model, unet = config.model, config.network.net == "unet"
     duration, g = model.t_end - model.t_start, model.diffusion_start
     assert g is not None
-    prediction = config.network.prediction or (
-        "noise" if config.network.net == "unet" else "score"
-    )
-    score_scale = 1.0 if prediction == "noise" else 1.0 / (g * math.sqrt(duration))
-    scales = {"drift_scale": 1.0 / duration, "score_scale": score_scale}
+    prediction = config.network.prediction or ("noise" if unet else "score")
+    scales = {
+        "drift_scale": (1.0 if unet else 0.25) / duration,
+        "score_scale": 1.0 if prediction == "noise" else 1.0 / (g * math.sqrt(duration)),
+    }
     return {"diffusion_end": g, "prediction": prediction, **scales}
 
 

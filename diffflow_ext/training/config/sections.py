@@ -46,14 +46,14 @@ class DiffFlowModel(Section):
     t_start: Annotated[float, rules.NOT_NEGATIVE] = 0.0
     #: Time of the noise.
     t_end: Annotated[float, rules.POSITIVE] = 0.05
-    #: Exponent of the time grid: t^power is evenly spaced.
-    power: Annotated[float, rules.POSITIVE] = 0.9
+    #: Exponent of the time grid: t^power is evenly spaced; None takes 0.9, or 0.7 for images.
+    power: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Time grid in training: drawn anew for each batch, or fixed.
     grid: Literal["stratified", "power"] = "stratified"
     #: Steps N by iteration in training, such as 0:10,2000:30; auto takes N/6, N/3 and N from 0, 46
     #: and 81 % of the training steps on; off takes N throughout. Sampling uses num-steps.
     progressive: Annotated[str, rules.PROGRESSIVE] = "auto"
-    #: Diffusion g at the data; None takes 0.2, or 1 for images.
+    #: Diffusion g at the data; None takes 0.2, or 3 for images.
     diffusion_start: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Diffusion g at the noise, geometric in between; None takes that at the data.
     diffusion_end: Annotated[Chosen[float], rules.POSITIVE] = None
@@ -218,7 +218,8 @@ class DiffFlowNetwork(FlowNetwork, Network):
     #: What the score's network predicts: the score, or the noise, which is -g sqrt(t) times that;
     #: None takes noise for U-Nets, the score for perceptrons.
     prediction: Chosen[Literal["score", "noise"]] = None
-    #: Factor of the drift network's values; None takes 1/T with T = t_end - t_start.
+    #: Factor of the drift network's values; None takes 1/(4 T) for perceptrons and 1/T for U-Nets,
+    #: with T = t_end - t_start.
     drift_scale: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Factor of the score network's values; None takes 1/(g sqrt(T)), g at the data, for scores,
     #: and 1 for noise.

@@ -62,6 +62,10 @@ def build_forward_net(
     outputs = 2 * time_functions * channels
     assert factor is not None
     if network.net == "unet":
+        assert network.unet_base is not None
+        # Channels of a U-Net are even, and at least four.
+        channels = max(4, 2 * round(factor * network.unet_base / 2))
+        factor = channels / network.unet_base
         return TimelessNet(_unet(network, event_shape, factor, 1.0, outputs))
     if len(event_shape) > 1:
         raise ValueError(
