@@ -33,6 +33,8 @@ ESTIMATORS = {
     "exact": "exact",
 }
 NATS = f"{MINUS}log p, nats"
+#: A mean this many times the median is that of a few rows.
+FAR = 10.0
 Reports = Sequence[Report]
 
 
@@ -40,10 +42,17 @@ Reports = Sequence[Report]
 
 
 def row_of(title: str, found: Sequence[Numbers], value: str, error: str, digits: int = 2) -> Any:
-    """Returns title, values and cells of numbers that some columns may lack."""
+    """Returns title, values and cells of numbers that some columns may lack.
+
+    A median is shown where a few rows have made the mean meaningless.
+    """
     values = [None if one is None else one[value] for one in found]
     errors = [None if one is None else one.get(error) for one in found]
     cells = [with_error(v, e, digits) for v, e in zip(values, errors, strict=True)]
+    medians = [None if one is None else one.get("median") for one in found]
+    for i, (mean, median) in enumerate(zip(values, medians, strict=True)):
+        if mean is not None and median is not None and mean > FAR * abs(median):
+            cells[i] += f", median {with_error(median, None, digits)}"
     return title, values, cells
 
 

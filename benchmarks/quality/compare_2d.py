@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from diffflow_ext.data import open_dataset, toy_entropy
+from diffflow_ext.training.config.fields import CONFIGS
 
 from ..common.reports import parse
 from .comparison import Comparison, Sizes, comparison_parser
@@ -25,15 +26,18 @@ from .measures import energy_floor, likelihood, tighten
 from .trainings import Trained, Training, trained
 
 SETS = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
-# DiffFlow's updates in 2.5 minutes of one core of an AMD EPYC.
-STEPS, MINUTES, BATCH_SIZE = 3000, 2.5, 120
-# 2 x 45,238 and 90,526 parameters.
-PAIR_WIDTH, SINGLE_WIDTH, DEPTH = 86, 122, 3
+# About what DiffFlow's updates take on one core.
+STEPS, MINUTES, BATCH_SIZE = 3000, 0.8, 120
+# 2 x 45,238 and 90,526 parameters, and about as many of a prediction and a forward process.
+PAIR_WIDTH, SINGLE_WIDTH, NFDM_WIDTH, DEPTH = 86, 122, 112, 3
 TITLES: Mapping[str, str] = MappingProxyType(
     {
         "diffflow": "DiffFlow",
         "ddpm_steps": "DDPM, equal steps",
         "ddpm_time": "DDPM, equal time",
+        "linear_time": "NFDM, linear process, equal time",
+        "learned_time": "NFDM, learned process, equal time",
+        "straight_time": "NFDM, learned process, straightness, equal time",
         "ffjord_time": "FFJORD, equal time",
         "ffjord_steps": "FFJORD, equal steps",
     }
@@ -44,6 +48,9 @@ CHOICES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "diffflow": {"time_scale": 20.0, "width": PAIR_WIDTH},
         "ddpm": {"width": SINGLE_WIDTH},
+        "linear": {"forward": "linear", "width": SINGLE_WIDTH},
+        "learned": {"width": NFDM_WIDTH},
+        "straight": {"straightness": 10.0, "width": NFDM_WIDTH},
         "ffjord": {"time_scale": 0.05, "rtol": 1e-3, "atol": 1e-3, "width": SINGLE_WIDTH},
     }
 )
@@ -55,6 +62,7 @@ STEPS_OF = {
     "diffflow": (5, 10, 30),
     "ddim": (5, 10, 30, 100),
     "ancestral": (5, 10, 30, 100, 1000),
+    "nfdm": (5, 10, 30, 100),
 }
 
 
@@ -80,10 +88,11 @@ class Comparison2d(Comparison):
         }
 
     def trained(self, part: str) -> Trained:
-        model = part.partition("_")[0]
-        fields = {**CHOICES[model], **({"width": 4} if self.sizes.tiny else {})}
+        name = part.partition("_")[0]
+        fields = {**CHOICES[name], **({"width": 4} if self.sizes.tiny else {})}
         training = Training(
-            model, {"data": self.data, "batch_size": BATCH_SIZE, "depth": DEPTH, **fields}
+            name if name in CONFIGS else "nfdm",
+            {"data": self.data, "batch_size": BATCH_SIZE, "depth": DEPTH, **fields},
         )
         if part.endswith("_time"):
             minutes = self.minutes_of("diffflow", self.args.minutes)
@@ -100,6 +109,9 @@ class Comparison2d(Comparison):
         if model == "diffflow":
             ways = [{"num_steps": n} for n in steps["diffflow"]]
             return [{**ways[-1], "stochasticity": 0.0}, *ways]
+        if model == "nfdm":
+            noises = (0.0, 1.0)
+            return [{"num_steps": n, "stochasticity": k} for k in noises for n in steps["nfdm"]]
         kinds = ("ddim", "ancestral")
         return [{"num_steps": n, "sampler": kind} for kind in kinds for n in steps[kind]]
 

@@ -1,4 +1,4 @@
-"""Likelihoods and samples of seven models on two tables, each within the same processor time.
+"""Likelihoods and samples of nine models on two tables, each within the same processor time.
 
     python -m benchmarks.quality.compare_tables                 # both tables, half an hour each
     python -m benchmarks.quality.compare_tables --sets magic --models spline ffjord ddpm
@@ -51,6 +51,8 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "spline": "spline flow",
         "ffjord": "FFJORD",
         "ddpm": "DDPM",
+        "linear": "NFDM, linear process",
+        "learned": "NFDM, learned process",
         "diffflow": "DiffFlow",
         "dinof": "DiNof",
     }
@@ -62,6 +64,8 @@ CHOICES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "spline": ("flow", FLOW),
         "ffjord": ("ffjord", {"time_scale": 0.05, "rtol": 1e-3, "atol": 1e-3}),
         "ddpm": ("ddpm", {}),
+        "linear": ("nfdm", {"forward": "linear"}),
+        "learned": ("nfdm", {"width": 118}),
         "diffflow": ("diffflow", {"batch_size": 128, "diffusion_start": 1.0, "time_scale": 20.0}),
         "dinof": ("dinof", {"t_cutoff": 0.2, **FLOW}),
     }

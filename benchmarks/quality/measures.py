@@ -37,7 +37,7 @@ def likelihood(
     """-log p of the first held-out rows by each estimator of a model, nats and for images bits."""
     settings = EvaluationSettings(num_steps, num_paths, rows if ode_n is None else ode_n)
     found = likelihoods(loaded, dataset, rows, settings, seed=7)
-    fields = {"nats": "", "error": "_error", "n": "_n", "bits": "_bits",
+    fields = {"nats": "", "error": "_error", "n": "_n", "median": "_median", "bits": "_bits",
               "bits_error": "_bits_error", "step_error": "_step_error"}  # fmt: skip
     return {
         name: {"title": title}

@@ -77,6 +77,7 @@ def test_bound_is_the_mean_on_test_data(run: Path, result: dict[str, Any]) -> No
         nats = -loaded.model.elbo(test, sampling_grid(loaded.config), key).double()
     assert result["bound_n"] == N
     assert result["bound"] == pytest.approx(float(nats.mean()), rel=1e-12)
+    assert result["bound_median"] == pytest.approx(float(nats.median()), rel=1e-12)
     assert result["bound_error"] == pytest.approx(float(nats.std()) / math.sqrt(N), rel=1e-12)
     gaussian, _ = gaussian_nll(dataset.train, test)
     assert result["gaussian_nll"] == pytest.approx(gaussian, rel=1e-12)

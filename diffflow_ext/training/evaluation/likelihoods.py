@@ -38,7 +38,8 @@ def likelihoods(
 ) -> dict[str, Any]:
     """Returns the results of each estimator for the first n test data.
 
-    For an estimator called NAME these are NAME (nats), NAME_error and NAME_n; for those that solve
+    For an estimator called NAME these are NAME (nats), NAME_error, NAME_n and NAME_median, which a
+    few rows far out do not move; for those that solve
     an ODE NAME_step_error (the change with half the steps, on a few rows); for vectors
     NAME_data_units and NAME_minus_gaussian; for images NAME_bits and NAME_bits_error.
     `estimators` has the names and titles.
@@ -54,6 +55,7 @@ def likelihoods(
             one.name: float(nats.mean()),
             f"{one.name}_error": float(nats.std()) / math.sqrt(len(nats)),
             f"{one.name}_n": len(nats),
+            f"{one.name}_median": float(nats.median()),
         }
         if one.halved is not None:
             few = slice(0, STEP_ERROR_ROWS)
