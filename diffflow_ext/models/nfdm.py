@@ -83,8 +83,8 @@ class NFDM(StatefulModel):
             :mod:`diffflow_ext.models.learned_forward` for what it returns. Default: none.
         process: The linear process at both ends, and everywhere without `forward_net`.
         straightness: The weight >= 0 of a penalty in the loss, on how much the prediction changes
-            in a step without noise (:func:`diffflow_ext.models.learned_forward.curvature`). It
-            makes samples of few steps better, and a step of training cost one more evaluation.
+            in a step without noise (:func:`diffflow_ext.models.nfdm_terms.curvature`). It is meant
+            for samples of few steps; a step of training costs one more evaluation.
 
     With `forward_net`, :math:`\log g^2(t) = \log (\rho \sigma^2) + \sum_{k<4} a_k t^k` with
     learned numbers a. The state dict has the ends of `process`, and a state of others is refused.
