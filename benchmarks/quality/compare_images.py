@@ -55,7 +55,7 @@ LEARNED = {"unet_base": 20, **ONE}
 # score with 152,704 of the flow.
 CHOICES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "diffflow": ("diffflow", {"unet_base": 16, "batch_size": 32, "learning_rate": 2e-3,
+        "diffflow": ("diffflow", {"unet_base": 16, "batch_size": 32, "learning_rate": 4e-3,
                                   "warmup": 100, "checkpoint_every": 0}),
         "ddpm": ("ddpm", {"unet_base": 22, **ONE}),
         "linear": ("nfdm", {"unet_base": 22, "forward": "linear", **ONE}),

@@ -42,7 +42,7 @@ ORDER: dict[str, str] = {
     """,
     "processes": "grids diffusion linear chain",
     "flows": "adapters prior spline glow ffjord",
-    "nets": "mlp unet",
+    "nets": "mlp unet noise",
     "engines": """
         network choice problem
         adjoint.replay adjoint.calls adjoint.forward adjoint.backward adjoint.losses adjoint.paths
