@@ -57,7 +57,12 @@ def row_of(title: str, found: Sequence[Numbers], value: str, error: str, digits:
 
 
 def spelt(name: str) -> str:
-    names = {"magic": "MAGIC", "hipparcos": "Hipparcos", "sierpinski-carpet": "Sierpinski carpet"}
+    names = {
+        "magic": "MAGIC",
+        "mnist": "MNIST",
+        "hipparcos": "Hipparcos",
+        "sierpinski-carpet": "Sierpinski carpet",
+    }
     return names.get(name, name.replace("-", " "))
 
 
