@@ -279,7 +279,9 @@ def _images(report: Report, folder: Path, out: Path) -> list[Path]:
     rows, curves = {"data": samples["data"]}, {}
     for one in report["models"].values():
         for found in one["sampling"]:
-            kind = " (DDIM)" if found["options"].get("sampler") == "ddim" else ""
+            options = found["options"]
+            kind = " (DDIM)" if options.get("sampler") == "ddim" else ""
+            kind = " (no noise)" if options.get("stochasticity") == 0 else kind
             title = one["title"] + kind
             rows[f"{title}, N = {found['num_steps']}"] = samples[found["key"]]
             curves.setdefault(title, []).append((found["evaluations"], found["fd"]))
