@@ -114,8 +114,8 @@ class NFDMModel(Section):
     log_snr_start: float = 12.0
     #: Logarithm of signal to noise at the noise.
     log_snr_end: float = -5.0
-    #: Weight of a penalty on the curvature of paths, for samples of few steps; a training step then
-    #: costs one more evaluation.
+    #: Weight of a penalty on the curvature of paths, for samples of few steps; a training step
+    #: then costs one more evaluation.
     straightness: Annotated[float, rules.NOT_NEGATIVE] = 0.0
     #: Steps N of sampling.
     num_steps: Annotated[int, whole(1, rules.MAX_GRID)] = 100
