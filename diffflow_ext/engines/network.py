@@ -79,10 +79,13 @@ def embeds_time(net: object) -> bool:
 
     Its class says so by ``time_enters_by_embedding = True``, as that of
     :class:`diffflow_ext.nets.UNet`. Then `embed` maps times of shape (K,) to a tensor (K, ...),
-    one row for each time alone; `trunk` takes one row for all samples, or one for each.
+    one row for each time alone; `trunk` takes one row for all samples, or one for each. A wrapper
+    names its network as `inner_network`, which must do so too.
     """
+    inner = getattr(net, "inner_network", None)
     return (
         isinstance(net, nn.Module)
+        and (inner is None or embeds_time(inner))
         and getattr(net, "time_enters_by_embedding", None) is True
         and defines_together(net, "time_enters_by_embedding", _IN_PARTS)
         and vars(net).keys().isdisjoint(_IN_PARTS)

@@ -80,7 +80,9 @@ class NFDM(StatefulModel):
         net: The network v(t, x), an nn.Module or any callable, called with t of shape () or (B,)
             in [0, 1] and x of shape (B, *event).
         forward_net: A network of x_0 alone that shapes means and scales, see
-            :mod:`diffflow_ext.models.learned_forward` for what it returns. Default: none.
+            :mod:`diffflow_ext.models.learned_forward` for what it returns. It should start at zero
+            (its last layer), where the process is linear: near the data the bound divides by a
+            small g. Default: none.
         process: The linear process at both ends, and everywhere without `forward_net`.
         straightness: The weight >= 0 of a penalty in the loss, on how much the prediction changes
             in a step without noise (:func:`diffflow_ext.models.nfdm_terms.curvature`). It is meant
@@ -101,6 +103,7 @@ class NFDM(StatefulModel):
     Example:
         >>> from diffflow_ext.nets import FourierMLP
         >>> forward_net = nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, 2 * 3 * 2))
+        >>> _ = [nn.init.zeros_(p) for p in forward_net[-1].parameters()]
         >>> model = NFDM(FourierMLP(2), forward_net)
         >>> model.mean_loss(torch.randn(64, 2)).backward()
         >>> model.sample((10, 2), 20).shape
@@ -127,7 +130,9 @@ class NFDM(StatefulModel):
             raise ValueError(f"NFDM: expected straightness >= 0, got {self.straightness}")
         self.forward_process = LearnedForward(forward_net, process)
         if forward_net is not None:
-            self.volatility = nn.Parameter(torch.zeros(_VOLATILITY_TERMS))
+            like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+            zeros = torch.zeros(_VOLATILITY_TERMS, dtype=like.dtype, device=like.device)
+            self.volatility = nn.Parameter(zeros)
 
     def constants(self) -> dict[str, Tensor]:
         """Returns the logarithms of signal to noise at both ends."""

@@ -10,6 +10,7 @@ deviation of the noise; the noise itself has the size one at all times.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,8 @@ class NoiseScore(nn.Module):
         net: The network :math:`\varepsilon(t, x)`, called as all networks are.
         g: The diffusion g > 0 that adds the noise, or its value at the data.
         t_start: The time :math:`t_0` of the data.
-        floor: The time :math:`\delta > 0`, far smaller than the first step of a grid, that keeps
-            the score finite at the data, where an ODE's solver evaluates it.
+        floor: The time :math:`\delta > 0`, far smaller than the first step of a grid in training,
+            that keeps the score finite at the data, where an ODE's solver evaluates it.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -40,22 +41,26 @@ class NoiseScore(nn.Module):
         torch.Size([8, 1, 16, 16])
     """
 
+    #: It is trunk(x, embed(t)) if its network is: the factor is a column of the embedding.
+    time_enters_by_embedding: ClassVar[bool] = True
+
     def __init__(self, net: nn.Module, g: float, t_start: float = 0.0, *, floor: float) -> None:
         super().__init__()
         for name, value in (("g", g), ("floor", floor)):
             if not 0.0 < value < math.inf:
                 raise ValueError(f"NoiseScore: expected a positive, finite {name}, got {value}")
+        if not math.isfinite(t_start):
+            raise ValueError(f"NoiseScore: expected a finite t_start, got {t_start}")
         self.net, self.g, self.t_start, self.floor = net, g, t_start, floor
 
     @property
-    def time_enters_by_embedding(self) -> bool:
-        """Whether the network is trunk(x, embed(t)); then the factor is a column of that."""
-        hooks = (self.net._forward_hooks, self.net._forward_pre_hooks)
-        return getattr(self.net, "time_enters_by_embedding", None) is True and not any(hooks)
+    def inner_network(self) -> nn.Module:
+        """The network within, which must be trunk(x, embed(t)) too where engines use that."""
+        return self.net
 
     def factor(self, t: Tensor) -> Tensor:
         r"""Returns :math:`-1 / \sigma(t)`, in the shape of t."""
-        return -1.0 / (self.g * (t - self.t_start + self.floor).sqrt())
+        return -1.0 / (self.g * ((t - self.t_start).clamp(min=0) + self.floor).sqrt())
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Evaluates the score; shapes as those of the network."""

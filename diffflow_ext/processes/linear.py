@@ -271,7 +271,6 @@ class LogSNR(LinearProcess):
 
     start: float = 12.0
     end: float = -5.0
-    t_min: ClassVar[float] = 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
     ode_power: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self) -> None:

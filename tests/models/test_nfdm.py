@@ -357,3 +357,24 @@ def test_autocast_leaves_what_shapes_the_path_in_float32() -> None:
 def test_bad_arguments(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call(NFDM(WavyNet(), WavyForward()), torch.ones(3, 2))
+
+
+def test_g_has_the_dtype_and_device_of_the_networks() -> None:
+    model = NFDM(FourierMLP(2, 8).double(), nn.Linear(2, 8).double())
+    assert model.volatility.dtype == F64
+    assert model.sample((3, 2), 2, KEY).dtype == F64
+    meta = NFDM(FourierMLP(2, 8).to("meta"), nn.Linear(2, 8, device="meta"))
+    assert meta.volatility.is_meta
+
+
+def test_a_learned_process_has_noise_that_float32_can_tell_from_nothing() -> None:
+    with pytest.raises(ValueError, match=r"process\.start <= 24 with a forward_net, .* got 30"):
+        NFDM(WavyNet(), WavyForward(), LogSNR(30.0))
+    assert NFDM(WavyNet(), None, LogSNR(30.0)).process.start == 30.0
+    plain = NFDM(FourierMLP(2, 8), None, LogSNR(24.0))
+    zero = nn.Linear(2, 8)
+    for parameter in zero.parameters():
+        nn.init.zeros_(parameter)
+    learned, x = NFDM(plain.net, zero, LogSNR(24.0)), torch.randn(500, 2)
+    bounds = [float(m.loss(x, KEY).detach().double().mean()) for m in (plain, learned)]
+    assert bounds[1] == pytest.approx(bounds[0], abs=0.01)

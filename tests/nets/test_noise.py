@@ -64,7 +64,12 @@ def test_times_are_embedded_where_the_network_does() -> None:
     torch.testing.assert_close(score.trunk(x, score.embed(t)), score(t, x), rtol=1e-12, atol=0)
     plain: Any = NoiseScore(nn.Identity(), 2.0, floor=1e-3)
     assert not embeds_time(plain)
-    score.net.register_forward_hook(lambda *_: None)
+    # Whatever excludes it for the network within excludes it here.
+    hook = score.net.register_full_backward_hook(lambda *_: None)
+    assert not embeds_time(score)
+    hook.remove()
+    assert embeds_time(score)
+    score.net.compile(backend="eager")
     assert not embeds_time(score)
 
 

@@ -147,7 +147,7 @@ def test_names_and_values() -> None:
     assert [p.t_min for p in (VP(), SubVP(), VE(), CHAIN)] == [1e-3, 1e-3, 1e-5, 1e-3]
     assert [p.prior_scale for p in (VP(), SubVP(), VE(), CHAIN)] == [1.0, 1.0, 50.0, 1.0]
     assert LogSNR() == LogSNR(12.0, -5.0) != LogSNR(12.0, -6.0)
-    assert (LogSNR().t_min, LogSNR().t_end, LogSNR().prior_scale) == (0.0, 1.0, 1.0)
+    assert (LogSNR().t_min, LogSNR().t_end, LogSNR().prior_scale) == (1e-3, 1.0, 1.0)
     assert repr(VP()) == "VP(beta_min=0.1, beta_max=20.0)"
     assert repr(CHAIN) == "DiscreteVP(T=50)"
 

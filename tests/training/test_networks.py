@@ -74,8 +74,9 @@ def test_width_and_depth_of_the_forward_network_of_vectors(factor: float) -> Non
 
 def test_channels_of_the_forward_network_of_images() -> None:
     model = built(IMAGES, model="nfdm", time_functions=1, forward_multiplier=0.5, **UNET)
-    small = built(IMAGES, model="nfdm", **{**UNET, "unet_base": 6})
-    assert small.forward_process.net.net.input.out_channels == 4
+    for base, channels in ((6, 4), (22, 12), (94, 48)):
+        other = built(IMAGES, model="nfdm", **{**UNET, "unet_base": base, "unet_mults": "1"})
+        assert other.forward_process.net.net.input.out_channels == channels
     unet = model.forward_process.net.net
     assert (model.net.input.out_channels, unet.input.out_channels) == (8, 4)
     assert (model.net.output.out_channels, unet.output.out_channels) == (3, 6)

@@ -147,6 +147,16 @@ def scales(run: Path) -> list[float]:
     return [model.drift.output_scale, model.score.output_scale]
 
 
+def test_a_run_keeps_the_defaults_of_earlier_versions(table: Path, tmp_path: Path) -> None:
+    """What is left out in Python stands for the run's value, not for that of today."""
+    once = {"diffusion_start": 0.7, "power": 0.8, "width": 5, "prediction": "noise"}
+    train_until_killed(small(table, steps=12).replaced(**once), tmp_path, 9)
+    left_out = small(table, steps=12).replaced(**dict.fromkeys(once))
+    assert train(left_out, tmp_path, resume=True).step == 12
+    values = load_run(tmp_path).config.values()
+    assert {name: values[name] for name in once} == once
+
+
 def test_a_run_from_before_the_scales_goes_on_without_them(table: Path, tmp_path: Path) -> None:
     config = small(table, progressive="auto", steps=12)
     train(config.replaced(**dict.fromkeys(SCALES, 1.0)), tmp_path / "whole")

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeVar
 
-from .fields import BRANCHES, Config, DiffFlowConfig
-from .files import ONCE
+from .fields import BRANCHES, MAY_CHANGE, Config, DiffFlowConfig
 from .sections import Network
 
 C = TypeVar("C", bound=Config)
@@ -45,13 +44,13 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
     return _filled(config, _natural_scales(config))
 
 
-def scaled_as(config: C, before: Config) -> C:
-    """Returns the configuration with the networks' factors of the run to resume, if it has none.
+def completed_from(config: C, before: Config) -> C:
+    """Returns the configuration with the values of the run to resume where it has none.
 
-    The config.toml of a run of earlier versions says nothing of them, and they were 1.
+    They may be defaults of earlier versions, which a run keeps.
     """
-    values = before.values()
-    return _filled(config, {name: values[name] for name in ONCE if name in values})
+    kept = {name: v for name, v in before.values().items() if name not in MAY_CHANGE}
+    return _filled(config, kept)
 
 
 def _natural_scales(config: Config) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from diffflow_ext.functional.core import build_info
 
-from ..config.defaults import resolve, scaled_as
+from ..config.defaults import completed_from, resolve
 from ..config.fields import Config
 from ..config.files import to_record, to_toml
 from ..config.schedules import is_logged, is_saved
@@ -65,7 +65,7 @@ class Trainer:
         device = pick_device(config.run.device, local_rank())
         dataset = open_data(config, warn=world.writes)
         if checkpoint is not None:
-            config = scaled_as(config, recorded(checkpoint)[1])
+            config = completed_from(config, recorded(checkpoint)[1])
         config = resolve(config, is_image=dataset.is_image, flip=dataset.flip)
         self.config, self.run, self.device, self.world = config, run, device, world
         self.dataset, self.record = dataset, DatasetRecord.of(dataset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,8 +66,8 @@ def build_forward_net(
         assert network.unet_base is not None
         # Channels of a U-Net are even, and at least four.
         channels = max(4, 2 * round(factor * network.unet_base / 2))
-        factor = channels / network.unet_base
-        return TimelessNet(_unet(network, event_shape, factor, 1.0, outputs))
+        narrow = replace(network, unet_base=channels)
+        return TimelessNet(_unet(narrow, event_shape, 1.0, 1.0, outputs))
     if len(event_shape) > 1:
         raise ValueError(
             "train: net='mlp': expected a U-Net for the forward process of images; leave net out,"

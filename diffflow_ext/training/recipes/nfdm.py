@@ -25,7 +25,7 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
     """Trains the prediction, and a learned forward process with it."""
 
     sampler_options = ("stochasticity", "clip")
-    curve = ("bound", "bound on -log p per sample [nats]")
+    curve = ("loss", "bound on -log p per dimension [nats], with penalties")
 
     def build(self) -> NFDM:
         """Returns the untrained model."""
@@ -54,8 +54,8 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
         return self.module.loss(x0, self.key(step), sample_offset=offset) / self._dimensions
 
     def reading(self, step: int, loss: float) -> dict[str, float]:
-        """Returns the bound on -log p in nats."""
-        return {"bound": loss * self._dimensions}
+        """Returns the bound on -log p in nats, unless the loss has a penalty too."""
+        return {} if self.config.model.straightness else {"bound": loss * self._dimensions}
 
     def draw(
         self,
