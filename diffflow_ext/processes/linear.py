@@ -281,6 +281,9 @@ class LogSNR(LinearProcess):
                 f"LogSNR: expected {-_MAX_LOG_SNR:g} <= end < start <= {_MAX_LOG_SNR:g}, "
                 f"got start={start}, end={end}"
             )
+        # Fractions and NumPy's numbers do not mix with tensors.
+        object.__setattr__(self, "start", start)
+        object.__setattr__(self, "end", end)
 
     @property
     def rate(self) -> float:
