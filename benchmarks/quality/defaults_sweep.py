@@ -1,7 +1,7 @@
 """DiffFlow's defaults, one change at a time: on points, a table and images.
 
-    python -m benchmarks.quality.defaults_sweep                      # all sets, about two hours
-    python -m benchmarks.quality.defaults_sweep --sets magic --seeds 0 --variants "rate x 3"
+    python -m benchmarks.quality.defaults_sweep                      # all sets, two hours
+    python -m benchmarks.quality.defaults_sweep --sets mnist         # beside another process
 
 Every training of a set takes the same updates. Each set gets defaults_sweep_SET.json; trainings
 stay in runs/defaults_sweep.
@@ -44,26 +44,35 @@ CHOICES: Mapping[str, dict[str, Any]] = MappingProxyType(
     }
 )  # fmt: skip
 T = 0.05
+SCALES_OF_1 = {"drift_scale": 1.0, "score_scale": 1.0, "prediction": "score"}
+RATE, G = "learning_rate", "diffusion_start"
 #: Fields of a variant; a function computes one from that of the set. Scales of the drift are
 #: multiples of 1 / T.
-VARIANTS: Mapping[str, dict[str, Any]] = MappingProxyType(
+OF_VECTORS: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
         "default": {},
-        "as in version 0.0": {"drift_scale": 1.0, "score_scale": 1.0, "prediction": "score"},
+        "scales of 1": SCALES_OF_1,
         "drift scale x 0.05": {"drift_scale": 0.05 / T},
-        "drift scale x 0.25": {"drift_scale": 0.25 / T},
         "drift scale x 1": {"drift_scale": 1.0 / T},
-        "drift scale x 5": {"drift_scale": 5.0 / T},
-        "prediction of the score": {"prediction": "score"},
-        "prediction of the noise": {"prediction": "noise"},
-        "rate x 0.33": {"learning_rate": lambda rate: rate / 3},
-        "rate x 3": {"learning_rate": lambda rate: rate * 3},
-        "g x 0.33": {"diffusion_start": lambda g: g / 3},
-        "g x 2": {"diffusion_start": lambda g: g * 2},
-        "power 0.9": {"power": 0.9},
+        "rate x 0.33": {RATE: lambda rate: rate / 3},
+        "rate x 3": {RATE: lambda rate: rate * 3},
+        "g x 2": {G: lambda g: g * 2},
         "power 0.45": {"power": 0.45},
     }
 )
+OF_IMAGES: Mapping[str, dict[str, Any]] = MappingProxyType(
+    {
+        "default": {},
+        "scales of 1": SCALES_OF_1,
+        "drift scale x 0.25": {"drift_scale": 0.25 / T},
+        "prediction of the score": {"prediction": "score"},
+        "rate x 3": {RATE: lambda rate: rate * 3},
+        "g x 0.33": {G: lambda g: g / 3},
+        "g x 2": {G: lambda g: g * 2},
+        "power 0.45": {"power": 0.45},
+    }
+)
+SEEDS_OF_VECTORS, SEEDS_OF_IMAGES = (0, 1, 2), (0,)
 FULL = Sizes(n=10_000, rows=5000, draws=3)
 IMAGES = Sizes(n=1000, rows=300)
 SMOKE = Sizes(n=80, rows=8, draws=1, tiny=True)
@@ -85,17 +94,18 @@ class Sweep(Comparison):
             dataset = replace(dataset, test=shuffled(dataset.test), labels=None)
             self.extractor = load_extractor(RESULTS / "extractor_mnist16.safetensors")
             self.reference = self.extractor.features(dataset.test[:2000])
+        self.changes = OF_IMAGES if self.is_image else OF_VECTORS
+        seeds = SEEDS_OF_IMAGES if self.is_image else SEEDS_OF_VECTORS
         self.variants = {
-            f"{name}, seed {seed}": (name, seed)
-            for seed in args.seeds for name in args.variants
-        }  # fmt: skip
+            f"{name}, seed {seed}": (name, seed) for seed in seeds for name in self.changes
+        }
         super().__init__(data, args, sizes, dataset, list(self.variants))
 
     def measure(self, part: str) -> dict[str, Any]:
         (name, seed), fixed = self.variants[part], CHOICES[self.data]
         changes = {
             field: value(fixed[field]) if callable(value) else value
-            for field, value in VARIANTS[name].items()
+            for field, value in self.changes[name].items()
         }
         fields = {**fixed, "data": self.data, "t_end": T, "seed": seed, **changes}
         if self.sizes.tiny:
@@ -125,8 +135,6 @@ class Sweep(Comparison):
 def main(words: Sequence[str] | None = None) -> None:
     made = comparison_parser(__doc__, "defaults_sweep")
     made.add_argument("--sets", nargs="+", default=list(CHOICES), choices=list(CHOICES))
-    made.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     args = parse(made, words)
     torch.set_num_threads(1)
     for data in args.sets:

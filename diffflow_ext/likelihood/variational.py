@@ -1,8 +1,7 @@
-r"""The terms of variational bounds of diffusions with a fixed process at both ends.
+r"""The terms of variational bounds: of DDPM, and at the ends of a bound in continuous time.
 
-Those of DDPM, each from the error of the predicted noise.
-
-With :math:`e = \varepsilon - \varepsilon(t_i, x_i)` and :math:`a_i^2 = 1 - \beta_i`:
+Those of DDPM come from the error of the predicted noise. With
+:math:`e = \varepsilon - \varepsilon(t_i, x_i)` and :math:`a_i^2 = 1 - \beta_i`:
 
 .. math::
     -\log p(x_0) &\le L_T + \sum_{i=2}^T L_{i-1} + L_0 \\

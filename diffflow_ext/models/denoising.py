@@ -82,7 +82,7 @@ def mean_square_error(
     name: str = "eps_net",
 ) -> Tensor:
     """Returns |eps - eps_net(t, x_t)|^2 / d for each sample, t of shape (B,)."""
-    call = regression.prepare(op, engine, net, t, x_t)
+    call = regression.prepare(op, engine, net, t, x_t, name)
     if call is not None:
         return regression.square_error(call, x_t, eps)
     error = predicted_noise(op, net, t, x_t, name).to(eps.dtype) - eps

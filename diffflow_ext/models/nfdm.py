@@ -196,7 +196,7 @@ class NFDM(StatefulModel):
             TypeError: If an argument has the wrong type.
 
         References:
-            | Neural Flow Diffusion Models (Bartosh et al., 2024), equations 14 to 17
+            | Neural Flow Diffusion Models (Bartosh et al., 2024)
             | https://arxiv.org/abs/2404.12940
         """
         op = "NFDM.loss"

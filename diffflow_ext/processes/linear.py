@@ -28,8 +28,8 @@ from torch import Tensor
 
 from diffflow_ext.functional.checks import checked_finite, in_words
 
-#: The largest logarithm of signal to noise; float32 can square what it leaves.
-_MAX_LOG_SNR = 40.0
+#: Signal and noise in this ratio and its inverse, and their squares, are numbers of float32.
+MAX_LOG_SNR = 40.0
 
 
 class LinearProcess(ABC):
@@ -265,7 +265,7 @@ class LogSNR(LinearProcess):
         TypeError: If an argument is not a number.
 
     References:
-        | Variational Diffusion Models (Kingma et al., 2021), section 3.2
+        | Variational Diffusion Models (Kingma et al., 2021)
         | https://arxiv.org/abs/2107.00630
     """
 
@@ -276,9 +276,9 @@ class LogSNR(LinearProcess):
     def __post_init__(self) -> None:
         start = checked_finite("LogSNR", "start", self.start)
         end = checked_finite("LogSNR", "end", self.end)
-        if not -_MAX_LOG_SNR <= end < start <= _MAX_LOG_SNR:
+        if not -MAX_LOG_SNR <= end < start <= MAX_LOG_SNR:
             raise ValueError(
-                f"LogSNR: expected {-_MAX_LOG_SNR:g} <= end < start <= {_MAX_LOG_SNR:g}, "
+                f"LogSNR: expected {-MAX_LOG_SNR:g} <= end < start <= {MAX_LOG_SNR:g}, "
                 f"got start={start}, end={end}"
             )
         # Fractions and NumPy's numbers do not mix with tensors.

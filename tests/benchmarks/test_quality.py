@@ -145,13 +145,22 @@ def test_sweep_of_defaults_changes_one_thing(tmp_path, monkeypatch):
     write_images(tmp_path / "mnist", 28, count=500, held_out=100)
     monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path))
     where = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    few = ["--variants", "default", "g x 2", "--seeds", "0", "1"]
-    defaults_sweep.main(["--smoke", *where, "--sets", "mnist", "olympic-rings", *few])
+    for name in ("OF_VECTORS", "OF_IMAGES"):
+        variants = getattr(defaults_sweep, name)
+        few = {part: variants[part] for part in ("default", "g x 2")}
+        monkeypatch.setattr(defaults_sweep, name, few)
+    monkeypatch.setattr(defaults_sweep, "SEEDS_OF_VECTORS", (0, 1))
+    defaults_sweep.main(["--smoke", *where, "--sets", "mnist", "olympic-rings"])
     results = write.read_results(tmp_path / "results")
-    for name, g in (("mnist", 3.0), ("olympic-rings", 0.2)):
-        variants = results[f"defaults_sweep_{name}"]["variants"].values()
+    for name, g, seeds in (("mnist", 3.0, 1), ("olympic-rings", 0.2, 2)):
+        variants = list(results[f"defaults_sweep_{name}"]["variants"].values())
         values = [(one["variant"], one["config"]["model"]["diffusion_start"]) for one in variants]
-        assert values == [("default", g), ("g x 2", 2 * g)] * 2
+        assert values == [("default", g), ("g x 2", 2 * g)] * seeds
+        plain, double = (one["config"] for one in variants[:2])
+        plain["model"]["diffusion_start"] *= 2
+        plain["model"]["diffusion_end"] *= 2
+        plain["network"]["score_scale"] = double["network"]["score_scale"]
+        assert plain == double
     for block in ("bounds", "samples", "costs", "conditions"):
         assert defaults.BLOCKS[f"defaults-{block}"](results) != tables.MISSING
 

@@ -330,6 +330,11 @@ def test_autocast_leaves_what_shapes_the_path_in_float32() -> None:
             ValueError,
             "engine='fused' .* a forward_net",
         ),
+        (
+            lambda m, x: NFDM(m.net).loss(x, engine="fused"),
+            ValueError,
+            "not possible here: net: no network with perceptron_at",
+        ),
         (lambda m, x: m.loss(x, engine="fast"), ValueError, "expected engine to be one of"),
         (lambda m, x: NFDM(m.net).loss(x, engine="fast"), ValueError, "expected engine to be one"),
         (lambda m, x: m.mean_loss(x, weight=x), ValueError, r"expected weight of shape \(3,\)"),

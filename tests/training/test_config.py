@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffflow_ext.nets.mlp import ACTIVATIONS
+from diffflow_ext.processes.linear import MAX_LOG_SNR
 from diffflow_ext.training import Config, configure, load_config
 from diffflow_ext.training.config.fields import BRANCHES, CONFIGS, MAY_CHANGE, SECTIONS
 from diffflow_ext.training.config.files import from_record, to_record, to_toml
@@ -48,8 +49,8 @@ BAD: dict[str, dict[str, list[Any]]] = {
     },
     "nfdm": {
         "forward": ["affine"], "straightness": [-1.0, math.inf], "time_functions": [0, 17],
-        "log_snr_start": [math.nan],
-        "log_snr_end": [-math.inf], "num_steps": [0, 2**24 + 1], "forward_multiplier": [0.0],
+        "log_snr_start": [math.nan, 40.5], "log_snr_end": [-math.inf, -41.0],
+        "num_steps": [0, 2**24 + 1], "forward_multiplier": [0.0],
     },
     "ddpm": {"timesteps": [0], "noise_schedule": ["quadratic"]},
     "ffjord": {"rtol": [0.0, 1e-300], "atol": [-1.0], "width": [0, 10**9], "time_scale": [0.0]},
@@ -382,3 +383,10 @@ def test_progressive_schedule() -> None:
 def test_progressive_schedule_of_another_form(text: str) -> None:
     with pytest.raises(ValueError, match="parse_progressive"):
         parse_progressive(text)
+
+
+def test_limits_of_log_snr_are_those_of_the_process() -> None:
+    for field, sign in (("log_snr_start", 1), ("log_snr_end", -1)):
+        assert make("nfdm", forward="linear", **{field: sign * MAX_LOG_SNR})
+        with pytest.raises(ValueError, match="from -40 to 40"):
+            make("nfdm", **{field: sign * (MAX_LOG_SNR + 0.5)})

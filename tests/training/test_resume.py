@@ -163,7 +163,11 @@ def test_a_run_from_before_the_scales_goes_on_without_them(table: Path, tmp_path
     train_until_killed(config.replaced(**dict.fromkeys(SCALES, 1.0)), tmp_path / "run", 9)
     made_older(tmp_path / "run")
     assert scales(tmp_path / "run") == [1.0, 1.0]
-    assert train(config, tmp_path / "run", resume=True).step == 12
+    with pytest.raises(ValueError, match=r"drift_scale=3\.0: the run to resume has 1\.0"):
+        train(config.replaced(drift_scale=3.0), tmp_path / "run", resume=True)
+    # What it is may be said.
+    named = config.replaced(drift_scale=1.0, prediction="score")
+    assert train(named, tmp_path / "run", resume=True).step == 12
     assert scales(tmp_path / "run") == [1.0, 1.0]
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 

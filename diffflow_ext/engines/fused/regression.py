@@ -54,7 +54,9 @@ class Regression(NamedTuple):
         return cost, [grad_x, None, *grads.tensors]
 
 
-def prepare(op: str, engine: Engine, net: Any, t: Tensor, x: Tensor) -> Regression | None:
+def prepare(
+    op: str, engine: Engine, net: Any, t: Tensor, x: Tensor, name: str = "eps_net"
+) -> Regression | None:
     """Returns a call of the fused engine, None if torch computes.
 
     Raises:
@@ -66,7 +68,7 @@ def prepare(op: str, engine: Engine, net: Any, t: Tensor, x: Tensor) -> Regressi
     fused = _regression_or_reason(net, t, x)
     if isinstance(fused, Regression):
         return fused
-    refuse(op, engine, f"eps_net: {fused}")
+    refuse(op, engine, f"{name}: {fused}")
     return None
 
 

@@ -111,9 +111,9 @@ class NFDMModel(Section):
     #: Functions of time that a learned process is made of; None takes 2.
     time_functions: Annotated[Chosen[int], whole(1, 16)] = None
     #: Logarithm of signal to noise at the data: 12 is noise of 0.0025.
-    log_snr_start: float = 12.0
+    log_snr_start: Annotated[float, rules.LOG_SNR] = 12.0
     #: Logarithm of signal to noise at the noise.
-    log_snr_end: float = -5.0
+    log_snr_end: Annotated[float, rules.LOG_SNR] = -5.0
     #: Weight of a penalty on the curvature of paths, for samples of few steps; a training step
     #: then costs one more evaluation.
     straightness: Annotated[float, rules.NOT_NEGATIVE] = 0.0

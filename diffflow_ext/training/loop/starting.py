@@ -14,7 +14,7 @@ from diffflow_ext.data import describe_sets
 from diffflow_ext.functional.memory import require_memory
 
 from ..config.fields import MAY_CHANGE, Config, DiffFlowConfig
-from ..config.files import load_config
+from ..config.files import ONCE, load_config
 from ..config.schedules import learning_rate_at, progressive_grid
 from ..parallel.distributed import World, restarts, restarts_share_store
 from ..parallel.sharding import can_shard
@@ -144,6 +144,8 @@ def check_batch(world: World, config: Config, dim: int) -> None:
 def check_same_run(old: Config, new: Config) -> None:
     """Refuses to resume with another configuration; None stands for the value of the run."""
     before, after = ({"model": config.name, **config.values()} for config in (old, new))
+    # The file of a run of earlier versions has no such fields.
+    before |= {name: v for name, v in ONCE.items() if name in before and before[name] is None}
     for name, value in after.items():
         if value not in (None, before.get(name)) and name not in MAY_CHANGE:
             raise ValueError(
