@@ -25,7 +25,7 @@ DOOMED = [
     ("moons --device=cuda:99", "device='cuda:99'"),
     ("dinof moons --flow=none --t-cutoff=1e-30", "DiNof: expected 0 < t_min"),
     ("dinof moons --flow=none --process=ve --sigma-max=1e38 --t-cutoff=1", ""),
-    ("nfdm moons --log-snr-start=41", "LogSNR: expected -40 <= end < start <= 40, got start=41"),
+    ("nfdm moons --log-snr-start=41", "log_snr_start=41.0: expected a number from -40 to 40"),
     ("mons", "did you mean 'moons'?"),
     ("mons --warmup=1900", "did you mean 'moons'?"),
 ]
