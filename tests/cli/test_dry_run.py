@@ -9,6 +9,7 @@ from cli_runs import refusal
 
 from diffflow_ext.cli import main
 from diffflow_ext.functional import memory
+from diffflow_ext.training.recipes import build
 
 #: Flags of configurations that fail before the first step, with a part of the message.
 DOOMED = [
@@ -40,6 +41,7 @@ def test_a_dry_run_refuses_what_the_run_would(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "memory_of", lambda _: 31_999)
+    monkeypatch.setattr(build, "memory_of", lambda _: None)
     command = ["train", *words.split(), "--out", tmp_path / "run"]
     if not said:
         assert main([*map(str, command), "--dry-run"]) == 0
