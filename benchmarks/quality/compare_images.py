@@ -73,7 +73,7 @@ TINY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 
-FULL = Sizes(n=2000, rows=500, shown=16, pilot=20)
+FULL = Sizes(n=2000, rows=500, shown=16, pilot=50)
 SMOKE = Sizes(n=80, rows=8, shown=2, pilot=1, tiny=True)
 #: Rows whose density by the ODE is measured.
 ODE_ROWS = 64
