@@ -13,6 +13,7 @@ from diffflow_ext import figures
 from diffflow_ext.figures.panels import FAINT, INK, grid_lines, new_figure
 
 from ..common.reports import read_samples
+from .quality import spelt
 from .tables import Report, Results
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ PANELS = {
     "steps_image_1": "images, U-Net",
 }
 AXES = {"num_steps": "steps N", "batch": "batch B", "width": "width"}
-COLUMNS_2D = ("data", "diffflow", "ddpm_steps", "ddpm_time", "ffjord_time")
+COLUMNS_2D = ("data", "diffflow", "ddpm", "linear", "learned", "straight", "ffjord")
+#: Steps N of the samples of images that are shown.
+SHOWN_STEPS, SHOWN_STEPS_DINOF = (5, 30), (20, 50)
 NATS = "\N{MINUS SIGN}log p [nats]"
 
 
@@ -61,8 +64,8 @@ def draw_pictures(results: Results, folder: Path, out: Path) -> list[Path]:
     paths = [out / f"{name}.png" for name in made]
     for path, figure in zip(paths, made.values(), strict=True):
         figure.savefig(path, dpi=130)
-    images = results.get("compare_images_mnist16")
-    return paths if images is None else [*paths, *_images(images, folder, out)]
+    images = [r for r in results.values() if r.get("benchmark") == "compare_images"]
+    return paths + [path for report in images for path in _images(report, folder, out)]
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -277,19 +280,23 @@ def _images(report: Report, folder: Path, out: Path) -> list[Path]:
     """Rows of samples, and their distance against the number of steps."""
     samples = read_samples(folder / report["samples"])
     rows, curves = {"data": samples["data"]}, {}
-    for one in report["models"].values():
+    for model, one in report["models"].items():
+        shown = SHOWN_STEPS_DINOF if model == "dinof" else SHOWN_STEPS
         for found in one["sampling"]:
-            options = found["options"]
+            options, num_steps = found["options"], found["num_steps"]
             kind = " (DDIM)" if options.get("sampler") == "ddim" else ""
             kind = " (no noise)" if options.get("stochasticity") == 0 else kind
             title = one["title"] + kind
-            rows[f"{title}, N = {found['num_steps']}"] = samples[found["key"]]
+            if num_steps in shown:
+                rows[f"{title}, N = {num_steps}"] = samples[found["key"]]
             curves.setdefault(title, []).append((found["evaluations"], found["fd"]))
     floor = ("training against test images", report["floors"]["test"]["fd"])
+    name = f"compare_images_{report['data']}{report['size']}"
+    title = f"{spelt(report['data'])} at {report['size']} x {report['size']}: samples"
     return [
-        figures.image_rows(out / "compare_images.png", rows, "MNIST at 16 x 16: samples"),
+        figures.image_rows(out / f"{name}.png", rows, title),
         figures.metric_curves(
-            out / "compare_images_fd.png", curves, "network evaluations N", report["label"],
-            "MNIST at 16 x 16: samples against steps", floor,
+            out / f"{name}_fd.png", curves, "network evaluations N", report["label"],
+            f"{title} against steps", floor,
         ),
     ]  # fmt: skip

@@ -15,7 +15,6 @@ from .tables import (
     best_marked,
     conditions,
     number,
-    of,
     of_all,
     table,
     titles,
@@ -25,6 +24,7 @@ from .tables import (
 BENCHMARKS = ("compare_2d", "compare_tables", "compare_images", "dinof_sweep")
 SETS_2D = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
 TABLES = ("magic", "hipparcos")
+IMAGES = ("mnist16", "fashion-mnist16", "mnist28", "fashion-mnist28")
 SWEEPS = ("2-spirals", "magic")
 ESTIMATORS = {
     "bound": "bound",
@@ -60,6 +60,7 @@ def spelt(name: str) -> str:
     names = {
         "magic": "MAGIC",
         "mnist": "MNIST",
+        "fashion-mnist": "Fashion-MNIST",
         "hipparcos": "Hipparcos",
         "sierpinski-carpet": "Sierpinski carpet",
     }
@@ -197,7 +198,11 @@ def _quality_table(report: Report) -> str:
 # --- images --------------------------------------------------------------------------------------
 
 
-def likelihood_images(report: Report) -> str:
+def likelihood_images(reports: Reports) -> str:
+    return "\n".join(map(_likelihood_images, reports))
+
+
+def _likelihood_images(report: Report) -> str:
     rows = [
         [f"{one['title']}, {found['title']}", with_error(found["bits"], found["bits_error"], 3),
          f"{found['n']:,}"]
@@ -210,13 +215,17 @@ def likelihood_images(report: Report) -> str:
         for one in report["models"].values()
     ]  # fmt: skip
     return (
-        table(["bits per dimension", "test images", "n"], rows)
+        table([f"{spelt(report['data'])}, bits per dimension", "test images", "n"], rows)
         + "\n"
         + table(["", "parameters", "updates", "CPU minutes"], cost)
     )
 
 
-def steps_images(report: Report) -> str:
+def steps_images(reports: Reports) -> str:
+    return "\n".join(map(_steps_images, reports))
+
+
+def _steps_images(report: Report) -> str:
     rows = []
     for name, one in report["models"].items():
         for found in one["sampling"]:
@@ -269,6 +278,7 @@ def _sweep_table(report: Report) -> str:
 
 
 _IN_2D = [f"compare_2d_{name}" for name in SETS_2D]
+_OF_IMAGES = [f"compare_images_{name}" for name in IMAGES]
 _OF_TABLES = [f"compare_tables_{name}" for name in TABLES]
 BLOCKS: dict[str, Block] = {
     "likelihood-2d": of_all(_IN_2D, likelihood_2d),
@@ -277,8 +287,8 @@ BLOCKS: dict[str, Block] = {
     "steps-2d": of_all(_IN_2D, steps_2d),
     "likelihood-tables": of_all(_OF_TABLES, likelihood_tables),
     "quality-tables": of_all(_OF_TABLES, quality_tables),
-    "likelihood-images": of("compare_images_mnist16", likelihood_images),
-    "steps-images": of("compare_images_mnist16", steps_images),
+    "likelihood-images": of_all(_OF_IMAGES, likelihood_images),
+    "steps-images": of_all(_OF_IMAGES, steps_images),
     "sweep": of_all([f"dinof_sweep_{name}" for name in SWEEPS], sweep),
     "conditions": conditions(BENCHMARKS),
 }

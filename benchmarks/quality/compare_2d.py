@@ -1,8 +1,6 @@
-"""DiffFlow, DDPM and FFJORD with as many parameters on 2-D sets, at equal steps and equal time.
+"""DiffFlow, DDPM, NFDM and FFJORD on 2-D sets: as many parameters, and the same time of training.
 
-DiffFlow takes STEPS updates; the others as many, and as many as fit into the time that these took.
-
-    python -m benchmarks.quality.compare_2d                       # all sets, 20 minutes each
+    python -m benchmarks.quality.compare_2d                       # all sets, 12 minutes each
     python -m benchmarks.quality.compare_2d --sets 2-spirals      # beside another process
 
 Each set gets compare_2d_SET.json and .npz; trainings stay in runs/compare_2d.
@@ -23,23 +21,20 @@ from diffflow_ext.training.config.fields import CONFIGS
 from ..common.reports import parse
 from .comparison import Comparison, Sizes, comparison_parser
 from .measures import energy_floor, likelihood, tighten
-from .trainings import Trained, Training, trained
+from .trainings import Training
 
 SETS = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
-# About what DiffFlow's updates take on one core.
-STEPS, MINUTES, BATCH_SIZE = 3000, 0.8, 120
+MINUTES, BATCH_SIZE = 1.0, 120
 # 2 x 45,238 and 90,526 parameters, and about as many of a prediction and a forward process.
 PAIR_WIDTH, SINGLE_WIDTH, NFDM_WIDTH, DEPTH = 86, 122, 112, 3
 TITLES: Mapping[str, str] = MappingProxyType(
     {
         "diffflow": "DiffFlow",
-        "ddpm_steps": "DDPM, equal steps",
-        "ddpm_time": "DDPM, equal time",
-        "linear_time": "NFDM, linear process, equal time",
-        "learned_time": "NFDM, learned process, equal time",
-        "straight_time": "NFDM, learned process, straightness, equal time",
-        "ffjord_time": "FFJORD, equal time",
-        "ffjord_steps": "FFJORD, equal steps",
+        "ddpm": "DDPM",
+        "linear": "NFDM, linear process",
+        "learned": "NFDM, learned process",
+        "straight": "NFDM, learned process, straightness",
+        "ffjord": "FFJORD",
     }
 )
 #: What differs from the defaults but sizes: 1 / t_end, so that the network sees the sines that
@@ -55,7 +50,7 @@ CHOICES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 
-FULL = Sizes(n=10_000, rows=5000, shown=4000)
+FULL = Sizes(n=10_000, rows=5000, shown=4000, pilot=200)
 SMOKE = Sizes(n=60, rows=40, draws=1, paths=2, shown=30, pilot=2, tiny=True)
 #: Steps N of the ways to sample.
 STEPS_OF = {
@@ -78,28 +73,19 @@ class Comparison2d(Comparison):
         self.real = real.split(self.sizes.n)[: self.sizes.draws]
 
     def measure(self, part: str) -> dict[str, Any]:
-        done = self.trained(part)
+        fields = {**CHOICES[part], **({"width": 4} if self.sizes.tiny else {})}
+        training = Training(
+            part if part in CONFIGS else "nfdm",
+            {"data": self.data, "batch_size": BATCH_SIZE, "depth": DEPTH, **fields},
+        )
+        done = self.trained_for(part, training, self.args.minutes)
         loaded, sizes = tighten(done.load()), self.sizes
         return {
             "title": TITLES[part],
             **done.head(),
             "likelihood": likelihood(loaded, self.dataset, sizes.rows, num_paths=sizes.paths),
-            **self.of_samples(part, loaded, self.samplers(done.training.model), self.real),
+            **self.of_samples(part, loaded, self.samplers(training.model), self.real),
         }
-
-    def trained(self, part: str) -> Trained:
-        name = part.partition("_")[0]
-        fields = {**CHOICES[name], **({"width": 4} if self.sizes.tiny else {})}
-        training = Training(
-            name if name in CONFIGS else "nfdm",
-            {"data": self.data, "batch_size": BATCH_SIZE, "depth": DEPTH, **fields},
-        )
-        if part.endswith("_time"):
-            minutes = self.minutes_of("diffflow", self.args.minutes)
-            return self.trained_for(part, training, minutes)
-        if part == "ffjord_steps":
-            return self.trained_for(part, training, self.args.cap_minutes, self.args.steps)
-        return trained(training.of_steps(self.args.steps), self.folder / part)
 
     def samplers(self, model: str) -> list[dict[str, Any]]:
         """The ways to sample that are measured; the last one gives the samples for all else."""
@@ -130,9 +116,7 @@ def main(words: Sequence[str] | None = None) -> None:
     made = comparison_parser(__doc__, "compare_2d")
     made.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     made.add_argument("--models", nargs="+", default=list(TITLES), choices=list(TITLES))
-    made.add_argument("--steps", type=int, default=STEPS, help="updates of equal steps")
-    made.add_argument("--minutes", type=float, default=MINUTES, help="time, without diffflow")
-    made.add_argument("--cap-minutes", type=float, default=4.0, help="of ffjord_steps")
+    made.add_argument("--minutes", type=float, default=MINUTES, help="of each training")
     args = parse(made, words)
     torch.set_num_threads(1)
     for data in args.sets:

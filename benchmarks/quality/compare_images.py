@@ -78,7 +78,7 @@ SMOKE = Sizes(n=80, rows=8, shown=2, pilot=1, tiny=True)
 #: Rows whose density by the ODE is measured.
 ODE_ROWS = 64
 #: Steps N of samplers: of DiffFlow and DDIM, of ancestral sampling too, of DiNof.
-STEPS, MANY, DINOF_STEPS = (5, 10, 20, 30, 50), 200, (20, 50, 400)
+STEPS, MANY, DINOF_STEPS = (5, 10, 30), 200, (20, 50, 400)
 
 
 def training_of(part: str, data: str, size: int, sizes: Sizes) -> Training:

@@ -106,24 +106,14 @@ class Comparison(ABC):
 
     # --- parts of a part -------------------------------------------------------------------------
 
-    def trained_for(
-        self, part: str, training: Training, minutes: float, most: int | None = None
-    ) -> Trained:
+    def trained_for(self, part: str, training: Training, minutes: float) -> Trained:
         """Trains for some minutes of the processor, and stops at 1.3 times as many.
 
         A run that ends its schedule earlier is better than one that is cut off.
         """
         growth = FFJORD_GROWTH if training.model == "ffjord" else 1.0
         steps = steps_in(training, minutes, self.folder / part, self.sizes.pilot, growth)
-        training = training.of_steps(min(steps, most or steps))
-        return trained(training, self.folder / part, 1.3 * minutes)
-
-    def minutes_of(self, part: str, default: float) -> float:
-        """The time that a part took, if it was trained."""
-        path = self.folder / part / "result.json"
-        if not path.exists():
-            return default
-        return json.loads(path.read_text())["train_cpu_seconds"] / 60
+        return trained(training.of_steps(steps), self.folder / part, 1.3 * minutes)
 
     def of_samples(
         self, part: str, loaded: LoadedRun, ways: Sequence[dict[str, Any]], real: Sequence[Tensor]

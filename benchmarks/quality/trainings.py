@@ -136,16 +136,19 @@ def steps_in(
     def measure() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             # The first run also loads libraries, which would hide most of the cost of steps.
-            costs = [_cost(training.of_steps(n), Path(scratch)) for n in (2, 1, pilot + 1)]
+            costs = [
+                _cost(training.of_steps(n), Path(scratch) / name)
+                for name, n in (("warm", 1), ("one", 1), ("more", pilot + 1))
+            ]
         return {"seconds_per_step": max(costs[2] - costs[1], 1e-6) / pilot}
 
     rate = once(folder / "pilot.json", measure)["seconds_per_step"]
     return max(1, round(60 * minutes / (rate * growth)))
 
 
-def _cost(training: Training, scratch: Path) -> float:
+def _cost(training: Training, run: Path) -> float:
     start = cpu_seconds()
-    train(training.config(), scratch / str(training.fields["steps"]), progress=False)
+    train(training.config(), run, progress=False)
     return cpu_seconds() - start
 
 
