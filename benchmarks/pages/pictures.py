@@ -284,6 +284,8 @@ def _images(report: Report, folder: Path, out: Path) -> list[Path]:
         shown = SHOWN_STEPS_DINOF if model == "dinof" else SHOWN_STEPS
         for found in one["sampling"]:
             options, num_steps = found["options"], found["num_steps"]
+            if options.get("stochasticity") == 1.0:  # The tables have these.
+                continue
             kind = " (DDIM)" if options.get("sampler") == "ddim" else ""
             kind = " (no noise)" if options.get("stochasticity") == 0 else kind
             title = one["title"] + kind

@@ -1,11 +1,11 @@
 """Networks for drifts, scores and predictions, each called as ``net(t, x)``."""
 
 from .mlp import FourierMLP
-from .noise import NoiseScore
+from .noise import OfNoise
 from .unet import UNet
 
 __all__ = [
     "FourierMLP",
-    "NoiseScore",
+    "OfNoise",
     "UNet",
 ]

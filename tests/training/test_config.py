@@ -252,7 +252,7 @@ KINDS: list[dict[str, Any]] = [
         "autocast": "bf16", "device": "cuda:1", "shard": True, "threads": 2, "save_every": 3,
         "keep_checkpoints": 4, "async_save": True, "log_every": 5, "key": "x",
         "drop_columns": 'a,"b, or c"', "drift_scale": 2.0, "score_scale": 0.5,
-        "prediction": "noise",
+        "prediction": "noise", "pretraining": 1,
     },
     {
         "model": "diffflow", "net": "unet", "prior": "flow", "flow": "glow", "flip": "on",

@@ -32,7 +32,7 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
         "batch_size": 64 if is_image else 256,
         "learning_rate": 2e-4 if unet else 3e-3,
         "diffusion_start": 3.0 if is_image else 0.2,
-        "power": 0.7 if is_image else 0.9,
+        "power": 0.5 if is_image else 0.9,
     }
     if is_image:
         chosen["flip"] = "on" if flip else "off"
@@ -41,7 +41,9 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
     elif isinstance(config.network, Network):
         chosen["time_scale"] = config.network.perceptron_time_scale
     config = _filled(config, chosen)
-    return _filled(config, _natural_scales(config))
+    config = _filled(config, _natural_scales(config))
+    _check_pretraining(config)
+    return config
 
 
 def completed_from(config: C, before: Config) -> C:
@@ -58,7 +60,7 @@ def _natural_scales(config: Config) -> dict[str, Any]:
 
     The drift moves states by about one in the time T, and a perceptron's last layer starts with
     numbers of about 1/4, a U-Net's with 0. The score of noise of variance g^2 T has the size of 1
-    over its standard deviation.
+    over its standard deviation. Noise has the size one.
     """
     if not isinstance(config, DiffFlowConfig):
         return {}
@@ -66,11 +68,29 @@ def _natural_scales(config: Config) -> dict[str, Any]:
     duration, g = model.t_end - model.t_start, model.diffusion_start
     assert g is not None
     prediction = config.network.prediction or ("noise" if unet else "score")
-    scales = {
-        "drift_scale": (1.0 if unet else 0.25) / duration,
-        "score_scale": 1.0 if prediction == "noise" else 1.0 / (g * math.sqrt(duration)),
-    }
-    return {"diffusion_end": g, "prediction": prediction, **scales}
+    if prediction == "noise":
+        sizes = {"drift_scale": 1.0, "score_scale": 1.0}
+    else:
+        drift = (1.0 if unet else 0.25) / duration
+        sizes = {"drift_scale": drift, "score_scale": 1.0 / (g * math.sqrt(duration))}
+    first = config.optimiser.steps * 3 // 4 if prediction == "noise" else 0
+    return {"diffusion_end": g, "prediction": prediction, "pretraining": first, **sizes}
+
+
+def _check_pretraining(config: Config) -> None:
+    if not isinstance(config, DiffFlowConfig) or not config.model.pretraining:
+        return
+    count, steps = config.model.pretraining, config.optimiser.steps
+    if config.network.prediction != "noise":
+        raise ValueError(
+            f"train: pretraining={count}: expected 0 where prediction is 'score': networks that"
+            " predict noise alone can learn before the first path; take prediction='noise'"
+        )
+    if count >= steps:
+        raise ValueError(
+            f"train: pretraining={count}: expected fewer than steps={steps}, because the path"
+            " loss comes after it; take more steps"
+        )
 
 
 def _filled(config: C, values: dict[str, Any]) -> C:

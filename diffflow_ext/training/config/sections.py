@@ -59,6 +59,9 @@ class DiffFlowModel(Section):
     diffusion_end: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Learn both ends of g together with the networks.
     learn_diffusion: bool = False
+    #: Training steps that fit both networks to the noise in data before the first path; None takes
+    #: three quarters of all if they predict noise, else 0.
+    pretraining: Annotated[Maybe[int], whole(0, 2**53)] = None
     #: Distribution of the last state: N(0, I), or a flow that is trained with the networks.
     prior: Literal["normal", "flow"] = "normal"
 
@@ -215,11 +218,11 @@ class DiffFlowNetwork(FlowNetwork, Network):
     drift_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Factor of the channels of the score's U-Net; None takes 1.
     score_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
-    #: What the score's network predicts: the score, or the noise, which is -g sqrt(t) times that;
-    #: None takes noise for U-Nets, the score for perceptrons.
+    #: What both networks predict: drift and score, or the noise in a state, of which both are
+    #: made, so that the pair starts as a diffusion; None takes noise for U-Nets, else score.
     prediction: Chosen[Literal["score", "noise"]] = None
     #: Factor of the drift network's values; None takes 1/(4 T) for perceptrons and 1/T for U-Nets,
-    #: with T = t_end - t_start.
+    #: with T = t_end - t_start, and 1 for noise.
     drift_scale: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Factor of the score network's values; None takes 1/(g sqrt(T)), g at the data, for scores,
     #: and 1 for noise.
