@@ -38,7 +38,6 @@ PANELS = {
     "steps_image_1": "images, U-Net",
 }
 AXES = {"num_steps": "steps N", "batch": "batch B", "width": "width"}
-COLUMNS_2D = ("data", "diffflow", "ddpm", "linear", "learned", "straight", "ffjord")
 #: Steps N of the samples of images that are shown.
 SHOWN_STEPS, SHOWN_STEPS_DINOF = (5, 30), (20, 50)
 NATS = "\N{MINUS SIGN}log p [nats]"
@@ -195,12 +194,14 @@ def _equal_compute(report: Report) -> Figure:
 
 def _clouds(reports: Sequence[Report], folder: Path) -> Figure:
     """Samples beside data, a row for each set."""
-    figure = new_figure(2.0 * len(COLUMNS_2D), 2.0 * len(reports) + 0.3)
-    axes = figure.subplots(len(reports), len(COLUMNS_2D), squeeze=False)
+    titles = {"data": "data"}
+    titles |= {name: one["title"] for report in reports for name, one in report["models"].items()}
+    figure = new_figure(2.0 * len(titles), 2.0 * len(reports) + 0.3)
+    axes = figure.subplots(len(reports), len(titles), squeeze=False)
     for report, panels in zip(reports, axes, strict=True):
         samples = read_samples(folder / report["samples"])
         reach = 1.12 * float(np.abs(samples["data"]).max())
-        for index, (name, panel) in enumerate(zip(COLUMNS_2D, panels, strict=True)):
+        for index, (name, panel) in enumerate(zip(titles, panels, strict=True)):
             points = samples.get(name, np.empty((0, 2))).astype(np.float64)
             colour = DATA if name == "data" else COLOURS[index - 1]
             panel.scatter(points[:, 0], points[:, 1], s=0.7, color=colour, linewidths=0)
@@ -209,9 +210,8 @@ def _clouds(reports: Sequence[Report], folder: Path) -> Figure:
             for spine in panel.spines.values():
                 spine.set_color(FAINT)
         panels[0].set_ylabel(report["data"].replace("-", " "), fontsize=9.5, color=INK)
-    titles = {n: one["title"] for report in reports for n, one in report["models"].items()}
-    for name, panel in zip(COLUMNS_2D, axes[0], strict=True):
-        panel.set_title(titles.get(name, name), fontsize=9.5, color=INK)
+    for title, panel in zip(titles.values(), axes[0], strict=True):
+        panel.set_title(title.replace(", ", ",\n"), fontsize=9.5, color=INK)
     return figure
 
 
