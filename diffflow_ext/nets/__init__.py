@@ -1,11 +1,11 @@
 """Networks for drifts, scores and predictions, each called as ``net(t, x)``."""
 
 from .mlp import FourierMLP
-from .noise import OfNoise
+from .noise import FromNoise
 from .unet import UNet
 
 __all__ = [
     "FourierMLP",
-    "OfNoise",
+    "FromNoise",
     "UNet",
 ]

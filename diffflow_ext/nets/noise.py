@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 
-class OfNoise(nn.Module):
+class FromNoise(nn.Module):
     r"""A drift or score that is linear in the state and in the noise that a network predicts.
 
     Arguments:
@@ -31,7 +31,7 @@ class OfNoise(nn.Module):
         >>> from diffflow_ext.nets import UNet
         >>> from diffflow_ext.processes import NoisePath
         >>> net = UNet(1, 16, base=16, mults=(1, 2), attention=(), time_scale=1000 / 0.05)
-        >>> score = OfNoise(net, NoisePath(3.0, t_end=0.05).score)
+        >>> score = FromNoise(net, NoisePath(3.0, t_end=0.05).score)
         >>> score(torch.tensor(0.02), torch.randn(8, 1, 16, 16)).shape
         torch.Size([8, 1, 16, 16])
     """

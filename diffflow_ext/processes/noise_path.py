@@ -53,9 +53,9 @@ class NoisePath:
         TypeError: If an argument is not a number.
 
     Example:
-        >>> from diffflow_ext.nets import FourierMLP, OfNoise
+        >>> from diffflow_ext.nets import FourierMLP, FromNoise
         >>> path = NoisePath(0.2, t_end=0.05)
-        >>> drift, score = (OfNoise(FourierMLP(2), part) for part in (path.drift, path.score))
+        >>> drift, score = (FromNoise(FourierMLP(2), part) for part in (path.drift, path.score))
     """
 
     g: float
@@ -66,22 +66,26 @@ class NoisePath:
     floor: float = 1e-4
 
     def __post_init__(self) -> None:
-        op, ends = "NoisePath", (self.g, self.g if self.g_end is None else self.g_end)
-        for name, value in zip(("g", "g_end"), ends, strict=True):
-            if checked_finite(op, name, value) <= 0:
-                raise ValueError(f"{op}: expected {name} > 0, got {value}")
-        for name in ("t_start", "t_end", "beta_max", "floor"):
-            checked_finite(op, name, getattr(self, name))
+        op = "NoisePath"
+        if self.g_end is None:
+            object.__setattr__(self, "g_end", self.g)
+        for name in ("g", "g_end", "t_start", "t_end", "beta_max", "floor"):
+            # Fractions and NumPy's numbers do not mix with tensors.
+            object.__setattr__(self, name, checked_finite(op, name, getattr(self, name)))
+        for name in ("g", "g_end"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{op}: expected {name} > 0, got {getattr(self, name)}")
         if not self.t_start < self.t_end:
             raise ValueError(
                 f"{op}: expected t_start < t_end, got {self.t_start} and {self.t_end}"
             )
         if not 0 < self.floor < 1:
             raise ValueError(f"{op}: expected 0 < floor < 1, got {self.floor}")
-        if self.beta_max < self.g**2 * self.duration:
+        variance = self.g * self.g * self.duration
+        if self.beta_max < variance:
             raise ValueError(
                 f"{op}: expected beta_max >= g^2 (t_end - t_start), got {self.beta_max} < "
-                f"{self.g**2 * self.duration:.3g}; take a smaller g or a larger beta_max"
+                f"{variance:.3g}; take a smaller g or a larger beta_max"
             )
 
     @property
@@ -92,21 +96,21 @@ class NoisePath:
     @property
     def process(self) -> VP:
         """The linear process, in the time u from 0 to 1."""
-        return VP(self.g**2 * self.duration, self.beta_max)
+        return VP(self.g * self.g * self.duration, self.beta_max)
 
-    def share(self, t: Tensor) -> Tensor:
+    def unit_time(self, t: Tensor) -> Tensor:
         """Returns u, at least `floor`."""
         return ((t - self.t_start) / self.duration).clamp(min=self.floor)
 
     def score(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Returns 0 and -1/sigma, the factors of x and of the noise in the score."""
-        return torch.zeros_like(t), -1.0 / self.process.sigma(self.share(t))
+        return torch.zeros_like(t), -1.0 / self.process.sigma(self.unit_time(t))
 
     def drift(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Returns r and (G^2 - g^2) / (2 sigma), the factors in the drift, per unit of time."""
-        u, process = self.share(t), self.process
-        end = self.g if self.g_end is None else self.g_end
+        u, process = self.unit_time(t), self.process
+        assert self.g_end is not None
         # The exact difference at the data, where both are divided by a small sigma.
         gap = u * (process.beta_max - process.beta_min) / self.duration
-        gap = gap - self.g**2 * torch.expm1(2 * math.log(end / self.g) * u)
+        gap = gap - self.g**2 * torch.expm1(2 * math.log(self.g_end / self.g) * u)
         return process.drift_rate(u) / self.duration, gap / (2 * process.sigma(u))

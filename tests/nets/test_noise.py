@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
 from diffflow_ext.engines.network import embeds_time
-from diffflow_ext.nets import OfNoise, UNet
+from diffflow_ext.nets import FromNoise, UNet
 from diffflow_ext.processes import NoisePath
 
 F64 = torch.float64
@@ -28,18 +28,18 @@ def factors(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_it_is_linear_in_state_and_noise() -> None:
-    part, x = OfNoise(unet(), factors).double(), torch.randn(3, 1, 8, 8, dtype=F64)
+    part, x = FromNoise(unet(), factors).double(), torch.randn(3, 1, 8, 8, dtype=F64)
     for t in (torch.tensor(0.25, dtype=F64), torch.rand(3, dtype=F64)):
         p, q = (value.reshape(-1, 1, 1, 1) for value in (2.0 + t, 3.0 * t))
         torch.testing.assert_close(part(t, x), p * x + q * part.net(t, x), rtol=1e-12, atol=0)
 
 
 def test_times_are_embedded_where_the_network_does() -> None:
-    part, x = OfNoise(unet(), factors).double(), torch.randn(3, 1, 8, 8, dtype=F64)
+    part, x = FromNoise(unet(), factors).double(), torch.randn(3, 1, 8, 8, dtype=F64)
     t = torch.rand(3, dtype=F64)
     assert embeds_time(part)
     torch.testing.assert_close(part.trunk(x, part.embed(t)), part(t, x), rtol=1e-12, atol=1e-12)
-    plain: Any = OfNoise(nn.Identity(), factors)
+    plain: Any = FromNoise(nn.Identity(), factors)
     assert not embeds_time(plain)
     # Whatever excludes it for the network within excludes it here.
     hook = part.net.register_full_backward_hook(lambda *_: None)
@@ -51,7 +51,7 @@ def test_times_are_embedded_where_the_network_does() -> None:
 
 
 def test_gradients_of_the_path_loss_are_those_of_the_unrolled_loop() -> None:
-    drift, score = OfNoise(unet(), PATH.drift), OfNoise(unet(), PATH.score)
+    drift, score = FromNoise(unet(), PATH.drift), FromNoise(unet(), PATH.score)
     sde, x0 = DiffFlowSDE(drift, score, 2.0).double(), torch.rand(3, 1, 8, 8, dtype=F64)
     grid, grads = TimeGrid.power(4, 0.5), []
     for every in (0, 1):

@@ -130,6 +130,11 @@ def test_what_is_chosen_stays(model: str, is_image: bool) -> None:
         ({"pretraining": 9}, False, "pretraining=9: expected 0 where prediction is 'score'"),
         ({"pretraining": 9, "steps": 9}, True, "pretraining=9: expected fewer than steps=9"),
         (
+            {"prediction": "noise", "diffusion_start": 3.0, "t_end": 0.5},
+            False,
+            "diffusion_start=3.0: expected g^2 (t_end - t_start) <= 4 for prediction='noise'",
+        ),
+        (
             {"model": "dinof", "beta_min": 30.0},
             False,
             "beta_max=20.0: expected more than beta_min",

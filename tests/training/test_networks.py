@@ -47,7 +47,7 @@ def test_noise_is_that_of_the_path_of_g_and_its_times() -> None:
             continue
         assert (path.t_start, path.t_end) == (1.0, 3.0)
         # The drift is that of the ODE, less the part of g.
-        u = path.share(t)
+        u = path.unit_time(t)
         ode = path.process.diffusion(u) ** 2 / 2
         rest = ode - sde.diffusion(t) ** 2
         torch.testing.assert_close(path.drift(t)[1], rest / (2 * path.process.sigma(u)))

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from .fields import BRANCHES, MAY_CHANGE, Config, DiffFlowConfig
 from .sections import Network
 
+#: The largest noise of paths that start as a diffusion: its steps shrink states by half of that.
+MAX_VARIANCE = 4.0
 C = TypeVar("C", bound=Config)
 
 
@@ -42,7 +44,7 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
         chosen["time_scale"] = config.network.perceptron_time_scale
     config = _filled(config, chosen)
     config = _filled(config, _natural_scales(config))
-    _check_pretraining(config)
+    _check_noise(config)
     return config
 
 
@@ -77,19 +79,30 @@ def _natural_scales(config: Config) -> dict[str, Any]:
     return {"diffusion_end": g, "prediction": prediction, "pretraining": first, **sizes}
 
 
-def _check_pretraining(config: Config) -> None:
-    if not isinstance(config, DiffFlowConfig) or not config.model.pretraining:
+def _check_noise(config: Config) -> None:
+    """Refuses what does not suit networks that predict noise, or those that do not."""
+    if not isinstance(config, DiffFlowConfig):
         return
-    count, steps = config.model.pretraining, config.optimiser.steps
-    if config.network.prediction != "noise":
+    model, steps = config.model, config.optimiser.steps
+    assert model.diffusion_start is not None
+    if config.network.prediction == "noise":
+        variance = model.diffusion_start**2 * (model.t_end - model.t_start)
+        if variance > MAX_VARIANCE:
+            raise ValueError(
+                f"train: diffusion_start={model.diffusion_start}: expected g^2 (t_end - t_start)"
+                f" <= {MAX_VARIANCE:g} for prediction='noise', which starts as a diffusion whose"
+                f" steps would diverge, got {variance:.3g}; take a smaller g or T, or"
+                " prediction='score'"
+            )
+    elif model.pretraining:
         raise ValueError(
-            f"train: pretraining={count}: expected 0 where prediction is 'score': networks that"
-            " predict noise alone can learn before the first path; take prediction='noise'"
+            f"train: pretraining={model.pretraining}: expected 0 where prediction is 'score';"
+            " take pretraining=0, or prediction='noise'"
         )
-    if count >= steps:
+    if (model.pretraining or 0) >= steps:
         raise ValueError(
-            f"train: pretraining={count}: expected fewer than steps={steps}, because the path"
-            " loss comes after it; take more steps"
+            f"train: pretraining={model.pretraining}: expected fewer than steps={steps}, because"
+            " paths come after it; take more steps or less pretraining"
         )
 
 

@@ -68,7 +68,7 @@ def work_done(config: Config, step: int) -> float:
     ends = [first for first, _ in stages[1:]] + [config.optimiser.steps]
 
     def evaluations(until: int) -> int:
-        # A path has N states, and in pretraining one.
+        # A path of N steps counts as N states, though it has one more, and pretraining has one.
         return min(until, first_path) + sum(
             count * max(0, min(until, end) - max(first, first_path))
             for (first, count), end in zip(stages, ends, strict=True)

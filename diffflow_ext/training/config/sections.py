@@ -51,7 +51,8 @@ class DiffFlowModel(Section):
     #: Time grid in training: drawn anew for each batch, or fixed.
     grid: Literal["stratified", "power"] = "stratified"
     #: Steps N by iteration in training, such as 0:10,2000:30; auto takes N/6, N/3 and N from 0, 46
-    #: and 81 % of the training steps on; off takes N throughout. Sampling uses num-steps.
+    #: and 81 % of the training steps after pretraining on; off takes N throughout. Sampling uses
+    #: num-steps.
     progressive: Annotated[str, rules.PROGRESSIVE] = "auto"
     #: Diffusion g at the data; None takes 0.2, or 3 for images.
     diffusion_start: Annotated[Chosen[float], rules.POSITIVE] = None

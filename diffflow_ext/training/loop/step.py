@@ -241,6 +241,9 @@ class TrainingStep:
             )
         loss.backward()
         norm = in_full(torch.nn.utils.clip_grad_norm_(objective.parameters, objective.clip_norm))
+        for parameter in self.recipe.untrained(self.state.step):
+            # Adam would count the step, and take too long ones when a first gradient comes.
+            parameter.grad = None
         return loss.detach().double(), norm.double()
 
     def _not_finite(self, values: list[float], step: int) -> str:

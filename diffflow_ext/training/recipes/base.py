@@ -142,6 +142,10 @@ class Recipe(ABC, Generic[Model, Configuration]):
         """
         self.sample_losses(x0, step, 0)
 
+    def untrained(self, step: int) -> Sequence[nn.Parameter]:
+        """Returns the parameters that the loss of a step doesn't depend on."""
+        return []
+
     def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
         """Returns which part of one sample's loss isn't finite, if it's known."""
         return ""

@@ -13,7 +13,7 @@ from diffflow_ext.functional.noise import NoiseKey, sample_uniforms
 from diffflow_ext.functional.perturb import perturb
 from diffflow_ext.models.denoising import mean_square_error
 from diffflow_ext.models.diffflow import DiffFlowSDE
-from diffflow_ext.nets import OfNoise
+from diffflow_ext.nets import FromNoise
 from diffflow_ext.processes.diffusion import ConstantDiffusion, GeometricDiffusion
 from diffflow_ext.processes.grids import TimeGrid
 from diffflow_ext.processes.noise_path import NoisePath
@@ -40,7 +40,7 @@ BETA_MAX = 3.0
 class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
     """Trains both networks, and optionally g or a flow prior, on the path loss.
 
-    Networks that predict noise learn that first: a path costs 2 N evaluations, a noisy state two.
+    Networks that predict noise learn that first: a path has N + 1 states, pretraining has one.
     """
 
     sampler_options = ("stochasticity", "last_step", "solver", "corrector_steps",
@@ -53,7 +53,7 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
         drift = build_net(network, shape, network.drift_multiplier, network.drift_scale)
         score = build_net(network, shape, network.score_multiplier, network.score_scale)
         if network.prediction == "noise":
-            drift, score = OfNoise(drift, self.path.drift), OfNoise(score, self.path.score)
+            drift, score = FromNoise(drift, self.path.drift), FromNoise(score, self.path.score)
         prior = build_flow(network, shape) if model.prior == "flow" else None
         return DiffFlowSDE(
             drift, score, _build_diffusion(model), prior=prior,
@@ -82,30 +82,33 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
 
     def _loss(self, x0: Tensor, step: int, offset: int) -> Tensor:
         if step < pretraining(self.config):
-            # Zero, but a gradient for parameters that only paths have.
-            rest = sum((p.sum() for p in self._of_paths), x0.new_zeros(()))
-            return self._denoising(x0, step, offset).mean() + 0.0 * rest
+            # Processes exchange the gradients of all parameters, if they are zeros.
+            zero = sum((0.0 * p.sum() for p in self.untrained(step)), x0.new_zeros(()))
+            return self._denoising(x0, step, offset).mean() + zero
         grid = training_grid(self.config, step)
         self.note(x0, grid, step)
         return self.path_loss(x0, grid, self.key(step), offset)
 
-    @property
-    def _of_paths(self) -> list[nn.Parameter]:
-        """The parameters of g and of the prior."""
+    def untrained(self, step: int) -> Sequence[nn.Parameter]:
+        """Returns the parameters of g and of the prior in pretraining."""
         nets = ("drift.", "score.")
+        if step >= pretraining(self.config):
+            return []
         named = self.module.named_parameters()
         return [p for name, p in named if p.requires_grad and not name.startswith(nets)]
 
     def _denoising(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the mean squared error of both networks' noise for each sample, at one time."""
-        op, key, path = "pretraining", self.key(step), self.path
+        key, path = self.key(step), self.path
         u = sample_uniforms(x0, key, 1, offset)[:, 0].to(x0.dtype) ** (1 / self.power)
         t = path.t_start + path.duration * u
-        alpha, sigma = (part(path.share(t)) for part in (path.process.alpha, path.process.sigma))
+        process, u = path.process, path.unit_time(t)
+        alpha, sigma = process.alpha(u), process.sigma(u)
         x_t, eps = perturb(x0, alpha_t=alpha, sigma_t=sigma, key=key, sample_offset=offset)
+        nets: dict[str, Any] = {"drift": self.module.drift, "score": self.module.score}
         errors = [
-            mean_square_error(op, part.net, t, x_t, eps, "autograd")  # pyright: ignore
-            for part in (self.module.drift, self.module.score)
+            mean_square_error("pretraining", part.net, t, x_t, eps, "autograd", f"{name}.net")
+            for name, part in nets.items()
         ]
         return errors[0] + errors[1]
 
@@ -117,8 +120,11 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
         return power
 
     def rehearse(self, x0: Tensor, step: int) -> None:
-        """Evaluates the path loss too if training starts without it."""
-        super().rehearse(x0, max(step, pretraining(self.config)))
+        """Evaluates the loss of paths, and before it that of pretraining."""
+        first = pretraining(self.config)
+        if step < first:
+            super().rehearse(x0, step)
+        super().rehearse(x0, max(step, first))
 
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the loss of each sample: of its path, or of its noise in pretraining."""
