@@ -55,7 +55,7 @@ LEARNED = {"unet_base": 20, **ONE, "autocast": "off"}
 # score with 152,704 of the flow.
 CHOICES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
     {
-        "diffflow": ("diffflow", {"unet_base": 16, "batch_size": 32, "learning_rate": 2e-3,
+        "diffflow": ("diffflow", {"unet_base": 16, "batch_size": 32, "learning_rate": 4e-3,
                                   "warmup": 100, "checkpoint_every": 0}),
         "ddpm": ("ddpm", {"unet_base": 22, **ONE}),
         "linear": ("nfdm", {"unet_base": 22, "forward": "linear", **ONE}),
@@ -64,10 +64,8 @@ CHOICES: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
         "dinof": ("dinof", {"unet_base": 16, "t_cutoff": 0.4, "glow_levels": 2, **ONE}),
     }
 )  # fmt: skip
-#: Steps N of DiffFlow by the share of its updates that are done; 0 is pretraining.
-STAGES = ((0.0, 0), (0.85, 5), (0.93, 10), (0.98, 30))
-#: With fewer updates two stages would start together.
-FEWEST = 50
+#: Steps N of DiffFlow by the share of its updates that are done.
+STAGES = ((0.0, 3), (0.47, 6), (0.79, 12), (0.96, 30))
 #: What differs from that in a trial.
 TINY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -90,21 +88,15 @@ def training_of(part: str, data: str, size: int, sizes: Sizes) -> Training:
     return Training(model, {**fields, **(small if sizes.tiny else {})})
 
 
-def staged(training: Training, steps: int) -> Training:
-    """DiffFlow's training of so many updates."""
-    starts = [round(share * steps) for share, _ in STAGES]
-    # Pretraining has no N.
-    counts = [max(n, STAGES[1][1]) for _, n in STAGES]
-    progressive = ",".join(f"{start}:{n}" for start, n in zip(starts, counts, strict=True))
-    return training.having(
-        steps=steps, progressive=progressive, pretraining=starts[1], num_steps=STAGES[-1][1]
-    )
+def stages(steps: int) -> str:
+    """N by iteration, for as many updates of DiffFlow."""
+    return ",".join(f"{round(share * steps)}:{n}" for share, n in STAGES)
 
 
-def mean_states() -> float:
-    """The states of an update on average: N + 1 of a path, one in pretraining."""
+def mean_num_steps() -> float:
+    """N of an update on average."""
     ends = [share for share, _ in STAGES[1:]] + [1.0]
-    return sum((end - share) * (n + 1) for (share, n), end in zip(STAGES, ends, strict=True))
+    return sum((end - share) * n for (share, n), end in zip(STAGES, ends, strict=True))
 
 
 def shuffled(rows: Tensor) -> Tensor:
@@ -152,12 +144,13 @@ class ComparisonOfImages(Comparison):
         minutes = self.args.minutes
         if part != "diffflow":
             return self.trained_for(part, training, minutes)
-        first = STAGES[1][1]
-        pilot = training.having(progressive="off", num_steps=first, pretraining=0)
-        growth, folder = mean_states() / (first + 1), self.folder / part
+        first = STAGES[0][1]
+        pilot = training.having(progressive="off", num_steps=first)
+        growth, folder = mean_num_steps() / first, self.folder / part
         steps = steps_in(pilot, minutes, folder, self.sizes.pilot, growth)
-        steps = max(steps, FEWEST)
-        return trained(staged(training, steps), folder, 1.3 * minutes)
+        steps = max(steps, len(STAGES) ** 2)
+        training = training.having(progressive=stages(steps), num_steps=STAGES[-1][1])
+        return trained(training.of_steps(steps), folder, 1.3 * minutes)
 
     def samplers(self, model: str) -> list[dict[str, Any]]:
         """The ways to sample that are measured."""

@@ -1,11 +1,11 @@
 """Networks for drifts, scores and predictions, each called as ``net(t, x)``."""
 
 from .mlp import FourierMLP
-from .noise import FromNoise
+from .noise import NoiseScore
 from .unet import UNet
 
 __all__ = [
     "FourierMLP",
-    "FromNoise",
+    "NoiseScore",
     "UNet",
 ]

@@ -1,6 +1,7 @@
-r"""Functions of time and state from a network that predicts noise.
+r"""A score from a network that predicts noise.
 
-.. math:: p(t) \, x + q(t) \, \varepsilon(t, x)
+.. math:: s(t, x) = -\frac{\varepsilon(t, x)}{\sigma(t)}, \qquad
+          \sigma(t) = g \, \sqrt{t - t_0 + \delta}
 
 The score of noisy data grows without bound towards the data, about as one over the standard
 deviation of the noise; the noise itself has the size one at all times.
@@ -8,20 +9,25 @@ deviation of the noise; the noise itself has the size one at all times.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 
-class FromNoise(nn.Module):
-    r"""A drift or score that is linear in the state and in the noise that a network predicts.
+class NoiseScore(nn.Module):
+    r"""The score of a network that predicts the noise in x.
 
     Arguments:
         net: The network :math:`\varepsilon(t, x)`, called as all networks are.
-        factors: Returns p(t) and q(t) for times of any shape, in that shape, such as `drift` and
-            `score` of :class:`diffflow_ext.processes.NoisePath`.
+        g: The diffusion g > 0 that adds the noise, or its value at the data.
+        t_start: The time :math:`t_0` of the data.
+        floor: The time :math:`\delta > 0`, far smaller than the first step of a grid in training,
+            that keeps the score finite at the data, where an ODE's solver evaluates it.
+
+    Raises:
+        ValueError: If a number is out of its range.
 
     References:
         | Denoising Diffusion Probabilistic Models (Ho et al., 2020), section 3.2
@@ -29,42 +35,47 @@ class FromNoise(nn.Module):
 
     Example:
         >>> from diffflow_ext.nets import UNet
-        >>> from diffflow_ext.processes import NoisePath
         >>> net = UNet(1, 16, base=16, mults=(1, 2), attention=(), time_scale=1000 / 0.05)
-        >>> score = FromNoise(net, NoisePath(3.0, t_end=0.05).score)
+        >>> score = NoiseScore(net, g=3.0, floor=5e-6)
         >>> score(torch.tensor(0.02), torch.randn(8, 1, 16, 16)).shape
         torch.Size([8, 1, 16, 16])
     """
 
-    #: It is trunk(x, embed(t)) if its network is: the factors are columns of the embedding.
+    #: It is trunk(x, embed(t)) if its network is: the factor is a column of the embedding.
     time_enters_by_embedding: ClassVar[bool] = True
 
-    def __init__(self, net: nn.Module, factors: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, net: nn.Module, g: float, t_start: float = 0.0, *, floor: float) -> None:
         super().__init__()
-        self.net, self.factors = net, factors
+        for name, value in (("g", g), ("floor", floor)):
+            if not 0.0 < value < math.inf:
+                raise ValueError(f"NoiseScore: expected a positive, finite {name}, got {value}")
+        if not math.isfinite(t_start):
+            raise ValueError(f"NoiseScore: expected a finite t_start, got {t_start}")
+        self.net, self.g, self.t_start, self.floor = net, g, t_start, floor
 
     @property
     def inner_network(self) -> nn.Module:
         """The network within, which must be trunk(x, embed(t)) too where engines use that."""
         return self.net
 
+    def factor(self, t: Tensor) -> Tensor:
+        r"""Returns :math:`-1 / \sigma(t)`, in the shape of t."""
+        return -1.0 / (self.g * ((t - self.t_start).clamp(min=0) + self.floor).sqrt())
+
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Evaluates the function; shapes as those of the network."""
-        p, q = self.factors(t)
-        return _rows(p, x) * x + _rows(q, x) * self.net(t, x)
+        """Evaluates the score; shapes as those of the network."""
+        return self.net(t, x) * _rows(self.factor(t).to(x.dtype), x)
 
     def embed(self, t: Tensor) -> Tensor:
-        """Returns the network's embedding of times of shape (K,), and both factors beside it."""
-        return torch.cat([self.net.embed(t), torch.stack(self.factors(t), 1)], 1)  # pyright: ignore
+        """Returns the network's embedding of times of shape (K,), and their factors beside it."""
+        return torch.cat([self.net.embed(t), self.factor(t)[:, None]], 1)  # pyright: ignore
 
     def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Evaluates the function from what `embed` returned."""
-        value = self.net.trunk(x, embedding[:, :-2])  # pyright: ignore
-        p, q = embedding[:, -2], embedding[:, -1]
-        return _rows(p, x) * x + _rows(q, x) * value
+        """Evaluates the score from what `embed` returned."""
+        value = self.net.trunk(x, embedding[:, :-1])  # pyright: ignore
+        return value * _rows(embedding[:, -1].to(x.dtype), x)
 
 
 def _rows(value: Tensor, x: Tensor) -> Tensor:
-    """Returns one number for all samples, or for each, in a shape and the dtype of x."""
-    value = value.to(x.dtype)
+    """Returns one number for all samples, or for each, in a shape that multiplies x."""
     return value if value.dim() == 0 else value.reshape(-1, *(1,) * (x.dim() - 1))

@@ -4,7 +4,6 @@ from .chain import DiscreteVP
 from .diffusion import ConstantDiffusion, Diffusion, GeometricDiffusion
 from .grids import ProgressiveGrid, TimeGrid
 from .linear import VE, VP, LinearProcess, LogSNR, SubVP, process_by_name
-from .noise_path import NoisePath
 
 __all__ = [
     "VE",
@@ -15,7 +14,6 @@ __all__ = [
     "GeometricDiffusion",
     "LinearProcess",
     "LogSNR",
-    "NoisePath",
     "ProgressiveGrid",
     "SubVP",
     "TimeGrid",

@@ -40,7 +40,7 @@ ORDER: dict[str, str] = {
         core memory tensors checks sums operator noise affine steps residual adjoint perturb
         reference
     """,
-    "processes": "grids diffusion linear noise_path chain",
+    "processes": "grids diffusion linear chain",
     "flows": "adapters prior spline glow ffjord",
     "nets": "mlp unet noise",
     "engines": """

@@ -38,7 +38,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "device": ["gpu", "cuda:", "cuda:٣"], "threads": [0], "save_every": [0],
         "keep_checkpoints": [0], "log_every": [0], "cuda_graph": ["yes"], "engine": ["gpu"],
         "scores_per_call": [0], "drift_scale": [0.0, math.inf], "score_scale": [-1.0, 1e300],
-        "prediction": ["eps"], "pretraining": [-1, 1.5],
+        "prediction": ["eps"],
     },
     "dinof": {
         "process": ["vpp"], "t_cutoff": [0.0, 1.5], "loss_weight": ["none"], "beta_min": [0.0],
@@ -252,7 +252,7 @@ KINDS: list[dict[str, Any]] = [
         "autocast": "bf16", "device": "cuda:1", "shard": True, "threads": 2, "save_every": 3,
         "keep_checkpoints": 4, "async_save": True, "log_every": 5, "key": "x",
         "drop_columns": 'a,"b, or c"', "drift_scale": 2.0, "score_scale": 0.5,
-        "prediction": "noise", "pretraining": 1,
+        "prediction": "noise",
     },
     {
         "model": "diffflow", "net": "unet", "prior": "flow", "flow": "glow", "flip": "on",
@@ -260,7 +260,7 @@ KINDS: list[dict[str, Any]] = [
         "dropout": 0.25, "drift_multiplier": 2.0, "score_multiplier": 0.5, "glow_levels": 1,
         "glow_blocks": 2, "glow_hidden": 3, "cuda_graph": "on",
         "engine": "autograd", "scores_per_call": 3, "drift_scale": 0.25, "score_scale": 4.0,
-        "prediction": "score", "pretraining": 0,
+        "prediction": "score",
     },
     {
         "model": "dinof", "loss_weight": "likelihood", "process": "subvp", "t_cutoff": 0.25,

@@ -21,7 +21,7 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
             "diffusion_start": 0.2, "diffusion_end": 0.2, "flip": None, "flow": None, "width": 128,
             "depth": 3, "activation": "gelu", "unet_base": None, "glow_blocks": None,
             "drift_scale": 5.0, "score_scale": 22.360679774997898, "prediction": "score",
-            "power": 0.9, "pretraining": 0,
+            "power": 0.9,
         },
     ),
     (
@@ -33,28 +33,18 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
             "width": None, "unet_base": 64, "unet_mults": "1,2,2", "unet_blocks": 2,
             "unet_attention": "16",
             "dropout": 0.0, "drift_multiplier": 1.0, "score_multiplier": 1.0,
-            "drift_scale": 1.0, "score_scale": 1.0, "prediction": "noise", "power": 0.5,
-            "pretraining": 1500,
+            "drift_scale": 20.0, "score_scale": 1.0, "prediction": "noise", "power": 0.7,
         },
     ),
     (
         {"diffusion_start": 0.7, "t_end": 0.5},
         True,
         {
-            "diffusion_end": 0.7, "time_scale": 2000.0, "drift_scale": 1.0, "score_scale": 1.0,
+            "diffusion_end": 0.7, "time_scale": 2000.0, "drift_scale": 2.0, "score_scale": 1.0,
         },
     ),
-    (
-        {"prediction": "score"},
-        True,
-        {"drift_scale": 20.0, "score_scale": 1 / (3 * 0.05**0.5), "pretraining": 0},
-    ),
-    (
-        {"prediction": "noise", "steps": 10},
-        False,
-        {"drift_scale": 1.0, "score_scale": 1.0, "pretraining": 7},
-    ),
-    ({"prediction": "noise", "pretraining": 0}, False, {"pretraining": 0}),
+    ({"prediction": "score"}, True, {"score_scale": 1 / (3 * 0.05**0.5)}),
+    ({"prediction": "noise"}, False, {"score_scale": 1.0}),
     # T is the length of the interval, and g that at the data.
     (
         {"t_start": 1.0, "t_end": 5.0, "diffusion_start": 0.5, "diffusion_end": 3.0},
@@ -127,13 +117,6 @@ def test_what_is_chosen_stays(model: str, is_image: bool) -> None:
         ({"width": 9}, True, "width=9: only for net=mlp, and this run has net=unet"),
         ({"unet_base": 8}, False, "unet_base=8: only for net=unet, and this run has net=mlp"),
         ({"model": "dinof", "flow_bins": 4}, True, "flow_bins=4: only for flow=spline"),
-        ({"pretraining": 9}, False, "pretraining=9: expected 0 where prediction is 'score'"),
-        ({"pretraining": 9, "steps": 9}, True, "pretraining=9: expected fewer than steps=9"),
-        (
-            {"prediction": "noise", "diffusion_start": 3.0, "t_end": 0.5},
-            False,
-            "diffusion_start=3.0: expected g^2 (t_end - t_start) <= 4 for prediction='noise'",
-        ),
         (
             {"model": "dinof", "beta_min": 30.0},
             False,

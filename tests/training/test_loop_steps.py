@@ -174,22 +174,6 @@ def test_auto_progressive_takes_few_steps_first(config: Config) -> None:
         assert work_done(made, step) == pytest.approx(sum(counts[:step]) / total)
 
 
-def test_pretraining_comes_before_the_paths(config: Config) -> None:
-    made = config.replaced(
-        progressive="auto",
-        steps=140,
-        num_steps=30,
-        power=0.9,
-        prediction="noise",
-        pretraining=40,
-    )
-    counts = [training_grid(made, step).num_steps for step in range(40, 140)]
-    assert counts == [5] * 46 + [10] * 35 + [30] * 19
-    work = [1] * 40 + counts
-    for step in (0, 1, 39, 40, 41, 100, 140):
-        assert work_done(made, step) == pytest.approx(sum(work[:step]) / sum(work))
-
-
 def test_logged_bound_does_not_jump_with_the_number_of_steps(
     config: Config, tmp_path: Path
 ) -> None:

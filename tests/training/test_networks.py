@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffflow_ext.processes import LogSNR, NoisePath
+from diffflow_ext.processes import LogSNR
 from diffflow_ext.training import configure
 from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.recipes.build import build_recipe
@@ -26,31 +26,19 @@ def test_networks_of_diffflow_have_their_scales() -> None:
     for shape in (POINTS, IMAGES):
         sde = built(shape, drift_scale=3.0, score_scale=0.25, prediction="score")
         assert (sde.drift.output_scale, sde.score.output_scale) == (3.0, 0.25)
-        noise = built(shape, drift_scale=3.0, score_scale=0.25, prediction="noise")
-        assert (noise.drift.net.output_scale, noise.score.net.output_scale) == (3.0, 0.25)
+        noise = built(shape, score_scale=0.25, prediction="noise", t_start=0.5, t_end=2.5)
+        assert (noise.score.net.output_scale, noise.score.t_start) == (0.25, 0.5)
+        assert noise.score.floor == pytest.approx(2e-4)
+        assert (
+            noise.score.g == resolve(configure(), is_image=len(shape) == 3).model.diffusion_start
+        )
     sde = built(POINTS, t_end=0.25, diffusion_start=0.5)
     assert (sde.drift.output_scale, sde.score.output_scale) == (1.0, 4.0)
-    flat = built(IMAGES, net="mlp", drift_scale=3.0, prediction="score")
+    flat = built(IMAGES, net="mlp", drift_scale=3.0)
     assert flat.drift.net.output_scale == 3.0
     for model in ("dinof", "ddpm", "nfdm"):
         parts = [part for part in built(POINTS, model=model).modules() if hasattr(part, "embed")]
         assert [part.output_scale for part in parts] == [1.0]
-
-
-def test_noise_is_that_of_the_path_of_g_and_its_times() -> None:
-    for values in ({}, {"diffusion_start": 0.5, "diffusion_end": 2.0, "t_start": 1.0, "t_end": 3}):
-        sde = built(IMAGES, prediction="noise", **values)
-        path, t = sde.score.factors.__self__, torch.linspace(1.1, 3.0, 5)
-        assert (sde.drift.factors.__self__, sde.drift.factors.__name__) == (path, "drift")
-        if not values:
-            assert path == NoisePath(3.0, 3.0, 0.0, 0.05)
-            continue
-        assert (path.t_start, path.t_end) == (1.0, 3.0)
-        # The drift is that of the ODE, less the part of g.
-        u = path.unit_time(t)
-        ode = path.process.diffusion(u) ** 2 / 2
-        rest = ode - sde.diffusion(t) ** 2
-        torch.testing.assert_close(path.drift(t)[1], rest / (2 * path.process.sigma(u)))
 
 
 @pytest.mark.parametrize("shape", [POINTS, IMAGES])

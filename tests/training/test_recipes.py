@@ -357,9 +357,9 @@ def test_networks_of_images() -> None:
                          unet_base=8, unet_mults="1,2")  # fmt: skip
     config = resolve(config, is_image=True)
     sde: Any = build_recipe(config, (1, 12, 12)).module
-    drift, score = sde.drift.net, sde.score.net
-    assert (drift.input.out_channels, score.input.out_channels) == (8, 4)
-    assert drift.time_scale == pytest.approx(1000 / 0.05)
+    assert sde.drift.input.out_channels == 8
+    assert sde.score.net.input.out_channels == 4
+    assert sde.drift.time_scale == pytest.approx(1000 / 0.05)
     assert float(sde.diffusion(torch.tensor([0.0]))) == pytest.approx(3.0)
     with pytest.raises(ValueError, match="expected square images, got 12 x 10"):
         build_recipe(config, (1, 12, 10))

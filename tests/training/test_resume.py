@@ -53,7 +53,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "saved_once": {"save_every": STEPS},
     "learned_diffusion": {"learn_diffusion": True, "checkpoint_every": 2},
     "power_grid": {"grid": "power"},
-    "pretraining": {"prediction": "noise", "pretraining": 20, "learn_diffusion": True},
     "saved_beside_the_training": {"async_save": True, "save_every": 2},
     "ddpm": {"model": "ddpm"},
     "dinof": {"model": "dinof", "t_cutoff": 0.5},

@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 from .fields import BRANCHES, MAY_CHANGE, Config, DiffFlowConfig
 from .sections import Network
 
-#: The largest noise of paths that start as a diffusion: its steps shrink states by half of that.
-MAX_VARIANCE = 4.0
 C = TypeVar("C", bound=Config)
 
 
@@ -34,7 +32,7 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
         "batch_size": 64 if is_image else 256,
         "learning_rate": 2e-4 if unet else 3e-3,
         "diffusion_start": 3.0 if is_image else 0.2,
-        "power": 0.5 if is_image else 0.9,
+        "power": 0.7 if is_image else 0.9,
     }
     if is_image:
         chosen["flip"] = "on" if flip else "off"
@@ -43,9 +41,7 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
     elif isinstance(config.network, Network):
         chosen["time_scale"] = config.network.perceptron_time_scale
     config = _filled(config, chosen)
-    config = _filled(config, _natural_scales(config))
-    _check_noise(config)
-    return config
+    return _filled(config, _natural_scales(config))
 
 
 def completed_from(config: C, before: Config) -> C:
@@ -62,7 +58,7 @@ def _natural_scales(config: Config) -> dict[str, Any]:
 
     The drift moves states by about one in the time T, and a perceptron's last layer starts with
     numbers of about 1/4, a U-Net's with 0. The score of noise of variance g^2 T has the size of 1
-    over its standard deviation. Noise has the size one.
+    over its standard deviation.
     """
     if not isinstance(config, DiffFlowConfig):
         return {}
@@ -70,40 +66,11 @@ def _natural_scales(config: Config) -> dict[str, Any]:
     duration, g = model.t_end - model.t_start, model.diffusion_start
     assert g is not None
     prediction = config.network.prediction or ("noise" if unet else "score")
-    if prediction == "noise":
-        sizes = {"drift_scale": 1.0, "score_scale": 1.0}
-    else:
-        drift = (1.0 if unet else 0.25) / duration
-        sizes = {"drift_scale": drift, "score_scale": 1.0 / (g * math.sqrt(duration))}
-    first = config.optimiser.steps * 3 // 4 if prediction == "noise" else 0
-    return {"diffusion_end": g, "prediction": prediction, "pretraining": first, **sizes}
-
-
-def _check_noise(config: Config) -> None:
-    """Refuses what does not suit networks that predict noise, or those that do not."""
-    if not isinstance(config, DiffFlowConfig):
-        return
-    model, steps = config.model, config.optimiser.steps
-    assert model.diffusion_start is not None
-    if config.network.prediction == "noise":
-        variance = model.diffusion_start**2 * (model.t_end - model.t_start)
-        if variance > MAX_VARIANCE:
-            raise ValueError(
-                f"train: diffusion_start={model.diffusion_start}: expected g^2 (t_end - t_start)"
-                f" <= {MAX_VARIANCE:g} for prediction='noise', which starts as a diffusion whose"
-                f" steps would diverge, got {variance:.3g}; take a smaller g or T, or"
-                " prediction='score'"
-            )
-    elif model.pretraining:
-        raise ValueError(
-            f"train: pretraining={model.pretraining}: expected 0 where prediction is 'score';"
-            " take pretraining=0, or prediction='noise'"
-        )
-    if (model.pretraining or 0) >= steps:
-        raise ValueError(
-            f"train: pretraining={model.pretraining}: expected fewer than steps={steps}, because"
-            " paths come after it; take more steps or less pretraining"
-        )
+    scales = {
+        "drift_scale": (1.0 if unet else 0.25) / duration,
+        "score_scale": 1.0 if prediction == "noise" else 1.0 / (g * math.sqrt(duration)),
+    }
+    return {"diffusion_end": g, "prediction": prediction, **scales}
 
 
 def _filled(config: C, values: dict[str, Any]) -> C:

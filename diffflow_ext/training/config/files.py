@@ -27,7 +27,7 @@ ONCE_AUTOMATIC = {
     "diffusion_end", "flow", "glow_levels", "net", "time_scale", "threads",
 }  # fmt: skip
 #: What networks of earlier versions had, which were without these fields.
-ONCE = {"drift_scale": 1.0, "score_scale": 1.0, "prediction": "score", "pretraining": 0}
+ONCE = {"drift_scale": 1.0, "score_scale": 1.0, "prediction": "score"}
 
 
 def to_toml(config: Config, names: Container[str] | None = None) -> str:

@@ -28,24 +28,17 @@ def sampling_grid(config: DiffFlowConfig, num_steps: int | None = None) -> TimeG
     return TimeGrid.power(count, config.model.t_end, config.model.t_start, config.model.power)
 
 
-def pretraining(config: Config) -> int:
-    """Returns the number of training steps that learn to predict noise, the first ones."""
-    return (config.model.pretraining or 0) if isinstance(config, DiffFlowConfig) else 0
-
-
 def progressive_grid(config: DiffFlowConfig) -> ProgressiveGrid:
     """Returns the number of grid steps N at each training step.
 
-    "auto" starts with N/6 and then N/3 until 20 and 50 % of the work on paths, which at equal work
-    reached lower bounds than N throughout.
+    "auto" starts with N/6 and then N/3 until 20 and 50 % of the work, which at equal work reached
+    lower bounds than N throughout.
     """
     stages = parse_progressive(config.model.progressive)
     if config.model.progressive == "auto":
         n = config.model.num_steps
-        first = pretraining(config)
-        rest = config.optimiser.steps - first
-        marks = {0: max(1, n // 6), first + round(0.46 * rest): max(1, n // 3)}
-        marks[first + round(0.81 * rest)] = n
+        marks = {0: max(1, n // 6), round(0.46 * config.optimiser.steps): max(1, n // 3)}
+        marks[round(0.81 * config.optimiser.steps)] = n
         stages = tuple(marks.items())
     return ProgressiveGrid(stages or ((0, config.model.num_steps),))
 
@@ -64,13 +57,12 @@ def work_done(config: Config, step: int) -> float:
     """Returns the fraction of a run's network evaluations before a training step."""
     if not isinstance(config, DiffFlowConfig):  # Every step of the others costs the same.
         return step / config.optimiser.steps
-    stages, first_path = progressive_grid(config).stages, pretraining(config)
+    stages = progressive_grid(config).stages
     ends = [first for first, _ in stages[1:]] + [config.optimiser.steps]
 
     def evaluations(until: int) -> int:
-        # A path of N steps counts as N states, though it has one more, and pretraining has one.
-        return min(until, first_path) + sum(
-            count * max(0, min(until, end) - max(first, first_path))
+        return sum(
+            count * max(0, min(until, end) - first)
             for (first, count), end in zip(stages, ends, strict=True)
         )
 

@@ -51,8 +51,7 @@ class DiffFlowModel(Section):
     #: Time grid in training: drawn anew for each batch, or fixed.
     grid: Literal["stratified", "power"] = "stratified"
     #: Steps N by iteration in training, such as 0:10,2000:30; auto takes N/6, N/3 and N from 0, 46
-    #: and 81 % of the training steps after pretraining on; off takes N throughout. Sampling uses
-    #: num-steps.
+    #: and 81 % of the training steps on; off takes N throughout. Sampling uses num-steps.
     progressive: Annotated[str, rules.PROGRESSIVE] = "auto"
     #: Diffusion g at the data; None takes 0.2, or 3 for images.
     diffusion_start: Annotated[Chosen[float], rules.POSITIVE] = None
@@ -60,9 +59,6 @@ class DiffFlowModel(Section):
     diffusion_end: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Learn both ends of g together with the networks.
     learn_diffusion: bool = False
-    #: Training steps that fit both networks to the noise in data before the first path; None takes
-    #: three quarters of all if they predict noise, else 0.
-    pretraining: Annotated[Maybe[int], whole(0, 2**53)] = None
     #: Distribution of the last state: N(0, I), or a flow that is trained with the networks.
     prior: Literal["normal", "flow"] = "normal"
 
@@ -219,11 +215,11 @@ class DiffFlowNetwork(FlowNetwork, Network):
     drift_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Factor of the channels of the score's U-Net; None takes 1.
     score_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
-    #: What both networks predict: drift and score, or the noise in a state, of which both are
-    #: made, so that the pair starts as a diffusion; None takes noise for U-Nets, else score.
+    #: What the score's network predicts: the score, or the noise, which is -g sqrt(t) times that;
+    #: None takes noise for U-Nets, the score for perceptrons.
     prediction: Chosen[Literal["score", "noise"]] = None
     #: Factor of the drift network's values; None takes 1/(4 T) for perceptrons and 1/T for U-Nets,
-    #: with T = t_end - t_start, and 1 for noise.
+    #: with T = t_end - t_start.
     drift_scale: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Factor of the score network's values; None takes 1/(g sqrt(T)), g at the data, for scores,
     #: and 1 for noise.

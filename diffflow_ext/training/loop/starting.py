@@ -15,7 +15,7 @@ from diffflow_ext.functional.memory import require_memory
 
 from ..config.fields import MAY_CHANGE, Config, DiffFlowConfig
 from ..config.files import ONCE, load_config
-from ..config.schedules import learning_rate_at, pretraining, progressive_grid
+from ..config.schedules import learning_rate_at, progressive_grid
 from ..parallel.distributed import World, restarts, restarts_share_store
 from ..parallel.sharding import can_shard
 from ..recipes.base import Recipe
@@ -32,15 +32,6 @@ def doubts(config: Config, world: World, device: torch.device) -> Iterator[str]:
         yield (
             f"train: warmup={warmup}: expected at most half of steps={steps}, during which the"
             " learning rate rises; lower warmup"
-        )
-    first = pretraining(config)
-    stages = progressive_grid(config).stages[1:] if isinstance(config, DiffFlowConfig) else ()
-    early = [start for start, _ in stages if start < first]
-    if early:
-        yield (
-            f"train: progressive={config.values()['progressive']!r}: expected iterations after"
-            f" pretraining={first}, which has no N, got {early[0]}; add {first} to them, or lower"
-            " pretraining"
         )
     if config.run.shard and world.size == 1:
         yield "train: shard=True has no effect in one process; start several by torchrun"

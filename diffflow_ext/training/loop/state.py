@@ -52,8 +52,6 @@ class TrainState:
         self.optimiser.step()
         self.ema.multi_avg_fn = get_ema_multi_avg_fn(self.decay)
         self.ema.update_parameters(self.module)
-        # A captured step, which may follow, has its own.
-        self.ema.multi_avg_fn = None
         self.step += 1
         self.skipped_in_a_row = 0
 

@@ -19,7 +19,7 @@ from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import dequantise
 
 from ..config.fields import Config
-from ..config.schedules import is_logged, is_saved, learning_rate_at, pretraining
+from ..config.schedules import is_logged, is_saved, learning_rate_at
 from ..parallel.distributed import Loss, World
 from ..parallel.sharding import ShardedLosses, in_full
 from ..recipes.base import Objective, Recipe
@@ -54,7 +54,6 @@ class TrainingStep:
         self.config, self.recipe, self.state = config, recipe, state
         self.batches, self.world = batches, world
         self.sharded: ShardedLosses | None = None
-        self.captures = False
         self.captured: CapturedTraining | None = None
         self.unread: Reading | None = None
         self.first = True
@@ -71,7 +70,8 @@ class TrainingStep:
             self.losses = self.sharded.losses()
         else:
             self.losses = [self.world.reduced(item) for item in self.recipe.objectives]
-        self.captures = takes_graphs(self.config, self.batches.device, self.world.size)
+        if takes_graphs(self.config, self.batches.device, self.world.size):
+            self.captured = CapturedTraining(self.recipe, self.state)
 
     def _shard(self) -> Sequence[Objective]:
         self.sharded = ShardedLosses(self.recipe, self.batches.device)
@@ -97,8 +97,7 @@ class TrainingStep:
             learning_rate_at(self.config, step, objective.learning_rate)
             for objective in self.recipe.objectives
         ]
-        graphed = self.captures and step >= pretraining(self.config)
-        take = self._graphed if graphed else self._plain
+        take = self._plain if self.captured is None else self._graphed
         metrics, signum = take(x0, rates, received)
         return {"step": step + 1, **metrics, "lr": rates[0]}, signum
 
@@ -115,7 +114,7 @@ class TrainingStep:
             x0 = dequantise(x0, NoiseKey(self.config.run.seed))
         devices = [x0.device] if x0.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            self.recipe.rehearse(x0, self.state.step)
+            self.recipe.sample_losses(x0, self.state.step, 0)
 
     def start_flows(self) -> None:
         """Initialises layers that take their scale from the first batch.
@@ -130,7 +129,7 @@ class TrainingStep:
         whole = Batches(self.config, self.batches.data, device)(0)
         torch.manual_seed(self._seed(0))
         with torch.no_grad():
-            self.recipe.rehearse(whole, 0)
+            self.recipe.sample_losses(whole, 0, 0)
         if not all(p.isfinite().all() for layer in layers for p in layer.parameters()):
             raise TrainingError(
                 "train: the first batch gives the flow a scale that isn't finite; check the data,"
@@ -199,8 +198,7 @@ class TrainingStep:
         Only the first step, which may replace an old run, and a step that is logged, saved or the
         last one wait for their own numbers.
         """
-        if self.captured is None:
-            self.captured = CapturedTraining(self.recipe, self.state)
+        assert self.captured is not None
         late, self.unread = self.unread, self.captured(x0, self.state.step, rates)
         metrics = {} if late is None else self._read(late)
         self.state.step += 1
@@ -241,9 +239,6 @@ class TrainingStep:
             )
         loss.backward()
         norm = in_full(torch.nn.utils.clip_grad_norm_(objective.parameters, objective.clip_norm))
-        for parameter in self.recipe.untrained(self.state.step):
-            # Adam would count the step, and take too long ones when a first gradient comes.
-            parameter.grad = None
         return loss.detach().double(), norm.double()
 
     def _not_finite(self, values: list[float], step: int) -> str:

@@ -195,7 +195,7 @@ class Trainer:
         if "loss" not in line:
             return f"{line['skipped']:.0f} steps skipped, {speed}"
         name = self.recipe.curve[0]
-        reading = "" if name == "loss" or name not in line else f"{name} {line[name]:.3f} nats, "
+        reading = "" if name == "loss" else f"{name} {line[name]:.3f} nats, "
         return f"loss {line['loss']:.3f}, {reading}{speed}"
 
     def _save(self) -> None:

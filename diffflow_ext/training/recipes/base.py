@@ -135,17 +135,6 @@ class Recipe(ABC, Generic[Model, Configuration]):
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the loss of each sample in a step, shape (B,), without a gradient."""
 
-    def rehearse(self, x0: Tensor, step: int) -> None:
-        """Evaluates what steps from `step` on evaluate, so that they refuse it before the first.
-
-        Layers that take their scale from data take it from x0.
-        """
-        self.sample_losses(x0, step, 0)
-
-    def untrained(self, step: int) -> Sequence[nn.Parameter]:
-        """Returns the parameters that the loss of a step doesn't depend on."""
-        return []
-
     def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
         """Returns which part of one sample's loss isn't finite, if it's known."""
         return ""
