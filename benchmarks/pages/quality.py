@@ -15,13 +15,14 @@ from .tables import (
     best_marked,
     conditions,
     number,
+    of,
     of_all,
     table,
     titles,
     with_error,
 )
 
-BENCHMARKS = ("compare_2d", "compare_tables", "compare_images", "dinof_sweep")
+BENCHMARKS = ("compare_2d", "compare_tables", "compare_images", "diffusion_start", "dinof_sweep")
 SETS_2D = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
 TABLES = ("magic", "hipparcos")
 IMAGES = ("mnist16", "fashion-mnist16", "mnist28", "fashion-mnist28")
@@ -248,6 +249,21 @@ def _steps_images(report: Report) -> str:
     return table(head, rows)
 
 
+def diffusion_start(report: Report) -> str:
+    """DiffFlow started from nothing, and as a diffusion."""
+    rows = [
+        [f"{one['title']}, power {one['config']['model']['power']}",
+         f"{one['train_cpu_seconds'] / 60:.0f}", f"{one['steps']:,}",
+         *(number(one["at"][n]["fd"]) for n in ("5", "30")),
+         *(with_error(one["at"][n]["bits"]) for n in ("5", "30")),
+         with_error(one["at"]["30"]["coverage"])]
+        for one in report["runs"].values()
+    ]  # fmt: skip
+    head = ["DiffFlow, started", "CPU minutes", "updates", "FD, N = 5", "FD, N = 30",
+            "bits, N = 5", "bits, N = 30", "coverage, N = 30"]  # fmt: skip
+    return table(head, rows)
+
+
 # --- sweep ---------------------------------------------------------------------------------------
 
 
@@ -289,6 +305,7 @@ BLOCKS: dict[str, Block] = {
     "quality-tables": of_all(_OF_TABLES, quality_tables),
     "likelihood-images": of_all(_OF_IMAGES, likelihood_images),
     "steps-images": of_all(_OF_IMAGES, steps_images),
+    "diffusion-start": of("diffusion_start_mnist16", diffusion_start),
     "sweep": of_all([f"dinof_sweep_{name}" for name in SWEEPS], sweep),
     "conditions": conditions(BENCHMARKS),
 }
