@@ -13,7 +13,7 @@ from diffflow_ext import figures
 from diffflow_ext.figures.panels import FAINT, INK, grid_lines, new_figure
 
 from ..common.reports import read_samples
-from .quality import spelt
+from .quality import of_size
 from .tables import Report, Results
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def _images(report: Report, folder: Path, out: Path) -> list[Path]:
             curves.setdefault(title, []).append((found["evaluations"], found["fd"]))
     floor = ("training against test images", report["floors"]["test"]["fd"])
     name = f"compare_images_{report['data']}{report['size']}"
-    title = f"{spelt(report['data'])} at {report['size']} x {report['size']}: samples"
+    title = f"{of_size(report)}: samples"
     return [
         figures.image_rows(out / f"{name}.png", rows, title),
         figures.metric_curves(

@@ -199,6 +199,11 @@ def _quality_table(report: Report) -> str:
 # --- images --------------------------------------------------------------------------------------
 
 
+def of_size(report: Report) -> str:
+    """The name of a set of images, and their size."""
+    return f"{spelt(report['data'])} at {report['size']} x {report['size']}"
+
+
 def likelihood_images(reports: Reports) -> str:
     return "\n".join(map(_likelihood_images, reports))
 
@@ -216,7 +221,7 @@ def _likelihood_images(report: Report) -> str:
         for one in report["models"].values()
     ]  # fmt: skip
     return (
-        table([f"{spelt(report['data'])}, bits per dimension", "test images", "n"], rows)
+        table([f"{of_size(report)}, bits per dimension", "test images", "n"], rows)
         + "\n"
         + table(["", "parameters", "updates", "CPU minutes"], cost)
     )
@@ -244,8 +249,8 @@ def _steps_images(report: Report) -> str:
         rows.append([f"*{title}*", NONE, NONE, number(real["fd"]),
                      *(with_error(real[name]) for name in ("precision", "recall", "coverage")),
                      NONE])  # fmt: skip
-    head = [report["label"], "evaluations", "s per 1,000", "FD", "precision", "recall",
-            "coverage", "bound, bits/dim"]  # fmt: skip
+    head = [f"{of_size(report)}, {report['label']}", "evaluations", "s per 1,000", "FD",
+            "precision", "recall", "coverage", "bound, bits/dim"]  # fmt: skip
     return table(head, rows)
 
 

@@ -249,11 +249,21 @@ def test_written_reports_are_no_changes_of_what_is_measured(tmp_path, monkeypatc
 
 
 def test_steps_fit_into_the_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        trainings, "_cost", lambda training, scratch: 0.7 + 0.05 * training.fields["steps"]
-    )
+    runs: list[int] = []
+
+    def cost(training, run):
+        assert not run.exists()
+        run.mkdir()
+        runs.append(training.fields["steps"])
+        # The first run loads libraries.
+        return 0.7 + 0.05 * runs[-1] + 9.0 * (len(runs) == 1)
+
+    monkeypatch.setattr(trainings, "_cost", cost)
     assert trainings.steps_in(tiny(), 2.0, tmp_path, 10) == 2400
+    # The pilot was run once.
+    count = len(runs)
     assert trainings.steps_in(tiny(), 2.0, tmp_path, 10, growth=2.0) == 1200
+    assert len(runs) == count
 
 
 # --- measures ------------------------------------------------------------------------------------
