@@ -37,7 +37,8 @@ CHOICES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "olympic-rings": {**POINTS, "batch_size": 120, "time_scale": 20.0},
         "magic": POINTS,
         "mnist": {
-            **COMMON, "image_size": 16, "unet_base": 16, "batch_size": 32, "steps": 400,
+            **COMMON, "autocast": "bf16", "image_size": 16, "unet_base": 16, "batch_size": 32,
+            "steps": 400,
             "warmup": 50, "ema_decay": 0.995, "progressive": "0:3,200:5,340:10",
             "checkpoint_every": 0, "learning_rate": 2e-3, "diffusion_start": 3.0, "power": 0.7,
         },
