@@ -105,6 +105,32 @@ def test_samples_and_likelihoods_are_those_of_one_process(alone: Path, tmp_path:
     assert found[1][1] == found[2][1]
 
 
+#: The program, and the names of the threads that it leaves.
+THREADS = """
+import sys
+from pathlib import Path
+from diffflow_ext.cli import main
+code = main(sys.argv[1:])
+print(*(file.read_text() for file in Path("/proc/self/task").glob("*/comm")), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="names of threads: only on Linux")
+def test_no_thread_of_the_group_is_left(alone: Path, tmp_path: Path) -> None:
+    """A thread that outlives the interpreter can abort the process at its end."""
+    for words in (
+        ("train", *POINTS, "--out", str(tmp_path / "run")),
+        ("sample", str(alone), "--n", "4500", "--out", str(tmp_path / "samples.npy")),
+        ("evaluate", str(alone), "--n", "4500", "--ode-n", "50", "--no-figures"),
+    ):
+        for code, _, err in finished(start(2, *words, program=("-c", THREADS))):
+            assert code == 0, err
+            assert "python" in err
+            assert "gloo" not in err, words
+
+
 @pytest.mark.slow
 def test_what_one_refuses_all_refuse(alone: Path, tmp_path: Path) -> None:
     ends = finished(start(2, "train", *POINTS, "--out", str(alone)))

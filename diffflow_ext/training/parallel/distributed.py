@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,9 @@ def joined(device: str) -> Iterator[World]:
     chosen = pick_device(device, local_rank())
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    # If torch loads it later, the defaults of its arguments keep the group, whose threads then
+    # outlive the interpreter and abort the process.
+    importlib.import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     # After an error the group stays until the process ends: the traceback holds objects that use
     # it. A process that ends with its group can be aborted by a thread of gloo.
