@@ -346,6 +346,21 @@ def test_a_graph_without_a_gpu_is_told(
     assert "cuda_graph='on' has no effect on a CPU; take 'off'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
+def test_slow_precision_is_told(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    words = [str(data), "--out", str(tmp_path / "r"), *FAST, "--autocast=bf16", "--dry-run"]
+    assert main(["train", *words]) == 0
+    assert ("autocast='bf16' makes this processor" in capsys.readouterr().err) == warned
+
+
 def test_many_columns_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     names = tuple(f"c{i}" for i in range(1000))
     record = DatasetRecord("x", names, (0.0,), (1.0,), 0.0, "", (1000,))

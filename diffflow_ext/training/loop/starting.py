@@ -16,6 +16,7 @@ from diffflow_ext.functional.memory import require_memory
 from ..config.fields import MAY_CHANGE, Config, DiffFlowConfig
 from ..config.files import ONCE, load_config
 from ..config.schedules import learning_rate_at, progressive_grid
+from ..parallel.device import slow_in_bfloat16
 from ..parallel.distributed import World, restarts, restarts_share_store
 from ..parallel.sharding import can_shard
 from ..recipes.base import Recipe
@@ -38,6 +39,11 @@ def doubts(config: Config, world: World, device: torch.device) -> Iterator[str]:
     graph = isinstance(config, DiffFlowConfig) and config.run.cuda_graph == "on"
     if graph and device.type == "cpu":
         yield "train: cuda_graph='on' has no effect on a CPU; take 'off', or leave it out"
+    if config.run.autocast == "bf16" and slow_in_bfloat16(device):
+        yield (
+            "train: autocast='bf16' makes this processor many times slower, because it has no"
+            " AVX-512; take 'off'"
+        )
     if restarts() and restarts_share_store():
         yield (
             "train: processes that torchrun restarts may look for those that ended, because they"

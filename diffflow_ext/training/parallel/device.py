@@ -30,3 +30,11 @@ def pick_device(name: str, index: int = 0) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device={name!r}: there are {torch.cuda.device_count()} GPUs")
     return device
+
+
+def slow_in_bfloat16(device: torch.device) -> bool:
+    """Returns whether a device multiplies bfloat16 numbers far more slowly than float32.
+
+    oneDNN has such products for processors with AVX-512; without it torch takes loops.
+    """
+    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
