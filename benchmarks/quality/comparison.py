@@ -84,8 +84,19 @@ class Comparison(ABC):
         """Measures some parts, and writes the report after each."""
         for part in parts:
             print(f"{self.report_name}: {part}", flush=True)
+            self._require_same(self.folder / part / "arguments.json")
             once(self.folder / part / "result.json", partial(self.measure, part))
             self.report()
+
+    def _require_same(self, path: Path) -> None:
+        """Refuses a part that was begun with other arguments, because its numbers are others."""
+        now = {name: getattr(self.args, name, None) for name in ("minutes", "smoke")}
+        begun = once(path, lambda: now)
+        if begun != now:
+            raise ValueError(
+                f"{path.parent}: expected a part with {now}, found one with {begun}; give those, "
+                "or another folder (--out FOLDER)"
+            )
 
     def report(self) -> None:
         """Writes what is finished, of this process and of others, and samples for pictures."""

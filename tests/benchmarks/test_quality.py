@@ -23,6 +23,7 @@ from benchmarks.quality import (
     compare_tables,
     defaults_sweep,
     dinof_sweep,
+    measures,
     trainings,
 )
 from benchmarks.quality.measures import Counter, drawn, energy_floor, energy_ratios
@@ -30,7 +31,9 @@ from benchmarks.quality.trainings import Training
 from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.metrics import energy_distance
 from diffflow_ext.nets import FourierMLP
-from diffflow_ext.training import load_run
+from diffflow_ext.training import configure, load_run
+from diffflow_ext.training.config.defaults import resolve
+from diffflow_ext.training.recipes.build import build_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -110,6 +113,14 @@ def test_finished_parts_are_not_done_again(reports, monkeypatch):
     before = read(root, "compare_2d_checkerboard")["models"]
     run(compare_2d, "--sets", "checkerboard", "--models", "diffflow", "ddpm", *minutes)
     assert read(root, "compare_2d_checkerboard")["models"] == before
+
+
+def test_parts_with_other_arguments_are_not_taken(reports):
+    root, run, _ = reports
+    words = ("--sets", "checkerboard", "--models", "ddpm", "--minutes", "0.5")
+    with pytest.raises(ValueError, match=r"ddpm: expected a part with .*0\.5.*, found one"):
+        run(compare_2d, *words)
+    assert read(root, "compare_2d_checkerboard")["minutes"] == 0.005
 
 
 def test_gaussian_of_the_table_is_that_of_numpy(reports):
@@ -284,6 +295,29 @@ def test_counter_weighs_networks_by_size():
     model[1](torch.tensor(0.5), torch.zeros(10, 2))
     sizes = [sum(p.numel() for p in net.parameters()) for net in model]
     assert counter.per_sample(10) == pytest.approx(2 * sizes[0] / sum(sizes))
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_counter_has_all_networks_of_nfdm(image):
+    model = configure("nfdm", data="moons", **({"net": "unet"} if image else {}))
+    shape = (1, 8, 8) if image else (2,)
+    nfdm = build_recipe(resolve(model, is_image=image), shape).module
+    g = sum(p.numel() for p in nfdm.parameters()) - Counter(nfdm).whole
+    assert 0 <= g < 10
+
+
+def test_compiled_code_draws_while_time_is_taken(tmp_path, monkeypatch):
+    loaded = trainings.trained(tiny(), tmp_path).load()
+    hooks = []
+    plain = measures.draw_samples
+
+    def noted(loaded, n, **options):
+        hooks.append(any(part._forward_hooks for part in loaded.model.modules()))
+        return plain(loaded, n, **options)
+
+    monkeypatch.setattr(measures, "draw_samples", noted)
+    drawn(loaded, 20, 0, 7)
+    assert hooks == [False, True]
 
 
 def test_draws_are_counted_and_independent(tmp_path):
