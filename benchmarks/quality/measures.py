@@ -16,7 +16,7 @@ from diffflow_ext.data import Dataset
 from diffflow_ext.flows import FFJORD
 from diffflow_ext.metrics import c2st, energy_distance, sliced_wasserstein, with_floor
 from diffflow_ext.nets import FourierMLP, UNet
-from diffflow_ext.training import LoadedRun, draw_samples
+from diffflow_ext.training import LoadedRun
 from diffflow_ext.training.evaluation.likelihoods import likelihoods
 from diffflow_ext.training.recipes.base import EvaluationSettings
 
@@ -95,13 +95,14 @@ def drawn(
     loaded: LoadedRun, n: int, seed: int, num_steps: int | None = None, **options: Any
 ) -> tuple[Tensor, dict[str, float]]:
     """Samples, what 10,000 of them cost, and the evaluations of one."""
+    options |= {"seed": seed, "num_steps": num_steps, "units": "training"}
     start = cpu_seconds()
-    samples = draw_samples(loaded, n, seed=seed, num_steps=num_steps, **options)
+    samples = loaded.sample(n, **options)
     spent = cpu_seconds() - start
     # Compiled code does not take networks that have hooks.
     counter, few = Counter(loaded.model), min(n, COUNTED)
     with counter.watching():
-        draw_samples(loaded, few, seed=seed, num_steps=num_steps, **options)
+        loaded.sample(few, **options)
     cost = {"evaluations": counter.per_sample(few), "cpu_seconds_per_10000": spent * 10_000 / n}
     return samples, cost
 

@@ -3,52 +3,41 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 
-from diffflow_ext.data import FETCHABLE, describe_sets, fetch
+from diffflow_ext.data import FETCHABLE, describe_sets, fetch, open_rows
 from diffflow_ext.data.formats.columns import listed
-from diffflow_ext.training.config.fields import (
-    CONFIGS,
-    Config,
-    configure,
-    nearest_model,
-    no_such_field,
-)
-from diffflow_ext.training.config.files import load_config, to_toml
 from diffflow_ext.training.config.rules import DEVICE, SEED, Maybe, Section, whole
 from diffflow_ext.training.evaluation.evaluate import evaluate
 from diffflow_ext.training.evaluation.extractor import make_extractor
 from diffflow_ext.training.evaluation.loaded_run import load_run
 from diffflow_ext.training.evaluation.pictures import draw_sample_picture
 from diffflow_ext.training.evaluation.report import format_table
-from diffflow_ext.training.evaluation.run_data import is_gone, open_run_data
+from diffflow_ext.training.evaluation.run_data import open_run_data
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
-from diffflow_ext.training.evaluation.sampling import MAX_SAMPLES, draw_samples
+from diffflow_ext.training.evaluation.sampling import MAX_SAMPLES
+from diffflow_ext.training.evaluation.scoring import pick_estimator
 from diffflow_ext.training.loop.session import Interrupted
 from diffflow_ext.training.loop.step import TrainingError
-from diffflow_ext.training.loop.train import rehearse, train
 from diffflow_ext.training.parallel.distributed import ProcessError, is_first, joined
+from diffflow_ext.training.recipes.base import EvaluationSettings
 from diffflow_ext.training.store.checkpoint import CheckpointError
 from diffflow_ext.training.store.dataset import DatasetRecord
-from diffflow_ext.training.store.directory import RunDirectory
 
 from .doctor import examine
 from .flags import Sampler, parse, refuse_unknown
+from .training import Switch, parse_train
 
-C = TypeVar("C", bound=Config)
 RunArgument = Annotated[Positional[str], arg(metavar="RUN")]
 DeviceName = Annotated[str, DEVICE, arg(metavar="NAME")]
-Switch = FlagCreatePairsOff[bool]
+SCORE_ENDINGS = (".csv", ".npy")
 SETS_TO_FETCH = f"{', '.join(FETCHABLE)}."
 #: Paths of a bound are counted below it.
 MAX_PATHS = 2**20 - 1
@@ -64,7 +53,7 @@ def run(command: str, words: Sequence[str]) -> int:
 def parse_command(command: str, words: Sequence[str]) -> Callable[[], int]:
     """Returns a command with its flags, to be called."""
     if command == "train":
-        return _parse_train(list(words))
+        return parse_train(list(words))
     kind = COMMANDS[command]
     parsed, unknown = parse(kind, words, command)
     refuse_unknown(unknown, _names(kind), command)
@@ -103,29 +92,6 @@ def _out_of_memory(error: BaseException) -> bool:
     return on_cpu or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """The directory of a run, and the source of its configuration."""
-
-    #: The run directory.
-    out: Annotated[str, arg(metavar="RUN")]
-    #: Values for the flags not given.
-    config: Annotated[Maybe[str], arg(metavar="FILE.toml")] = None
-    #: Continue the run in RUN, if any.
-    resume: Switch = False
-    #: Replace the run in RUN, when the first step of the new one is done.
-    overwrite: Switch = False
-    #: Print the configuration, do what a run does before its first step, write nothing, and stop.
-    dry_run: Switch = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainHelp(TrainOptions, Generic[C]):
-    """Train a model on data."""
-
-    values: Annotated[C, arg(name="")]
-
-
 @dataclass(frozen=True)
 class Sample(Section):
     """Draw samples in the units of the data."""
@@ -158,13 +124,66 @@ class Sample(Section):
                 check_target(self.figure, (".png", ".pdf", ".svg"), overwrite=self.overwrite)
             dataset = open_run_data(run, self.data, warn=world.writes) if self.figure else None
             options = self.sampler.options()
-            samples = draw_samples(run, self.n, seed=self.seed, world=world, **options)
+            options |= {"seed": self.seed, "world": world, "units": "training"}
+            samples = run.sample(self.n, **options)
             if not world.writes:
                 return 0
         write_samples(self.out, run.record.in_data_units(samples), run.record.columns)
         if self.figure and dataset is not None:
             draw_sample_picture(self.figure, dataset, samples)
         print(f"{self.out}: {self.n} samples of {_contents(run.record)}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Score(Section):
+    """Write log p of each row of a file, or of each image."""
+
+    op: ClassVar[str] = "score"
+    #: The run directory.
+    run: RunArgument
+    #: A table with the columns of the run, in any order and others beside them, or images.
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    #: A .csv or .npy file: a number for each row, in nats, in the units of the data.
+    out: Annotated[str, arg(metavar="FILE")]
+    #: exact, ode, bound or importance_weighted; None takes the density, of images the bound.
+    estimator: Annotated[Maybe[str], arg(metavar="NAME")] = None
+    #: Paths K of the importance-weighted bound (diffflow).
+    num_paths: Annotated[int, whole(1, MAX_PATHS)] = 1
+    #: Steps N of the bound (diffflow); None takes those of the run.
+    num_steps: Annotated[Maybe[int], whole(1)] = None
+    #: Array to read from an .npz file with several.
+    key: Annotated[Maybe[str], arg(metavar="NAME")] = None
+    #: Seed.
+    seed: Annotated[int, SEED] = 0
+    #: Replace an existing file.
+    overwrite: Switch = False
+    #: auto, cpu, cuda or cuda:INDEX.
+    device: DeviceName = "auto"
+
+    def __call__(self) -> int:
+        """Computes and writes; returns the exit code."""
+        with joined(self.device) as world:
+            run = load_run(self.run, self.device)
+            check_target(self.out, SCORE_ENDINGS, overwrite=self.overwrite)
+            size = run.config.data.image_size
+            rows = open_rows(self.data, run.record.columns, image_size=size, key=self.key)
+            settings = EvaluationSettings(self.num_steps, self.num_paths)
+            title = pick_estimator(run.recipe, self.estimator, settings).title
+            names = ("estimator", "num_steps", "num_paths", "seed")
+            options = {name: getattr(self, name) for name in names}
+            scores = run.log_prob(rows.values, world=world, **options)
+            if not world.writes:
+                return 0
+        for doubt in rows.doubts:
+            warnings.warn(f"{self.data}: {doubt}", stacklevel=2)
+        write_samples(self.out, scores.unsqueeze(1), ["log_prob"])
+        lowest = int(scores.argmin())
+        print(
+            f"{self.out}: log p of {len(scores):,} rows in nats ({title}), mean"
+            f" {float(scores.mean()):.4g}, lowest {float(scores[lowest]):.4g} in row {lowest}"
+            " (counted from 0)"
+        )
         return 0
 
 
@@ -268,97 +287,12 @@ class Doctor:
 
 COMMANDS: dict[str, Any] = {
     "sample": Sample,
+    "score": Score,
     "evaluate": Evaluate,
     "data": DataSets,
     "extractor": ExtractorTraining,
     "doctor": Doctor,
 }
-
-
-def _parse_train(words: list[str]) -> Callable[[], int]:
-    model = words.pop(0) if words and words[0] in CONFIGS else None
-    if {"-h", "--help"} & {*words}:
-        kind = CONFIGS[model or "diffflow"]
-        parse(TrainHelp[kind], ["--help"], f"train {kind.name}")
-    options, words = parse(TrainOptions, words, "train")
-    return partial(_train, options, _config(options, model, words))
-
-
-def _train(options: TrainOptions, config: Config) -> int:
-    again = {"resume": options.resume, "overwrite": options.overwrite}
-    if options.dry_run:
-        # What was read goes to stderr, so that the output is a file of configuration.
-        rehearse(config, options.out, **again, tell=partial(print, file=sys.stderr))
-        if is_first():
-            print(to_toml(config), end="")
-        return 0
-    result = train(config, options.out, **again, tell=partial(print, flush=True))
-    if not is_first():
-        return 0
-    print(f"{options.out}: step {result.step}, {result.elapsed:.1f} s of training")
-    if not result.taken:
-        print("all steps had been taken before; --steps raises their number")
-    print(f"next: diffflow evaluate {shlex.quote(options.out)}")
-    return 0
-
-
-def _config(options: TrainOptions, model: str | None, words: list[str]) -> Config:
-    """Returns defaults, overridden by a file or the run to resume, overridden by flags."""
-    resumed, source = RunDirectory(options.out).config, options.config
-    if options.resume and resumed.exists():
-        if source:
-            raise ValueError(f"--config={source}: the run to resume has its own, {resumed}")
-        source = str(resumed)
-    base = load_config(source) if source else configure(model or "diffflow")
-    if model not in (None, base.name):
-        raise ValueError(f"train: {model!r}: expected {base.name!r}, the model of {source}")
-    config, unknown = parse(type(base), words, f"train {base.name}", base)
-    _refuse_unknown(config, unknown)
-    _check_data(options, config)
-    data = config.data.data
-    # The path must be absolute, for an evaluation from another folder.
-    is_file = data != "" and data not in describe_sets() and Path(data).exists()
-    return config.replaced(data=str(Path(data).resolve())) if is_file else config
-
-
-def _check_data(options: TrainOptions, config: Config) -> None:
-    """Refuses to go on without data, with the words that are missing."""
-    data, out = config.data.data, shlex.quote(options.out)
-    if not data and options.resume:
-        raise ValueError(
-            f"train: --resume: expected a run in {options.out!r}, got none; give another --out, or"
-            f" begin a run: diffflow train DATA --out {out}"
-        )
-    if options.resume and is_gone(data):
-        raise FileNotFoundError(
-            f"train: expected the data of the run in {data!r}, which is not there; if they have"
-            f" moved, give their new path: diffflow train PATH --out {out} --resume"
-        )
-    near = nearest_model(data)
-    if near and data.lower() not in describe_sets() and not Path(data).exists():
-        raise ValueError(
-            f"train: {data!r}: expected DATA, or a model and DATA; did you mean"
-            f" `diffflow train {near} DATA --out {out}`?"
-        )
-
-
-def _refuse_unknown(config: Config, unknown: list[str]) -> None:
-    """Refuses words that are neither flags of a model nor its data."""
-    if not unknown:
-        return
-    word, data = unknown[0], config.data.data
-    if word.split("=")[0] == "--model":
-        raise ValueError(
-            "train: --model: the model is a word: diffflow train MODEL DATA --out RUN"
-        )
-    if not word.startswith("-"):
-        near = nearest_model(data)
-        hint = f"; models are {', '.join(CONFIGS)}"
-        if near:
-            hint = f"; did you mean `diffflow train {near} {shlex.quote(word)} ...`?"
-        raise ValueError(f"train: {word!r}: expected one DATA, got {data!r} too{hint}")
-    name = word.split("=")[0].lstrip("-").replace("-", "_")
-    raise ValueError(f"train: {word}: {no_such_field(config, name, _names(TrainOptions))}")
 
 
 def _contents(record: DatasetRecord) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .dataset import (
@@ -36,7 +37,7 @@ from .formats.images import (
 )
 from .formats.reading import Refused
 from .formats.resizing import resize_images
-from .formats.tables import read_table
+from .formats.tables import read_rows, read_table
 from .formats.text import TEXT_SUFFIXES
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
@@ -121,6 +122,66 @@ def open_dataset(
     for doubt in data.doubts:
         warnings.warn(f"{data.name}: {doubt}", stacklevel=2)
     return data if limit is None else limit_training(data, operator.index(limit))
+
+
+def open_rows(
+    source: str | os.PathLike[str],
+    columns: Sequence[str] = (),
+    *,
+    image_size: int | None = None,
+    key: str | None = None,
+) -> Rows:
+    """Opens rows, or images, that are not split: those to which a trained model is applied.
+
+    Arguments:
+        source: A path to a table (see `read_rows`), or to images as `open_dataset` takes them.
+        columns: The names of the table's columns; none for images.
+        image_size: Height and width to which images are resized; None for their own.
+        key: The array to read from an `.npz` file with several.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ImportError: If a package that the file needs is missing.
+        TypeError: If a table holds no real numbers.
+        ValueError: If the data cannot be used: see `read_rows`.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"open_rows: expected a file or folder, found nothing at {str(path)!r}; give the path "
+            "of the rows"
+        )
+    if columns:
+        table = read_rows(path, columns, key=key)
+        return Rows(torch.from_numpy(table.values), table.notes, table.doubts)
+    is_npz = path.suffix.lower() == ".npz"
+    found = find_arrays("open_rows", path, key) if is_npz else None
+    read = _read_images(path, image_size, found)
+    images = {} if read is None else {k: v for k, v in read[0].items() if not k.endswith("labels")}
+    if read is None or len(images) != 1:
+        names = f", found {', '.join(images)}" if images else ""
+        raise Refused(
+            f"open_rows: expected one set of images in {str(path)!r}{names}; name a file or "
+            "folder with those alone, or one array of an .npz file with --key (in Python key=)"
+        )
+    (pixels,) = _resized(images, image_size).values()
+    check_levels(pixels, str(path))
+    return Rows(pixels, tuple(read[2]), tuple(level_doubts(pixels)))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows in the units of their file, or images.
+
+    Attributes:
+        values: float64 of shape (n, d), or uint8 of shape (n, C, H, W).
+        notes: What else the file has, and was left out.
+        doubts: What may have been meant otherwise.
+    """
+
+    values: Tensor
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from .config.files import load_config
 from .evaluation.evaluate import evaluate
 from .evaluation.loaded_run import LoadedRun, load_run
 from .evaluation.report import format_table
-from .evaluation.sampling import draw_samples
 from .loop.session import Interrupted
 from .loop.step import TrainingError
 from .loop.train import train
@@ -38,7 +37,6 @@ __all__ = [
     "TrainResult",
     "TrainingError",
     "configure",
-    "draw_samples",
     "evaluate",
     "format_table",
     "load_config",

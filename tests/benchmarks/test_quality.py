@@ -23,7 +23,6 @@ from benchmarks.quality import (
     compare_tables,
     defaults_sweep,
     dinof_sweep,
-    measures,
     trainings,
 )
 from benchmarks.quality.measures import Counter, drawn, energy_floor, energy_ratios
@@ -31,7 +30,7 @@ from benchmarks.quality.trainings import Training
 from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.metrics import energy_distance
 from diffflow_ext.nets import FourierMLP
-from diffflow_ext.training import configure, load_run
+from diffflow_ext.training import LoadedRun, configure, load_run
 from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.recipes.build import build_recipe
 
@@ -309,13 +308,13 @@ def test_counter_has_all_networks_of_nfdm(image):
 def test_compiled_code_draws_while_time_is_taken(tmp_path, monkeypatch):
     loaded = trainings.trained(tiny(), tmp_path).load()
     hooks = []
-    plain = measures.draw_samples
+    plain = LoadedRun.sample
 
     def noted(loaded, n, **options):
         hooks.append(any(part._forward_hooks for part in loaded.model.modules()))
         return plain(loaded, n, **options)
 
-    monkeypatch.setattr(measures, "draw_samples", noted)
+    monkeypatch.setattr(LoadedRun, "sample", noted)
     drawn(loaded, 20, 0, 7)
     assert hooks == [False, True]
 

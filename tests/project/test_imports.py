@@ -75,11 +75,12 @@ ORDER: dict[str, str] = {
         parallel.device parallel.distributed parallel.sharding
         loop.batches loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
-        evaluation.loaded_run evaluation.run_data evaluation.sampling evaluation.likelihoods
+        evaluation.sampling evaluation.scoring evaluation.loaded_run evaluation.run_data
+        evaluation.likelihoods
         evaluation.quality evaluation.pictures evaluation.report evaluation.sample_file
         evaluation.extractor evaluation.evaluate
     """,
-    "cli": "output flags doctor commands program",
+    "cli": "output flags doctor training commands program",
 }
 #: What folders of `training` may import besides themselves; those not named here, all before them.
 FOLDERS_OF_TRAINING = {

@@ -20,7 +20,6 @@ from diffflow_ext.functional import memory
 from diffflow_ext.metrics import c2st, energy_distance, gaussian_nll, sliced_wasserstein
 from diffflow_ext.training import (
     configure,
-    draw_samples,
     evaluate,
     format_table,
     load_run,
@@ -96,7 +95,7 @@ def test_bound_in_data_units_undoes_the_standardising(run: Path, result: dict[st
 def test_distances_stand_beside_their_floor(run: Path, result: dict[str, Any]) -> None:
     loaded = load_run(run)
     dataset = open_dataset(loaded.config.data.data)
-    samples = draw_samples(loaded, N, seed=3)
+    samples = loaded.sample(N, seed=3, units="training")
     for measure in (energy_distance, sliced_wasserstein):
         name = measure.__name__
         assert result[name] == pytest.approx(measure(samples, dataset.test[:N]), rel=1e-12)
@@ -299,7 +298,7 @@ def test_another_sampler(run: Path, result: dict[str, Any]) -> None:
     assert (result["num_steps"], again["num_steps"]) == (5, 9)
     assert again["sampler"] == {"stochasticity": 0.0, "solver": "heun"}
     assert "stochasticity 0.0, solver heun" in format_table(again)
-    samples = draw_samples(loaded, N, seed=3, **options)
+    samples = loaded.sample(N, seed=3, **options, units="training")
     test = open_dataset(loaded.config.data.data).test[:N]
     assert again["energy_distance"] == pytest.approx(energy_distance(samples, test), rel=1e-12)
     assert again["energy_distance"] != result["energy_distance"]
@@ -338,7 +337,7 @@ def test_numbers_that_are_not_finite_are_null(result: dict[str, Any]) -> None:
 def test_samples_in_data_units(run: Path) -> None:
     loaded = load_run(run)
     record = loaded.record
-    samples = draw_samples(loaded, 500, seed=0).double()
+    samples = loaded.sample(500, seed=0, units="training").double()
     mean, std = (torch.tensor(v, dtype=torch.float64) for v in (record.mean, record.std))
     torch.testing.assert_close(record.in_data_units(samples.float()), samples * std + mean)
 
@@ -358,13 +357,13 @@ def test_samples_beyond_memory_are_refused_before_the_first(
     loaded = load_run(run)
     monkeypatch.setattr(memory, "memory_of", lambda _: 1000)
     with pytest.raises(ValueError, match=r"^sample: n=100: .* 1,000 bytes .*; draw fewer"):
-        draw_samples(loaded, 100, seed=0)
+        loaded.sample(100, seed=0, units="training")
 
 
 def test_no_samples_are_refused(run: Path) -> None:
     for n, seed, said in ((0, 0, "n=0: expected a whole number from 1"), (1, -1, "seed=-1: exp")):
         with pytest.raises(ValueError, match=said):
-            draw_samples(load_run(run), n, seed=seed)
+            load_run(run).sample(n, seed=seed, units="training")
 
 
 def test_what_half_the_steps_of_the_equation_change(run: Path) -> None:

@@ -20,7 +20,6 @@ from diffflow_ext.training import (
     Config,
     TrainingError,
     configure,
-    draw_samples,
     evaluate,
     format_table,
     load_run,
@@ -114,14 +113,14 @@ def test_samples(name: str, runs: dict[str, Path]) -> None:
     shape = (1, 10, 10) if name in IMAGES else (3,)
     assert run.record.event_shape == shape
     steps = {} if run.config.name in ("ffjord", "flow") else {"num_steps": 8}
-    samples = draw_samples(run, 4, seed=1, **steps)
+    samples = run.sample(4, seed=1, **steps, units="training")
     assert samples.shape == (4, *shape)
     assert samples.isfinite().all()
-    again = draw_samples(run, 3, seed=1, **steps)
+    again = run.sample(3, seed=1, **steps, units="training")
     # An adaptive solver steps by the error of the whole batch.
     near = {"rtol": 0.0, "atol": 0.1} if name == "ffjord" else {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(again, samples[:3], **near)
-    assert not torch.allclose(draw_samples(run, 4, seed=2, **steps), samples, atol=0.1)
+    assert not torch.allclose(run.sample(4, seed=2, **steps, units="training"), samples, atol=0.1)
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -204,9 +203,9 @@ def test_predictions_of_images_alone_are_clipped(runs: dict[str, Path]) -> None:
     kinds = (("ddpm images", True), ("ddpm", False), ("nfdm images", True), ("nfdm", False))
     for name, clips in kinds:
         run: Any = load_run(runs[name])
-        usual = draw_samples(run, 4, seed=0)
-        assert torch.equal(usual, draw_samples(run, 4, seed=0, clip=clips))
-        assert not torch.equal(usual, draw_samples(run, 4, seed=0, clip=not clips))
+        usual = run.sample(4, seed=0, units="training")
+        assert torch.equal(usual, run.sample(4, seed=0, clip=clips, units="training"))
+        assert not torch.equal(usual, run.sample(4, seed=0, clip=not clips, units="training"))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +223,7 @@ def test_option_of_another_sampler_is_refused(
     name: str, option: str, value: object, runs: dict[str, Path]
 ) -> None:
     with pytest.raises(ValueError, match=rf"{option}=.*the sampler of {name} has "):
-        draw_samples(load_run(runs[name]), 4, seed=0, **{option: value})
+        load_run(runs[name]).sample(4, seed=0, **{option: value}, units="training")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +248,7 @@ def test_options_reach_the_sampler(
     if name.startswith("diffflow"):
         count = sampling_grid(run.config)
     expected = direct.sample((4, 3), count, key, **steps)
-    assert torch.equal(draw_samples(run, 4, seed=2, **options), expected)
+    assert torch.equal(run.sample(4, seed=2, **options, units="training"), expected)
 
 
 # --- parts ---------------------------------------------------------------------------------------

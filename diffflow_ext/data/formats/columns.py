@@ -9,6 +9,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,31 +80,73 @@ def parse_names(names: str | Sequence[str]) -> list[str]:
     return [name.strip() for row in rows for name in row]
 
 
-def kept_columns(names: Sequence[str], dropped: Sequence[str], source: str) -> list[int]:
-    """Returns the positions of the columns that are not dropped.
+@dataclass(frozen=True)
+class Selection:
+    """Which columns of a table are read.
 
-    A ValueError says that a name occurs twice, that a dropped column does not exist, or that none
-    is left.
+    Attributes:
+        dropped: The names of those to leave out.
+        wanted: The names of those to read, in this order; None for all that are not dropped.
     """
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise Refused(
-            f"read_table: expected columns with different names, {source!r} has two or more "
-            f"called {listed([*map(repr, twice)])}; give each a name of its own"
-        )
-    unknown = [name for name in dropped if name not in names]
-    if unknown:
-        raise Refused(
-            f"read_table: expected drop_columns of {source!r}, got {unknown[0]!r}; its columns "
-            f"are {listed(names)}"
-        )
-    kept = [i for i, name in enumerate(names) if name not in dropped]
-    if not kept:
-        raise Refused(
-            f"read_table: expected a column that is not left out, {source!r} has only "
-            f"{listed(names)}; shorten drop_columns"
-        )
-    return kept
+
+    dropped: tuple[str, ...] = ()
+    wanted: tuple[str, ...] | None = None
+
+    def without(self, names: Sequence[str]) -> Selection:
+        """Returns a selection that leaves more columns out."""
+        return replace(self, dropped=(*self.dropped, *names))
+
+    def positions(self, names: Sequence[str], source: str, *, named: bool = True) -> list[int]:
+        """Returns the positions of the columns; `named` tells whether the file has the names.
+
+        Columns without names are taken by their order if they are as many as are wanted.
+
+        Raises:
+            ValueError: If a name occurs twice, a column that is named here does not exist, or none
+                is left.
+        """
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise Refused(
+                f"read_table: expected columns with different names, {source!r} has two or more "
+                f"called {listed([*map(repr, twice)])}; give each a name of its own"
+            )
+        if self.wanted is not None:
+            return self._by_name(self.wanted, names, source, named=named)
+        unknown = [name for name in self.dropped if name not in names]
+        if unknown:
+            raise Refused(
+                f"read_table: expected drop_columns of {source!r}, got {unknown[0]!r}; its "
+                f"columns are {listed(names)}"
+            )
+        kept = [i for i, name in enumerate(names) if name not in self.dropped]
+        if not kept:
+            raise Refused(
+                f"read_table: expected a column that is not left out, {source!r} has only "
+                f"{listed(names)}; shorten drop_columns"
+            )
+        return kept
+
+    @staticmethod
+    def _by_name(
+        wanted: Sequence[str], names: Sequence[str], source: str, *, named: bool
+    ) -> list[int]:
+        places = {name: i for i, name in enumerate(names)}
+        missing = [name for name in wanted if name not in places]
+        if not missing:
+            return [places[name] for name in wanted]
+        if named:
+            raise Refused(
+                f"read_table: expected the columns {listed(wanted)} in {source!r}, which has no "
+                f"{listed([*map(repr, missing)])}; its columns are {listed(names)}: name them so"
+            )
+        if len(names) != len(wanted):
+            raise Refused(
+                f"read_table: expected the {len(wanted)} columns {listed(wanted)} in {source!r}, "
+                f"which names none and has {len(names)}; name them in a first line, or write "
+                "those alone in this order"
+            )
+        return [*range(len(wanted))]
 
 
 def column_kinds(values: Values) -> list[str]:

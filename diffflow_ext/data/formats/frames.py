@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Values, beyond_float, how_to_leave_out, kept_columns, listed, rounding_doubts
+from .columns import Selection, Values, beyond_float, how_to_leave_out, listed, rounding_doubts
 from .reading import Refused, check_size, optional_package
 
 FRAME_SUFFIXES = (".parquet", ".pq", ".feather", ".arrow")
 
 
-def read_frame(file: Path, dropped: list[str]) -> tuple[Values, list[str], list[str], list[str]]:
+def read_frame(file: Path, selection: Selection) -> tuple[Values, list[str], list[str], list[str]]:
     """Returns values, shape (n, d), column names, notes of what was passed over, and doubts.
 
     Missing values are NaN. A TypeError names a column that holds no numbers.
     """
     frame, notes = _load(file), []
     names = [str(name) for name in frame.columns]
-    kept = kept_columns(names, dropped, str(file))
+    kept = selection.positions(names, str(file))
     frame, names = frame.iloc[:, kept], [names[i] for i in kept]
     wrong = {n: kind for n, kind in zip(names, frame.dtypes, strict=True) if not _is_number(kind)}
     if wrong:
@@ -52,7 +52,7 @@ def _load(file: Path) -> Any:
         # A few bytes may stand for any number of rows.
         check_size("read_table", str(file), 8 * facts.num_rows * facts.num_columns)
         # pandas would not say that names are equal.
-        kept_columns(facts.schema.to_arrow_schema().names, [], str(file))
+        Selection().positions(facts.schema.to_arrow_schema().names, str(file))
         return pandas.read_parquet(file, engine="pyarrow")
     except Refused:
         raise

@@ -10,7 +10,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-from .columns import kept_columns
+from .columns import Selection
 from .reading import Refused
 
 BOM = b"\xef\xbb\xbf"
@@ -85,7 +85,7 @@ class _Head:
     keel: bool
 
 
-def find_layout(stream: BinaryIO, file: Path, dropped: list[str]) -> Layout:
+def find_layout(stream: BinaryIO, file: Path, selection: Selection) -> Layout:
     """Returns the layout of a text, of which it reads the first lines, and all for some."""
     source, is_dat = str(file), ".dat" in [ending.lower() for ending in file.suffixes]
     skipped = "#@%" if is_dat else "#"
@@ -114,7 +114,7 @@ def find_layout(stream: BinaryIO, file: Path, dropped: list[str]) -> Layout:
         start=start, line=above, kept=[], trailing=trailing, index=index,
         notes=_comment_notes(head, names, has_header), doubts=doubts,
     )  # fmt: skip
-    layout = _with_kept(layout, head, dropped)
+    layout = _with_kept(layout, head, selection)
     layout.doubts.extend(_points_of_thousands(stream, layout))
     return replace(layout, decimal=_decimal(stream, layout))
 
@@ -369,11 +369,13 @@ def _comment_notes(head: _Head, names: list[str], has_header: bool) -> list[str]
     return [f"{count} comment line{'s' * (count > 1)}"] if count else []
 
 
-def _with_kept(layout: Layout, head: _Head, dropped: list[str]) -> Layout:
-    """Returns the layout without the output of a KEEL file and the columns that are dropped."""
+def _with_kept(layout: Layout, head: _Head, selection: Selection) -> Layout:
+    """Returns the layout with the selected columns, without the output of a KEEL file."""
     names, notes = layout.names, list(layout.notes)
-    if head.keel and len(names) > 1:
+    if head.keel and len(names) > 1 and selection.wanted is None:
         outputs = [name for name in head.outputs if name in names] or names[-1:]
-        notes += [f"{name} (output of a KEEL file)" for name in outputs if name not in dropped]
-        dropped = [*dropped, *outputs]
-    return replace(layout, kept=kept_columns(names, dropped, layout.source), notes=notes)
+        outputs = [name for name in outputs if name not in selection.dropped]
+        notes += [f"{name} (output of a KEEL file)" for name in outputs]
+        selection = selection.without(outputs)
+    kept = selection.positions(names, layout.source, named=layout.has_names)
+    return replace(layout, kept=kept, notes=notes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from .arrays import find_arrays, load_array
 from .columns import (
+    Selection,
     Values,
     beyond_float,
     how_to_leave_out,
-    kept_columns,
     listed,
     parse_names,
     rounding_doubts,
@@ -36,7 +36,7 @@ class Table:
     """Rows of numbers.
 
     Attributes:
-        values: Finite float64 values, shape (n, d), no column constant.
+        values: Finite float64 values, shape (n, d); of :func:`read_table` no column constant.
         columns: The d column names.
         source: The origin of the table, for messages and records.
         notes: What else the file has, and was left out.
@@ -79,7 +79,46 @@ def read_table(
         TypeError: If an array or column holds text, truth values, complex numbers or records.
         ValueError: If the file cannot be read as a finite table that can be standardised.
     """
-    file, dropped = Path(path), parse_names(drop_columns)
+    dropped = parse_names(drop_columns)
+    table = _read(Path(path), key, Selection(tuple(dropped)))
+    _check_rows(len(table.values), table.source, table.doubts)
+    _check_values(table.values, table.columns, table.source)
+    _check_constant(table.values, table.columns, table.source)
+    notes = (*table.notes, f"{listed(dropped)} (by drop_columns)") if dropped else table.notes
+    return replace(table, notes=notes)
+
+
+def read_rows(
+    path: str | os.PathLike[str], columns: Sequence[str], *, key: str | None = None
+) -> Table:
+    """Reads rows with known columns from a file of the formats of :func:`read_table`.
+
+    Arguments:
+        path: The file. Its columns are found by their names, in any order, and others are not
+            read; if it names none it has the known ones in their order.
+        columns: Their names.
+        key: The array's name in an `.npz` file with several.
+
+    Returns:
+        The rows, at least one, with the columns in the order of `columns`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If pyarrow is missing and the file needs it.
+        TypeError: If an array or column holds text, truth values, complex numbers or records.
+        ValueError: If a column is missing, a value is not finite, or the file cannot be read.
+    """
+    table = _read(Path(path), key, Selection(wanted=tuple(columns)))
+    if not len(table.values):
+        raise ValueError(
+            f"read_table: expected at least one row, {table.source!r} has none; write the rows"
+        )
+    _check_values(table.values, table.columns, table.source)
+    return replace(table, columns=list(columns))
+
+
+def _read(file: Path, key: str | None, selection: Selection) -> Table:
+    """Returns the selected columns, of any rows."""
     check_file("read_table", file)
     name = file.name.lower()
     packing = next((ending for ending in PACKED_SUFFIXES if name.endswith(ending)), "")
@@ -88,11 +127,11 @@ def read_table(
             f"read_table: expected key for .npz files alone, got {key!r}; leave it out"
         )
     if name.endswith((".npy", ".npz")):
-        values, columns, notes, doubts = _read_array(file, key, dropped)
+        values, columns, notes, doubts = _read_array(file, key, selection)
     elif name.endswith(FRAME_SUFFIXES):
-        values, columns, notes, doubts = read_frame(file, dropped)
+        values, columns, notes, doubts = read_frame(file, selection)
     elif name.removesuffix(packing).endswith(TEXT_SUFFIXES):
-        values, layout = read_text(file, dropped)
+        values, layout = read_text(file, selection)
         columns = [layout.names[i] for i in layout.kept]
         notes, doubts = layout.notes, layout.doubts
     else:
@@ -101,14 +140,11 @@ def read_table(
             f"read_table: expected a file ending in {endings}; "
             f"got {file.name!r}; convert it, or rename it if it is one of these"
         )
-    _check_rows(len(values), str(file), doubts)
-    _check_values(values, columns, str(file))
-    notes = [*notes, f"{listed(dropped)} (by drop_columns)"] if dropped else notes
     return Table(values, columns, str(file), tuple(notes), tuple(doubts))
 
 
 def _read_array(
-    file: Path, key: str | None, dropped: list[str]
+    file: Path, key: str | None, selection: Selection
 ) -> tuple[Values, list[str], list[str], list[str]]:
     found = find_arrays("read_table", file, key)
     if len(found.names) > 1:
@@ -120,19 +156,18 @@ def _read_array(
     loaded = load_array("read_table", file, found.names["train"])
     values = _array_values(loaded, str(file))
     names = [f"x{i + 1}" for i in range(values.shape[1])]
-    kept = kept_columns(names, dropped, str(file)) if dropped else [*range(len(names))]
-    if len(kept) < len(names):
+    kept = selection.positions(names, str(file), named=False)
+    if kept != [*range(len(names))]:
         values = np.ascontiguousarray(values[:, kept])
     notes = [f"the arrays {listed(found.left_out)}"] if found.left_out else []
     names = [names[i] for i in kept]
-    rounded = [names[i] for i in beyond_float(values)] if loaded.dtype.kind in "iu" else []
-    return values, names, notes, rounding_doubts(rounded)
+    large = beyond_float(values) if len(values) and loaded.dtype.kind in "iu" else []
+    return values, names, notes, rounding_doubts([names[i] for i in large])
 
 
 def _array_values(loaded: NDArray[Any], source: str) -> Values:
     _check_dtype(loaded.dtype, source)
     _check_shape(loaded.shape, source)
-    _check_rows(len(loaded), source)
     # A wide float beyond the range of float64 becomes inf, which _check_values refuses.
     with np.errstate(over="ignore", invalid="ignore"):
         return np.array(loaded, np.float64, order="C")
@@ -188,6 +223,9 @@ def _check_values(values: Values, columns: list[str], source: str) -> None:
             f"{columns[column]!r} of {source!r} is {values[row, column]}{more}; delete or fill "
             "such rows"
         )
+
+
+def _check_constant(values: Values, columns: list[str], source: str) -> None:
     constant = np.flatnonzero(values.min(axis=0) == values.max(axis=0))
     if len(constant):
         names = [columns[i] for i in constant]

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .archives import read_zip
-from .columns import EXACT, Values, beyond_float, how_to_leave_out, rounding_doubts
+from .columns import EXACT, Selection, Values, beyond_float, how_to_leave_out, rounding_doubts
 from .layout import SPACES, Layout, decoded, find_layout, number, split, without, words
 from .reading import Refused, check_size, open_file, read_bytes, unpack, unpacked_limit
 
@@ -31,14 +31,14 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
 
 
-def read_text(file: Path, dropped: list[str]) -> tuple[Values, Layout]:
+def read_text(file: Path, selection: Selection) -> tuple[Values, Layout]:
     """Returns the values, shape (n, d), and the layout with the names of the d columns.
 
     Values may be infinite or NaN.
     """
     opened = _opener(file)
     with opened() as stream:
-        layout = find_layout(stream, file, dropped)
+        layout = find_layout(stream, file, selection)
     with opened() as stream:
         values = _by_pandas(stream, layout)
     if values is None:
@@ -46,7 +46,8 @@ def read_text(file: Path, dropped: list[str]) -> tuple[Values, Layout]:
             values = _by_line(stream, layout)
     with opened() as stream:
         _check_commas(stream, values, layout)
-    values, layout = _without_index(values, layout)
+    if selection.wanted is None:
+        values, layout = _without_index(values, layout)
     with opened() as stream:
         layout.doubts.extend(_rounded(stream, values, layout))
     return values, layout

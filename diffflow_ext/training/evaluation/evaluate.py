@@ -32,7 +32,7 @@ from .loaded_run import LoadedRun, load_run
 from .pictures import draw_pictures
 from .quality import common_count, image_quality, vector_quality, warn_of_few
 from .run_data import open_run_data
-from .sampling import check_options, draw_samples
+from .sampling import check_options
 
 DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
 #: Samples for the pictures if there are too few data for distances.
@@ -91,14 +91,13 @@ def evaluate(
         limit, few = _default_counts(loaded)
         limit = limit if n is None else n
         settings = EvaluationSettings(num_steps, num_paths, few if ode_n is None else ode_n)
-        check_options("evaluate", loaded, num_steps, sampler)
+        check_options("evaluate", loaded.recipe, num_steps, sampler)
         features = _extractor(loaded, extractor)
         dataset = open_run_data(loaded, data, warn=world.writes)
         world.on_first(lambda: _check_target(target, figures=figures))
         count = common_count(limit, dataset)
-        samples = draw_samples(
-            loaded, count or FEW_SAMPLES, seed=seed, num_steps=num_steps, world=world, **sampler
-        )
+        options: dict[str, Any] = {"seed": seed, "num_steps": num_steps, "world": world}
+        samples = loaded.sample(count or FEW_SAMPLES, units="training", **options, **sampler)
         nats = likelihoods(loaded, dataset, limit, settings, seed, world)
         if not world.writes:
             return nats

@@ -11,18 +11,16 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
-from diffflow_ext.functional.noise import NoiseKey
-from diffflow_ext.likelihood.images import bits_per_dim, dequantise
+from diffflow_ext.likelihood.images import bits_per_dim
 from diffflow_ext.metrics.distances import gaussian_nll
 
 from ..parallel.distributed import World
 from ..recipes.base import Estimator, EvaluationSettings
 from .loaded_run import LoadedRun
-from .sampling import EVALUATION_STREAM, chunk_size
+from .scoring import log_probs
 
 #: Rows for the comparison with half the steps of a solver.
 STEP_ERROR_ROWS = 16
@@ -89,17 +87,4 @@ def _read(
 
 
 def _nats(run: LoadedRun, estimator: Estimator, rows: Tensor, seed: int, world: World) -> Tensor:
-    """Returns -log p of each row, float64; the noise of a row depends only on its index."""
-    device = next(run.model.parameters()).device
-    key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(run)
-    parts = list[Tensor | tuple[int, ...]]()
-    for index, part in enumerate(rows.split(size)):
-        parts.append((len(part),))
-        if not world.owns(index):
-            continue
-        start, x = index * size, part.to(device)
-        if run.record.is_image:
-            x = dequantise(x, key, sample_offset=start)
-        with torch.no_grad():
-            parts[-1] = -estimator.log_prob(x, key, start).double()
-    return world.gathered(parts, torch.float64)
+    return -log_probs(run.recipe, estimator, rows, seed, world)

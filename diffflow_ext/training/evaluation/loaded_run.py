@@ -5,19 +5,21 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..config.defaults import resolve
 from ..config.fields import Config
 from ..parallel.device import pick_device
-from ..parallel.distributed import local_rank
-from ..recipes.base import Recipe
+from ..parallel.distributed import World, local_rank
+from ..recipes.base import EvaluationSettings, Recipe
 from ..recipes.build import build_recipe, room_of
 from ..store.checkpoint import CheckpointError, load_latest, step_directories
 from ..store.dataset import DatasetRecord, recorded
 from ..store.directory import RunDirectory
+from .sampling import check_options, draw
+from .scoring import log_probs, pick_estimator, standardised
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,72 @@ class LoadedRun:
     def model(self) -> nn.Module:
         """The model itself: a DiffFlowSDE, DiNof, DDPM or flow."""
         return self.recipe.module
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        num_steps: int | None = None,
+        units: Literal["data", "training"] = "data",
+        world: World | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Returns n samples on the CPU: sample i depends only on the seed and i.
+
+        Arguments:
+            n: The number of samples.
+            seed: The seed of the noise.
+            num_steps: Steps of the sampler; None for the model's own number.
+            units: "data" for float64 of shape (n, d) in the units of the data, or images in bytes,
+                shape (n, C, H, W); "training" for float32 as the networks see them.
+            world: The processes that share the work; all of them get all samples.
+            options: Options of the model's sampler, see `recipe.sampler_options`.
+
+        Raises:
+            ValueError: If `n` or `seed` isn't in its range, the samples don't fit in memory, or
+                the model's sampler has no such option.
+        """
+        samples = draw(self.recipe, n, seed=seed, num_steps=num_steps, world=world, **options)
+        return samples if units == "training" else self.record.in_data_units(samples)
+
+    def log_prob(
+        self,
+        rows: Any,
+        *,
+        estimator: str | None = None,
+        num_steps: int | None = None,
+        num_paths: int = 1,
+        seed: int = 0,
+        world: World | None = None,
+    ) -> Tensor:
+        """Returns the log-density of each row in nats, or a bound of it, float64 of shape (n,).
+
+        Arguments:
+            rows: Rows in the units of the data, shape (n, d): an array, a tensor, or a data frame
+                whose columns are found by their names; or images in bytes, shape (n, C, H, W).
+            estimator: "exact", "ode", "bound" or "importance_weighted", if the model has it. By
+                default an exact density or the ODE's; of images the bound.
+            num_steps: Steps N of the model's bound; None for its own.
+            num_paths: Paths of the importance-weighted bound, which is the default if there are 2
+                or more.
+            seed: Seed of all noise, which for a row also depends on its index.
+            world: The processes that share the work; all of them get all numbers.
+
+        Returns:
+            Log-densities in the units of the data, of images log-probabilities of the bytes:
+            log p(x) minus `record.log_abs_scale`.
+
+        Raises:
+            TypeError: If the rows are not numbers.
+            ValueError: If a shape, a column or a value is wrong, or there is no such estimator.
+        """
+        check_options("score", self.recipe, num_steps, {})
+        settings = EvaluationSettings(num_steps, num_paths)
+        chosen = pick_estimator(self.recipe, estimator, settings)
+        x = standardised(self.record, rows)
+        densities = log_probs(self.recipe, chosen, x, seed, world or World())
+        return densities - self.record.log_abs_scale
 
 
 def _holds_run(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Samples of a run, which do not depend on their number."""
+"""Samples of a trained model, which do not depend on their number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffflow_ext.functional.noise import NoiseKey
 
 from ..config.rules import SEED, checked, whole
 from ..parallel.distributed import World
-from .loaded_run import LoadedRun
+from ..recipes.base import Recipe
 
 # Streams below belong to training steps.
 EVALUATION_STREAM = 2**31
@@ -24,13 +24,13 @@ IMAGES_AT_A_TIME = 128
 MAX_SAMPLES = 2**32
 
 
-def chunk_size(run: LoadedRun) -> int:
+def chunk_size(recipe: Recipe[Any, Any]) -> int:
     """Returns the number of samples in a call of the model."""
-    return IMAGES_AT_A_TIME if run.record.is_image else VECTORS_AT_A_TIME
+    return IMAGES_AT_A_TIME if recipe.is_image else VECTORS_AT_A_TIME
 
 
-def draw_samples(
-    run: LoadedRun,
+def draw(
+    recipe: Recipe[Any, Any],
     n: int,
     *,
     seed: int,
@@ -38,45 +38,35 @@ def draw_samples(
     world: World | None = None,
     **options: Any,
 ) -> Tensor:
-    """Returns n samples in the units of training, shape (n, *event), on the CPU.
+    """Returns n samples in the units of training, shape (n, *event), float32, on the CPU.
 
-    Sample i depends only on the seed and i.
-
-    Arguments:
-        run: The run.
-        n: The number of samples.
-        seed: The seed of the noise.
-        num_steps: Steps of the sampler; None for the model's own number.
-        world: The processes that share the work; all of them get all samples.
-        options: Options of the model's sampler, see `run.recipe.sampler_options`.
-
-    Raises:
-        ValueError: If `n` or `seed` isn't in its range, the samples don't fit in memory, or the
-            model's sampler has no such option.
+    Sample i depends only on the seed and i. Arguments and errors are those of `LoadedRun.sample`.
     """
     checked("sample", "n", n, Annotated[int, whole(1, MAX_SAMPLES)])
     checked("sample", "seed", seed, Annotated[int, SEED])
-    floats = n * math.prod(run.record.event_shape)
+    floats = n * math.prod(recipe.event_shape)
     require_memory("sample", f"n={n}", 4 * floats, "draw fewer, and more with other seeds")
-    check_options("sample", run, num_steps, options)
-    key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(run)
+    check_options("sample", recipe, num_steps, options)
+    key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(recipe)
     world, parts = world or World(), list[Tensor | tuple[int, ...]]()
     for number, start in enumerate(range(0, n, size)):
-        shape = (min(size, n - start), *run.record.event_shape)
+        shape = (min(size, n - start), *recipe.event_shape)
         parts.append(shape)
         if world.owns(number):
             with torch.no_grad():
-                parts[-1] = run.recipe.draw(
+                parts[-1] = recipe.draw(
                     shape, key, num_steps=num_steps, sample_offset=start, **options
                 )
     return world.gathered(parts, torch.float32)
 
 
-def check_options(op: str, run: LoadedRun, num_steps: int | None, options: dict[str, Any]) -> None:
+def check_options(
+    op: str, recipe: Recipe[Any, Any], num_steps: int | None, options: dict[str, Any]
+) -> None:
     """Refuses options that a model's sampler does not have."""
-    model, known = run.config.name, run.recipe.sampler_options
+    model, known = recipe.config.name, recipe.sampler_options
     given = {"num_steps": num_steps, **options} if num_steps is not None else options
-    if run.recipe.num_steps() is not None:
+    if recipe.num_steps() is not None:
         known = ("num_steps", *known)
     for name, value in given.items():
         if name not in known:

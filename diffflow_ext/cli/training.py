@@ -1,0 +1,144 @@
+"""The command `train`: its configuration from flags, a file or the run to resume."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Generic, TypeVar
+
+from tyro.conf import FlagCreatePairsOff, arg
+
+from diffflow_ext.data import describe_sets
+from diffflow_ext.training.config.fields import (
+    CONFIGS,
+    Config,
+    configure,
+    nearest_model,
+    no_such_field,
+)
+from diffflow_ext.training.config.files import load_config, to_toml
+from diffflow_ext.training.config.rules import Maybe
+from diffflow_ext.training.evaluation.run_data import is_gone
+from diffflow_ext.training.loop.train import rehearse, train
+from diffflow_ext.training.parallel.distributed import is_first
+from diffflow_ext.training.store.directory import RunDirectory
+
+from .flags import parse
+
+C = TypeVar("C", bound=Config)
+Switch = FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """The directory of a run, and the source of its configuration."""
+
+    #: The run directory.
+    out: Annotated[str, arg(metavar="RUN")]
+    #: Values for the flags not given.
+    config: Annotated[Maybe[str], arg(metavar="FILE.toml")] = None
+    #: Continue the run in RUN, if any.
+    resume: Switch = False
+    #: Replace the run in RUN, when the first step of the new one is done.
+    overwrite: Switch = False
+    #: Print the configuration, do what a run does before its first step, write nothing, and stop.
+    dry_run: Switch = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainHelp(TrainOptions, Generic[C]):
+    """Train a model on data."""
+
+    values: Annotated[C, arg(name="")]
+
+
+def parse_train(words: list[str]) -> Callable[[], int]:
+    """Returns the command `train` with its flags, to be called."""
+    model = words.pop(0) if words and words[0] in CONFIGS else None
+    if {"-h", "--help"} & {*words}:
+        kind = CONFIGS[model or "diffflow"]
+        parse(TrainHelp[kind], ["--help"], f"train {kind.name}")
+    options, words = parse(TrainOptions, words, "train")
+    return partial(_train, options, _config(options, model, words))
+
+
+def _train(options: TrainOptions, config: Config) -> int:
+    again = {"resume": options.resume, "overwrite": options.overwrite}
+    if options.dry_run:
+        # What was read goes to stderr, so that the output is a file of configuration.
+        rehearse(config, options.out, **again, tell=partial(print, file=sys.stderr))
+        if is_first():
+            print(to_toml(config), end="")
+        return 0
+    result = train(config, options.out, **again, tell=partial(print, flush=True))
+    if not is_first():
+        return 0
+    print(f"{options.out}: step {result.step}, {result.elapsed:.1f} s of training")
+    if not result.taken:
+        print("all steps had been taken before; --steps raises their number")
+    print(f"next: diffflow evaluate {shlex.quote(options.out)}")
+    return 0
+
+
+def _config(options: TrainOptions, model: str | None, words: list[str]) -> Config:
+    """Returns defaults, overridden by a file or the run to resume, overridden by flags."""
+    resumed, source = RunDirectory(options.out).config, options.config
+    if options.resume and resumed.exists():
+        if source:
+            raise ValueError(f"--config={source}: the run to resume has its own, {resumed}")
+        source = str(resumed)
+    base = load_config(source) if source else configure(model or "diffflow")
+    if model not in (None, base.name):
+        raise ValueError(f"train: {model!r}: expected {base.name!r}, the model of {source}")
+    config, unknown = parse(type(base), words, f"train {base.name}", base)
+    _refuse_unknown(config, unknown)
+    _check_data(options, config)
+    data = config.data.data
+    # The path must be absolute, for an evaluation from another folder.
+    is_file = data != "" and data not in describe_sets() and Path(data).exists()
+    return config.replaced(data=str(Path(data).resolve())) if is_file else config
+
+
+def _check_data(options: TrainOptions, config: Config) -> None:
+    """Refuses to go on without data, with the words that are missing."""
+    data, out = config.data.data, shlex.quote(options.out)
+    if not data and options.resume:
+        raise ValueError(
+            f"train: --resume: expected a run in {options.out!r}, got none; give another --out, or"
+            f" begin a run: diffflow train DATA --out {out}"
+        )
+    if options.resume and is_gone(data):
+        raise FileNotFoundError(
+            f"train: expected the data of the run in {data!r}, which is not there; if they have"
+            f" moved, give their new path: diffflow train PATH --out {out} --resume"
+        )
+    near = nearest_model(data)
+    if near and data.lower() not in describe_sets() and not Path(data).exists():
+        raise ValueError(
+            f"train: {data!r}: expected DATA, or a model and DATA; did you mean"
+            f" `diffflow train {near} DATA --out {out}`?"
+        )
+
+
+def _refuse_unknown(config: Config, unknown: list[str]) -> None:
+    """Refuses words that are neither flags of a model nor its data."""
+    if not unknown:
+        return
+    word, data = unknown[0], config.data.data
+    if word.split("=")[0] == "--model":
+        raise ValueError(
+            "train: --model: the model is a word: diffflow train MODEL DATA --out RUN"
+        )
+    if not word.startswith("-"):
+        near = nearest_model(data)
+        hint = f"; models are {', '.join(CONFIGS)}"
+        if near:
+            hint = f"; did you mean `diffflow train {near} {shlex.quote(word)} ...`?"
+        raise ValueError(f"train: {word!r}: expected one DATA, got {data!r} too{hint}")
+    name = word.split("=")[0].lstrip("-").replace("-", "_")
+    options = [item.name for item in fields(TrainOptions)]
+    raise ValueError(f"train: {word}: {no_such_field(config, name, options)}")
