@@ -30,9 +30,10 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
     unet = values.get("net") == "unet"
     chosen = {
         "batch_size": 64 if is_image else 256,
-        "learning_rate": 2e-4 if unet else 3e-3,
+        "learning_rate": 2e-4 if unet else 2e-3 if config.name == "nfdm" else 3e-3,
         "diffusion_start": 3.0 if is_image else 0.2,
         "power": 0.7 if is_image else 0.9,
+        "log_snr_start": 12.0 if is_image else 9.2,
     }
     if is_image:
         chosen["flip"] = "on" if flip else "off"
@@ -83,8 +84,8 @@ def _check_data(config: Config, is_image: bool) -> None:
     values, wrong = config.values(), dict[str, str]()
     if is_image and config.name == "ffjord":
         raise ValueError(
-            "train: model='ffjord': expected vectors; for images take diffflow, dinof, ddpm or"
-            " flow"
+            "train: model='ffjord': expected vectors; for images take diffflow, dinof, nfdm,"
+            " ddpm or flow"
         )
     if is_image and values.get("flow") == "spline":
         wrong["flow"] = "glow for images"

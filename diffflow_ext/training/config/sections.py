@@ -110,8 +110,9 @@ class NFDMModel(Section):
     forward: Literal["learned", "linear"] = "learned"
     #: Functions of time that a learned process is made of; None takes 2.
     time_functions: Annotated[Chosen[int], whole(1, 16)] = None
-    #: Logarithm of signal to noise at the data: 12 is noise of 0.0025.
-    log_snr_start: Annotated[float, rules.LOG_SNR] = 12.0
+    #: Logarithm of signal to noise at the data, for a learned process at most 24; None takes 9.2,
+    #: noise of 0.01, and for images 12, noise of 0.0025.
+    log_snr_start: Annotated[Chosen[float], rules.LOG_SNR] = None
     #: Logarithm of signal to noise at the noise.
     log_snr_end: Annotated[float, rules.LOG_SNR] = -5.0
     #: Weight of a penalty on the curvature of paths, for samples of few steps; a training step
@@ -123,6 +124,13 @@ class NFDMModel(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_order("log_snr_end", "log_snr_start")
+        start = self.log_snr_start
+        if self.forward == "learned" and start is not None and start > rules.MAX_START:
+            raise ValueError(
+                f"train: log_snr_start={start!r}: expected at most {rules.MAX_START:g} for a"
+                " learned process, whose bound has no digits left beyond; lower it, or take"
+                " forward='linear'"
+            )
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,8 @@ class DiNofNetwork(FlowNetwork, Network):
 class NFDMNetwork(Network):
     """The network that predicts the data, and that of a learned forward process."""
 
-    #: Factor of the units or channels of the forward process's network; None takes 0.5.
+    #: Factor of the units or channels of the forward process's network, which has no dropout; None
+    #: takes 0.5.
     forward_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
 
 
@@ -250,7 +259,7 @@ class Optimiser(Section):
     steps: Annotated[int, whole(1)] = 2000
     #: Samples in a batch; None takes 256, or 64 images.
     batch_size: Annotated[Chosen[int], whole(1)] = None
-    #: Highest learning rate; None takes 3e-3 for perceptrons, 2e-4 for U-Nets.
+    #: Highest learning rate; None takes 3e-3 for perceptrons (nfdm: 2e-3), 2e-4 for U-Nets.
     learning_rate: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Schedule of the learning rate: cosine to 0 at the end; step halves it after 1/2, 3/4 and 7/8
     #: of the work (network evaluations); constant.

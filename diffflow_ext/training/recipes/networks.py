@@ -15,6 +15,11 @@ from diffflow_ext.nets import FourierMLP, UNet
 from ..config.rules import whole_list
 from ..config.sections import FFJORDNetwork, FlowNetwork, Network, NFDMNetwork
 
+ACTIVATIONS = {
+    "elu": nn.ELU, "gelu": nn.GELU, "mish": nn.Mish, "relu": nn.ReLU, "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}  # fmt: skip
+
 
 class FlatNet(nn.Module):
     """Applies a network over vectors to flattened images."""
@@ -58,7 +63,10 @@ def build_perceptron(
 def build_forward_net(
     network: NFDMNetwork, event_shape: tuple[int, ...], time_functions: int
 ) -> nn.Module:
-    """Returns an untrained network of x_0 for a learned forward process, which starts at zero."""
+    """Returns an untrained network of x_0 for a learned forward process, which starts at zero.
+
+    It has the activation of the prediction, and no dropout.
+    """
     factor, channels = network.forward_multiplier, event_shape[0]
     outputs = 2 * time_functions * channels
     assert factor is not None
@@ -66,7 +74,8 @@ def build_forward_net(
         assert network.unet_base is not None
         # Channels of a U-Net are even, and at least four.
         channels = max(4, 2 * round(factor * network.unet_base / 2))
-        narrow = replace(network, unet_base=channels)
+        # The bound compares two of its values, which must not differ by chance.
+        narrow = replace(network, unet_base=channels, dropout=0.0)
         return TimelessNet(_unet(narrow, event_shape, 1.0, 1.0, outputs))
     if len(event_shape) > 1:
         raise ValueError(
@@ -76,9 +85,11 @@ def build_forward_net(
     assert network.width is not None
     assert network.depth is not None
     width = max(1, round(factor * network.width))
-    layers: list[nn.Module] = [nn.Linear(channels, width), nn.GELU()]
+    assert network.activation is not None
+    activation = ACTIVATIONS[network.activation]
+    layers: list[nn.Module] = [nn.Linear(channels, width), activation()]
     for _ in range(network.depth):
-        layers += [nn.Linear(width, width), nn.GELU()]
+        layers += [nn.Linear(width, width), activation()]
     last = nn.Linear(width, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]

@@ -34,6 +34,7 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
         if model.forward == "learned":
             assert model.time_functions is not None
             forward_net = build_forward_net(network, shape, model.time_functions)
+        assert model.log_snr_start is not None
         process = LogSNR(model.log_snr_start, model.log_snr_end)
         return NFDM(net, forward_net, process, straightness=model.straightness)
 
