@@ -15,7 +15,7 @@ from torch.nn.modules import module as _torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from diffflow_ext.functional.checks import checked_network_output, dtype_name
+from diffflow_ext.functional.checks import checked_network_output, dtype_name, in_words
 
 #: What torch and Python say of shapes, of dtypes and of devices. Other errors are the network's.
 _SHAPES = re.compile(
@@ -180,30 +180,79 @@ def call_network(
     return checked_network_output(op, name, value, x, dual=dual)
 
 
+def call_timeless(op: str, name: str, net: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """Returns net(x) of a network of data alone; errors are explained as in `call_network`.
+
+    The value is of any shape, of a floating dtype, and on the device of x.
+    """
+    if torch.compiler.is_compiling():
+        return net(x)
+    versions = _versions(x)
+    try:
+        value = net(x)
+    except (TypeError, IndexError, ValueError, RuntimeError) as error:
+        given = _blames_arguments(error)
+        explained = given and (
+            _of_signature(op, name, net, given, x)
+            or _of_parameters(op, name, net, x, str(error), given)
+            or _of_shape(op, name, x, type(error), given)
+        )
+        if not explained:
+            raise
+        raise explained from error
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: expected {name} to return a tensor, got {in_words(value)}")
+    if versions != _versions(x):
+        raise RuntimeError(f"{op}: {name} modified its argument in place; copy first")
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{op}: expected {name} to return real numbers of a floating dtype, got "
+            f"{dtype_name(value.dtype)}; convert them with .float()"
+        )
+    if value.device != x.device:
+        raise ValueError(
+            f"{op}: expected {name} on the device of its data ({x.device}), got {value.device}; "
+            "move the network with .to()"
+        )
+    return value
+
+
+def _blames_arguments(error: Exception) -> str:
+    """Returns the class and text of an error that arguments may have caused, or ""."""
+    text, kind = str(error), type(error)
+    # Subclasses, such as torch.OutOfMemoryError, have other reasons.
+    if kind not in (TypeError, IndexError, ValueError, RuntimeError) or _MEMORY.search(text):
+        return ""
+    return f"{kind.__name__}: {text}"
+
+
 def _explained(
     op: str, name: str, net: Callable[..., Any], t: Tensor, x: Tensor, error: Exception
 ) -> Exception | None:
     """Returns a network's error with how networks are called, None if that is not the reason."""
-    text, kind = str(error), type(error)
-    # Subclasses, such as torch.OutOfMemoryError, have other reasons.
-    if kind not in (TypeError, IndexError, ValueError, RuntimeError) or _MEMORY.search(text):
+    text, kind, given = str(error), type(error), _blames_arguments(error)
+    if not given:
         return None
-    given = f"{kind.__name__}: {text}"
     return (
-        _of_signature(op, name, net, t, x, given)
+        _of_signature(op, name, net, given, t, x)
         or _of_parameters(op, name, net, x, text, given)
         or _of_shapes(op, name, t, x, kind, given)
     )
 
 
 def _of_signature(
-    op: str, name: str, net: Callable[..., Any], t: Tensor, x: Tensor, given: str
+    op: str, name: str, net: Callable[..., Any], given: str, *arguments: Tensor
 ) -> Exception | None:
     try:
-        inspect.signature(net.forward if isinstance(net, nn.Module) else net).bind(t, x)
+        inspect.signature(net.forward if isinstance(net, nn.Module) else net).bind(*arguments)
     except ValueError:  # It has no signature.
         return None
     except TypeError:
+        if len(arguments) == 1:
+            return TypeError(
+                f"{op}: expected {name} to take one argument, the data without a time, got "
+                f"{given}; take a network of x alone, such as nn.Sequential"
+            )
         return TypeError(
             f"{op}: expected {name} to take two arguments, t and x, got {given}; write a module "
             "with forward(self, t, x), in which a network of x alone, such as nn.Sequential, is "
@@ -252,6 +301,17 @@ def _of_shapes(
         f"{op}: expected {name} to take t of shape () or (B,) and x of shape (B, *event), in this "
         f"order; with t of shape {tuple(t.shape)} and x of shape {tuple(x.shape)} it raised "
         f"{given}; check the sizes of its layers, and t: t.expand(len(x)) always has shape (B,)"
+    )
+
+
+def _of_shape(
+    op: str, name: str, x: Tensor, kind: type[Exception], given: str
+) -> Exception | None:
+    if not speaks_of_shapes(given):
+        return None
+    return kind(
+        f"{op}: expected {name} to take data of shape {tuple(x.shape)}, it raised {given}; check "
+        "the sizes of its layers"
     )
 
 

@@ -21,7 +21,7 @@ from diffflow_ext.engines.ode.solver import Divergence, Solver
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
 from diffflow_ext.flows.prior import StandardNormal
 from diffflow_ext.functional.checks import check_choice, checked_count, checked_flag, checked_shape
-from diffflow_ext.functional.noise import Key, sample_uniforms
+from diffflow_ext.functional.noise import Key, checked_sample_offset, sample_uniforms
 from diffflow_ext.functional.perturb import perturb
 from diffflow_ext.functional.sums import event_sum
 from diffflow_ext.likelihood.ode import flow_log_prob
@@ -45,7 +45,7 @@ from .denoising import (
     fixed_key,
     mean_square_error,
     mean_square_error_of_batch,
-    predicted_noise,
+    network_output,
     time_grid,
     zeros_beside,
 )
@@ -234,6 +234,7 @@ class DDPM(StatefulModel):
         if decoder == "discretised":
             check_images(op, x0)
         key = fixed_key(op, key, x0.device)
+        sample_offset = checked_sample_offset(op, sample_offset, len(x0))
         scale, constant = (w.to(x0.device) for w in kl_weights(self.process, variance))
         cost, dimensions = prior_kl(self.process, x0), math.prod(x0.shape[1:])
         for step, (i, factor) in enumerate(self._terms(op, x0, timesteps, key, sample_offset)):
@@ -268,7 +269,7 @@ class DDPM(StatefulModel):
         x_t, eps = perturb(
             x0, alpha_t=alpha, sigma_t=sigma, key=key, step=step, sample_offset=offset
         )
-        error = eps - predicted_noise(op, self.eps_net, t, x_t).to(x0.dtype)
+        error = eps - network_output(op, self.eps_net, t, x_t).to(x0.dtype)
         if not clip:
             return error
         ratio = (sigma / alpha).to(x0.dtype).reshape(-1, *(1,) * (x0.dim() - 1))
@@ -376,7 +377,7 @@ class DDPM(StatefulModel):
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
         )
         for step in steps:
-            eps = predicted_noise(op, self.eps_net, step.i / self.num_timesteps, x)
+            eps = network_output(op, self.eps_net, step.i / self.num_timesteps, x)
             x = take_step(x, eps, step, key, clip, sample_offset)
         return x
 

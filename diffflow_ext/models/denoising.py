@@ -63,7 +63,7 @@ def fixed_key(op: str, key: Key | None, device: torch.device) -> Key:
     return NoiseKey.from_torch() if key is None else checked_key(op, key, device)
 
 
-def predicted_noise(
+def network_output(
     op: str, net: EpsNetwork, t: float | Tensor, x: Tensor, name: str = "eps_net"
 ) -> Tensor:
     """Returns eps_net(t, x), checked; its dtype may be lower than that of x."""
@@ -85,7 +85,7 @@ def mean_square_error(
     call = regression.prepare(op, engine, net, t, x_t, name)
     if call is not None:
         return regression.square_error(call, x_t, eps)
-    error = predicted_noise(op, net, t, x_t, name).to(eps.dtype) - eps
+    error = network_output(op, net, t, x_t, name).to(eps.dtype) - eps
     return event_sum(error.square()) / max(math.prod(eps.shape[1:]), 1)
 
 

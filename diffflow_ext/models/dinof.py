@@ -44,7 +44,7 @@ from .denoising import (
     eager,
     fixed_key,
     mean_square_error,
-    predicted_noise,
+    network_output,
     time_grid,
     zeros_beside,
 )
@@ -161,7 +161,7 @@ class DiNof(StatefulModel):
             )
         if not t.is_cuda and not bool((t > 0).all()):
             raise ValueError(f"DiNof.score: expected t > 0, where noise is, got {t.tolist()}")
-        eps = predicted_noise("DiNof.score", self.eps_net, t, x).to(x.dtype)
+        eps = network_output("DiNof.score", self.eps_net, t, x).to(x.dtype)
         return -eps / self.process.sigma(t).reshape(t.shape + (1,) * (x.dim() - 1) * t.dim())
 
     # --- training --------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ class DiNof(StatefulModel):
         """Returns the expected data given x at time t, (x - sigma eps) / alpha."""
         time = torch.tensor(t, dtype=torch.float64)
         alpha, sigma = float(self.process.alpha(time)), float(self.process.sigma(time))
-        eps = predicted_noise("DiNof.sample", self.eps_net, t, x)
+        eps = network_output("DiNof.sample", self.eps_net, t, x)
         return affine_step(x, eps, c_x=1 / alpha, c_a=-sigma / alpha)
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.engines.network import Autocast
+from diffflow_ext.engines.network import Autocast, call_timeless
 from diffflow_ext.functional.checks import in_words
 from diffflow_ext.processes.linear import LogSNR
 
@@ -64,6 +64,10 @@ class LearnedForward(nn.Module):
             then K functions u, in the order of a reshape to (B, 2, K, C, ...). None leaves the
             linear process.
         process: The linear process at both ends.
+
+    Raises:
+        TypeError: If `net` is not callable.
+        ValueError: If `process` starts above 24, with a network.
     """
 
     def __init__(self, net: Any, process: LogSNR) -> None:
@@ -87,7 +91,8 @@ class LearnedForward(nn.Module):
 
         Raises:
             ValueError: If x_0 has no channels, or the network returns another shape.
-            TypeError: If the network returns no tensor.
+            TypeError: If the network returns no tensor of real numbers.
+            RuntimeError: If it modified x_0 in place.
         """
         if self.net is None:
             return None
@@ -97,11 +102,7 @@ class LearnedForward(nn.Module):
                 f"{tuple(x0.shape)}; give data a dimension of channels, or take no forward_net"
             )
         with Autocast.current(x0.device.type).off():
-            value = self.net(x0)
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"NFDM: expected forward_net to return a tensor, got {in_words(value)}"
-            )
+            value = call_timeless("NFDM", "forward_net(x0)", self.net, x0)
         channels, rest = x0.shape[1], tuple(x0.shape[2:])
         shape = tuple(value.shape)
         whole = len(shape) == x0.dim() and shape[1] > 0 and shape[1] % (2 * channels) == 0
@@ -122,8 +123,8 @@ class LearnedForward(nn.Module):
         rate = self.process.drift_rate(t)
         # d log sigma/dt = r + g^2 / (2 sigma^2)
         log_sigma_rate = rate + 0.5 * (self.process.diffusion(t) / sigma).square()
-        mean, mean_rate = rows(alpha, x0) * x0, rows(rate * alpha, x0) * x0
-        scale, log_scale_rate = rows(sigma, x0), rows(log_sigma_rate, x0)
+        mean, mean_rate = per_sample(alpha, x0) * x0, per_sample(rate * alpha, x0) * x0
+        scale, log_scale_rate = per_sample(sigma, x0), per_sample(log_sigma_rate, x0)
         if coefficients is not None:
             h, u = coefficients
             basis, slopes = time_functions(t.expand(len(x0)), h.shape[1])
@@ -145,7 +146,7 @@ def time_functions(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.stack([bump * power for power in powers], 1), torch.stack(slopes, 1)
 
 
-def rows(value: Tensor, x: Tensor) -> Tensor:
+def per_sample(value: Tensor, x: Tensor) -> Tensor:
     """Returns one number for all samples, or for each, in a shape and dtype that multiply x."""
     value = value.to(x.dtype)
     return value if value.dim() == 0 else value.reshape(-1, *(1,) * (x.dim() - 1))
@@ -153,7 +154,7 @@ def rows(value: Tensor, x: Tensor) -> Tensor:
 
 def _combined(weights: Tensor, values: Tensor) -> Tensor:
     """Returns the sum over k of weights (B, K) times values (B, K, *event)."""
-    total = rows(weights[:, 0], values[:, 0]) * values[:, 0]
+    total = per_sample(weights[:, 0], values[:, 0]) * values[:, 0]
     for k in range(1, values.shape[1]):
-        total = torch.addcmul(total, rows(weights[:, k], values[:, k]), values[:, k])
+        total = torch.addcmul(total, per_sample(weights[:, k], values[:, k]), values[:, k])
     return total

@@ -7,8 +7,12 @@ r"""NFDM: a diffusion whose forward process is learned, and needs no simulation.
     & f(t, x, x_0) = \dot m + \tfrac{\dot s}{s} (x - m), \qquad
       c(t, x, x_0) = -\frac{x - m}{s^2}
 
-A network v(t, x) predicts the data, :math:`\hat x_0 = \alpha x - \sigma v(t, x)`. Where
-:math:`\hat x_0` is :math:`x_0` itself, the reverse process retraces the forward one.
+A network v(t, x) predicts the data, :math:`\hat x_0 = \alpha x - \sigma v(t, x)`: the v-prediction
+:math:`v = \alpha \varepsilon - \sigma x_0` of the linear process. Where :math:`\hat x_0` is
+:math:`x_0` itself, the reverse process retraces the forward one.
+
+Means and scales are sums of functions of x_0 times fixed functions of time, of which derivatives
+by time are known (:mod:`.learned_forward`); Bartosh et al. allow any network of x_0 and t.
 """
 
 from __future__ import annotations
@@ -45,11 +49,11 @@ from .denoising import (
     checked_data,
     eager,
     fixed_key,
-    predicted_noise,
+    network_output,
     time_grid,
     zeros_beside,
 )
-from .learned_forward import LearnedForward, Marginal, rows
+from .learned_forward import LearnedForward, Marginal, per_sample
 from .nfdm_terms import Evaluation, curvature, evaluate, linear_rate, spread_times, step_between
 from .state import StatefulModel
 
@@ -69,34 +73,34 @@ class NFDM(StatefulModel):
         + \mathrm{KL}(q(x_1 | x_0) \, \| \, \mathcal N(0, I)) - \mathbb E \log p(x_0 | x_{t=0}),
         \quad t \sim U(0, 1)
 
-    Unlike DiffFlow's, the forward process is known in closed form at any time; in return its
-    states are Gaussian given x_0.
-
     Without `forward_net` it is a variational diffusion model: the forward process is linear,
     :math:`m = \alpha x_0`, :math:`s = \sigma`, and its best g is that of the process. Compare with
-    it: what a learned process gains is the difference.
+    it.
 
     Arguments:
         net: The network v(t, x), an nn.Module or any callable, called with t of shape () or (B,)
             in [0, 1] and x of shape (B, *event).
         forward_net: A network of x_0 alone that shapes means and scales, see
             :mod:`diffflow_ext.models.learned_forward` for what it returns. It should start at zero
-            (its last layer), where the process is linear: near the data the bound divides by a
-            small g. Default: none.
-        process: The linear process at both ends, and everywhere without `forward_net`.
+            (its last layer): near the data the bound divides by a small g. Default: none.
+        process: The linear process at both ends.
         straightness: The weight >= 0 of a penalty in the loss, on how much the prediction changes
-            in a step without noise (:func:`diffflow_ext.models.nfdm_terms.curvature`). It is meant
-            for samples of few steps; a step of training costs one more evaluation.
+            in a step without noise (:func:`diffflow_ext.models.nfdm_terms.curvature`), in nats per
+            squared data unit. No paper has it in this form. A step of training costs one more
+            evaluation.
 
     With `forward_net`, :math:`\log g^2(t) = \log (\rho \sigma^2) + \sum_{k<4} a_k t^k` with
     learned numbers a. The state dict has the ends of `process`, and a state of others is refused.
 
     Raises:
-        TypeError: If a network is not callable, or `process` no
-            :class:`diffflow_ext.processes.LogSNR`.
+        TypeError: If a network is not callable, `process` no
+            :class:`diffflow_ext.processes.LogSNR`, or `straightness` no number.
+        ValueError: If `straightness` is negative or not finite, or `process` starts above 24,
+            where float32 can't tell noise from none, with a `forward_net`.
 
     References:
         | Neural Flow Diffusion Models (Bartosh et al., 2024), https://arxiv.org/abs/2404.12940
+        | Progressive Distillation (Salimans and Ho, 2022), https://arxiv.org/abs/2202.00512
         | SDE Matching (Bartosh et al., 2025), https://arxiv.org/abs/2502.02472
         | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
 
@@ -156,8 +160,8 @@ class NFDM(StatefulModel):
 
         The times t have shape () or (B,), x has (B, *event); `op` is the caller, for messages.
         """
-        alpha, sigma = (rows(c(t), x) for c in (self.process.alpha, self.process.sigma))
-        return alpha * x - sigma * predicted_noise(op, self.net, t, x, "net").to(x.dtype)
+        alpha, sigma = (per_sample(c(t), x) for c in (self.process.alpha, self.process.sigma))
+        return alpha * x - sigma * network_output(op, self.net, t, x, "net").to(x.dtype)
 
     # --- training --------------------------------------------------------------------------------
 
@@ -194,10 +198,6 @@ class NFDM(StatefulModel):
         Raises:
             ValueError: If an argument is out of its range, or data are not finite.
             TypeError: If an argument has the wrong type.
-
-        References:
-            | Neural Flow Diffusion Models (Bartosh et al., 2024)
-            | https://arxiv.org/abs/2404.12940
         """
         op = "NFDM.loss"
         x0 = checked_data(op, x0)
@@ -229,8 +229,7 @@ class NFDM(StatefulModel):
     ) -> Tensor:
         """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape ().
 
-        It is 0 for an empty batch. Weights have shape (B,) and are 1/B by default; other arguments
-        are those of :meth:`loss`.
+        It is 0 for an empty batch. Weights have shape (B,), by default 1/B.
         """
         loss = self.loss(x0, key, sample_offset=sample_offset, engine=engine)
         return batch_mean("NFDM.mean_loss", loss, weight)
@@ -261,6 +260,7 @@ class NFDM(StatefulModel):
         x0 = checked_data(op, x0)
         count = checked_count(op, "timesteps", timesteps, 1, 2**24)
         key = fixed_key(op, key, x0.device)
+        sample_offset = checked_sample_offset(op, sample_offset, len(x0))
         u = sample_uniforms(x0, key, count, sample_offset)
         total = continuous_ends(self.process, x0)
         for step, column in enumerate(u.unbind(1)):
@@ -287,7 +287,7 @@ class NFDM(StatefulModel):
         return ProbabilityFlow((self.net,), coefficients, ("net",))
 
     def _velocity(self, t: Tensor, x: Tensor) -> Tensor:
-        return self._marginal(t, self.prediction(t, x, op="NFDM.log_prob")).drift(x)
+        return self._marginal(t, self.prediction(t, x, op="NFDM.probability_flow")).drift(x)
 
     def _marginal(self, t: Tensor, x0: Tensor) -> Marginal:
         return self.forward_process.at(t, x0, self.forward_process.coefficients(x0))
@@ -352,8 +352,7 @@ class NFDM(StatefulModel):
         Arguments:
             shape: The shape (B, *event).
             num_steps: The number of steps and of network evaluations, at times whose squares are
-                evenly spaced: the last predictions, of data with little noise, change little. Or
-                a grid from 0 to 1.
+                evenly spaced; or a grid from 0 to 1.
             key: Seed and stream of the noise.
             stochasticity: The factor :math:`\lambda \ge 0` of the noise. 1 is the trained process
                 (ancestral sampling for the linear one), 0 has no noise (DDIM's step).
@@ -374,6 +373,7 @@ class NFDM(StatefulModel):
         grid = time_grid(op, num_steps, 0.0, 1.0, _SAMPLING_POWER)
         like = zeros_beside(op, shape, self.parameters())
         key = fixed_key(op, key, like.device)
+        sample_offset = checked_sample_offset(op, sample_offset, shape[0])
         x = StandardNormal().sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
         )

@@ -17,7 +17,7 @@ from diffflow_ext.functional.sums import event_sum
 from diffflow_ext.processes.linear import LogSNR
 
 from .denoising import mean_square_error
-from .learned_forward import Coefficients, LearnedForward, Marginal, rows
+from .learned_forward import Coefficients, LearnedForward, Marginal, per_sample
 
 #: Multiples of it, modulo 1, are spread evenly however many there are.
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -58,7 +58,7 @@ def evaluate(
     x, _ = perturb(own.mean, alpha_t=1.0, sigma_t=own.scale, **noise)
     predicted = predict(t, x)
     known = process.coefficients(predicted)
-    model, g2 = process.at(t, predicted, known), rows(squared_g, x)
+    model, g2 = process.at(t, predicted, known), per_sample(squared_g, x)
     error = own.reverse_drift(x, g2) - model.reverse_drift(x, g2)
     return Evaluation(t, x, predicted, known, event_sum(error.square() / (2 * g2)))
 
@@ -73,7 +73,7 @@ def linear_rate(
     """
     alpha, sigma = process.alpha(t), process.sigma(t)
     x, eps = perturb(x0, alpha_t=alpha, sigma_t=sigma, **noise)
-    target = rows(alpha, x) * eps - rows(sigma, x) * x0
+    target = per_sample(alpha, x) * eps - per_sample(sigma, x) * x0
     error = mean_square_error(op, net, t, x, target, engine, "net")
     size = 0.5 * process.rate * math.prod(x0.shape[1:])
     return error * (size * alpha.square()).to(error.dtype)
@@ -84,8 +84,9 @@ def step_between(
 ) -> Tensor:
     """Returns a state of `later` from one of `now`, of which a share of the noise is kept.
 
-    `log_kept` is the logarithm of that share k, as large as x. The share sqrt(1 - k^2) is drawn
-    anew, with the arguments `noise` of :func:`diffflow_ext.functional.perturb`; None if k = 1.
+    `log_kept` is the logarithm of that share k, in the shape of x. The share sqrt(1 - k^2) is
+    drawn anew, with the arguments `noise` of :func:`diffflow_ext.functional.perturb`; where k = 1
+    it is None.
     """
     mean = later.mean + later.scale * log_kept.exp() * (x - now.mean) / now.scale
     if noise is None:

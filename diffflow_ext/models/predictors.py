@@ -15,7 +15,7 @@ from diffflow_ext.functional.noise import Key
 from diffflow_ext.processes.grids import TimeGrid
 from diffflow_ext.processes.linear import VE, LinearProcess
 
-from .denoising import EpsNetwork, predicted_noise
+from .denoising import EpsNetwork, network_output
 
 Sampler = Literal["auto", "em", "reverse_diffusion", "ode"]
 
@@ -94,7 +94,7 @@ def take_steps(
 ) -> Tensor:
     """Returns the state after all steps, one network evaluation and one kernel for each."""
     for step in steps:
-        eps = predicted_noise(op, net, step.t, x)
+        eps = network_output(op, net, step.t, x)
         x = affine_step(
             x, eps, c_x=step.c_x, c_a=step.c_eps, noise_scale=step.noise,
             key=key, purpose=step.purpose, step=step.step, sample_offset=sample_offset,

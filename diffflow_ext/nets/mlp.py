@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+MaybeTensor = TypeVar("MaybeTensor", Tensor, "Tensor | None")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": functional.elu,
     "gelu": functional.gelu,
@@ -204,8 +205,9 @@ class FourierMLP(nn.Module):
             h = sigma(layer(h))
         return self._scaled(self.output(h))
 
-    def _scaled(self, value: Tensor) -> Tensor:
-        return value if self.output_scale == 1.0 else value * self.output_scale
+    def _scaled(self, value: MaybeTensor) -> MaybeTensor:
+        # A layer may have no bias.
+        return value if self.output_scale == 1.0 or value is None else value * self.output_scale
 
     def _check_vectors(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.dim:

@@ -10,6 +10,7 @@ deviation of the noise; the noise itself has the size one at all times.
 from __future__ import annotations
 
 import math
+import numbers
 from typing import ClassVar
 
 import torch
@@ -27,6 +28,7 @@ class NoiseScore(nn.Module):
             that keeps the score finite at the data, where an ODE's solver evaluates it.
 
     Raises:
+        TypeError: If `net` is not callable, or a number is none.
         ValueError: If a number is out of its range.
 
     References:
@@ -46,11 +48,14 @@ class NoiseScore(nn.Module):
 
     def __init__(self, net: nn.Module, g: float, t_start: float = 0.0, *, floor: float) -> None:
         super().__init__()
-        for name, value in (("g", g), ("floor", floor)):
-            if not 0.0 < value < math.inf:
-                raise ValueError(f"NoiseScore: expected a positive, finite {name}, got {value}")
-        if not math.isfinite(t_start):
-            raise ValueError(f"NoiseScore: expected a finite t_start, got {t_start}")
+        if not callable(net):
+            raise TypeError(f"NoiseScore: expected net to be callable as net(t, x), got {net!r}")
+        for name, value in (("g", g), ("t_start", t_start), ("floor", floor)):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(f"NoiseScore: expected {name} as a number, got {value!r}")
+            if not math.isfinite(value) or (name != "t_start" and value <= 0):
+                kind = "finite" if name == "t_start" else "positive, finite"
+                raise ValueError(f"NoiseScore: expected a {kind} {name}, got {value}")
         self.net, self.g, self.t_start, self.floor = net, g, t_start, floor
 
     @property
@@ -64,7 +69,7 @@ class NoiseScore(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Evaluates the score; shapes as those of the network."""
-        return self.net(t, x) * _rows(self.factor(t).to(x.dtype), x)
+        return self.net(t, x) * _per_sample(self.factor(t).to(x.dtype), x)
 
     def embed(self, t: Tensor) -> Tensor:
         """Returns the network's embedding of times of shape (K,), and their factors beside it."""
@@ -73,9 +78,9 @@ class NoiseScore(nn.Module):
     def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Evaluates the score from what `embed` returned."""
         value = self.net.trunk(x, embedding[:, :-1])  # pyright: ignore
-        return value * _rows(embedding[:, -1].to(x.dtype), x)
+        return value * _per_sample(embedding[:, -1].to(x.dtype), x)
 
 
-def _rows(value: Tensor, x: Tensor) -> Tensor:
+def _per_sample(value: Tensor, x: Tensor) -> Tensor:
     """Returns one number for all samples, or for each, in a shape that multiplies x."""
     return value if value.dim() == 0 else value.reshape(-1, *(1,) * (x.dim() - 1))

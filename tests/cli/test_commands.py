@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,31 +14,17 @@ import numpy as np
 import pytest
 import special_files
 import torch
-from cli_runs import FAST, refusal, write_points
+from cli_runs import FAST, refusal
 
 from diffflow_ext.cli import commands, doctor, main
+from diffflow_ext.training import load_run
 from diffflow_ext.training.evaluation.sample_file import write_samples
-from diffflow_ext.training.loop import trainer
-from diffflow_ext.training.store.checkpoint import load_latest
 from diffflow_ext.training.store.dataset import DatasetRecord
 
 
 def program(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "diffflow_ext", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_points(tmp_path)
-
-
-@pytest.fixture
-def run(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    out = tmp_path / "run"
-    assert main(["train", str(data), "--out", str(out), *FAST]) == 0
-    capsys.readouterr()
-    return out
 
 
 def test_train_and_evaluate_as_processes(tmp_path: Path, data: Path) -> None:
@@ -54,61 +38,6 @@ def test_train_and_evaluate_as_processes(tmp_path: Path, data: Path) -> None:
     assert (evaluated.returncode, evaluated.stderr) == (0, "")
     assert "energy distance" in evaluated.stdout
     assert json.loads((tmp_path / "a run" / "evaluation.json").read_text())["n"] == 60
-
-
-def test_what_was_read_is_said_before_training(
-    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    facts = [f"{data}: 600 rows, 2 columns: a, b", "split: 480 training, 60 validation, 60 test"]
-    facts.append("kinds: all numbers")
-    words = ["train", str(data), "--out", str(tmp_path / "run"), *FAST]
-    assert main([*words, "--dry-run"]) == 0
-    said = capsys.readouterr()
-    assert said.err.splitlines() == facts
-    assert not (tmp_path / "run").exists()
-    (tmp_path / "run.toml").write_text(said.out)  # The output is a configuration.
-    assert main([*words[:1], *words[2:4], "--config", str(tmp_path / "run.toml")]) == 0
-    assert capsys.readouterr().out.splitlines()[: len(facts)] == facts
-
-
-def test_columns_and_arrays_are_chosen_by_flags(
-    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = data.read_text().splitlines()
-    data.write_text("".join(f"{line},{'word' if i else 'kind'}\n" for i, line in enumerate(lines)))
-    words = ("train", data, "--out", tmp_path / "run", *FAST)
-    hint = re.search(r"--drop-columns=\w+", refusal(capsys, *words))
-    assert hint is not None
-    assert main([*map(str, words), hint[0]]) == 0
-    capsys.readouterr()
-    # An evaluation reads the columns of the run.
-    assert main(["evaluate", str(tmp_path / "run"), "--n=60", "--no-figures"]) == 0
-    rows = np.random.default_rng(0).normal(size=(40, 2))
-    np.savez(tmp_path / "a.npz", one=rows, two=rows[:, :1])
-    words = ("train", tmp_path / "a.npz", "--out", tmp_path / "other", "--dry-run")
-    hint = re.search(r"--key=\w+", refusal(capsys, *words))
-    assert hint is not None
-    assert main([*map(str, words), hint[0]]) == 0
-    assert "2 columns: x1, x2" in capsys.readouterr().err
-
-
-@pytest.mark.timeout(120)
-def test_sigterm_saves_and_exits_with_its_code(tmp_path: Path, data: Path) -> None:
-    flags = [*FAST, "--steps=1000000", "--save-every=1000000", "--log-every=1"]
-    command = [sys.executable, "-m", "diffflow_ext", "train", str(data), "--out", "run", *flags]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        log = tmp_path / "run" / "metrics.jsonl"
-        # From its first line on the process has its handler of signals.
-        while not (log.exists() and log.stat().st_size):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        _, error = process.communicate()
-    assert process.returncode == 143
-    first, last = error.splitlines()
-    assert first.startswith("diffflow: SIGTERM: finishing this step, then saving; a second one")
-    assert last.startswith("diffflow: stopped by SIGTERM; saved run/checkpoints/step-")
-    assert load_latest(tmp_path / "run" / "checkpoints").step > 0
 
 
 def test_samples_have_the_units_and_columns_of_the_data(
@@ -141,6 +70,55 @@ def test_sampling_options_reach_the_model(
     assert np.array_equal(base, draw("--seed=0", "--stochasticity=1.0", "--num-steps=3"))
     for other in ("--seed=1", "--stochasticity=0.5", "--num-steps=7", "--last-step=mean"):
         assert not np.array_equal(base, draw(other)), other
+
+
+def test_scores_are_log_p_of_rows(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = data.read_text().splitlines()
+    rows, scores = tmp_path / "rows.csv", tmp_path / "scores.csv"
+    # The second row lies far from all others.
+    rows.write_text("\n".join(["a,note,b", *(line.replace(",", ",x,") for line in lines[1:3])]))
+    rows.write_text(rows.read_text() + "\n9,x,900\n")
+    assert main(["score", str(run), str(rows), "--out", str(scores)]) == 0
+    head, *found = scores.read_text().split()
+    values = load_run(run).log_prob([[*map(float, line.split(","))] for line in
+                                     [*lines[1:3], "9,900"]])  # fmt: skip
+    assert head == "log_prob"
+    assert [*map(float, found)] == pytest.approx(values.tolist(), rel=1e-6)
+    printed = capsys.readouterr().out
+    assert re.search(r"log p of 3 rows in nats \(ODE, .* in row 2 \(counted from 0\)", printed)
+    assert "is there already" in refusal(capsys, "score", run, rows, "--out", scores)
+    array = tmp_path / "scores.npy"
+    words = ["--estimator=bound", "--num-steps=2", "--seed=1"]
+    assert main(["score", str(run), str(rows), "--out", str(array), *words]) == 0
+    assert np.load(array).shape == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["rows.csv", "--out=x.csv", "--estimator=exact"], "diffflow has bound, ode"),
+        (["rows.csv", "--out=x.txt"], "ends in .csv or .npy"),
+        (["none.csv", "--out=x.csv"], "found nothing at"),
+        (["other.csv", "--out=x.csv"], "which has no 'b'; its columns are a, c"),
+        (["gap.csv", "--out=x.csv"], "line 3, column 2 ('b')"),
+    ],
+)
+def test_what_cannot_be_scored(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("a,b\n1,1000\n")
+    (tmp_path / "other.csv").write_text("a,c\n1,1000\n")
+    (tmp_path / "gap.csv").write_text("a,b\n1,1000\n1,\n")
+    assert message in refusal(capsys, "score", run, *words)
+    assert not list(tmp_path.glob("x.*"))
 
 
 def test_targets_that_cannot_be_written(
@@ -183,13 +161,6 @@ def test_wrong_number_of_columns_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected samples of shape \(n, 2\), got \(4, 3\)"):
         write_samples(tmp_path / "x.csv", torch.zeros(4, 3), ("a", "b"))
     assert not list(tmp_path.iterdir())
-
-
-def test_train_without_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "expected DATA" in refusal(capsys, "train", "--out", tmp_path / "run")
-    assert "no.toml" in refusal(
-        capsys, "train", "--out", tmp_path, "--config", tmp_path / "no.toml"
-    )
 
 
 def test_paths_that_are_wrong_are_named_with_a_way_out(
@@ -254,38 +225,6 @@ def test_run_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_training_that_fails_has_its_own_code(
-    tmp_path: Path,
-    data: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(*args: object, **options: object) -> None:
-        raise trainer.TrainingError("train: the loss is nan at step 2")
-
-    monkeypatch.setattr(trainer.Trainer, "run_to_end", fail)
-    assert main(["train", str(data), "--out", str(tmp_path / "run"), *FAST]) == 1
-    assert capsys.readouterr().err == "diffflow: train: the loss is nan at step 2\n"
-
-
-def test_resume_takes_the_configuration_of_the_run(
-    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", "--out", str(run), "--resume", "--steps=8"]) == 0
-    said = capsys.readouterr()
-    assert "step 8" in said.out
-    assert "all steps" not in said.out
-    assert "train: steps=8 where the run had 6" in said.err
-    assert main(["train", str(data), "--out", str(run), "--resume"]) == 0
-    said = capsys.readouterr()
-    assert "all steps had been taken before" in said.out
-    assert "where the run had" not in said.err
-    line = refusal(capsys, "train", "moons", "--out", run, "--resume")
-    assert "moons: expected column 1 to be 'a' as in the run, got 'x1'" in line
-    line = refusal(capsys, "train", "--out", run, "--resume", "--config", run / "config.toml")
-    assert "the run to resume has its own" in line
-
-
 def test_hints_can_be_pasted(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,64 +240,6 @@ def test_hints_can_be_pasted(
     for line in lines:
         command = line.partition("; ")[2].removesuffix(" makes one")
         assert shlex.split(command) == ["diffflow", "train", "DATA", "--out", str(other)]
-
-
-def test_data_that_have_moved(
-    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    moved, picture = tmp_path / "new place.csv", tmp_path / "x.png"
-    data.rename(moved)
-    line = refusal(capsys, "train", "--out", run, "--resume", "--steps=7")
-    hint = line.partition("give their new path: ")[2]
-    assert shlex.split(hint) == ["diffflow", "train", "PATH", "--out", str(run), "--resume"]
-    assert "(--data PATH)" in refusal(capsys, "evaluate", run)
-    sample = ("sample", run, "--n=9", "--out", tmp_path / "x.npy", "--figure", picture)
-    assert "(--data PATH)" in refusal(capsys, *sample)
-    assert main([*map(str, sample), "--data", str(moved)]) == 0
-    assert picture.exists()
-    assert main(["train", str(moved), "--out", str(run), "--resume", "--steps=7"]) == 0
-    assert load_latest(run / "checkpoints").step == 7
-    # From now on the run knows the new place.
-    assert main(["train", "--out", str(run), "--resume", "--steps=8"]) == 0
-    other = tmp_path / "other.csv"
-    other.write_text(moved.read_text().replace("1000.", "1001."))
-    line = refusal(capsys, "train", other, "--out", run, "--resume", "--steps=9")
-    assert "its values have changed since the run began" in line
-
-
-def test_a_dry_run_of_a_run_that_is_there(
-    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = sorted(run.rglob("*"))
-    again = ["train", str(data), "--out", str(run), *FAST, "--dry-run"]
-    assert "holds a run already" in refusal(capsys, *again)
-    for flags in (["--overwrite"], ["--resume"], ["--resume", "--steps=9"]):
-        assert main([*again, *flags]) == 0
-    assert "the run is at step 6 already" in refusal(capsys, *again, "--resume", "--steps=5")
-    assert sorted(run.rglob("*")) == before
-
-
-def test_a_graph_without_a_gpu_is_told(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [str(data), "--out", str(tmp_path / "r"), *FAST, "--cuda-graph=on", "--dry-run"]
-    assert main(["train", *words]) == 0
-    assert "cuda_graph='on' has no effect on a CPU; take 'off'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
-def test_slow_precision_is_told(
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capability: str,
-    warned: bool,
-) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    words = [str(data), "--out", str(tmp_path / "r"), *FAST, "--autocast=bf16", "--dry-run"]
-    assert main(["train", *words]) == 0
-    assert ("autocast='bf16' makes this processor" in capsys.readouterr().err) == warned
 
 
 def test_many_columns_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -395,10 +276,3 @@ def test_doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor, "KNOWN_ANSWERS", (wrong, *doctor.KNOWN_ANSWERS[1:]))
     assert main(["doctor"]) == 1
     assert "noise: WRONG, only 2 of 3" in capsys.readouterr().out
-
-
-def test_more_threads_than_the_machine_has(
-    tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("train", data, "--out", tmp_path / "r", *FAST, "--threads", "100000")
-    assert "expected threads <=" in refusal(capsys, *words)

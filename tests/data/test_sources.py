@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from diffflow_ext.data import TOY_SETS, data_home, describe_sets, open_dataset
+from diffflow_ext.data import TOY_SETS, data_home, describe_sets, open_dataset, open_rows
 
 NAMED = {
     *("magic", "mnist", "fashion-mnist", "cifar10"),
@@ -59,3 +61,27 @@ def test_a_name_or_file_that_is_not_there(
     assert str(caught.value).startswith("open_dataset: ")
     assert str(caught.value).endswith(said)
     assert "swiss-roll" not in str(caught.value)
+
+
+# --- rows that are not split ---------------------------------------------------------------------
+
+
+def test_rows_of_images_are_all_of_them(tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "one.npz", images=levels)
+    np.savez(tmp_path / "two.npz", train_images=levels, test_images=levels[:2])
+    found = open_rows(tmp_path / "one.npz").values
+    assert torch.equal(found, torch.from_numpy(levels).movedim(-1, 1))
+    assert open_rows(tmp_path / "one.npz", image_size=4).values.shape == (3, 1, 4, 4)
+    with pytest.raises(ValueError, match=r"one set of images in .*, found train, test; .*--key"):
+        open_rows(tmp_path / "two.npz")
+    assert len(open_rows(tmp_path / "two.npz", key="test_images").values) == 2
+
+
+def test_rows_of_a_table_have_known_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("b,c,a\n1,2,3\n")
+    assert open_rows(tmp_path / "t.csv", ["a", "b"]).values.tolist() == [[3.0, 1.0]]
+    with pytest.raises(ValueError, match="one set of images in"):
+        open_rows(tmp_path / "t.csv")
+    with pytest.raises(FileNotFoundError, match="found nothing at"):
+        open_rows(tmp_path / "other.csv", ["a"])

@@ -10,6 +10,7 @@ from model_cases import F64, WavyForward
 from torch import Tensor, nn
 
 from diffflow_ext.models.learned_forward import LearnedForward, time_functions
+from diffflow_ext.nets import FourierMLP
 from diffflow_ext.processes import LogSNR
 
 PROCESS = LogSNR(8.0, -4.0)
@@ -168,7 +169,7 @@ def test_autocast_leaves_the_network_in_float32() -> None:
         (torch.zeros(2, 6), ValueError, r"got \(2, 6\)"),
         (torch.zeros(4, 6, 1), ValueError, r"got \(4, 6, 1\)"),
         (torch.zeros(24), ValueError, r"got \(24,\)"),
-        ([0.0], TypeError, r"expected forward_net to return a tensor, got \[0\.0\]"),
+        ([0.0], TypeError, r"expected forward_net\(x0\) to return a tensor, got \[0\.0\]"),
     ],
 )
 def test_values_of_another_shape_are_refused(
@@ -189,3 +190,28 @@ def test_values_of_another_size_than_the_image_are_refused() -> None:
 def test_data_without_channels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected x0 of shape \(B, C, \.\.\.\), got \(4,\)"):
         process().coefficients(torch.zeros(4, dtype=F64))
+
+
+@pytest.mark.parametrize(
+    ("net", "error", "message"),
+    [
+        (nn.Linear(5, 8), RuntimeError, r"to take data of shape \(3, 2\), it raised RuntimeError"),
+        (FourierMLP(2), TypeError, "to take one argument, the data without a time"),
+        (nn.Linear(2, 8).double(), TypeError, "the dtype of its data, got float64 parameters"),
+        (lambda x: torch.ones(3, 8).long(), TypeError, "of a floating dtype, got int64"),
+        (lambda x: x.relu_().repeat(1, 4), RuntimeError, "modified its argument in place"),
+        (lambda x: torch.ones(3, 8, device="meta"), ValueError, r"data \(cpu\), got meta"),
+    ],
+)
+def test_calls_that_fail_are_explained(net: Any, error: type[Exception], message: str) -> None:
+    process = LearnedForward(net, PROCESS)
+    with pytest.raises(error, match=rf"NFDM: (expected )?forward_net\(x0\) .*{message}"):
+        process.coefficients(torch.ones(3, 2))
+
+
+def test_errors_of_the_network_itself_pass() -> None:
+    def net(x: Tensor) -> Tensor:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        LearnedForward(net, PROCESS).coefficients(torch.ones(3, 2))

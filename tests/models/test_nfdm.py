@@ -338,6 +338,12 @@ def test_autocast_leaves_what_shapes_the_path_in_float32() -> None:
         (lambda m, x: m.loss(x, engine="fast"), ValueError, "expected engine to be one of"),
         (lambda m, x: NFDM(m.net).loss(x, engine="fast"), ValueError, "expected engine to be one"),
         (lambda m, x: m.mean_loss(x, weight=x), ValueError, r"expected weight of shape \(3,\)"),
+        (lambda m, x: m.elbo(x, sample_offset=-1), ValueError, "NFDM.elbo: .*sample_offset"),
+        (
+            lambda m, x: m.sample((3, 2), sample_offset=-1),
+            ValueError,
+            "NFDM.sample: .*sample_offset",
+        ),
         (lambda m, x: m.elbo(x, timesteps=0), ValueError, "expected 1 <= timesteps"),
         (lambda m, x: m.elbo(x, timesteps=2.5), TypeError, "timesteps"),
         (lambda m, x: m.log_prob(x, 0), ValueError, "num_steps"),

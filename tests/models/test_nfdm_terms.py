@@ -45,12 +45,15 @@ def test_straightness_adds_the_change_of_the_prediction(learned: bool) -> None:
     assert torch.equal(model.elbo(x0, KEY, timesteps=3), bound)
 
 
-def samples_by_hand(model: NFDM, shape: Any, count: int, strength: float) -> Tensor:
+def samples_by_hand(
+    model: NFDM, shape: Any, count: int, strength: float, *, clip: bool = False
+) -> Tensor:
     """The documented steps, with the trapezoidal rule in log signal to noise."""
     x = normal(shape, KEY, purpose="prior", dtype=F64)
     times = torch.linspace(1, 0, count + 1, dtype=F64).sqrt()
     for j, (t, later) in zip(range(count, 0, -1), pairwise(times), strict=True):
         x0 = predicted(model, t, x)
+        x0 = x0.clamp(-1, 1) if clip else x0
         if j == 1:
             return x0
         (mean, scale), (mean_next, scale_next) = (gaussian(model, s, x0) for s in (t, later))
@@ -73,6 +76,16 @@ def test_samples_are_the_documented_steps(
         expected = samples_by_hand(model, (4, *event), count, stochasticity)
         found = model.sample((4, *event), count, KEY, stochasticity)
         assert torch.allclose(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@each_forward
+@torch.no_grad()
+def test_each_prediction_is_clipped(learned: bool) -> None:
+    model = wavy(learned)
+    model.net.register_forward_hook(lambda net, arguments, value: 9 * value)
+    expected = samples_by_hand(model, (4, 3), 5, 1.0, clip=True)
+    assert torch.allclose(model.sample((4, 3), 5, KEY, clip=True), expected, atol=1e-11)
+    assert not torch.allclose(expected, samples_by_hand(model, (4, 3), 5, 1.0).clamp(-1, 1))
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """Perceptrons: their formula, by the names under which weights are stored."""
 
 import torch
+from torch import nn
 
+from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
 from diffflow_ext.nets import FourierMLP
 
 
@@ -34,3 +36,14 @@ def test_embed_and_trunk_make_forward() -> None:
     table = net.embed(times)
     assert table.shape == (7, 16)
     torch.testing.assert_close(net.trunk(x, table[3]), net(times[3], x))
+
+
+def test_a_scaled_layer_may_have_no_bias() -> None:
+    net = FourierMLP(2, width=8, output_scale=5.0)
+    net.output = nn.Linear(8, 2, bias=False)
+    perceptron = net.perceptron_at(torch.tensor([0.3]))
+    assert perceptron.output_bias is None
+    sde = DiffFlowSDE(net, FourierMLP(2, width=8), 0.5)
+    x0, grid = torch.randn(6, 2), TimeGrid.power(3, 1.0)
+    fused = sde.loss(x0, grid, NoiseKey(1), engine="auto")
+    torch.testing.assert_close(fused, sde.loss(x0, grid, NoiseKey(1), engine="autograd"))

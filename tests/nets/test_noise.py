@@ -55,6 +55,13 @@ def test_the_floor_keeps_it_finite_at_the_data() -> None:
         NoiseScore(FourierMLP(2, 8), 2.0, floor=0.0)
     with pytest.raises(ValueError, match=r"NoiseScore: expected a positive, finite g, got -1"):
         NoiseScore(FourierMLP(2, 8), -1.0, floor=0.1)
+    with pytest.raises(ValueError, match=r"NoiseScore: expected a finite t_start, got nan"):
+        NoiseScore(FourierMLP(2, 8), 1.0, float("nan"), floor=0.1)
+    for g in ("2", True, nn.Parameter(torch.tensor(2.0))):
+        with pytest.raises(TypeError, match=r"NoiseScore: expected g as a number, got"):
+            NoiseScore(FourierMLP(2, 8), g, floor=0.1)  # pyright: ignore
+    with pytest.raises(TypeError, match=r"expected net to be callable as net\(t, x\), got 3"):
+        NoiseScore(3, 1.0, floor=0.1)  # pyright: ignore
 
 
 def test_times_are_embedded_where_the_network_does() -> None:

@@ -109,6 +109,12 @@ def standardised(record: DatasetRecord, rows: Any) -> Tensor:
         raise TypeError(f"score: expected rows of real numbers, got {values.dtype}")
     mean, std = (torch.tensor(part, dtype=torch.float64) for part in (record.mean, record.std))
     x = (values.detach().cpu().double() - mean) / std
+    _check_reach(record, values, x)
+    return x.float()
+
+
+def _check_reach(record: DatasetRecord, values: Tensor, x: Tensor) -> None:
+    """Refuses rows that are not finite, or so far away that float32 does not hold them."""
     sound = x.abs() <= MAX_DEVIATIONS
     if not bool(sound.all()):
         row, column = (~sound).nonzero()[0].tolist()
@@ -117,7 +123,6 @@ def standardised(record: DatasetRecord, rows: Any) -> Tensor:
             f" {row} (counted from 0), column {record.columns[column]!r} is"
             f" {float(values[row, column])}; mend or delete such rows"
         )
-    return x.float()
 
 
 def _frame_values(record: DatasetRecord, frame: Any) -> Any:
