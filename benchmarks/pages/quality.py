@@ -151,7 +151,8 @@ def _way(one: Mapping[str, Any]) -> str:
     """The name of a way to sample."""
     options = one["options"]
     kind = {"ddim": "DDIM", "ancestral": "ancestral"}.get(options.get("sampler", ""), "")
-    words = [kind, "ODE" if options.get("stochasticity") == 0 else ""]
+    mean = "mean at the end" if options.get("last_step") == "mean" else ""
+    words = [kind, "ODE" if options.get("stochasticity") == 0 else "", mean]
     steps = one["num_steps"]
     words.append("adaptive" if steps is None else f"N = {steps}")
     return ", ".join(word for word in words if word)

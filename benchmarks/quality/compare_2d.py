@@ -1,6 +1,6 @@
 """DiffFlow, DDPM, NFDM and FFJORD on 2-D sets: as many parameters, and the same time of training.
 
-    python -m benchmarks.quality.compare_2d                       # all sets, 12 minutes each
+    python -m benchmarks.quality.compare_2d                       # all sets, 15 minutes each
     python -m benchmarks.quality.compare_2d --sets 2-spirals      # beside another process
 
 Each set gets compare_2d_SET.json and .npz; trainings stay in runs/compare_2d.
@@ -37,8 +37,9 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "ffjord": "FFJORD",
     }
 )
-#: What differs from the defaults but sizes: 1 / t_end, so that the network sees the sines that
-#: DDPM's sees; slow sines and looser tolerances, because fast ones make FFJORD's equation stiff.
+#: What differs from the defaults but sizes: DiffFlow's time times 1 / t_end, which makes it run
+#: from 0 to 1 as DDPM's does; slow sines and looser tolerances, because fast ones make FFJORD's
+#: equation stiff.
 CHOICES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "diffflow": {"time_scale": 20.0, "width": PAIR_WIDTH},

@@ -1,10 +1,10 @@
 """Likelihoods and samples of nine models on two tables, each within the same processor time.
 
-    python -m benchmarks.quality.compare_tables                 # both tables, half an hour each
+    python -m benchmarks.quality.compare_tables                 # both tables, 40 minutes each
     python -m benchmarks.quality.compare_tables --sets magic --models spline ffjord ddpm
 
 Everything is measured in standardised units on held-out rows. Sizes and rates were chosen by short
-trials on the validation split (docs/results.md). Each set gets compare_tables_SET.json; trainings
+trials on the validation split. Each set gets compare_tables_SET.json; trainings
 stay in runs/compare_tables.
 """
 

@@ -26,7 +26,7 @@ from ..common.files import RESULTS
 from ..common.reports import parse
 from .compare_images import COMMON, shuffled
 from .comparison import Comparison, Sizes, comparison_parser
-from .measures import FIRST_SEED, drawn, likelihood
+from .measures import FIRST_SEED, drawn, energy_ratios, likelihood
 from .trainings import Training, trained
 
 POINTS = {"steps": 1000, "learning_rate": 3e-3, "diffusion_start": 0.2}
@@ -123,8 +123,8 @@ class Sweep(Comparison):
     def _distance(self, loaded: Any, num_steps: int) -> dict[str, Any]:
         if not self.is_image:
             real = self.dataset.test.split(self.sizes.n)[: self.sizes.draws]
-            way = [{"num_steps": num_steps, "last_step": "mean"}]
-            return self.of_samples("scratch", loaded, way, real)["sampling"][0]
+            way: dict[str, Any] = {"num_steps": num_steps, "last_step": "mean"}
+            return energy_ratios(loaded, real, self.sizes.draws, **way)[1]
         samples, cost = drawn(loaded, self.sizes.n, FIRST_SEED, num_steps, last_step="mean")
         features = self.extractor.features(quantise(samples))
         return {**cost, "fd": frechet_distance(features, self.reference)}

@@ -24,8 +24,8 @@ class NoiseScore(nn.Module):
         net: The network :math:`\varepsilon(t, x)`, called as all networks are.
         g: The diffusion g > 0 that adds the noise, or its value at the data.
         t_start: The time :math:`t_0` of the data.
-        floor: The time :math:`\delta > 0`, far smaller than the first step of a grid in training,
-            that keeps the score finite at the data, where an ODE's solver evaluates it.
+        floor: The time :math:`\delta > 0` that keeps the score finite at the data, where an ODE's
+            solver evaluates it: about the first step of a grid in training, or less.
 
     Raises:
         TypeError: If `net` is not callable, or a number is none.

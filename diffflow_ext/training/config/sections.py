@@ -223,8 +223,8 @@ class DiffFlowNetwork(FlowNetwork, Network):
     drift_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
     #: Factor of the channels of the score's U-Net; None takes 1.
     score_multiplier: Annotated[Chosen[float], rules.POSITIVE] = None
-    #: What the score's network predicts: the score, or the noise, which is -g sqrt(t) times that;
-    #: None takes noise for U-Nets, the score for perceptrons.
+    #: What the score's network predicts: the score, or the noise, which is -g sqrt(t - t_start)
+    #: times that; None takes noise for U-Nets, the score for perceptrons.
     prediction: Chosen[Literal["score", "noise"]] = None
     #: Factor of the drift network's values; None takes 1/(4 T) for perceptrons and 1/T for U-Nets,
     #: with T = t_end - t_start.

@@ -40,7 +40,7 @@ class LoadedRun:
 
     @property
     def model(self) -> nn.Module:
-        """The model itself: a DiffFlowSDE, DiNof, DDPM or flow."""
+        """The model itself: a DiffFlowSDE, DiNof, NFDM, DDPM or flow."""
         return self.recipe.module
 
     def sample(
