@@ -36,6 +36,7 @@ from diffflow_ext.functional.checks import (
     checked_shape,
     in_words,
 )
+from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import Key, checked_sample_offset, sample_uniforms
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.likelihood.ode import flow_log_prob
@@ -227,10 +228,7 @@ class NFDM(StatefulModel):
         sample_offset: int = 0,
         engine: Engine = "auto",
     ) -> Tensor:
-        """Returns the mean (or weighted sum) of :meth:`loss` over the batch, shape ().
-
-        It is 0 for an empty batch. Weights have shape (B,), by default 1/B.
-        """
+        """Returns the mean of :meth:`loss`, or its sum with weights of shape (B,); shape ()."""
         loss = self.loss(x0, key, sample_offset=sample_offset, engine=engine)
         return batch_mean("NFDM.mean_loss", loss, weight)
 
@@ -261,6 +259,8 @@ class NFDM(StatefulModel):
         count = checked_count(op, "timesteps", timesteps, 1, 2**24)
         key = fixed_key(op, key, x0.device)
         sample_offset = checked_sample_offset(op, sample_offset, len(x0))
+        size = 8 * count * len(x0)
+        require_memory(op, f"timesteps={count}", size, "take fewer", x0.device)
         u = sample_uniforms(x0, key, count, sample_offset)
         total = continuous_ends(self.process, x0)
         for step, column in enumerate(u.unbind(1)):

@@ -344,6 +344,11 @@ def test_autocast_leaves_what_shapes_the_path_in_float32() -> None:
             ValueError,
             "NFDM.sample: .*sample_offset",
         ),
+        (
+            lambda m, x: m.elbo(x.expand(2**19, 3, 2)[:, 0], timesteps=2**23),
+            ValueError,
+            "NFDM.elbo: timesteps=8388608: expected to need at most",
+        ),
         (lambda m, x: m.elbo(x, timesteps=0), ValueError, "expected 1 <= timesteps"),
         (lambda m, x: m.elbo(x, timesteps=2.5), TypeError, "timesteps"),
         (lambda m, x: m.log_prob(x, 0), ValueError, "num_steps"),
