@@ -5,10 +5,11 @@ from .fetching import FETCHABLE, FetchError, fetch
 from .formats.idx import read_idx
 from .formats.resizing import resize_images
 from .formats.tables import Table, read_rows, read_table
+from .rows import Rows, open_rows
 from .sets.home import data_home
 from .sets.magic import magic_telescope
 from .sets.toy import TOY_SETS, sample_toy, toy_entropy, toy_log_density, toy_name
-from .sources import Rows, describe_sets, open_dataset, open_rows
+from .sources import describe_sets, open_dataset
 
 __all__ = [
     "FETCHABLE",

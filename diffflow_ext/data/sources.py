@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from .dataset import (
@@ -27,9 +27,11 @@ from .fetching import FETCHABLE
 from .formats.arrays import Found, find_arrays
 from .formats.cifar import find_cifar, is_tar, read_cifar
 from .formats.columns import listed, parse_names
+from .formats.frames import is_frame
 from .formats.idx import find_idx, is_idx, read_idx, read_idx_folder
 from .formats.images import (
     check_levels,
+    images_of,
     level_doubts,
     read_image_array,
     read_image_folder,
@@ -37,7 +39,7 @@ from .formats.images import (
 )
 from .formats.reading import Refused
 from .formats.resizing import resize_images
-from .formats.tables import read_rows, read_table
+from .formats.tables import array_of, read_table, table_of
 from .formats.text import TEXT_SUFFIXES
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
@@ -63,7 +65,7 @@ class _Named:
 
 
 def open_dataset(
-    source: str | os.PathLike[str],
+    source: Any,
     *,
     seed: int = 0,
     num_points: int = NUM_POINTS,
@@ -84,7 +86,8 @@ def open_dataset(
             of the MAF archive, idx files or their folder, CIFAR-10 batches or their archive, a
             folder or zip of images (PNG, JPEG, WebP, BMP, TIFF, GIF), or an array of images in
             `.npy` or `.npz`. An `.npz` may have images for training, validation and test, with
-            names such as train_images, val_images and test_images.
+            names such as train_images, val_images and test_images. Or rows in memory: a data
+            frame, or an array or a tensor of shape (n, d), of images uint8 as in a file.
         seed: The seed of the drawn points, >= 0; other sets don't use it.
         num_points: The number of drawn training points, at least 1; other sets don't use it.
         image_size: Height and width to which images are resized (see `resize_images`); None for
@@ -107,6 +110,9 @@ def open_dataset(
         ValueError: If `source` is neither a known set nor an existing path, or its data cannot be
             used.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        options = _Options(image_size, key, parse_names(drop_columns))
+        return _noted(_open_values(source, options), limit)
     text = os.fspath(source)
     name = text.strip().lower().replace("_", "-") if isinstance(source, str) else ""
     options = _Options(image_size, key, parse_names(drop_columns))
@@ -119,69 +125,30 @@ def open_dataset(
         data = _open_path(text, Path(text), options)
     else:
         raise _unknown(text)
+    return _noted(data, limit)
+
+
+def _noted(data: Dataset, limit: int | None) -> Dataset:
+    """Returns the dataset with as many training rows, and warns of what is doubtful."""
     for doubt in data.doubts:
-        warnings.warn(f"{data.name}: {doubt}", stacklevel=2)
+        warnings.warn(f"{data.name}: {doubt}", stacklevel=3)
     return data if limit is None else limit_training(data, operator.index(limit))
 
 
-def open_rows(
-    source: str | os.PathLike[str],
-    columns: Sequence[str] = (),
-    *,
-    image_size: int | None = None,
-    key: str | None = None,
-) -> Rows:
-    """Opens rows, or images, that are not split: those to which a trained model is applied.
-
-    Arguments:
-        source: A path to a table (see `read_rows`), or to images as `open_dataset` takes them.
-        columns: The names of the table's columns; none for images.
-        image_size: Height and width to which images are resized; None for their own.
-        key: The array to read from an `.npz` file with several.
-
-    Raises:
-        FileNotFoundError: If there is nothing at the path.
-        ImportError: If a package that the file needs is missing.
-        TypeError: If a table holds no real numbers.
-        ValueError: If the data cannot be used: see `read_rows`.
-    """
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"open_rows: expected a file or folder, found nothing at {str(path)!r}; give the path "
-            "of the rows"
-        )
-    if columns:
-        table = read_rows(path, columns, key=key)
-        return Rows(torch.from_numpy(table.values), table.notes, table.doubts)
-    is_npz = path.suffix.lower() == ".npz"
-    found = find_arrays("open_rows", path, key) if is_npz else None
-    read = _read_images(path, image_size, found)
-    images = {} if read is None else {k: v for k, v in read[0].items() if not k.endswith("labels")}
-    if read is None or len(images) != 1:
-        names = f", found {', '.join(images)}" if images else ""
-        raise Refused(
-            f"open_rows: expected one set of images in {str(path)!r}{names}; name a file or "
-            "folder with those alone, or one array of an .npz file with --key (in Python key=)"
-        )
-    (pixels,) = _resized(images, image_size).values()
-    check_levels(pixels, str(path))
-    return Rows(pixels, tuple(read[2]), tuple(level_doubts(pixels)))
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Rows in the units of their file, or images.
-
-    Attributes:
-        values: float64 of shape (n, d), or uint8 of shape (n, C, H, W).
-        notes: What else the file has, and was left out.
-        doubts: What may have been meant otherwise.
-    """
-
-    values: Tensor
-    notes: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
+def _open_values(rows: Any, options: _Options) -> Dataset:
+    """Returns the dataset of rows or images in memory."""
+    if is_frame(rows):
+        options.refuse("rows", "a data frame", "drop_columns")
+        return split_table(table_of(rows, drop_columns=options.drop_columns))
+    array = array_of(rows)
+    images = images_of(array, "images")
+    if images is None:
+        options.refuse("rows", "an array", "drop_columns")
+        return split_table(table_of(array, drop_columns=options.drop_columns))
+    options.refuse("images", "an array of images", "image_size")
+    check_levels(images, "images")
+    data = split_images(resized({"train": images}, options.image_size), name="images")
+    return replace(data, doubts=tuple(level_doubts(images)))
 
 
 @dataclass(frozen=True)
@@ -247,7 +214,7 @@ def _open_path(name: str, path: Path, options: _Options) -> Dataset:
     found = None
     if path.suffix.lower() == ".npz":
         found = find_arrays("open_dataset", path, options.key)
-    read = _read_images(path, options.image_size, found)
+    read = read_images(path, options.image_size, found)
     if read is None:
         options.refuse(name, "a table", "key", "drop_columns")
         table = read_table(path, key=options.key, drop_columns=options.drop_columns)
@@ -255,13 +222,13 @@ def _open_path(name: str, path: Path, options: _Options) -> Dataset:
     options.refuse(name, "a set of images", "image_size", *(("key",) if found else ()))
     images, flip, notes = read
     check_levels(images["train"], name)
-    data = split_images(_resized(images, options.image_size), name=name, flip=flip)
+    data = split_images(resized(images, options.image_size), name=name, flip=flip)
     if found and found.left_out:
         notes = [f"the arrays {listed(found.left_out)}"]
     return replace(data, notes=tuple(notes), doubts=tuple(level_doubts(images["train"])))
 
 
-def _read_images(
+def read_images(
     path: Path, image_size: int | None, found: Found | None
 ) -> tuple[Images, bool, list[str]] | None:
     """Returns images by their part of the set, `flip`, and what was left out; None for a table."""
@@ -316,7 +283,8 @@ def _idx_images(path: Path) -> Tensor:
     return values.unsqueeze(1)
 
 
-def _resized(images: Images, image_size: int | None) -> Images:
+def resized(images: Images, image_size: int | None) -> Images:
+    """Returns images of another size, and labels as they are; None for their own."""
     if image_size is None:
         return images
     return {

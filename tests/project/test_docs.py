@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from helpers import ROOT
@@ -37,6 +38,18 @@ def test_readme_examples_run() -> None:
         assert names[name].shape == (50,)
         assert names[name].isfinite().all()
     assert names["bits"].isfinite().all()
+
+
+def test_example_of_data_in_memory_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.S)
+    (code,) = (code for code in codes if "data=frame" in code)
+    monkeypatch.chdir(tmp_path)
+    values = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).numpy()
+    names: dict[str, Any] = {"frame": pd.DataFrame(values, columns=["a", "b"])}
+    assert "steps=2000" in code
+    exec(code.replace("steps=2000", "steps=2, batch_size=4"), names)
+    assert names["log_p"].shape == (60,)
+    assert names["rows"].shape == (1000, 2)
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)

@@ -60,7 +60,7 @@ ORDER: dict[str, str] = {
         formats.reading formats.archives formats.arrays formats.columns formats.layout formats.text
         formats.frames formats.tables formats.idx formats.cifar formats.resizing formats.pictures
         formats.images sets.home sets.toy dataset
-        sets.magic sets.maf fetching sources
+        sets.magic sets.maf fetching sources rows
     """,
     "metrics": """
         points distances frechet two_sample manifolds floor

@@ -132,7 +132,12 @@ NAN, FAR = float("nan"), 1e30
         ([["a", "b"]], {}, TypeError, "rows of real numbers"),
         ([[0.0, 1000.0], [0.0, NAN]], {}, ValueError, r"row 1 .* column 'b' is nan; mend"),
         ([[FAR, 1000.0]], {}, ValueError, r"row 0 .* column 'a' is 1e\+30; mend"),
-        (pd.DataFrame({"a": [1.0], "c": [1.0]}), {}, ValueError, "frame without b; .* are a, c"),
+        (
+            pd.DataFrame({"a": [1.0], "c": [1.0]}),
+            {},
+            ValueError,
+            "which has no 'b'; its columns are a, c",
+        ),
         (ROWS, {"estimator": "exact"}, ValueError, "'exact': diffflow has bound, ode; import"),
         (ROWS, {"estimator": "importance_weighted"}, ValueError, "needs num_paths=2 or more"),
         (ROWS, {"num_paths": 0}, ValueError, "num_paths=0: expected at least 1"),

@@ -1,4 +1,4 @@
-"""Tables in Parquet and Feather (Arrow) files, read by pandas."""
+"""Data frames, and tables in Parquet and Feather (Arrow) files, read by pandas."""
 
 from __future__ import annotations
 
@@ -19,15 +19,31 @@ def read_frame(file: Path, selection: Selection) -> tuple[Values, list[str], lis
 
     Missing values are NaN. A TypeError names a column that holds no numbers.
     """
-    frame, notes = _load(file), []
+    return frame_values(_load(file), selection, str(file))
+
+
+def is_frame(rows: object) -> bool:
+    """Returns whether rows in memory are a data frame, of pandas or with columns as it has."""
+    return hasattr(rows, "columns") and hasattr(rows, "__getitem__")
+
+
+def frame_values(
+    frame: Any, selection: Selection, source: str
+) -> tuple[Values, list[str], list[str], list[str]]:
+    """Returns the selected columns of a data frame, as `read_frame` does."""
+    import pandas
+
+    if not isinstance(frame, pandas.DataFrame):
+        frame = pandas.DataFrame({name: np.asarray(frame[name]) for name in frame.columns})
+    notes = list[str]()
     names = [str(name) for name in frame.columns]
-    kept = selection.positions(names, str(file))
+    kept = selection.positions(names, source)
     frame, names = frame.iloc[:, kept], [names[i] for i in kept]
     wrong = {n: kind for n, kind in zip(names, frame.dtypes, strict=True) if not _is_number(kind)}
     if wrong:
         found = [f"{name} ({kind})" for name, kind in wrong.items()]
         raise TypeError(
-            f"read_table: expected columns of numbers, {str(file)!r} has {listed(found)}; "
+            f"read_table: expected columns of numbers, {source!r} has {listed(found)}; "
             f"cast decimals and numbers in text to double, or {how_to_leave_out([*wrong])}"
         )
     if type(frame.index).__name__ != "RangeIndex":

@@ -223,8 +223,12 @@ def read_image_array(path: Path, name: str | None) -> Tensor | None:
     number of axes, which are tables. Bytes with two axes are refused where a row has as many
     values as a square image.
     """
-    array = load_array("read_images", path, name)
-    _check_array(array, str(path))
+    return images_of(load_array("read_images", path, name), str(path))
+
+
+def images_of(array: NDArray[Any], source: str) -> Tensor | None:
+    """Returns images from an array as :func:`read_image_array` takes it, None for tables."""
+    _check_array(array, source)
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4:
@@ -234,7 +238,7 @@ def read_image_array(path: Path, name: str | None) -> Tensor | None:
     if array.shape[1] not in CHANNELS or 0 in array.shape:
         raise Refused(
             f"read_images: expected images with shape (n, H, W, C) or (n, C, H, W) and one or "
-            f"three channels C, {str(path)!r} has shape {array.shape}; save it in one of these"
+            f"three channels C, {source!r} has shape {array.shape}; save it in one of these"
         )
     return torch.from_numpy(np.array(array, order="C"))
 

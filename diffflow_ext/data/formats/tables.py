@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .arrays import find_arrays, load_array
 from .columns import (
@@ -24,7 +26,7 @@ from .columns import (
     parse_names,
     rounding_doubts,
 )
-from .frames import FRAME_SUFFIXES, read_frame
+from .frames import FRAME_SUFFIXES, frame_values, is_frame, read_frame
 from .reading import Refused, check_file
 from .text import PACKED_SUFFIXES, TEXT_SUFFIXES, read_text
 
@@ -80,7 +82,40 @@ def read_table(
         ValueError: If the file cannot be read as a finite table that can be standardised.
     """
     dropped = parse_names(drop_columns)
-    table = _read(Path(path), key, Selection(tuple(dropped)))
+    return _checked(_read(Path(path), key, Selection(tuple(dropped))), dropped)
+
+
+def table_of(rows: Any, *, drop_columns: str | Sequence[str] = (), name: str = "rows") -> Table:
+    """Returns a table of rows in memory.
+
+    Arguments:
+        rows: An array or a tensor of shape (n, d), whose columns are called x1, x2 and so on, or a
+            data frame.
+        drop_columns: As for :func:`read_table`, whose errors these are too.
+        name: The table's source, for messages and records.
+    """
+    dropped = parse_names(drop_columns)
+    selection = Selection(tuple(dropped))
+    if is_frame(rows):
+        values, columns, notes, doubts = frame_values(rows, selection, name)
+        return _checked(Table(values, columns, name, tuple(notes), tuple(doubts)), dropped)
+    values = _array_values(array_of(rows), name)
+    names = [f"x{i + 1}" for i in range(values.shape[1])]
+    kept = selection.positions(names, name, named=False)
+    values = np.ascontiguousarray(values[:, kept])
+    return _checked(Table(values, [names[i] for i in kept], name), dropped)
+
+
+def array_of(rows: Any) -> NDArray[Any]:
+    """Returns an array or a tensor as an array; bfloat16, which NumPy lacks, as float32."""
+    if isinstance(rows, Tensor):
+        rows = rows.detach().cpu()
+        return (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
+    return np.asarray(rows)
+
+
+def _checked(table: Table, dropped: Sequence[str]) -> Table:
+    """Returns a table that can be split and standardised, with a note of what was dropped."""
     _check_rows(len(table.values), table.source, table.doubts)
     _check_values(table.values, table.columns, table.source)
     _check_constant(table.values, table.columns, table.source)

@@ -53,7 +53,7 @@ def evaluate(
     num_paths: int = 1,
     ode_n: int | None = None,
     extractor: str | Path | None = None,
-    data: str | Path | None = None,
+    data: Any = None,
     out: str | Path | None = None,
     **sampler: Any,
 ) -> dict[str, Any]:
@@ -71,7 +71,8 @@ def evaluate(
         ode_n: Test data for the density of the ODE, for models that have it; 0 for none. By
             default 2000, for images 64.
         extractor: A file of `features.save_extractor`, for measures of images.
-        data: Where the data of the run are now, if they have moved.
+        data: Where the data of the run are now, if they have moved; or the data themselves, of a
+            run that was trained on data in memory.
         out: Another folder for the results, created if missing, for a run that may not be changed.
         sampler: Options of the model's sampler.
 

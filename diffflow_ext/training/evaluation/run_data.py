@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import Any
 
 from diffflow_ext.data import Dataset, describe_sets
 
@@ -11,23 +11,30 @@ from ..store.dataset import open_data
 from .loaded_run import LoadedRun
 
 
-def open_run_data(run: LoadedRun, data: str | Path | None = None, *, warn: bool = True) -> Dataset:
-    """Returns the data of a run, which lie at `data` if they have moved.
+def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dataset:
+    """Returns the data of a run, which are `data`, or lie there if that is a path.
 
     Raises:
         FileNotFoundError: If they aren't there.
         ValueError: If they aren't the data of the run: other columns, shapes or values.
     """
-    config = run.config
-    if data is not None:
+    config, rows = run.config, None
+    if data is not None and not isinstance(data, (str, os.PathLike)):
+        rows = data
+    elif data is not None:
         config = config.replaced(data=os.fspath(data))
+    elif not config.data.data:
+        raise FileNotFoundError(
+            "evaluate: expected the data of the run, which were in memory when it was trained;"
+            " give them again (data=..., or --data PATH)"
+        )
     elif is_gone(config.data.data):
         raise FileNotFoundError(
             f"{config.data.data!r}: expected the data of the run, found nothing; if they"
             " have moved, give their new path (--data PATH)"
         )
     try:
-        dataset = open_data(config, warn=warn)
+        dataset = open_data(config, rows, warn=warn)
     except (TypeError, ValueError) as error:
         if data is None:
             raise

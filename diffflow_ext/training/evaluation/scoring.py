@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.data.dataset import MAX_DEVIATIONS
-from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.data.formats.columns import Selection
+from diffflow_ext.data.formats.frames import frame_values, is_frame
 from diffflow_ext.functional.checks import in_words
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import dequantise
@@ -87,8 +88,9 @@ def standardised(record: DatasetRecord, rows: Any) -> Tensor:
         TypeError: If they are not numbers.
         ValueError: If their shape, a column or a value is wrong.
     """
-    values = _frame_values(record, rows) if hasattr(rows, "columns") else rows
-    values = values if isinstance(values, Tensor) else _tensor(values)
+    if is_frame(rows):
+        rows = frame_values(rows, Selection(wanted=record.columns), "rows")[0]
+    values = rows if isinstance(rows, Tensor) else _tensor(rows)
     shape = tuple(values.shape)
     if (
         values.ndim != 1 + len(record.event_shape)
@@ -123,18 +125,6 @@ def _check_reach(record: DatasetRecord, values: Tensor, x: Tensor) -> None:
             f" {row} (counted from 0), column {record.columns[column]!r} is"
             f" {float(values[row, column])}; mend or delete such rows"
         )
-
-
-def _frame_values(record: DatasetRecord, frame: Any) -> Any:
-    """Returns the columns of the run from a data frame of pandas or polars."""
-    names = {str(name): name for name in frame.columns}
-    missing = [name for name in record.columns if name not in names]
-    if missing or not record.columns:
-        raise ValueError(
-            f"score: expected the columns {listed(record.columns)}, got a frame without"
-            f" {listed(missing)}; its columns are {listed([*names])}"
-        )
-    return np.stack([np.asarray(frame[names[name]]) for name in record.columns], axis=1)
 
 
 def _tensor(values: Any) -> Tensor:

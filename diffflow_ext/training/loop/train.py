@@ -6,6 +6,9 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from diffflow_ext.functional.checks import in_words
 
 from ..config.fields import Config
 from ..config.files import to_toml
@@ -24,6 +27,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    data: Any = None,
     progress: bool | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> TrainResult:
@@ -36,6 +40,9 @@ def train(
             an uninterrupted run.
         overwrite: Whether to replace the run in `out`. Its files are removed when the first step
             of the new run is done, and those of others stay.
+        data: Data in memory, for a configuration without a path: a data frame, an array or a
+            tensor of shape (n, d), images in bytes, or a :class:`diffflow_ext.data.Dataset`. A run
+            keeps no copy: resuming and evaluating it need them again.
         progress: Whether to show a bar on stderr; by default only on a terminal.
         tell: A function such as `print`, which process 0 calls with each line about what was read,
             before it trains.
@@ -52,11 +59,16 @@ def train(
             process without saving, after two seconds also in the middle of an operation (not in a
             notebook, where it raises a KeyboardInterrupt after the operation).
     """
+    if data is not None and config.data.data:
+        raise ValueError(
+            f"train: data={in_words(config.data.data)}: expected a configuration without data"
+            " beside data in memory; leave one of them out"
+        )
     run = RunDirectory(out)
     check_outside(run, config)
     with joined(config.run.device) as world, _opened(run, world), threads(config.run.threads):
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
-        trainer = _trainer(config, run, world, overwrite=overwrite)
+        trainer = _trainer(config, run, world, data, overwrite=overwrite)
         trainer.step.rehearse()
         _start(trainer, overwrite=overwrite)
         _tell(trainer, tell)
@@ -85,10 +97,13 @@ def rehearse(
         _tell(trainer, tell)
 
 
-def _trainer(config: Config, run: RunDirectory, world: World, *, overwrite: bool) -> Trainer:
+def _trainer(
+    config: Config, run: RunDirectory, world: World, data: Any = None, *, overwrite: bool
+) -> Trainer:
     """Returns a trainer, restored from the newest checkpoint if there is one to go on from."""
     resumes = not overwrite and bool(step_directories(run.checkpoints))
-    return Trainer(config, run, world, load_latest(run.checkpoints) if resumes else None)
+    checkpoint = load_latest(run.checkpoints) if resumes else None
+    return Trainer(config, run, world, checkpoint, data)
 
 
 def _tell(trainer: Trainer, tell: Callable[[str], object] | None) -> None:

@@ -60,10 +60,15 @@ class Trainer:
     """One session of a run: data and state in memory, and the loop over steps."""
 
     def __init__(
-        self, config: Config, run: RunDirectory, world: World, checkpoint: Checkpoint | None
+        self,
+        config: Config,
+        run: RunDirectory,
+        world: World,
+        checkpoint: Checkpoint | None,
+        rows: Any = None,
     ) -> None:
         device = pick_device(config.run.device, local_rank())
-        dataset = open_data(config, warn=world.writes)
+        dataset = open_data(config, rows, warn=world.writes)
         if checkpoint is not None:
             config = completed_from(config, recorded(checkpoint)[1])
         config = resolve(config, is_image=dataset.is_image, flip=dataset.flip)

@@ -20,16 +20,22 @@ from ..config.files import from_record
 from .checkpoint import Checkpoint, CheckpointError
 
 
-def open_data(config: Config, *, warn: bool = True) -> Dataset:
-    """Returns the data of a configuration; errors and warnings are those of `open_dataset`."""
+def open_data(config: Config, rows: Any = None, *, warn: bool = True) -> Dataset:
+    """Returns the data of a configuration; errors and warnings are those of `open_dataset`.
+
+    `rows` are data in memory, for a configuration without a path: a dataset, or what
+    `open_dataset` makes one of.
+    """
     data = config.data
-    if not data.data:
+    if isinstance(rows, Dataset):
+        return rows
+    if not data.data and rows is None:
         raise ValueError("train: expected DATA, a built-in set or a file (diffflow data list)")
     with warnings.catch_warnings():
         if not warn:
             warnings.simplefilter("ignore", UserWarning)
         return open_dataset(
-            data.data,
+            data.data if rows is None else rows,
             seed=data.data_seed,
             limit=data.limit,
             image_size=data.image_size,

@@ -1,0 +1,77 @@
+"""Rows and images that are not split: those to which a trained model is applied."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .formats.arrays import find_arrays
+from .formats.images import check_levels, level_doubts
+from .formats.reading import Refused
+from .formats.tables import read_rows
+from .sources import read_images, resized
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows in the units of their file, or images.
+
+    Attributes:
+        values: float64 of shape (n, d), or uint8 of shape (n, C, H, W).
+        notes: What else the file has, and was left out.
+        doubts: What may have been meant otherwise.
+    """
+
+    values: Tensor
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+
+def open_rows(
+    source: str | os.PathLike[str],
+    columns: Sequence[str] = (),
+    *,
+    image_size: int | None = None,
+    key: str | None = None,
+) -> Rows:
+    """Opens rows, or images, that are not split: those to which a trained model is applied.
+
+    Arguments:
+        source: A path to a table (see `read_rows`), or to images as `open_dataset` takes them.
+        columns: The names of the table's columns; none for images.
+        image_size: Height and width to which images are resized; None for their own.
+        key: The array to read from an `.npz` file with several.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ImportError: If a package that the file needs is missing.
+        TypeError: If a table holds no real numbers.
+        ValueError: If the data cannot be used: see `read_rows`.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"open_rows: expected a file or folder, found nothing at {str(path)!r}; give the path "
+            "of the rows"
+        )
+    if columns:
+        table = read_rows(path, columns, key=key)
+        return Rows(torch.from_numpy(table.values), table.notes, table.doubts)
+    is_npz = path.suffix.lower() == ".npz"
+    found = find_arrays("open_rows", path, key) if is_npz else None
+    read = read_images(path, image_size, found)
+    images = {} if read is None else {k: v for k, v in read[0].items() if not k.endswith("labels")}
+    if read is None or len(images) != 1:
+        names = f", found {', '.join(images)}" if images else ""
+        raise Refused(
+            f"open_rows: expected one set of images in {str(path)!r}{names}; name a file or "
+            "folder with those alone, or one array of an .npz file with --key (in Python key=)"
+        )
+    (pixels,) = resized(images, image_size).values()
+    check_levels(pixels, str(path))
+    return Rows(pixels, tuple(read[2]), tuple(level_doubts(pixels)))
