@@ -73,7 +73,7 @@ ORDER: dict[str, str] = {
         recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm recipes.nfdm
         recipes.flows recipes.build
         parallel.device parallel.distributed parallel.sharding
-        loop.batches loop.session loop.state loop.diagnosis loop.captured
+        loop.batches loop.progress loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
         evaluation.sampling evaluation.scoring evaluation.loaded_run evaluation.run_data
         evaluation.likelihoods

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 #: Seconds after which a second signal ends the process, if an operation doesn't let Python do so.
 GRACE = 2.0

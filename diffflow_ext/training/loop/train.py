@@ -43,7 +43,8 @@ def train(
         data: Data in memory, for a configuration without a path: a data frame, an array or a
             tensor of shape (n, d), images in bytes, or a :class:`diffflow_ext.data.Dataset`. A run
             keeps no copy: resuming and evaluating it need them again.
-        progress: Whether to show a bar on stderr; by default only on a terminal.
+        progress: Whether to show a bar on stderr; by default on a terminal and in a notebook, and
+            elsewhere a line every half a minute.
         tell: A function such as `print`, which process 0 calls with each line about what was read,
             before it trains.
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from diffflow_ext.functional.core import build_info
 
 from ..config.defaults import completed_from, resolve
@@ -30,6 +28,7 @@ from ..store.dataset import DatasetRecord, open_data, recorded
 from ..store.directory import MetricsLog, NoLog, RunDirectory
 from ..store.saver import Saver
 from .batches import Batches
+from .progress import Progress
 from .session import Interrupted, own_generator, signals
 from .starting import check_batch, check_world, warn_of_other_end
 from .state import TrainState
@@ -116,14 +115,10 @@ class Trainer:
 
         With `overwrite`, the run in the directory is replaced when the first step is done.
         """
-        disabled, before = None if progress is None else not progress, self.state.step
-        if not self.world.writes:
-            disabled = True
+        before, steps = self.state.step, self.config.optimiser.steps
         self.rate = _Rate(self.state, self.config.optimiser.batch_size)
         with (
-            tqdm(
-                total=self.config.optimiser.steps, initial=before, disable=disabled, unit="step"
-            ) as bar,
+            Progress(steps, before, progress if self.world.writes else False) as bar,
             signals(announce=self.world.writes) as received,
             own_generator(self.device),
         ):
@@ -146,7 +141,7 @@ class Trainer:
         return first
 
     def _loop_and_save(
-        self, log: MetricsLog, bar: tqdm[Any], received: list[int], first: Taken | None
+        self, log: MetricsLog, bar: Progress, received: list[int], first: Taken | None
     ) -> None:
         """Trains, and returns when everything is written.
 
@@ -175,7 +170,7 @@ class Trainer:
         return MetricsLog(self.run.metrics, self.state.step) if self.world.writes else NoLog()
 
     def _loop(
-        self, log: MetricsLog, bar: tqdm[Any], received: list[int], first: Taken | None
+        self, log: MetricsLog, bar: Progress, received: list[int], first: Taken | None
     ) -> None:
         state, steps = self.state, self.config.optimiser.steps
         while first or state.step < steps:
@@ -187,7 +182,7 @@ class Trainer:
                     line |= self.recipe.reading(state.step - 1, line["loss"])
                 line |= self.rate.measure()
                 log.write(line)
-                bar.set_postfix_str(self._bar_text(line))
+                bar.show(state.step, self._bar_text(line))
             if signum or is_saved(self.config, state.step):
                 self.rate.tick()
                 log.sync()
