@@ -142,13 +142,15 @@ class Score(Section):
     op: ClassVar[str] = "score"
     #: The run directory.
     run: RunArgument
-    #: A table with the columns of the run, in any order and others beside them, or images.
+    #: A table with the columns of the run, in any order and others beside them; or images, which
+    #: are taken in alphabetical order.
     data: Annotated[Positional[str], arg(metavar="DATA")]
     #: A .csv or .npy file: a number for each row, in nats, in the units of the data.
     out: Annotated[str, arg(metavar="FILE")]
-    #: exact, ode, bound or importance_weighted; None takes the density, of images the bound.
+    #: exact (flow, ffjord), ode (all others), bound (all but dinof), or importance_weighted
+    #: (diffflow); None takes the density, of images the bound. Bounds of rows are random numbers.
     estimator: Annotated[Maybe[str], arg(metavar="NAME")] = None
-    #: Paths K of the importance-weighted bound (diffflow).
+    #: Paths K of the importance-weighted bound (diffflow), which is taken then.
     num_paths: Annotated[int, whole(1, MAX_PATHS)] = 1
     #: Steps N of the bound (diffflow); None takes those of the run.
     num_steps: Annotated[Maybe[int], whole(1)] = None
@@ -166,8 +168,13 @@ class Score(Section):
         with joined(self.device) as world:
             run = load_run(self.run, self.device)
             check_target(self.out, SCORE_ENDINGS, overwrite=self.overwrite)
+            if os.path.exists(self.out) and os.path.samefile(self.out, self.data):
+                raise ValueError(f"score: {self.out}: expected another file than DATA; rename it")
             size = run.config.data.image_size
-            rows = open_rows(self.data, run.record.columns, image_size=size, key=self.key)
+            dropped = run.config.data.drop_columns or ()
+            rows = open_rows(
+                self.data, run.record.columns, image_size=size, key=self.key, drop_columns=dropped
+            )
             settings = EvaluationSettings(self.num_steps, self.num_paths)
             title = pick_estimator(run.recipe, self.estimator, settings).title
             names = ("estimator", "num_steps", "num_paths", "seed")

@@ -38,6 +38,7 @@ def open_rows(
     *,
     image_size: int | None = None,
     key: str | None = None,
+    drop_columns: str | Sequence[str] = (),
 ) -> Rows:
     """Opens rows, or images, that are not split: those to which a trained model is applied.
 
@@ -46,6 +47,7 @@ def open_rows(
         columns: The names of the table's columns; none for images.
         image_size: Height and width to which images are resized; None for their own.
         key: The array to read from an `.npz` file with several.
+        drop_columns: Columns of a table without names that are left out (see `read_rows`).
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
@@ -60,7 +62,7 @@ def open_rows(
             "of the rows"
         )
     if columns:
-        table = read_rows(path, columns, key=key)
+        table = read_rows(path, columns, key=key, drop_columns=drop_columns)
         return Rows(torch.from_numpy(table.values), table.notes, table.doubts)
     is_npz = path.suffix.lower() == ".npz"
     found = find_arrays("open_rows", path, key) if is_npz else None

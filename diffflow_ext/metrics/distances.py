@@ -188,7 +188,8 @@ def gaussian_nll(train: Points, test: Points) -> tuple[float, float]:
     """
     fit, rows = pair("gaussian_nll", train, test, 2, names=("train", "test"))
     mean = fit.mean(dim=0)
-    covariance = fit.T.cov(correction=0)
+    # torch gives a single number for a single column.
+    covariance = fit.T.cov(correction=0).reshape(fit.shape[1], fit.shape[1])
     factor, failed = torch.linalg.cholesky_ex(covariance)
     pivots = factor.diagonal()
     # A column that repeats others leaves a pivot of rounding error, not always an exact zero.

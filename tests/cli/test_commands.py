@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import subprocess
@@ -119,6 +120,30 @@ def test_what_cannot_be_scored(
     (tmp_path / "gap.csv").write_text("a,b\n1,1000\n1,\n")
     assert message in refusal(capsys, "score", run, *words)
     assert not list(tmp_path.glob("x.*"))
+
+
+def test_scores_do_not_replace_their_rows_nor_files_of_others(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, other = tmp_path / "rows.csv", tmp_path / ".tmp-s.csv"
+    rows.write_text("a,b\n1,1000\n")
+    other.write_text("mine")
+    words = ("score", run, rows, "--overwrite", "--out")
+    assert "expected another file than DATA" in refusal(capsys, *words, rows)
+    assert main([*map(str, words), str(tmp_path / "s.csv")]) == 0
+    assert (rows.read_text(), other.read_text()) == ("a,b\n1,1000\n", "mine")
+
+
+def test_a_table_of_one_column(tmp_path: Path) -> None:
+    values = torch.randn(600, generator=torch.Generator().manual_seed(0)).tolist()
+    (tmp_path / "one.csv").write_text("a\n" + "".join(f"{value}\n" for value in values))
+    out, scores = str(tmp_path / "run"), tmp_path / "scores.npy"
+    assert main(["train", str(tmp_path / "one.csv"), "--out", out, *FAST]) == 0
+    assert main(["evaluate", out, "--n=60", "--no-figures"]) == 0
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())["gaussian_nll"]
+    assert found == pytest.approx(0.5 * math.log(2 * math.pi * math.e), abs=0.3)
+    assert main(["score", out, str(tmp_path / "one.csv"), "--out", str(scores)]) == 0
+    assert np.load(scores).shape == (600, 1)
 
 
 def test_targets_that_cannot_be_written(

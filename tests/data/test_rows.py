@@ -39,6 +39,32 @@ def test_columns_without_names_are_taken_in_their_order(tmp_path: Path, name: st
         read_rows(tmp_path / name, ["a", "b", "c"])
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.npy"])
+def test_an_index_is_no_column(tmp_path: Path, name: str) -> None:
+    """Columns x1 and x2 of a run are not the first two of three without names."""
+    values = np.array([[0, 1.5, 2.5], [1, 3.5, 4.5]])
+    np.save(tmp_path / name, values) if name == "t.npy" else np.savetxt(
+        tmp_path / name, values, delimiter=","
+    )
+    with pytest.raises(ValueError, match=r"the 2 columns x1, x2 in .* names none and has 3"):
+        read_rows(tmp_path / name, ["x1", "x2"])
+    rows = read_rows(tmp_path / name, ["x2", "x3"], drop_columns="x1")
+    assert np.array_equal(rows.values, values[:, 1:])
+
+
+def test_an_index_without_a_name_is_not_the_first_column(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(",x2,x3\n0,1.5,2.5\n1,3.5,4.5\n")
+    with pytest.raises(ValueError, match=r"which has no 'x1'"):
+        read_rows(tmp_path / "t.csv", ["x1", "x2", "x3"])
+    (tmp_path / "t.csv").write_text(",x1,x2\n0,1.5,2.5\n1,3.5,4.5\n")
+    assert read_rows(tmp_path / "t.csv", ["x1", "x2"]).values.tolist() == [[1.5, 2.5], [3.5, 4.5]]
+
+
+def test_equal_names_of_other_columns_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("c,a,c\n1,2,3\n")
+    assert read_rows(tmp_path / "t.csv", ["a"]).values.tolist() == [[2.0]]
+
+
 def test_an_output_of_a_keel_file_may_be_asked_for(tmp_path: Path) -> None:
     head = "@relation t\n@attribute a real\n@attribute b real\n@inputs a\n@outputs b\n@data\n"
     (tmp_path / "t.dat").write_text(head + "1.5, 2.5\n")

@@ -70,7 +70,8 @@ def test_the_mean_over_test_data_is_that_of_the_evaluation(runs: dict[str, Loade
     rows = data.to_original(data.test)
     found = likelihoods(run, data, len(rows), EvaluationSettings(None, 4, len(rows)), 3)
     for name in ("bound", "importance_weighted", "ode"):
-        scores = run.log_prob(rows, estimator=name, num_paths=4, seed=3)
+        paths = 4 if name == "importance_weighted" else 1
+        scores = run.log_prob(rows, estimator=name, num_paths=paths, seed=3)
         assert -float(scores.mean()) == pytest.approx(found[f"{name}_data_units"], rel=1e-6)
 
 
@@ -140,6 +141,9 @@ NAN, FAR = float("nan"), 1e30
         ),
         (ROWS, {"estimator": "exact"}, ValueError, "'exact': diffflow has bound, ode; import"),
         (ROWS, {"estimator": "importance_weighted"}, ValueError, "needs num_paths=2 or more"),
+        (ROWS, {"estimator": "ode", "num_paths": 2}, ValueError, "num_paths=2: expected 1"),
+        (ROWS, {"num_steps": 2}, ValueError, "num_steps=2: 'ode' has steps of its own"),
+        (np.ma.masked_less(ROWS.numpy(), 0.0), {}, ValueError, "row 1 .* column 'a' is nan"),
         (ROWS, {"num_paths": 0}, ValueError, "num_paths=0: expected at least 1"),
         (ROWS, {"seed": -1}, ValueError, "seed"),
     ],
@@ -153,6 +157,20 @@ def test_what_does_not_suit(
 ) -> None:
     with pytest.raises(error, match=message):
         runs["diffflow"].log_prob(rows, **options)
+
+
+def test_paths_are_of_models_that_have_them(runs: dict[str, LoadedRun]) -> None:
+    for name in ("flow", "ddpm"):
+        with pytest.raises(ValueError, match="num_paths=2: expected 1, because only importance_w"):
+            runs[name].log_prob(ROWS, num_paths=2)
+
+
+def test_samples_have_the_units_that_are_named(runs: dict[str, LoadedRun]) -> None:
+    run = runs["flow"]
+    x, rows = run.sample(5, units="training"), run.sample(5)
+    assert torch.equal(run.record.in_data_units(x), rows)
+    with pytest.raises(ValueError, match="units='foo': expected 'data' or 'training'"):
+        run.sample(5, units="foo")  # pyright: ignore[reportArgumentType]
 
 
 def test_steps_are_of_models_that_have_them(runs: dict[str, LoadedRun]) -> None:

@@ -99,20 +99,24 @@ class Selection:
     def positions(self, names: Sequence[str], source: str, *, named: bool = True) -> list[int]:
         """Returns the positions of the columns; `named` tells whether the file has the names.
 
-        Columns without names are taken by their order if they are as many as are wanted.
+        Columns without names are taken by their order, if those that are not dropped are as many
+        as are wanted.
 
         Raises:
             ValueError: If a name occurs twice, a column that is named here does not exist, or none
                 is left.
         """
-        twice = [name for name, count in Counter(names).items() if count > 1]
+        counts = Counter(names if self.wanted is None else (n for n in names if n in self.wanted))
+        twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise Refused(
                 f"read_table: expected columns with different names, {source!r} has two or more "
                 f"called {listed([*map(repr, twice)])}; give each a name of its own"
             )
         if self.wanted is not None:
-            return self._by_name(self.wanted, names, source, named=named)
+            if named:
+                return self._by_name(self.wanted, names, source)
+            return self._in_order(self.wanted, names, source)
         unknown = [name for name in self.dropped if name not in names]
         if unknown:
             raise Refused(
@@ -127,26 +131,25 @@ class Selection:
             )
         return kept
 
-    @staticmethod
-    def _by_name(
-        wanted: Sequence[str], names: Sequence[str], source: str, *, named: bool
-    ) -> list[int]:
+    def _by_name(self, wanted: Sequence[str], names: Sequence[str], source: str) -> list[int]:
         places = {name: i for i, name in enumerate(names)}
         missing = [name for name in wanted if name not in places]
-        if not missing:
-            return [places[name] for name in wanted]
-        if named:
+        if missing:
             raise Refused(
                 f"read_table: expected the columns {listed(wanted)} in {source!r}, which has no "
                 f"{listed([*map(repr, missing)])}; its columns are {listed(names)}: name them so"
             )
-        if len(names) != len(wanted):
+        return [places[name] for name in wanted]
+
+    def _in_order(self, wanted: Sequence[str], names: Sequence[str], source: str) -> list[int]:
+        kept = [i for i, name in enumerate(names) if name not in self.dropped]
+        if len(kept) != len(wanted):
             raise Refused(
                 f"read_table: expected the {len(wanted)} columns {listed(wanted)} in {source!r}, "
                 f"which names none and has {len(names)}; name them in a first line, or write "
                 "those alone in this order"
             )
-        return [*range(len(wanted))]
+        return kept
 
 
 def column_kinds(values: Values) -> list[str]:

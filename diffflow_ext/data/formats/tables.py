@@ -111,6 +111,8 @@ def array_of(rows: Any) -> NDArray[Any]:
     if isinstance(rows, Tensor):
         rows = rows.detach().cpu()
         return (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
+    if isinstance(rows, np.ma.MaskedArray):
+        return np.ma.filled(rows.astype(np.float64), np.nan)
     return np.asarray(rows)
 
 
@@ -124,7 +126,11 @@ def _checked(table: Table, dropped: Sequence[str]) -> Table:
 
 
 def read_rows(
-    path: str | os.PathLike[str], columns: Sequence[str], *, key: str | None = None
+    path: str | os.PathLike[str],
+    columns: Sequence[str],
+    *,
+    key: str | None = None,
+    drop_columns: str | Sequence[str] = (),
 ) -> Table:
     """Reads rows with known columns from a file of the formats of :func:`read_table`.
 
@@ -133,6 +139,8 @@ def read_rows(
             read; if it names none it has the known ones in their order.
         columns: Their names.
         key: The array's name in an `.npz` file with several.
+        drop_columns: Columns that a file without names may have beside the known ones, by the
+            names x1, x2 and so on.
 
     Returns:
         The rows, at least one, with the columns in the order of `columns`.
@@ -143,7 +151,8 @@ def read_rows(
         TypeError: If an array or column holds text, truth values, complex numbers or records.
         ValueError: If a column is missing, a value is not finite, or the file cannot be read.
     """
-    table = _read(Path(path), key, Selection(wanted=tuple(columns)))
+    selection = Selection(tuple(parse_names(drop_columns)), tuple(columns))
+    table = _read(Path(path), key, selection)
     if not len(table.values):
         raise ValueError(
             f"read_table: expected at least one row, {table.source!r} has none; write the rows"

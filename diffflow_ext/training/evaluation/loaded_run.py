@@ -66,8 +66,10 @@ class LoadedRun:
 
         Raises:
             ValueError: If `n` or `seed` isn't in its range, the samples don't fit in memory, or
-                the model's sampler has no such option.
+                the model's sampler has no such option, or `units` is another word.
         """
+        if units not in ("data", "training"):
+            raise ValueError(f"sample: units={units!r}: expected 'data' or 'training'")
         samples = draw(self.recipe, n, seed=seed, num_steps=num_steps, world=world, **options)
         return samples if units == "training" else self.record.in_data_units(samples)
 
@@ -89,9 +91,10 @@ class LoadedRun:
             estimator: "exact", "ode", "bound" or "importance_weighted", if the model has it. By
                 default an exact density or the ODE's; of images the bound.
             num_steps: Steps N of the model's bound; None for its own.
-            num_paths: Paths of the importance-weighted bound, which is the default if there are 2
-                or more.
-            seed: Seed of all noise, which for a row also depends on its index.
+            num_paths: Paths of the importance-weighted bound, which is taken if there are 2 or
+                more.
+            seed: Seed of all noise, which for a row also depends on its index. A bound is a random
+                number: rows that differ by less than its scatter over seeds are not ranked by it.
             world: The processes that share the work; all of them get all numbers.
 
         Returns:

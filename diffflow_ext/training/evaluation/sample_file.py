@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -42,14 +43,14 @@ def write_samples(path: str | Path, samples: Tensor, columns: Sequence[str]) -> 
     """
     path = Path(path)
     values = _bytes(samples) if samples.ndim == 4 else _vectors(samples, columns)
-    aside = path.with_name(f".tmp-{path.name}")
-    aside.unlink(missing_ok=True)  # It may be a link, which isn't followed.
+    # A new name each time: a file that is there belongs to somebody else.
+    aside = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}"[:255])
     try:
         if path.suffix.lower() == ".csv":
-            with aside.open("w", encoding="utf-8", newline="") as file:
+            with aside.open("x", encoding="utf-8", newline="") as file:
                 _write_csv(file, values, columns)
         else:
-            with aside.open("wb") as binary:
+            with aside.open("xb") as binary:
                 _write_numpy(binary, values, path.suffix.lower())
         os.replace(aside, path)
     finally:

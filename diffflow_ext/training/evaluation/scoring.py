@@ -20,6 +20,7 @@ from torch import Tensor
 from diffflow_ext.data.dataset import MAX_DEVIATIONS
 from diffflow_ext.data.formats.columns import Selection
 from diffflow_ext.data.formats.frames import frame_values, is_frame
+from diffflow_ext.data.formats.tables import array_of
 from diffflow_ext.functional.checks import in_words
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import dequantise
@@ -45,12 +46,30 @@ def pick_estimator(
         several = settings.num_paths > 1
         wanted = bounds if several else bounds[:1] if recipe.is_image else ()
         name = next((one for one in reversed(wanted) if one in estimators), [*estimators][-1])
+    _refuse_unused(name, estimators, settings)
     if name not in estimators:
         more = "; importance_weighted needs num_paths=2 or more" if "bound" in estimators else ""
         raise ValueError(
             f"score: estimator={name!r}: {recipe.config.name} has {', '.join(estimators)}{more}"
         )
     return estimators[name]
+
+
+def _refuse_unused(
+    name: str, estimators: dict[str, Estimator], settings: EvaluationSettings
+) -> None:
+    """Refuses options that an estimator does not have."""
+    paths, steps = settings.num_paths, settings.num_steps
+    if paths > 1 and name != "importance_weighted":
+        raise ValueError(
+            f"score: num_paths={paths}: expected 1, because only importance_weighted of diffflow"
+            f" has several, got estimator {name!r}; leave one of them out"
+        )
+    if steps is not None and name in ("ode", "exact") and name in estimators:
+        raise ValueError(
+            f"score: num_steps={steps}: {name!r} has steps of its own; leave num_steps out, or"
+            " take estimator='bound'"
+        )
 
 
 def log_probs(
@@ -128,7 +147,7 @@ def _check_reach(record: DatasetRecord, values: Tensor, x: Tensor) -> None:
 
 
 def _tensor(values: Any) -> Tensor:
-    array = np.asarray(values)
+    array = array_of(values)
     if array.dtype.kind not in "fiu":
         raise TypeError(
             f"score: expected rows of real numbers, got {in_words(values)} of {array.dtype}; give"
