@@ -57,10 +57,14 @@ CHOSEN: list[tuple[dict[str, Any], bool, dict[str, Any]]] = [
         False,
         {
             "net": "mlp", "time_functions": 2, "forward_multiplier": 0.5, "time_scale": 1.0,
-            "learning_rate": 3e-3,
+            "learning_rate": 2e-3, "log_snr_start": 9.2,
         },
     ),
-    ({"model": "nfdm"}, True, {"net": "unet", "time_functions": 2, "time_scale": 1000.0}),
+    (
+        {"model": "nfdm"},
+        True,
+        {"net": "unet", "time_functions": 2, "time_scale": 1000.0, "log_snr_start": 12.0},
+    ),
     (
         {"model": "nfdm", "forward": "linear"},
         False,
