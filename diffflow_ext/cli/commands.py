@@ -168,7 +168,9 @@ class Score(Section):
         with joined(self.device) as world:
             run = load_run(self.run, self.device)
             check_target(self.out, SCORE_ENDINGS, overwrite=self.overwrite)
-            if os.path.exists(self.out) and os.path.samefile(self.out, self.data):
+            if all(map(os.path.exists, (self.out, self.data))) and os.path.samefile(
+                self.out, self.data
+            ):
                 raise ValueError(f"score: {self.out}: expected another file than DATA; rename it")
             size = run.config.data.image_size
             dropped = run.config.data.drop_columns or ()

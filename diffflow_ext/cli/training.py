@@ -106,6 +106,11 @@ def _config(options: TrainOptions, model: str | None, words: list[str]) -> Confi
 def _check_data(options: TrainOptions, config: Config) -> None:
     """Refuses to go on without data, with the words that are missing."""
     data, out = config.data.data, shlex.quote(options.out)
+    if not data and options.resume and RunDirectory(options.out).config.exists():
+        raise ValueError(
+            "train: --resume: expected the data of the run, which were in memory when it was"
+            f" trained; give a file with them: diffflow train PATH --out {out} --resume"
+        )
     if not data and options.resume:
         raise ValueError(
             f"train: --resume: expected a run in {options.out!r}, got none; give another --out, or"

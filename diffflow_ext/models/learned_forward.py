@@ -27,7 +27,7 @@ from diffflow_ext.processes.linear import LogSNR
 #: The most that a function of time changes the logarithm of a scale.
 MAX_LOG_SCALE = 0.5
 #: The largest logarithm of signal to noise at the data; float32 can't tell smaller noise from 0.
-_MAX_START = 24.0
+MAX_START = 24.0
 #: h and u, shape (B, K, *event) each; None for the linear process.
 Coefficients = tuple[Tensor, Tensor] | None
 
@@ -77,9 +77,9 @@ class LearnedForward(nn.Module):
                 "NFDM: expected forward_net to be callable as forward_net(x0), got "
                 f"{in_words(net)}"
             )
-        if net is not None and process.start > _MAX_START:
+        if net is not None and process.start > MAX_START:
             raise ValueError(
-                f"NFDM: expected process.start <= {_MAX_START:g} with a forward_net, whose bound "
+                f"NFDM: expected process.start <= {MAX_START:g} with a forward_net, whose bound "
                 f"has no digits left beyond, got {process.start}; take a smaller one"
             )
         self.net, self.process = net, process

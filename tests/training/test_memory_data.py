@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cli_runs import write_points
+from cli_runs import refusal, write_points
 
+from diffflow_ext.cli import main
 from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.training import configure, evaluate, load_run, train
 
@@ -51,6 +52,18 @@ def test_a_run_goes_on_with_the_same_data(frame: pd.DataFrame, tmp_path: Path) -
         train(more, tmp_path / "run", data=frame + 1, resume=True)
     with pytest.raises(ValueError, match="expected DATA"):
         train(more, tmp_path / "run", resume=True)
+
+
+def test_the_program_asks_for_a_file_with_them(
+    frame: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(configure(**SMALL, schedule="constant", progressive="off"), tmp_path / "run", data=frame)
+    words = ("--out", str(tmp_path / "run"), "--resume", "--steps=6")
+    assert "which were in memory when it was trained; give a file" in refusal(
+        capsys, "train", *words
+    )
+    assert main(["train", str(tmp_path / "points.csv"), *words]) == 0
+    assert load_run(tmp_path / "run").step == 6
 
 
 def test_an_evaluation_needs_them_again(frame: pd.DataFrame, tmp_path: Path) -> None:

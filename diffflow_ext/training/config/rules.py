@@ -163,8 +163,6 @@ POSITIVE = Rule(
 )
 NOT_NEGATIVE = Rule(f"a number from 0 to {LARGEST}", lambda value: 0 <= value <= LARGEST)
 # As `processes.LogSNR`, which this module does not import: help texts need no torch.
-#: The most at the data for a learned forward process; see `models.learned_forward`.
-MAX_START = 24.0
 LOG_SNR = Rule("a number from -40 to 40", lambda value: -40 <= value <= 40)
 BELOW_ONE = Rule("a number from 0 up to but not including 1", lambda value: 0 <= value < 1)
 UP_TO_ONE = Rule("a number above 0 up to 1", lambda value: 0 < value <= 1)

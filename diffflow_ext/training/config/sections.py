@@ -11,6 +11,8 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
+from diffflow_ext.models.learned_forward import MAX_START
+
 from . import rules
 from .rules import Chosen, Maybe, Section, whole
 
@@ -125,9 +127,9 @@ class NFDMModel(Section):
         super().__post_init__()
         self.check_order("log_snr_end", "log_snr_start")
         start = self.log_snr_start
-        if self.forward == "learned" and start is not None and start > rules.MAX_START:
+        if self.forward == "learned" and start is not None and start > MAX_START:
             raise ValueError(
-                f"train: log_snr_start={start!r}: expected at most {rules.MAX_START:g} for a"
+                f"train: log_snr_start={start!r}: expected at most {MAX_START:g} for a"
                 " learned process, whose bound has no digits left beyond; lower it, or take"
                 " forward='linear'"
             )
