@@ -54,10 +54,16 @@ def test_an_index_is_no_column(tmp_path: Path, name: str) -> None:
 
 def test_an_index_without_a_name_is_not_the_first_column(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(",x2,x3\n0,1.5,2.5\n1,3.5,4.5\n")
-    with pytest.raises(ValueError, match=r"which has no 'x1'"):
+    with pytest.raises(ValueError, match=r"the column 'x1' in .* numbers the rows, as an index"):
         read_rows(tmp_path / "t.csv", ["x1", "x2", "x3"])
     (tmp_path / "t.csv").write_text(",x1,x2\n0,1.5,2.5\n1,3.5,4.5\n")
     assert read_rows(tmp_path / "t.csv", ["x1", "x2"]).values.tolist() == [[1.5, 2.5], [3.5, 4.5]]
+
+
+def test_a_column_without_a_name_that_is_no_index_is_read(tmp_path: Path) -> None:
+    """As training reads it, with a warning."""
+    (tmp_path / "t.csv").write_text(",b\n0.25,1.5\n0.75,3.5\n")
+    assert read_rows(tmp_path / "t.csv", ["x1", "b"]).values.tolist() == [[0.25, 1.5], [0.75, 3.5]]
 
 
 def test_equal_names_of_other_columns_do_not_matter(tmp_path: Path) -> None:

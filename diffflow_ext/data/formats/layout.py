@@ -377,7 +377,7 @@ def _with_kept(layout: Layout, head: _Head, selection: Selection) -> Layout:
         outputs = [name for name in outputs if name not in selection.dropped]
         notes += [f"{name} (output of a KEEL file)" for name in outputs]
         selection = selection.without(outputs)
-    # An index has no name by which a column is asked for.
-    asked = ["", *names[1:]] if layout.index and selection.wanted else names
-    kept = selection.positions(asked, layout.source, named=layout.has_names)
+    if layout.index and selection.wanted and names[0] in names[1:]:
+        names = ["", *names[1:]]  # The name that the first column was given is that of another.
+    kept = selection.positions(names, layout.source, named=layout.has_names)
     return replace(layout, kept=kept, notes=notes)

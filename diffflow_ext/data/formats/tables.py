@@ -99,11 +99,8 @@ def table_of(rows: Any, *, drop_columns: str | Sequence[str] = (), name: str = "
     if is_frame(rows):
         values, columns, notes, doubts = frame_values(rows, selection, name)
         return _checked(Table(values, columns, name, tuple(notes), tuple(doubts)), dropped)
-    values = _array_values(array_of(rows), name)
-    names = [f"x{i + 1}" for i in range(values.shape[1])]
-    kept = selection.positions(names, name, named=False)
-    values = np.ascontiguousarray(values[:, kept])
-    return _checked(Table(values, [names[i] for i in kept], name), dropped)
+    values, columns, doubts = _selected(array_of(rows), selection, name)
+    return _checked(Table(values, columns, name, doubts=tuple(doubts)), dropped)
 
 
 def array_of(rows: Any) -> NDArray[Any]:
@@ -198,15 +195,23 @@ def _read_array(
             f"with --key={found.names['train']} (in Python key={found.names['train']!r})"
         )
     loaded = load_array("read_table", file, found.names["train"])
-    values = _array_values(loaded, str(file))
+    values, columns, doubts = _selected(loaded, selection, str(file))
+    notes = [f"the arrays {listed(found.left_out)}"] if found.left_out else []
+    return values, columns, notes, doubts
+
+
+def _selected(
+    array: NDArray[Any], selection: Selection, source: str
+) -> tuple[Values, list[str], list[str]]:
+    """Returns the selected columns of an array, their names, and doubts."""
+    values = _array_values(array, source)
     names = [f"x{i + 1}" for i in range(values.shape[1])]
-    kept = selection.positions(names, str(file), named=False)
+    kept = selection.positions(names, source, named=False)
     if kept != [*range(len(names))]:
         values = np.ascontiguousarray(values[:, kept])
-    notes = [f"the arrays {listed(found.left_out)}"] if found.left_out else []
     names = [names[i] for i in kept]
-    large = beyond_float(values) if len(values) and loaded.dtype.kind in "iu" else []
-    return values, names, notes, rounding_doubts([names[i] for i in large])
+    large = beyond_float(values) if len(values) and array.dtype.kind in "iu" else []
+    return values, names, rounding_doubts([names[i] for i in large])
 
 
 def _array_values(loaded: NDArray[Any], source: str) -> Values:

@@ -48,6 +48,8 @@ def read_text(file: Path, selection: Selection) -> tuple[Values, Layout]:
         _check_commas(stream, values, layout)
     if selection.wanted is None:
         values, layout = _without_index(values, layout)
+    else:
+        _refuse_index(values, layout)
     with opened() as stream:
         layout.doubts.extend(_rounded(stream, values, layout))
     return values, layout
@@ -265,13 +267,28 @@ def _rounded(stream: BinaryIO, values: Values, layout: Layout) -> list[str]:
     return rounding_doubts([layout.names[i] for i in sorted(found)])
 
 
+def _refuse_index(values: Values, layout: Layout) -> None:
+    """Refuses an index that would be read as the column whose name it was given."""
+    if not layout.index or 0 not in layout.kept:
+        return
+    if _numbers_rows(values[:, layout.kept.index(0)]):
+        raise Refused(
+            f"read_table: expected the column {layout.names[0]!r} in {layout.source!r}, whose "
+            "first column has no name and numbers the rows, as an index does; name the columns"
+        )
+
+
+def _numbers_rows(column: Values) -> bool:
+    """Whether a column has different whole numbers, as an index has."""
+    return bool((column == np.rint(column)).all()) and len(np.unique(column)) == len(column)
+
+
 def _without_index(values: Values, layout: Layout) -> tuple[Values, Layout]:
     """Leaves a first column out that is the index of pandas or the row names of R."""
     if not layout.index or 0 not in layout.kept:
         return values, layout
     column, width = values[:, 0], len(layout.names)
-    whole = bool((column == np.rint(column)).all()) and len(np.unique(column)) == len(column)
-    if whole and len(layout.kept) > 1:
+    if _numbers_rows(column) and len(layout.kept) > 1:
         layout.notes.append("the first column (an index without a name)")
         is_count = bool((np.diff(column) == 1.0).all())
         if layout.index == "headless" and not is_count:
