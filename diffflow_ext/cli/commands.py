@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from tyro.conf import Positional, arg
 
-from diffflow_ext.data import FETCHABLE, describe_sets, fetch, open_rows
+from diffflow_ext.data import FETCHABLE, describe_sets, fetch
+from diffflow_ext.data.column import Column
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.training.config.rules import DEVICE, SEED, Maybe, Section, whole
 from diffflow_ext.training.evaluation.evaluate import evaluate
@@ -20,7 +21,7 @@ from diffflow_ext.training.evaluation.extractor import make_extractor
 from diffflow_ext.training.evaluation.loaded_run import load_run
 from diffflow_ext.training.evaluation.pictures import draw_sample_picture
 from diffflow_ext.training.evaluation.report import format_table
-from diffflow_ext.training.evaluation.run_data import open_run_data
+from diffflow_ext.training.evaluation.run_data import open_run_data, rows_of_run
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
 from diffflow_ext.training.evaluation.sampling import MAX_SAMPLES
 from diffflow_ext.training.evaluation.scoring import pick_estimator
@@ -119,7 +120,7 @@ class Sample(Section):
         """Draws and writes; returns the exit code."""
         with joined(self.device) as world:
             run = load_run(self.run, self.device)
-            check_target(self.out, endings(run.record.is_image), overwrite=self.overwrite)
+            check_target(self.out, endings(run.record.encoding), overwrite=self.overwrite)
             if self.figure:
                 check_target(self.figure, (".png", ".pdf", ".svg"), overwrite=self.overwrite)
             dataset = open_run_data(run, self.data, warn=world.writes) if self.figure else None
@@ -128,7 +129,9 @@ class Sample(Section):
             samples = run.sample(self.n, **options)
             if not world.writes:
                 return 0
-        write_samples(self.out, run.record.in_data_units(samples), run.record.columns)
+        encoding = run.record.encoding
+        columns = encoding.columns if encoding is not None else ()
+        write_samples(self.out, run.record.in_data_units(samples), columns)
         if self.figure and dataset is not None:
             draw_sample_picture(self.figure, dataset, samples)
         print(f"{self.out}: {self.n} samples of {_contents(run.record)}")
@@ -172,11 +175,7 @@ class Score(Section):
                 self.out, self.data
             ):
                 raise ValueError(f"score: {self.out}: expected another file than DATA; rename it")
-            size = run.config.data.image_size
-            dropped = run.config.data.drop_columns or ()
-            rows = open_rows(
-                self.data, run.record.columns, image_size=size, key=self.key, drop_columns=dropped
-            )
+            rows = rows_of_run(run, self.data, self.key)
             settings = EvaluationSettings(self.num_steps, self.num_paths)
             title = pick_estimator(run.recipe, self.estimator, settings).title
             names = ("estimator", "num_steps", "num_paths", "seed")
@@ -186,7 +185,7 @@ class Score(Section):
                 return 0
         for doubt in rows.doubts:
             warnings.warn(f"{self.data}: {doubt}", stacklevel=2)
-        write_samples(self.out, scores.unsqueeze(1), ["log_prob"])
+        write_samples(self.out, scores.unsqueeze(1), [Column("log_prob", "continuous")])
         lowest = int(scores.argmin())
         print(
             f"{self.out}: log p of {len(scores):,} rows in nats ({title}), mean"

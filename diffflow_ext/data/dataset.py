@@ -1,15 +1,7 @@
 r"""Training, validation and test sets, and the order of training batches.
 
-A table's columns are standardised by the training split's mean :math:`m` and deviation
-:math:`\sigma`. With :math:`x = (y - m) / \sigma` the negative log-likelihood
-changes by a constant,
-
-.. math:: -\log p_Y(y) = -\log p_X(x) + \sum_j \log \sigma_j
-
-in nats, `Dataset.log_abs_scale`. Images are stored as bytes. The input of a model for byte `k` is
-:math:`x = 2 (k + u) / 256 - 1` with uniform `u`, so :math:`y = k + u` are the original units and
-:math:`m = \sigma = 128` for every pixel. The same formula gives the NLL in these units, and with
-d pixels :math:`-\log p_Y / (d \ln 2)` is the number of bits per dimension.
+Rows of a table are stored as `data.encoding` says, which also makes them inputs of a model and
+gives densities in the units of the table. Images are stored as bytes; see `likelihood.images`.
 """
 
 from __future__ import annotations
@@ -27,8 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .formats.columns import column_doubts, column_kinds, how_to_leave_out, listed
-from .formats.tables import MIN_ROWS, Table
+from .encoding import Encoding
+from .formats.columns import column_doubts, column_kinds
+from .formats.tables import MIN_ROWS, Table, check_values
+from .kinds import ALL, choose_columns, filled
 from .sets.toy import sample_toy
 
 NUM_POINTS = 200_000
@@ -38,33 +32,26 @@ NUM_VALID_IMAGES = 5_000
 MIN_IMAGES = 10
 ROLES = ("train", "valid", "test")
 SPLIT_KEY = 2110_07579  # of the permutation that splits every table
-MAX_DEVIATIONS = 1e12  # of any sound value; float32 and the fingerprint hold it
 _FINGERPRINT_GRID = 4096.0
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits of standardised rows, or of images in bytes.
+    """Three splits of rows, or of images in bytes.
 
     Attributes:
         name: The name of the set, or the path of the data.
-        train: float32, shape (n, d); of images uint8, shape (n, C, H, W).
+        train: Rows as `encoding` stores them, float32, shape (n, columns), which without discrete
+            columns are the inputs of a model; of images uint8, shape (n, C, H, W).
         valid: Likewise, n_valid rows.
         test: Likewise, n_test rows.
-        mean: The subtracted means, float64, shape (d,), in original units; 128 for images, with
-            shape (1,).
-        std: The deviations, the divisors, likewise.
-        columns: The d column names; none for images.
-        log_abs_scale: The sum of log std over all d values; NLL in original units is
-            NLL + log_abs_scale.
+        encoding: The columns of rows, and how they become inputs; None for images.
         fingerprint: SHA-256 of the three splits. Tables are rounded to 2^-12 before, because the
             last bits differ between processors.
         flip: Whether training may mirror images left to right (true for photographs, false for
             digits and letters).
         labels: The class of each row as int64, shape (rows,), under `train`, `valid` and `test`;
             None if the set has none. Not part of the fingerprint.
-        kinds: The kind of each column of a table from a file, such as number, whole, two (values)
-            or copy; none for other sets.
         notes: What else a file has, and was left out.
         doubts: What may have been meant otherwise; `open_dataset` warns of it.
     """
@@ -73,21 +60,22 @@ class Dataset:
     train: Tensor
     valid: Tensor
     test: Tensor
-    mean: Tensor
-    std: Tensor
-    columns: list[str]
-    log_abs_scale: float
+    encoding: Encoding | None
     fingerprint: str
     flip: bool = False
     labels: Mapping[str, Tensor] | None = None
-    kinds: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The shape of one datum: (d,) or (C, H, W)."""
-        return tuple(self.train.shape[1:])
+        """The shape of one input: (d,) or (C, H, W)."""
+        return tuple(self.train.shape[1:]) if self.encoding is None else (self.encoding.dim,)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns of rows; none for images."""
+        return [] if self.encoding is None else [*self.encoding.names]
 
     @property
     def dim(self) -> int:
@@ -99,13 +87,6 @@ class Dataset:
         """Whether the data are images: bytes that training dequantises."""
         return self.train.dtype == torch.uint8
 
-    def to_original(self, x: Tensor) -> Tensor:
-        """Returns points of the model in original units, float64, on the device of `x`.
-
-        For images these are pixel values from 0 to 256; floor them for bytes.
-        """
-        return x.double() * self.std.to(x.device) + self.mean.to(x.device)
-
 
 def draw_dataset(name: str, seed: int, num_points: int) -> Dataset:
     """Draws a two-dimensional set; see `open_dataset`."""
@@ -116,7 +97,8 @@ def draw_dataset(name: str, seed: int, num_points: int) -> Dataset:
         )
     sizes = (num_points, NUM_VALID, NUM_TEST)
     parts = [sample_toy(name, n, 3 * seed + i) for i, n in enumerate(sizes)]
-    return table_dataset(name, parts, np.zeros(2), np.ones(2), ["x1", "x2"])
+    tensors = [torch.from_numpy(np.array(part, np.float32)) for part in parts]
+    return table_dataset(name, tensors, Encoding.linear(["x1", "x2"], [0.0] * 2, [1.0] * 2))
 
 
 def split_images(images: Mapping[str, Tensor], *, name: str, flip: bool = False) -> Dataset:
@@ -150,14 +132,10 @@ def split_images(images: Mapping[str, Tensor], *, name: str, flip: bool = False)
         held_out = min(NUM_VALID_IMAGES, held_out)
     sizes = [len(train) - len(missing) * held_out, *[held_out] * len(missing)]
     parts: dict[str, Any] = _cut(images, "", order, sizes)
-    dim = math.prod(train.shape[1:])
     return Dataset(
         name=name,
         **parts,
-        mean=torch.full((1,), 128.0, dtype=torch.float64),
-        std=torch.full((1,), 128.0, dtype=torch.float64),
-        columns=[],
-        log_abs_scale=dim * math.log(128.0),
+        encoding=None,
         fingerprint=_image_fingerprint(list(parts.values())),
         flip=flip,
         labels=_cut(images, "_labels", order, sizes) if _has_labels(images) else None,
@@ -202,114 +180,75 @@ def limit_training(data: Dataset, limit: int) -> Dataset:
     if data.is_image:
         fingerprint = _image_fingerprint(parts)
     else:
-        fingerprint = _fingerprint([part.numpy() for part in parts])
+        fingerprint = _fingerprint(parts)
     return replace(data, train=train, labels=labels, fingerprint=fingerprint)
 
 
-def split_table(table: Table, *, name: str | None = None) -> Dataset:
-    """Splits a table 80/10/10 by a fixed permutation and standardises it.
+def split_table(
+    table: Table, *, name: str | None = None, columns: Mapping[str, str] | None = None
+) -> Dataset:
+    """Splits a table 80/10/10 by a fixed permutation.
 
     Arguments:
-        table: The table, finite, at least 20 rows.
+        table: The table, at least 20 rows.
         name: The dataset's name; the table's source if None.
+        columns: Kinds of columns by their names, and of all others under "*" (see `kinds`); None
+            for continuous ones alone.
 
     Returns:
-        The dataset; mean and deviation are those of its training split.
+        The dataset; means, deviations and shares are those of its training split.
 
     Raises:
-        ValueError: If a value is not finite, or a column cannot be standardised.
+        ValueError: If a value is not finite, or a column cannot be of its kind.
     """
-    label = name or table.source
-    _check_table(table)
-    order = _permutation(len(table.values), SPLIT_KEY, 0)
-    rows = table.values[order]
-    held_out = len(rows) // 10
-    train = rows[: len(rows) - 2 * held_out]
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, std = train.mean(axis=0), train.std(axis=0)
-    _check_scale(train, std, table)
-    with np.errstate(over="ignore"):  # Overflow is reported by _check_reach.
-        scaled = (rows - mean) / std
-    parts = np.split(scaled, [len(train), len(train) + held_out])
-    kinds = column_kinds(table.values)
-    doubts = (*table.doubts, *column_doubts(table.values, table.columns, kinds))
-    data = table_dataset(label, parts, mean, std, list(table.columns))
-    return replace(data, kinds=tuple(kinds), notes=table.notes, doubts=doubts)
-
-
-def _check_table(table: Table) -> None:
-    n, _ = table.values.shape
-    if n < MIN_ROWS:
+    count = len(table.values)
+    if count < MIN_ROWS:
         raise ValueError(
-            f"split_table: expected at least {MIN_ROWS} rows, {table.source!r} has {n}; an "
+            f"split_table: expected at least {MIN_ROWS} rows, {table.source!r} has {count}; an "
             "80/10/10 split needs two rows for the test, or it has no standard error"
         )
-    bad = np.argwhere(~np.isfinite(table.values))
-    if len(bad):
-        row, column = (int(i) for i in bad[0])
-        raise ValueError(
-            f"split_table: expected finite numbers, row {row} (counted from 0), column "
-            f"{table.columns[column]!r} of {table.source!r} is {table.values[row, column]}; "
-            "delete or fill such rows"
-        )
+    check_values(table, gaps=True)
+    order = _permutation(count, SPLIT_KEY, 0)
+    held_out = count // 10
+    train = order[: count - 2 * held_out]
+    chosen = choose_columns(table, train, {ALL: "continuous"} if columns is None else columns)
+    table, encoding = table.of_columns(chosen.positions), Encoding(tuple(chosen.columns))
+    rows = encoding.stored(table, "split_table")[torch.from_numpy(order)]
+    parts = rows.split([len(train), held_out, held_out])
+    data = table_dataset(name or table.source, parts, encoding)
+    doubts = (*table.doubts, *_doubts(table, encoding))
+    return replace(data, notes=(*table.notes, *chosen.notes), doubts=doubts)
 
 
-def _check_scale(train: NDArray[np.float64], std: NDArray[np.float64], table: Table) -> None:
-    flat = (train.min(axis=0) == train.max(axis=0)) | ~(std > 0.0) | ~np.isfinite(std)
-    if flat.any():
-        names = [table.columns[i] for i in np.flatnonzero(flat)]
-        raise ValueError(
-            f"split_table: expected columns with a finite positive deviation in the training "
-            f"split, not so {listed([*map(repr, names)])} of {table.source!r}; rescale them, or "
-            f"{how_to_leave_out(names)}"
-        )
+def _doubts(table: Table, encoding: Encoding) -> list[str]:
+    """Returns what is doubtful in columns of numbers."""
+    numbers = [i for i, column in enumerate(encoding.columns) if column.kind != "category"]
+    if not numbers:
+        return []
+    values, names = filled(table.values[:, numbers]), [table.columns[i] for i in numbers]
+    found, kinds = column_kinds(values), [encoding.columns[i].kind for i in numbers]
+    # Integers have probabilities, which have a bound, and heavy tails squeeze nothing.
+    own = ("integer", "heavy")
+    found = [kind if kind in own else like for kind, like in zip(kinds, found, strict=True)]
+    return column_doubts(values, names, found)
 
 
-def table_dataset(
-    name: str,
-    parts: Sequence[NDArray[np.floating]],
-    mean: NDArray[np.float64],
-    std: NDArray[np.float64],
-    columns: list[str],
-) -> Dataset:
-    """Returns the dataset of training, validation and test rows that are standardised already.
-
-    A ValueError says that a value is not finite or beyond 10^12 deviations.
-    """
-    for part in parts:
-        _check_reach(part, name, columns)
-    parts = [np.array(part, np.float32) for part in parts]
-    train, valid, test = map(torch.from_numpy, parts)
+def table_dataset(name: str, parts: Sequence[Tensor], encoding: Encoding) -> Dataset:
+    """Returns the dataset of training, validation and test rows as an encoding stores them."""
+    train, valid, test = parts
     return Dataset(
-        name=name,
-        train=train,
-        valid=valid,
-        test=test,
-        mean=torch.from_numpy(mean),
-        std=torch.from_numpy(std),
-        columns=columns,
-        log_abs_scale=float(np.log(std).sum()),
+        name=name, train=train, valid=valid, test=test, encoding=encoding,
         fingerprint=_fingerprint(parts),
-    )
+    )  # fmt: skip
 
 
-def _check_reach(part: NDArray[np.floating], name: str, columns: list[str]) -> None:
-    within = np.abs(part) <= MAX_DEVIATIONS
-    if not within.all():
-        row, column = (int(i) for i in np.argwhere(~within)[0])
-        raise ValueError(
-            f"split_table: expected values within {MAX_DEVIATIONS:.0e} deviations of the training "
-            f"split, one in column {columns[column]!r} of {name!r} lies at {part[row, column]:g}; "
-            "mend or delete such rows"
-        )
-
-
-def _fingerprint(parts: Sequence[NDArray[np.floating]]) -> str:
+def _fingerprint(parts: Sequence[Tensor]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(repr(part.shape).encode())
-        cells = np.rint(part.astype(np.float64) * _FINGERPRINT_GRID)
-        digest.update(cells.astype("<i8").tobytes())
+        digest.update(repr(tuple(part.shape)).encode())
+        # Missing values become the smallest integer, which no other value is.
+        cells = torch.nan_to_num(part.double() * _FINGERPRINT_GRID, nan=float(-(2**63))).round()
+        digest.update(cells.numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from .formats.arrays import find_arrays
 from .formats.images import check_levels, level_doubts
 from .formats.reading import Refused
-from .formats.tables import read_rows
+from .formats.tables import Table, read_rows
 from .sources import read_images, resized
 
 
@@ -22,12 +21,12 @@ class Rows:
     """Rows in the units of their file, or images.
 
     Attributes:
-        values: float64 of shape (n, d), or uint8 of shape (n, C, H, W).
+        values: A table, or images: uint8 of shape (n, C, H, W).
         notes: What else the file has, and was left out.
         doubts: What may have been meant otherwise.
     """
 
-    values: Tensor
+    values: Table | Tensor
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
@@ -39,6 +38,8 @@ def open_rows(
     image_size: int | None = None,
     key: str | None = None,
     drop_columns: str | Sequence[str] = (),
+    texts: Collection[str] = (),
+    gaps: bool = False,
 ) -> Rows:
     """Opens rows, or images, that are not split: those to which a trained model is applied.
 
@@ -48,6 +49,8 @@ def open_rows(
         image_size: Height and width to which images are resized; None for their own.
         key: The array to read from an `.npz` file with several.
         drop_columns: Columns of a table without names that are left out (see `read_rows`).
+        texts: The names of columns of texts.
+        gaps: Whether numbers may be missing.
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
@@ -62,8 +65,10 @@ def open_rows(
             "of the rows"
         )
     if columns:
-        table = read_rows(path, columns, key=key, drop_columns=drop_columns)
-        return Rows(torch.from_numpy(table.values), table.notes, table.doubts)
+        table = read_rows(
+            path, columns, key=key, drop_columns=drop_columns, texts=texts, gaps=gaps
+        )
+        return Rows(table, table.notes, table.doubts)
     is_npz = path.suffix.lower() == ".npz"
     found = find_arrays("open_rows", path, key) if is_npz else None
     read = read_images(path, image_size, found)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -41,6 +41,7 @@ from .formats.reading import Refused
 from .formats.resizing import resize_images
 from .formats.tables import array_of, read_table, table_of
 from .formats.text import TEXT_SUFFIXES
+from .kinds import ALL, parse_columns, parsed_kind
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
 from .sets.magic import MAGIC_INSTALL, magic_file, magic_telescope
@@ -73,6 +74,8 @@ def open_dataset(
     limit: int | None = None,
     key: str | None = None,
     drop_columns: str | Sequence[str] = (),
+    columns: str | Mapping[str, str] = "",
+    missing: Literal["refuse", "mask"] = "refuse",
 ) -> Dataset:
     """Opens a two-dimensional set, a set known by name, or data in a file or folder.
 
@@ -94,10 +97,16 @@ def open_dataset(
             their own.
         limit: The number of training rows to use; None for all.
         key: The array to read from an `.npz` file with several.
-        drop_columns: The columns of a table file to leave out (see `read_table`).
+        drop_columns: The columns of a table to leave out (see `read_table`).
+        columns: Kinds of columns, as a mapping by name or a text such as
+            "price=integer,cut=category"; a kind alone is that of all others. Kinds are continuous,
+            heavy, integer, category, drop, and bounded with two numbers. Other columns of files
+            and of data in memory have the kind that is found in their values (see `kinds`), those
+            of known sets are continuous.
+        missing: "mask" to learn which numbers are missing, "refuse" to refuse them.
 
     Returns:
-        The dataset: tables and points standardised, images in bytes.
+        The dataset; see :class:`Dataset`.
 
     Warns:
         UserWarning: If a column has no density, such as one of two values or a copy of another,
@@ -110,12 +119,13 @@ def open_dataset(
         ValueError: If `source` is neither a known set nor an existing path, or its data cannot be
             used.
     """
+    options = _Options(
+        image_size, key, parse_names(drop_columns), _kinds(columns), missing == "mask"
+    )
     if not isinstance(source, (str, os.PathLike)):
-        options = _Options(image_size, key, parse_names(drop_columns))
         return _noted(_open_values(source, options), limit)
     text = os.fspath(source)
     name = text.strip().lower().replace("_", "-") if isinstance(source, str) else ""
-    options = _Options(image_size, key, parse_names(drop_columns))
     if name in TOY_SETS:
         options.refuse(name, "a table")
         data = draw_dataset(toy_name(name), operator.index(seed), operator.index(num_points))
@@ -135,16 +145,21 @@ def _noted(data: Dataset, limit: int | None) -> Dataset:
     return data if limit is None else limit_training(data, operator.index(limit))
 
 
+def _kinds(columns: str | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(columns, str):
+        return parse_columns(columns)
+    return {name: parsed_kind(kind) for name, kind in columns.items()}
+
+
 def _open_values(rows: Any, options: _Options) -> Dataset:
     """Returns the dataset of rows or images in memory."""
-    if is_frame(rows):
-        options.refuse("rows", "a data frame", "drop_columns")
-        return split_table(table_of(rows, drop_columns=options.drop_columns))
-    array = array_of(rows)
-    images = images_of(array, "images")
+    array = None if is_frame(rows) else array_of(rows)
+    images = None if array is None else images_of(array, "images")
     if images is None:
-        options.refuse("rows", "an array", "drop_columns")
-        return split_table(table_of(array, drop_columns=options.drop_columns))
+        what = "a data frame" if array is None else "an array"
+        options.refuse("rows", what, "drop_columns", "columns", "gaps")
+        table = table_of(rows if array is None else array, **options.of_tables())
+        return split_table(table, columns=options.columns)
     options.refuse("images", "an array of images", "image_size")
     check_levels(images, "images")
     data = split_images(resized({"train": images}, options.image_size), name="images")
@@ -158,14 +173,26 @@ class _Options:
     image_size: int | None
     key: str | None
     drop_columns: list[str]
+    columns: dict[str, str]
+    gaps: bool
+
+    def of_tables(self) -> dict[str, Any]:
+        """Returns the options of `read_table` and `table_of`."""
+        texts = [name for name, kind in self.columns.items() if kind == "category"]
+        return {"drop_columns": self.drop_columns, "texts": texts, "gaps": self.gaps}
 
     def refuse(self, name: str, kind: str, *allowed: str) -> None:
         """Refuses the options that are given but not allowed."""
-        uses = {"image_size": "images", "key": ".npz files", "drop_columns": "files of tables"}
+        tables = "tables of one's own"
+        uses = {"image_size": "images", "key": ".npz files", "drop_columns": tables}
+        uses |= {"columns": tables, "gaps": tables}
         for option, use in uses.items():
-            if option not in allowed and getattr(self, option) not in (None, []):
+            # What they are anyway.
+            plain = option == "columns" and self.columns == {ALL: "continuous"}
+            if option not in allowed and getattr(self, option) and not plain:
+                title = "missing" if option == "gaps" else option
                 raise ValueError(
-                    f"open_dataset: expected {option} for {use} alone, {name!r} is {kind}; leave "
+                    f"open_dataset: expected {title} for {use} alone, {name!r} is {kind}; leave "
                     "it out"
                 )
 
@@ -216,9 +243,9 @@ def _open_path(name: str, path: Path, options: _Options) -> Dataset:
         found = find_arrays("open_dataset", path, options.key)
     read = read_images(path, options.image_size, found)
     if read is None:
-        options.refuse(name, "a table", "key", "drop_columns")
-        table = read_table(path, key=options.key, drop_columns=options.drop_columns)
-        return split_table(table, name=name)
+        options.refuse(name, "a table", "key", "drop_columns", "columns", "gaps")
+        table = read_table(path, key=options.key, **options.of_tables())
+        return split_table(table, name=name, columns=options.columns)
     options.refuse(name, "a set of images", "image_size", *(("key",) if found else ()))
     images, flip, notes = read
     check_levels(images["train"], name)

@@ -18,9 +18,13 @@ import torch
 from cli_runs import FAST, refusal
 
 from diffflow_ext.cli import commands, doctor, main
+from diffflow_ext.data.column import Column
+from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.training import load_run
 from diffflow_ext.training.evaluation.sample_file import write_samples
 from diffflow_ext.training.store.dataset import DatasetRecord
+
+AB = (Column("a", "continuous"), Column("b", "continuous"))
 
 
 def program(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -168,7 +172,7 @@ def test_targets_that_cannot_be_written(
 def test_a_link_beside_a_target_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / ".tmp-x.npy").symlink_to(tmp_path / "mine")
-    write_samples(tmp_path / "x.npy", torch.zeros(4, 2), ("a", "b"))
+    write_samples(tmp_path / "x.npy", torch.zeros(4, 2), AB)
     assert (tmp_path / "mine").read_text() == "mine"
     assert np.load(tmp_path / "x.npy").shape == (4, 2)
 
@@ -184,7 +188,7 @@ def test_evaluation_names_what_it_cannot_write(
 
 def test_wrong_number_of_columns_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected samples of shape \(n, 2\), got \(4, 3\)"):
-        write_samples(tmp_path / "x.csv", torch.zeros(4, 3), ("a", "b"))
+        write_samples(tmp_path / "x.csv", torch.zeros(4, 3), AB)
     assert not list(tmp_path.iterdir())
 
 
@@ -268,11 +272,12 @@ def test_hints_can_be_pasted(
 
 
 def test_many_columns_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    names = tuple(f"c{i}" for i in range(1000))
-    record = DatasetRecord("x", names, (0.0,), (1.0,), 0.0, "", (1000,))
+    names = [f"c{i}" for i in range(1000)]
+    record = DatasetRecord("x", Encoding.linear(names, [0.0] * 1000, [1.0] * 1000), "", (1000,))
     assert len(commands._contents(record)) < 100
     assert commands._contents(record).endswith(" more")
-    assert commands._contents(replace(record, columns=("a", "b"))) == "a, b"
+    few = replace(record, encoding=Encoding.linear(["a", "b"], [0.0] * 2, [1.0] * 2))
+    assert commands._contents(few) == "a, b"
 
 
 def test_data_fetch_says_where(

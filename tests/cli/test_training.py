@@ -24,7 +24,7 @@ def test_what_was_read_is_said_before_training(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = [f"{data}: 600 rows, 2 columns: a, b", "split: 480 training, 60 validation, 60 test"]
-    facts.append("kinds: all numbers")
+    facts.append("kinds: all continuous")
     words = ["train", str(data), "--out", str(tmp_path / "run"), *FAST]
     assert main([*words, "--dry-run"]) == 0
     said = capsys.readouterr()
@@ -39,7 +39,8 @@ def test_columns_and_arrays_are_chosen_by_flags(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = data.read_text().splitlines()
-    data.write_text("".join(f"{line},{'word' if i else 'kind'}\n" for i, line in enumerate(lines)))
+    cells = ["kind", *["2020-01-01"] * (len(lines) - 1)]
+    data.write_text("".join(f"{a},{b}\n" for a, b in zip(lines, cells, strict=True)))
     words = ("train", data, "--out", tmp_path / "run", *FAST)
     hint = re.search(r"--drop-columns=\w+", refusal(capsys, *words))
     assert hint is not None

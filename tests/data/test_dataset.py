@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,10 @@ def test_toy_splits() -> None:
     assert data.columns == ["x1", "x2"]
     assert [len(part) for part in (data.train, data.valid, data.test)] == [3_000, 10_000, 20_000]
     assert all(part.dtype == torch.float32 for part in (data.train, data.valid, data.test))
-    assert data.log_abs_scale == 0.0
-    assert torch.equal(data.to_original(data.train), data.train.double())
+    assert data.encoding is not None
+    assert torch.equal(data.encoding.decoded(data.train), data.train.double())
+    assert torch.equal(data.encoding.inputs(data.train, None), data.train)
+    assert not data.encoding.log_weight(data.test, data.test).any()
     assert not torch.equal(data.train, data.valid[:3_000])
     assert not torch.equal(data.valid, data.test[:10_000])
     assert np.array_equal(data.train.numpy(), sample_toy("four-rings", 3_000, 0))
@@ -42,7 +43,8 @@ def test_splits_of_several_seeds_never_share_points() -> None:
 def test_table_split_keeps_every_row_once() -> None:
     data = split_table(_table(ROWS))
     assert [len(part) for part in (data.train, data.valid, data.test)] == [803, 100, 100]
-    back = data.to_original(torch.cat([data.train, data.valid, data.test])).numpy()
+    assert data.encoding is not None
+    back = data.encoding.decoded(torch.cat([data.train, data.valid, data.test])).numpy()
     order, truth = np.lexsort(back.T[::-1]), np.lexsort(ROWS.T[::-1])
     assert np.allclose(back[order], ROWS[truth], rtol=1e-6, atol=1e-6)
     assert not np.allclose(back[:100], ROWS[:100])
@@ -53,21 +55,10 @@ def test_standardised_by_the_training_split_alone() -> None:
     train = data.train.double()
     assert torch.allclose(train.mean(0), torch.zeros(2).double(), atol=1e-6)
     assert torch.allclose(train.std(0, correction=0), torch.ones(2).double(), atol=1e-6)
-    assert data.mean.dtype == data.std.dtype == torch.float64
-    original = data.to_original(data.train)
-    assert torch.allclose(original.mean(0), data.mean)
+    assert data.encoding is not None
+    mean = torch.tensor([column.mean for column in data.encoding.columns]).double()
+    assert torch.allclose(data.encoding.decoded(data.train).mean(0), mean)
     assert data.columns == ["a", "b"]
-
-
-def test_log_abs_scale_carries_nll_to_original_units() -> None:
-    data = split_table(_table(ROWS))
-    normal = torch.distributions.Normal(0.0, 1.0)
-    x = data.test.double()
-    standard = -normal.log_prob(x).sum(1)
-    scaled = torch.distributions.Normal(data.mean, data.std)
-    original = -scaled.log_prob(data.to_original(x)).sum(1)
-    assert torch.allclose(original, standard + data.log_abs_scale, rtol=1e-12)
-    assert data.log_abs_scale == pytest.approx(math.log(0.1) + math.log(40.0), abs=0.1)
 
 
 def test_the_split_of_a_table_ignores_the_seed(tmp_path: Path) -> None:
@@ -82,7 +73,8 @@ def test_the_split_is_the_stated_permutation() -> None:
     words = np.random.Philox(key=np.array([211007579, 0], np.uint64)).random_raw(len(ROWS))
     expected = ROWS[np.argsort(words)][-100:]
     data = split_table(_table(ROWS))
-    assert np.allclose(data.to_original(data.test).numpy(), expected, rtol=1e-6)
+    assert data.encoding is not None
+    assert np.allclose(data.encoding.decoded(data.test).numpy(), expected, rtol=1e-6)
 
 
 def test_fingerprint_follows_the_data() -> None:
@@ -115,21 +107,20 @@ def test_a_name_that_is_nothing(tmp_path: Path) -> None:
 
 
 def test_bad_tables() -> None:
-    for value in (np.nan, np.inf):
-        rows = ROWS.copy()
-        rows[3, 1] = value
-        with pytest.raises(ValueError, match=r"row 3 \(counted from 0\), column 'b'"):
-            split_table(_table(rows))
+    rows = ROWS.copy()
+    rows[3, 1] = np.inf
+    with pytest.raises(ValueError, match=r"row 3 \(counted from 0\), column 'b'"):
+        split_table(_table(rows))
     lonely = np.c_[ROWS, np.zeros(len(ROWS))]
     words = np.random.Philox(key=np.array([211007579, 0], np.uint64)).random_raw(len(ROWS))
     lonely[np.argsort(words)[-1], 2] = 1.0
     with pytest.raises(ValueError, match="training split, not so 'c'"):
         split_table(_table(lonely))
-    with pytest.raises(ValueError, match="not so 'a', 'b'"):
+    with pytest.raises(ValueError, match="not so 'a'"):
         split_table(_table(ROWS * 1e200))
     far = ROWS.copy()
     far[np.argsort(words)[-1], 1] = 1e30
-    with pytest.raises(ValueError, match=r"within 1e\+12 deviations.*column 'b' of 'memory'"):
+    with pytest.raises(ValueError, match=r"within 1e12 deviations.*column 'b' of 'memory'"):
         split_table(_table(far))
     with pytest.raises(ValueError, match="at least 20 rows"):
         split_table(_table(ROWS[:19]))

@@ -38,13 +38,31 @@ def test_frames(tmp_path: Path, name: str) -> None:
 
 
 def test_columns_without_numbers_are_named(tmp_path: Path) -> None:
-    more = {"w": "x", "f": FRAME.a > 0, "t": pandas.Timestamp("2020-01-01"), "i": range(30)}
+    times = pandas.Timestamp("2020-01-01")
+    more = {"t": times, "s": pandas.Timedelta("1s"), "i": range(30)}
     path = _written(FRAME.assign(**more), tmp_path / "t.parquet")
-    with pytest.raises(TypeError, match=r"has w \(.*\), f \(bool\), t .*; .*=w,f,t \(in Python"):
+    with pytest.raises(TypeError, match=r"has t \(.*\), s .*; .*=t,s \(in Python"):
         read_table(path)
-    table = read_table(path, drop_columns="w,f,t")
+    table = read_table(path, drop_columns="t,s")
     assert table.columns == ["a", "b", "c", "i"]
     assert np.array_equal(table.values, np.c_[ROWS, np.arange(30)])
+
+
+def test_texts_and_truth_values_are_categories(tmp_path: Path) -> None:
+    more = {"w": ["z", "a", None] * 10, "f": FRAME.a > 0}
+    more["o"] = pandas.Categorical(
+        ["mid", "low", "high"] * 10, ["low", "mid", "high"], ordered=True
+    )
+    table = read_table(_written(FRAME.assign(**more), tmp_path / "t.parquet"))
+    assert table.categories == {
+        "w": ("", "a", "z"), "f": ("False", "True"), "o": ("low", "mid", "high"),
+    }  # fmt: skip
+    assert table.values[:3, 3].tolist() == [2.0, 1.0, 0.0]
+    assert table.values[:, 4].tolist() == (FRAME.a > 0).tolist()
+    assert table.values[:3, 5].tolist() == [1.0, 0.0, 2.0]
+    assert {name: table.dtypes[name] for name in "afo"} == {
+        "a": "float64", "f": "bool", "o": "category",
+    }  # fmt: skip
 
 
 def test_indices_are_left_out_and_missing_values_are_named(tmp_path: Path) -> None:

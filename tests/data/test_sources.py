@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffflow_ext.data import TOY_SETS, data_home, describe_sets, open_dataset, open_rows
+from diffflow_ext.data import TOY_SETS, Table, data_home, describe_sets, open_dataset, open_rows
 
 NAMED = {
     *("magic", "mnist", "fashion-mnist", "cifar10"),
@@ -80,7 +80,9 @@ def test_rows_of_images_are_all_of_them(tmp_path: Path) -> None:
 
 def test_rows_of_a_table_have_known_columns(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("b,c,a\n1,2,3\n")
-    assert open_rows(tmp_path / "t.csv", ["a", "b"]).values.tolist() == [[3.0, 1.0]]
+    table = open_rows(tmp_path / "t.csv", ["a", "b"]).values
+    assert isinstance(table, Table)
+    assert (table.values.tolist(), table.columns) == ([[3.0, 1.0]], ["a", "b"])
     with pytest.raises(ValueError, match="one set of images in"):
         open_rows(tmp_path / "t.csv")
     with pytest.raises(FileNotFoundError, match="found nothing at"):

@@ -25,6 +25,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
     "diffflow": {
         "data": ["a\ud800"], "data_seed": [-1], "limit": [0], "image_size": [0, 4097],
         "key": ["\ud800"], "drop_columns": ["a,\ud800"],
+        "columns": ["\ud800=integer"], "missing": ["?"],
         "flip": ["yes"], "seed": [-1, 2**63], "steps": [0, 2**31 + 1], "batch_size": [0],
         "learning_rate": [0.0, -1e-3, math.nan, 1e300], "schedule": ["linear"], "warmup": [-1],
         "on_nonfinite": ["ignore"], "clip_norm": [0.0, math.inf], "ema_decay": [1.0, -0.1],
@@ -251,7 +252,8 @@ KINDS: list[dict[str, Any]] = [
         "net": "mlp", "time_scale": 3.5, "width": 5, "depth": 0, "activation": "tanh",
         "autocast": "bf16", "device": "cuda:1", "shard": True, "threads": 2, "save_every": 3,
         "keep_checkpoints": 4, "async_save": True, "log_every": 5, "key": "x",
-        "drop_columns": 'a,"b, or c"', "drift_scale": 2.0, "score_scale": 0.5,
+        "drop_columns": 'a,"b, or c"', "columns": 'integer,"b, c=bounded 0 1"', "missing": "mask",
+        "drift_scale": 2.0, "score_scale": 0.5,
         "prediction": "noise",
     },
     {

@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from diffflow_ext.training import configure
 from diffflow_ext.training.store.dataset import describe_data, open_data
@@ -20,12 +19,11 @@ def test_all_that_was_read_is_said(tmp_path: Path) -> None:
     lines = [f"{i},{x},{y},{int(flag)},word" for i, (x, y, flag) in enumerate(rows)]
     path.write_text("# mine\n,length,width,flag,kind\n" + "\n".join(lines))
     config = configure(data=str(path), drop_columns="kind", limit=100)
-    with pytest.warns(UserWarning, match=r"two values \(flag\)"):
-        data = open_data(config)
+    data = open_data(config)
     assert describe_data(data) == [
         f"{path}: 160 rows, 3 columns: length, width, flag",
         "split: 100 training, 30 validation, 30 test",
-        "kinds: numbers: length, width; two values: flag",
+        "kinds: continuous: length, width; category: flag (2)",
         "left out: 1 comment line; the first column (an index without a name); kind (by "
         "drop_columns)",
     ]
@@ -38,10 +36,11 @@ def test_many_columns_and_other_sets(tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", RNG.normal(size=(50, 1000)))
     lines = describe_data(open_data(configure(data=str(tmp_path / "t.npy"))))
     assert lines[0].endswith("1000 columns: x1, x2, x3, x4, x5, x6, x7, x8 and 992 more")
-    assert lines[1:] == ["split: 40 training, 5 validation, 5 test", "kinds: all numbers"]
+    assert lines[1:] == ["split: 40 training, 5 validation, 5 test", "kinds: all continuous"]
     assert describe_data(open_data(configure(data="moons"))) == [
         "moons: 230,000 rows, 2 columns: x1, x2",
         "split: 200,000 training, 10,000 validation, 20,000 test",
+        "kinds: all continuous",
     ]
     images = RNG.integers(0, 256, (40, 5, 6), dtype=np.uint8)
     np.savez(tmp_path / "i.npz", a=images, b=images[:20], labels=np.arange(40))

@@ -85,7 +85,8 @@ def test_bound_is_the_mean_on_test_data(run: Path, result: dict[str, Any]) -> No
 
 def test_bound_in_data_units_undoes_the_standardising(run: Path, result: dict[str, Any]) -> None:
     loaded = load_run(run)
-    shift = sum(math.log(value) for value in loaded.record.std)
+    assert loaded.record.encoding is not None
+    shift = sum(math.log(column.std) for column in loaded.record.encoding.columns)
     assert result["bound_data_units"] - result["bound"] == pytest.approx(shift, abs=1e-9)
     rows = Path(loaded.config.data.data).read_text().split()[1:]
     raw = torch.tensor([[float(v) for v in line.split(",")] for line in rows])
@@ -223,7 +224,7 @@ def test_data_that_have_moved(run: Path, result: dict[str, Any], tmp_path: Path)
         with pytest.raises(ValueError, match="values have changed since the run began"):
             evaluate(run, N, seed=3, device="cpu", data=other, out=out)
         other.write_text("a,b\n" + "1,2\n" * 30)
-        with pytest.raises(ValueError, match=r"constant .*\. The run's own `key` and `drop_col"):
+        with pytest.raises(ValueError, match=r"that varies.*\. The run's own `key`"):
             evaluate(run, N, seed=3, device="cpu", data=other, out=out)
     finally:
         moved.rename(data)
@@ -338,7 +339,9 @@ def test_samples_in_data_units(run: Path) -> None:
     loaded = load_run(run)
     record = loaded.record
     samples = loaded.sample(500, seed=0, units="training").double()
-    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (record.mean, record.std))
+    assert record.encoding is not None
+    pairs = [(column.mean, column.std) for column in record.encoding.columns]
+    mean, std = torch.tensor(pairs, dtype=torch.float64).unbind(1)
     torch.testing.assert_close(record.in_data_units(samples.float()), samples * std + mean)
 
 

@@ -164,7 +164,7 @@ def test_run_directory_has_the_documented_files(config: Config, tmp_path: Path) 
     assert result.checkpoint == out / "checkpoints" / "step-00000010"
     meta = load_latest(out / "checkpoints").meta
     assert meta["seed"] == 5
-    assert meta["data"]["columns"] == ["c0", "c1"]
+    assert [column["name"] for column in meta["data"]["columns"]] == ["c0", "c1"]
     assert from_record(meta["config"]) == saved
 
 

@@ -99,9 +99,9 @@ def test_columns_are_left_out(frame: pd.DataFrame) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda f: f.assign(b="x"), TypeError, r"columns of numbers, 'rows' has b \(object\)"),
+        (lambda f: f.assign(b=[{}] * len(f)), TypeError, r"numbers or texts, 'rows' has b \(obj"),
         (lambda f: f.assign(b=np.nan), ValueError, r"finite numbers, row 0 .*column 'b'"),
-        (lambda f: f.assign(b=1.0), ValueError, "columns that vary, 'rows' has constant ones"),
+        (lambda f: f[["a"]] * 0, ValueError, "a column that varies, 'rows' has only 'a', which"),
         (lambda f: f[:9], ValueError, "expected at least 20 rows, 'rows' has 9"),
         (lambda f: f.to_numpy()[:, 0], ValueError, r"an array with shape \(n, d\), 'rows' has"),
         (lambda f: f.to_numpy() > 0, TypeError, "truth values"),

@@ -16,6 +16,7 @@ from training_runs import write_images
 from diffflow_ext.cli import main
 from diffflow_ext.training import LoadedRun, load_run
 from diffflow_ext.training.evaluation import scoring
+from diffflow_ext.training.store.dataset import DatasetRecord
 
 pytest.importorskip("zuko")
 
@@ -39,6 +40,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedRun]:
     }
 
 
+def scales(record: DatasetRecord) -> tuple[Tensor, Tensor]:
+    """Returns means and deviations of continuous columns."""
+    assert record.encoding is not None
+    pairs = [(column.mean, column.std) for column in record.encoding.columns]
+    mean, std = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    return mean, std
+
+
 ROWS = torch.tensor([[0.3, 1000.2], [-1.0, 998.0], [2.0, 1003.0]], dtype=torch.float64)
 
 
@@ -53,7 +62,7 @@ def test_it_is_a_density_in_the_units_of_the_data(runs: dict[str, LoadedRun], mo
 
 def test_it_is_the_models_less_the_scale(runs: dict[str, LoadedRun]) -> None:
     run = runs["flow"]
-    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (run.record.mean, run.record.std))
+    mean, std = scales(run.record)
     x = ((ROWS - mean) / std).float()
     expected = run.model.log_prob(x).double() - std.log().sum()  # pyright: ignore
     assert torch.allclose(run.log_prob(ROWS), expected.detach(), atol=1e-6)
@@ -67,7 +76,8 @@ def test_the_mean_over_test_data_is_that_of_the_evaluation(runs: dict[str, Loade
 
     run = runs["diffflow"]
     data = open_run_data(run)
-    rows = data.to_original(data.test)
+    assert data.encoding is not None
+    rows = data.encoding.decoded(data.test)
     found = likelihoods(run, data, len(rows), EvaluationSettings(None, 4, len(rows)), 3)
     for name in ("bound", "importance_weighted", "ode"):
         paths = 4 if name == "importance_weighted" else 1
@@ -126,13 +136,13 @@ NAN, FAR = float("nan"), 1e30
     [
         (ROWS[:, :1], {}, ValueError, r"rows of shape \(n, 2\) as in the run, .* got \(3, 1\)"),
         (ROWS[0], {}, ValueError, r"got \(2,\)"),
-        (ROWS[:0], {}, ValueError, r"n at least 1, got \(0, 2\)"),
+        (ROWS[:0], {}, ValueError, "expected rows, at least one, got none"),
         (3, {}, ValueError, r"got \(\)"),
-        (ROWS > 0, {}, TypeError, "rows of real numbers, got torch.bool"),
-        (ROWS * 1j, {}, TypeError, "rows of real numbers, got torch.complex128"),
+        (ROWS > 0, {}, TypeError, r"real numbers, got .* of bool; give"),
+        (ROWS * 1j, {}, TypeError, r"real numbers, got .* of complex128; give"),
         ([["a", "b"]], {}, TypeError, "rows of real numbers"),
-        ([[0.0, 1000.0], [0.0, NAN]], {}, ValueError, r"row 1 .* column 'b' is nan; mend"),
-        ([[FAR, 1000.0]], {}, ValueError, r"row 0 .* column 'a' is 1e\+30; mend"),
+        ([[0.0, 1000.0], [0.0, NAN]], {}, ValueError, r"got nan in row 1 .*column 'b'"),
+        ([[FAR, 1000.0]], {}, ValueError, r"got 1e\+30 in row 0 .*column 'a'"),
         (
             pd.DataFrame({"a": [1.0], "c": [1.0]}),
             {},
@@ -143,7 +153,7 @@ NAN, FAR = float("nan"), 1e30
         (ROWS, {"estimator": "importance_weighted"}, ValueError, "needs num_paths=2 or more"),
         (ROWS, {"estimator": "ode", "num_paths": 2}, ValueError, "num_paths=2: expected 1"),
         (ROWS, {"num_steps": 2}, ValueError, "num_steps=2: 'ode' has steps of its own"),
-        (np.ma.masked_less(ROWS.numpy(), 0.0), {}, ValueError, "row 1 .* column 'a' is nan"),
+        (np.ma.masked_less(ROWS.numpy(), 0.0), {}, ValueError, r"got nan in row 1 .*column 'a'"),
         (ROWS, {"num_paths": 0}, ValueError, "num_paths=0: expected at least 1"),
         (ROWS, {"seed": -1}, ValueError, "seed"),
     ],
@@ -197,7 +207,7 @@ def test_images_are_bytes_and_their_bound_is_the_default(images: tuple[LoadedRun
     assert float(scores.max()) < -pixels[0].numel() * np.log(100)
     with pytest.raises(TypeError, match=r"images in bytes, torch.uint8 .* got torch.float32"):
         run.log_prob(pixels.float())
-    with pytest.raises(ValueError, match=r"expected rows of shape \(n, "):
+    with pytest.raises(ValueError, match=r"expected images of shape \(n, "):
         run.log_prob(pixels[0])
 
 

@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from .reading import Refused
 
 Values = NDArray[np.float64]
+#: The different texts of columns, by name.
+Categories = Mapping[str, tuple[str, ...]]
 SHOWN = 8  # names in a text
 SAMPLE = 10_000  # rows, evenly spaced, that are enough to exclude a kind
 MOST_COLUMNS = 512  # beyond, the linear relations of columns take too long
@@ -30,16 +32,8 @@ EXACT = 2.0**53  # float64 holds all whole numbers up to it
 FAR, FAR_ALONE = 10.0, 1e4
 _NINES = re.compile(r"9+(\.9+|\.25)?")
 
-#: Kinds of columns, with a title for lists.
-KINDS = {
-    "number": "numbers",
-    "whole": "whole numbers",
-    "rows": "row numbers",
-    "two": "two values",
-    "few": "few values",
-    "copy": "copies of other columns",
-    "linear": "weighted sums of other columns",
-}
+#: What a user may do about missing values, for messages.
+MASK = "learn which values are missing with --missing=mask (in Python missing='mask')"
 _UNBOUNDED = "a density has no bound there, so the likelihood means nothing"
 _DOUBTS = {
     "rows": ("that count the rows", "probably an index"),
@@ -80,6 +74,14 @@ def parse_names(names: str | Sequence[str]) -> list[str]:
     return [name.strip() for row in rows for name in row]
 
 
+def in_order(codes: Values, texts: Sequence[str]) -> tuple[Values, tuple[str, ...]]:
+    """Returns indices into texts that are in alphabetical order, and these."""
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    place = np.empty(len(texts))
+    place[order] = np.arange(len(texts))
+    return place[codes.astype(np.int64)], tuple(texts[i] for i in order)
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which columns of a table are read.
@@ -87,10 +89,16 @@ class Selection:
     Attributes:
         dropped: The names of those to leave out.
         wanted: The names of those to read, in this order; None for all that are not dropped.
+        texts: The names of those whose values are texts, whatever they look like.
+        numbers: The names of those whose values are numbers, likewise.
+        gaps: Whether numbers may be missing; they are NaN then.
     """
 
     dropped: tuple[str, ...] = ()
     wanted: tuple[str, ...] | None = None
+    texts: frozenset[str] = frozenset()
+    numbers: frozenset[str] = frozenset()
+    gaps: bool = False
 
     def without(self, names: Sequence[str]) -> Selection:
         """Returns a selection that leaves more columns out."""
@@ -153,7 +161,11 @@ class Selection:
 
 
 def column_kinds(values: Values) -> list[str]:
-    """Returns the kind of each column, a key of `KINDS`; `values` has shape (n, d)."""
+    """Returns what the values of each column are like, as a word; `values` has shape (n, d).
+
+    It is "rows" if they count the rows, "two" or "few" if there are so many different ones,
+    "whole", "copy" or "linear" if columns before it determine it, and else "number".
+    """
     kinds = [_kind(column) for column in values.T]
     for i, kind in _dependent(values).items():
         kinds[i] = kind
@@ -202,7 +214,10 @@ def _dependent(values: Values) -> dict[int, str]:
 
 
 def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) -> list[str]:
-    """Returns a warning for each kind of column of which a density is probably not intended."""
+    """Returns a warning for each kind of column of which a density is probably not intended.
+
+    `kinds` are those of `column_kinds`, or "integer" and "heavy" of columns that are such.
+    """
     texts = []
     for kind, (which, why) in _DOUBTS.items():
         own = [name for name, its in zip(names, kinds, strict=True) if its == kind]
@@ -221,6 +236,7 @@ def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) ->
         std = values.std(axis=0)
         squeezed = (high > low) & (high - low < SQUEEZED * std)
     squeezed[[i for i, *_ in ends]] = False  # One warning is enough.
+    squeezed &= np.array([kind not in ("integer", "heavy") for kind in kinds])
     for i in np.flatnonzero(squeezed)[:SHOWN].tolist():
         far = values[np.argmax(np.abs(values[:, i] - np.median(sample[:, i]))), i]
         texts.append(

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .columns import Selection, Values, beyond_float, how_to_leave_out, listed, rounding_doubts
+from .columns import (
+    Categories,
+    Selection,
+    Values,
+    beyond_float,
+    how_to_leave_out,
+    in_order,
+    listed,
+    rounding_doubts,
+)
 from .reading import Refused, check_size, optional_package
 
 FRAME_SUFFIXES = (".parquet", ".pq", ".feather", ".arrow")
 
 
-def read_frame(file: Path, selection: Selection) -> tuple[Values, list[str], list[str], list[str]]:
-    """Returns values, shape (n, d), column names, notes of what was passed over, and doubts.
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The selected columns of a data frame.
 
-    Missing values are NaN. A TypeError names a column that holds no numbers.
+    Attributes:
+        values: Numbers, shape (n, d); NaN where one is missing; indices of texts.
+        columns: The d names.
+        categories: The different texts of columns of texts.
+        dtypes: The names of all columns' types.
+        notes: What was passed over.
+        doubts: What may have been meant otherwise.
     """
+
+    values: Values
+    columns: list[str]
+    categories: Categories
+    dtypes: Mapping[str, str]
+    notes: list[str]
+    doubts: list[str]
+
+
+def read_frame(file: Path, selection: Selection) -> Frame:
+    """Returns the selected columns; a TypeError names one of neither numbers nor texts."""
     return frame_values(_load(file), selection, str(file))
 
 
@@ -27,31 +55,77 @@ def is_frame(rows: object) -> bool:
     return hasattr(rows, "columns") and hasattr(rows, "__getitem__")
 
 
-def frame_values(
-    frame: Any, selection: Selection, source: str
-) -> tuple[Values, list[str], list[str], list[str]]:
+def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
     """Returns the selected columns of a data frame, as `read_frame` does."""
     import pandas
 
     if not isinstance(frame, pandas.DataFrame):
-        frame = pandas.DataFrame({name: np.asarray(frame[name]) for name in frame.columns})
-    notes = list[str]()
+        frame = _as_pandas(frame)
     names = [str(name) for name in frame.columns]
     kept = selection.positions(names, source)
     frame, names = frame.iloc[:, kept], [names[i] for i in kept]
-    wrong = {n: kind for n, kind in zip(names, frame.dtypes, strict=True) if not _is_number(kind)}
+    parts, categories, wrong = list[Values](), dict[str, tuple[str, ...]](), list[str]()
+    for i, name in enumerate(names):
+        column = frame.iloc[:, i]
+        # What was read as texts from a file may be numbers in a frame.
+        as_texts = selection.wanted is not None and name in selection.texts
+        if _is_number(column.dtype) and not as_texts:
+            parts.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        elif as_texts or _is_texts(column):
+            codes, categories[name] = _coded(column)
+            parts.append(codes)
+        else:
+            wrong.append(f"{name} ({column.dtype})")
     if wrong:
-        found = [f"{name} ({kind})" for name, kind in wrong.items()]
+        found = [word.rpartition(" (")[0] for word in wrong]
         raise TypeError(
-            f"read_table: expected columns of numbers, {source!r} has {listed(found)}; "
-            f"cast decimals and numbers in text to double, or {how_to_leave_out([*wrong])}"
+            f"read_table: expected columns of numbers or texts, {source!r} has {listed(wrong)}; "
+            f"cast decimals to double and dates to numbers, or {how_to_leave_out(found)}"
         )
+    notes = list[str]()
     if type(frame.index).__name__ != "RangeIndex":
         notes.append(f"the index {listed([str(name) for name in frame.index.names])}")
-    values: NDArray[Any] = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    values = np.stack(parts, axis=1)
     large = beyond_float(values) if len(values) else []
     rounded = [names[i] for i in large if _is_whole(frame.dtypes.iloc[i])]
-    return np.ascontiguousarray(values), names, notes, rounding_doubts(rounded)
+    dtypes = {name: str(kind) for name, kind in zip(names, frame.dtypes, strict=True)}
+    return Frame(values, names, categories, dtypes, notes, rounding_doubts(rounded))
+
+
+def _as_pandas(frame: Any) -> Any:
+    """Returns another library's frame as one of pandas."""
+    import pandas
+
+    if hasattr(frame, "__dataframe__"):
+        return pandas.api.interchange.from_dataframe(frame)
+    return pandas.DataFrame({name: np.asarray(frame[name]) for name in frame.columns})
+
+
+def _is_texts(column: Any) -> bool:
+    """Whether a column of a frame has texts, truth values or categories, perhaps missing ones."""
+    import pandas
+
+    types = pandas.api.types
+    kind = column.dtype
+    if types.is_bool_dtype(kind) or isinstance(kind, pandas.CategoricalDtype):
+        return True
+    if not (types.is_object_dtype(kind) or types.is_string_dtype(kind)):
+        return False
+    return types.infer_dtype(column, skipna=True) in ("string", "boolean", "empty")
+
+
+def _coded(column: Any) -> tuple[Values, tuple[str, ...]]:
+    """Returns the indices of a column's texts, and these; a missing one is an empty text."""
+    texts = column.astype(object)
+    texts = texts.where(texts.notna(), "").map(str)
+    ordered = getattr(column.dtype, "ordered", False)
+    codes, known = texts.factorize()
+    if not ordered:
+        return in_order(codes.astype(np.float64), [*known])
+    rank = {str(value): i for i, value in enumerate(column.dtype.categories)}
+    order = sorted(known, key=lambda text: rank.get(text, -1))
+    place = {text: float(i) for i, text in enumerate(order)}
+    return np.array([place[text] for text in texts]), tuple(order)
 
 
 def _load(file: Path) -> Any:

@@ -6,8 +6,8 @@ Nothing in a file is ever executed, and sizes stated in a header are compared wi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from torch import Tensor
 
 from .arrays import find_arrays, load_array
 from .columns import (
+    MASK,
+    Categories,
     Selection,
     Values,
     beyond_float,
-    how_to_leave_out,
     listed,
     parse_names,
     rounding_doubts,
 )
-from .frames import FRAME_SUFFIXES, frame_values, is_frame, read_frame
+from .frames import FRAME_SUFFIXES, Frame, frame_values, is_frame, read_frame
 from .reading import Refused, check_file
 from .text import PACKED_SUFFIXES, TEXT_SUFFIXES, read_text
 
@@ -35,14 +36,17 @@ MIN_ROWS = 20  # two of them for the test, which a standard error needs
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of numbers.
+    """Rows of numbers and texts.
 
     Attributes:
-        values: Finite float64 values, shape (n, d); of :func:`read_table` no column constant.
+        values: float64 values, shape (n, d), finite, or NaN where one is missing; of a column of
+            texts indices into `categories`.
         columns: The d column names.
         source: The origin of the table, for messages and records.
         notes: What else the file has, and was left out.
         doubts: What may have been meant otherwise.
+        categories: The different texts of each column of texts, by its name.
+        dtypes: The types that columns have in a data frame, by name.
     """
 
     values: Values
@@ -50,6 +54,13 @@ class Table:
     source: str
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    categories: Categories = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+
+    def of_columns(self, positions: Sequence[int]) -> Table:
+        """Returns the table with some of its columns."""
+        columns = [self.columns[i] for i in positions]
+        return replace(self, values=self.values[:, positions], columns=columns)
 
 
 def read_table(
@@ -57,8 +68,10 @@ def read_table(
     *,
     key: str | None = None,
     drop_columns: str | Sequence[str] = (),
+    texts: Collection[str] = (),
+    gaps: bool = False,
 ) -> Table:
-    """Reads a table of numbers from a file.
+    """Reads a table of numbers and texts from a file.
 
     Arguments:
         path: A `.npy` or `.npz` array with shape (n, d); or text with one row a line (`.csv`,
@@ -71,6 +84,9 @@ def read_table(
         key: The array's name in an `.npz` file with several.
         drop_columns: The names of columns to leave out, or a text with commas between them.
             Columns without names are called x1, x2 and so on.
+        texts: The names of columns whose values are texts even where they look like numbers. Of
+            text, a column is one of texts if most of its cells are words.
+        gaps: Whether numbers may be missing; they are NaN then. A missing text is "".
 
     Returns:
         The table, with n >= 20 and d >= 1.
@@ -78,29 +94,50 @@ def read_table(
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If pyarrow is missing and the file needs it.
-        TypeError: If an array or column holds text, truth values, complex numbers or records.
-        ValueError: If the file cannot be read as a finite table that can be standardised.
+        TypeError: If an array holds text, truth values, complex numbers or records, or a column
+            of a frame dates or objects.
+        ValueError: If the file cannot be read as a table of finite numbers and texts.
     """
     dropped = parse_names(drop_columns)
-    return _checked(_read(Path(path), key, Selection(tuple(dropped))), dropped)
+    selection = Selection(tuple(dropped), texts=frozenset(texts), gaps=gaps)
+    return _checked(_read(Path(path), key, selection), dropped, gaps=gaps)
 
 
-def table_of(rows: Any, *, drop_columns: str | Sequence[str] = (), name: str = "rows") -> Table:
+def table_of(
+    rows: Any,
+    *,
+    drop_columns: str | Sequence[str] = (),
+    texts: Collection[str] = (),
+    gaps: bool = False,
+    name: str = "rows",
+) -> Table:
     """Returns a table of rows in memory.
 
     Arguments:
         rows: An array or a tensor of shape (n, d), whose columns are called x1, x2 and so on, or a
             data frame.
         drop_columns: As for :func:`read_table`, whose errors these are too.
+        texts: Likewise.
+        gaps: Likewise.
         name: The table's source, for messages and records.
     """
     dropped = parse_names(drop_columns)
-    selection = Selection(tuple(dropped))
+    selection = Selection(tuple(dropped), texts=frozenset(texts), gaps=gaps)
+    return _checked(select(rows, selection, name), dropped, gaps=gaps)
+
+
+def select(rows: Any, selection: Selection, name: str) -> Table:
+    """Returns the selected columns of a data frame, an array or a tensor, of any values."""
     if is_frame(rows):
-        values, columns, notes, doubts = frame_values(rows, selection, name)
-        return _checked(Table(values, columns, name, tuple(notes), tuple(doubts)), dropped)
-    values, columns, doubts = _selected(array_of(rows), selection, name)
-    return _checked(Table(values, columns, name, doubts=tuple(doubts)), dropped)
+        return _of_frame(frame_values(rows, selection, name), name)
+    return _selected(array_of(rows), selection, name)
+
+
+def _of_frame(frame: Frame, source: str) -> Table:
+    notes, doubts = tuple(frame.notes), tuple(frame.doubts)
+    return Table(
+        frame.values, frame.columns, source, notes, doubts, frame.categories, frame.dtypes
+    )
 
 
 def array_of(rows: Any) -> NDArray[Any]:
@@ -113,11 +150,10 @@ def array_of(rows: Any) -> NDArray[Any]:
     return np.asarray(rows)
 
 
-def _checked(table: Table, dropped: Sequence[str]) -> Table:
-    """Returns a table that can be split and standardised, with a note of what was dropped."""
+def _checked(table: Table, dropped: Sequence[str], *, gaps: bool) -> Table:
+    """Returns a table that can be split, with a note of what was dropped."""
     _check_rows(len(table.values), table.source, table.doubts)
-    _check_values(table.values, table.columns, table.source)
-    _check_constant(table.values, table.columns, table.source)
+    check_values(table, gaps=gaps)
     notes = (*table.notes, f"{listed(dropped)} (by drop_columns)") if dropped else table.notes
     return replace(table, notes=notes)
 
@@ -128,6 +164,8 @@ def read_rows(
     *,
     key: str | None = None,
     drop_columns: str | Sequence[str] = (),
+    texts: Collection[str] = (),
+    gaps: bool = False,
 ) -> Table:
     """Reads rows with known columns from a file of the formats of :func:`read_table`.
 
@@ -138,6 +176,8 @@ def read_rows(
         key: The array's name in an `.npz` file with several.
         drop_columns: Columns that a file without names may have beside the known ones, by the
             names x1, x2 and so on.
+        texts: The names of those of texts; all others have numbers.
+        gaps: Whether numbers may be missing.
 
     Returns:
         The rows, at least one, with the columns in the order of `columns`.
@@ -148,14 +188,17 @@ def read_rows(
         TypeError: If an array or column holds text, truth values, complex numbers or records.
         ValueError: If a column is missing, a value is not finite, or the file cannot be read.
     """
-    selection = Selection(tuple(parse_names(drop_columns)), tuple(columns))
+    known, dropped = frozenset(texts), tuple(parse_names(drop_columns))
+    selection = Selection(dropped, tuple(columns), known, frozenset(columns) - known, gaps)
     table = _read(Path(path), key, selection)
     if not len(table.values):
         raise ValueError(
             f"read_table: expected at least one row, {table.source!r} has none; write the rows"
         )
-    _check_values(table.values, table.columns, table.source)
-    return replace(table, columns=list(columns))
+    check_values(table, gaps=gaps)
+    names = zip(table.columns, columns, strict=True)
+    renamed = {new: table.categories[old] for old, new in names if old in table.categories}
+    return replace(table, columns=list(columns), categories=renamed)
 
 
 def _read(file: Path, key: str | None, selection: Selection) -> Table:
@@ -168,25 +211,22 @@ def _read(file: Path, key: str | None, selection: Selection) -> Table:
             f"read_table: expected key for .npz files alone, got {key!r}; leave it out"
         )
     if name.endswith((".npy", ".npz")):
-        values, columns, notes, doubts = _read_array(file, key, selection)
-    elif name.endswith(FRAME_SUFFIXES):
-        values, columns, notes, doubts = read_frame(file, selection)
-    elif name.removesuffix(packing).endswith(TEXT_SUFFIXES):
-        values, layout = read_text(file, selection)
+        return _read_array(file, key, selection)
+    if name.endswith(FRAME_SUFFIXES):
+        return _of_frame(read_frame(file, selection), str(file))
+    if name.removesuffix(packing).endswith(TEXT_SUFFIXES):
+        values, layout, categories = read_text(file, selection)
         columns = [layout.names[i] for i in layout.kept]
-        notes, doubts = layout.notes, layout.doubts
-    else:
-        endings = ", ".join((".npy", ".npz", *TEXT_SUFFIXES, *FRAME_SUFFIXES))
-        raise ValueError(
-            f"read_table: expected a file ending in {endings}; "
-            f"got {file.name!r}; convert it, or rename it if it is one of these"
-        )
-    return Table(values, columns, str(file), tuple(notes), tuple(doubts))
+        notes, doubts = tuple(layout.notes), tuple(layout.doubts)
+        return Table(values, columns, str(file), notes, doubts, categories)
+    endings = ", ".join((".npy", ".npz", *TEXT_SUFFIXES, *FRAME_SUFFIXES))
+    raise ValueError(
+        f"read_table: expected a file ending in {endings}; "
+        f"got {file.name!r}; convert it, or rename it if it is one of these"
+    )
 
 
-def _read_array(
-    file: Path, key: str | None, selection: Selection
-) -> tuple[Values, list[str], list[str], list[str]]:
+def _read_array(file: Path, key: str | None, selection: Selection) -> Table:
     found = find_arrays("read_table", file, key)
     if len(found.names) > 1:
         raise Refused(
@@ -195,15 +235,13 @@ def _read_array(
             f"with --key={found.names['train']} (in Python key={found.names['train']!r})"
         )
     loaded = load_array("read_table", file, found.names["train"])
-    values, columns, doubts = _selected(loaded, selection, str(file))
-    notes = [f"the arrays {listed(found.left_out)}"] if found.left_out else []
-    return values, columns, notes, doubts
+    table = _selected(loaded, selection, str(file))
+    notes = (f"the arrays {listed(found.left_out)}",) if found.left_out else ()
+    return replace(table, notes=notes)
 
 
-def _selected(
-    array: NDArray[Any], selection: Selection, source: str
-) -> tuple[Values, list[str], list[str]]:
-    """Returns the selected columns of an array, their names, and doubts."""
+def _selected(array: NDArray[Any], selection: Selection, source: str) -> Table:
+    """Returns the selected columns of an array."""
     values = _array_values(array, source)
     names = [f"x{i + 1}" for i in range(values.shape[1])]
     kept = selection.positions(names, source, named=False)
@@ -211,7 +249,10 @@ def _selected(
         values = np.ascontiguousarray(values[:, kept])
     names = [names[i] for i in kept]
     large = beyond_float(values) if len(values) and array.dtype.kind in "iu" else []
-    return values, names, rounding_doubts([names[i] for i in large])
+    doubts = tuple(rounding_doubts([names[i] for i in large]))
+    return Table(
+        values, names, source, doubts=doubts, dtypes=dict.fromkeys(names, str(array.dtype))
+    )
 
 
 def _array_values(loaded: NDArray[Any], source: str) -> Values:
@@ -261,26 +302,17 @@ def _check_rows(count: int, source: str, doubts: Sequence[str] = ()) -> None:
         )
 
 
-def _check_values(values: Values, columns: list[str], source: str) -> None:
-    finite = np.isfinite(values)
-    if not finite.all():
-        row, column = (int(i) for i in np.argwhere(~finite)[0])
-        others = int((~finite).sum()) - 1
+def check_values(table: Table, *, gaps: bool) -> None:
+    """Refuses numbers that are infinite, or missing unless they may be."""
+    values = table.values
+    wrong = np.isinf(values) if gaps else ~np.isfinite(values)
+    if wrong.any():
+        row, column = (int(i) for i in np.argwhere(wrong)[0])
+        others = int(wrong.sum()) - 1
         more = f", and so are {others} more" if others else ""
+        mask = f", or {MASK}" if np.isnan(values[row, column]) else ""
         raise ValueError(
             f"read_table: expected finite numbers, row {row} (counted from 0), column "
-            f"{columns[column]!r} of {source!r} is {values[row, column]}{more}; delete or fill "
-            "such rows"
-        )
-
-
-def _check_constant(values: Values, columns: list[str], source: str) -> None:
-    constant = np.flatnonzero(values.min(axis=0) == values.max(axis=0))
-    if len(constant):
-        names = [columns[i] for i in constant]
-        raise ValueError(
-            f"read_table: expected columns that vary, {source!r} has constant ones "
-            f"({listed([*map(repr, names)])}), or ones that vary by less than float64 resolves, "
-            "which cannot be standardised and have no density; "
-            f"{how_to_leave_out(names)}"
+            f"{table.columns[column]!r} of {table.source!r} is {values[row, column]}{more}; "
+            f"delete or fill such rows{mask}"
         )

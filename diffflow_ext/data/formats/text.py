@@ -7,17 +7,29 @@ line and the column.
 from __future__ import annotations
 
 import io
+import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from .archives import read_zip
-from .columns import EXACT, Selection, Values, beyond_float, how_to_leave_out, rounding_doubts
+from .columns import (
+    EXACT,
+    MASK,
+    Categories,
+    Selection,
+    Values,
+    beyond_float,
+    how_to_leave_out,
+    in_order,
+    rounding_doubts,
+)
 from .layout import SPACES, Layout, decoded, find_layout, number, split, without, words
 from .reading import Refused, check_size, open_file, read_bytes, unpack, unpacked_limit
 
@@ -29,21 +41,29 @@ _SPACED = re.compile(r"[-+\d.,'\s]+")
 _DIGITS = re.compile(r"[-+]?\d+")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
+#: Numbers with signs, separators or a unit, dates and times: no texts that name a category.
+_NUMERIC = re.compile(r"[-+]?[\d.,:/'\s-]*\d[\d.,:/'\s-]*([eE][-+]?\d+)?\s*[%°µ\w]{0,4}")
+_FIRST_ROWS = 10_000  # that show which columns are texts
 
 
-def read_text(file: Path, selection: Selection) -> tuple[Values, Layout]:
-    """Returns the values, shape (n, d), and the layout with the names of the d columns.
+def read_text(file: Path, selection: Selection) -> tuple[Values, Layout, Categories]:
+    """Returns the values, shape (n, d), the layout with the names of the d columns, and texts.
 
-    Values may be infinite or NaN.
+    Values may be infinite, or NaN where there is none. Those of a column of texts are indices into
+    its different texts, which are in order.
     """
     opened = _opener(file)
     with opened() as stream:
         layout = find_layout(stream, file, selection)
     with opened() as stream:
-        values = _by_pandas(stream, layout)
+        texts = _texts(stream, layout, selection)
+    values, categories = None, dict[str, tuple[str, ...]]()
+    if not texts:
+        with opened() as stream:
+            values = _by_pandas(stream, layout)
     if values is None:
         with opened() as stream:
-            values = _by_line(stream, layout)
+            values, categories = _by_line(stream, layout, texts, gaps=selection.gaps)
     with opened() as stream:
         _check_commas(stream, values, layout)
     if selection.wanted is None:
@@ -51,8 +71,35 @@ def read_text(file: Path, selection: Selection) -> tuple[Values, Layout]:
     else:
         _refuse_index(values, layout)
     with opened() as stream:
-        layout.doubts.extend(_rounded(stream, values, layout))
-    return values, layout
+        layout.doubts.extend(_rounded(stream, values, layout, texts))
+    return values, layout, categories
+
+
+def _texts(stream: BinaryIO, layout: Layout, selection: Selection) -> set[int]:
+    """Returns the positions of columns of texts: those of which most cells are no numbers."""
+    asked = {i for i in layout.kept if layout.names[i] in selection.texts}
+    unsure = [
+        i for i in layout.kept if i not in asked and layout.names[i] not in selection.numbers
+    ]
+    found, present = Counter[int](), Counter[int]()
+    lines = (
+        without(line, layout.skipped) for line in decoded(stream, layout.start, layout.source)
+    )
+    rows = split(lines, layout.delimiter, layout.line, layout.source)
+    for _, cells in islice(rows, _FIRST_ROWS):
+        if len(cells) < len(layout.names):
+            continue
+        for i in unsure:
+            cell = cells[i].strip()
+            present[i] += cell.lower() not in _MISSING
+            found[i] += _is_text(cell)
+    return asked | {i for i in unsure if 2 * found[i] > present[i]}
+
+
+def _is_text(cell: str) -> bool:
+    return cell.lower() not in _MISSING and not (
+        _NUMERIC.fullmatch(cell) or number(cell) is not None
+    )
 
 
 def _opener(file: Path) -> Callable[[], BinaryIO]:
@@ -139,8 +186,10 @@ def _numbers(frame: Any, layout: Layout) -> Values:
     return np.ascontiguousarray(numbers, np.float64)
 
 
-def _by_line(stream: BinaryIO, layout: Layout) -> Values:
-    comments = Counter[str]()
+def _by_line(
+    stream: BinaryIO, layout: Layout, texts: Container[int], *, gaps: bool
+) -> tuple[Values, Categories]:
+    comments, known = Counter[str](), {i: dict[str, int]() for i in layout.kept if i in texts}
     lines = _uncommented(decoded(stream, layout.start, layout.source), layout, comments)
     values, width = array("d"), len(layout.names)
     for line, cells in split(lines, layout.delimiter, layout.line, layout.source):
@@ -149,19 +198,39 @@ def _by_line(stream: BinaryIO, layout: Layout) -> Values:
         if len(cells) != width:
             raise ValueError(_other_length(len(cells), line, layout, is_first=not values))
         for i in layout.kept:
-            value = number(cells[i], layout.decimal)
+            if i in known:
+                values.append(known[i].setdefault(cells[i].strip(), len(known[i])))
+                continue
+            value = _number(cells[i], layout, gaps=gaps)
             if value is None:
                 is_first = len(values) < len(layout.kept)
                 raise ValueError(_no_number(cells[i], line, i, layout, is_first=is_first))
             values.append(value)
+    layout.notes.extend(_comments(comments, layout))
+    rows, categories = np.array(values).reshape(-1, len(layout.kept)), dict[str, tuple[str, ...]]()
+    for i, own in known.items():
+        position = layout.kept.index(i)
+        rows[:, position], categories[layout.names[i]] = in_order(rows[:, position], [*own])
+    return rows, categories
+
+
+def _number(cell: str, layout: Layout, *, gaps: bool) -> float | None:
+    """Returns the number in a cell, NaN if it may be missing and is; None if there is none."""
+    value = number(cell, layout.decimal)
+    return math.nan if value is None and gaps and cell.strip().lower() in _MISSING else value
+
+
+def _comments(comments: Counter[str], layout: Layout) -> list[str]:
+    """Returns a note of comments among the rows; a doubt is added to the layout."""
+    notes = list[str]()
     if count := comments["comment"]:
-        layout.notes.append(f"{count} comment line{'s' * (count > 1)} among the rows")
+        notes.append(f"{count} comment line{'s' * (count > 1)} among the rows")
     if count := comments["row"]:
         layout.doubts.append(
             f"lines that begin with {' or '.join(layout.skipped)} and have as many numbers as the "
             f"rows were left out as comments ({count}); if they are rows, delete that mark"
         )
-    return np.array(values).reshape(-1, len(layout.kept))
+    return notes
 
 
 def _uncommented(lines: Iterable[str], layout: Layout, comments: Counter[str]) -> Iterator[str]:
@@ -199,7 +268,7 @@ def _no_number(cell: str, line: int, i: int, layout: Layout, *, is_first: bool) 
     shown = cell if len(cell) <= 40 else cell[:37] + "..."
     hint = f"mend or delete the row, or {how_to_leave_out([layout.names[i]])}"
     if cell.lower() in _MISSING:
-        hint = f"fill the gap, delete the row, or {how_to_leave_out([layout.names[i]])}"
+        hint = f"fill the gap, delete the row, {MASK}, or {how_to_leave_out([layout.names[i]])}"
     if len(cell.split()) > 1 and _SPACED.fullmatch(cell):
         hint = "the number has a space in it: write no thousands separators"
     elif _COMMAS.fullmatch(cell):
@@ -252,9 +321,10 @@ def _check_commas(stream: BinaryIO, values: Values, layout: Layout) -> None:
         )
 
 
-def _rounded(stream: BinaryIO, values: Values, layout: Layout) -> list[str]:
+def _rounded(stream: BinaryIO, values: Values, layout: Layout, texts: Container[int]) -> list[str]:
     """Returns a doubt of columns with whole numbers that float64 does not hold."""
-    columns = [layout.kept[i] for i in beyond_float(values)] if len(values) else []
+    large = beyond_float(values) if len(values) else []
+    columns = [layout.kept[i] for i in large if layout.kept[i] not in texts]
     if not columns:
         return []
     found, lines = set[int](), decoded(stream, layout.start, layout.source)

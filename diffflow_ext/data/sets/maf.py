@@ -14,9 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..dataset import Dataset, table_dataset
+from ..encoding import Encoding
 from ..formats.arrays import load_npy
 from ..formats.reading import Refused, check_file, check_size, optional_package, unpacked_limit
 from ..formats.text import exact_numbers
@@ -178,7 +180,8 @@ def open_maf(name: str, path: Path) -> Dataset:
         _check(cleaned, entry.dim, str(file))
         parts = [(part - cleaned.mean) / cleaned.std for part in cleaned.parts]
     columns = list(entry.columns) or [f"x{i + 1}" for i in range(entry.dim)]
-    return table_dataset(name, parts, cleaned.mean, cleaned.std, columns)
+    tensors = [torch.from_numpy(part.astype(np.float32)) for part in parts]
+    return table_dataset(name, tensors, Encoding.linear(columns, cleaned.mean, cleaned.std))
 
 
 def _check(cleaned: _Cleaned, dim: int, source: str) -> None:

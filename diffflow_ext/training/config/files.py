@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffflow_ext.data.formats.reading import read_bytes
+from diffflow_ext.data.kinds import columns_text, parse_columns
 
 from .fields import CONFIGS, SECTIONS, Config, configure
 
@@ -28,19 +29,27 @@ ONCE_AUTOMATIC = {
 }  # fmt: skip
 #: What networks of earlier versions had, which were without these fields.
 ONCE = {"drift_scale": 1.0, "score_scale": 1.0, "prediction": "score"}
+#: All columns of their tables were continuous; the field came with this one.
+CAME_WITH_COLUMNS = "missing"
 
 
 def to_toml(config: Config, names: Container[str] | None = None) -> str:
     """Returns a TOML text for `load_config`, with the given fields or all that the run reads."""
-    text = ""
+    tables = dict[str, dict[str, Any]]()
     for section in SECTIONS:
         values = {"name": config.name} if section == "model" else {}
         for name, value in asdict(getattr(config, section)).items():
             if value is not None and (names is None or name in names):
                 values[name] = value
-        lines = "".join(f"{name} = {_spelt(value)}\n" for name, value in values.items())
-        text += f"[{section}]\n{lines}\n" if lines else ""
-    return text.removesuffix("\n")
+        tables[section] = values
+    columns = tables["data"].pop("columns", "")
+    tables["columns"] = {_spelt(name): kind for name, kind in parse_columns(columns).items()}
+    parts = [
+        f"[{section}]\n" + "".join(f"{name} = {_spelt(value)}\n" for name, value in values.items())
+        for section, values in tables.items()
+        if values
+    ]
+    return "\n".join(parts)
 
 
 def load_config(path: str | Path) -> Config:
@@ -90,6 +99,8 @@ def from_record(record: Mapping[str, Any]) -> Config:
     automatic = [name for name in ONCE_AUTOMATIC & {*record} if record[name] in (0, "auto")]
     values = {name: record[name] for name in record if name in known and name not in automatic}
     once = {name: value for name, value in ONCE.items() if name in known}
+    if CAME_WITH_COLUMNS not in record:
+        once["columns"] = "continuous"
     return configure(model, **once | _with_graph_choice(values))
 
 
@@ -116,6 +127,8 @@ def _from_tables(tables: dict[str, Any]) -> Config:
             "train: expected a table for each section, got the form of earlier versions; this file"
             f" in the new form{dropped}:\n\n{to_toml(config, tables)}"
         )
+    if kinds := tables.pop("columns", None):
+        tables.setdefault("data", {})["columns"] = columns_text(kinds)
     unknown = [name for name in tables if name not in SECTIONS]
     if unknown:
         raise ValueError(f"train: [{unknown[0]}]: expected one of {', '.join(SECTIONS)}")

@@ -34,6 +34,12 @@ class Data(Section):
     key: Annotated[Maybe[str], rules.TEXT] = None
     #: Columns of a table file to leave out, such as id,species; those without names are x1, x2 ...
     drop_columns: Annotated[Maybe[str], rules.TEXT] = None
+    #: Kinds of columns of a table, such as price=integer,cut=category, where another one is found;
+    #: a kind alone is that of all others. Kinds are continuous, heavy (tails), integer, category,
+    #: drop, and bounded LOW HIGH. In a file of settings this is a table [columns].
+    columns: Annotated[Maybe[str], rules.TEXT] = None
+    #: Missing numbers of a table: refuse them, or learn which are missing (mask).
+    missing: Literal["refuse", "mask"] = "refuse"
     #: Whether images are mirrored at random; None does what is usual for the set.
     flip: Chosen[Literal["on", "off"]] = None
 

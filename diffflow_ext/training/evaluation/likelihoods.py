@@ -14,12 +14,15 @@ from typing import Any
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
+from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import bits_per_dim
 from diffflow_ext.metrics.distances import gaussian_nll
 
 from ..parallel.distributed import World
 from ..recipes.base import Estimator, EvaluationSettings
+from ..store.dataset import model_inputs
 from .loaded_run import LoadedRun
+from .sampling import EVALUATION_STREAM
 from .scoring import log_probs
 
 #: Rows for the comparison with half the steps of a solver.
@@ -45,10 +48,10 @@ def likelihoods(
     estimators, world = run.recipe.estimators(settings), world or World()
     result: dict[str, Any] = {"estimators": {one.name: one.title for one in estimators}}
     if not run.record.is_image:
-        result["gaussian_nll"] = _gaussian(dataset, n)
+        result["gaussian_nll"] = _gaussian(dataset, n, seed)
     for one in estimators:
         rows = dataset.test[: min(n, one.limit or n)]
-        nats = _nats(run, one, rows, seed, world)
+        nats, weight = _nats(run, one, rows, seed, world)
         result |= {
             one.name: float(nats.mean()),
             f"{one.name}_error": float(nats.std()) / math.sqrt(len(nats)),
@@ -57,23 +60,27 @@ def likelihoods(
         }
         if one.halved is not None:
             few = slice(0, STEP_ERROR_ROWS)
-            halved = _nats(run, replace(one, log_prob=one.halved), rows[few], seed, world)
+            halved, _ = _nats(run, replace(one, log_prob=one.halved), rows[few], seed, world)
             result[f"{one.name}_step_error"] = float((halved - nats[few]).mean())
-        result |= _read(one.name, result, run, dataset)
+        result |= _read(one.name, result, run, float(weight.mean()))
     return result
 
 
-def _gaussian(dataset: Dataset, n: int) -> float | None:
+def _gaussian(dataset: Dataset, n: int, seed: int) -> float | None:
     """Returns -log p of the Gaussian of the training data, None if that has no density."""
+    key = NoiseKey(seed, stream=EVALUATION_STREAM)
+    train, test = (
+        model_inputs(dataset.encoding, rows, key) for rows in (dataset.train, dataset.test[:n])
+    )
     try:
-        return gaussian_nll(dataset.train, dataset.test[:n])[0]
+        return gaussian_nll(train, test)[0]
     except ValueError as error:
         warnings.warn(f"evaluate: no Gaussian to compare with: {error}", stacklevel=2)
         return None
 
 
 def _read(
-    name: str, result: dict[str, Any], run: LoadedRun, dataset: Dataset
+    name: str, result: dict[str, Any], run: LoadedRun, weight: float
 ) -> dict[str, float | None]:
     nats, dim = result[name], run.record.dim
     if run.record.is_image:
@@ -81,10 +88,14 @@ def _read(
         return {f"{name}_bits": bits_per_dim(nats, dim), f"{name}_bits_error": error}
     gaussian = result["gaussian_nll"]
     return {
-        f"{name}_data_units": nats + dataset.log_abs_scale,
+        f"{name}_data_units": nats - weight,
         f"{name}_minus_gaussian": None if gaussian is None else nats - gaussian,
     }
 
 
-def _nats(run: LoadedRun, estimator: Estimator, rows: Tensor, seed: int, world: World) -> Tensor:
-    return -log_probs(run.recipe, estimator, rows, seed, world)
+def _nats(
+    run: LoadedRun, estimator: Estimator, rows: Tensor, seed: int, world: World
+) -> tuple[Tensor, Tensor]:
+    encoding = run.record.encoding
+    density, weight = log_probs(run.recipe, estimator, encoding, rows, seed, world)
+    return -density, weight

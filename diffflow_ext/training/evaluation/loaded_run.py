@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from diffflow_ext.data.formats.columns import listed
+
 from ..config.defaults import resolve
 from ..config.fields import Config
 from ..parallel.device import pick_device
@@ -18,8 +20,9 @@ from ..recipes.build import build_recipe, room_of
 from ..store.checkpoint import CheckpointError, load_latest, step_directories
 from ..store.dataset import DatasetRecord, recorded
 from ..store.directory import RunDirectory
+from .sample_file import to_frame
 from .sampling import check_options, draw
-from .scoring import log_probs, pick_estimator, standardised
+from .scoring import log_probs, pick_estimator, stored_rows
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,28 @@ class LoadedRun:
         """
         if units not in ("data", "training"):
             raise ValueError(f"sample: units={units!r}: expected 'data' or 'training'")
+        texts = self.record.encoding.texts if self.record.encoding else ()
+        if texts and units == "data":
+            raise ValueError(
+                f"sample: expected columns of numbers, {listed(texts)} have texts; take"
+                " sample_frame, or units='training'"
+            )
         samples = draw(self.recipe, n, seed=seed, num_steps=num_steps, world=world, **options)
         return samples if units == "training" else self.record.in_data_units(samples)
+
+    def sample_frame(self, n: int, **options: Any) -> Any:
+        """Returns n samples of a table as a data frame of pandas.
+
+        Its columns have the names, types and categories of the data; missing numbers are NaN. The
+        samples and the options are those of `sample`.
+
+        Raises:
+            TypeError: If the run has images.
+        """
+        if self.record.encoding is None:
+            raise TypeError("sample_frame: expected a run of a table, got one of images")
+        samples = self.sample(n, units="training", **options)
+        return to_frame(self.record.encoding, self.record.in_data_units(samples))
 
     def log_prob(
         self,
@@ -86,8 +109,9 @@ class LoadedRun:
         """Returns the log-density of each row in nats, or a bound of it, float64 of shape (n,).
 
         Arguments:
-            rows: Rows in the units of the data, shape (n, d): an array, a tensor, or a data frame
-                whose columns are found by their names; or images in bytes, shape (n, C, H, W).
+            rows: Rows in the units of the data, shape (n, d): an array, a tensor, a table, or a
+                data frame whose columns are found by their names and may be texts; or images in
+                bytes, shape (n, C, H, W).
             estimator: "exact", "ode", "bound" or "importance_weighted", if the model has it. By
                 default an exact density or the ODE's; of images the bound.
             num_steps: Steps N of the model's bound; None for its own.
@@ -98,8 +122,9 @@ class LoadedRun:
             world: The processes that share the work; all of them get all numbers.
 
         Returns:
-            Log-densities in the units of the data, of images log-probabilities of the bytes:
-            log p(x) minus `record.log_abs_scale`.
+            Log-densities in the units of the data, log-probabilities of the values of discrete
+            columns and of the bytes of images. With such columns, or missing values, they are
+            bounds with one draw of noise (see `data.encoding`), also if the density is exact.
 
         Raises:
             TypeError: If the rows are not numbers.
@@ -108,9 +133,9 @@ class LoadedRun:
         check_options("score", self.recipe, num_steps, {})
         settings = EvaluationSettings(num_steps, num_paths)
         chosen = pick_estimator(self.recipe, estimator, settings)
-        x = standardised(self.record, rows)
-        densities = log_probs(self.recipe, chosen, x, seed, world or World())
-        return densities - self.record.log_abs_scale
+        stored, encoding = stored_rows(self.record, rows), self.record.encoding
+        density, weight = log_probs(self.recipe, chosen, encoding, stored, seed, world or World())
+        return density + weight
 
 
 def _holds_run(path: Path) -> bool:

@@ -13,6 +13,7 @@ from diffflow_ext.figures.points import loss_curve, samples_beside_data, traject
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import quantise
 
+from ..store.dataset import model_inputs
 from ..store.directory import read_metrics
 from .loaded_run import LoadedRun
 from .sampling import EVALUATION_STREAM
@@ -44,22 +45,29 @@ def draw_pictures(
 def draw_sample_picture(path: str | Path, dataset: Dataset, samples: Tensor) -> None:
     """Draws samples, in the units of training, beside a run's test data; images as a grid."""
     title = f"{dataset.name}: {len(samples)} samples"
-    if dataset.is_image:
+    if dataset.encoding is None:
         shown = quantise(samples[:IMAGES])
         image_grid(path, shown, f"{dataset.name}: {len(shown)} samples")
     else:
-        title += ", standardised"
-        samples_beside_data(path, dataset.test, samples, title, columns=dataset.columns)
+        title += ", as the model sees them"
+        names = dataset.encoding.coordinates
+        samples_beside_data(path, _inputs(dataset), samples, title, columns=names)
+
+
+def _inputs(dataset: Dataset) -> Tensor:
+    key = NoiseKey(0, stream=EVALUATION_STREAM)
+    return model_inputs(dataset.encoding, dataset.test, key)
 
 
 def _draw_trajectories(path: Path, run: LoadedRun, dataset: Dataset, seed: int) -> None:
     key = NoiseKey(seed, stream=EVALUATION_STREAM)
     device = next(run.model.parameters()).device
     with torch.no_grad():
-        paths = run.recipe.paths(dataset.test[:TRAJECTORIES].to(device), key)
+        paths = run.recipe.paths(_inputs(dataset)[:TRAJECTORIES].to(device), key)
     if paths is None:
         return
     forward, reverse, times = paths
-    columns = dataset.columns
+    assert dataset.encoding is not None
+    columns = dataset.encoding.coordinates
     title = f"{dataset.name}: {columns[0]} and {columns[1]}, standardised"
     trajectories(path, forward[..., :2].cpu(), reverse[..., :2].cpu(), times, title)

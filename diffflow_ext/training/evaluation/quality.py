@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
+from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import quantise
 from diffflow_ext.metrics.distances import energy_distance, sliced_wasserstein
 from diffflow_ext.metrics.features.digits import DigitExtractor
@@ -21,6 +22,9 @@ from diffflow_ext.metrics.floor import Measure, with_floor
 from diffflow_ext.metrics.frechet import frechet_distance
 from diffflow_ext.metrics.manifolds import precision_recall
 from diffflow_ext.metrics.two_sample import c2st
+
+from ..store.dataset import model_inputs
+from .sampling import EVALUATION_STREAM
 
 MIN_SAMPLES = 50
 FLOOR_DRAWS = 4
@@ -48,7 +52,9 @@ def vector_quality(samples: Tensor, dataset: Dataset) -> dict[str, float | None]
 
     Samples are in the units of training, no more than there are training or test data.
     """
-    parts = (samples, *_test_and_training(dataset, len(samples)))
+    key = NoiseKey(0, stream=EVALUATION_STREAM)
+    real = _test_and_training(dataset, len(samples))
+    parts = (samples, *(model_inputs(dataset.encoding, rows, key) for rows in real))
     return {
         **_beside_floor("energy_distance", energy_distance, parts, ratio=True),
         **_beside_floor("sliced_wasserstein", sliced_wasserstein, parts, ratio=True),

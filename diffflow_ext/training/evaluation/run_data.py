@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from diffflow_ext.data import Dataset, describe_sets
+from diffflow_ext.data import Dataset, Rows, describe_sets, open_rows
 
 from ..store.dataset import open_data
 from .loaded_run import LoadedRun
@@ -39,10 +39,22 @@ def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dat
         if data is None:
             raise
         raise ValueError(
-            f"{error}. The run's own `key` and `drop_columns` were used: name the data of the run"
+            f"{error}. The run's own `key`, `drop_columns`, `columns` and `missing` were used:"
+            " name the data of the run"
         ) from error
     run.record.require(dataset)
     return dataset
+
+
+def rows_of_run(run: LoadedRun, path: str, key: str | None = None) -> Rows:
+    """Returns the rows, or images, in a file: those to which a run is applied; see `open_rows`."""
+    config, encoding = run.config.data, run.record.encoding
+    texts = encoding.texts if encoding is not None else ()
+    gaps = encoding is not None and any(column.missing for column in encoding.columns)
+    return open_rows(
+        path, run.record.columns, image_size=config.image_size, key=key,
+        drop_columns=config.drop_columns or (), texts=texts, gaps=gaps,
+    )  # fmt: skip
 
 
 def is_gone(data: str) -> bool:

@@ -1,4 +1,4 @@
-"""Files of samples: .npy, or .csv with the names of the columns in its first line.
+"""Samples as data frames and in files: .npy, or .csv with the names of columns in its first line.
 
 Images are bytes of shape (n, H, W, C), in .npy or as `arr_0` in .npz.
 """
@@ -6,19 +6,25 @@ Images are bytes of shape (n, H, W, C), in .npy or as `arr_0` in .npz.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 from torch import Tensor
 
+from diffflow_ext.data.column import Column
+from diffflow_ext.data.encoding import Encoding
 
-def endings(is_image: bool) -> tuple[str, ...]:
-    """Returns the endings of file names for samples."""
-    return (".npz", ".npy") if is_image else (".npy", ".csv")
+
+def endings(encoding: Encoding | None) -> tuple[str, ...]:
+    """Returns the endings of file names for samples; encoding None stands for images."""
+    if encoding is None:
+        return (".npz", ".npy")
+    return (".csv",) if encoding.texts else (".npy", ".csv")
 
 
 def check_target(path: str | Path, endings: Sequence[str], *, overwrite: bool) -> None:
@@ -36,11 +42,44 @@ def check_target(path: str | Path, endings: Sequence[str], *, overwrite: bool) -
         raise PermissionError(f"{path}: can't write to the directory {path.parent}")
 
 
-def write_samples(path: str | Path, samples: Tensor, columns: Sequence[str]) -> None:
-    """Writes samples atomically: vectors (n, d) in float64, or images (n, C, H, W) in bytes.
+def to_frame(encoding: Encoding, samples: Tensor) -> Any:
+    """Returns decoded samples, shape (n, columns), as a data frame of pandas."""
+    import pandas
 
-    `columns` are the names of the d columns; images have none.
-    """
+    numbers = samples.double().cpu().numpy()
+    columns = {
+        column.name: _typed(column, numbers[:, i]) for i, column in enumerate(encoding.columns)
+    }
+    return pandas.DataFrame(columns)
+
+
+def _typed(column: Column, values: np.ndarray) -> Any:
+    """Returns the values of a column in its type."""
+    import pandas
+
+    if column.is_text:
+        texts = [column.values[int(index)] for index in values]
+        if column.dtype in ("bool", "boolean") and "" not in column.values:
+            return np.array([text == "True" for text in texts])
+        if column.dtype == "category":
+            known = [text for text in column.values if text != ""]
+            return pandas.Categorical([text or None for text in texts], known)
+        return pandas.Series([text or None for text in texts], dtype=object)
+    whole = is_whole(column)
+    if np.isnan(values).any():
+        return values.astype(column.dtype) if column.dtype.startswith("float") else values
+    return values.astype(np.int64 if whole and "int" not in column.dtype else column.dtype)
+
+
+def is_whole(column: Column) -> bool:
+    """Whether all values of a column of numbers are whole."""
+    if column.kind == "category":
+        return all(float(value).is_integer() for value in column.values)
+    return column.kind == "integer" and column.step >= 1.0 and column.low.is_integer()
+
+
+def write_samples(path: str | Path, samples: Tensor, columns: Sequence[Column]) -> None:
+    """Writes samples atomically: rows (n, d) of columns, or images (n, C, H, W) in bytes."""
     path = Path(path)
     values = _bytes(samples) if samples.ndim == 4 else _vectors(samples, columns)
     # A new name each time: a file that is there belongs to somebody else.
@@ -61,7 +100,7 @@ def _bytes(images: Tensor) -> np.ndarray:
     return images.movedim(1, -1).contiguous().cpu().numpy()
 
 
-def _vectors(samples: Tensor, columns: Sequence[str]) -> np.ndarray:
+def _vectors(samples: Tensor, columns: Sequence[Column]) -> np.ndarray:
     values = samples.double().cpu().numpy()
     if values.ndim != 2 or values.shape[1] != len(columns):
         raise ValueError(
@@ -77,7 +116,21 @@ def _write_numpy(file: BinaryIO, values: np.ndarray, ending: str) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-def _write_csv(file: TextIO, values: np.ndarray, columns: Sequence[str]) -> None:
+def _write_csv(file: TextIO, values: np.ndarray, columns: Sequence[Column]) -> None:
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([repr(value) for value in row] for row in values.tolist())
+    writer.writerow([column.name for column in columns])
+    spelt = [_spelling(column) for column in columns]
+    for row in values.tolist():
+        writer.writerow([spell(value) for spell, value in zip(spelt, row, strict=True)])
+
+
+def _spelling(column: Column) -> Callable[[float], str]:
+    """Returns how values of a column are written; a missing one is an empty cell."""
+    if column.is_text:
+        return lambda value: str(column.values[int(value)])
+    if is_whole(column):
+        return lambda value: "" if math.isnan(value) else str(int(value))
+    if column.kind == "integer":
+        decimals = max(0, -math.floor(math.log10(column.step) + 1e-9)) + 1
+        return lambda value: "" if math.isnan(value) else repr(round(value, decimals))
+    return lambda value: "" if math.isnan(value) else repr(value)

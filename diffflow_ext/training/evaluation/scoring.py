@@ -1,11 +1,8 @@
 r"""Log-densities of single rows under a trained model.
 
-With :math:`y` in the units of the data and :math:`x = (y - m) / \sigma` in those of training,
-
-.. math:: \log p_Y(y) = \log p_X(x) - \sum_j \log \sigma_j
-
-in nats. Of an image in bytes it is the logarithm of its probability, or a bound of it: see
-`likelihood.images`.
+They are in nats and in the units of the data: the log-density of the model's inputs, and a weight
+that depends on how rows become inputs (see `data.encoding`). Of an image in bytes it is the
+logarithm of its probability, or a bound of it: see `likelihood.images`.
 """
 
 from __future__ import annotations
@@ -17,18 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffflow_ext.data.dataset import MAX_DEVIATIONS
-from diffflow_ext.data.formats.columns import Selection
-from diffflow_ext.data.formats.frames import frame_values, is_frame
-from diffflow_ext.data.formats.tables import array_of
+from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.data.formats.columns import Selection, listed
+from diffflow_ext.data.formats.frames import is_frame
+from diffflow_ext.data.formats.tables import Table, array_of, select
 from diffflow_ext.functional.checks import in_words
 from diffflow_ext.functional.noise import NoiseKey
-from diffflow_ext.likelihood.images import dequantise
 
 from ..config.rules import SEED, checked
 from ..parallel.distributed import World
 from ..recipes.base import Estimator, EvaluationSettings, Recipe
-from ..store.dataset import DatasetRecord
+from ..store.dataset import DatasetRecord, log_weight, model_inputs
 from .sampling import EVALUATION_STREAM, chunk_size
 
 
@@ -73,85 +69,99 @@ def _refuse_unused(
 
 
 def log_probs(
-    recipe: Recipe[Any, Any], estimator: Estimator, rows: Tensor, seed: int, world: World
-) -> Tensor:
-    """Returns the log-density of each row in the units of training, in nats, float64.
+    recipe: Recipe[Any, Any],
+    estimator: Estimator,
+    encoding: Encoding | None,
+    rows: Tensor,
+    seed: int,
+    world: World,
+) -> tuple[Tensor, Tensor]:
+    """Returns the log-density of each row's input, and its weight, float64, shape (n,), in nats.
 
-    `rows` are standardised, or images in bytes. The noise of a row depends only on its index.
+    Their sum is the log-density in the units of the data. The noise of a row depends only on the
+    seed and its index.
+
+    Arguments:
+        recipe: The model.
+        estimator: The estimator of its density.
+        encoding: The encoding of rows; None for images.
+        rows: Rows as the encoding stores them, or images in bytes.
+        seed: The seed.
+        world: The processes that share the work.
     """
     checked("score", "seed", seed, Annotated[int, SEED])
     device = next(recipe.module.parameters()).device
     key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(recipe)
     parts = list[Tensor | tuple[int, ...]]()
     for index, part in enumerate(rows.split(size)):
-        parts.append((len(part),))
+        parts.append((len(part), 2))
         if not world.owns(index):
             continue
-        start, x = index * size, part.to(device)
-        if recipe.is_image:
-            x = dequantise(x, key, sample_offset=start)
+        start, stored = index * size, part.to(device)
+        x = model_inputs(encoding, stored, key, start)
         with torch.no_grad():
-            parts[-1] = estimator.log_prob(x, key, start).double()
-    return world.gathered(parts, torch.float64)
+            density = estimator.log_prob(x, key, start).double()
+        weight = log_weight(encoding, stored, x).to(density)
+        parts[-1] = torch.stack([density, weight], dim=1)
+    density, weight = world.gathered(parts, torch.float64).unbind(1)
+    return density, weight
 
 
-def standardised(record: DatasetRecord, rows: Any) -> Tensor:
-    """Returns rows in the units of training, float32 of shape (n, d), or images in bytes.
+def stored_rows(record: DatasetRecord, rows: Any) -> Tensor:
+    """Returns rows as the encoding of a run stores them, or images in bytes.
 
     Arguments:
         record: The record of the run's data.
-        rows: Rows in the units of the data, shape (n, d): an array, a tensor, or a data frame
-            whose columns are found by their names. Images: uint8 of shape (n, C, H, W).
+        rows: Rows in the units of the data, shape (n, columns): an array, a tensor, a table, or a
+            data frame whose columns are found by their names. Images: uint8, shape (n, C, H, W).
 
     Raises:
-        TypeError: If they are not numbers.
+        TypeError: If they are not numbers, or texts in a column of texts.
         ValueError: If their shape, a column or a value is wrong.
     """
+    encoding = record.encoding
+    if encoding is None:
+        return _images(record, rows)
+    table = rows if isinstance(rows, Table) else _table(encoding, rows)
+    if not len(table.values):
+        raise ValueError("score: expected rows, at least one, got none")
+    return encoding.stored(table, "score")
+
+
+def _table(encoding: Encoding, rows: Any) -> Table:
     if is_frame(rows):
-        rows = frame_values(rows, Selection(wanted=record.columns), "rows")[0]
-    values = rows if isinstance(rows, Tensor) else _tensor(rows)
-    shape = tuple(values.shape)
-    if (
-        values.ndim != 1 + len(record.event_shape)
-        or shape[1:] != record.event_shape
-        or not shape[0]
-    ):
-        wanted = ", ".join(map(str, record.event_shape))
-        raise ValueError(
-            f"score: expected rows of shape (n, {wanted}) as in the run, n at least 1, got {shape}"
-        )
-    if record.is_image:
-        if values.dtype != torch.uint8:
-            raise TypeError(
-                f"score: expected images in bytes, torch.uint8 from 0 to 255, got {values.dtype}"
-            )
-        return values
-    if values.dtype.is_complex or values.dtype == torch.bool:
-        raise TypeError(f"score: expected rows of real numbers, got {values.dtype}")
-    mean, std = (torch.tensor(part, dtype=torch.float64) for part in (record.mean, record.std))
-    x = (values.detach().cpu().double() - mean) / std
-    _check_reach(record, values, x)
-    return x.float()
-
-
-def _check_reach(record: DatasetRecord, values: Tensor, x: Tensor) -> None:
-    """Refuses rows that are not finite, or so far away that float32 does not hold them."""
-    sound = x.abs() <= MAX_DEVIATIONS
-    if not bool(sound.all()):
-        row, column = (~sound).nonzero()[0].tolist()
-        raise ValueError(
-            "score: expected finite numbers within 1e12 deviations of the training data, row"
-            f" {row} (counted from 0), column {record.columns[column]!r} is"
-            f" {float(values[row, column])}; mend or delete such rows"
-        )
-
-
-def _tensor(values: Any) -> Tensor:
-    array = array_of(values)
-    if array.dtype.kind not in "fiu":
+        selection = Selection(wanted=encoding.names, texts=frozenset(encoding.texts))
+        return select(rows, selection, "rows")
+    values = array_of(rows)
+    if values.dtype.kind not in "fiu":
         raise TypeError(
-            f"score: expected rows of real numbers, got {in_words(values)} of {array.dtype}; give"
+            f"score: expected rows of real numbers, got {in_words(rows)} of {values.dtype}; give"
             " an array, a tensor or a data frame of numbers"
         )
-    # torch has not all of NumPy's types.
-    return torch.tensor(array if array.dtype == np.uint8 else array.astype(np.float64))
+    wanted = len(encoding.columns)
+    if values.ndim != 2 or values.shape[1] != wanted:
+        raise ValueError(
+            f"score: expected rows of shape (n, {wanted}) as in the run, n at least 1, got"
+            f" {values.shape}"
+        )
+    if encoding.texts:
+        raise TypeError(
+            f"score: expected texts in {listed(encoding.texts)}, got numbers alone; give a data"
+            " frame"
+        )
+    return Table(values.astype(np.float64), list(encoding.names), "rows")
+
+
+def _images(record: DatasetRecord, rows: Any) -> Tensor:
+    values = rows if isinstance(rows, Tensor) else torch.as_tensor(array_of(rows))
+    if values.dtype != torch.uint8:
+        raise TypeError(
+            f"score: expected images in bytes, torch.uint8 from 0 to 255, got {values.dtype}"
+        )
+    if tuple(values.shape[1:]) != record.event_shape or not len(values):
+        wanted = ", ".join(map(str, record.event_shape))
+        raise ValueError(
+            f"score: expected images of shape (n, {wanted}) as in the run, n at least 1, got"
+            f" {tuple(values.shape)}"
+        )
+    return values

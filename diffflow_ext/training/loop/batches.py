@@ -1,4 +1,4 @@
-"""Batches of training steps: rows; images are mirrored at random and dequantised.
+"""Batches of training steps: rows and images as inputs of a model, images mirrored at random.
 
 Every batch is a pure function of (seed, step), so resuming needs no saved state.
 """
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.data import batch_indices
+from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.functional.core import copied_to
 from diffflow_ext.functional.noise import NoiseKey, normal
-from diffflow_ext.likelihood.images import dequantise
 
 from ..config.fields import Config
+from ..store.dataset import model_inputs
 
 # Larger data stay in host memory, and only batches are copied to the device.
 MAX_RESIDENT_BYTES = 2 * 2**30
@@ -24,9 +25,10 @@ class Batches:
 
     Arguments:
         config: The configuration, resolved for these data.
-        data: Rows of vectors, float32, or images, uint8.
+        data: Rows as a data set has them, float32, or images, uint8.
         device: The device of the batches.
         part: The indices of each batch that this process computes; all by default.
+        encoding: The encoding of rows; None for images, and for rows that are inputs.
     """
 
     def __init__(
@@ -35,23 +37,26 @@ class Batches:
         data: Tensor,
         device: torch.device,
         part: range | None = None,
+        encoding: Encoding | None = None,
     ) -> None:
         resident = data.numel() * data.element_size() <= MAX_RESIDENT_BYTES
-        self.config, self.device = config, device
+        self.config, self.device, self.encoding = config, device, encoding
         self.part = range(config.optimiser.batch_size) if part is None else part
         self.data = data.to(device) if resident else data
 
     def __call__(self, step: int) -> Tensor:
         """Returns this process's part of the batch of a step, float32, shape (B, *event)."""
-        config, part = self.config, self.part
         rows = copied_to(self.rows(step), self.data.device)
-        batch = copied_to(self.data[rows], self.device)
-        if batch.dtype != torch.uint8:
-            return batch
-        key = NoiseKey(config.run.seed, stream=step)
-        if config.data.flip == "on":
-            batch = mirrored(batch, key, sample_offset=part.start)
-        return dequantise(batch, key, sample_offset=part.start)
+        return self.inputs(copied_to(self.data[rows], self.device), step)
+
+    def inputs(self, rows: Tensor, step: int) -> Tensor:
+        """Returns rows of the data as inputs of the model, with the noise of a step."""
+        if self.encoding is None and rows.dtype != torch.uint8:
+            return rows
+        key, start = NoiseKey(self.config.run.seed, stream=step), self.part.start
+        if self.config.data.flip == "on":
+            rows = mirrored(rows, key, sample_offset=start)
+        return model_inputs(self.encoding, rows, key, start)
 
     def rows(self, step: int) -> Tensor:
         """Returns the indices of the rows in this process's part of a batch."""

@@ -15,9 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffflow_ext.functional.noise import NoiseKey
-from diffflow_ext.likelihood.images import dequantise
-
 from ..config.fields import Config
 from ..config.schedules import is_logged, is_saved, learning_rate_at
 from ..parallel.distributed import Loss, World
@@ -110,8 +107,7 @@ class TrainingStep:
         if not all(getattr(m, "initialised", True) for m in self.recipe.module.modules()):
             return
         x0 = self.batches.data[:1].to(next(self.recipe.module.parameters()).device)
-        if x0.dtype == torch.uint8:
-            x0 = dequantise(x0, NoiseKey(self.config.run.seed))
+        x0 = self.batches.inputs(x0, 0)
         devices = [x0.device] if x0.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             self.recipe.sample_losses(x0, self.state.step, 0)
@@ -126,7 +122,8 @@ class TrainingStep:
         if all(layer.initialised for layer in layers):
             return
         device = next(self.recipe.module.parameters()).device
-        whole = Batches(self.config, self.batches.data, device)(0)
+        batches = self.batches
+        whole = Batches(self.config, batches.data, device, encoding=batches.encoding)(0)
         torch.manual_seed(self._seed(0))
         with torch.no_grad():
             self.recipe.sample_losses(whole, 0, 0)

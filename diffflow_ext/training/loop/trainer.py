@@ -81,7 +81,7 @@ class Trainer:
         module = self.recipe.module.to("cpu" if shares else device)
         self.state = TrainState(config, module, self.recipe.objectives)
         part = world.share(config.optimiser.batch_size)
-        batches = Batches(config, dataset.train, device, part)
+        batches = Batches(config, dataset.train, device, part, dataset.encoding)
         self.step = TrainingStep(config, self.recipe, self.state, batches, world)
         keep = config.run.keep_checkpoints
         self.saver = Saver(run.checkpoints, keep, beside=config.run.async_save)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset, open_dataset
-from diffflow_ext.data.formats.columns import KINDS, listed
-from diffflow_ext.likelihood.images import quantise
+from diffflow_ext.data.column import KINDS
+from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.functional.noise import NoiseKey, normal
+from diffflow_ext.likelihood.images import LEVELS_PER_UNIT, dequantise, quantise
 
 from ..config.fields import Config
 from ..config.files import from_record
@@ -41,27 +44,44 @@ def open_data(config: Config, rows: Any = None, *, warn: bool = True) -> Dataset
             image_size=data.image_size,
             key=data.key,
             drop_columns=data.drop_columns or (),
+            columns=data.columns or "",
+            missing=data.missing,
         )
 
 
 def describe_data(data: Dataset) -> list[str]:
     """Returns lines of text: what was read, its kinds of columns, its split, what was left out."""
     sizes = [len(part) for part in (data.train, data.valid, data.test)]
-    what = f"{data.dim} column{'s' * (data.dim > 1)}: {listed(data.columns)}"
-    if data.is_image:
+    if data.encoding is None:
         what = f"images of {' x '.join(map(str, data.event_shape))}"
-    lines = [f"{data.name}: {sum(sizes):,} {'' if data.is_image else 'rows, '}{what}"]
+    else:
+        names = data.encoding.names
+        what = f"rows, {len(names)} column{'s' * (len(names) > 1)}: {listed(names)}"
+    lines = [f"{data.name}: {sum(sizes):,} {what}"]
     lines.append("split: {:,} training, {:,} validation, {:,} test".format(*sizes))
-    special = {kind: title for kind, title in KINDS.items() if kind in data.kinds}
-    parts = []
-    for kind, title in special.items():
-        names = [name for name, own in zip(data.columns, data.kinds, strict=True) if own == kind]
-        parts.append(f"{title}: {listed(names)}" if len(special) > 1 else f"all {title}")
-    if parts:
-        lines.append(f"kinds: {'; '.join(parts)}")
+    if data.encoding is not None:
+        lines += _kinds(data.encoding)
     if data.notes:
         lines.append(f"left out: {'; '.join(data.notes)}")
     return lines
+
+
+def _kinds(encoding: Encoding) -> list[str]:
+    """Returns lines of the kinds of columns and of missing values."""
+    parts = dict[str, list[str]]()
+    for column in encoding.columns:
+        more = ""
+        if column.kind == "category":
+            more = f" ({len(column.values)})"
+        elif column.kind == "integer":
+            more = f" (steps of {column.step:.6g})" if column.step != 1.0 else ""
+        parts.setdefault(column.kind, []).append(column.name + more)
+    kinds = [f"{KINDS[kind]}: {listed(names)}" for kind, names in parts.items()]
+    lines = [
+        "kinds: all continuous" if [*parts] == ["continuous"] else f"kinds: {'; '.join(kinds)}"
+    ]
+    gaps = [column.name for column in encoding.columns if column.missing]
+    return lines + ([f"missing values in: {listed(gaps)}"] if gaps else [])
 
 
 @dataclass(frozen=True)
@@ -69,35 +89,39 @@ class DatasetRecord:
     """The attributes of a :class:`diffflow_ext.data.Dataset` that a checkpoint stores."""
 
     name: str
-    columns: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    log_abs_scale: float
+    encoding: Encoding | None
     fingerprint: str
     event_shape: tuple[int, ...]
-    is_image: bool = False
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetRecord:
         """Returns the record of a data set."""
-        return cls(
-            name=dataset.name,
-            columns=tuple(dataset.columns),
-            mean=tuple(torch.as_tensor(dataset.mean).double().tolist()),
-            std=tuple(torch.as_tensor(dataset.std).double().tolist()),
-            log_abs_scale=float(dataset.log_abs_scale),
-            fingerprint=dataset.fingerprint,
-            event_shape=dataset.event_shape,
-            is_image=dataset.is_image,
-        )
+        return cls(dataset.name, dataset.encoding, dataset.fingerprint, dataset.event_shape)
 
     @classmethod
     def from_meta(cls, values: Mapping[str, Any]) -> DatasetRecord:
-        """Returns the record from the plain data of `to_meta`."""
+        """Returns the record from the plain data of `to_meta`, or of an earlier version."""
+        columns = values["columns"]
         # Release 0.1 had only vectors.
-        values = {"event_shape": [len(values["columns"])], **values}
-        names = ("columns", "mean", "std", "event_shape")
-        return cls(**{**values, **{name: tuple(values[name]) for name in names}})
+        shape = tuple(values["event_shape"] if "event_shape" in values else [len(columns)])
+        encoding = None
+        if "mean" in values and not values.get("is_image", False):
+            encoding = Encoding.linear(columns, values["mean"], values["std"])
+        elif "mean" not in values and columns is not None:
+            encoding = Encoding.from_meta(columns)
+        if encoding is not None and shape != (encoding.dim,):
+            raise ValueError(f"expected {encoding.dim} coordinates, got the shape {shape}")
+        return cls(values["name"], encoding, values["fingerprint"], shape)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the data are images."""
+        return self.encoding is None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of columns; none for images."""
+        return () if self.encoding is None else self.encoding.names
 
     @property
     def dim(self) -> int:
@@ -106,14 +130,18 @@ class DatasetRecord:
 
     def to_meta(self) -> dict[str, Any]:
         """Returns plain data for a manifest."""
-        return asdict(self)
+        columns = None if self.encoding is None else self.encoding.to_meta()
+        return {
+            "name": self.name, "columns": columns, "fingerprint": self.fingerprint,
+            "event_shape": list(self.event_shape),
+        }  # fmt: skip
 
     def in_data_units(self, samples: Tensor) -> Tensor:
-        """Returns samples of a model in the units of the data: float64, or uint8 of images."""
-        if self.is_image:
-            return quantise(samples.cpu())
-        std = torch.tensor(self.std, dtype=torch.float64)
-        return samples.cpu().double() * std + torch.tensor(self.mean, dtype=torch.float64)
+        """Returns samples of a model in the units of the data: float64, or uint8 of images.
+
+        The values of columns of texts are indices (see `Encoding.decoded`).
+        """
+        return quantise(samples.cpu()) if self.encoding is None else self.encoding.decoded(samples)
 
     def require(self, dataset: Dataset) -> None:
         """Refuses a data set with other columns, shapes or values than those of this record."""
@@ -128,13 +156,60 @@ class DatasetRecord:
                 f"{dataset.name}: expected data of shape {self.event_shape}, those of the run, got"
                 f" {other.event_shape}"
             )
-        scales = zip(self.mean + self.std, other.mean + other.std, strict=True)
-        same = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in scales)
-        if not same or other.fingerprint != self.fingerprint:
+        if other.fingerprint != self.fingerprint or not _close(self.encoding, other.encoding):
             raise ValueError(
                 f"{dataset.name}: its values have changed since the run began;"
                 " give the data of the run, or train another one"
             )
+
+
+def model_inputs(
+    encoding: Encoding | None, rows: Tensor, key: NoiseKey, sample_offset: int = 0
+) -> Tensor:
+    """Returns inputs of a model, float32: images dequantised, rows as their encoding says.
+
+    Arguments:
+        encoding: The encoding of rows; None for images.
+        rows: Rows as a data set has them, or images in bytes.
+        key: The seed and stream of the noise, if there is any.
+        sample_offset: The global index of the first row.
+    """
+    if encoding is None:
+        return dequantise(rows, key, sample_offset=sample_offset)
+    if not encoding.is_random:
+        return rows
+    noise = normal(
+        (len(rows), encoding.dim), key, purpose="dequantise", sample_offset=sample_offset,
+        device=rows.device,
+    )  # fmt: skip
+    return encoding.inputs(rows, noise)
+
+
+def log_weight(encoding: Encoding | None, rows: Tensor, x: Tensor) -> Tensor:
+    """Returns what is added to log-densities of inputs x to get those of rows, float64, (n,).
+
+    Of images in bytes -d log 128: see `likelihood.images`.
+    """
+    if encoding is None:
+        dim = math.prod(rows.shape[1:])
+        return torch.full((len(rows),), -dim * math.log(LEVELS_PER_UNIT), dtype=torch.float64)
+    return encoding.log_weight(rows, x)
+
+
+def _close(one: Encoding | None, other: Encoding | None) -> bool:
+    """Whether encodings are the same but for the rounding of numbers."""
+    if one is None or other is None:
+        return one is other
+    pairs = zip(one.to_meta(), other.to_meta(), strict=True)
+    return all(_same(a[name], b[name]) for a, b in pairs for name in a if name != "dtype")
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
+    return a == b
 
 
 def recorded(checkpoint: Checkpoint) -> tuple[DatasetRecord, Config]:

@@ -1,0 +1,192 @@
+"""One column of a table: its value, its coordinate, and the weight between their densities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .formats.columns import Values
+
+#: Kinds of columns, with titles for lists.
+KINDS = {
+    "continuous": "continuous",
+    "heavy": "with heavy tails (asinh)",
+    "bounded": "bounded (logit)",
+    "integer": "integer",
+    "category": "category",
+}
+#: Shares of values are kept this far from 0 and 1, where the normal quantile is infinite.
+LEAST_SHARE = 1e-12
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column and its coordinate, whose formulas `data.encoding` has.
+
+    Attributes:
+        name: Its name.
+        kind: A key of `KINDS`.
+        mean: m, of the coordinate before it is standardised.
+        std: The deviation, likewise.
+        center: c, of a column with heavy tails.
+        spread: s, likewise; 0 for others.
+        low: The lower bound a, or the smallest integer.
+        high: The upper bound b, or the largest integer.
+        step: h, the distance of integers; 0 for other kinds.
+        values: The values of a category, in order.
+        shares: Their shares, and at last that of missing values if there are any; of other kinds
+            the shares of present and missing values.
+        missing: Whether values may be missing.
+        dtype: The type of the values where they came from, as NumPy and pandas call it.
+    """
+
+    name: str
+    kind: str
+    mean: float = 0.0
+    std: float = 1.0
+    center: float = 0.0
+    spread: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    step: float = 0.0
+    values: tuple[float, ...] | tuple[str, ...] = ()
+    shares: tuple[float, ...] = ()
+    missing: bool = False
+    dtype: str = "float64"
+
+    @classmethod
+    def from_meta(cls, values: Mapping[str, Any]) -> Column:
+        """Returns the column that `asdict` made plain data of, after it went through JSON."""
+        found: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        column = cls(**found)
+        numbers = (getattr(column, f.name) for f in fields(cls) if f.type == "float")
+        if column.kind not in KINDS or not all(math.isfinite(value) for value in numbers):
+            raise ValueError(f"expected the record of a column, got {values!r}")
+        return column
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its values are texts."""
+        return bool(self.values) and isinstance(self.values[0], str)
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether its values have probabilities."""
+        return self.kind in ("integer", "category")
+
+    # --- from values to the coordinate -----------------------------------------------------------
+
+    def stored(self, values: Values) -> Values:
+        """Returns what is stored of values: x, of an integer its number, of a category its index.
+
+        Missing values stay NaN, but for a category, where it is a value.
+        """
+        if self.kind == "category":
+            return self._indices(values)
+        if self.kind == "integer":
+            return np.rint((values - self.low) / self.step)
+        return self._standardised(values)
+
+    def _indices(self, values: Values) -> Values:
+        known = np.array(self.values, np.float64)
+        index = np.minimum(np.searchsorted(known, values), len(known) - 1)
+        found = np.where(known[index] == values, index, -1.0)
+        return np.where(np.isnan(values) & self.missing, float(len(known)), found)
+
+    def _standardised(self, values: Values) -> Values:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            if self.kind == "bounded":
+                share = (values - self.low) / (self.high - self.low)
+                values = np.log(share) - np.log1p(-share)
+            elif self.spread:
+                values = np.arcsinh((values - self.center) / self.spread)
+            return (values - self.mean) / self.std
+
+    def input(self, stored: Tensor, u: Tensor) -> Tensor:
+        """Returns the coordinate of stored values and uniforms, float64, shape (n,)."""
+        if self.kind == "category":
+            return cell_normal(self.shares, stored.long(), u)
+        x = stored
+        if self.kind == "integer":
+            t = self.low + self.step * (stored + (u - 0.5))
+            t = torch.asinh((t - self.center) / self.spread) if self.spread else t
+            x = (t - self.mean) / self.std
+        return torch.where(stored.isnan(), torch.special.ndtri(u), x) if self.missing else x
+
+    # --- and back --------------------------------------------------------------------------------
+
+    def log_weight(self, stored: Tensor, x: Tensor) -> Tensor:
+        """Returns w of the coordinate, float64, shape (n,)."""
+        if self.kind == "category":
+            return cell_weight(self.shares, stored.long(), x)
+        weight = self._log_slope(x) + (math.log(self.step) if self.step else 0.0)
+        return torch.where(stored.isnan(), -log_normal(x), weight) if self.missing else weight
+
+    def _log_slope(self, x: Tensor) -> Tensor:
+        """Returns log |dx/dy|."""
+        t = self.mean + self.std * x
+        flat = torch.full_like(x, -math.log(self.std))
+        if self.kind == "bounded":
+            both = torch.nn.functional.logsigmoid(t) + torch.nn.functional.logsigmoid(-t)
+            return flat - both - math.log(self.high - self.low)
+        if self.spread:
+            # log cosh t, which does not overflow.
+            log_cosh = t.abs() + torch.log1p(torch.exp(-2.0 * t.abs())) - math.log(2.0)
+            return flat - log_cosh - math.log(self.spread)
+        return flat
+
+    def decoded(self, x: Tensor) -> Tensor:
+        """Returns the value of the coordinate; of a category of texts its index."""
+        if self.kind == "category":
+            index = cell_of(self.shares, x)
+            if self.is_text:
+                return index.double()
+            return torch.tensor([*self.values, math.nan], dtype=torch.float64)[index]
+        t = self.mean + self.std * x
+        if self.kind == "bounded":
+            return self.low + (self.high - self.low) * torch.sigmoid(t)
+        if self.spread:
+            t = self.center + self.spread * torch.sinh(t)
+        if self.kind == "integer":
+            index = ((t - self.low) / self.step).round()
+            return (self.low + self.step * index).clamp(self.low, self.high)
+        return t
+
+
+def log_normal(x: Tensor) -> Tensor:
+    """Returns the log-density of a standard normal."""
+    return -0.5 * (x * x + math.log(2.0 * math.pi))
+
+
+def _bounds(shares: Sequence[float]) -> Tensor:
+    """Returns F_0, F_1, ... of shares, from 0 to 1."""
+    sums = torch.tensor([0.0, *shares], dtype=torch.float64).cumsum(0)
+    return sums / sums[-1]
+
+
+def cell_normal(shares: Sequence[float], index: Tensor, u: Tensor) -> Tensor:
+    """Returns the normal quantile of a place u in the cells of categories."""
+    ends = _bounds(shares).to(u.device)
+    place = ends[index] + u * (ends[index + 1] - ends[index])
+    return torch.special.ndtri(place.clamp(LEAST_SHARE, 1.0 - LEAST_SHARE))
+
+
+def cell_weight(shares: Sequence[float], index: Tensor, x: Tensor) -> Tensor:
+    """Returns log P_k minus the log-density of a standard normal."""
+    ends = _bounds(shares).to(x.device)
+    return (ends[index + 1] - ends[index]).log() - log_normal(x)
+
+
+def cell_of(shares: Sequence[float], x: Tensor) -> Tensor:
+    """Returns the cell in which a normal coordinate lies."""
+    inner = _bounds(shares)[1:-1].to(x.device)
+    return torch.bucketize(torch.special.ndtr(x), inner, right=True)

@@ -1,0 +1,189 @@
+"""Kinds of columns: found from values, or said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from diffflow_ext.data import open_dataset, split_table
+from diffflow_ext.data.formats.tables import Table
+from diffflow_ext.data.kinds import columns_text, grid_step, parse_columns, parsed_kind
+
+N = 400
+RNG = np.random.default_rng(5)
+#: Values, the kind that is found, and what is recorded of it.
+FOUND = {
+    "normal": (RNG.normal(3.0, 2.0, N), "continuous", {}),
+    "large": (1e8 + RNG.normal(size=N), "continuous", {}),
+    "tiny": (1e-9 * RNG.normal(size=N), "continuous", {}),
+    "truth": (RNG.integers(0, 2, N), "category", {"values": (0.0, 1.0)}),
+    "few": (RNG.integers(1, 6, N) / 2, "category", {"values": (0.5, 1.0, 1.5, 2.0, 2.5)}),
+    "whole": (RNG.permutation(N) * 7, "integer", {"step": 7.0, "low": 0.0, "high": 7.0 * (N - 1)}),
+    "prices": (RNG.integers(100, 999, N), "integer", {"step": 1.0}),
+    "tenths": (np.round(RNG.normal(60.0, 1.5, N), 1), "integer", {"step": 0.1}),
+    "decimals": (np.round(RNG.normal(60.0, 1.5, N), 6), "continuous", {}),
+    "ids beyond float32": (RNG.integers(0, 1 << 40, N), "continuous", {}),
+    "cauchy": (RNG.standard_cauchy(N), "heavy", {}),
+    "lognormal": (RNG.lognormal(0.0, 2.0, N), "heavy", {}),
+    "exponential": (RNG.exponential(size=N), "continuous", {}),
+    "counts": (np.floor(RNG.lognormal(3.0, 2.0, N)), "integer", {"step": 1.0}),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_kinds_are_found(name: str) -> None:
+    values, kind, more = FOUND[name]
+    data = split_table(Table(values.reshape(-1, 1).astype(float), ["x"], "t"), columns={})
+    assert data.encoding is not None
+    (column,) = data.encoding.columns
+    assert column.kind == kind
+    for field, value in more.items():
+        assert getattr(column, field) == pytest.approx(value)
+    heavy = name in ("cauchy", "lognormal", "counts")
+    assert bool(column.spread) == heavy
+    if kind != "category":
+        noise = torch.randn((len(data.train), 1), generator=torch.Generator().manual_seed(0))
+        x = data.encoding.inputs(data.train, noise)
+        assert float(x.mean()) == pytest.approx(0.0, abs=0.02)
+        assert float(x.std()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_steps_of_grids() -> None:
+    assert grid_step(np.array([1.0, 2.0, 2.0, 5.0])) == 1.0
+    assert grid_step(np.array([100.0, 350.0, 350.0, 600.0])) == 250.0
+    assert grid_step(np.repeat([0.25, 0.5, 1.75], 3)) == pytest.approx(0.25)
+    assert grid_step(np.array([0.1, 0.2, 0.4])) is None
+    assert grid_step(np.array([0.1, 0.2, 0.4]), surely=True) == pytest.approx(0.1)
+    assert grid_step(np.array([0.0, 2.0**24 - 1.0])) == 2.0**24 - 1.0
+    assert grid_step(np.array([0.0, 2.0**24])) is None
+    assert grid_step(np.array([3.0, 3.0])) is None
+
+
+FRAME = pandas.DataFrame(
+    {
+        "id": np.arange(N),
+        "name": [f"person {i}" for i in range(N)],
+        "colour": RNG.choice(["red", "green", "blue"], N),
+        "ok": RNG.integers(0, 2, N).astype(bool),
+        "same": 1.0,
+        "length": RNG.normal(size=N),
+    }
+)
+
+
+def test_what_tells_nothing_of_a_row_is_left_out(tmp_path: Path) -> None:
+    FRAME.to_csv(tmp_path / "t.csv", index=False)
+    for source in (FRAME, tmp_path / "t.csv"):
+        data = open_dataset(source)
+        assert data.columns == ["colour", "ok", "length"]
+        assert set(data.notes) >= {
+            "id (counts the rows)", "name (another text in most rows)", "same (one value alone)",
+        }  # fmt: skip
+        assert data.encoding is not None
+        assert data.encoding.columns[0].values == ("blue", "green", "red")
+        assert data.encoding.columns[1].values == ("False", "True")
+        assert data.encoding.dim == 3
+
+
+def test_shares_are_those_of_the_training_rows() -> None:
+    data = open_dataset(FRAME[["colour", "length"]])
+    assert data.encoding is not None
+    column = data.encoding.columns[0]
+    counts = torch.bincount(data.train[:, 0].long(), minlength=3).double() + 0.5
+    assert column.shares == pytest.approx((counts / counts.sum()).tolist())
+
+
+def test_a_value_of_the_test_alone_has_a_share() -> None:
+    values = np.zeros(N)
+    order = np.argsort(np.random.Philox(key=np.array([211007579, 0], np.uint64)).random_raw(N))
+    values[order[-1]] = 1.0
+    data = split_table(Table(values.reshape(-1, 1), ["x"], "t"), columns={})
+    assert data.encoding is not None
+    assert data.encoding.columns[0].shares[1] == pytest.approx(0.5 / (0.8 * N + 1.0))
+
+
+def test_kinds_are_said() -> None:
+    frame = FRAME[["length", "ok"]].assign(n=RNG.integers(0, 3, N), code=["07", "12"] * (N // 2))
+    data = open_dataset(frame, columns="length=bounded -9 9, n=integer, code=category, ok=drop")
+    assert data.encoding is not None
+    assert [column.kind for column in data.encoding.columns] == ["bounded", "integer", "category"]
+    assert "ok (by columns)" in data.notes
+    with pytest.warns(UserWarning, match="with few values, each many times"):
+        data = open_dataset(frame[["length", "n"]], columns="continuous")
+    assert data.encoding is not None
+    assert {column.kind for column in data.encoding.columns} == {"continuous"}
+    mapping = open_dataset(frame[["length", "n"]], columns={"n": "heavy"}).encoding
+    assert mapping is not None
+    assert [column.kind for column in mapping.columns] == ["continuous", "heavy"]
+    numbers = open_dataset(frame[["length", "n"]], columns="n=category").encoding
+    assert numbers is not None
+    assert numbers.columns[1].values == (0.0, 1.0, 2.0)
+    long = pandas.DataFrame({"a": RNG.permutation(3000)})
+    with pytest.raises(ValueError, match=r"2 to 1,000 values of a category, .*'a' .* has 3,000"):
+        open_dataset(long, columns="category")
+
+
+def test_codes_in_text_files_stay_texts_if_said(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,zip\n" + "".join(f"{i * i},0{i % 3}\n" for i in range(60)))
+    data = open_dataset(tmp_path / "t.csv", columns={"zip": "category"})
+    assert data.encoding is not None
+    assert data.encoding.columns[1].values == ("00", "01", "02")
+
+
+def test_missing_numbers_are_refused_or_masked(tmp_path: Path) -> None:
+    frame = FRAME[["length", "ok"]].copy()
+    frame.loc[::5, "length"] = np.nan
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for source in (frame, tmp_path / "t.csv"):
+        with pytest.raises(ValueError, match="--missing=mask"):
+            open_dataset(source)
+        data = open_dataset(source, missing="mask")
+        assert data.encoding is not None
+        assert data.encoding.coordinates == ("length", "ok", "length missing")
+        assert data.event_shape == (3,)
+        absent = data.train[:, 0].isnan()
+        share = (float(absent.sum()) + 0.5) / (len(absent) + 1.0)
+        assert data.encoding.columns[0].shares == pytest.approx((1.0 - share, share))
+        assert float(data.train[:, 0][~absent].mean()) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_texts_of_kinds() -> None:
+    kinds = {"a b": "integer", "c,d": "bounded 0 1", "*": "continuous", "e=f": "drop"}
+    assert parse_columns(columns_text(kinds)) == kinds
+    assert parse_columns("") == {}
+    assert parse_columns("heavy") == {"*": "heavy"}
+    for text in (
+        "float",
+        "bounded",
+        "bounded 1 0",
+        "bounded 0 nan",
+        "integer 3",
+        "=",
+        "a=",
+        "drop x",
+    ):
+        with pytest.raises(ValueError, match=r"expected a kind: continuous, .* got"):
+            parse_columns(text)
+    with pytest.raises(ValueError, match="expected one kind for 'a', got two"):
+        parse_columns("a=integer,a=heavy")
+    assert parsed_kind("bounded  0   2") == "bounded 0 2"
+
+
+WRONG = {
+    "lenght=heavy": "got 'lenght'; did you mean 'length'",
+    "colour=integer": "numbers in the column 'colour' .*to be integer, got texts; say category",
+    "length=integer": "a grid in the column 'length'.*say continuous",
+    "length=bounded 0 1": "row . .*column 'length'.*between the bounds 0 and 1, got",
+    "drop": "a column that varies",
+}
+
+
+@pytest.mark.parametrize("columns", WRONG)
+def test_kinds_that_can_not_be(columns: str) -> None:
+    frame = FRAME[["colour", "length"]]
+    with pytest.raises(ValueError, match=WRONG[columns]):
+        open_dataset(frame, columns=columns)
