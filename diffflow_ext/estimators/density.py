@@ -58,7 +58,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         device: "auto", "cpu", "cuda" or "cuda:INDEX", for training and for what follows.
         threads: CPU threads, for training and for what follows; None for torch's number.
         random_state: The seed of training, the field `seed`: the same number and data give the
-            same bits on one CPU. None or a RandomState: a seed is drawn from it in each `fit`.
+            same bits on one CPU. Or a RandomState, or None for NumPy's global one, from which each
+            `fit` draws a seed.
         verbose: Whether to show a bar while training.
 
     Attributes:
