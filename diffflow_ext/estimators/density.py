@@ -216,8 +216,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         estimator = cls(**parameters_of(config, {field.name for field in fields(cls)}))
         estimator.checkpoint_ = checkpoint
         estimator.history_ = read_metrics(RunDirectory(path).metrics)
-        unnamed = record.columns == tuple(f"x{i + 1}" for i in range(record.dim))
-        row = _named(np.zeros((1, record.dim)), None if unnamed else record.columns)
+        count = len(record.columns)
+        unnamed = record.columns == tuple(f"x{i + 1}" for i in range(count))
+        row = _named(np.zeros((1, count)), None if unnamed else record.columns)
         validate_data(estimator, row, skip_check_array=True)  # Notes the columns.
         return estimator
 
