@@ -52,6 +52,18 @@ def test_example_of_data_in_memory_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert names["rows"].shape == (1000, 2)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_example_of_an_estimator_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.S)
+    (code,) = (code for code in codes if "DiffFlowDensity" in code)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    assert "steps=300" in code
+    exec(code.replace("steps=300", "steps=2"), names)
+    assert (names["density"].score_samples(names["X"]) == names["log_p"]).all()
+    assert names["rows"].shape == (1000, 3)
+
+
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_examples_of_docstrings_run(file: Path) -> None:
     name = ".".join(file.relative_to(ROOT).with_suffix("").parts)

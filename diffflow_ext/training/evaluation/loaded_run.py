@@ -17,7 +17,7 @@ from ..parallel.device import pick_device
 from ..parallel.distributed import World, local_rank
 from ..recipes.base import EvaluationSettings, Recipe
 from ..recipes.build import build_recipe, room_of
-from ..store.checkpoint import CheckpointError, load_latest, step_directories
+from ..store.checkpoint import Checkpoint, CheckpointError, load_latest, step_directories
 from ..store.dataset import DatasetRecord, recorded
 from ..store.directory import RunDirectory
 from .sample_file import to_frame
@@ -154,6 +154,11 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         CheckpointError: If it has no whole checkpoint.
         ImportError: If the model needs a package that is missing.
     """
+    return run_of(read_run(path), device, path)
+
+
+def read_run(path: str | Path) -> Checkpoint:
+    """Returns the newest whole checkpoint of a run; errors are those of `load_run`."""
     run = RunDirectory(path)
     if run.root.is_file():
         raise ValueError(f"{path}: expected the folder of a run, got a file; name the folder")
@@ -162,7 +167,11 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         hint = f"diffflow train DATA --out {shlex.quote(str(path))} makes one"
         hint = f"the run is {shlex.quote(str(above[0]))}" if above else hint
         raise ValueError(f"{path}: no run there; {hint}")
-    checkpoint = load_latest(run.checkpoints)
+    return load_latest(run.checkpoints)
+
+
+def run_of(checkpoint: Checkpoint, device: str, source: str | Path) -> LoadedRun:
+    """Returns the run of a checkpoint from `source`; errors are those of `load_run`."""
     record, config = recorded(checkpoint)
     try:
         config = resolve(config, is_image=record.is_image)
@@ -170,7 +179,7 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         recipe.module.load_state_dict(dict(checkpoint.ema))
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: its checkpoint of step {checkpoint.step} doesn't fit its configuration:"
+            f"{source}: its checkpoint of step {checkpoint.step} doesn't fit its configuration:"
             f" {error}; train again"
         ) from error
     recipe.module.to(pick_device(device, local_rank())).eval()

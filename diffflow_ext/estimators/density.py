@@ -1,0 +1,265 @@
+r"""The base of density estimators: rows in, a run trained in a temporary folder, densities out.
+
+With :math:`p` the density of a trained model in the units of X, `score_samples` returns
+:math:`\log p(x_i)` in nats and `score` their mean :math:`\frac{1}{n} \sum_i \log p(x_i)`.
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.data.formats.tables import MIN_ROWS
+from diffflow_ext.training.config.fields import Config
+from diffflow_ext.training.config.files import to_toml
+from diffflow_ext.training.evaluation.loaded_run import LoadedRun, read_run, run_of
+from diffflow_ext.training.loop.session import Interrupted, threads
+from diffflow_ext.training.loop.train import train
+from diffflow_ext.training.store.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffflow_ext.training.store.dataset import recorded
+from diffflow_ext.training.store.directory import MetricsLog, RunDirectory, read_metrics
+
+from .parameters import configuration, parameters_of, plain, seed_of
+
+try:
+    from sklearn.base import BaseEstimator, DensityMixin
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        "diffflow_ext.estimators: expected scikit-learn 1.6 or newer to be installed, got:"
+        f" {error}; pip install 'diffflow_ext[sklearn]'",
+        name="sklearn",
+    ) from error
+
+Rows = NDArray[np.float64]
+E = TypeVar("E", bound="DensityEstimator")
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DensityEstimator(DensityMixin, BaseEstimator):
+    """What the estimators of all models share.
+
+    Arguments:
+        steps: Training steps, one batch each.
+        batch_size: Rows in a batch; None for the model's default, here and below.
+        learning_rate: The highest learning rate.
+        width: Units in a layer of the networks.
+        depth: Hidden layers of the networks after the first.
+        options: Any other fields of the model's configuration by their names, which
+            ``diffflow train MODEL --help`` lists: ``{"warmup": 100}``. Not those about data.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX", for training and for what follows.
+        threads: CPU threads, for training and for what follows; None for torch's number.
+        random_state: The seed of training, the field `seed`: the same number and data give the
+            same bits on one CPU. Or a RandomState, or None for NumPy's global one, from which each
+            `fit` draws a seed.
+        verbose: Whether to show a bar while training.
+
+    Attributes:
+        n_features_in_: The number d of columns.
+        feature_names_in_: The names of columns, if X was a data frame.
+        checkpoint_: The trained state in the CPU's memory, a `training.Checkpoint`.
+        history_: Losses and more by step, a list of dictionaries as in metrics.jsonl.
+        run_: The :class:`diffflow_ext.training.LoadedRun`, which has other estimators of the
+            likelihood and the options of the sampler.
+    """
+
+    _model: ClassVar[str]
+
+    steps: int = 2000
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    width: int | None = None
+    depth: int | None = None
+    options: Mapping[str, Any] | None = None
+    device: str = "auto"
+    threads: int | None = None
+    random_state: int | np.random.RandomState | None = None
+    verbose: int = 0
+
+    def fit(self: E, X: Any, y: Any = None) -> E:
+        """Trains the model on rows; a fit that fails leaves the estimator without one.
+
+        Arguments:
+            X: Rows, an array or data frame of real numbers, shape (n, d), n at least 20. A tenth
+                of them each is put aside for validation and test, and isn't trained on.
+            y: Ignored.
+
+        Returns:
+            The estimator.
+
+        Warns:
+            UserWarning: If a column has no density, such as one of two values.
+
+        Raises:
+            ValueError: If there are too few rows, a column is constant, a value isn't finite, or a
+                parameter isn't allowed.
+            TypeError: If a parameter has the wrong type.
+            TrainingError: If the loss or its gradient isn't finite.
+            KeyboardInterrupt: After SIGINT or SIGTERM.
+        """
+        for name in ("checkpoint_", "history_", "_run"):
+            self.__dict__.pop(name, None)
+        config = configuration(self._model, self.get_params(deep=False))
+        X = validate_data(self, X, dtype=np.float64)
+        names = getattr(self, "feature_names_in_", None)
+        _check_rows(X, names)
+        self.checkpoint_, self.history_ = _trained(config, _named(X, names), self.verbose > 0)
+        return self
+
+    @property
+    def run_(self) -> LoadedRun:
+        """The trained model on the device of the estimator."""
+        check_is_fitted(self, "checkpoint_")
+        device, run = self.__dict__.get("_run", (None, None))
+        if run is None or device != self.device:
+            run = run_of(self.checkpoint_, self.device, type(self).__name__)
+            self._run = (self.device, run)
+        return run
+
+    def score_samples(self, X: Any) -> Rows:
+        r"""Returns :math:`\log p(x_i)` of each row in the units of X, in nats, shape (n,).
+
+        It is the density of the model's probability-flow ODE, computed in float32.
+
+        Arguments:
+            X: Rows, shape (n, d), of a data frame with the names and order of columns of `fit`.
+
+        Raises:
+            NotFittedError: If `fit` wasn't called.
+            ValueError: If a shape, a column or a value is wrong.
+        """
+        check_is_fitted(self, "checkpoint_")
+        rows = validate_data(self, X, reset=False, dtype=np.float64)
+        with threads(plain(self.threads)):
+            return self.run_.log_prob(rows).numpy()
+
+    # scikit-learn's own returns nothing.
+    def score(self, X: Any, y: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
+        r"""Returns the mean log-density :math:`\frac{1}{n} \sum_i \log p(x_i)`, higher is better.
+
+        It is the mean as of scikit-learn's GaussianMixture, not the sum as of its KernelDensity:
+        scores of folds of different sizes compare.
+
+        Arguments:
+            X: Rows, shape (n, d); errors are those of `score_samples`.
+            y: Ignored.
+        """
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Rows:
+        """Returns samples in the units of X, float64 of shape (n_samples, d).
+
+        Arguments:
+            n_samples: The number of samples, at least 1.
+            random_state: The seed: the same number gives the same samples, each of which depends
+                on its index and the seed alone. By default a seed is drawn from NumPy's state.
+
+        Raises:
+            NotFittedError: If `fit` wasn't called.
+            ValueError: If a number isn't in its range, or the samples don't fit in memory.
+        """
+        check_is_fitted(self, "checkpoint_")
+        with threads(plain(self.threads)):
+            return self.run_.sample(plain(n_samples), seed=seed_of(random_state)).numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the folder of a run, for `load`, `load_run` and the program `diffflow`.
+
+        It holds a configuration in TOML, tensors in safetensors and checksums in JSON; no pickle.
+
+        Raises:
+            NotFittedError: If `fit` wasn't called.
+            ValueError: If the folder holds a run or files that a run would replace.
+            OSError: If it can't be written to.
+        """
+        check_is_fitted(self, "checkpoint_")
+        run = RunDirectory(path)
+        with run.opened():
+            if run.holds_run() or run.foreign():
+                raise ValueError(
+                    f"save: expected a new folder, got {str(path)!r}, which holds a run or its"
+                    " files; choose another, or delete them"
+                )
+            save_checkpoint(run.checkpoints, self.checkpoint_)
+            with MetricsLog(run.metrics, 0) as log:
+                for line in self.history_:
+                    log.write(line)
+            run.begin(to_toml(recorded(self.checkpoint_)[1]))
+
+    @classmethod
+    def load(cls: type[E], path: str | Path) -> E:
+        """Returns the fitted estimator of a run, trained by `fit`, `train` or the program.
+
+        Its parameters are those that the run was trained with; its columns have names, unless
+        these are x1, x2 and so on, which rows without names get.
+
+        Raises:
+            ValueError: If there is no run, or one of another model or of images.
+            CheckpointError: If it has no whole checkpoint.
+        """
+        checkpoint = read_run(path)
+        record, config = recorded(checkpoint)
+        if config.name != cls._model or record.is_image:
+            of = "images" if record.is_image else "rows"
+            raise ValueError(
+                f"load: expected a run of {cls._model} and rows, got {str(path)!r} of"
+                f" {config.name} and {of}; load it by the class of its model, or by load_run"
+            )
+        estimator = cls(**parameters_of(config, {field.name for field in fields(cls)}))
+        estimator.checkpoint_ = checkpoint
+        estimator.history_ = read_metrics(RunDirectory(path).metrics)
+        count = len(record.columns)
+        unnamed = record.columns == tuple(f"x{i + 1}" for i in range(count))
+        row = _named(np.zeros((1, count)), None if unnamed else record.columns)
+        validate_data(estimator, row, skip_check_array=True)  # Notes the columns.
+        return estimator
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the model, which is made of the checkpoint again, on any device."""
+        state = dict(super().__getstate__())
+        state.pop("_run", None)
+        return state
+
+
+def _trained(config: Config, data: Any, progress: bool) -> tuple[Checkpoint, list[dict[str, Any]]]:
+    """Trains in a temporary folder; returns the last checkpoint and the log."""
+    with tempfile.TemporaryDirectory(prefix="diffflow-") as folder:
+        run = RunDirectory(Path(folder) / "run")
+        try:
+            result = train(config, run.root, data=data, progress=progress)
+        except Interrupted as error:
+            # Its own message names what was saved in the folder.
+            name = signal.Signals(error.signum).name
+            raise KeyboardInterrupt(f"fit: stopped by {name}; nothing is kept") from None
+        return load_checkpoint(result.checkpoint), read_metrics(run.metrics)
+
+
+def _named(X: Rows, names: Any) -> Any:
+    """Returns rows as a data frame, if their columns have names."""
+    import pandas
+
+    return X if names is None else pandas.DataFrame(X, columns=np.asarray(names, dtype=object))
+
+
+def _check_rows(X: Rows, names: NDArray[Any] | None) -> None:
+    """Refuses too few rows and constant columns."""
+    if len(X) < MIN_ROWS:
+        raise ValueError(
+            f"fit: expected at least {MIN_ROWS} rows, got X with n_samples={len(X)} and"
+            f" n_features={X.shape[1]}; collect more: a density cannot be learned from so few"
+        )
+    constant = np.flatnonzero(X.min(axis=0) == X.max(axis=0)).tolist()
+    if constant:
+        shown = listed([str(i if names is None else repr(names[i])) for i in constant])
+        raise ValueError(
+            f"fit: expected columns that vary, got constant ones ({shown}), which have no density;"
+            " leave them out, for example by sklearn.feature_selection.VarianceThreshold"
+        )
