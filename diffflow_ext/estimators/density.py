@@ -16,7 +16,9 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from diffflow_ext.data import Dataset
 from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.data.formats.frames import is_frame
 from diffflow_ext.data.formats.tables import MIN_ROWS
 from diffflow_ext.training.config.fields import Config
 from diffflow_ext.training.config.files import to_toml
@@ -24,7 +26,7 @@ from diffflow_ext.training.evaluation.loaded_run import LoadedRun, read_run, run
 from diffflow_ext.training.loop.session import Interrupted, threads
 from diffflow_ext.training.loop.train import train
 from diffflow_ext.training.store.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffflow_ext.training.store.dataset import recorded
+from diffflow_ext.training.store.dataset import open_data, recorded
 from diffflow_ext.training.store.directory import MetricsLog, RunDirectory, read_metrics
 
 from .parameters import configuration, parameters_of, plain, seed_of
@@ -88,8 +90,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         """Trains the model on rows; a fit that fails leaves the estimator without one.
 
         Arguments:
-            X: Rows, an array or data frame of real numbers, shape (n, d), n at least 20. A tenth
-                of them each is put aside for validation and test, and isn't trained on.
+            X: Rows, an array of real numbers or a data frame, which may have texts, truth values
+                and categories too, shape (n, d), n at least 20. A tenth of them each is put aside
+                for validation and test, and isn't trained on. The kind of each column is found
+                from its values (`options` may have `columns`, and `missing` for missing numbers).
             y: Ignored.
 
         Returns:
@@ -99,8 +103,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             UserWarning: If a column has no density, such as one of two values.
 
         Raises:
-            ValueError: If there are too few rows, a column is constant, a value isn't finite, or a
-                parameter isn't allowed.
+            ValueError: If there are too few rows, a column tells nothing of a row, such as a
+                constant one, a value isn't finite, or a parameter isn't allowed.
             TypeError: If a parameter has the wrong type.
             TrainingError: If the loss or its gradient isn't finite.
             KeyboardInterrupt: After SIGINT or SIGTERM.
@@ -108,11 +112,29 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         for name in ("checkpoint_", "history_", "_run"):
             self.__dict__.pop(name, None)
         config = configuration(self._model, self.get_params(deep=False))
-        X = validate_data(self, X, dtype=np.float64)
-        names = getattr(self, "feature_names_in_", None)
-        _check_rows(X, names)
-        self.checkpoint_, self.history_ = _trained(config, _named(X, names), self.verbose > 0)
+        rows = self._frame(X, gaps=config.data.missing == "mask", reset=True)
+        _check_count(rows)
+        data = open_data(config, rows)
+        _check_columns(rows, data)
+        self.checkpoint_, self.history_ = _trained(config, data, self.verbose > 0)
         return self
+
+    def _frame(self, X: Any, *, gaps: bool, reset: bool = False) -> Any:
+        """Returns rows as a data frame; columns without names are x1, x2 and so on."""
+        import pandas
+
+        options: dict[str, Any] = {"ensure_all_finite": "allow-nan" if gaps else True}
+        if not is_frame(X):
+            X = validate_data(self, X, reset=reset, dtype=np.float64, **options)
+            names = pandas.Index([f"x{i + 1}" for i in range(X.shape[1])])
+            return pandas.DataFrame(X, columns=names)
+        # scikit-learn has checks of numbers alone; `train` checks the other kinds of columns.
+        is_numeric = all(getattr(kind, "kind", "") in "fiuc" for kind in X.dtypes)
+        more: dict[str, Any] = {"skip_check_array": True}
+        if is_numeric:
+            more = {"dtype": "numeric", **options}
+        validate_data(self, X, reset=reset, **more)
+        return X
 
     @property
     def run_(self) -> LoadedRun:
@@ -132,12 +154,16 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         Arguments:
             X: Rows, shape (n, d), of a data frame with the names and order of columns of `fit`.
 
+        Returns:
+            Densities, or probabilities where a column is discrete: bounds with one draw of noise,
+            which depends on a row's place (see `data.encoding`).
+
         Raises:
             NotFittedError: If `fit` wasn't called.
             ValueError: If a shape, a column or a value is wrong.
         """
         check_is_fitted(self, "checkpoint_")
-        rows = validate_data(self, X, reset=False, dtype=np.float64)
+        rows = self._frame(X, gaps=recorded(self.checkpoint_)[1].data.missing == "mask")
         with threads(plain(self.threads)):
             return self.run_.log_prob(rows).numpy()
 
@@ -154,8 +180,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         """
         return float(self.score_samples(X).mean())
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> Rows:
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Returns samples in the units of X, float64 of shape (n_samples, d).
+
+        If X had columns of texts it is a data frame with their names, types and categories.
 
         Arguments:
             n_samples: The number of samples, at least 1.
@@ -168,7 +196,11 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self, "checkpoint_")
         with threads(plain(self.threads)):
-            return self.run_.sample(plain(n_samples), seed=seed_of(random_state)).numpy()
+            n, seed = plain(n_samples), seed_of(random_state)
+            encoding = self.run_.record.encoding
+            if encoding is not None and encoding.texts:
+                return self.run_.sample_frame(n, seed=seed)
+            return self.run_.sample(n, seed=seed).numpy()
 
     def save(self, path: str | Path) -> None:
         """Writes the folder of a run, for `load`, `load_run` and the program `diffflow`.
@@ -205,6 +237,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             ValueError: If there is no run, or one of another model or of images.
             CheckpointError: If it has no whole checkpoint.
         """
+        import pandas
+
         checkpoint = read_run(path)
         record, config = recorded(checkpoint)
         if config.name != cls._model or record.is_image:
@@ -218,7 +252,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         estimator.history_ = read_metrics(RunDirectory(path).metrics)
         count = len(record.columns)
         unnamed = record.columns == tuple(f"x{i + 1}" for i in range(count))
-        row = _named(np.zeros((1, count)), None if unnamed else record.columns)
+        row: Any = np.zeros((1, count))
+        if not unnamed:
+            row = pandas.DataFrame(row, columns=np.asarray(record.columns, dtype=object))
         validate_data(estimator, row, skip_check_array=True)  # Notes the columns.
         return estimator
 
@@ -242,24 +278,21 @@ def _trained(config: Config, data: Any, progress: bool) -> tuple[Checkpoint, lis
         return load_checkpoint(result.checkpoint), read_metrics(run.metrics)
 
 
-def _named(X: Rows, names: Any) -> Any:
-    """Returns rows as a data frame, if their columns have names."""
-    import pandas
-
-    return X if names is None else pandas.DataFrame(X, columns=np.asarray(names, dtype=object))
-
-
-def _check_rows(X: Rows, names: NDArray[Any] | None) -> None:
-    """Refuses too few rows and constant columns."""
-    if len(X) < MIN_ROWS:
+def _check_count(rows: Any) -> None:
+    """Refuses too few rows."""
+    if len(rows) < MIN_ROWS:
         raise ValueError(
-            f"fit: expected at least {MIN_ROWS} rows, got X with n_samples={len(X)} and"
-            f" n_features={X.shape[1]}; collect more: a density cannot be learned from so few"
+            f"fit: expected at least {MIN_ROWS} rows, got X with n_samples={len(rows)} and"
+            f" n_features={rows.shape[1]}; collect more: a density cannot be learned from so few"
         )
-    constant = np.flatnonzero(X.min(axis=0) == X.max(axis=0)).tolist()
-    if constant:
-        shown = listed([str(i if names is None else repr(names[i])) for i in constant])
+
+
+def _check_columns(rows: Any, data: Dataset) -> None:
+    """Refuses columns that a run would leave out."""
+    names = [str(name) for name in rows.columns]
+    left_out = [name for name in names if name not in data.columns]
+    if left_out:
         raise ValueError(
-            f"fit: expected columns that vary, got constant ones ({shown}), which have no density;"
-            " leave them out, for example by sklearn.feature_selection.VarianceThreshold"
+            f"fit: expected columns that tell something of a row, got {listed(left_out)}, which"
+            f" would be left out: {'; '.join(data.notes)}; leave them out of X"
         )

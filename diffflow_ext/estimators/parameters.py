@@ -15,7 +15,7 @@ from diffflow_ext.training.config.fields import Config, configure
 from diffflow_ext.training.config.sections import Data
 
 #: Fields about where data lie; an estimator is given its data.
-OF_DATA = frozenset(field.name for field in fields(Data))
+OF_DATA = frozenset(field.name for field in fields(Data)) - {"columns", "missing"}
 #: Parameters that are no fields of a configuration.
 OWN = frozenset({"options", "random_state", "verbose"})
 
