@@ -90,7 +90,8 @@ def open_dataset(
             folder or zip of images (PNG, JPEG, WebP, BMP, TIFF, GIF), or an array of images in
             `.npy` or `.npz`. An `.npz` may have images for training, validation and test, with
             names such as train_images, val_images and test_images. Or rows in memory: a data
-            frame, or an array or a tensor of shape (n, d), of images uint8 as in a file.
+            frame, an array or a tensor of shape (n, d), of images uint8 as in a file, or a
+            dataset of torch with such items.
         seed: The seed of the drawn points, >= 0; other sets don't use it.
         num_points: The number of drawn training points, at least 1; other sets don't use it.
         image_size: Height and width to which images are resized (see `resize_images`); None for

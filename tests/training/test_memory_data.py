@@ -88,6 +88,45 @@ def test_images_in_memory(tmp_path: Path) -> None:
     assert open_dataset(torch.from_numpy(levels), image_size=4).event_shape == (1, 4, 4)
 
 
+class Squares(torch.utils.data.Dataset[tuple[list[float], int]]):
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, i: int) -> tuple[list[float], int]:
+        return [i**0.5, float(i % 7) ** 0.5], i % 2
+
+
+def test_datasets_of_torch_are_rows_or_images() -> None:
+    rows = np.array([Squares()[i][0] for i in range(40)])
+    assert open_dataset(Squares()).fingerprint == open_dataset(rows).fingerprint
+    tensors = torch.utils.data.TensorDataset(torch.from_numpy(rows), torch.zeros(40))
+    assert open_dataset(tensors).fingerprint == open_dataset(rows).fingerprint
+    levels = torch.randint(256, (30, 3, 4, 4), dtype=torch.uint8)
+    images = torch.utils.data.TensorDataset(levels)
+    assert open_dataset(images).fingerprint == open_dataset(levels).fingerprint
+
+
+def test_frames_of_other_libraries(frame: pd.DataFrame) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pandas(frame.assign(word=["x", "y"] * (len(frame) // 2)))
+    data = open_dataset(table)
+    assert data.columns == ["a", "b", "word"]
+    assert data.encoding is not None
+    assert data.encoding.columns[2].values == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[1.0, 2.0], [3.0]], torch.randn(30, 2).to_sparse(), torch.empty(30, 2, device="meta"),
+        torch.utils.data.ChainDataset([]),
+    ],
+)  # fmt: skip
+def test_what_is_no_array_is_named(rows: Any) -> None:
+    with pytest.raises(TypeError, match=r"expected rows that make an array, got a .*; give an"):
+        open_dataset(rows)
+
+
 def test_columns_are_left_out(frame: pd.DataFrame) -> None:
     frame["name"] = "x"
     data: Dataset = open_dataset(frame, drop_columns="name")

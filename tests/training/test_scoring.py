@@ -203,12 +203,14 @@ def test_images_are_bytes_and_their_bound_is_the_default(images: tuple[LoadedRun
     scores = run.log_prob(pixels)
     assert torch.equal(scores, run.log_prob(pixels, estimator="bound"))
     assert torch.equal(scores, run.log_prob(pixels.numpy()))
+    assert torch.equal(scores, run.log_prob(pixels.movedim(1, -1)))
+    assert torch.equal(scores, run.log_prob(pixels[:, 0].numpy()))
     # No model of six steps gives noise more than one level in 100.
     assert float(scores.max()) < -pixels[0].numel() * np.log(100)
     with pytest.raises(TypeError, match=r"images in bytes, torch.uint8 .* got torch.float32"):
         run.log_prob(pixels.float())
     with pytest.raises(ValueError, match=r"expected images of shape \(n, "):
-        run.log_prob(pixels[0])
+        run.log_prob(pixels[:, :, :4])
 
 
 def test_chunks_make_no_difference(

@@ -78,9 +78,10 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
             wrong.append(f"{name} ({column.dtype})")
     if wrong:
         found = [word.rpartition(" (")[0] for word in wrong]
+        way_out = "" if selection.wanted is not None else f", or {how_to_leave_out(found)}"
         raise TypeError(
             f"read_table: expected columns of numbers or texts, {source!r} has {listed(wrong)}; "
-            f"cast decimals to double and dates to numbers, or {how_to_leave_out(found)}"
+            f"cast decimals to double and dates to numbers{way_out}"
         )
     notes = list[str]()
     if type(frame.index).__name__ != "RangeIndex":

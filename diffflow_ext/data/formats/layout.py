@@ -47,6 +47,7 @@ class Layout:
         trailing: The number of cells at the end of all rows in which nothing stands.
         index: How sure it is that the first column is an index, if it has different whole
             numbers: "" not at all, "nameless", or "headless" if the header has no place for it.
+        all_wanted: Whether all columns that are kept were asked for by name.
         notes: What was passed over.
         doubts: What may have been meant otherwise.
     """
@@ -63,6 +64,7 @@ class Layout:
     kept: list[int]
     trailing: int
     index: str
+    all_wanted: bool
     notes: list[str]
     doubts: list[str]
 
@@ -112,6 +114,7 @@ def find_layout(stream: BinaryIO, file: Path, selection: Selection) -> Layout:
         source=source, skipped=skipped, delimiter=delimiter, decimal=".",
         names=_complete(names[:cells], cells, index), has_names=bool(names), named_by=named_by,
         start=start, line=above, kept=[], trailing=trailing, index=index,
+        all_wanted=selection.wanted is not None,
         notes=_comment_notes(head, names, has_header), doubts=doubts,
     )  # fmt: skip
     layout = _with_kept(layout, head, selection)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
 
 from .arrays import find_arrays, load_array
 from .columns import (
@@ -141,13 +142,29 @@ def _of_frame(frame: Frame, source: str) -> Table:
 
 
 def array_of(rows: Any) -> NDArray[Any]:
-    """Returns an array or a tensor as an array; bfloat16, which NumPy lacks, as float32."""
-    if isinstance(rows, Tensor):
-        rows = rows.detach().cpu()
-        return (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
-    if isinstance(rows, np.ma.MaskedArray):
-        return np.ma.filled(rows.astype(np.float64), np.nan)
-    return np.asarray(rows)
+    """Returns an array, a tensor, lists or a dataset of torch as an array.
+
+    bfloat16, which NumPy lacks, becomes float32; of a dataset whose items are tuples, such as rows
+    with their labels, the first parts are taken.
+
+    Raises:
+        TypeError: If it can't be one.
+    """
+    try:
+        if isinstance(rows, TorchDataset):
+            items = (rows[i] for i in range(len(rows)))  # pyright: ignore[reportArgumentType]
+            return np.stack([np.asarray(i[0] if isinstance(i, tuple) else i) for i in items])
+        if isinstance(rows, Tensor):
+            rows = rows.detach().cpu()
+            return (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()
+        if isinstance(rows, np.ma.MaskedArray):
+            return np.ma.filled(rows.astype(np.float64), np.nan)
+        return np.asarray(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"read_table: expected rows that make an array, got a {type(rows).__name__} "
+            f"({error}); give an array, a dense tensor, rows of one length, or a data frame"
+        ) from error
 
 
 def _checked(table: Table, dropped: Sequence[str], *, gaps: bool) -> Table:

@@ -266,9 +266,13 @@ def _other_length(count: int, line: int, layout: Layout, *, is_first: bool) -> s
 
 def _no_number(cell: str, line: int, i: int, layout: Layout, *, is_first: bool) -> str:
     shown = cell if len(cell) <= 40 else cell[:37] + "..."
-    hint = f"mend or delete the row, or {how_to_leave_out([layout.names[i]])}"
+    # A run needs its columns.
+    mends = [] if layout.all_wanted else [how_to_leave_out([layout.names[i]])]
     if cell.lower() in _MISSING:
-        hint = f"fill the gap, delete the row, {MASK}, or {how_to_leave_out([layout.names[i]])}"
+        mends = [] if layout.all_wanted else [MASK, *mends]
+        hint = ", or ".join(["fill the gap or delete the row", *mends])
+    else:
+        hint = ", or ".join(["mend or delete the row", *mends])
     if len(cell.split()) > 1 and _SPACED.fullmatch(cell):
         hint = "the number has a space in it: write no thousands separators"
     elif _COMMAS.fullmatch(cell):

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import Selection, listed
 from diffflow_ext.data.formats.frames import is_frame
+from diffflow_ext.data.formats.images import images_of
 from diffflow_ext.data.formats.tables import Table, array_of, select
 from diffflow_ext.functional.checks import in_words
 from diffflow_ext.functional.noise import NoiseKey
@@ -153,7 +154,9 @@ def _table(encoding: Encoding, rows: Any) -> Table:
 
 
 def _images(record: DatasetRecord, rows: Any) -> Tensor:
-    values = rows if isinstance(rows, Tensor) else torch.as_tensor(array_of(rows))
+    array = array_of(rows)
+    values = images_of(array, "images") if array.dtype == np.uint8 else torch.as_tensor(array)
+    values = torch.as_tensor(array) if values is None else values
     if values.dtype != torch.uint8:
         raise TypeError(
             f"score: expected images in bytes, torch.uint8 from 0 to 255, got {values.dtype}"
