@@ -108,12 +108,13 @@ class Encoding:
         """The names of columns of texts."""
         return tuple(column.name for column in self.columns if column.is_text)
 
-    def stored(self, table: Table, op: str = "open_dataset") -> Tensor:
+    def stored(self, table: Table, op: str = "open_dataset", *, gaps: bool = False) -> Tensor:
         """Returns what is stored of rows, float32, shape (n, columns).
 
         Arguments:
             table: The rows, with these columns in this order.
             op: The function that errors name.
+            gaps: Whether values of all columns may be missing; what is stored of them is NaN.
 
         Raises:
             ValueError: If a value is missing, not finite, of no known category, out of its
@@ -121,14 +122,22 @@ class Encoding:
         """
         parts = list[Values]()
         for i, column in enumerate(self.columns):
-            values = table.values[:, i]
+            values, texts = table.values[:, i], table.categories.get(column.name)
+            absent = np.isnan(values)
+            if texts is not None:
+                known = column.is_text and "" in column.values
+                absent = (values == texts.index("")) if "" in texts and not known else absent
             if column.is_text:
-                values = _translated(column, table.categories.get(column.name), values)
-                stored = np.where(values < 0, -1.0, values)
+                stored = _translated(op, column, texts, values)
+            elif texts is None or absent.all():
+                stored = column.stored(np.where(absent, np.nan, values))
             else:
-                stored = column.stored(values)
-            _check(op, table, i, column, stored)
-            parts.append(stored)
+                raise Refused(
+                    f"{op}: expected numbers in the column {column.name!r} of {table.source!r}, "
+                    f"got texts such as {next(filter(None, texts))!r}; write numbers"
+                )
+            _check(op, table, i, column, stored, absent, gaps=gaps)
+            parts.append(np.where(absent, np.nan, stored) if gaps else stored)
         return torch.from_numpy(np.stack(parts, axis=1).astype(np.float32))
 
     def inputs(self, stored: Tensor, noise: Tensor | None) -> Tensor:
@@ -173,11 +182,11 @@ class Encoding:
         return torch.stack(parts, dim=1)
 
 
-def _translated(column: Column, own: Sequence[str] | None, values: Values) -> Values:
+def _translated(op: str, column: Column, own: Sequence[str] | None, values: Values) -> Values:
     """Returns the indices of a column's texts, given indices into another list of texts."""
     if own is None:
         raise Refused(
-            f"score: expected texts in the column {column.name!r}, got numbers; give a data frame "
+            f"{op}: expected texts in the column {column.name!r}, got numbers; give a data frame "
             "or a file with its texts"
         )
     places: dict[Any, int] = {value: i for i, value in enumerate(column.values)}
@@ -185,10 +194,18 @@ def _translated(column: Column, own: Sequence[str] | None, values: Values) -> Va
     return known[values.astype(np.int64)]
 
 
-def _check(op: str, table: Table, i: int, column: Column, stored: NDArray[np.float64]) -> None:
+def _check(
+    op: str,
+    table: Table,
+    i: int,
+    column: Column,
+    stored: NDArray[np.float64],
+    absent: NDArray[np.bool_],
+    *,
+    gaps: bool,
+) -> None:
     """Refuses what can't be stored of a column, with the first such row."""
-    absent = np.isnan(table.values[:, i]) if not column.is_text else np.zeros(len(stored), bool)
-    allowed = absent & column.missing
+    allowed = absent & (gaps or column.missing)
     expected = ""
     if column.kind == "category":
         wrong, expected = stored < 0, f"one of {_some(column.values)}"

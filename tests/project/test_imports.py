@@ -75,10 +75,9 @@ ORDER: dict[str, str] = {
         parallel.device parallel.distributed parallel.sharding
         loop.batches loop.progress loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
-        evaluation.sampling evaluation.scoring evaluation.loaded_run evaluation.run_data
-        evaluation.likelihoods
-        evaluation.quality evaluation.pictures evaluation.report evaluation.sample_file
-        evaluation.extractor evaluation.evaluate
+        evaluation.sampling evaluation.scoring evaluation.sample_file evaluation.imputation
+        evaluation.loaded_run evaluation.run_data evaluation.likelihoods evaluation.quality
+        evaluation.pictures evaluation.report evaluation.extractor evaluation.evaluate
     """,
     "cli": "output flags doctor training commands program",
     "estimators": "parameters density models",

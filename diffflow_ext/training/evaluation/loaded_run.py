@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
 from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.data.formats.frames import is_frame
 
 from ..config.defaults import resolve
 from ..config.fields import Config
+from ..config.rules import checked, whole
 from ..parallel.device import pick_device
 from ..parallel.distributed import World, local_rank
 from ..recipes.base import EvaluationSettings, Recipe
@@ -20,6 +22,7 @@ from ..recipes.build import build_recipe, room_of
 from ..store.checkpoint import Checkpoint, CheckpointError, load_latest, step_directories
 from ..store.dataset import DatasetRecord, recorded
 from ..store.directory import RunDirectory
+from .imputation import POOL, complete, warn_of_few
 from .sample_file import to_frame
 from .sampling import check_options, draw
 from .scoring import log_probs, pick_estimator, stored_rows
@@ -136,6 +139,45 @@ class LoadedRun:
         stored, encoding = stored_rows(self.record, rows), self.record.encoding
         density, weight = log_probs(self.recipe, chosen, encoding, stored, seed, world or World())
         return density + weight
+
+    def impute(self, rows: Any, n: int = 1, *, candidates: int = 256, seed: int = 0) -> list[Any]:
+        """Returns n copies of rows whose missing values are drawn given the others of the row.
+
+        See `evaluation.imputation`: the limit for many candidates is the model's own conditional
+        distribution. Each candidate takes one evaluation of the density.
+
+        Arguments:
+            rows: Rows of a table as for `log_prob`, NaN (in a column of texts None) where a value
+                is missing. One row n times gives samples of a conditional distribution.
+            n: The number of copies.
+            candidates: Candidates of each row, at least 2.
+            seed: The seed; the noise of a row depends only on it and the row's index.
+
+        Returns:
+            Data frames, with the columns of the run, if `rows` is one, else float64 tensors.
+            Values that were there are the same up to the rounding of float32.
+
+        Warns:
+            UserWarning: If few candidates of a row count.
+
+        Raises:
+            TypeError: If the run has images, or rows are no numbers.
+            ValueError: If a shape, a column, a value or a number is wrong.
+        """
+        encoding = self.record.encoding
+        if encoding is None:
+            raise TypeError("impute: expected a run of a table, got one of images")
+        checked("impute", "n", n, Annotated[int, whole(1)])
+        checked("impute", "candidates", candidates, Annotated[int, whole(2)])
+        estimator = pick_estimator(self.recipe, None, EvaluationSettings())
+        stored = stored_rows(self.record, rows, "impute", gaps=True)
+        pool = self.sample(POOL, seed=seed, units="training")
+        pool = pool.to(next(self.model.parameters()).device)
+        found = complete(encoding, estimator, pool, stored, n, candidates, seed)
+        warn_of_few(found.effective)
+        values = [self.record.in_data_units(x) for x in found.inputs]
+        as_frame = is_frame(rows) or bool(encoding.texts)
+        return [to_frame(encoding, part) for part in values] if as_frame else values
 
 
 def _holds_run(path: Path) -> bool:

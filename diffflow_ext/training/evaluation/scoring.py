@@ -108,13 +108,17 @@ def log_probs(
     return density, weight
 
 
-def stored_rows(record: DatasetRecord, rows: Any) -> Tensor:
+def stored_rows(
+    record: DatasetRecord, rows: Any, op: str = "score", *, gaps: bool = False
+) -> Tensor:
     """Returns rows as the encoding of a run stores them, or images in bytes.
 
     Arguments:
         record: The record of the run's data.
         rows: Rows in the units of the data, shape (n, columns): an array, a tensor, a table, or a
             data frame whose columns are found by their names. Images: uint8, shape (n, C, H, W).
+        op: The function that errors name.
+        gaps: Whether values of all columns may be missing.
 
     Raises:
         TypeError: If they are not numbers, or texts in a column of texts.
@@ -125,8 +129,8 @@ def stored_rows(record: DatasetRecord, rows: Any) -> Tensor:
         return _images(record, rows)
     table = rows if isinstance(rows, Table) else _table(encoding, rows)
     if not len(table.values):
-        raise ValueError("score: expected rows, at least one, got none")
-    return encoding.stored(table, "score")
+        raise ValueError(f"{op}: expected rows, at least one, got none")
+    return encoding.stored(table, op, gaps=gaps)
 
 
 def _table(encoding: Encoding, rows: Any) -> Table:

@@ -42,7 +42,8 @@ def train(
             of the new run is done, and those of others stay.
         data: Data in memory, for a configuration without a path: a data frame, an array or a
             tensor of shape (n, d), images in bytes, a dataset of torch with such items, or a
-            :class:`diffflow_ext.data.Dataset`. A run keeps no copy: resuming and evaluating it need them again.
+            :class:`diffflow_ext.data.Dataset`. A run keeps no copy: resuming and evaluating it
+            need them again.
         progress: Whether to show a bar on stderr; by default on a terminal and in a notebook, and
             elsewhere a line every half a minute.
         tell: A function such as `print`, which process 0 calls with each line about what was read,

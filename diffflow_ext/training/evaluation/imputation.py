@@ -1,0 +1,184 @@
+r"""Missing values of rows, drawn from a model's distribution given the values that are there.
+
+With the observed part :math:`o` of a row and the density :math:`p` of the model, candidates
+:math:`m_c` for the missing part are drawn from a proposal :math:`q(m | o)` and have weights
+
+.. math:: w_c \propto \frac{p(o, m_c)}{q(m_c | o)}
+
+of which samples are drawn (sampling-importance-resampling, Rubin 1987). As the number of
+candidates grows their distribution becomes :math:`p(m | o)`, whatever the proposal. This one is a
+mixture of normals around the samples of the model that are nearest to the row in the observed
+coordinates, and a wide normal. An observed value of a discrete column has many inputs: each
+candidate has noise of its own, and its weight that of `data.encoding`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.functional.noise import NoiseKey, normal
+
+from ..recipes.base import Estimator
+from .sampling import EVALUATION_STREAM
+
+#: Samples of the model for the proposal, and those of them that are near a row.
+POOL, NEAR = 20_000, 64
+#: The share of the wide normal in the proposal, and its deviation in those of the pool.
+WIDE, WIDTH = 0.1, 2.0
+#: Rows and candidates whose distances and densities are computed at a time.
+AT_A_TIME = 2**14
+#: Effective candidates below which a row is named in a warning.
+FEW = 5.0
+NOISE_OF_ROWS = EVALUATION_STREAM + 1
+
+
+@dataclass(frozen=True)
+class Completed:
+    """Rows with their missing values filled in.
+
+    Attributes:
+        inputs: Inputs of the model, float32, shape (n, rows, dim).
+        effective: The effective number of candidates of each row, 1 / sum of squared weights.
+    """
+
+    inputs: Tensor
+    effective: Tensor
+
+
+def complete(
+    encoding: Encoding,
+    estimator: Estimator,
+    pool: Tensor,
+    stored: Tensor,
+    n: int,
+    candidates: int,
+    seed: int,
+) -> Completed:
+    """Draws n completions of each row.
+
+    Arguments:
+        encoding: The encoding of the run.
+        estimator: A density of inputs, without noise of its own.
+        pool: Samples of the model, float32, shape (M, dim).
+        stored: Rows as the encoding stores them, NaN where a value is missing.
+        n: Completions of a row.
+        candidates: Candidates of a row.
+        seed: The seed; the noise of a row depends only on it and the row's index.
+    """
+    size = max(1, AT_A_TIME // candidates)
+    parts = list[Tensor]()
+    effective = list[Tensor]()
+    for start in range(0, len(stored), size):
+        rows = stored[start : start + size]
+        key = NoiseKey(seed, stream=NOISE_OF_ROWS)
+        noise = normal((len(rows), candidates, 2 * encoding.dim + 2), key, sample_offset=start)
+        x, log_q, log_w = _candidates(encoding, pool, rows, noise)
+        device = pool.device
+        with torch.no_grad():
+            log_p = _densities(estimator, x.flatten(0, 1).to(device), key).reshape(log_q.shape)
+        weights = torch.softmax(log_p + log_w - log_q, dim=1)
+        draws = normal((len(rows), n, 1), key, step=1, sample_offset=start)[..., 0]
+        places = torch.special.ndtr(draws.double())
+        chosen = torch.searchsorted(weights.cumsum(1), places).clamp(max=candidates - 1)
+        parts.append(torch.take_along_dim(x, chosen.unsqueeze(2), 1).transpose(0, 1))
+        effective.append(1.0 / weights.square().sum(1))
+    return Completed(torch.cat(parts, dim=1), torch.cat(effective))
+
+
+def warn_of_few(effective: Tensor) -> None:
+    """Warns of rows of which few candidates count."""
+    few = int((effective < FEW).sum())
+    if few:
+        warnings.warn(
+            f"impute: in {few} of {len(effective)} rows fewer than {FEW:g} candidates count, the "
+            "least "
+            f"{float(effective.min()):.1f}; their samples repeat: give more candidates",
+            stacklevel=4,
+        )
+
+
+def _densities(estimator: Estimator, x: Tensor, key: NoiseKey) -> Tensor:
+    parts = [estimator.log_prob(part, key, 0).double().cpu() for part in x.split(2048)]
+    return torch.cat(parts)
+
+
+def _candidates(
+    encoding: Encoding, pool: Tensor, rows: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns inputs (rows, K, dim), log q of their missing part, and weights of the observed."""
+    count, candidates, _ = noise.shape
+    dim = encoding.dim
+    absent, missing = rows.isnan(), _missing(encoding, rows)
+    # What stands for a missing value here is replaced below.
+    filled = torch.where(absent, 0.0, rows)
+    repeated = filled.repeat_interleave(candidates, 0)
+    x = encoding.inputs(repeated, noise[..., :dim].reshape(-1, dim))
+    log_w = _observed_weight(encoding, repeated, x, absent.repeat_interleave(candidates, 0))
+    x = x.reshape(count, candidates, dim)
+    center = encoding.inputs(filled, torch.zeros(count, dim))
+    log_q = torch.zeros(count, candidates, dtype=torch.float64)
+    for pattern in missing.unique(dim=0):
+        own = (missing == pattern).all(1)
+        if pattern.any():
+            drawn = _propose(pool.cpu(), center[own], pattern, noise[own][..., dim:])
+            x[own] = torch.where(pattern, drawn[0], x[own])
+            log_q[own] = drawn[1]
+    return x, log_q, log_w.reshape(count, candidates)
+
+
+def _missing(encoding: Encoding, rows: Tensor) -> Tensor:
+    """Returns which inputs are missing; the coordinate of a mask is known: present."""
+    masks = torch.zeros(len(rows), encoding.dim - len(encoding.columns), dtype=torch.bool)
+    return torch.cat([rows.isnan(), masks], dim=1)
+
+
+def _observed_weight(encoding: Encoding, stored: Tensor, x: Tensor, absent: Tensor) -> Tensor:
+    """Returns the weights of observed values of discrete columns, (n,)."""
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for i, column in enumerate(encoding.columns):
+        if column.is_discrete:
+            own = column.log_weight(stored[:, i].double(), x[:, i].double())
+            total += torch.where(absent[:, i], 0.0, own)
+    return total
+
+
+def _propose(
+    pool: Tensor, center: Tensor, pattern: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns proposals (rows, K, dim) of the missing coordinates, and log q (rows, K)."""
+    rows, candidates, _ = noise.shape
+    dim, missing = len(pattern), int(pattern.sum())
+    near = min(NEAR, len(pool))
+    distance = torch.cdist(center[:, ~pattern], pool[:, ~pattern])
+    index = distance.topk(near, largest=False).indices
+    means = pool[index][..., pattern].double()
+    # Silverman's rule, and no less than a hundredth of the whole width.
+    broad = WIDTH * pool[:, pattern].double().std(0)
+    narrow = means.std(1) * near ** (-1.0 / (missing + 4))
+    narrow = torch.maximum(narrow, 0.01 * broad)
+    pick = torch.special.ndtr(noise[..., dim].double()) * near
+    wide = torch.special.ndtr(noise[..., dim + 1].double()) < WIDE
+    mean = torch.take_along_dim(means, pick.long().clamp(max=near - 1).unsqueeze(2), 1)
+    steps = noise[..., :dim][..., pattern].double()
+    middle = pool[:, pattern].double().mean(0)
+    drawn = torch.where(
+        wide.unsqueeze(2), middle + broad * steps, mean + narrow.unsqueeze(1) * steps
+    )
+    log_near = _log_normal(drawn.unsqueeze(2), means.unsqueeze(1), narrow[:, None, None])
+    log_near = log_near.logsumexp(2) - math.log(near) + math.log1p(-WIDE)
+    log_wide = _log_normal(drawn, middle, broad) + math.log(WIDE)
+    full = torch.zeros(rows, candidates, dim)
+    full[..., pattern] = drawn.float()
+    return full, torch.logaddexp(log_near, log_wide)
+
+
+def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Returns the log-density of independent normals, summed over the last dimension."""
+    z = (x - mean) / std
+    return (-0.5 * (z * z + math.log(2.0 * math.pi)) - std.log()).sum(-1)
