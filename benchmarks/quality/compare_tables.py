@@ -80,7 +80,7 @@ def training_of(data: str, part: str, sizes: Sizes) -> Training:
     if sizes.tiny:
         small |= {"flow_hidden": "4"} if "flow_hidden" in choices else {}
         small |= {"width": 4} if model != "flow" else {}
-    return Training(model, {"data": data, **choices, **small})
+    return Training(model, {"data": data, "columns": "continuous", **choices, **small})
 
 
 class ComparisonOfTables(Comparison):
@@ -90,7 +90,8 @@ class ComparisonOfTables(Comparison):
 
     def __init__(self, data: str, args: argparse.Namespace) -> None:
         self.data, sizes = data, SMOKE if args.smoke else FULL
-        super().__init__(Path(data).stem, args, sizes, open_dataset(data), list(TITLES))
+        dataset = open_dataset(data, columns="continuous")
+        super().__init__(Path(data).stem, args, sizes, dataset, list(TITLES))
         self.reference = self.dataset.test[: sizes.n]
 
     def measure(self, part: str) -> dict[str, Any]:
@@ -144,11 +145,13 @@ class ComparisonOfTables(Comparison):
 
     def about(self) -> dict[str, Any]:
         parts, n = ("train", "valid", "test"), len(self.reference)
+        encoding, row = self.dataset.encoding, self.reference[:1]
+        assert encoding is not None
         return {
             "data": Path(self.data).stem,
             "rows": {part: len(getattr(self.dataset, part)) for part in parts},
             "dim": self.dataset.dim,
-            "log_abs_scale": self.dataset.log_abs_scale,
+            "log_abs_scale": -float(encoding.log_weight(row, row)),
             "n": n,
             "draws": self.sizes.draws,
             "minutes": self.args.minutes,
