@@ -22,7 +22,10 @@ from .tables import (
     with_error,
 )
 
-BENCHMARKS = ("compare_2d", "compare_tables", "compare_images", "diffusion_start", "dinof_sweep")
+BENCHMARKS = (
+    "compare_2d", "compare_tables", "compare_images", "diffusion_start", "dinof_sweep",
+    "imputation",
+)  # fmt: skip
 SETS_2D = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
 TABLES = ("magic", "hipparcos")
 IMAGES = ("mnist16", "fashion-mnist16", "mnist28", "fashion-mnist28")
@@ -299,6 +302,18 @@ def _sweep_table(report: Report) -> str:
     return table(head, marked)
 
 
+def imputation(report: Report) -> str:
+    """Returns the table of draws of hidden values."""
+    rows = []
+    for one in report["models"].values():
+        score, inside, spent = one["crps"], one["within_80"], one["impute_cpu_seconds"]
+        cells = [with_error(score["mean"], score["error"], 3), f"{100 * inside:.0f} %"]
+        cells += [number(one.get("train_cpu_seconds")), number(spent)]
+        rows.append((one["title"], [score["mean"], None, None, None], cells))
+    head = ["", "CRPS", "in the middle 80 %", "s of training", "s of draws"]
+    return table(head, best_marked(rows))
+
+
 _IN_2D = [f"compare_2d_{name}" for name in SETS_2D]
 _OF_IMAGES = [f"compare_images_{name}" for name in IMAGES]
 _OF_TABLES = [f"compare_tables_{name}" for name in TABLES]
@@ -309,6 +324,7 @@ BLOCKS: dict[str, Block] = {
     "steps-2d": of_all(_IN_2D, steps_2d),
     "likelihood-tables": of_all(_OF_TABLES, likelihood_tables),
     "quality-tables": of_all(_OF_TABLES, quality_tables),
+    "imputation": of("imputation_magic", imputation),
     "likelihood-images": of_all(_OF_IMAGES, likelihood_images),
     "steps-images": of_all(_OF_IMAGES, steps_images),
     "diffusion-start": of("diffusion_start_mnist16", diffusion_start),

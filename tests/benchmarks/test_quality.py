@@ -23,6 +23,7 @@ from benchmarks.quality import (
     compare_tables,
     defaults_sweep,
     dinof_sweep,
+    imputation,
     trainings,
 )
 from benchmarks.quality.measures import Counter, drawn, energy_floor, energy_ratios
@@ -141,6 +142,27 @@ def test_sweep_has_both_ends(reports):
     assert [one["t_cutoff"] for one in parts.values()] == [None, 0.2, 1.0]
     # The sampler takes 1000 steps for the whole time, and a flow alone none.
     assert [one["sampling"]["evaluations"] for one in parts.values()] == [0.0, 200.0, 1000.0]
+
+
+def test_imputation_scores_draws_of_hidden_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(imputation, "DATA", "checkerboard")
+    monkeypatch.setattr(
+        imputation, "open_dataset", lambda name: open_dataset(name, num_points=500)
+    )
+    where = ["--smoke", "--minutes", "0.005", "--out", str(tmp_path / "out")]
+    imputation.main([*where, "--results", str(tmp_path), "--models", "marginal", "diffflow"])
+    report = json.loads((tmp_path / "imputation_checkerboard.json").read_text())
+    assert [*report["models"]] == ["marginal", "diffflow"]
+    for one in report["models"].values():
+        assert one["crps"]["mean"] > 0.0
+        assert 0.0 <= one["within_80"] <= 1.0
+
+
+def test_crps_is_that_of_normals():
+    """For y = 0 and draws of N(0, 1) it is (sqrt(2) - 1) / sqrt(pi)."""
+    draws = torch.randn((400, 2000), generator=torch.Generator().manual_seed(0))
+    scores = imputation.crps(draws, torch.zeros(2000))
+    assert float(scores.mean()) == pytest.approx((math.sqrt(2) - 1) / math.sqrt(math.pi), abs=2e-3)
 
 
 def test_stages_of_diffflow_follow_its_updates():

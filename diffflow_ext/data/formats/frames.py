@@ -19,6 +19,7 @@ from .columns import (
     listed,
     rounding_doubts,
 )
+from .layout import is_word
 from .reading import Refused, check_size, optional_package
 
 FRAME_SUFFIXES = (".parquet", ".pq", ".feather", ".arrow")
@@ -71,7 +72,7 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
         as_texts = selection.wanted is not None and name in selection.texts
         if _is_number(column.dtype) and not as_texts:
             parts.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
-        elif as_texts or _is_texts(column):
+        elif as_texts or (_is_texts(column) and (name in selection.texts or _has_words(column))):
             codes, categories[name] = _coded(column)
             parts.append(codes)
         else:
@@ -81,7 +82,7 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
         way_out = "" if selection.wanted is not None else f", or {how_to_leave_out(found)}"
         raise TypeError(
             f"read_table: expected columns of numbers or texts, {source!r} has {listed(wrong)}; "
-            f"cast decimals to double and dates to numbers{way_out}"
+            f"cast decimals and numbers in text to double, dates to numbers{way_out}"
         )
     notes = list[str]()
     if type(frame.index).__name__ != "RangeIndex":
@@ -113,6 +114,14 @@ def _is_texts(column: Any) -> bool:
     if not (types.is_object_dtype(kind) or types.is_string_dtype(kind)):
         return False
     return types.infer_dtype(column, skipna=True) in ("string", "boolean", "empty")
+
+
+def _has_words(column: Any) -> bool:
+    """Whether most texts of a column are words: not numbers in the form of texts."""
+    if column.dtype.name not in ("object", "string", "str"):
+        return True
+    texts = [str(value) for value in column.dropna()]
+    return not texts or 2 * sum(map(is_word, texts)) > len(texts)
 
 
 def _coded(column: Any) -> tuple[Values, tuple[str, ...]]:

@@ -26,6 +26,10 @@ _WHOLE = re.compile(r"\d+")
 _GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
 _FIRST_ROWS = 100  # that show how numbers are written
 _POINT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d[\d.]*e[+-]?\d+)", re.IGNORECASE)
+#: Cells in which nothing stands.
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
+#: Numbers with signs, separators or a unit, dates and times: no words that name a category.
+_NUMERIC = re.compile(r"[-+]?[\d.,:/'\s-]*\d[\d.,:/'\s-]*([eE][-+]?\d+)?\s*[%°µ\w]{0,4}")
 _UNNAMED = ("", "Unnamed: 0")  # the names under which pandas and R write an index
 
 
@@ -187,6 +191,11 @@ def number(cell: str, decimal: str = ".") -> float | None:
         return None if "_" in cell else float(cell)
     except ValueError:
         return None
+
+
+def is_word(cell: str) -> bool:
+    """Says whether a cell has a word: neither nothing nor a number, with a unit or not."""
+    return cell.lower() not in MISSING and not _NUMERIC.fullmatch(cell) and number(cell) is None
 
 
 def _head(stream: BinaryIO, source: str, skipped: str) -> _Head:

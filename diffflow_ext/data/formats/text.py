@@ -30,7 +30,18 @@ from .columns import (
     in_order,
     rounding_doubts,
 )
-from .layout import SPACES, Layout, decoded, find_layout, number, split, without, words
+from .layout import (
+    MISSING,
+    SPACES,
+    Layout,
+    decoded,
+    find_layout,
+    is_word,
+    number,
+    split,
+    without,
+    words,
+)
 from .reading import Refused, check_size, open_file, read_bytes, unpack, unpacked_limit
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
@@ -40,9 +51,6 @@ _COMMAS = re.compile(r"[-+\d.' ]*,[-+\d.,eE' ]*")
 _SPACED = re.compile(r"[-+\d.,'\s]+")
 _DIGITS = re.compile(r"[-+]?\d+")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
-#: Numbers with signs, separators or a unit, dates and times: no texts that name a category.
-_NUMERIC = re.compile(r"[-+]?[\d.,:/'\s-]*\d[\d.,:/'\s-]*([eE][-+]?\d+)?\s*[%°µ\w]{0,4}")
 _FIRST_ROWS = 10_000  # that show which columns are texts
 
 
@@ -91,15 +99,9 @@ def _texts(stream: BinaryIO, layout: Layout, selection: Selection) -> set[int]:
             continue
         for i in unsure:
             cell = cells[i].strip()
-            present[i] += cell.lower() not in _MISSING
-            found[i] += _is_text(cell)
+            present[i] += cell.lower() not in MISSING
+            found[i] += is_word(cell)
     return asked | {i for i in unsure if 2 * found[i] > present[i]}
-
-
-def _is_text(cell: str) -> bool:
-    return cell.lower() not in _MISSING and not (
-        _NUMERIC.fullmatch(cell) or number(cell) is not None
-    )
 
 
 def _opener(file: Path) -> Callable[[], BinaryIO]:
@@ -217,7 +219,7 @@ def _by_line(
 def _number(cell: str, layout: Layout, *, gaps: bool) -> float | None:
     """Returns the number in a cell, NaN if it may be missing and is; None if there is none."""
     value = number(cell, layout.decimal)
-    return math.nan if value is None and gaps and cell.strip().lower() in _MISSING else value
+    return math.nan if value is None and gaps and cell.strip().lower() in MISSING else value
 
 
 def _comments(comments: Counter[str], layout: Layout) -> list[str]:
@@ -268,7 +270,7 @@ def _no_number(cell: str, line: int, i: int, layout: Layout, *, is_first: bool) 
     shown = cell if len(cell) <= 40 else cell[:37] + "..."
     # A run needs its columns.
     mends = [] if layout.all_wanted else [how_to_leave_out([layout.names[i]])]
-    if cell.lower() in _MISSING:
+    if cell.lower() in MISSING:
         mends = [] if layout.all_wanted else [MASK, *mends]
         hint = ", or ".join(["fill the gap or delete the row", *mends])
     else:
@@ -279,7 +281,7 @@ def _no_number(cell: str, line: int, i: int, layout: Layout, *, is_first: bool) 
         hint = "write decimal points, not commas, and no thousands separators"
     elif layout.decimal == "," and number(cell) is not None:
         hint = "write decimal points, not commas, in all columns"
-    elif layout.has_names and is_first and cell.lower() not in _MISSING:
+    elif layout.has_names and is_first and cell.lower() not in MISSING:
         hint = f"delete the line if it names units, or {hint}"
     elif is_first and not layout.has_names:
         hint = "in a header no name may be a number; if it is a row, " + hint

@@ -49,7 +49,7 @@ def draw_sample_picture(path: str | Path, dataset: Dataset, samples: Tensor) -> 
         shown = quantise(samples[:IMAGES])
         image_grid(path, shown, f"{dataset.name}: {len(shown)} samples")
     else:
-        title += ", as the model sees them"
+        title += f", {dataset.encoding.units}"
         names = dataset.encoding.coordinates
         samples_beside_data(path, _inputs(dataset), samples, title, columns=names)
 
@@ -69,5 +69,5 @@ def _draw_trajectories(path: Path, run: LoadedRun, dataset: Dataset, seed: int) 
     forward, reverse, times = paths
     assert dataset.encoding is not None
     columns = dataset.encoding.coordinates
-    title = f"{dataset.name}: {columns[0]} and {columns[1]}, standardised"
+    title = f"{dataset.name}: {columns[0]} and {columns[1]}, {dataset.encoding.units}"
     trajectories(path, forward[..., :2].cpu(), reverse[..., :2].cpu(), times, title)
