@@ -17,12 +17,13 @@ from diffflow_ext.processes.diffusion import Diffusion
 from diffflow_ext.processes.grids import TimeGrid
 
 from .adjoint.paths import AdjointPaths
+from .autocast import Autocast
 from .chain import ChainPath, differentiable_path, wants_gradients
 from .choice import Engine, EngineChoice, check_engine, refuse
 from .fused import paths_cuda, perceptrons, workspace
 from .fused.paths import FusedPaths
 from .fused.workspace import Parts
-from .network import Autocast, Network
+from .network import Network
 from .problem import PathModel, PathProblem, build_problem
 
 
@@ -203,11 +204,11 @@ class _ForwardPath:
     def params(self) -> Sequence[Tensor]:
         """g at all times, and the parameters of the networks."""
         p = self.engine.problem
-        return (p.g, *p.params)
+        return (p.g, *p.sources)
 
     @property
     def inner(self) -> Sequence[Tensor]:
-        """The same, with g as the steps use it."""
+        """The same, with g and a context as the steps use them."""
         return (self.g, *self.engine.problem.params)
 
     @property

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.engines.network import Autocast, call_timeless
+from diffflow_ext.engines.autocast import Autocast
+from diffflow_ext.engines.network import call_timeless
 from diffflow_ext.functional.checks import in_words
 from diffflow_ext.processes.linear import LogSNR
 
