@@ -9,8 +9,8 @@ import torch
 
 from diffflow_ext.functional.contexts import (
     checked_context,
-    leaves_of,
     learned_tensors,
+    leaves_of,
     repeated,
     rows_for,
     tensors_of,

@@ -13,7 +13,7 @@ F64 = torch.float64
 
 
 class Told(nn.Module):
-    """A network that is linear neither in x, nor in t, nor in its context, a tensor or a mapping."""
+    """A network that is linear neither in x, nor in t, nor in its context."""
 
     def __init__(self, dim: int = 3, context_dim: int = 2) -> None:
         super().__init__()
