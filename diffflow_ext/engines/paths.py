@@ -20,6 +20,7 @@ from .adjoint.paths import AdjointPaths
 from .autocast import Autocast
 from .chain import ChainPath, differentiable_path, wants_gradients
 from .choice import Engine, EngineChoice, check_engine, refuse
+from .conditions import conditioned, network_of
 from .fused import paths_cuda, perceptrons, workspace
 from .fused.paths import FusedPaths
 from .fused.workspace import Parts
@@ -250,8 +251,9 @@ def fused_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> Fuse
     reason = _problem_obstacle(p, device) or (x.is_cuda and not by_name and _UNMEASURED)
     if reason:
         return reason
-    drift = perceptrons.parts_or_reason(p.drift, p.times, x, device)
-    score = perceptrons.parts_or_reason(p.score, p.times, x, device)
+    # With the context's own graph: there is no second evaluation that it had to be cut off for.
+    nets = (conditioned(network_of(net), p.context) for net in (p.drift, p.score))
+    drift, score = (perceptrons.parts_or_reason(net, p.times, x, device) for net in nets)
     if isinstance(drift, str):
         return f"drift: {drift}"
     if isinstance(score, str):
@@ -265,6 +267,8 @@ def fused_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> Fuse
 
 
 def _fused_on_gpu(p: PathProblem, drift: Parts, score: Parts, x: Tensor) -> FusedPaths | str:
+    if drift.condition is not None or score.condition is not None:
+        return "its kernels for CUDA take no context"
     rounding = workspace.rounding_name()
     assert rounding is not None
     reason = paths_cuda.obstacle(drift, score, x.shape[1], rounding, device_and_stream(x)[0])

@@ -80,6 +80,7 @@ class PathProblem:
     scores_per_call: int
     autocast: Autocast
     learned_g: bool
+    context: Context | None = None
 
     @property
     def num_steps(self) -> int:
@@ -214,6 +215,7 @@ def build_problem(
         scores_per_call=checked_count(op, "scores_per_call", scores_per_call, 1, 2**31),
         autocast=Autocast.current(x0.device.type),
         learned_g=g.requires_grad and torch.is_grad_enabled(),
+        context=context,
     )
     check_noise_floor(op, checked_steps(op, grid.steps(), x0), problem.g_values[1:], x0)
     return problem, x0

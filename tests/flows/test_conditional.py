@@ -75,9 +75,7 @@ def test_what_takes_a_context_and_what_does_not() -> None:
         prior.log_prob(X)
     with pytest.raises(ValueError, match="expected no context, because the flow takes none, got"):
         plain.sample((6, 3), KEY, context=C)
-    with pytest.raises(
-        ValueError, match="the entry .vectors. for the flow, got one with .l."
-    ):
+    with pytest.raises(ValueError, match=r"the entry 'vectors' for the flow, got one with 'l'"):
         prior.log_prob(X, {"l": C})
     assert prior_given(plain, C) is plain
     assert prior_given(prior, None) is prior
