@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from diffflow_ext.functional.checks import checked_finite
 from diffflow_ext.functional.contexts import Context, mapped, rows_for
 
 
@@ -52,6 +53,56 @@ class Conditioned(nn.Module):
     def first(self, count: int) -> Conditioned:
         """Returns the same network with the context of the first samples."""
         return Conditioned(self.network, mapped(self.context, lambda c: c[:count]))
+
+
+class Guided(nn.Module):
+    r"""Classifier-free guidance: a network of t, x and a context, extrapolated from none.
+
+    .. math:: n_w(t, x, c) = n(t, x, c_0) + w \, (n(t, x, c) - n(t, x, c_0))
+
+    with :math:`c_0` the context that stands for none, ``network.null_context(B)``. w = 0 is the
+    network without a context, w = 1 the network itself; w > 1 strengthens the context.
+
+    References:
+        | Classifier-Free Diffusion Guidance (Ho and Salimans, 2022), equation 6, where the weight
+        | is w - 1
+        | https://arxiv.org/abs/2207.12598
+    """
+
+    def __init__(self, network: Any, weight: float) -> None:
+        super().__init__()
+        self.network, self.weight = network, weight
+
+    def forward(self, t: Tensor, x: Tensor, context: Context) -> Tensor:
+        """Returns the guided value, from two evaluations; one for w = 0."""
+        free = self.network(t, x, self.network.null_context(len(x)))
+        if self.weight == 0:
+            return free
+        return free + self.weight * (self.network(t, x, context) - free)
+
+
+def guided(op: str, name: str, network: Any, context: object, weight: float) -> Any:
+    """Returns a network with guidance of a weight; the network itself for the weight 1.
+
+    Raises:
+        ValueError: If the weight is not finite, or there is no context.
+        TypeError: If the network has no context that stands for none.
+    """
+    weight = checked_finite(op, "guidance", weight)
+    if weight == 1:
+        return network
+    if context is None:
+        raise ValueError(
+            f"{op}: expected a context with guidance={weight}, got None; pass context=, or leave "
+            "guidance at 1"
+        )
+    if not callable(getattr(network, "null_context", None)):
+        raise TypeError(
+            f"{op}: expected {name} with a method null_context(n), the context of n samples that "
+            f"stands for none, for guidance={weight}, got {type(network).__name__}; write it, as "
+            "nets.UNet has it, and train the network with it for some of the samples"
+        )
+    return Guided(network, weight)
 
 
 def conditioned(network: Any, context: Context | None) -> Any:

@@ -187,9 +187,7 @@ def build_problem(
     scores_per_call: int = 1,
 ) -> tuple[PathProblem, Tensor]:
     """Checks the arguments of a loss; returns the problem, and x0 contiguous."""
-    refuse_tracing(op)
-    check_networks(op, model.drift, model.score)
-    _check_prior(op, model.prior)
+    _check_model(op, model)
     x0 = checked_state(op, "x0", x0).contiguous()
     x0 = x0.clone() if x0.is_inference() and not torch.is_inference_mode_enabled() else x0
     check_finite(op, "x0", x0)
@@ -240,7 +238,10 @@ def check_networks(op: str, drift: object, score: object) -> None:
             )
 
 
-def _check_prior(op: str, prior: object) -> None:
+def _check_model(op: str, model: PathModel) -> None:
+    refuse_tracing(op)
+    check_networks(op, model.drift, model.score)
+    prior = model.prior
     if prior is not None and not callable(getattr(prior, "log_prob", None)):
         raise TypeError(
             f"{op}: expected prior to have log_prob(x), got {type(prior).__name__}; "

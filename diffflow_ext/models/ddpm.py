@@ -129,8 +129,7 @@ class DDPM(StatefulModel):
         Arguments:
             x0: The data, shape (B, *event), float32 or float64.
             key: Seed and stream of the noise. Default: drawn from torch's generator.
-            context: What the network is given besides t and x: a tensor of shape (B, ...), or a
-                mapping of names to such tensors.
+            context: What the network is given too: a tensor (B, ...), or a mapping of such.
             sample_offset: The global index of the first sample.
             engine: "auto", "fused" (one call of compiled code, for perceptrons on the CPU) or
                 "autograd", which has second derivatives.
@@ -329,6 +328,7 @@ class DDPM(StatefulModel):
         key: Key | None = None,
         *,
         context: Context | None = None,
+        guidance: float = 1.0,
         sampler: Sampler = "ancestral",
         eta: float = 0.0,
         variance: Variance = "small",
@@ -353,6 +353,9 @@ class DDPM(StatefulModel):
                 1 ... T, both included (one step starts at T). Default: all T.
             key: Seed and stream of the noise.
             context: As in :meth:`loss`, of B rows.
+            guidance: The weight w of :class:`diffflow_ext.engines.conditions.Guided`; with another
+                than 1, samples do not have the density that :meth:`elbo` and :meth:`log_prob` are
+                of, and a step costs two evaluations.
             sampler: "ancestral" or "ddim".
             eta: The noise of "ddim", between 0 (none) and 1 (as much as "ancestral").
             variance: The noise of "ancestral": "small", that of the posterior given x_0, or
@@ -385,7 +388,7 @@ class DDPM(StatefulModel):
             sampler=sampler, eta=eta, variance=variance, last_step=last_step,
         )  # fmt: skip
         like = zeros_beside(op, shape, self.parameters())
-        net = given_context(op, self.eps_net, context, like)
+        net = given_context(op, self.eps_net, context, like, guidance)
         key = fixed_key(op, key, like.device)
         x = StandardNormal().sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.engines.choice import Engine
-from diffflow_ext.engines.conditions import conditioned
+from diffflow_ext.engines.conditions import conditioned, guided
 from diffflow_ext.engines.fused import regression
 from diffflow_ext.engines.network import call_network
 from diffflow_ext.functional.checks import (
@@ -87,9 +87,12 @@ def checked_times(op: str, t: float | Tensor, x: Tensor) -> Tensor:
     return t
 
 
-def given_context(op: str, net: EpsNetwork, context: Context | None, x: Tensor) -> EpsNetwork:
+def given_context(
+    op: str, net: EpsNetwork, context: Context | None, x: Tensor, guidance: float = 1.0
+) -> EpsNetwork:
     """Returns a network of t and x, which has the context of the samples x if there is one."""
-    return conditioned(net, checked_context(op, context, x))
+    context = checked_context(op, context, x)
+    return conditioned(guided(op, "eps_net", net, context, guidance), context)
 
 
 def network_output(

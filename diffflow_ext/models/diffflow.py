@@ -293,6 +293,7 @@ class DiffFlowSDE(NetworkPair):
         last_step: LastStep = "noisy",
         *,
         context: Context | None = None,
+        guidance: float = 1.0,
         solver: ReverseSolver = "euler",
         corrector_steps: int = 0,
         corrector_scale: float = 0.5,
@@ -320,6 +321,9 @@ class DiffFlowSDE(NetworkPair):
             sample_offset: The global index of the first sample: samples n ... n+B-1 of one big
                 call equal those of a call with this offset.
             context: What networks and prior are given, of B rows.
+            guidance: The weight w of :class:`diffflow_ext.engines.conditions.Guided`, of the score
+                alone; with another than 1, samples do not have the density that :meth:`elbo` and
+                :meth:`log_prob` are of.
 
         Returns:
             The samples, shape (B, *event), dtype and device of the networks' parameters, without
@@ -332,7 +336,8 @@ class DiffFlowSDE(NetworkPair):
         sampler = ReverseSampler(
             stochasticity, last_step, solver, corrector_steps, corrector_scale
         )
-        return self._sample(shape, grid, key, sampler, context, sample_offset)
+        given = {"context": context, "guidance": guidance, "sample_offset": sample_offset}
+        return self._sample(shape, grid, key, sampler, given)
 
     def sample_path(
         self,
@@ -343,12 +348,14 @@ class DiffFlowSDE(NetworkPair):
         last_step: LastStep = "noisy",
         *,
         context: Context | None = None,
+        guidance: float = 1.0,
         sample_offset: int = 0,
         **options: Any,
     ) -> Tensor:
         """Returns all states of :meth:`sample`, shape (N+1, B, *event), index i at time t_i."""
         sampler = ReverseSampler(stochasticity, last_step, **options)
-        return self._sample(shape, grid, key, sampler, context, sample_offset, all_states=True)
+        given = {"context": context, "guidance": guidance, "sample_offset": sample_offset}
+        return self._sample(shape, grid, key, sampler, given, all_states=True)
 
     @eager
     @torch.no_grad()
@@ -358,13 +365,10 @@ class DiffFlowSDE(NetworkPair):
         grid: TimeGrid,
         key: Key | None,
         sampler: ReverseSampler,
-        context: Context | None,
-        sample_offset: int,
+        given: dict[str, Any],
         all_states: bool = False,
     ) -> Tensor:
         shape = checked_shape("DiffFlowSDE.sample", "shape", shape)
         zeros = zeros_beside("DiffFlowSDE.sample", shape, self.network_parameters())
-        problem, zeros = self._problem(
-            "sample", zeros, grid, key, context, sample_offset=sample_offset
-        )
+        problem, zeros = self._problem("sample", zeros, grid, key, **given)
         return reverse_samples(problem, self.diffusion, grid, zeros, sampler, all_states)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.engines.choice import Engine
-from diffflow_ext.engines.conditions import conditioned
 from diffflow_ext.engines.ode.solver import Divergence, Solver, integrate
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
 from diffflow_ext.flows.prior import Prior, StandardNormal, as_prior, prior_given
@@ -300,6 +299,7 @@ class DiNof(StatefulModel):
         key: Key | None = None,
         *,
         context: Context | None = None,
+        guidance: float = 1.0,
         sampler: Sampler = "auto",
         corrector_steps: int | None = None,
         snr: float = 0.16,
@@ -329,6 +329,9 @@ class DiNof(StatefulModel):
                 of 0.6. Steps of "ode" are smaller near the data, as in :meth:`log_prob`.
             key: Seed and stream of the noise.
             context: What network and flow are given, of B rows.
+            guidance: The weight w of :class:`diffflow_ext.engines.conditions.Guided`, of the
+                network alone; with another than 1, samples do not have the density that
+                :meth:`log_prob` is of.
             sampler: "em", "reverse_diffusion", "ode" (the probability flow), or "auto":
                 "reverse_diffusion" for "ve", "em" for others.
             corrector_steps: Langevin steps before each predictor. Default: 1 for "ve" unless the
@@ -360,7 +363,7 @@ class DiNof(StatefulModel):
         like = zeros_beside(op, shape, self.parameters())
         key = fixed_key(op, key, like.device)
         context = checked_context(op, context, like)
-        net = conditioned(self.eps_net, context)
+        net = given_context(op, self.eps_net, context, like, guidance)
         x = prior_given(self.prior, context).sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
         )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffflow_ext.engines.choice import Engine
+from diffflow_ext.engines.conditions import guided
 from diffflow_ext.engines.network import Network
 from diffflow_ext.engines.paths import PathEngine, path_engine
 from diffflow_ext.engines.problem import (
@@ -66,10 +67,12 @@ class NetworkPair(StatefulModel):
         grid: TimeGrid,
         key: Key | None = None,
         context: Context | None = None,
+        guidance: float = 1.0,
         **options: Any,
     ) -> tuple[PathProblem, Tensor]:
         params = self.network_parameters()
-        model = PathModel(self.drift, self.score, self.diffusion, params, self.prior, context)
+        score = guided(f"DiffFlowSDE.{op}", "score", self.score, context, guidance)
+        model = PathModel(self.drift, score, self.diffusion, params, self.prior, context)
         options = {"key": key, "scores_per_call": self.scores_per_call, **options}
         return build_problem(f"DiffFlowSDE.{op}", model, x0, grid, **options)
 
