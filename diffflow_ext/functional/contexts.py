@@ -81,6 +81,8 @@ def _checked(op: str, name: str, value: object, x: Tensor) -> Tensor:
                 f"{dtype_name(c.dtype)}; convert it with .to({x.dtype}), labels are int64"
             )
         check_finite(op, name, c)
+    if torch.compiler.is_compiling():
+        return c
     # Networks with gradients cannot save what was made in inference mode.
     with torch.inference_mode(False):
         return c.clone() if c.is_inference() else c

@@ -257,3 +257,20 @@ class Inside(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.net(t, x, self.context.expand(len(x), -1))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_losses_of_predicted_noise_compile_without_a_break(labelled: bool) -> None:
+    torch.manual_seed(0)
+    net = FourierMLP(3, 8, 1, num_classes=4 if labelled else 0, context_dim=0 if labelled else 2)
+    model, x0 = DDPM(net), torch.randn(5, 3)
+    c = torch.arange(5) % 4 if labelled else torch.randn(5, 2, requires_grad=True)
+
+    def loss(x0: Tensor) -> Tensor:
+        return model.mean_loss(x0, KEY, context=c, engine="autograd")
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    inputs = [*net.parameters(), *([] if labelled else [c])]
+    found, expected = (torch.autograd.grad(f(x0), inputs) for f in (compiled, loss))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
