@@ -55,6 +55,14 @@ class Conditioned(nn.Module):
         return Conditioned(self.network, mapped(self.context, lambda c: c[:count]))
 
 
+class ConditionedOnData(Conditioned):
+    """A network of data and a context, without a time, with the context of one batch."""
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Returns ``network(x, context)``."""
+        return self.network(x, rows_for(self.context, x))
+
+
 class Guided(nn.Module):
     r"""Classifier-free guidance: a network of t, x and a context, extrapolated from none.
 

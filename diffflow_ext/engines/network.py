@@ -247,16 +247,18 @@ def _of_signature(
     if isinstance(net, Conditioned):
         if _takes(net.network, *arguments, net.context):
             return None
+        taken = "two arguments, the data" if len(arguments) == 1 else "three arguments, t, x"
         return TypeError(
-            f"{op}: expected {name} to take three arguments, t, x and the context, got {given}; "
-            "write a module with forward(self, t, x, context), or pass no context"
+            f"{op}: expected {name} to take {taken} and the context, got {given}; write a module "
+            "whose forward takes the context last, or pass no context"
         )
     if _takes(net, *arguments):
         return None
     if len(arguments) == 1:
         return TypeError(
             f"{op}: expected {name} to take one argument, the data without a time, got "
-            f"{given}; take a network of x alone, such as nn.Sequential"
+            f"{given}; take a network of x alone, such as nn.Sequential, or pass what else it "
+            "takes as context="
         )
     if _takes(net, *arguments, None):
         return TypeError(

@@ -12,7 +12,7 @@ from helpers import same_bits
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from diffflow_ext import DDPM, DiffFlowSDE, DiNof, NoiseKey, TimeGrid
+from diffflow_ext import DDPM, NFDM, DiffFlowSDE, DiNof, NoiseKey, TimeGrid
 from diffflow_ext.flows import FlowPrior, spline_flow
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.processes import VP, DiscreteVP
@@ -65,6 +65,9 @@ class Model:
 
 
 each_model = pytest.mark.parametrize("name", ["ddpm", "dinof", "diffflow"])
+each_trained = pytest.mark.parametrize(
+    "name", ["ddpm", "dinof", "diffflow", "nfdm", "nfdm, learned", "nfdm, straight"]
+)
 
 
 @each_model
@@ -121,6 +124,17 @@ def test_rows_stay_with_their_context(name: str) -> None:
     assert changed.tolist() == [False, False, True, False, False]
 
 
+class Shape(nn.Module):
+    """A forward network of data and a context: one function h and one function u."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 6).double()
+
+    def forward(self, x0: Tensor, context: Tensor) -> Tensor:
+        return 0.3 * self.layer(torch.cat([x0, context], 1)).tanh()
+
+
 def trained(name: str) -> tuple[Any, list[Tensor]]:
     """A model with nets in float64, and its arguments before the key."""
     torch.manual_seed(2)
@@ -129,11 +143,14 @@ def trained(name: str) -> tuple[Any, list[Tensor]]:
         return DiffFlowSDE(Told(), Told(), 0.7), [x0, TimeGrid.power(6, 1.0)]
     if name == "ddpm":
         return DDPM(Told(), "cosine", 20), [x0]
+    if name.startswith("nfdm"):
+        straightness = 0.3 if name == "nfdm, straight" else 0.0
+        return NFDM(Told(), Shape() if "," in name else None, straightness=straightness), [x0]
     flow = spline_flow(3, 1, (8,), 4, context_dim=2).double()
     return DiNof(Told(), flow), [x0]
 
 
-@each_model
+@each_trained
 def test_losses_of_samples_are_those_of_each_with_its_context(name: str) -> None:
     model, (x0, *grid) = trained(name)
     c = torch.randn(5, 2, dtype=F64, requires_grad=True)
@@ -150,7 +167,7 @@ def test_losses_of_samples_are_those_of_each_with_its_context(name: str) -> None
         assert not own[[0, 1, 3, 4]].any()
 
 
-@each_model
+@each_trained
 def test_the_mean_of_losses_trains_the_encoder_of_a_context(name: str) -> None:
     """Against finite differences in one weight of it."""
     model, (x0, *grid) = trained(name)
@@ -171,7 +188,18 @@ def test_the_mean_of_losses_trains_the_encoder_of_a_context(name: str) -> None:
         assert float(grad[index]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
 
 
-@each_model
+@each_trained
+def test_densities_have_gradients_of_the_context(name: str) -> None:
+    model, (x0, *grid) = trained(name)
+    c = torch.randn(5, 2, dtype=F64, requires_grad=True)
+
+    def density(c: Tensor) -> Tensor:
+        return model.log_prob(x0, *(grid or [4]), KEY, context=c)
+
+    assert torch.autograd.gradcheck(density, c, atol=1e-6)
+
+
+@each_trained
 @pytest.mark.parametrize("call", ["mean_loss", "elbo", "log_prob", "sample", "path", "encode"])
 def test_wrong_contexts_are_explained(name: str, call: str) -> None:
     model, (x0, *grid) = trained(name)
@@ -191,9 +219,7 @@ def test_wrong_contexts_are_explained(name: str, call: str) -> None:
         assert type(model).__name__ in str(caught.value)
     with pytest.raises((TypeError, ValueError)) as caught:
         method(first, *middle, KEY)
-    assert "pass the third one as context=" in str(caught.value) or "FlowPrior" in str(
-        caught.value
-    )
+    assert "as context=" in str(caught.value) or "FlowPrior" in str(caught.value)
 
 
 def plain_networks() -> list[Callable[..., Tensor]]:
@@ -241,6 +267,9 @@ def test_all_ways_of_sampling_noise_predictors_use_the_context() -> None:
         way: dict[str, Any] = {"sampler": sampler, "last_step": "tweedie"}
         found = DiNof(net).sample((5, 3), 4, KEY, context=c.expand(5, 2), **way)
         assert same_bits(found, DiNof(inside).sample((5, 3), 4, KEY, **way))
+    for strength in (0.0, 1.0):
+        found = NFDM(net).sample((5, 3), 4, KEY, strength, context=c.expand(5, 2))
+        assert same_bits(found, NFDM(inside).sample((5, 3), 4, KEY, strength))
     for sampler in ("ancestral", "ddim"):
         found = DDPM(net).sample((5, 3), 4, KEY, context=c.expand(5, 2), sampler=sampler)
         assert same_bits(found, DDPM(inside).sample((5, 3), 4, KEY, sampler=sampler))
