@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffflow_ext.flows.prior import Prior, StandardNormal
 from diffflow_ext.functional.checks import checked_weights
+from diffflow_ext.functional.contexts import Context
 from diffflow_ext.functional.core import device_and_stream
 from diffflow_ext.functional.noise import Key, NoiseKey
 from diffflow_ext.functional.steps import em_step
@@ -67,6 +68,7 @@ def diffflow_loss(
     diffusion: Diffusion = 1.0,
     params: Iterable[Tensor] = (),
     prior: Prior | None = None,
+    context: Context | None = None,
     key: Key | None = None,
     sample_offset: int = 0,
     checkpoint_every: int = 1,
@@ -95,6 +97,9 @@ def diffflow_loss(
         diffusion: The coefficient g(t) > 0: a number, a function of t, or a module.
         params: All tensors that drift, score and prior depend on and that should get gradients.
         prior: The density of x_N instead of N(0, I), see :mod:`diffflow_ext.flows.prior`.
+        context: What networks are given besides t and x, as ``drift(t, x, context)``, and a
+            conditional prior besides x: a tensor of shape (B, ...) or a mapping of names to such
+            tensors. Not among `params`.
         key: Seed and stream of the noise. Default: drawn from torch's generator.
         sample_offset: The global index of the first sample.
         checkpoint_every: Store every k-th state and simulate the others again; 0 stores the graph
@@ -105,8 +110,8 @@ def diffflow_loss(
             No effect if `checkpoint_every` is 0.
 
     Returns:
-        The losses, shape (B,), in nats. Differentiable in `x0`, `params` and what `diffusion`
-        depends on.
+        The losses, shape (B,), in nats. Differentiable in `x0`, `params`, `context` and what
+        `diffusion` depends on.
 
     Raises:
         ValueError: If an argument is out of its range, or data are not finite.
@@ -122,7 +127,7 @@ def diffflow_loss(
         | https://arxiv.org/abs/2110.07579
     """
     p, x0 = build_problem(
-        "diffflow_loss", PathModel(drift, score, diffusion, params, prior), x0, grid,
+        "diffflow_loss", PathModel(drift, score, diffusion, params, prior, context), x0, grid,
         key=key, sample_offset=sample_offset,
         checkpoint_every=checkpoint_every, scores_per_call=scores_per_call,
     )  # fmt: skip
@@ -139,6 +144,7 @@ def diffflow_mean_loss(
     diffusion: Diffusion = 1.0,
     params: Iterable[Tensor] = (),
     prior: Prior | None = None,
+    context: Context | None = None,
     key: Key | None = None,
     sample_offset: int = 0,
     checkpoint_every: int = 1,
@@ -157,7 +163,7 @@ def diffflow_mean_loss(
     """
     op = "diffflow_mean_loss"
     p, x0 = build_problem(
-        op, PathModel(drift, score, diffusion, params, prior), x0, grid,
+        op, PathModel(drift, score, diffusion, params, prior, context), x0, grid,
         key=key, sample_offset=sample_offset,
         checkpoint_every=checkpoint_every, scores_per_call=scores_per_call,
     )  # fmt: skip

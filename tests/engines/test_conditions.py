@@ -11,7 +11,7 @@ from context_cases import F64, Told, bound_to
 from helpers import same_bits
 from torch import Tensor, nn
 
-from diffflow_ext import DiffFlowSDE, TimeGrid
+from diffflow_ext import DiffFlowSDE, TimeGrid, diffflow_loss, diffflow_mean_loss
 from diffflow_ext.engines.conditions import Conditioned
 from diffflow_ext.engines.network import embeds_time
 from diffflow_ext.likelihood import bounds
@@ -89,6 +89,22 @@ def test_gradients_are_those_of_the_unrolled_loop(every: int, scores: int, share
     mean = pair.sde.mean_loss(x0, GRID, KEY, weight=WEIGHT, **options)
     torch.testing.assert_close(mean, expected @ WEIGHT, rtol=1e-12, atol=1e-12)
     assert_same(gradients(mean, inputs), truth)
+
+
+def test_the_losses_as_functions_take_a_context() -> None:
+    pair, c = Pair(), torch.randn(5, 2, dtype=F64, requires_grad=True)
+    context = {"c": c, "label": LABEL}
+    options: dict[str, Any] = {
+        "diffusion": 0.8, "params": parameters(pair.drift, pair.score), "key": KEY,
+        "context": context,
+    }  # fmt: skip
+    g = torch.full((GRID.num_steps + 1,), 0.8, dtype=F64)
+    nets = (bound_to(pair.drift, context), bound_to(pair.score, context))
+    truth = unrolled(*nets, X0, GRID, g)
+    loss = diffflow_loss(pair.drift, pair.score, X0, GRID, **options)
+    torch.testing.assert_close(loss, truth, rtol=1e-12, atol=1e-12)
+    mean = diffflow_mean_loss(pair.drift, pair.score, X0, GRID, **options)
+    assert_same(gradients(mean, [c]), gradients(truth.mean(), [c]))
 
 
 def test_a_leaf_of_the_context_gets_its_gradient_once() -> None:
