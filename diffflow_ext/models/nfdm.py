@@ -99,6 +99,7 @@ class NFDM(LearnedDiffusion):
         | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
 
     Example:
+        >>> from torch import nn
         >>> from diffflow_ext.nets import FourierMLP
         >>> forward_net = nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, 2 * 3 * 2))
         >>> _ = [nn.init.zeros_(p) for p in forward_net[-1].parameters()]
