@@ -13,6 +13,7 @@ from helpers import same_bits
 from torch import Tensor, nn
 
 from diffflow_ext import DDPM, DiffFlowSDE, DiNof, TimeGrid
+from diffflow_ext.engines import paths as engine_paths
 from diffflow_ext.engines.conditions import Conditioned
 from diffflow_ext.engines.fused import paths, perceptrons
 from diffflow_ext.nets import FourierMLP, UNet
@@ -134,7 +135,7 @@ def test_products_of_bfloat16() -> None:
 
 
 @pytest.mark.usefixtures("instructions")
-@pytest.mark.parametrize("way", ["forward", "reverse", "mean", "tweedie"])
+@pytest.mark.parametrize("way", ["forward", "reverse", "mean", "tweedie", "heun"])
 def test_paths(way: str) -> None:
     torch.manual_seed(0)
     sde, x, c = DiffFlowSDE(net(), net(), 0.7), batch(61), torch.randn(61, 3)
@@ -144,7 +145,8 @@ def test_paths(way: str) -> None:
             found = sde.path(x, GRID, KEY, context=c)
             exact = wide.path(x.double(), GRID, KEY, context=c.double())
         else:
-            options: dict[str, Any] = {"last_step": "noisy" if way == "reverse" else way}
+            options: dict[str, Any] = {"last_step": way if way in ("mean", "tweedie") else "noisy"}
+            options |= {"stochasticity": 0.0, "solver": "heun"} if way == "heun" else {}
             found = sde.sample_path((61, 2), GRID, KEY, context=c, **options)
             exact = wide.sample_path((61, 2), GRID, KEY, context=c.double(), **options)
     assert apart(found, exact) < 2e-6
@@ -227,3 +229,11 @@ def test_hooks_of_the_embedding_of_a_context_are_called() -> None:
     one.condition.vectors.register_forward_hook(lambda *args: calls.append(1))
     DDPM(one).loss(batch(4), KEY, context=torch.zeros(4, 3), engine="fused")
     assert calls == [1]
+
+
+def test_kernels_for_cuda_take_no_context() -> None:
+    """The refusal comes before anything of a GPU is asked."""
+    x, c = batch(4), torch.zeros(4, 3)
+    parts = perceptrons.parts_or_reason(Conditioned(net(), c), torch.zeros(1), x)
+    reason = engine_paths._fused_on_gpu(None, parts, parts, x)  # pyright: ignore
+    assert reason == "its kernels for CUDA take no context"

@@ -11,7 +11,7 @@ from helpers import same_bits
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from diffflow_ext import DDPM, DiffFlowSDE, DiNof, NoiseKey, TimeGrid
+from diffflow_ext import DDPM, NFDM, DiffFlowSDE, DiNof, NoiseKey, TimeGrid
 from diffflow_ext.engines.conditions import Guided
 from diffflow_ext.nets import FourierMLP
 from diffflow_ext.processes import VP
@@ -23,6 +23,7 @@ WAYS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "ddim": (DDPM, 4, {"sampler": "ddim", "clip": True}),
     "em": (DiNof, 4, {"sampler": "em", "last_step": "tweedie"}),
     "ode": (DiNof, 4, {"sampler": "ode"}),
+    "nfdm": (NFDM, 4, {}),
     "sde": (DiffFlowSDE, GRID, {"last_step": "tweedie", "corrector_steps": 1}),
     "flow": (DiffFlowSDE, GRID, {"stochasticity": 0.0, "solver": "heun"}),
 }
@@ -127,7 +128,7 @@ def test_our_networks_can_be_guided() -> None:
             torch.testing.assert_close(free, plain)
 
 
-@pytest.mark.parametrize("kind", [DDPM, DiNof, DiffFlowSDE])
+@pytest.mark.parametrize("kind", [DDPM, DiNof, NFDM, DiffFlowSDE])
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
