@@ -65,7 +65,8 @@ void bind_mlp_tensors(py::module_& m, const char* name) {
       .field("output", &S::output)
       .field("output_bias", &S::output_bias)
       .field("hidden", &S::hidden)
-      .field("hidden_bias", &S::hidden_bias);
+      .field("hidden_bias", &S::hidden_bias)
+      .field("condition", &S::condition);
 }
 
 template <typename T>

@@ -15,7 +15,7 @@ constexpr int kMaxDepth = 16;
 
 /// Parameters of one perceptron, or memory for their gradients; row-major as torch has them.
 ///
-///   h_0 = act(embedding_k + input x),  h_l = act(hidden_l h_{l-1} + hidden_bias_l),
+///   h_0 = act(embedding_k + condition_b + input x),  h_l = act(hidden_l h_{l-1} + hidden_bias_l),
 ///   value = output h_depth + output_bias
 template <typename T>
 struct MlpTensors {
@@ -25,6 +25,7 @@ struct MlpTensors {
   T* output_bias;             ///< (dim)
   T* hidden[kMaxDepth];       ///< depth of (width, width)
   T* hidden_bias[kMaxDepth];  ///< depth of (width)
+  T* condition;               ///< (samples, width), what a context adds; null for none
 };
 
 struct Mlp {

@@ -20,7 +20,7 @@ from diffflow_ext.functional.operator import first_order
 
 from .adjoint.backward import check_leaves, explained_graphs
 from .adjoint.replay import coarsest_eps, random_states, refuse_cached_weights
-from .network import Autocast
+from .autocast import Autocast
 
 
 class ChainPath(NamedTuple):

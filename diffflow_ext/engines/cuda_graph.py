@@ -115,7 +115,8 @@ class CapturedStep:
     A graph needs a loss that depends only on its arguments: its noise comes from the key, not from
     torch's generators (dropout), and it has no `.item()` and no `if` on a tensor's value. Where
     that is not so, a warning says why, and this and all later steps run without a graph. Numbers
-    of Python that change from step to step cannot be noticed: a replay has the old ones.
+    of Python that change from step to step cannot be noticed: a replay has the old ones. So it is
+    with a context that the loss hands on; write each batch's into one tensor, with `copy_`.
 
     Arguments:
         loss: Maps data, grid and key to a loss of shape (), such as

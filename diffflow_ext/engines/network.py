@@ -1,12 +1,10 @@
-"""Networks `net(t, x)`: their type, checked calls, and the autocast mode of calls."""
+"""Networks `net(t, x)`: their type, and checked calls."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from diffflow_ext.functional.checks import checked_network_output, dtype_name, in_words
+
+from .conditions import Conditioned, network_of
 
 #: What torch and Python say of shapes, of dtypes and of devices. Other errors are the network's.
 _SHAPES = re.compile(
@@ -34,7 +34,7 @@ def speaks_of_shapes(text: str) -> bool:
 
 def training_flags(nets: Iterable[object]) -> list[bool]:
     """Returns the training flags of all modules that networks are, contain or are methods of."""
-    modules = (getattr(net, "__self__", net) for net in nets)
+    modules = (getattr(net, "__self__", net) for net in map(network_of, nets))
     return [m.training for net in modules if isinstance(net, nn.Module) for m in net.modules()]
 
 
@@ -79,8 +79,9 @@ def embeds_time(net: object) -> bool:
 
     Its class says so by ``time_enters_by_embedding = True``, as that of
     :class:`diffflow_ext.nets.UNet`. Then `embed` maps times of shape (K,) to a tensor (K, ...),
-    one row for each time alone; `trunk` takes one row for all samples, or one for each. A wrapper
-    names its network as `inner_network`, which must do so too.
+    one row for each time alone; `trunk` takes one row for all samples, or one for each, and a
+    context as third argument if the network has one. A wrapper names its network as
+    `inner_network`, which must do so too.
     """
     inner = getattr(net, "inner_network", None)
     return (
@@ -243,22 +244,43 @@ def _explained(
 def _of_signature(
     op: str, name: str, net: Callable[..., Any], given: str, *arguments: Tensor
 ) -> Exception | None:
+    if isinstance(net, Conditioned):
+        if _takes(net.network, *arguments, net.context):
+            return None
+        taken = "two arguments, the data" if len(arguments) == 1 else "three arguments, t, x"
+        return TypeError(
+            f"{op}: expected {name} to take {taken} and the context, got {given}; write a module "
+            "whose forward takes the context last, or pass no context"
+        )
+    if _takes(net, *arguments):
+        return None
+    if len(arguments) == 1:
+        return TypeError(
+            f"{op}: expected {name} to take one argument, the data without a time, got "
+            f"{given}; take a network of x alone, such as nn.Sequential, or pass what else it "
+            "takes as context="
+        )
+    if _takes(net, *arguments, None):
+        return TypeError(
+            f"{op}: expected {name} to take two arguments, t and x, got {given}; pass the third "
+            "one as context=, with one row for each sample"
+        )
+    return TypeError(
+        f"{op}: expected {name} to take two arguments, t and x, got {given}; write a module "
+        "with forward(self, t, x), in which a network of x alone, such as nn.Sequential, is "
+        "called as net(x)"
+    )
+
+
+def _takes(net: Callable[..., Any], *arguments: object) -> bool:
+    """Whether a network can be called with so many arguments, or has no signature that says."""
     try:
         inspect.signature(net.forward if isinstance(net, nn.Module) else net).bind(*arguments)
-    except ValueError:  # It has no signature.
-        return None
     except TypeError:
-        if len(arguments) == 1:
-            return TypeError(
-                f"{op}: expected {name} to take one argument, the data without a time, got "
-                f"{given}; take a network of x alone, such as nn.Sequential"
-            )
-        return TypeError(
-            f"{op}: expected {name} to take two arguments, t and x, got {given}; write a module "
-            "with forward(self, t, x), in which a network of x alone, such as nn.Sequential, is "
-            "called as net(x)"
-        )
-    return None
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _of_parameters(
@@ -318,65 +340,6 @@ def _of_shape(
 def _versions(*tensors: Tensor) -> list[int]:
     """Returns torch's counts of writes to tensors, except for inference tensors."""
     return [tensor._version for tensor in tensors if not tensor.is_inference()]
-
-
-#: Earlier versions of torch also keep weights that were converted without gradients, and hand
-#: these constants to calls with gradients, in all threads (pytorch pull request 165068).
-_CACHE_HAS_GRAPHS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
-
-
-@dataclass(frozen=True)
-class Autocast:
-    """The autocast mode of one device type."""
-
-    device_type: str
-    enabled: bool
-    dtype: torch.dtype
-
-    @classmethod
-    def current(cls, device_type: str) -> Autocast:
-        """Returns the current mode."""
-        enabled = torch.is_autocast_enabled(device_type)
-        return cls(device_type, enabled, torch.get_autocast_dtype(device_type))
-
-    @contextmanager
-    def again(self, *, cached: bool = False) -> Iterator[None]:
-        """Enters the mode.
-
-        With `cached`, inside of :meth:`sweep`, weights that were converted before are used again.
-        All calls must then have gradients on, or all off: weights converted while they were off
-        would be constants.
-        """
-        if not self.enabled and not torch.is_autocast_enabled(self.device_type):
-            yield
-            return
-        cached = cached and _CACHE_HAS_GRAPHS
-        with torch.autocast(self.device_type, self.dtype, self.enabled, cache_enabled=cached):
-            yield
-
-    @contextmanager
-    def sweep(self) -> Iterator[None]:
-        """Switches autocast off between calls, which share converted weights of their own."""
-        if not self.enabled:
-            with self.off():
-                yield
-            return
-        torch.clear_autocast_cache()
-        try:
-            # torch empties its cache at the end of the outermost mode.
-            with torch.autocast(self.device_type, enabled=False):
-                yield
-        finally:
-            torch.clear_autocast_cache()
-
-    @contextmanager
-    def off(self) -> Iterator[None]:
-        """Switches autocast off, as in backward passes."""
-        if not torch.is_autocast_enabled(self.device_type):
-            yield
-            return
-        with torch.autocast(self.device_type, enabled=False):
-            yield
 
 
 #: A drift or a score: called with the time, shape () or (B,), and the state, shape (B, *event).

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffflow_ext.flows.prior import Prior, StandardNormal
 from diffflow_ext.functional.checks import checked_weights
+from diffflow_ext.functional.contexts import Context
 from diffflow_ext.functional.core import device_and_stream
 from diffflow_ext.functional.noise import Key, NoiseKey
 from diffflow_ext.functional.steps import em_step
@@ -17,12 +18,14 @@ from diffflow_ext.processes.diffusion import Diffusion
 from diffflow_ext.processes.grids import TimeGrid
 
 from .adjoint.paths import AdjointPaths
+from .autocast import Autocast
 from .chain import ChainPath, differentiable_path, wants_gradients
 from .choice import Engine, EngineChoice, check_engine, refuse
+from .conditions import conditioned, network_of
 from .fused import paths_cuda, perceptrons, workspace
 from .fused.paths import FusedPaths
 from .fused.workspace import Parts
-from .network import Autocast, Network
+from .network import Network
 from .problem import PathModel, PathProblem, build_problem
 
 
@@ -65,6 +68,7 @@ def diffflow_loss(
     diffusion: Diffusion = 1.0,
     params: Iterable[Tensor] = (),
     prior: Prior | None = None,
+    context: Context | None = None,
     key: Key | None = None,
     sample_offset: int = 0,
     checkpoint_every: int = 1,
@@ -93,6 +97,9 @@ def diffflow_loss(
         diffusion: The coefficient g(t) > 0: a number, a function of t, or a module.
         params: All tensors that drift, score and prior depend on and that should get gradients.
         prior: The density of x_N instead of N(0, I), see :mod:`diffflow_ext.flows.prior`.
+        context: What networks are given besides t and x, as ``drift(t, x, context)``, and a
+            conditional prior besides x: a tensor of shape (B, ...) or a mapping of names to such
+            tensors. Not among `params`.
         key: Seed and stream of the noise. Default: drawn from torch's generator.
         sample_offset: The global index of the first sample.
         checkpoint_every: Store every k-th state and simulate the others again; 0 stores the graph
@@ -103,8 +110,8 @@ def diffflow_loss(
             No effect if `checkpoint_every` is 0.
 
     Returns:
-        The losses, shape (B,), in nats. Differentiable in `x0`, `params` and what `diffusion`
-        depends on.
+        The losses, shape (B,), in nats. Differentiable in `x0`, `params`, `context` and what
+        `diffusion` depends on.
 
     Raises:
         ValueError: If an argument is out of its range, or data are not finite.
@@ -120,7 +127,7 @@ def diffflow_loss(
         | https://arxiv.org/abs/2110.07579
     """
     p, x0 = build_problem(
-        "diffflow_loss", PathModel(drift, score, diffusion, params, prior), x0, grid,
+        "diffflow_loss", PathModel(drift, score, diffusion, params, prior, context), x0, grid,
         key=key, sample_offset=sample_offset,
         checkpoint_every=checkpoint_every, scores_per_call=scores_per_call,
     )  # fmt: skip
@@ -137,6 +144,7 @@ def diffflow_mean_loss(
     diffusion: Diffusion = 1.0,
     params: Iterable[Tensor] = (),
     prior: Prior | None = None,
+    context: Context | None = None,
     key: Key | None = None,
     sample_offset: int = 0,
     checkpoint_every: int = 1,
@@ -155,7 +163,7 @@ def diffflow_mean_loss(
     """
     op = "diffflow_mean_loss"
     p, x0 = build_problem(
-        op, PathModel(drift, score, diffusion, params, prior), x0, grid,
+        op, PathModel(drift, score, diffusion, params, prior, context), x0, grid,
         key=key, sample_offset=sample_offset,
         checkpoint_every=checkpoint_every, scores_per_call=scores_per_call,
     )  # fmt: skip
@@ -203,11 +211,11 @@ class _ForwardPath:
     def params(self) -> Sequence[Tensor]:
         """g at all times, and the parameters of the networks."""
         p = self.engine.problem
-        return (p.g, *p.params)
+        return (p.g, *p.sources)
 
     @property
     def inner(self) -> Sequence[Tensor]:
-        """The same, with g as the steps use it."""
+        """The same, with g and a context as the steps use them."""
         return (self.g, *self.engine.problem.params)
 
     @property
@@ -249,8 +257,9 @@ def fused_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> Fuse
     reason = _problem_obstacle(p, device) or (x.is_cuda and not by_name and _UNMEASURED)
     if reason:
         return reason
-    drift = perceptrons.parts_or_reason(p.drift, p.times, x, device)
-    score = perceptrons.parts_or_reason(p.score, p.times, x, device)
+    # With the context's own graph: there is no second evaluation that it had to be cut off for.
+    nets = (conditioned(network_of(net), p.context) for net in (p.drift, p.score))
+    drift, score = (perceptrons.parts_or_reason(net, p.times, x, device) for net in nets)
     if isinstance(drift, str):
         return f"drift: {drift}"
     if isinstance(score, str):
@@ -264,6 +273,8 @@ def fused_or_reason(p: PathProblem, x: Tensor, *, by_name: bool = False) -> Fuse
 
 
 def _fused_on_gpu(p: PathProblem, drift: Parts, score: Parts, x: Tensor) -> FusedPaths | str:
+    if drift.condition is not None or score.condition is not None:
+        return "its kernels for CUDA take no context"
     rounding = workspace.rounding_name()
     assert rounding is not None
     reason = paths_cuda.obstacle(drift, score, x.shape[1], rounding, device_and_stream(x)[0])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from diffflow_ext.flows.prior import Prior
+from diffflow_ext.flows.prior import GivenPrior, Prior, prior_given
 from diffflow_ext.functional.checks import (
     check_finite,
     checked_count,
@@ -19,6 +19,7 @@ from diffflow_ext.functional.checks import (
     checked_steps,
     in_words,
 )
+from diffflow_ext.functional.contexts import Context, checked_context, learned_tensors, leaves_of
 from diffflow_ext.functional.noise import Key, NoiseKey, checked_key, checked_sample_offset
 from diffflow_ext.functional.residual import check_noise_floor, launch_residual_cost
 from diffflow_ext.functional.steps import launch_em_step
@@ -26,8 +27,9 @@ from diffflow_ext.functional.tensors import refuse_tracing
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
 from diffflow_ext.processes.grids import TimeGrid, check_grid
 
+from .autocast import Autocast
+from .conditions import Conditioned, conditioned
 from .network import (
-    Autocast,
     Network,
     call_network,
     check_trainable,
@@ -40,7 +42,8 @@ from .network import (
 class PathModel:
     """The pair of SDEs: drift, score, diffusion coefficient and prior (None: N(0, I)).
 
-    `params` are the tensors that get gradients through the networks and the prior.
+    `params` are the tensors that get gradients through the networks and the prior; `context` is
+    what these are given besides t and x, one row for each sample.
     """
 
     drift: Network
@@ -48,6 +51,7 @@ class PathModel:
     diffusion: Diffusion = 1.0
     params: Iterable[Tensor] = ()
     prior: Prior | None = None
+    context: Context | None = None
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,17 @@ class PathProblem:
     """Paths of one batch: networks, grid, coefficients and noise, checked and converted.
 
     `g` is the coefficient at all times, shape (N+1,), and `learned_g` says whether it may need a
-    gradient. `steps` are numbers, or tensors of one element for a grid in device memory. For
-    `checkpoint_every` and `scores_per_call` see :func:`diffflow_ext.engines.diffflow_loss`.
+    gradient. `params` are the tensors inside of networks and prior that get gradients. `sources`
+    are the same tensors as the caller has them: a context may be computed from parameters, and
+    inside it is cut off from their graph. `steps` are numbers, or tensors of one element for a
+    grid in device memory. For `checkpoint_every` and `scores_per_call` see
+    :func:`diffflow_ext.engines.diffflow_loss`.
     """
 
     drift: Network
     score: Network
     params: tuple[Tensor, ...]
+    sources: tuple[Tensor, ...]
     prior: Prior | None
     times: Tensor
     steps: Sequence[float | Tensor]
@@ -72,6 +80,7 @@ class PathProblem:
     scores_per_call: int
     autocast: Autocast
     learned_g: bool
+    context: Context | None = None
 
     @property
     def num_steps(self) -> int:
@@ -82,6 +91,12 @@ class PathProblem:
     def g_values(self) -> Sequence[float | Tensor]:
         """`g` as arguments of kernels: numbers, or on a GPU tensors, to avoid a wait."""
         return self.g.detach().unbind() if self.g.is_cuda else self.g.tolist()
+
+    def for_first(self, count: int) -> PathProblem:
+        """Returns the problem of the first samples, for values of its networks and its prior."""
+        parts = {name: getattr(self, name) for name in ("drift", "score", "prior")}
+        given = {n: p for n, p in parts.items() if isinstance(p, Conditioned | GivenPrior)}
+        return replace(self, **{name: part.first(count) for name, part in given.items()})
 
     def modes(self) -> list[bool]:
         """Returns the training flags of the networks' modules, and which tensors are learned."""
@@ -172,21 +187,23 @@ def build_problem(
     scores_per_call: int = 1,
 ) -> tuple[PathProblem, Tensor]:
     """Checks the arguments of a loss; returns the problem, and x0 contiguous."""
-    refuse_tracing(op)
-    check_networks(op, model.drift, model.score)
-    _check_prior(op, model.prior)
+    _check_model(op, model)
     x0 = checked_state(op, "x0", x0).contiguous()
-    if x0.is_inference() and not torch.is_inference_mode_enabled():
-        x0 = x0.clone()
+    x0 = x0.clone() if x0.is_inference() and not torch.is_inference_mode_enabled() else x0
     check_finite(op, "x0", x0)
     check_grid(op, grid)
     every = checked_count(op, "checkpoint_every", checkpoint_every, 0, 2**31)
+    context = checked_context(op, model.context, x0)
+    # The graph of every step holds that of the context too.
+    inner = context if every == 0 else leaves_of(context)
+    params = _trainable(op, model.params, may_have_hooks=every == 0)
     g = diffusion_values(model.diffusion, grid.times_on(x0.device, x0.dtype)).to(x0.device)
     problem = PathProblem(
-        drift=model.drift,
-        score=model.score,
-        params=_trainable(op, model.params, may_have_hooks=every == 0),
-        prior=model.prior,
+        drift=conditioned(model.drift, inner),
+        score=conditioned(model.score, inner),
+        params=(*params, *learned_tensors(inner)),
+        sources=(*params, *learned_tensors(context)),
+        prior=prior_given(model.prior, inner),
         times=grid.times_on(x0.device, x0.dtype),
         steps=grid.steps_on(x0.device, x0.dtype),
         g=g,
@@ -196,9 +213,9 @@ def build_problem(
         scores_per_call=checked_count(op, "scores_per_call", scores_per_call, 1, 2**31),
         autocast=Autocast.current(x0.device.type),
         learned_g=g.requires_grad and torch.is_grad_enabled(),
+        context=context,
     )
-    lengths = checked_steps(op, grid.steps(), x0)
-    check_noise_floor(op, lengths, problem.g_values[1:], x0)
+    check_noise_floor(op, checked_steps(op, grid.steps(), x0), problem.g_values[1:], x0)
     return problem, x0
 
 
@@ -221,7 +238,10 @@ def check_networks(op: str, drift: object, score: object) -> None:
             )
 
 
-def _check_prior(op: str, prior: object) -> None:
+def _check_model(op: str, model: PathModel) -> None:
+    refuse_tracing(op)
+    check_networks(op, model.drift, model.score)
+    prior = model.prior
     if prior is not None and not callable(getattr(prior, "log_prob", None)):
         raise TypeError(
             f"{op}: expected prior to have log_prob(x), got {type(prior).__name__}; "

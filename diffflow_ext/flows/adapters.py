@@ -29,14 +29,17 @@ def library(op: str, name: str) -> Any:
         ) from error
 
 
-def check_flow(flow: Any) -> None:
+def check_flow(flow: Any, conditional: bool) -> None:
     """Refuses an object that cannot be a prior."""
-    if _is_normflows(flow, "ClassCondFlow", "ConditionalNormalizingFlow") or (
-        _is_normflows(flow, "MultiscaleFlow") and flow.class_cond
+    if (
+        _is_normflows(flow, "ClassCondFlow")
+        or (_is_normflows(flow, "ConditionalNormalizingFlow") and not conditional)
+        or (_is_normflows(flow, "MultiscaleFlow") and flow.class_cond)
     ):
         raise TypeError(
             f"FlowPrior: expected a flow without classes and context, got {type(flow).__name__}; "
-            "build it with class_cond=False"
+            "build it with class_cond=False; FlowPrior(flow, conditional=True) is for one that "
+            "takes a context"
         )
     complete = all(callable(getattr(flow, name, None)) for name in ("log_prob", "sample"))
     if isinstance(flow, type) or not (complete or _is_lazy(flow)):
@@ -56,16 +59,17 @@ def _is_lazy(flow: Any) -> bool:
     return isinstance(flow, nn.Module) and not hasattr(flow, "log_prob")
 
 
-def _resolved(flow: Any) -> Any:
+def _resolved(flow: Any, context: Tensor | None) -> Any:
     """Returns the distribution of a lazy flow, others as they are."""
     if not _is_lazy(flow):
         return flow
     try:
-        distribution = flow()
+        distribution = flow() if context is None else flow(context)
     except TypeError as error:
         raise TypeError(
-            "FlowPrior: expected a flow of zuko without context, a flow of normflows or an object "
-            f"with log_prob(x) and sample(n), got {type(flow).__name__}: {error}"
+            "FlowPrior: expected a flow of zuko, a flow of normflows or an object with "
+            f"log_prob(x) and sample(n), got {type(flow).__name__}: {error}; "
+            "FlowPrior(flow, conditional=True) is for one that takes a context"
         ) from error
     if not isinstance(distribution, Distribution):
         raise TypeError(
@@ -87,25 +91,31 @@ def tensor_of(flow: Any) -> Tensor:
     return next((t for t in tensors if t.is_floating_point() and t.numel()), torch.empty(0))
 
 
-def log_prob(flow: Any, x: Tensor) -> Any:
+def log_prob(flow: Any, x: Tensor, context: Tensor | None = None) -> Any:
     """Returns the flow's log-density at x, unchecked."""
     if _is_normflows(flow, "MultiscaleFlow"):
         return flow.log_prob(x, None)
-    return _resolved(flow).log_prob(x)
+    if context is None or _is_lazy(flow):
+        return _resolved(flow, context).log_prob(x)
+    return flow.log_prob(x, context)
 
 
-def sample(flow: Any, shape: tuple[int, ...], key: Key, offset: int) -> Any:
+def sample(
+    flow: Any, shape: tuple[int, ...], key: Key, offset: int, context: Tensor | None = None
+) -> Any:
     """Returns samples, unchecked; from keyed normals if the flow has `sample_from`."""
     like = tensor_of(flow)
     if not callable(getattr(flow, "sample_from", None)):
-        return _forked_sample(flow, shape[0], key, offset, like.device)
+        return _forked_sample(flow, shape[0], key, offset, like.device, context)
     z = normal(
         shape, key, purpose="prior", sample_offset=offset, dtype=like.dtype, device=like.device
     )
-    return flow.sample_from(z)
+    return flow.sample_from(z) if context is None else flow.sample_from(z, context)
 
 
-def _forked_sample(flow: Any, n: int, key: Key, offset: int, device: torch.device) -> Any:
+def _forked_sample(
+    flow: Any, n: int, key: Key, offset: int, device: torch.device, context: Tensor | None
+) -> Any:
     """Samples with torch's generators, whose states are restored afterwards."""
     seed = _torch_seed(key, offset)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -114,14 +124,19 @@ def _forked_sample(flow: Any, n: int, key: Key, offset: int, device: torch.devic
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        x = _draw(_resolved(flow), n)
+        x = _draw(_resolved(flow, context), n, context)
     return x[0] if isinstance(x, tuple) else x
 
 
-def _draw(flow: Any, n: int) -> Any:
-    """Calls sample(n), or sample((n,)) if that raises a TypeError."""
+def _draw(flow: Any, n: int, context: Tensor | None) -> Any:
+    """Calls sample(n), or sample((n,)) if that raises a TypeError.
+
+    Given a context, a distribution is a batch of one for each sample.
+    """
     if isinstance(flow, Distribution):
-        return flow.sample(torch.Size((n,)))
+        return flow.sample(torch.Size((n,) if context is None else ()))
+    if context is not None:
+        return flow.sample(n, context)
     try:
         return flow.sample(n)
     except TypeError:

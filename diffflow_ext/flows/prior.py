@@ -25,13 +25,18 @@ from diffflow_ext.functional.checks import (
     checked_state,
     in_words,
 )
+from diffflow_ext.functional.contexts import Context, mapped, rows_for
 from diffflow_ext.functional.noise import Key, checked_key, checked_sample_offset, normal
 
 from .adapters import check_flow, log_prob, sample, tensor_of
 
 
 class Prior(Protocol):
-    """The interface of the density of a model's last state."""
+    """The interface of the density of a model's last state.
+
+    A prior of a context has the attribute ``conditional = True``, and both methods take the
+    keyword `context`, with one row for each sample.
+    """
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Returns log-densities in nats, shape (B,), differentiable in x and in parameters.
@@ -130,6 +135,10 @@ class FlowPrior(nn.Module):
     - or any module with `log_prob(x)` and `sample(n)` or `sample((n,))`, which may return samples
       or (samples, log-densities).
 
+    A conditional flow is called as ``flow(context)`` (zuko), or as ``log_prob(x, context)`` and
+    ``sample(n, context)``, with a tensor of B rows; of a context that is a mapping it is given the
+    entry "vectors". `sample_from` takes it as second argument.
+
     Flows with a method ``sample_from(z)``, which maps standard normals z of the shape of the
     samples to samples, such as those of this package, are given keyed normals: a sample depends
     only on the key and its global index, if the flow treats samples independently. All others draw
@@ -141,9 +150,12 @@ class FlowPrior(nn.Module):
 
     Arguments:
         flow: The flow.
+        conditional: Whether it takes a context. Default: if its attribute `context_dim` is
+            positive, as that of :func:`spline_flow` may be.
 
     Raises:
-        TypeError: If `flow` is none of these, or depends on a class or context.
+        TypeError: If `flow` is none of these, or depends on a class, or on a context without
+            `conditional`.
 
     Example:
         >>> prior = FlowPrior(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)))
@@ -151,12 +163,14 @@ class FlowPrior(nn.Module):
         torch.Size([3])
     """
 
-    def __init__(self, flow: Any) -> None:
+    def __init__(self, flow: Any, *, conditional: bool | None = None) -> None:
         super().__init__()
-        check_flow(flow)
+        own = getattr(flow, "context_dim", 0) > 0
+        self.conditional = own if conditional is None else conditional
+        check_flow(flow, self.conditional)
         self.flow = flow
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Returns log-densities of the flow, as :meth:`Prior.log_prob`.
 
         `x` must have the dtype and the device of the flow. Outside of the flow's support the value
@@ -164,7 +178,8 @@ class FlowPrior(nn.Module):
 
         Raises:
             TypeError: If dtypes differ, or the flow returns no floating tensor.
-            ValueError: If `x` is on another device, or the flow returns another shape.
+            ValueError: If `x` is on another device, or the flow returns another shape, or if a
+                context is missing or not taken.
             RuntimeError: If the flow detaches the result.
         """
         op = "FlowPrior.log_prob"
@@ -172,8 +187,9 @@ class FlowPrior(nn.Module):
         self._check_device_and_dtype(op, x)
         if not len(x):
             return x.flatten(1).sum(1)  # Some flows fail for empty batches; this has a graph.
+        vectors = self._vectors(op, context)
         with torch.autocast(x.device.type, enabled=False):
-            values = log_prob(self.flow, x)
+            values = log_prob(self.flow, x, vectors)
         values = _checked_values(op, values, x)
         self._check_gradient(op, x, values)
         return values.to(x.dtype)
@@ -187,6 +203,7 @@ class FlowPrior(nn.Module):
         sample_offset: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        context: Context | None = None,
     ) -> Tensor:
         """Returns samples of the flow, as :meth:`Prior.sample`.
 
@@ -200,12 +217,29 @@ class FlowPrior(nn.Module):
         """
         op = "FlowPrior.sample"
         shape = checked_shape(op, "shape", shape)
-        like = tensor_of(self.flow)
+        like, vectors = tensor_of(self.flow), self._vectors(op, context)
         key = checked_key(op, key, like.device)
         offset = checked_sample_offset(op, sample_offset, shape[0])
         with torch.autocast(like.device.type, enabled=False):
-            x = sample(self.flow, shape, key, offset)
+            x = sample(self.flow, shape, key, offset, vectors)
         return _checked_samples(op, x, shape).to(dtype=dtype, device=device)
+
+    def _vectors(self, op: str, context: Context | None) -> Tensor | None:
+        """Returns the tensor that the flow is given as a context."""
+        if (context is not None) != self.conditional:
+            mend = "pass context=" if self.conditional else "FlowPrior(flow, conditional=True)"
+            raise ValueError(
+                f"{op}: expected {'a' if self.conditional else 'no'} context, because the flow "
+                f"takes {'one' if self.conditional else 'none'}, got {in_words(context)}; {mend}"
+            )
+        if context is None or isinstance(context, Tensor):
+            return context
+        if "vectors" not in context:
+            raise ValueError(
+                f"{op}: expected a context with the entry 'vectors' for the flow, got one with "
+                f"{', '.join(map(repr, context))}"
+            )
+        return context["vectors"]
 
     def _check_device_and_dtype(self, op: str, x: Tensor) -> None:
         like = tensor_of(self.flow)
@@ -228,6 +262,33 @@ class FlowPrior(nn.Module):
                 f"{op}: expected a result that gradients flow through, but the flow detaches it "
                 "(or its density is flat); call it under torch.no_grad() if none are wanted"
             )
+
+
+class GivenPrior(nn.Module):
+    """A conditional prior with the context of one batch; see :class:`Prior`."""
+
+    def __init__(self, prior: Any, context: Context) -> None:
+        super().__init__()
+        self.prior, self.context = prior, context
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Returns log-densities given the context."""
+        return self.prior.log_prob(x, context=rows_for(self.context, x))
+
+    def sample(self, shape: tuple[int, ...], key: Key, **options: Any) -> Tensor:
+        """Returns samples given the context, which has as many rows."""
+        return self.prior.sample(shape, key, context=self.context, **options)
+
+    def first(self, count: int) -> GivenPrior:
+        """Returns the same prior with the context of the first samples."""
+        return GivenPrior(self.prior, mapped(self.context, lambda c: c[:count]))
+
+
+def prior_given(prior: Any, context: Context | None) -> Any:
+    """Returns a prior of x alone: with the context, if there is one and the prior takes it."""
+    if context is None or not getattr(prior, "conditional", False):
+        return prior
+    return GivenPrior(prior, context)
 
 
 def as_prior(flow: Any = None) -> Prior:

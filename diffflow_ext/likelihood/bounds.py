@@ -28,6 +28,7 @@ from torch import Tensor
 from diffflow_ext.engines.paths import path_engine
 from diffflow_ext.engines.problem import PathProblem
 from diffflow_ext.functional.checks import checked_count, checked_state
+from diffflow_ext.functional.contexts import Context, checked_context, repeated
 from diffflow_ext.functional.noise import MAX_SAMPLE, checked_sample_offset, noise_energy
 
 #: Paths that a bound without gradient evaluates in one call.
@@ -47,10 +48,11 @@ def bound_minus_loss(problem: PathProblem, x0: Tensor) -> Tensor:
 
 def bound_of_paths(
     op: str,
-    bound: Callable[[Tensor, int], Tensor],
+    bound: Callable[[Tensor, int, Context | None], Tensor],
     x0: Tensor,
     num_paths: int,
     sample_offset: int,
+    context: Context | None = None,
 ) -> Tensor:
     """Returns the bound from K paths of each sample, shape (B,), in nats.
 
@@ -58,16 +60,19 @@ def bound_of_paths(
 
     Arguments:
         op: The name of the calling function, for error messages.
-        bound: Maps data and the global index of their first sample to the bound of one path.
+        bound: Maps data, the global index of their first sample and their context to the bound of
+            one path.
         x0: The data.
         num_paths: The number of paths K.
         sample_offset: The global index of the first sample.
+        context: The context of the data.
     """
     paths = checked_count(op, "num_paths", num_paths, 1, 2**20)
     offset = checked_sample_offset(op, sample_offset, 0)
     if paths == 1:
-        return bound(x0, offset)
+        return bound(x0, offset, context)
     x0 = checked_state(op, "x0", x0)
+    context = checked_context(op, context, x0)
     if (offset + x0.shape[0]) * paths > MAX_SAMPLE:
         raise ValueError(
             f"{op}: expected (sample_offset + batch) * num_paths <= 2^32, got ({offset} + "
@@ -76,7 +81,11 @@ def bound_of_paths(
     rows = x0.shape[0] if torch.is_grad_enabled() else PATHS_PER_CALL // paths
     rows = max(rows, 1)
     estimates = [
-        bound(part.repeat_interleave(paths, 0), (offset + i * rows) * paths)
+        bound(
+            part.repeat_interleave(paths, 0),
+            (offset + i * rows) * paths,
+            repeated(context, slice(i * rows, (i + 1) * rows), paths),
+        )
         for i, part in enumerate(x0.split(rows))
     ]
     return torch.cat(estimates).unflatten(0, (-1, paths)).logsumexp(1) - math.log(paths)

@@ -11,7 +11,7 @@ A network predicts :math:`\varepsilon` from :math:`x_i` and the time :math:`t_i 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from diffflow_ext.engines.ode.solver import Divergence, Solver
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
 from diffflow_ext.flows.prior import StandardNormal
 from diffflow_ext.functional.checks import check_choice, checked_count, checked_flag, checked_shape
+from diffflow_ext.functional.contexts import Context
 from diffflow_ext.functional.noise import Key, checked_sample_offset, sample_uniforms
 from diffflow_ext.functional.perturb import perturb
 from diffflow_ext.functional.sums import event_sum
@@ -33,7 +34,7 @@ from diffflow_ext.likelihood.variational import (
     kl_weights,
     prior_kl,
 )
-from diffflow_ext.processes.chain import DiscreteVP
+from diffflow_ext.processes.chain import DiscreteVP, Schedule, chain_by_name
 from diffflow_ext.processes.grids import TimeGrid
 
 from .chain_steps import LastStep, Sampler, sampled_times, sampler_steps, take_step
@@ -43,6 +44,7 @@ from .denoising import (
     checked_data,
     eager,
     fixed_key,
+    given_context,
     mean_square_error,
     mean_square_error_of_batch,
     network_output,
@@ -51,15 +53,14 @@ from .denoising import (
 )
 from .state import StatefulModel
 
-Schedule = Literal["linear", "cosine"]
-
 
 class DDPM(StatefulModel):
     r"""A denoising diffusion model in discrete time, with noise prediction.
 
     Arguments:
         eps_net: The network :math:`\varepsilon(t, x)`, an nn.Module or any callable, called with
-            t of shape () or (B,) in (0, 1] and x of shape (B, *event).
+            t of shape () or (B,) in (0, 1] and x of shape (B, *event), and with a context as
+            :math:`\varepsilon(t, x, c)`, c with one row for each row of x.
         schedule: "linear", "cosine", or a :class:`diffflow_ext.processes.DiscreteVP`. "linear"
             spaces :math:`\beta_i` evenly from 0.1/T to 20/T (at most 0.999), the published
             schedule for T = 1000. For T >= 3 the last state is about as close to noise.
@@ -92,7 +93,7 @@ class DDPM(StatefulModel):
         super().__init__()
         check_network("DDPM", eps_net)
         self.eps_net: Any = eps_net
-        self.process = _chain(schedule, num_timesteps)
+        self.process = chain_by_name("DDPM", schedule, num_timesteps)
 
     def constants(self) -> dict[str, Tensor]:
         """Returns the variances of the chain."""
@@ -114,6 +115,7 @@ class DDPM(StatefulModel):
         x0: Tensor,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         sample_offset: int = 0,
         engine: Engine = "auto",
     ) -> Tensor:
@@ -127,12 +129,14 @@ class DDPM(StatefulModel):
         Arguments:
             x0: The data, shape (B, *event), float32 or float64.
             key: Seed and stream of the noise. Default: drawn from torch's generator.
+            context: What the network is given too: a tensor (B, ...), or a mapping of such.
             sample_offset: The global index of the first sample.
             engine: "auto", "fused" (one call of compiled code, for perceptrons on the CPU) or
                 "autograd", which has second derivatives.
 
         Returns:
-            The losses, shape (B,), dimensionless. Differentiable in the network's parameters.
+            The losses, shape (B,), dimensionless. Differentiable in the network's parameters and
+            in the context.
 
         Raises:
             ValueError: If an argument is out of its range, or data are not finite.
@@ -144,7 +148,8 @@ class DDPM(StatefulModel):
         """
         op = "DDPM.loss"
         t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
-        return mean_square_error(op, self.eps_net, t, x_t, eps, engine)
+        net = given_context(op, self.eps_net, context, x_t)
+        return mean_square_error(op, net, t, x_t, eps, engine)
 
     def _perturbed(
         self, op: str, x0: Tensor, key: Key | None, sample_offset: int
@@ -168,6 +173,7 @@ class DDPM(StatefulModel):
         x0: Tensor,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         weight: Tensor | None = None,
         sample_offset: int = 0,
         engine: Engine = "auto",
@@ -179,7 +185,8 @@ class DDPM(StatefulModel):
         """
         op = "DDPM.mean_loss"
         t, x_t, eps = self._perturbed(op, x0, key, sample_offset)
-        return mean_square_error_of_batch(op, self.eps_net, t, x_t, eps, weight, engine)
+        net = given_context(op, self.eps_net, context, x_t)
+        return mean_square_error_of_batch(op, net, t, x_t, eps, weight, engine)
 
     # --- likelihood ------------------------------------------------------------------------------
 
@@ -188,6 +195,7 @@ class DDPM(StatefulModel):
         x0: Tensor,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         decoder: Decoder = "gaussian",
         variance: Variance = "large",
         timesteps: int | None = None,
@@ -205,6 +213,7 @@ class DDPM(StatefulModel):
         Arguments:
             x0: The data, shape (B, *event).
             key: Seed and stream of the noise.
+            context: As in :meth:`loss`.
             decoder: "gaussian" for continuous or dequantised data: the bound of a log-density.
                 "discretised" for 8-bit images scaled to :math:`2 k / 255 - 1`: the bound of a
                 log-probability, so that bits/dim = -elbo / (d ln 2).
@@ -237,8 +246,10 @@ class DDPM(StatefulModel):
         sample_offset = checked_sample_offset(op, sample_offset, len(x0))
         scale, constant = (w.to(x0.device) for w in kl_weights(self.process, variance))
         cost, dimensions = prior_kl(self.process, x0), math.prod(x0.shape[1:])
+        net = given_context(op, self.eps_net, context, x0)
         for step, (i, factor) in enumerate(self._terms(op, x0, timesteps, key, sample_offset)):
-            error = self._error(op, x0, i, key, step, clip, sample_offset)
+            noise = {"key": key, "step": step, "sample_offset": sample_offset}
+            error = self._error(net, x0, i, clip, noise)
             if step == 0:
                 cost = cost + decoder_cost(self.process, decoder, x0, error)
             else:
@@ -261,15 +272,13 @@ class DDPM(StatefulModel):
         return [(1, 1.0), *((column, width) for column in i.unbind(1))]
 
     def _error(
-        self, op: str, x0: Tensor, i: int | Tensor, key: Key, step: int, clip: bool, offset: int
+        self, net: EpsNetwork, x0: Tensor, i: int | Tensor, clip: bool, noise: dict[str, Any]
     ) -> Tensor:
         """Returns the noise at time i minus its prediction, or minus that of a clipped x_0."""
         t = torch.as_tensor(i, dtype=torch.float64, device=x0.device) / self.num_timesteps
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        x_t, eps = perturb(
-            x0, alpha_t=alpha, sigma_t=sigma, key=key, step=step, sample_offset=offset
-        )
-        error = eps - network_output(op, self.eps_net, t, x_t).to(x0.dtype)
+        x_t, eps = perturb(x0, alpha_t=alpha, sigma_t=sigma, **noise)
+        error = eps - network_output("DDPM.elbo", net, t, x_t).to(x0.dtype)
         if not clip:
             return error
         ratio = (sigma / alpha).to(x0.dtype).reshape(-1, *(1,) * (x0.dim() - 1))
@@ -282,6 +291,7 @@ class DDPM(StatefulModel):
         grid: TimeGrid | int = 100,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         solver: Solver = "heun",
         divergence: Divergence = "auto",
         sample_offset: int = 0,
@@ -303,7 +313,7 @@ class DDPM(StatefulModel):
         times = time_grid(op, grid, first, self.process.t_end, power)
         ode = ProbabilityFlow((self.eps_net,), self.process.flow_coefficients, ("eps_net",))
         return flow_log_prob(
-            ode, x, times, StandardNormal(),
+            ode.given(op, context, x), x, times, StandardNormal(),
             solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
         )  # fmt: skip
 
@@ -317,6 +327,8 @@ class DDPM(StatefulModel):
         num_steps: int | None = None,
         key: Key | None = None,
         *,
+        context: Context | None = None,
+        guidance: float = 1.0,
         sampler: Sampler = "ancestral",
         eta: float = 0.0,
         variance: Variance = "small",
@@ -340,6 +352,10 @@ class DDPM(StatefulModel):
             num_steps: The number of steps and of network evaluations, at times spread evenly over
                 1 ... T, both included (one step starts at T). Default: all T.
             key: Seed and stream of the noise.
+            context: As in :meth:`loss`, of B rows.
+            guidance: The weight w of :class:`diffflow_ext.engines.conditions.Guided`; with another
+                than 1, samples do not have the density that :meth:`elbo` and :meth:`log_prob` are
+                of, and a step costs two evaluations.
             sampler: "ancestral" or "ddim".
             eta: The noise of "ddim", between 0 (none) and 1 (as much as "ancestral").
             variance: The noise of "ancestral": "small", that of the posterior given x_0, or
@@ -372,28 +388,12 @@ class DDPM(StatefulModel):
             sampler=sampler, eta=eta, variance=variance, last_step=last_step,
         )  # fmt: skip
         like = zeros_beside(op, shape, self.parameters())
+        net = given_context(op, self.eps_net, context, like, guidance)
         key = fixed_key(op, key, like.device)
         x = StandardNormal().sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
         )
         for step in steps:
-            eps = network_output(op, self.eps_net, step.i / self.num_timesteps, x)
+            eps = network_output(op, net, step.i / self.num_timesteps, x)
             x = take_step(x, eps, step, key, clip, sample_offset)
         return x
-
-
-def _chain(schedule: Schedule | DiscreteVP, num_timesteps: int | None) -> DiscreteVP:
-    if isinstance(schedule, DiscreteVP):
-        T = schedule.num_timesteps
-        if num_timesteps not in (None, T):
-            raise ValueError(
-                f"DDPM: expected num_timesteps to be that of the schedule ({T}), "
-                f"got {num_timesteps}; leave it out"
-            )
-        return schedule
-    check_choice("DDPM", "schedule", schedule, Schedule)
-    T = 1000 if num_timesteps is None else num_timesteps
-    T = checked_count("DDPM", "num_timesteps", T, 1, 2**24)
-    if schedule == "cosine":
-        return DiscreteVP.cosine(T)
-    return DiscreteVP(torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64).clamp(max=0.999))

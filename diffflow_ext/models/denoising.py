@@ -15,13 +15,22 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.engines.choice import Engine
+from diffflow_ext.engines.conditions import conditioned, guided
 from diffflow_ext.engines.fused import regression
 from diffflow_ext.engines.network import call_network
-from diffflow_ext.functional.checks import check_finite, checked_state, checked_weights, in_words
+from diffflow_ext.functional.checks import (
+    check_device,
+    check_finite,
+    checked_finite,
+    checked_state,
+    checked_weights,
+    in_words,
+)
+from diffflow_ext.functional.contexts import Context, checked_context
 from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import Key, NoiseKey, checked_key
 from diffflow_ext.functional.sums import event_sum, weighted_sum
-from diffflow_ext.functional.tensors import refuse_tracing
+from diffflow_ext.functional.tensors import checked_tensor, refuse_tracing
 from diffflow_ext.processes.grids import TimeGrid
 
 #: Predicts noise from the time, shape () or (B,), and the state, shape (B, *event).
@@ -61,6 +70,29 @@ def checked_data(op: str, x0: object, name: str = "x0") -> Tensor:
 def fixed_key(op: str, key: Key | None, device: torch.device) -> Key:
     """Returns the key; without one, a key drawn from torch's generator."""
     return NoiseKey.from_torch() if key is None else checked_key(op, key, device)
+
+
+def checked_times(op: str, t: float | Tensor, x: Tensor) -> Tensor:
+    """Returns times > 0 of shape () or (B,), where there is noise, beside the states x."""
+    if isinstance(t, Tensor):
+        t = checked_tensor(op, "t", t)
+        check_device(op, "t", t)
+        t = t.to(x)
+    else:
+        t = x.new_tensor(checked_finite(op, "t", t))
+    if t.dim() and tuple(t.shape) != x.shape[:1]:
+        raise ValueError(f"{op}: expected t of shape () or ({x.shape[0]},), got {tuple(t.shape)}")
+    if not t.is_cuda and not bool((t > 0).all()):
+        raise ValueError(f"{op}: expected t > 0, where noise is, got {t.tolist()}")
+    return t
+
+
+def given_context(
+    op: str, net: EpsNetwork, context: Context | None, x: Tensor, guidance: float = 1.0
+) -> EpsNetwork:
+    """Returns a network of t and x, which has the context of the samples x if there is one."""
+    context = checked_context(op, context, x)
+    return conditioned(guided(op, "eps_net", net, context, guidance), context)
 
 
 def network_output(

@@ -11,45 +11,38 @@ the negative log-likelihood of the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffflow_ext.engines.choice import Engine, EngineChoice
-from diffflow_ext.engines.network import Network
 from diffflow_ext.engines.ode.solver import Divergence, Solver
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
-from diffflow_ext.engines.paths import PathEngine, engine_choice, forward_path, path_engine
-from diffflow_ext.engines.problem import (
-    PathModel,
-    PathProblem,
-    build_problem,
-    check_networks,
-    checked_params,
-)
-from diffflow_ext.flows.prior import as_prior
+from diffflow_ext.engines.paths import engine_choice, forward_path
+from diffflow_ext.flows.prior import as_prior, prior_given
 from diffflow_ext.functional.checks import checked_shape, checked_state, checked_weights
+from diffflow_ext.functional.contexts import Context
 from diffflow_ext.functional.noise import Key, NoiseKey
 from diffflow_ext.likelihood.bounds import bound_minus_loss, bound_of_paths, path_bound
 from diffflow_ext.likelihood.ode import flow_log_prob
-from diffflow_ext.processes.diffusion import Diffusion
 from diffflow_ext.processes.grids import TimeGrid
 
 from .denoising import eager, zeros_beside
+from .pair import NetworkPair
 from .reverse import LastStep, ReverseSampler, ReverseSolver, path_ode, reverse_samples
-from .state import StatefulModel, diffusion_constants, prior_constants
 
 
-class DiffFlowSDE(StatefulModel):
+class DiffFlowSDE(NetworkPair):
     r"""A pair of neural SDEs, trained by maximum likelihood of paths.
 
     Networks are called as ``net(t, x)`` with t of shape () or (B,) and x of shape (B, *event), and
-    return the shape of x. They may be compiled, run under autocast, use dropout, share parameters.
-    Gradients need them evaluated again: train() and eval() must stay as they were, values must be
-    the same (an error says where they are not), and layers that count their calls (BatchNorm's
-    running statistics) count these too; see :func:`diffflow_ext.engines.diffflow_loss`.
+    return the shape of x; given a context, as ``net(t, x, context)``, with one row of it for each
+    row of x (which may hold several states of a batch). They may be compiled, run under autocast,
+    use dropout, share parameters. Gradients need them evaluated again: train() and eval() must
+    stay as they were, values must be the same (an error says where they are not), and layers that
+    count their calls (BatchNorm's running statistics) count these too; see
+    :func:`diffflow_ext.engines.diffflow_loss`.
 
     Arguments:
         drift: The drift f, an nn.Module or any callable.
@@ -83,59 +76,6 @@ class DiffFlowSDE(StatefulModel):
         torch.Size([10, 2])
     """
 
-    def __init__(
-        self,
-        drift: Network,
-        score: Network,
-        diffusion: Diffusion = 1.0,
-        *,
-        params: Iterable[Tensor] = (),
-        prior: object = None,
-        scores_per_call: int = 1,
-    ) -> None:
-        super().__init__()
-        check_networks("DiffFlowSDE", drift, score)
-        self.drift: Any = drift
-        self.score: Any = score
-        self.diffusion: Any = diffusion
-        # None is N(0, I), which the kernels compute themselves.
-        self.prior: Any = None if prior is None else as_prior(prior)
-        self.extra_params = checked_params("DiffFlowSDE", params)
-        self.scores_per_call = scores_per_call
-
-    def constants(self) -> dict[str, Tensor]:
-        """Returns the diffusion's numbers and the prior's, which are no weights."""
-        return {**diffusion_constants(self.diffusion), **prior_constants(self.prior)}
-
-    def network_parameters(self) -> list[Tensor]:
-        """Returns the tensors that get gradients through drift, score and prior."""
-        nets = (self.drift, self.score, self.prior)
-        modules = [net for net in nets if isinstance(net, nn.Module)]
-        return [p for net in modules for p in net.parameters()] + list(self.extra_params)
-
-    def _problem(
-        self,
-        op: str,
-        x0: Tensor,
-        grid: TimeGrid,
-        key: Key | None,
-        sample_offset: int = 0,
-        checkpoint_every: int = 1,
-    ) -> tuple[PathProblem, Tensor]:
-        params = self.network_parameters()
-        return build_problem(
-            f"DiffFlowSDE.{op}",
-            PathModel(self.drift, self.score, self.diffusion, params, self.prior),
-            x0, grid, key=key, sample_offset=sample_offset,
-            checkpoint_every=checkpoint_every, scores_per_call=self.scores_per_call,
-        )  # fmt: skip
-
-    def _engine(
-        self, op: str, x0: Tensor, *args: Any, engine: Engine = "auto"
-    ) -> tuple[PathEngine, Tensor]:
-        problem, x0 = self._problem(op, x0, *args)
-        return path_engine(f"DiffFlowSDE.{op}", engine, problem, x0), x0
-
     # --- training --------------------------------------------------------------------------------
 
     def forward(
@@ -151,6 +91,7 @@ class DiffFlowSDE(StatefulModel):
         grid: TimeGrid,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         checkpoint_every: int = 1,
         sample_offset: int = 0,
         engine: Engine = "auto",
@@ -163,10 +104,14 @@ class DiffFlowSDE(StatefulModel):
         :mod:`diffflow_ext.engines.fused.paths`), which ignores `scores_per_call`; or "auto",
         which is "fused" where possible. Noise is the same in both, values and gradients up to
         rounding; :meth:`engine_for` says which one "auto" takes.
+
+        The context is a tensor of shape (B, ...), or a mapping of names to such tensors. It is
+        given to drift, score and a conditional prior, and gets its exact gradient.
         """
         paths, x0 = self._engine(
-            "loss", x0, grid, key, sample_offset, checkpoint_every, engine=engine
-        )
+            "loss", x0, grid, key, context, engine=engine,
+            sample_offset=sample_offset, checkpoint_every=checkpoint_every,
+        )  # fmt: skip
         return paths.losses(x0)
 
     @eager
@@ -176,6 +121,7 @@ class DiffFlowSDE(StatefulModel):
         grid: TimeGrid,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         weight: Tensor | None = None,
         checkpoint_every: int = 1,
         sample_offset: int = 0,
@@ -189,14 +135,22 @@ class DiffFlowSDE(StatefulModel):
         by default, and get no gradient.
         """
         paths, x0 = self._engine(
-            "mean_loss", x0, grid, key, sample_offset, checkpoint_every, engine=engine
-        )
+            "mean_loss", x0, grid, key, context, engine=engine,
+            sample_offset=sample_offset, checkpoint_every=checkpoint_every,
+        )  # fmt: skip
         return paths.mean_loss(x0, checked_weights("DiffFlowSDE.mean_loss", weight, x0))
 
-    def engine_for(self, x0: Tensor, grid: TimeGrid, *, checkpoint_every: int = 1) -> EngineChoice:
+    def engine_for(
+        self,
+        x0: Tensor,
+        grid: TimeGrid,
+        *,
+        context: Context | None = None,
+        checkpoint_every: int = 1,
+    ) -> EngineChoice:
         """Returns which engine "auto" takes for data like x0, and why not the fused one."""
-        key = NoiseKey(0)
-        problem, x0 = self._problem("engine_for", x0, grid, key, checkpoint_every=checkpoint_every)
+        options = {"key": NoiseKey(0), "checkpoint_every": checkpoint_every}
+        problem, x0 = self._problem("engine_for", x0, grid, context=context, **options)
         return engine_choice(problem, x0)
 
     # --- likelihood ------------------------------------------------------------------------------
@@ -208,6 +162,7 @@ class DiffFlowSDE(StatefulModel):
         grid: TimeGrid,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         num_paths: int = 1,
         checkpoint_every: int = 1,
         sample_offset: int = 0,
@@ -216,21 +171,20 @@ class DiffFlowSDE(StatefulModel):
 
         Formulas and sources are in :mod:`diffflow_ext.likelihood.bounds`; arguments and errors are
         those of :meth:`loss`. Time grows with the number K of paths of each sample; so does
-        memory, unless gradients are off. Networks see each sample K times in a row
-        (`repeat_interleave`), and perhaps a part of the batch: what they know of samples must come
-        with x, not from an attribute such as the labels of the batch.
+        memory, unless gradients are off. Networks see each sample K times in a row, and perhaps a
+        part of the batch: what they know of samples must come with x or with the context, not from
+        an attribute such as the labels of the batch.
 
         Estimates have shape (B,), in nats, and are unbiased for K = 1. Differentiable.
         """
         key = NoiseKey.from_torch() if key is None else key
 
-        def bound(x0: Tensor, sample_offset: int) -> Tensor:
-            problem, x0 = self._problem(
-                "elbo", x0, grid, key, sample_offset, checkpoint_every=checkpoint_every
-            )
+        def bound(x0: Tensor, sample_offset: int, context: Context | None) -> Tensor:
+            noise = {"sample_offset": sample_offset, "checkpoint_every": checkpoint_every}
+            problem, x0 = self._problem("elbo", x0, grid, key, context, **noise)
             return path_bound("DiffFlowSDE.elbo", problem, x0)
 
-        return bound_of_paths("DiffFlowSDE.elbo", bound, x0, num_paths, sample_offset)
+        return bound_of_paths("DiffFlowSDE.elbo", bound, x0, num_paths, sample_offset, context)
 
     @eager
     @torch.no_grad()
@@ -245,7 +199,7 @@ class DiffFlowSDE(StatefulModel):
         expectation with a much larger variance, because L and the sum are correlated. Grid, key
         and offset are those of the loss; of the data only shape, dtype and device matter.
         """
-        problem, x0 = self._problem("bound_minus_loss", x0, grid, key, sample_offset)
+        problem, x0 = self._problem("bound_minus_loss", x0, grid, key, sample_offset=sample_offset)
         return bound_minus_loss(problem, x0)
 
     @eager
@@ -255,6 +209,7 @@ class DiffFlowSDE(StatefulModel):
         grid: TimeGrid,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         solver: Solver = "heun",
         divergence: Divergence = "auto",
         num_probes: int = 1,
@@ -276,9 +231,10 @@ class DiffFlowSDE(StatefulModel):
             | Diffusion Normalizing Flow (Zhang & Chen, 2021), section 3.4, equation 17
             | https://arxiv.org/abs/2110.07579
         """
+        x = checked_state("DiffFlowSDE.log_prob", "x", x)
+        ode = self.probability_flow(x.device).given("DiffFlowSDE.log_prob", context, x)
         return flow_log_prob(
-            self.probability_flow(checked_state("DiffFlowSDE.log_prob", "x", x).device),
-            x, grid, as_prior(self.prior), key=key, solver=solver,
+            ode, x, grid, prior_given(as_prior(self.prior), ode.context), key=key, solver=solver,
             divergence=divergence, num_probes=num_probes, rtol=rtol, atol=atol,
             sample_offset=sample_offset, engine=engine,
         )  # fmt: skip
@@ -294,18 +250,30 @@ class DiffFlowSDE(StatefulModel):
 
     @eager
     def encode(
-        self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
+        self,
+        x0: Tensor,
+        grid: TimeGrid,
+        key: Key | None = None,
+        *,
+        context: Context | None = None,
+        sample_offset: int = 0,
     ) -> Tensor:
         """Returns the end x_N of a forward path from each sample, shape (B, *event).
 
         Gradients are those of :meth:`path`.
         """
-        paths, x0 = self._engine("encode", x0, grid, key, sample_offset)
+        paths, x0 = self._engine("encode", x0, grid, key, context, sample_offset=sample_offset)
         return forward_path("DiffFlowSDE.encode", paths, x0)[-1]
 
     @eager
     def path(
-        self, x0: Tensor, grid: TimeGrid, key: Key | None = None, *, sample_offset: int = 0
+        self,
+        x0: Tensor,
+        grid: TimeGrid,
+        key: Key | None = None,
+        *,
+        context: Context | None = None,
+        sample_offset: int = 0,
     ) -> Tensor:
         """Returns a forward path from each sample, shape (N+1, B, *event), index i at time t_i.
 
@@ -313,7 +281,7 @@ class DiffFlowSDE(StatefulModel):
         the memory of the states and of one step: the backward pass evaluates the drift again at
         each state, and raises an error if the drift draws random numbers.
         """
-        paths, x0 = self._engine("path", x0, grid, key, sample_offset)
+        paths, x0 = self._engine("path", x0, grid, key, context, sample_offset=sample_offset)
         return forward_path("DiffFlowSDE.path", paths, x0, all_states=True)
 
     def sample(
@@ -324,6 +292,8 @@ class DiffFlowSDE(StatefulModel):
         stochasticity: float = 1.0,
         last_step: LastStep = "noisy",
         *,
+        context: Context | None = None,
+        guidance: float = 1.0,
         solver: ReverseSolver = "euler",
         corrector_steps: int = 0,
         corrector_scale: float = 0.5,
@@ -350,6 +320,10 @@ class DiffFlowSDE(StatefulModel):
             corrector_scale: Their size, :math:`\eta = c \, g_i^2 \Delta t_i`.
             sample_offset: The global index of the first sample: samples n ... n+B-1 of one big
                 call equal those of a call with this offset.
+            context: What networks and prior are given, of B rows.
+            guidance: The weight w of :class:`diffflow_ext.engines.conditions.Guided`, of the score
+                alone; with another than 1, samples do not have the density that :meth:`elbo` and
+                :meth:`log_prob` are of.
 
         Returns:
             The samples, shape (B, *event), dtype and device of the networks' parameters, without
@@ -362,7 +336,8 @@ class DiffFlowSDE(StatefulModel):
         sampler = ReverseSampler(
             stochasticity, last_step, solver, corrector_steps, corrector_scale
         )
-        return self._sample(shape, grid, key, sampler, sample_offset)
+        given = {"context": context, "guidance": guidance, "sample_offset": sample_offset}
+        return self._sample(shape, grid, key, sampler, given)
 
     def sample_path(
         self,
@@ -372,12 +347,15 @@ class DiffFlowSDE(StatefulModel):
         stochasticity: float = 1.0,
         last_step: LastStep = "noisy",
         *,
+        context: Context | None = None,
+        guidance: float = 1.0,
         sample_offset: int = 0,
         **options: Any,
     ) -> Tensor:
         """Returns all states of :meth:`sample`, shape (N+1, B, *event), index i at time t_i."""
         sampler = ReverseSampler(stochasticity, last_step, **options)
-        return self._sample(shape, grid, key, sampler, sample_offset, all_states=True)
+        given = {"context": context, "guidance": guidance, "sample_offset": sample_offset}
+        return self._sample(shape, grid, key, sampler, given, all_states=True)
 
     @eager
     @torch.no_grad()
@@ -387,11 +365,10 @@ class DiffFlowSDE(StatefulModel):
         grid: TimeGrid,
         key: Key | None,
         sampler: ReverseSampler,
-        sample_offset: int,
+        given: dict[str, Any],
         all_states: bool = False,
     ) -> Tensor:
         shape = checked_shape("DiffFlowSDE.sample", "shape", shape)
         zeros = zeros_beside("DiffFlowSDE.sample", shape, self.network_parameters())
-        problem, zeros = self._problem("sample", zeros, grid, key, sample_offset)
-        ode, times = self.probability_flow(zeros.device), grid.times.tolist()
-        return reverse_samples(problem, ode, times, zeros, sampler, all_states)
+        problem, zeros = self._problem("sample", zeros, grid, key, **given)
+        return reverse_samples(problem, self.diffusion, grid, zeros, sampler, all_states)

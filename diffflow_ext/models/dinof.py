@@ -19,30 +19,30 @@ from torch import Tensor, nn
 from diffflow_ext.engines.choice import Engine
 from diffflow_ext.engines.ode.solver import Divergence, Solver, integrate
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
-from diffflow_ext.flows.prior import Prior, StandardNormal, as_prior
+from diffflow_ext.flows.prior import Prior, StandardNormal, as_prior, prior_given
 from diffflow_ext.functional.affine import affine_step
 from diffflow_ext.functional.checks import (
     check_choice,
-    check_device,
     checked_finite,
     checked_shape,
     checked_state,
-    in_words,
 )
+from diffflow_ext.functional.contexts import Context, checked_context
 from diffflow_ext.functional.noise import Key, sample_uniforms
 from diffflow_ext.functional.perturb import perturb
-from diffflow_ext.functional.tensors import checked_tensor
 from diffflow_ext.likelihood.ode import flow_log_prob
 from diffflow_ext.processes.grids import TimeGrid
-from diffflow_ext.processes.linear import VE, LinearProcess, process_by_name
+from diffflow_ext.processes.linear import VE, LinearProcess, process_of
 
 from .denoising import (
     EpsNetwork,
     batch_mean,
     check_network,
     checked_data,
+    checked_times,
     eager,
     fixed_key,
+    given_context,
     mean_square_error,
     network_output,
     time_grid,
@@ -72,12 +72,12 @@ class DiNof(StatefulModel):
 
     Arguments:
         eps_net: The network :math:`\varepsilon(t, x)`, an nn.Module or any callable, called with
-            t of shape () or (B,) in (0, t_cutoff] and x of shape (B, *event). The score is
-            :math:`-\varepsilon(t, x) / \sigma(t)`.
+            t of shape () or (B,) in (0, t_cutoff] and x of shape (B, *event), and with a context
+            as :math:`\varepsilon(t, x, c)`. The score is :math:`-\varepsilon(t, x) / \sigma(t)`.
         flow: The flow: of zuko or normflows, or anything that :func:`diffflow_ext.flows.as_prior`
-            takes. Default: :math:`\mathcal N(0, s^2 I)` with the process's `prior_scale`, or the
-            noise at the cutoff, :math:`s = \sigma(T_m)`, for "ve". It is a good prior only if the
-            noise at the cutoff dominates the data.
+            takes; a conditional one has the context too. Default: :math:`\mathcal N(0, s^2 I)`
+            with the process's `prior_scale`, or the noise at the cutoff, :math:`s = \sigma(T_m)`,
+            for "ve". It is a good prior only if the noise at the cutoff dominates the data.
         process: "vp", "subvp", "ve", or a :class:`diffflow_ext.processes.LinearProcess`.
         t_cutoff: The cutoff :math:`T_m`, at most the process's `t_end`.
         t_min: The earliest time, where sampling and the ODE end. Default: that of the process,
@@ -117,7 +117,7 @@ class DiNof(StatefulModel):
         super().__init__()
         check_network("DiNof", eps_net)
         check_choice("DiNof", "loss_weight", loss_weight, LossWeight)
-        self.process = _process(process)
+        self.process = process_of("DiNof", process)
         self.t_cutoff = checked_finite("DiNof", "t_cutoff", t_cutoff)
         t_min = self.process.t_min if t_min is None else t_min
         self.t_min = checked_finite("DiNof", "t_min", t_min)
@@ -146,22 +146,12 @@ class DiNof(StatefulModel):
         """Returns the parameters that :meth:`flow_loss` trains."""
         return self.prior.parameters() if isinstance(self.prior, nn.Module) else iter(())
 
-    def score(self, t: float | Tensor, x: Tensor) -> Tensor:
+    def score(self, t: float | Tensor, x: Tensor, context: Context | None = None) -> Tensor:
         r"""Returns the score :math:`-\varepsilon(t, x) / \sigma(t)`, t > 0 of shape () or (B,)."""
         x = checked_state("DiNof.score", "x", x)
-        if isinstance(t, Tensor):
-            t = checked_tensor("DiNof.score", "t", t)
-            check_device("DiNof.score", "t", t)
-            t = t.to(x)
-        else:
-            t = x.new_tensor(checked_finite("DiNof.score", "t", t))
-        if t.dim() and tuple(t.shape) != x.shape[:1]:
-            raise ValueError(
-                f"DiNof.score: expected t of shape () or ({x.shape[0]},), got {tuple(t.shape)}"
-            )
-        if not t.is_cuda and not bool((t > 0).all()):
-            raise ValueError(f"DiNof.score: expected t > 0, where noise is, got {t.tolist()}")
-        eps = network_output("DiNof.score", self.eps_net, t, x).to(x.dtype)
+        net = given_context("DiNof.score", self.eps_net, context, x)
+        t = checked_times("DiNof.score", t, x)
+        eps = network_output("DiNof.score", net, t, x).to(x.dtype)
         return -eps / self.process.sigma(t).reshape(t.shape + (1,) * (x.dim() - 1) * t.dim())
 
     # --- training --------------------------------------------------------------------------------
@@ -175,6 +165,7 @@ class DiNof(StatefulModel):
         x0: Tensor,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         sample_offset: int = 0,
         engine: Engine = "auto",
     ) -> Tensor:
@@ -200,12 +191,20 @@ class DiNof(StatefulModel):
         x_t, eps = perturb(
             x0, alpha_t=self.process.alpha(t), sigma_t=sigma, key=key, sample_offset=sample_offset
         )
-        loss = mean_square_error(op, self.eps_net, t, x_t, eps, engine)
+        net = given_context(op, self.eps_net, context, x_t)
+        loss = mean_square_error(op, net, t, x_t, eps, engine)
         if self.loss_weight == "variance":
             return loss
         return loss * (self.process.diffusion(t) / sigma).square().to(loss.dtype)
 
-    def flow_loss(self, x0: Tensor, key: Key | None = None, *, sample_offset: int = 0) -> Tensor:
+    def flow_loss(
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        context: Context | None = None,
+        sample_offset: int = 0,
+    ) -> Tensor:
         r"""Returns the negative log-likelihood of the flow for each sample at the cutoff.
 
         .. math:: L = -\log p_{flow}(\alpha(T_m) \, x_0 + \sigma(T_m) \, \varepsilon)
@@ -225,13 +224,14 @@ class DiNof(StatefulModel):
             step=_FLOW_DRAW,
             sample_offset=sample_offset,
         )
-        return -self.prior.log_prob(x_last)
+        return -prior_given(self.prior, checked_context(op, context, x_last)).log_prob(x_last)
 
     def mean_loss(
         self,
         x0: Tensor,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         weight: Tensor | None = None,
         sample_offset: int = 0,
         engine: Engine = "auto",
@@ -243,8 +243,10 @@ class DiNof(StatefulModel):
         """
         op = "DiNof.mean_loss"
         key = fixed_key(op, key, checked_data(op, x0).device)
-        score = self.score_loss(x0, key, sample_offset=sample_offset, engine=engine)
-        both = score + self.flow_loss(x0, key, sample_offset=sample_offset)
+        common: dict[str, Any] = {"context": context, "sample_offset": sample_offset}
+        both = self.score_loss(x0, key, engine=engine, **common) + self.flow_loss(
+            x0, key, **common
+        )
         return batch_mean(op, both, weight)
 
     # --- likelihood ------------------------------------------------------------------------------
@@ -260,6 +262,7 @@ class DiNof(StatefulModel):
         grid: TimeGrid | int = 100,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         solver: Solver = "heun",
         divergence: Divergence = "auto",
         sample_offset: int = 0,
@@ -279,8 +282,9 @@ class DiNof(StatefulModel):
         op = "DiNof.log_prob"
         x = checked_data(op, x, "x")
         times = time_grid(op, grid, self.t_min, self.t_cutoff, self.process.ode_power)
+        ode = self.probability_flow().given(op, context, x)
         return flow_log_prob(
-            self.probability_flow(), x, times, self.prior,
+            ode, x, times, prior_given(self.prior, ode.context),
             solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
         )  # fmt: skip
 
@@ -294,6 +298,8 @@ class DiNof(StatefulModel):
         num_steps: int | TimeGrid | None = None,
         key: Key | None = None,
         *,
+        context: Context | None = None,
+        guidance: float = 1.0,
         sampler: Sampler = "auto",
         corrector_steps: int | None = None,
         snr: float = 0.16,
@@ -322,6 +328,10 @@ class DiNof(StatefulModel):
                 `t_cutoff`. Default: 1000 for the whole time of the process, so 600 for a cutoff
                 of 0.6. Steps of "ode" are smaller near the data, as in :meth:`log_prob`.
             key: Seed and stream of the noise.
+            context: What network and flow are given, of B rows.
+            guidance: The weight w of :class:`diffflow_ext.engines.conditions.Guided`, of the
+                network alone; with another than 1, samples do not have the density that
+                :meth:`log_prob` is of.
             sampler: "em", "reverse_diffusion", "ode" (the probability flow), or "auto":
                 "reverse_diffusion" for "ve", "em" for others.
             corrector_steps: Langevin steps before each predictor. Default: 1 for "ve" unless the
@@ -352,15 +362,18 @@ class DiNof(StatefulModel):
         grid = self._sampling_grid(op, num_steps, kind)
         like = zeros_beside(op, shape, self.parameters())
         key = fixed_key(op, key, like.device)
-        x = self.prior.sample(
+        context = checked_context(op, context, like)
+        net = given_context(op, self.eps_net, context, like, guidance)
+        x = prior_given(self.prior, context).sample(
             shape, key, sample_offset=sample_offset, dtype=like.dtype, device=like.device
         )
         if kind == "ode":
-            x, _ = integrate(self.probability_flow(), x, grid, reverse=True, solver=solver)
+            ode = ProbabilityFlow((net,), self.process.flow_coefficients, ("eps_net",))
+            x, _ = integrate(ode, x, grid, reverse=True, solver=solver)
         else:
             steps = sampler_steps(self.process, grid, kind, repeats, ratio, last_step)
-            x = take_steps(op, self.eps_net, x, steps, key, sample_offset)
-        return self._denoised(x, grid.t_start) if last_step == "tweedie" else x
+            x = take_steps(op, net, x, steps, key, sample_offset)
+        return self._denoised(net, x, grid.t_start) if last_step == "tweedie" else x
 
     def _sampling_grid(self, op: str, num_steps: int | TimeGrid | None, kind: str) -> TimeGrid:
         if num_steps is None:
@@ -368,22 +381,12 @@ class DiNof(StatefulModel):
         power = self.process.ode_power if kind == "ode" else 1.0
         return time_grid(op, num_steps, self.t_min, self.t_cutoff, power)
 
-    def _denoised(self, x: Tensor, t: float) -> Tensor:
+    def _denoised(self, net: EpsNetwork, x: Tensor, t: float) -> Tensor:
         """Returns the expected data given x at time t, (x - sigma eps) / alpha."""
         time = torch.tensor(t, dtype=torch.float64)
         alpha, sigma = float(self.process.alpha(time)), float(self.process.sigma(time))
-        eps = network_output("DiNof.sample", self.eps_net, t, x)
+        eps = network_output("DiNof.sample", net, t, x)
         return affine_step(x, eps, c_x=1 / alpha, c_a=-sigma / alpha)
-
-
-def _process(process: object) -> LinearProcess:
-    if isinstance(process, LinearProcess):
-        return process
-    if not isinstance(process, str):
-        raise TypeError(
-            f"DiNof: expected process as a name or a LinearProcess, got {in_words(process)}"
-        )
-    return process_by_name(process)
 
 
 def _gaussian_at(process: LinearProcess, t_cutoff: float) -> StandardNormal:

@@ -20,8 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffflow_ext.engines.network import Autocast, call_timeless
+from diffflow_ext.engines.autocast import Autocast
+from diffflow_ext.engines.conditions import ConditionedOnData
+from diffflow_ext.engines.network import call_timeless
 from diffflow_ext.functional.checks import in_words
+from diffflow_ext.functional.contexts import Context
 from diffflow_ext.processes.linear import LogSNR
 
 #: The most that a function of time changes the logarithm of a scale.
@@ -62,7 +65,7 @@ class LearnedForward(nn.Module):
     Arguments:
         net: Maps x_0 of shape (B, C, ...) to 2 K as many channels, (B, 2 K C, ...): K functions h,
             then K functions u, in the order of a reshape to (B, 2, K, C, ...). None leaves the
-            linear process.
+            linear process. With a context it is called as ``net(x_0, context)``.
         process: The linear process at both ends.
 
     Raises:
@@ -83,6 +86,11 @@ class LearnedForward(nn.Module):
                 f"has no digits left beyond, got {process.start}; take a smaller one"
             )
         self.net, self.process = net, process
+
+    def given(self, context: Context) -> LearnedForward:
+        """Returns the same process with a context, one row for each sample."""
+        net = None if self.net is None else ConditionedOnData(self.net, context)
+        return LearnedForward(net, self.process)
 
     def coefficients(self, x0: Tensor) -> Coefficients:
         """Returns h and u at x_0, if they are learned.

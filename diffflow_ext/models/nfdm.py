@@ -18,55 +18,48 @@ by time are known (:mod:`.learned_forward`); Bartosh et al. allow any network of
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffflow_ext.engines.choice import Engine, check_engine, refuse
-from diffflow_ext.engines.network import Network
 from diffflow_ext.engines.ode.solver import Divergence, Solver
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
 from diffflow_ext.flows.prior import StandardNormal
 from diffflow_ext.functional.checks import (
     checked_count,
-    checked_finite,
     checked_flag,
     checked_shape,
-    in_words,
 )
+from diffflow_ext.functional.contexts import Context, checked_context, leaves_of
 from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import Key, checked_sample_offset, sample_uniforms
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.likelihood.ode import flow_log_prob
 from diffflow_ext.likelihood.variational import continuous_ends
 from diffflow_ext.processes.grids import TimeGrid
-from diffflow_ext.processes.linear import LogSNR
 
 from .denoising import (
     batch_mean,
-    check_network,
     checked_data,
     eager,
     fixed_key,
-    network_output,
     time_grid,
     zeros_beside,
 )
-from .learned_forward import LearnedForward, Marginal, per_sample
+from .nfdm_parts import LearnedDiffusion
 from .nfdm_terms import Evaluation, curvature, evaluate, linear_rate, spread_times, step_between
-from .state import StatefulModel
 
-#: Coefficients of the polynomial that log g^2 is learned with.
-_VOLATILITY_TERMS = 4
 #: The longest step of the penalty for curvature, as a share of its time.
 _LONGEST = 0.4
 #: Sampling has equal steps in t to this power.
 _SAMPLING_POWER = 2.0
 
 
-class NFDM(StatefulModel):
+class NFDM(LearnedDiffusion):
     r"""A diffusion model with a learned Gaussian forward process, trained on one bound.
 
     .. math::
@@ -80,7 +73,7 @@ class NFDM(StatefulModel):
 
     Arguments:
         net: The network v(t, x), an nn.Module or any callable, called with t of shape () or (B,)
-            in [0, 1] and x of shape (B, *event).
+            in [0, 1] and x of shape (B, *event), and with a context as v(t, x, c).
         forward_net: A network of x_0 alone that shapes means and scales, see
             :mod:`diffflow_ext.models.learned_forward` for what it returns. It should start at zero
             (its last layer): near the data the bound divides by a small g. Default: none.
@@ -106,6 +99,7 @@ class NFDM(StatefulModel):
         | Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630
 
     Example:
+        >>> from torch import nn
         >>> from diffflow_ext.nets import FourierMLP
         >>> forward_net = nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Linear(64, 2 * 3 * 2))
         >>> _ = [nn.init.zeros_(p) for p in forward_net[-1].parameters()]
@@ -114,55 +108,6 @@ class NFDM(StatefulModel):
         >>> model.sample((10, 2), 20).shape
         torch.Size([10, 2])
     """
-
-    def __init__(
-        self,
-        net: Network,
-        forward_net: Any = None,
-        process: LogSNR | None = None,
-        *,
-        straightness: float = 0.0,
-    ) -> None:
-        super().__init__()
-        check_network("NFDM", net, "net")
-        process = LogSNR() if process is None else process
-        if not isinstance(process, LogSNR):
-            raise TypeError(f"NFDM: expected process as a LogSNR, got {in_words(process)}")
-        self.net: Any = net
-        self.process = process
-        self.straightness = checked_finite("NFDM", "straightness", straightness)
-        if self.straightness < 0:
-            raise ValueError(f"NFDM: expected straightness >= 0, got {self.straightness}")
-        self.forward_process = LearnedForward(forward_net, process)
-        if forward_net is not None:
-            like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
-            zeros = torch.zeros(_VOLATILITY_TERMS, dtype=like.dtype, device=like.device)
-            self.volatility = nn.Parameter(zeros)
-
-    def constants(self) -> dict[str, Tensor]:
-        """Returns the logarithms of signal to noise at both ends."""
-        ends = torch.tensor(
-            [self.process.start, self.process.end], dtype=torch.float64, device="cpu"
-        )
-        return {"log_snr": ends}
-
-    def squared_g(self, t: Tensor) -> Tensor:
-        """Returns g(t)^2 of the reverse process, in squared data units per unit of time."""
-        squared = self.process.diffusion(t).square()
-        if self.forward_process.net is None:
-            return squared
-        exponent = torch.zeros_like(t)
-        for factor in self.volatility.to(t.dtype).flip(0):
-            exponent = exponent * t + factor
-        return squared * exponent.exp()
-
-    def prediction(self, t: Tensor, x: Tensor, *, op: str = "NFDM.prediction") -> Tensor:
-        r"""Returns the predicted data :math:`\hat x_0(t, x) = \alpha x - \sigma v(t, x)`.
-
-        The times t have shape () or (B,), x has (B, *event); `op` is the caller, for messages.
-        """
-        alpha, sigma = (per_sample(c(t), x) for c in (self.process.alpha, self.process.sigma))
-        return alpha * x - sigma * network_output(op, self.net, t, x, "net").to(x.dtype)
 
     # --- training --------------------------------------------------------------------------------
 
@@ -175,6 +120,7 @@ class NFDM(StatefulModel):
         x0: Tensor,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         sample_offset: int = 0,
         engine: Engine = "auto",
     ) -> Tensor:
@@ -189,6 +135,7 @@ class NFDM(StatefulModel):
         Arguments:
             x0: The data, shape (B, *event), float32 or float64.
             key: Seed and stream of the noise. Default: drawn from torch's generator.
+            context: What both networks are given too: a tensor (B, ...), or a mapping of such.
             sample_offset: The global index of the first sample.
             engine: "auto", "fused" (one call of compiled code, for perceptrons on the CPU without
                 `forward_net`) or "autograd", which has second derivatives.
@@ -202,6 +149,7 @@ class NFDM(StatefulModel):
         """
         op = "NFDM.loss"
         x0 = checked_data(op, x0)
+        model = self._given(checked_context(op, context, x0))
         key = fixed_key(op, key, x0.device)
         sample_offset = checked_sample_offset(op, sample_offset, len(x0))
         t = spread_times(x0, key, sample_offset)
@@ -210,13 +158,13 @@ class NFDM(StatefulModel):
             check_engine(op, engine)
             refuse(op, engine, "compiled code can't evaluate a forward_net or straightness")
         if self.straightness:
-            start = self._evaluated(op, x0, t, noise)
+            start = model._evaluated(op, x0, t, noise)
             span = _LONGEST * sample_uniforms(x0, key, 2, sample_offset)[:, 1]
-            predict = partial(self.prediction, op=op)
-            bend = curvature(self.forward_process, predict, start, span)
+            predict = partial(model.prediction, op=op)
+            bend = curvature(model.forward_process, predict, start, span)
             rate = start.rate + self.straightness * bend
         else:
-            rate = self._rate_of_bound(op, x0, t, noise, engine)
+            rate = model._rate_of_bound(op, x0, t, noise, engine)
         return (rate.double() + continuous_ends(self.process, x0)).to(x0.dtype)
 
     def mean_loss(
@@ -225,11 +173,13 @@ class NFDM(StatefulModel):
         key: Key | None = None,
         *,
         weight: Tensor | None = None,
-        sample_offset: int = 0,
-        engine: Engine = "auto",
+        **options: Any,
     ) -> Tensor:
-        """Returns the mean of :meth:`loss`, or its sum with weights of shape (B,); shape ()."""
-        loss = self.loss(x0, key, sample_offset=sample_offset, engine=engine)
+        """Returns the mean of :meth:`loss`, or its sum with weights of shape (B,); shape ().
+
+        Options are `context`, `sample_offset` and `engine`.
+        """
+        loss = self.loss(x0, key, **options)
         return batch_mean("NFDM.mean_loss", loss, weight)
 
     def _rate_of_bound(
@@ -247,7 +197,13 @@ class NFDM(StatefulModel):
     # --- likelihood ------------------------------------------------------------------------------
 
     def elbo(
-        self, x0: Tensor, key: Key | None = None, *, timesteps: int = 100, sample_offset: int = 0
+        self,
+        x0: Tensor,
+        key: Key | None = None,
+        *,
+        context: Context | None = None,
+        timesteps: int = 100,
+        sample_offset: int = 0,
     ) -> Tensor:
         """Returns a lower bound of log p(x0), p the density of the reverse process.
 
@@ -256,6 +212,7 @@ class NFDM(StatefulModel):
         """
         op = "NFDM.elbo"
         x0 = checked_data(op, x0)
+        model = self._given(checked_context(op, context, x0))
         count = checked_count(op, "timesteps", timesteps, 1, 2**24)
         key = fixed_key(op, key, x0.device)
         sample_offset = checked_sample_offset(op, sample_offset, len(x0))
@@ -266,7 +223,7 @@ class NFDM(StatefulModel):
         for step, column in enumerate(u.unbind(1)):
             t = (column + step) / count
             noise = {"key": key, "step": step, "sample_offset": sample_offset}
-            rate = self._rate_of_bound(op, x0, t, noise, "auto")
+            rate = model._rate_of_bound(op, x0, t, noise, "auto")
             total = total + rate.double() / count
         return -total.to(x0.dtype)
 
@@ -287,10 +244,9 @@ class NFDM(StatefulModel):
         return ProbabilityFlow((self.net,), coefficients, ("net",))
 
     def _velocity(self, t: Tensor, x: Tensor) -> Tensor:
-        return self._marginal(t, self.prediction(t, x, op="NFDM.probability_flow")).drift(x)
-
-    def _marginal(self, t: Tensor, x0: Tensor) -> Marginal:
-        return self.forward_process.at(t, x0, self.forward_process.coefficients(x0))
+        x0 = self.prediction(t, x, op="NFDM.probability_flow")
+        known = self.forward_process.coefficients(x0)
+        return self.forward_process.at(t, x0, known).drift(x)
 
     @eager
     def log_prob(
@@ -299,6 +255,7 @@ class NFDM(StatefulModel):
         grid: TimeGrid | int = 100,
         key: Key | None = None,
         *,
+        context: Context | None = None,
         solver: Solver = "heun",
         divergence: Divergence = "auto",
         sample_offset: int = 0,
@@ -319,8 +276,11 @@ class NFDM(StatefulModel):
         x = checked_data(op, x, "x")
         times = time_grid(op, grid, 0.0, 1.0, 1.0)
         alpha = 1 / math.sqrt(1 + math.exp(-self.process.start))
+        context = checked_context(op, context, x)
+        inner = leaves_of(context)
+        ode = self._given(inner).probability_flow()
         density = flow_log_prob(
-            self.probability_flow(), alpha * x, times, StandardNormal(),
+            replace(ode, context=context, inner_context=inner), alpha * x, times, StandardNormal(),
             solver=solver, divergence=divergence, key=key, sample_offset=sample_offset, **options,
         )  # fmt: skip
         return density + math.prod(x.shape[1:]) * math.log(alpha)
@@ -336,6 +296,8 @@ class NFDM(StatefulModel):
         key: Key | None = None,
         stochasticity: float = 1.0,
         *,
+        context: Context | None = None,
+        guidance: float = 1.0,
         clip: bool = False,
         sample_offset: int = 0,
     ) -> Tensor:
@@ -356,6 +318,10 @@ class NFDM(StatefulModel):
             key: Seed and stream of the noise.
             stochasticity: The factor :math:`\lambda \ge 0` of the noise. 1 is the trained process
                 (ancestral sampling for the linear one), 0 has no noise (DDIM's step).
+            context: What both networks are given, of B rows.
+            guidance: The weight w of :class:`diffflow_ext.engines.conditions.Guided`, of `net`
+                alone; with another than 1, samples do not have the density that :meth:`elbo` is
+                of.
             clip: Whether to clip predictions of x_0 to [-1, 1]: for images.
             sample_offset: The global index of the first sample.
 
@@ -372,6 +338,7 @@ class NFDM(StatefulModel):
         shape = checked_shape(op, "shape", shape)
         grid = time_grid(op, num_steps, 0.0, 1.0, _SAMPLING_POWER)
         like = zeros_beside(op, shape, self.parameters())
+        model = self._given(checked_context(op, context, like), guidance)
         key = fixed_key(op, key, like.device)
         sample_offset = checked_sample_offset(op, sample_offset, shape[0])
         x = StandardNormal().sample(
@@ -379,11 +346,11 @@ class NFDM(StatefulModel):
         )
         times = grid.times_on(like.device, like.dtype)
         for i in range(grid.num_steps, 0, -1):
-            x0 = self.prediction(times[i], x, op=op)
+            x0 = model.prediction(times[i], x, op=op)
             x0 = x0.clamp(-1, 1) if clip else x0
             if i > 1:
                 noise = {"key": key, "step": i, "sample_offset": sample_offset}
-                x = self._step(x, x0, times[i], times[i - 1], strength, noise)
+                x = model._step(x, x0, times[i], times[i - 1], strength, noise)
         return x0  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _step(

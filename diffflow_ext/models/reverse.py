@@ -33,7 +33,7 @@ from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import MAX_STEP, PURPOSES, noise_like
 from diffflow_ext.functional.steps import checked_stochasticity
 from diffflow_ext.processes.diffusion import Diffusion, diffusion_values
-from diffflow_ext.processes.grids import numbers_beside
+from diffflow_ext.processes.grids import TimeGrid, numbers_beside
 
 #: The treatment of the last step; see DiffFlowSDE.sample.
 LastStep = Literal["noisy", "mean", "tweedie"]
@@ -103,14 +103,15 @@ def path_ode(
 
 def reverse_samples(
     p: PathProblem,
-    ode: ProbabilityFlow,
-    times: list[float],
+    diffusion: Diffusion,
+    grid: TimeGrid,
     like: Tensor,
     sampler: ReverseSampler,
     all_states: bool,
 ) -> Tensor:
     """Returns samples in the shape of a state, or with all states, shape (N+1, B, *event)."""
-    x = _prior_sample(p, like)
+    x, times = _prior_sample(p, like), grid.times.tolist()
+    ode = path_ode(p.drift, p.score, diffusion, (), like.device)
     if not all_states:
         return _reverse_path(p, ode, times, x, sampler, None)
     shape = (p.num_steps + 1, *x.shape)

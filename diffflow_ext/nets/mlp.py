@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .conditions import Context, context_embedding, null_context, refuse_context
+
 MaybeTensor = TypeVar("MaybeTensor", Tensor, "Tensor | None")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": functional.elu,
@@ -93,7 +95,9 @@ class FourierMLP(nn.Module):
         h_l = \sigma(U_l h_{l-1} + c_l), \quad l = 1 \dots \text{depth} \\
         \text{net}(t, x) &= a \, (V h_{\text{depth}} + v)
 
-    With two dimensions and the default width and depth it has 99,714 parameters.
+    With two dimensions and the default width and depth it has 99,714 parameters. A context is
+    added to e(t), see :mod:`diffflow_ext.nets.conditions`; with labels and vectors it is a mapping
+    of both.
 
     Arguments:
         dim: The number :math:`D \geq 1` of components of :math:`x`.
@@ -105,10 +109,12 @@ class FourierMLP(nn.Module):
         output_scale: The factor :math:`a > 0` of the value: about the size of what the network is
             to learn, so that its last layer has numbers of order one. See docs/training.md for
             that of a drift and of a score.
+        context_dim: The components of vectors in the context, 0 for none; 0 stands for no vector.
+        num_classes: The number of classes of labels in the context, 0 for none. Label
+            `num_classes` stands for no class.
 
     Raises:
-        ValueError: If `dim`, `width`, `depth`, `time_scale` or `output_scale` is out of range,
-            or the activation is unknown.
+        ValueError: If a number is out of range, or the activation is unknown.
 
     References:
         | Diffusion Normalizing Flow (Zhang & Chen, 2021)
@@ -134,6 +140,8 @@ class FourierMLP(nn.Module):
         *,
         time_scale: float = 1.0,
         output_scale: float = 1.0,
+        context_dim: int = 0,
+        num_classes: int = 0,
     ) -> None:
         """Draws the weights from torch's global generator."""
         super().__init__()
@@ -148,19 +156,22 @@ class FourierMLP(nn.Module):
         self.input = nn.Linear(dim, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.output = nn.Linear(width, dim)
+        # Last, so that all other weights are those of a network without a context.
+        self.condition = context_embedding("FourierMLP", num_classes, context_dim, width)
 
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, context: Context | None = None) -> Tensor:
         r"""Evaluates the network.
 
         Arguments:
             t: The time :math:`t` of all samples, shape :math:`()`, or of each, shape :math:`(B,)`.
             x: The vectors :math:`x`, with shape :math:`(B, D)`.
+            context: Vectors of shape (B, context_dim), labels, or both, if the network takes them.
 
         Returns:
             The vectors :math:`\text{net}(t, x)`, with shape :math:`(B, D)`.
 
         Raises:
-            ValueError: If `t` or `x` has another shape.
+            ValueError: If an argument has another shape, or a context is missing or not taken.
         """
         self._check_vectors(x)
         if t.ndim != 0 and t.shape != x.shape[:1]:
@@ -168,7 +179,11 @@ class FourierMLP(nn.Module):
                 f"FourierMLP: expected t of shape () or ({x.shape[0]},), one time for each row "
                 f"of x, got {tuple(t.shape)}"
             )
-        return self.trunk(x, self.embed(t.to(x.dtype)))
+        return self.trunk(x, self.embed(t.to(x.dtype)), context)
+
+    def null_context(self, count: int) -> Context:
+        """Returns the context that stands for none, of `count` rows."""
+        return null_context("FourierMLP", self.condition, count)
 
     def embed(self, t: Tensor) -> Tensor:
         r"""Returns the time embedding :math:`e(t)`.
@@ -184,22 +199,27 @@ class FourierMLP(nn.Module):
         features = torch.cat([angle.sin(), angle.cos()], dim=-1)
         return self.time_out(sigma(self.time_in(features)))
 
-    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def trunk(self, x: Tensor, embedding: Tensor, context: Context | None = None) -> Tensor:
         r"""Evaluates the network from a given time embedding.
 
         Arguments:
             x: The vectors :math:`x`, with shape :math:`(B, D)`.
             embedding: What `embed` returned, with shape :math:`(\text{width},)`,
                 :math:`(1, \text{width})` or :math:`(B, \text{width})`.
+            context: As in `forward`.
 
         Returns:
             The vectors :math:`\text{net}(t, x)`, with shape :math:`(B, D)`.
 
         Raises:
-            ValueError: If `x` has another shape.
+            ValueError: If `x` has another shape, or a context is missing or not taken.
         """
         self._check_vectors(x)
         sigma = ACTIVATIONS[self.activation]
+        if self.condition is None:
+            refuse_context("FourierMLP", context)
+        else:
+            embedding = embedding + self.condition(context)
         h = sigma(self.input(x) + embedding)
         for layer in self.hidden:
             h = sigma(layer(h))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,17 +67,21 @@ class NoiseScore(nn.Module):
         r"""Returns :math:`-1 / \sigma(t)`, in the shape of t."""
         return -1.0 / (self.g * ((t - self.t_start).clamp(min=0) + self.floor).sqrt())
 
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Evaluates the score; shapes as those of the network."""
-        return self.net(t, x) * _per_sample(self.factor(t).to(x.dtype), x)
+    def forward(self, t: Tensor, x: Tensor, *context: Any) -> Tensor:
+        """Evaluates the score; shapes as those of the network, which a context is handed on to."""
+        return self.net(t, x, *context) * _per_sample(self.factor(t).to(x.dtype), x)
 
     def embed(self, t: Tensor) -> Tensor:
         """Returns the network's embedding of times of shape (K,), and their factors beside it."""
         return torch.cat([self.net.embed(t), self.factor(t)[:, None]], 1)  # pyright: ignore
 
-    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def null_context(self, count: int) -> Any:
+        """Returns the network's context that stands for none, of `count` rows."""
+        return self.net.null_context(count)  # pyright: ignore[reportCallIssue]
+
+    def trunk(self, x: Tensor, embedding: Tensor, *context: Any) -> Tensor:
         """Evaluates the score from what `embed` returned."""
-        value = self.net.trunk(x, embedding[:, :-1])  # pyright: ignore
+        value = self.net.trunk(x, embedding[:, :-1], *context)  # pyright: ignore
         return value * _per_sample(embedding[:, -1].to(x.dtype), x)
 
 

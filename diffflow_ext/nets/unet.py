@@ -18,15 +18,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .conditions import Context, context_embedding, null_context, refuse_context
+from .unet_blocks import (
+    BlockOptions,
+    DownLevel,
+    ResidualBlock,
+    SelfAttention,
+    Stage,
+    UpLevel,
+    group_norm,
+)
+
 #: The slowest sinusoid of the time embedding turns by 1/10000 radian per index.
 SLOWEST = 1e-4
-MAX_GROUPS, MIN_GROUP_SIZE = 32, 4
 
 
 class UNet(nn.Module):
@@ -56,6 +66,12 @@ class UNet(nn.Module):
             see docs/training.md for that of a drift and of a score.
         scale_shift: Whether the time embedding scales and shifts the output of a block's second
             norm, instead of being added to its input.
+        num_classes: The number of classes of labels in the context, 0 for none. Label
+            `num_classes` stands for no class.
+        context_dim: The components of vectors in the context, 0 for none; 0 stands for no vector.
+
+    A context is added to the time embedding before its last activation, see
+    :mod:`diffflow_ext.nets.conditions`; with labels and vectors it is a mapping of both.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -89,6 +105,8 @@ class UNet(nn.Module):
         out_channels: int | None = None,
         output_scale: float = 1.0,
         scale_shift: bool = False,
+        num_classes: int = 0,
+        context_dim: int = 0,
     ) -> None:
         """Draws the weights from torch's global generator."""
         super().__init__()
@@ -101,40 +119,42 @@ class UNet(nn.Module):
         attending = _attending_levels(self.sides, attention)
         width = _width(base, channel_multiplier)
         widths = [width * mult for mult in mults]
-        options = _Options(4 * width, dropout, scale_shift)
+        options = BlockOptions(4 * width, dropout, scale_shift)
 
-        rates = torch.linspace(0.0, math.log(SLOWEST), width // 2).exp()
-        self.register_buffer("frequencies", rates)
+        self.register_buffer("frequencies", _rates(width // 2))
         self.time_in = nn.Linear(width, options.embedding)
         self.time_out = nn.Linear(options.embedding, options.embedding)
         self.input = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(
-            _DownLevel(before, after, blocks, level in attending, level < len(mults) - 1, options)
+            DownLevel(before, after, blocks, level in attending, level < len(mults) - 1, options)
             for level, (before, after) in enumerate(pairwise([width, *widths]))
         )
         self.middle = nn.ModuleList(
-            _Stage(widths[-1], widths[-1], attend, options) for attend in (bool(attention), False)
+            Stage(widths[-1], widths[-1], attend, options) for attend in (bool(attention), False)
         )
         chain = [width, *widths, widths[-1]]
         self.up = nn.ModuleList(
-            _UpLevel(chain[level : level + 3], blocks, level in attending, side, options)
+            UpLevel(chain[level : level + 3], blocks, level in attending, side, options)
             for level, side in reversed(list(enumerate([None, *self.sides[:-1]])))
         )
-        self.norm, self.output = _norm(widths[0]), nn.Conv2d(widths[0], outputs, 3, padding=1)
+        self.norm, self.output = group_norm(widths[0]), nn.Conv2d(widths[0], outputs, 3, padding=1)
         _initialise(self)
+        # Last, so that all other weights are those of a network without a context.
+        self.condition = context_embedding("UNet", num_classes, context_dim, options.embedding)
 
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, context: Context | None = None) -> Tensor:
         r"""Evaluates the network.
 
         Arguments:
             t: The time of all samples, shape :math:`()`, or of each, shape :math:`(B,)`.
             x: The images, with shape :math:`(B, C, \text{size}, \text{size})`.
+            context: Labels of shape :math:`(B,)`, vectors, or both, if the network takes them.
 
         Returns:
             Images of the same shape, with `out_channels` channels.
 
         Raises:
-            ValueError: If `t` or `x` has another shape.
+            ValueError: If an argument has another shape, or a context is missing or not taken.
         """
         if t.ndim != 0 and t.shape != x.shape[:1]:
             raise ValueError(
@@ -142,23 +162,32 @@ class UNet(nn.Module):
                 f"got {tuple(t.shape)}"
             )
         self._check_images(x)
-        return self.trunk(x, self.embed(t.reshape(-1), x.dtype))
+        return self.trunk(x, self.embed(t.reshape(-1), x.dtype), context)
 
-    def trunk(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def null_context(self, count: int) -> Context:
+        """Returns the context that stands for none, of `count` rows."""
+        return null_context("UNet", self.condition, count)
+
+    def trunk(self, x: Tensor, embedding: Tensor, context: Context | None = None) -> Tensor:
         r"""Evaluates the network from a given time embedding.
 
         Arguments:
             x: The images, with shape :math:`(B, C, \text{size}, \text{size})`.
             embedding: What `embed` returned, with shape :math:`(1, 4\,\text{width})` or
                 :math:`(B, 4\,\text{width})`.
+            context: As in `forward`.
 
         Returns:
             Images of the same shape.
 
         Raises:
-            ValueError: If `x` has another shape.
+            ValueError: If `x` has another shape, or a context is missing or not taken.
         """
         self._check_images(x)
+        if self.condition is None:
+            refuse_context("UNet", context)
+        else:
+            embedding = functional.silu(embedding + self.condition(context))
         h = self.input(x)
         skips: list[list[Tensor]] = []
         for level in self.down:
@@ -190,6 +219,8 @@ class UNet(nn.Module):
     def embed(self, t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         r"""Returns the time embedding, an input of all blocks.
 
+        With a context, `trunk` adds that of the context and takes the last activation.
+
         Arguments:
             t: Times of any shape :math:`(*)`.
             dtype: The dtype of the weights. Default: that of the times.
@@ -201,7 +232,8 @@ class UNet(nn.Module):
         # Indices up to 1000 need more bits than 16-bit dtypes have.
         exact = t.to(torch.promote_types(dtype, torch.float32))
         features = self.sinusoids(exact).to(dtype)
-        return functional.silu(self.time_out(functional.silu(self.time_in(features))))
+        value = self.time_out(functional.silu(self.time_in(features)))
+        return functional.silu(value) if self.condition is None else value
 
     def _check_images(self, x: Tensor) -> None:
         event = (self.channels, self.size, self.size)
@@ -219,128 +251,9 @@ class UNet(nn.Module):
         )
 
 
-class _Options(NamedTuple):
-    """Options of all blocks of a network."""
-
-    embedding: int  # width of the time embedding
-    dropout: float  # probability
-    scale_shift: bool  # whether time scales and shifts, or is added
-
-
-class _DownLevel(nn.Module):
-    """Blocks at one resolution on the way down, then a step to the next resolution."""
-
-    def __init__(
-        self, before: int, after: int, blocks: int, attend: bool, halve: bool, options: _Options
-    ) -> None:
-        super().__init__()
-        inputs = [before] + [after] * (blocks - 1)
-        self.stages = nn.ModuleList(_Stage(width, after, attend, options) for width in inputs)
-        self.halve = nn.Conv2d(after, after, 3, stride=2, padding=1) if halve else None
-
-    def forward(self, h: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        states = [h]
-        for stage in self.stages:
-            h = stage(h, embedding)
-            states.append(h)
-        return (h if self.halve is None else self.halve(h)), states
-
-
-class _UpLevel(nn.Module):
-    """Blocks at one resolution on the way up, each with a skip connection.
-
-    `widths` are the channels of the next finer level, of this level, and of the input; `side` is
-    that of the next finer level, None at the top.
-    """
-
-    def __init__(
-        self, widths: Sequence[int], blocks: int, attend: bool, side: int | None, options: _Options
-    ) -> None:
-        super().__init__()
-        before, own, incoming = widths
-        skips = [own] * blocks + [before]
-        inputs = [incoming] + [own] * blocks
-        self.stages = nn.ModuleList(
-            _Stage(width + skip, own, attend, options)
-            for width, skip in zip(inputs, skips, strict=True)
-        )
-        self.side = side
-        self.smooth = None if side is None else nn.Conv2d(own, own, 3, padding=1)
-
-    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
-        for stage in self.stages:
-            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
-        if self.smooth is None or self.side is None:
-            return h
-        return self.smooth(functional.interpolate(h, size=(self.side, self.side)))
-
-
-class _Stage(nn.Module):
-    """A residual block, and attention after it where the level attends."""
-
-    def __init__(self, before: int, after: int, attend: bool, options: _Options) -> None:
-        super().__init__()
-        self.block = _ResidualBlock(before, after, options)
-        self.attention = _SelfAttention(after) if attend else None
-
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        h = self.block(h, embedding)
-        return h if self.attention is None else self.attention(h)
-
-
-class _ResidualBlock(nn.Module):
-    r"""Two convolutions beside a shortcut.
-
-    .. math:: y = S x + \text{conv}_2(\sigma(\text{norm}_2(\text{conv}_1(\sigma(\text{norm}_1(x)))
-                  + W e)))
-
-    with :math:`\sigma` SiLU and :math:`S` the identity or a 1 x 1 convolution.
-    """
-
-    def __init__(self, before: int, after: int, options: _Options) -> None:
-        super().__init__()
-        self.scale_shift = options.scale_shift
-        self.norm_in, self.conv_in = _norm(before), nn.Conv2d(before, after, 3, padding=1)
-        self.time = nn.Linear(options.embedding, 2 * after if self.scale_shift else after)
-        self.norm_out, self.dropout = _norm(after), nn.Dropout(options.dropout)
-        self.conv_out = nn.Conv2d(after, after, 3, padding=1)
-        self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv_in(functional.silu(self.norm_in(x)))
-        time = self.time(embedding)[:, :, None, None]
-        if self.scale_shift:
-            scale, shift = time.chunk(2, dim=1)
-            h = self.norm_out(h) * (1 + scale) + shift
-        else:
-            h = self.norm_out(h + time)
-        return self.shortcut(x) + self.conv_out(self.dropout(functional.silu(h)))
-
-
-class _SelfAttention(nn.Module):
-    r"""Attention with one head over the pixels: :math:`y = x + P \, v \, \text{softmax}(q^T k)`.
-
-    Plain products have second derivatives, which continuous flows need, and are deterministic.
-    Fused attention has neither.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = _norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.output = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, dim=1)
-        weight = (q.transpose(1, 2) @ (k * q.shape[1] ** -0.5)).softmax(dim=2)
-        return x + self.output((v @ weight.transpose(1, 2)).reshape(x.shape))
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    """Returns a group norm; groups of one channel would remove the added time embedding."""
-    most = max(1, min(MAX_GROUPS, channels // MIN_GROUP_SIZE))
-    groups = next(n for n in range(most, 0, -1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+def _rates(count: int) -> Tensor:
+    """Returns angles per index, from 1 down to the slowest."""
+    return torch.linspace(0.0, math.log(SLOWEST), count).exp()
 
 
 def _initialise(net: UNet) -> None:
@@ -351,9 +264,9 @@ def _initialise(net: UNet) -> None:
             assert module.bias is not None
             nn.init.zeros_(module.bias)
     for module in net.modules():
-        if isinstance(module, _ResidualBlock):
+        if isinstance(module, ResidualBlock):
             nn.init.zeros_(module.conv_out.weight)
-        elif isinstance(module, _SelfAttention | UNet):
+        elif isinstance(module, SelfAttention | UNet):
             nn.init.zeros_(module.output.weight)
 
 

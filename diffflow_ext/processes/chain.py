@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffflow_ext.functional.checks import checked_count, checked_finite
+from diffflow_ext.functional.checks import check_choice, checked_count, checked_finite
 from diffflow_ext.functional.tensors import checked_tensor
 
 from .linear import LinearProcess
 
 #: Times up to this much above i/T count as i/T, because float32 times are rounded by 6e-8.
 _ROUNDING = 1e-7
+#: Schedules of the variances by name.
+Schedule = Literal["linear", "cosine"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,3 +155,23 @@ class DiscreteVP(LinearProcess):
     def diffusion(self, t: Tensor) -> Tensor:
         r"""Returns :math:`g(t) = \sqrt{\beta(t)}`, left-continuous at i/T."""
         return self._tables_on(t.device)[0][self._interval(t)[0]].sqrt().to(t.dtype)
+
+
+def chain_by_name(
+    op: str, schedule: Schedule | DiscreteVP, num_timesteps: int | None
+) -> DiscreteVP:
+    """Returns a chain of a length, 1000 by default; a given chain must have that length."""
+    if isinstance(schedule, DiscreteVP):
+        T = schedule.num_timesteps
+        if num_timesteps not in (None, T):
+            raise ValueError(
+                f"{op}: expected num_timesteps to be that of the schedule ({T}), "
+                f"got {num_timesteps}; leave it out"
+            )
+        return schedule
+    check_choice(op, "schedule", schedule, Schedule)
+    T = 1000 if num_timesteps is None else num_timesteps
+    T = checked_count(op, "num_timesteps", T, 1, 2**24)
+    if schedule == "cosine":
+        return DiscreteVP.cosine(T)
+    return DiscreteVP(torch.linspace(0.1 / T, 20 / T, T, dtype=torch.float64).clamp(max=0.999))

@@ -331,3 +331,14 @@ def process_by_name(name: str, **options: float) -> LinearProcess:
             f"process_by_name: expected one of {list(_PROCESSES)}, got {in_words(name)}"
         )
     return kind(**options)
+
+
+def process_of(op: str, process: object) -> LinearProcess:
+    """Returns a process, or the one of a name."""
+    if isinstance(process, LinearProcess):
+        return process
+    if not isinstance(process, str):
+        raise TypeError(
+            f"{op}: expected process as a name or a LinearProcess, got {in_words(process)}"
+        )
+    return process_by_name(process)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
-from diffflow_ext.engines import network
+from diffflow_ext.engines import autocast
 from diffflow_ext.engines.network import embeds_time
 from diffflow_ext.nets import FourierMLP, UNet
 
@@ -249,7 +249,7 @@ def test_operations_of_a_step_of_the_adjoint(options: dict[str, Any]) -> None:
     assert own < 0.75 * hidden
 
 
-@pytest.mark.skipif(not network._CACHE_HAS_GRAPHS, reason="torch before 2.13 shares none")
+@pytest.mark.skipif(not autocast._CACHE_HAS_GRAPHS, reason="torch before 2.13 shares none")
 def test_weights_are_converted_once_in_a_sweep() -> None:
     """Both sweeps evaluate the drift, one the score; a phase is no factor of a product."""
     sde, count = counted(bf16=True)

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from diffflow_ext import DiffFlowSDE, TimeGrid
 from diffflow_ext.engines import CapturedStep, GridBuffer
 from diffflow_ext.engines.adjoint.replay import random_states
-from diffflow_ext.engines.network import Autocast
+from diffflow_ext.engines.autocast import Autocast
 from diffflow_ext.functional.checks import check_device
 from diffflow_ext.functional.core import build_info, core, device_and_stream
 from diffflow_ext.nets import FourierMLP, UNet

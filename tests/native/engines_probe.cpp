@@ -47,6 +47,7 @@ struct Net {
     tensors.input = heap.take<float>(c.width * c.dim);
     tensors.output = heap.take<float>(c.dim * c.width);
     tensors.output_bias = heap.take<float>(c.dim);
+    if (c.samples % 2 == 1) tensors.condition = heap.take<float>(c.samples * c.width);
   }
 };
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
 from diffflow_ext.nets import UNet
-from diffflow_ext.nets.unet import _norm
+from diffflow_ext.nets.unet_blocks import group_norm
 
 TINY: dict[str, Any] = {"channels": 1, "size": 8, "base": 8, "mults": (1, 2), "blocks": 1}
 
@@ -57,11 +57,11 @@ def test_without_attention_there_is_none_in_the_middle() -> None:
 
 @pytest.mark.parametrize("channels", [4, 6, 16, 40, 48, 64, 128, 384])
 def test_no_group_has_one_channel_only(channels: int) -> None:
-    norm = _norm(channels)
+    norm = group_norm(channels)
     assert channels % norm.num_groups == 0
     assert norm.num_groups <= 32
     assert channels // norm.num_groups >= 4
-    assert _norm(128).num_groups == 32
+    assert group_norm(128).num_groups == 32
 
 
 # --- value ---------------------------------------------------------------------------------------

@@ -37,14 +37,14 @@ USERS_OF_LEAVES = {"training", "cli", "estimators"}
 #: Modules of each package from the bottom up. Each imports from those before it alone.
 ORDER: dict[str, str] = {
     "functional": """
-        core memory tensors checks sums operator noise affine steps residual adjoint perturb
-        reference
+        core memory tensors checks contexts sums operator noise affine steps residual adjoint
+        perturb reference
     """,
     "processes": "grids diffusion linear chain",
     "flows": "adapters prior spline glow ffjord",
-    "nets": "mlp unet noise",
+    "nets": "conditions mlp unet_blocks unet noise",
     "engines": """
-        network choice problem
+        conditions autocast network choice problem
         adjoint.replay adjoint.calls adjoint.forward adjoint.backward adjoint.losses adjoint.paths
         chain
         fused.workspace fused.embedding fused.perceptrons fused.losses fused.paths_cuda fused.paths
@@ -53,8 +53,8 @@ ORDER: dict[str, str] = {
     """,
     "likelihood": "images bounds variational ode",
     "models": """
-        state denoising reverse predictors chain_steps diffflow dinof ddpm learned_forward
-        nfdm_terms nfdm
+        state denoising reverse predictors chain_steps pair diffflow dinof ddpm learned_forward
+        nfdm_terms nfdm_parts nfdm
     """,
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.layout formats.text

@@ -274,12 +274,6 @@ static void evaluate(const PackedMlp& mlp, const float* embedding, int64_t embed
   to_state(mlp, rows, at.last, mlp.output, mlp.output_panels, mlp.output_bias, out, scratch.sums);
 }
 
-/// The same with the network's own embedding of time k.
-DF_INLINE void evaluate_at(const PackedMlp& mlp, int64_t k, int64_t rows, const float* x,
-                           const Activations& at, float* out, const TileScratch& scratch) {
-  evaluate(mlp, mlp.embedding + k * mlp.width, 0, rows, x, at, out, scratch);
-}
-
 // --- backward ------------------------------------------------------------------------------------
 
 /// to (width) += sums of the columns of a (rows, width).
@@ -322,13 +316,6 @@ static void pull_back(const PackedMlp& mlp, const MlpSums& sums, float* grad_emb
   product<true>(dim, width, rows, sums.input, width, Left<float>{x, 1, dim}, scratch.delta, width,
                 kPanel);
   to_state(mlp, rows, scratch.delta, mlp.input, mlp.input_panels, nullptr, grad_x, scratch.sums);
-}
-
-/// The same with the network's own embedding of time k.
-DF_INLINE void pull_back_at(const PackedMlp& mlp, const MlpSums& sums, int64_t k, int64_t rows,
-                            const float* x, const Activations& at, const float* cotangent,
-                            float* grad_x, const TileScratch& scratch) {
-  pull_back(mlp, sums, sums.embedding + k * mlp.width, rows, x, at, cotangent, grad_x, scratch);
 }
 
 }  // namespace DF_NAMESPACE

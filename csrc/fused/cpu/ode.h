@@ -4,8 +4,7 @@
 // values, whose slopes it uses. Directions e follow one another, each for the whole tile.
 #pragma once
 
-#include "mlp.h"
-#include "tiles.h"
+#include "condition.h"
 
 namespace diffflow {
 namespace DF_NAMESPACE {
@@ -16,6 +15,7 @@ struct OdeShared {
 
 struct OdeScratch {
   Activations at[2];
+  Condition conditions[2];
   TileScratch inside;
   float *x, *y, *z, *velocity, *value;  ///< (tile, dim)
   float *direction, *product;           ///< (tile, dim), e and J e
@@ -35,6 +35,7 @@ DF_INLINE OdeScratch carve_ode_scratch(Arena& arena, const OdeProblem& p, const 
   int64_t width = 0;
   for (int n = 0; n < p.num_nets; ++n) {
     out.at[n] = carve_activations(arena, shared.nets[n], p.work.tile, 1);
+    out.conditions[n] = carve_condition(arena, p.nets[n], shared.nets[n], p.work.tile, false);
     width = larger(width, shared.nets[n].width);
   }
   out.inside = carve_tile_scratch(arena, p.work.tile, width, shared.nets[0].outer);
@@ -113,6 +114,9 @@ class OdeTile {
     rows_ = rows;
     copy_in(room_.x, p_.start, p_, rows);
     memset(room_.change, 0, p_.work.tile * sizeof(double));
+    for (int n = 0; n < p_.num_nets; ++n) {
+      begin(room_.conditions[n], p_.nets[n], shared_.nets[n], rows, p_.work.tile);
+    }
     keep(0);
     for (int64_t i = 0; i < p_.num_steps; ++i) {
       memcpy(room_.y, room_.x, state() * sizeof(float));
@@ -141,8 +145,8 @@ class OdeTile {
       room_.velocity[i] = static_cast<float>(c[0]) * room_.z[i];
     }
     for (int n = 0; n < p_.num_nets; ++n) {
-      evaluate_at(shared_.nets[n], time, p_.work.tile, room_.z, room_.at[n], room_.value,
-                  room_.inside);
+      evaluate_at(shared_.nets[n], room_.conditions[n], time, p_.work.tile, room_.z, room_.at[n],
+                  room_.value, room_.inside);
       const float factor = static_cast<float>(c[n + 1]);
       for (int64_t i = 0; i < state(); ++i) room_.velocity[i] += factor * room_.value[i];
     }

@@ -2,8 +2,7 @@
 #pragma once
 
 #include "../../math/sde_step.h"
-#include "mlp.h"
-#include "tiles.h"
+#include "condition.h"
 
 namespace diffflow {
 namespace DF_NAMESPACE {
@@ -20,6 +19,7 @@ struct Shared {
 /// Memory that one thread writes.
 struct Scratch {
   Activations drift, score;
+  Condition drift_condition, score_condition;
   TileScratch inside;
   float *states, *drifts;  ///< (num_steps + 1, tile, dim)
   float *noise, *value, *cotangent_f, *cotangent_s, *grad_f, *grad_s, *total, *carry;
@@ -61,6 +61,8 @@ DF_INLINE Scratch carve_scratch(Arena& arena, const PathsProblem& p, const Share
   out.drift = carve_activations(arena, shared.drift, p.work.tile,
                                 gradients && p.keep_activations ? times_of(p) : 1);
   out.score = carve_activations(arena, shared.score, p.work.tile, 1);
+  out.drift_condition = carve_condition(arena, p.drift, shared.drift, p.work.tile, gradients);
+  out.score_condition = carve_condition(arena, p.score, shared.score, p.work.tile, gradients);
   const int64_t width = larger(shared.drift.width, shared.score.width);
   out.inside = carve_tile_scratch(arena, p.work.tile, width, shared.drift.outer);
   out.states = arena.take<float>(times_of(p) * state);
@@ -100,6 +102,12 @@ DF_INLINE StepScalars<float> scalars(const PathsProblem& p, int64_t step, int64_
   return {p.dt[step], square_root(p.dt[step]), p.g[g_at]};
 }
 
+DF_INLINE void begin_conditions(const PathsProblem& p, const Shared& shared, const Scratch& scratch,
+                                const Rows& rows) {
+  begin(scratch.drift_condition, p.drift, shared.drift, rows, p.work.tile);
+  begin(scratch.score_condition, p.score, shared.score, rows, p.work.tile);
+}
+
 // --- loss ----------------------------------------------------------------------------------------
 
 /// One tile: forward to the noise, then backward with costs and, if wanted, gradients.
@@ -131,9 +139,11 @@ class LossTile {
 
   void forward() {
     copy_in(x(0), p_.x0, p_, rows_);
+    begin_conditions(p_, shared_, room_, rows_);
     memset(room_.noise, 0, state() * sizeof(float));
     for (int64_t k = 0; k <= p_.num_steps; ++k) {
-      evaluate_at(shared_.drift, k, p_.work.tile, x(k), drift_at(k), f(k), room_.inside);
+      evaluate_at(shared_.drift, room_.drift_condition, k, p_.work.tile, x(k), drift_at(k), f(k),
+                  room_.inside);
       if (p_.states != nullptr) {
         copy_out(p_.states + k * p_.samples * p_.dim, x(k), p_, rows_);
       }
@@ -169,7 +179,8 @@ class LossTile {
   void step_back(int64_t k) {
     const StepScalars<float> at = scalars(p_, k - 1, k);
     const Activations score = room_.score;
-    evaluate_at(shared_.score, k, p_.work.tile, x(k), score, room_.value, room_.inside);
+    evaluate_at(shared_.score, room_.score_condition, k, p_.work.tile, x(k), score, room_.value,
+                room_.inside);
     const float dt_next = k < p_.num_steps ? p_.dt[k] : 0.0f;
     if (p_.grad_g != nullptr && k < p_.num_steps) add_noise_part(k);
     double grad_g = 0;
@@ -191,18 +202,19 @@ class LossTile {
     }
     if (p_.weight == nullptr) return;
     room_.grad_g[k] += grad_g;
-    pull_back_at(shared_.score, room_.score_sums, k, p_.work.tile, x(k), score, room_.cotangent_s,
-                 room_.grad_s, room_.inside);
+    pull_back_at(shared_.score, room_.score_condition, room_.score_sums, k, p_.work.tile, x(k),
+                 score, room_.cotangent_s, room_.grad_s, room_.inside);
     pull_back_drift(k);
     for (int64_t i = 0; i < state(); ++i) room_.total[i] += room_.grad_f[i] + room_.grad_s[i];
   }
 
   void pull_back_drift(int64_t k) {
     if (!keep_) {
-      evaluate_at(shared_.drift, k, p_.work.tile, x(k), room_.drift, room_.value, room_.inside);
+      evaluate_at(shared_.drift, room_.drift_condition, k, p_.work.tile, x(k), room_.drift,
+                  room_.value, room_.inside);
     }
-    pull_back_at(shared_.drift, room_.drift_sums, k, p_.work.tile, x(k), drift_at(k),
-                 room_.cotangent_f, room_.grad_f, room_.inside);
+    pull_back_at(shared_.drift, room_.drift_condition, room_.drift_sums, k, p_.work.tile, x(k),
+                 drift_at(k), room_.cotangent_f, room_.grad_f, room_.inside);
   }
 
   /// g_k also scales the noise of the step k -> k+1.
@@ -222,6 +234,8 @@ class LossTile {
       room_.total[i] += room_.carry[i] + room_.grad_f[i];
     }
     copy_out(p_.grad_x0, room_.total, p_, rows_);
+    finish(p_.grad_drift, room_.drift_condition, p_.drift, shared_.drift, rows_);
+    finish(p_.grad_score, room_.score_condition, p_.score, shared_.score, rows_);
   }
 
   const PathsProblem& p_;

@@ -19,7 +19,8 @@ from torch import Tensor
 from diffflow_ext.functional.adjoint import AdjointResult, AdjointState, adjoint_step
 from diffflow_ext.functional.residual import launch_backward_residual
 
-from ..network import Network, edges_of
+from ..conditions import network_of
+from ..network import edges_of
 from ..problem import PathProblem, normal_cost
 from .calls import NetworkCalls
 from .forward import PathRecord, states_per_call
@@ -87,15 +88,17 @@ def backward_sweep(
 
 
 def _warn_of_missing(problem: PathProblem, grads: Sequence[Tensor | None]) -> None:
-    """Warns of parameters without a gradient, but for those of g.
+    """Warns of parameters without a gradient, but for those of g and of a context.
 
     What a network keeps of an evaluation without a graph has no graph in later ones. The values
     agree, so that nothing else shows it.
     """
     missing = [p for p, grad in zip(problem.params, grads, strict=True) if grad is None]
-    g = problem.g
-    edges = {(g.grad_fn, g.output_nr), *edges_of(g)} if missing and g.grad_fn else set()
-    leaves = {id(g), *(id(getattr(node, "variable", None)) for node, _ in edges)}
+    pairs = zip(problem.params, problem.sources, strict=True)
+    outside = [problem.g, *(source for p, source in pairs if p is not source)]
+    computed = [t for t in outside if t.grad_fn is not None] if missing else []
+    edges = {edge for t in computed for edge in ((t.grad_fn, t.output_nr), *edges_of(t))}
+    leaves = {id(t) for t in outside} | {id(getattr(node, "variable", None)) for node, _ in edges}
     shapes = [
         tuple(p.shape)
         for p in missing
@@ -123,7 +126,7 @@ class _BackwardSweep:
         self.out = Gradients(x0, grad_g, [None] * len(p.params))
         self.drifts: dict[int, Evaluation] = {}
         self.scores: dict[int, Evaluation] = {}
-        self.searches = {name: _Search(p.net(name), p.params) for name in ("drift", "score")}
+        self.searches = {name: _Search(p, name) for name in ("drift", "score")}
         self.calls = NetworkCalls(p, graph=True)
 
     def run(self) -> Gradients:
@@ -290,7 +293,7 @@ class _BackwardSweep:
 
 
 #: Networks that were searched at all states of a sweep, with the parameters that were named.
-_searched: weakref.WeakKeyDictionary[Any, frozenset[int]] = weakref.WeakKeyDictionary()
+_searched: weakref.WeakKeyDictionary[Any, frozenset[int | bool]] = weakref.WeakKeyDictionary()
 
 
 class _Search:
@@ -300,9 +303,12 @@ class _Search:
     first one, because a search takes longer than a small network.
     """
 
-    def __init__(self, net: Network, params: Sequence[Tensor]) -> None:
-        self.net, self.everywhere, self.begun = net, True, False
-        self.named = frozenset(map(id, params))
+    def __init__(self, p: PathProblem, name: str) -> None:
+        net = p.net(name)
+        self.net, self.everywhere, self.begun = network_of(net), True, False
+        # A context is another tensor in each sweep.
+        own = [id(q) for q, source in zip(p.params, p.sources, strict=True) if q is source]
+        self.named = frozenset((*own, net is self.net))
         with contextlib.suppress(TypeError):  # It cannot be a key.
             self.everywhere = _searched.get(net) != self.named
 

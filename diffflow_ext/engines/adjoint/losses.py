@@ -100,12 +100,12 @@ class _MeanPathLoss(Function):
 
 def path_losses(p: PathProblem, x0: Tensor) -> Tensor:
     """Returns the loss of each sample."""
-    return _PathLoss.apply(p, x0, p.g, *p.params)  # pyright: ignore[reportReturnType]
+    return _PathLoss.apply(p, x0, p.g, *p.sources)  # pyright: ignore[reportReturnType]
 
 
 def mean_path_loss(p: PathProblem, x0: Tensor, weight: Tensor | None) -> Tensor:
     """Returns the sum of losses times weights, without weights the mean."""
-    return _MeanPathLoss.apply(p, weight, x0, p.g, *p.params)  # pyright: ignore
+    return _MeanPathLoss.apply(p, weight, x0, p.g, *p.sources)  # pyright: ignore
 
 
 def weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:

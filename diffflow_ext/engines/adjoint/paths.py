@@ -80,7 +80,7 @@ class AdjointPaths:
 
         Called after the loss, because some flows are initialised by their first batch.
         """
-        p, sample = self.problem, x0[:1].detach()
+        p, sample = self.problem.for_first(1), x0[:1].detach()
         with torch.random.fork_rng(devices=[]):
             for name in ("drift", "score"):
                 check_leaves(name, p.network(name, 1, sample), sample, p.params)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from ..network import Autocast
+from ..autocast import Autocast
 from ..problem import PathProblem
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.functional.checks import dtype_name
-from diffflow_ext.functional.core import core
+from diffflow_ext.functional.core import address, core
 from diffflow_ext.functional.tensors import in_forward_mode
 
 #: Rounding of the factors of large products on a GPU.
@@ -40,6 +40,7 @@ class Parts(NamedTuple):
     output_bias: Tensor
     hidden: list[Tensor]
     hidden_bias: list[Tensor]
+    condition: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -55,13 +56,16 @@ class Parts(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """All tensors, in the order of `with_tensors`."""
         ends = [self.embedding, self.input, self.output, self.output_bias]
-        return [*ends, *self.hidden, *self.hidden_bias]
+        rows = [] if self.condition is None else [self.condition]
+        return [*ends, *self.hidden, *self.hidden_bias, *rows]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Parts:
         """Returns the same network with other tensors."""
         embedding, input_, output, output_bias, *layers = tensors
-        hidden, hidden_bias = layers[: self.depth], layers[self.depth :]
-        return Parts(self.activation, embedding, input_, output, output_bias, hidden, hidden_bias)
+        hidden, hidden_bias = layers[: self.depth], layers[self.depth : 2 * self.depth]
+        condition = None if self.condition is None else layers[-1]
+        ends = (embedding, input_, output, output_bias)
+        return Parts(self.activation, *ends, hidden, hidden_bias, condition)
 
     def contiguous(self) -> Parts:
         """Returns the same network with contiguous tensors without graphs."""
@@ -89,6 +93,7 @@ class Parts(NamedTuple):
         struct.output, struct.output_bias = self.output.data_ptr(), self.output_bias.data_ptr()
         struct.hidden = [tensor.data_ptr() for tensor in self.hidden]
         struct.hidden_bias = [tensor.data_ptr() for tensor in self.hidden_bias]
+        struct.condition = address(self.condition)
         return struct
 
 

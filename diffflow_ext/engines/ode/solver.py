@@ -45,10 +45,11 @@ from diffflow_ext.functional.noise import (
 from diffflow_ext.functional.tensors import refuse_tracing
 from diffflow_ext.processes.grids import TimeGrid, check_grid
 
+from ..autocast import Autocast
 from ..chain import ChainPath, differentiable_path, wants_gradients
 from ..choice import Engine, check_engine, refuse
 from ..fused.ode import Probes, Stage, fused_ode
-from ..network import Autocast, check_trainable, training_flags
+from ..network import check_trainable, training_flags
 from .divergence import Trace
 from .velocity import ProbabilityFlow
 
@@ -139,11 +140,12 @@ def integrate(
         x = x.clone() if x.is_inference() else x
     probes = _probes(op, x, grid, divergence, key, num_probes, sample_offset)
     solution = _Solution(
-        op=op, ode=ode, params=ode.parameters(), times=times, solver=solver, probes=probes,
-        engine=engine, rtol=rtol, atol=atol, autocast=Autocast.current(x.device.type),
+        op=op, ode=ode, params=ode.parameters(), inner=ode.inner_parameters(), times=times,
+        solver=solver, probes=probes, engine=engine, rtol=rtol, atol=atol,
+        autocast=Autocast.current(x.device.type),
     )  # fmt: skip
     if wants_gradients(x, solution.params):
-        check_trainable(op, [p for p in solution.params if p.requires_grad])
+        check_trainable(op, [p for p in solution.inner if p.requires_grad])
         return differentiable_path(solution, x)[1:]
     with torch.inference_mode(False), torch.no_grad():
         return solution.solve(x.detach())
@@ -156,6 +158,7 @@ class _Solution:
     op: str
     ode: ProbabilityFlow
     params: Sequence[Tensor]
+    inner: Sequence[Tensor]
     times: list[float]
     solver: str
     probes: Probes | None
@@ -163,11 +166,6 @@ class _Solution:
     rtol: float
     atol: float
     autocast: Autocast
-
-    @property
-    def inner(self) -> Sequence[Tensor]:
-        """The parameters themselves."""
-        return self.params
 
     def modes(self) -> list[bool]:
         """Returns the training flags of the networks' modules, and which tensors are learned."""

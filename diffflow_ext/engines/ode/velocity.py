@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffflow_ext.functional.contexts import Context, checked_context, learned_tensors, leaves_of
 from diffflow_ext.processes.grids import numbers_beside
 
+from ..conditions import conditioned, network_of
 from ..network import Network, call_network
 
 Coefficients = Callable[[float], tuple[float, ...]]
@@ -30,6 +32,8 @@ class ProbabilityFlow:
         coefficients_at: The coefficients at several times by one call, which is the only time
             that a solver waits for a GPU. Default: `coefficients` at one time after the other.
         times: Tensors of the times at which the networks are called. Default: made in each call.
+        context: What the networks are given besides t and x, as the caller has it.
+        inner_context: The same without its graph, as the networks have it.
     """
 
     nets: tuple[Network, ...]
@@ -39,10 +43,26 @@ class ProbabilityFlow:
     learned: Callable[[float], tuple[Any, ...]] | None = None
     coefficients_at: Callable[[Sequence[float]], Sequence[tuple[float, ...]]] | None = None
     times: Callable[[float], Tensor] | None = None
+    context: Context | None = None
+    inner_context: Context | None = None
+
+    def given(self, op: str, context: Context | None, x: Tensor) -> ProbabilityFlow:
+        """Returns the velocity of networks of t, x and a context, given that of the samples x."""
+        context = checked_context(op, context, x)
+        inner = leaves_of(context)
+        nets = tuple(conditioned(net, inner) for net in self.nets)
+        return replace(self, nets=nets, context=context, inner_context=inner)
 
     def parameters(self) -> list[Tensor]:
-        """Returns the tensors that get gradients, without repetitions."""
-        modules = [net for net in self.nets if isinstance(net, nn.Module)]
+        """Returns the tensors that get gradients, without repetitions, and the context's."""
+        return [*self._own_parameters(), *learned_tensors(self.context)]
+
+    def inner_parameters(self) -> list[Tensor]:
+        """Returns the same tensors as the networks have them."""
+        return [*self._own_parameters(), *learned_tensors(self.inner_context)]
+
+    def _own_parameters(self) -> list[Tensor]:
+        modules = [net for net in map(network_of, self.nets) if isinstance(net, nn.Module)]
         own = [p for module in modules for p in module.parameters()]
         return list({id(p): p for p in [*own, *self.params]}.values())
 
