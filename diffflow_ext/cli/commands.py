@@ -179,7 +179,7 @@ class Score(Section):
             settings = EvaluationSettings(self.num_steps, self.num_paths)
             title = pick_estimator(run.recipe, self.estimator, settings).title
             if run.record.encoding is not None and run.record.encoding.is_random:
-                title += ", one draw of noise for discrete values"
+                title += ", one draw of noise for discrete and missing values"
             names = ("estimator", "num_steps", "num_paths", "seed")
             options = {name: getattr(self, name) for name in names}
             scores = run.log_prob(rows.values, world=world, **options)

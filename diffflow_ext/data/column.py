@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,10 @@ class Column:
         step: h, the distance of integers; 0 for other kinds.
         values: The values of a category, in order.
         shares: Their shares, and at last that of missing values if there are any; of other kinds
-            the shares of present and missing values.
+            with missing values the shares of present and missing ones.
         missing: Whether values may be missing.
-        dtype: The type of the values where they came from, as NumPy and pandas call it.
+        dtype: The type of the values where they came from, as NumPy and pandas call it, with
+            "ordered " before that of ordered categories; "" for text files.
     """
 
     name: str
@@ -58,7 +60,7 @@ class Column:
     values: tuple[float, ...] | tuple[str, ...] = ()
     shares: tuple[float, ...] = ()
     missing: bool = False
-    dtype: str = "float64"
+    dtype: str = ""
 
     @classmethod
     def from_meta(cls, values: Mapping[str, Any]) -> Column:
@@ -77,6 +79,15 @@ class Column:
     def is_text(self) -> bool:
         """Whether its values are texts."""
         return bool(self.values) and isinstance(self.values[0], str)
+
+    @property
+    def missing_index(self) -> int | None:
+        """The index of the missing value of a category, None if none is missing."""
+        if self.kind != "category":
+            return None
+        if self.is_text:
+            return self.values.index("") if "" in self.values else None
+        return len(self.values) if self.missing else None
 
     @property
     def is_discrete(self) -> bool:
@@ -167,26 +178,28 @@ def log_normal(x: Tensor) -> Tensor:
     return -0.5 * (x * x + math.log(2.0 * math.pi))
 
 
-def _bounds(shares: Sequence[float]) -> Tensor:
+# Held for each device: a copy to a GPU in each step would wait for it.
+@lru_cache(maxsize=4096)
+def _bounds(shares: tuple[float, ...], device: torch.device) -> Tensor:
     """Returns F_0, F_1, ... of shares, from 0 to 1."""
     sums = torch.tensor([0.0, *shares], dtype=torch.float64).cumsum(0)
-    return sums / sums[-1]
+    return (sums / sums[-1]).to(device)
 
 
 def cell_normal(shares: Sequence[float], index: Tensor, u: Tensor) -> Tensor:
     """Returns the normal quantile of a place u in the cells of categories."""
-    ends = _bounds(shares).to(u.device)
+    ends = _bounds(tuple(shares), u.device)
     place = ends[index] + u * (ends[index + 1] - ends[index])
     return torch.special.ndtri(place.clamp(LEAST_SHARE, 1.0 - LEAST_SHARE))
 
 
 def cell_weight(shares: Sequence[float], index: Tensor, x: Tensor) -> Tensor:
     """Returns log P_k minus the log-density of a standard normal."""
-    ends = _bounds(shares).to(x.device)
+    ends = _bounds(tuple(shares), x.device)
     return (ends[index + 1] - ends[index]).log() - log_normal(x)
 
 
 def cell_of(shares: Sequence[float], x: Tensor) -> Tensor:
     """Returns the cell in which a normal coordinate lies."""
-    inner = _bounds(shares)[1:-1].to(x.device)
+    inner = _bounds(tuple(shares), x.device)[1:-1]
     return torch.bucketize(torch.special.ndtr(x), inner, right=True)

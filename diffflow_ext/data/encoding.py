@@ -7,7 +7,8 @@ A column has one coordinate. With :math:`y` its value, :math:`u` uniform in (0, 
     \text{continuous} \quad & x = (y - m) / \sigma \\
     \text{heavy} \quad & x = (\operatorname{asinh}((y - c) / s) - m) / \sigma \\
     \text{bounded} \quad & x = (\operatorname{logit}((y - a) / (b - a)) - m) / \sigma \\
-    \text{integer} \quad & \text{as one of those, of } y + h (u - \tfrac12), \text{ h the step} \\
+    \text{integer} \quad & \text{as continuous or heavy, of } y + h (u - \tfrac12),
+        \text{ h the step} \\
     \text{category} \quad & x = \Phi^{-1}(F_{k-1} + u P_k), \text{ of the k-th value}
 
 with the distribution function :math:`\Phi` of a standard normal, and the share :math:`P_k` of the
@@ -131,7 +132,7 @@ class Encoding:
             values, texts = table.values[:, i], table.categories.get(column.name)
             absent = np.isnan(values)
             if texts is not None:
-                known = column.is_text and "" in column.values
+                known = not gaps and column.is_text and "" in column.values
                 absent = (values == texts.index("")) if "" in texts and not known else absent
             if column.is_text:
                 stored = _translated(op, column, texts, values)
@@ -166,13 +167,15 @@ class Encoding:
 
     def log_weight(self, stored: Tensor, x: Tensor) -> Tensor:
         """Returns w of rows, float64, shape (n,), from what is stored of them and their inputs."""
+        return self.log_weights(stored, x).sum(1)
+
+    def log_weights(self, stored: Tensor, x: Tensor) -> Tensor:
+        """Returns the parts of w by coordinate, float64, shape (n, dim)."""
         rows, x = stored.double(), x.double()
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for i, column in enumerate(self.columns):
-            total += column.log_weight(rows[:, i], x[:, i])
+        parts = [column.log_weight(rows[:, i], x[:, i]) for i, column in enumerate(self.columns)]
         for j, i in enumerate(self.masked, start=len(self.columns)):
-            total += cell_weight(self.columns[i].shares, rows[:, i].isnan().long(), x[:, j])
-        return total
+            parts.append(cell_weight(self.columns[i].shares, rows[:, i].isnan().long(), x[:, j]))
+        return torch.stack(parts, dim=1)
 
     def decoded(self, x: Tensor) -> Tensor:
         """Returns values in the units of the data, float64 on the CPU, shape (n, columns).

@@ -125,7 +125,10 @@ def choose_columns(table: Table, train: Any, wanted: Mapping[str, str]) -> Chose
     _check_names(table, wanted)
     found, left_out = list[tuple[int, str]](), dict[str, list[str]]()
     for i, (name, kind) in enumerate(zip(table.columns, _found(table), strict=True)):
-        said = wanted.get(name, wanted.get(ALL))
+        others = wanted.get(ALL)
+        # A kind of all others is one of numbers.
+        others = None if name in table.categories and others != DROP else others
+        said = wanted.get(name, others)
         if said is None and kind not in KINDS:
             left_out.setdefault(kind, []).append(name)
         elif (said or kind) != DROP:
@@ -184,7 +187,7 @@ def _kind(table: Table, i: int, name: str, kind: str) -> str:
         return "another text in most rows" if is_name else "category"
     if kind == "rows":
         return "counts the rows"
-    if kind in ("two", "few"):
+    if kind in ("two", "few") or table.dtypes.get(name, "").endswith("category"):
         return "category"
     if grid_step(present) is not None:
         return "integer"
@@ -226,7 +229,7 @@ def _column(table: Table, i: int, kind: str, train: Any) -> Column:
     """Returns a column of a kind."""
     name, values = table.columns[i], table.values[:, i]
     kind, *bounds = kind.split()
-    own: dict[str, Any] = {"dtype": table.dtypes.get(name, "float64")}
+    own: dict[str, Any] = {"dtype": table.dtypes.get(name, "")}
     gaps = bool(np.isnan(values).any())
     if name in table.categories or kind == "category":
         return _category(table, i, kind, train, own)

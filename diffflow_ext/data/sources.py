@@ -110,7 +110,7 @@ def open_dataset(
         The dataset; see :class:`Dataset`.
 
     Warns:
-        UserWarning: If a column has no density, such as one of two values or a copy of another,
+        UserWarning: If a column has no density, such as a copy of another,
             or a file may have been meant otherwise: the `doubts` of the dataset.
 
     Raises:

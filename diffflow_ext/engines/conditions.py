@@ -52,7 +52,7 @@ class Conditioned(nn.Module):
 
     def first(self, count: int) -> Conditioned:
         """Returns the same network with the context of the first samples."""
-        return Conditioned(self.network, mapped(self.context, lambda c: c[:count]))
+        return type(self)(self.network, mapped(self.context, lambda c: c[:count]))
 
 
 class ConditionedOnData(Conditioned):

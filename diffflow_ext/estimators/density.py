@@ -92,15 +92,16 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         Arguments:
             X: Rows, an array of real numbers or a data frame, which may have texts, truth values
                 and categories too, shape (n, d), n at least 20. A tenth of them each is put aside
-                for validation and test, and isn't trained on. The kind of each column is found
-                from its values (`options` may have `columns`, and `missing` for missing numbers).
+                for validation and test, and isn't trained on. Columns of numbers are continuous
+                unless `options` has their kinds as `columns`, so that scores of different rows
+                compare; `missing` in it is for missing numbers.
             y: Ignored.
 
         Returns:
             The estimator.
 
         Warns:
-            UserWarning: If a column has no density, such as one of two values.
+            UserWarning: If a column has no density, such as a copy of another.
 
         Raises:
             ValueError: If there are too few rows, a column tells nothing of a row, such as a
@@ -113,7 +114,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             self.__dict__.pop(name, None)
         config = configuration(self._model, self.get_params(deep=False))
         rows = self._frame(X, gaps=config.data.missing == "mask", reset=True)
-        _check_count(rows)
+        _check_rows(rows)
         data = open_data(config, rows)
         _check_columns(rows, data)
         self.checkpoint_, self.history_ = _trained(config, data, self.verbose > 0)
@@ -129,7 +130,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             names = pandas.Index([f"x{i + 1}" for i in range(X.shape[1])])
             return pandas.DataFrame(X, columns=names)
         # scikit-learn has checks of numbers alone; `train` checks the other kinds of columns.
-        is_numeric = all(getattr(kind, "kind", "") in "fiuc" for kind in X.dtypes)
+        is_numeric = all(getattr(kind, "kind", None) in [*"fiuc"] for kind in X.dtypes)
         more: dict[str, Any] = {"skip_check_array": True}
         if is_numeric:
             more = {"dtype": "numeric", **options}
@@ -278,12 +279,18 @@ def _trained(config: Config, data: Any, progress: bool) -> tuple[Checkpoint, lis
         return load_checkpoint(result.checkpoint), read_metrics(run.metrics)
 
 
-def _check_count(rows: Any) -> None:
-    """Refuses too few rows."""
+def _check_rows(rows: Any) -> None:
+    """Refuses too few rows and constant columns."""
     if len(rows) < MIN_ROWS:
         raise ValueError(
             f"fit: expected at least {MIN_ROWS} rows, got X with n_samples={len(rows)} and"
             f" n_features={rows.shape[1]}; collect more: a density cannot be learned from so few"
+        )
+    constant = [str(name) for name in rows.columns if len({*rows[name]}) == 1]
+    if constant:
+        raise ValueError(
+            f"fit: expected columns that vary, got constant ones ({listed(constant)}), which have"
+            " no density; leave them out of X"
         )
 
 

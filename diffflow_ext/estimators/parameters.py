@@ -45,7 +45,8 @@ def configuration(model: str, parameters: Mapping[str, Any]) -> Config:
     """
     options = _options(parameters)
     given = {name: value for name, value in parameters.items() if name not in OWN} | options
-    values = {name: plain(value) for name, value in given.items()}
+    # Kinds that are found in the values may differ between folds, whose scores must compare.
+    values = {"columns": "continuous", **{name: plain(value) for name, value in given.items()}}
     return configure(model, **values, seed=seed_of(parameters["random_state"]))
 
 

@@ -61,7 +61,7 @@ def test_texts_and_truth_values_are_categories(tmp_path: Path) -> None:
     assert table.values[:, 4].tolist() == (FRAME.a > 0).tolist()
     assert table.values[:3, 5].tolist() == [1.0, 0.0, 2.0]
     assert {name: table.dtypes[name] for name in "afo"} == {
-        "a": "float64", "f": "bool", "o": "category",
+        "a": "float64", "f": "bool", "o": "ordered category",
     }  # fmt: skip
 
 

@@ -78,6 +78,54 @@ def test_a_category_given_a_number_and_the_other_way_round() -> None:
     assert float(found.inputs[:, 1, 0].double().mean()) == pytest.approx(mean, abs=0.03)
 
 
+def test_a_value_beside_a_mask() -> None:
+    """b has correlation 0.9 with the coordinate that says that a is present, as it is here."""
+    half = Column("a", "continuous", missing=True, shares=(0.5, 0.5))
+    encoding = Encoding((half, Column("b", "continuous")))
+    covariance = torch.eye(3).double()
+    covariance[1, 2] = covariance[2, 1] = 0.9
+    model = torch.distributions.MultivariateNormal(torch.zeros(3).double(), covariance)
+    exact = Estimator("exact", "exact", lambda x, key, offset: model.log_prob(x.double()))
+    torch.manual_seed(0)
+    pool = model.sample((5000,)).float()
+    found = complete(encoding, exact, pool, torch.tensor([[0.3, NAN]]), 20_000, 40_000, seed=5)
+    b = found.inputs[:, 0, 1].double()
+    # A normal below 0 has the mean -sqrt(2 / pi), and its square the mean 1.
+    mean = -0.9 * math.sqrt(2 / math.pi)
+    assert float(b.mean()) == pytest.approx(mean, abs=0.03)
+    assert float(b.std()) == pytest.approx(math.sqrt(1.0 - mean**2), abs=0.03)
+
+
+def test_what_is_missing_is_never_drawn_as_missing() -> None:
+    category = Column("k", "category", values=(0.0, 1.0), shares=(0.2, 0.3, 0.5), missing=True)
+    encoding = Encoding((Column("y", "continuous"), category))
+    exact = Estimator("exact", "exact", lambda x, key, offset: -0.5 * x.double().square().sum(1))
+    torch.manual_seed(0)
+    stored = torch.tensor([[0.5, NAN]])
+    found = complete(encoding, exact, torch.randn(5000, 2), stored, 20_000, 40_000, seed=6)
+    codes = encoding.decoded(found.inputs[:, 0])[:, 1]
+    assert not bool(codes.isnan().any())
+    assert float(codes.mean()) == pytest.approx(0.6, abs=0.02)
+
+
+def test_rows_without_a_finite_density_are_named() -> None:
+    nowhere = Estimator("exact", "exact", lambda x, key, offset: x.double().sum(1) * math.inf)
+    with pytest.raises(ValueError, match=r"a finite density, row 1 .counted from 0.* has none"):
+        complete(LINEAR, _after_one(nowhere), _pool(), GAPS, 2, 64, seed=0)
+
+
+GAPS = torch.tensor([[1.2, NAN, 0.7], [NAN, 0.3, NAN]])
+
+
+def _after_one(estimator: Estimator) -> Estimator:
+    """Returns an estimator that has no finite densities after the first row's 64."""
+
+    def log_prob(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
+        return torch.cat([_log_prob(x[:64], key, 0), estimator.log_prob(x[64:], key, 0)])
+
+    return Estimator("exact", "exact", log_prob)
+
+
 def test_noise_of_a_row_depends_on_its_index_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffflow_ext.training.evaluation import imputation
 
@@ -125,8 +173,14 @@ def test_a_trained_run_fills_frames(run: LoadedRun) -> None:
     assert (words == "high").mean() > 0.9
     # a given b = 2: the mean of the regression is about 4.5, and lower words make it less.
     assert 3.0 < joined.loc[1, "a"].mean() < 4.6
-    assert joined.loc[2, "a"].to_numpy() == pytest.approx(6.0, rel=1e-6)
+    # What was there is as it was, also beyond the values of the data.
+    assert (joined.loc[2, "a"] == 6.0).all()
+    assert (joined.loc[0, "b"] == 4.0).all()
     assert (joined.loc[2, "word"] == "high").all()
+    named = run.impute(rows.set_axis(["x", "y", "z"]), 2, seed=1)
+    assert [*named[1].index] == ["x", "y", "z"]
+    whole = rows.iloc[2:]
+    assert run.impute(whole)[0].equals(whole[["a", "b", "word"]])
     again = run.impute(rows, 200, seed=1)
     assert all(one.equals(other) for one, other in zip(filled, again, strict=True))
 

@@ -38,6 +38,7 @@ def mixed() -> pd.DataFrame:
 
 
 FRAME = mixed()
+TINY: dict[str, Any] = {"batch_size": 32, "threads": 1, "width": 8, "depth": 1, "num_steps": 2}
 
 
 @pytest.fixture(scope="module", params=["frame", "csv"])
@@ -132,6 +133,94 @@ def test_evaluation_and_files_of_samples(run: LoadedRun, tmp_path: Path) -> None
     result = evaluate(folder, 50, device="cpu", out=tmp_path / "evaluation")
     assert np.isfinite(result["bound_data_units"])
     assert (tmp_path / "evaluation" / "figures" / "samples.png").exists()
+
+
+def test_runs_go_on_with_the_columns_that_they_have(tmp_path: Path) -> None:
+    """Without their options, which the checkpoint has."""
+    frame = FRAME[["price", "length", "cut"]]
+    options = {"columns": "price=heavy", "missing": "mask"}
+    train(configure(steps=4, **TINY, **options), tmp_path / "run", data=frame, progress=False)
+    config = configure(steps=8, **TINY)
+    with pytest.warns(UserWarning, match="what follows the end of a run"):
+        result = train(config, tmp_path / "run", data=frame, resume=True, progress=False)
+    assert result.step == 8
+    encoding = load_run(tmp_path / "run").record.encoding
+    assert encoding is not None
+    assert [column.kind for column in encoding.columns] == ["heavy", "continuous", "category"]
+
+
+def test_runs_of_earlier_versions_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their columns are all continuous, and their records have no kinds."""
+    from diffflow_ext.training.loop import state, trainer
+    from diffflow_ext.training.store import dataset
+
+    rows = RNG.integers(0, 50, (200, 2)).astype(float)
+    config = configure(steps=4, columns="continuous", **TINY)
+
+    def old_meta(record: dataset.DatasetRecord) -> dict[str, Any]:
+        assert record.encoding is not None
+        columns = record.encoding.columns
+        return {
+            "name": record.name, "columns": [*record.columns], "fingerprint": record.fingerprint,
+            "mean": [c.mean for c in columns], "std": [c.std for c in columns],
+            "log_abs_scale": 0.0, "event_shape": [2], "is_image": False,
+        }  # fmt: skip
+
+    def old_record(config: Any) -> dict[str, Any]:
+        fields = {n: v for n, v in config.values().items() if n not in ("columns", "missing")}
+        return {"model": config.name, **{n: v for n, v in fields.items() if v is not None}}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset.DatasetRecord, "to_meta", old_meta)
+        for module in (state, trainer):
+            if hasattr(module, "to_record"):
+                patch.setattr(module, "to_record", old_record)
+        train(config, tmp_path / "run", data=rows, progress=False)
+    path = tmp_path / "run" / "config.toml"
+    path.write_text(path.read_text().replace('[columns]\n"*" = "continuous"\n', ""))
+    run = load_run(tmp_path / "run")
+    assert run.config.data.columns == "continuous"
+    config = configure(steps=8, **TINY)
+    with pytest.warns(UserWarning, match="what follows the end of a run"):
+        result = train(config, tmp_path / "run", data=rows, resume=True, progress=False)
+    assert result.step == 8
+
+
+def test_types_come_back(tmp_path: Path) -> None:
+    n = 300
+    frame = pd.DataFrame(
+        {
+            "wide": (RNG.normal(size=n) * 1e12).astype("int64"),
+            "null": pd.array(
+                np.where(RNG.uniform(size=n) < 0.3, None, RNG.integers(0, 90, n)), "Int64"
+            ),
+            "float": pd.array(RNG.normal(size=n), "Float64"),
+            "step": RNG.integers(0, 90, n) * 2.5,
+            "eighth": RNG.integers(0, 90, n) * 0.125,
+            "rank": pd.Categorical(RNG.choice([1, 2, 10], n), ordered=True),
+            "truth": pd.array(RNG.choice([True, False, None], n), "boolean"),
+            "text": pd.array(RNG.choice(["x", "y"], n), "string"),
+        }
+    )
+    config = configure(steps=4, missing="mask", **TINY)
+    train(config, tmp_path / "run", data=frame, progress=False)
+    run = load_run(tmp_path / "run")
+    samples = run.sample_frame(300)
+    assert samples.dtypes.astype(str).to_dict() == frame.dtypes.astype(str).to_dict()
+    assert samples["rank"].cat.ordered
+    assert [*samples["rank"].cat.categories] == [1, 2, 10]
+    for name, step in (("step", 2.5), ("eighth", 0.125)):
+        assert np.allclose(samples[name] / step, np.round(samples[name] / step), atol=1e-9)
+    assert bool(run.log_prob(samples).isfinite().all())
+    samples.to_csv(tmp_path / "s.csv", index=False)
+    from diffflow_ext.training.evaluation.sample_file import write_samples
+
+    assert run.record.encoding is not None
+    drawn = run.record.encoding.decoded(run.sample(300, units="training"))
+    write_samples(tmp_path / "t.csv", drawn, run.record.encoding.columns)
+    read = pd.read_csv(tmp_path / "t.csv")
+    assert np.allclose(read["eighth"], samples["eighth"])
+    assert np.allclose(read["step"], samples["step"])
 
 
 def test_probabilities_of_a_small_discrete_set_are_those_of_the_data(tmp_path: Path) -> None:

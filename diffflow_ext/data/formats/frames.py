@@ -70,6 +70,7 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
         column = frame.iloc[:, i]
         # What was read as texts from a file may be numbers in a frame.
         as_texts = selection.wanted is not None and name in selection.texts
+        column = _plain(column)
         if _is_number(column.dtype) and not as_texts:
             parts.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
         elif as_texts or (_is_texts(column) and (name in selection.texts or _has_words(column))):
@@ -90,7 +91,7 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
     values = np.stack(parts, axis=1)
     large = beyond_float(values) if len(values) else []
     rounded = [names[i] for i in large if _is_whole(frame.dtypes.iloc[i])]
-    dtypes = {name: str(kind) for name, kind in zip(names, frame.dtypes, strict=True)}
+    dtypes = {name: _type_name(kind) for name, kind in zip(names, frame.dtypes, strict=True)}
     return Frame(values, names, categories, dtypes, notes, rounding_doubts(rounded))
 
 
@@ -116,6 +117,21 @@ def _is_texts(column: Any) -> bool:
     return types.infer_dtype(column, skipna=True) in ("string", "boolean", "empty")
 
 
+def _plain(column: Any) -> Any:
+    """Returns categories of numbers as these numbers."""
+    import pandas
+
+    if isinstance(column.dtype, pandas.CategoricalDtype):
+        kind = column.dtype.categories.dtype
+        if _is_number(kind):
+            return column.astype("float64")
+    return column
+
+
+def _type_name(kind: Any) -> str:
+    return ("ordered " if getattr(kind, "ordered", False) else "") + str(kind)
+
+
 def _has_words(column: Any) -> bool:
     """Whether most texts of a column are words: not numbers in the form of texts."""
     if column.dtype.name not in ("object", "string", "str"):
@@ -128,9 +144,8 @@ def _coded(column: Any) -> tuple[Values, tuple[str, ...]]:
     """Returns the indices of a column's texts, and these; a missing one is an empty text."""
     texts = column.astype(object)
     texts = texts.where(texts.notna(), "").map(str)
-    ordered = getattr(column.dtype, "ordered", False)
     codes, known = texts.factorize()
-    if not ordered:
+    if not hasattr(column.dtype, "categories"):
         return in_order(codes.astype(np.float64), [*known])
     rank = {str(value): i for i, value in enumerate(column.dtype.categories)}
     order = sorted(known, key=lambda text: rank.get(text, -1))

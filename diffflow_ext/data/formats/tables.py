@@ -275,7 +275,7 @@ def _selected(array: NDArray[Any], selection: Selection, source: str) -> Table:
 def _array_values(loaded: NDArray[Any], source: str) -> Values:
     _check_dtype(loaded.dtype, source)
     _check_shape(loaded.shape, source)
-    # A wide float beyond the range of float64 becomes inf, which _check_values refuses.
+    # A wide float beyond the range of float64 becomes inf, which check_values refuses.
     with np.errstate(over="ignore", invalid="ignore"):
         return np.array(loaded, np.float64, order="C")
 
@@ -284,7 +284,7 @@ def _array_values(loaded: NDArray[Any], source: str) -> Values:
 _REFUSED = {
     "V": ("records", "stack its fields into one array with shape (n, d)"),
     "c": ("complex numbers", "save real and imaginary parts as separate columns"),
-    "b": ("truth values", "save the other columns alone: these have no density"),
+    "b": ("truth values", "save them as numbers 0 and 1"),
 }
 
 

@@ -32,6 +32,7 @@ from .columns import (
 )
 from .layout import (
     MISSING,
+    MISSING_TEXTS,
     SPACES,
     Layout,
     decoded,
@@ -201,7 +202,8 @@ def _by_line(
             raise ValueError(_other_length(len(cells), line, layout, is_first=not values))
         for i in layout.kept:
             if i in known:
-                values.append(known[i].setdefault(cells[i].strip(), len(known[i])))
+                text = "" if cells[i].strip() in MISSING_TEXTS else cells[i].strip()
+                values.append(known[i].setdefault(text, len(known[i])))
                 continue
             value = _number(cells[i], layout, gaps=gaps)
             if value is None:

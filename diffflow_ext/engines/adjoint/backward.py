@@ -107,9 +107,10 @@ def _warn_of_missing(problem: PathProblem, grads: Sequence[Tensor | None]) -> No
     if shapes:
         warnings.warn(
             f"DiffFlowSDE: {len(shapes)} of {len(grads)} parameters got no gradient, the first "
-            f"of shape {shapes[0]}. If the networks do not use them, freeze them with "
-            "requires_grad_(False); if a network keeps tensors computed from them between its "
-            "calls, compute those in each call, or pass checkpoint_every=0",
+            f"of shape {shapes[0]}. If the networks do not use them (or only a "
+            "context outside of them does), freeze them with requires_grad_(False); if a network "
+            "keeps tensors computed from them between its calls, compute those in each call, or "
+            "pass checkpoint_every=0",
             stacklevel=2,
         )
 
@@ -310,7 +311,7 @@ class _Search:
         own = [id(q) for q, source in zip(p.params, p.sources, strict=True) if q is source]
         self.named = frozenset((*own, net is self.net))
         with contextlib.suppress(TypeError):  # It cannot be a key.
-            self.everywhere = _searched.get(net) != self.named
+            self.everywhere = _searched.get(self.net) != self.named
 
     def is_first(self) -> bool:
         """Whether the network's first sweep begins."""

@@ -29,8 +29,6 @@ ONCE_AUTOMATIC = {
 }  # fmt: skip
 #: What networks of earlier versions had, which were without these fields.
 ONCE = {"drift_scale": 1.0, "score_scale": 1.0, "prediction": "score"}
-#: All columns of their tables were continuous; the field came with this one.
-CAME_WITH_COLUMNS = "missing"
 
 
 def to_toml(config: Config, names: Container[str] | None = None) -> str:
@@ -89,7 +87,8 @@ def _read_tables(path: Path) -> dict[str, Any]:
 def to_record(config: Config) -> dict[str, Any]:
     """Returns the fields that a run reads, for its checkpoint."""
     values = {name: value for name, value in config.values().items() if value is not None}
-    return {"model": config.name, **values}
+    # Without it all columns are continuous: see `from_record`.
+    return {"model": config.name, "columns": "", **values}
 
 
 def from_record(record: Mapping[str, Any]) -> Config:
@@ -99,8 +98,10 @@ def from_record(record: Mapping[str, Any]) -> Config:
     automatic = [name for name in ONCE_AUTOMATIC & {*record} if record[name] in (0, "auto")]
     values = {name: record[name] for name in record if name in known and name not in automatic}
     once = {name: value for name, value in ONCE.items() if name in known}
-    if CAME_WITH_COLUMNS not in record:
-        once["columns"] = "continuous"
+    if "columns" not in record:
+        once["columns"] = "continuous"  # As in all tables of earlier versions.
+    elif not record["columns"]:
+        values.pop("columns", None)
     return configure(model, **once | _with_graph_choice(values))
 
 
@@ -128,7 +129,11 @@ def _from_tables(tables: dict[str, Any]) -> Config:
             f" in the new form{dropped}:\n\n{to_toml(config, tables)}"
         )
     if kinds := tables.pop("columns", None):
-        tables.setdefault("data", {})["columns"] = columns_text(kinds)
+        data = tables.setdefault("data", {})
+        if "columns" in data:
+            raise ValueError("train: expected a table [columns] or columns in [data], got both")
+        data["columns"] = columns_text(kinds)
+        parse_columns(data["columns"])
     unknown = [name for name in tables if name not in SECTIONS]
     if unknown:
         raise ValueError(f"train: [{unknown[0]}]: expected one of {', '.join(SECTIONS)}")

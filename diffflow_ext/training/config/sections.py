@@ -38,8 +38,8 @@ class Data(Section):
     #: a kind alone is that of all others. Kinds are continuous, heavy (tails), integer, category,
     #: drop, and bounded LOW HIGH. In a file of settings this is a table [columns].
     columns: Annotated[Maybe[str], rules.TEXT] = None
-    #: Missing numbers of a table: refuse them, or learn which are missing (mask).
-    missing: Literal["refuse", "mask"] = "refuse"
+    #: Missing numbers of a table: learn which are missing (mask), or refuse them; None refuses.
+    missing: Chosen[Literal["refuse", "mask"]] = None
     #: Whether images are mirrored at random; None does what is usual for the set.
     flip: Chosen[Literal["on", "off"]] = None
 

@@ -9,7 +9,8 @@ of which samples are drawn (sampling-importance-resampling, Rubin 1987). As the 
 candidates grows their distribution becomes :math:`p(m | o)`, whatever the proposal. This one is a
 mixture of normals around the samples of the model that are nearest to the row in the observed
 coordinates, and a wide normal. An observed value of a discrete column has many inputs: each
-candidate has noise of its own, and its weight that of `data.encoding`.
+candidate has noise of its own, and its weight that of `data.encoding`. A value that is missing is
+never drawn as missing, also where the model has learned gaps.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffflow_ext.data.column import cell_of, log_normal
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.functional.noise import NoiseKey, normal
 
@@ -28,7 +30,7 @@ from ..recipes.base import Estimator
 from .sampling import EVALUATION_STREAM
 
 #: Samples of the model for the proposal, and those of them that are near a row.
-POOL, NEAR = 20_000, 64
+POOL, NEAR = 10_000, 64
 #: The share of the wide normal in the proposal, and its deviation in those of the pool.
 WIDE, WIDTH = 0.1, 2.0
 #: Rows and candidates whose distances and densities are computed at a time.
@@ -59,17 +61,22 @@ def complete(
     n: int,
     candidates: int,
     seed: int,
+    device: torch.device | None = None,
 ) -> Completed:
     """Draws n completions of each row.
 
     Arguments:
         encoding: The encoding of the run.
         estimator: A density of inputs, without noise of its own.
-        pool: Samples of the model, float32, shape (M, dim).
+        pool: Samples of the model, float32, shape (M, dim), on the CPU.
         stored: Rows as the encoding stores them, NaN where a value is missing.
         n: Completions of a row.
         candidates: Candidates of a row.
         seed: The seed; the noise of a row depends only on it and the row's index.
+        device: Where the density is computed.
+
+    Raises:
+        ValueError: If no candidate of a row has a finite density.
     """
     size = max(1, AT_A_TIME // candidates)
     parts = list[Tensor]()
@@ -79,10 +86,8 @@ def complete(
         key = NoiseKey(seed, stream=NOISE_OF_ROWS)
         noise = normal((len(rows), candidates, 2 * encoding.dim + 2), key, sample_offset=start)
         x, log_q, log_w = _candidates(encoding, pool, rows, noise)
-        device = pool.device
-        with torch.no_grad():
-            log_p = _densities(estimator, x.flatten(0, 1).to(device), key).reshape(log_q.shape)
-        weights = torch.softmax(log_p + log_w - log_q, dim=1)
+        log_p = _densities(estimator, x.flatten(0, 1).to(device), key).reshape(log_q.shape)
+        weights = _weights(log_p + log_w - log_q, start)
         draws = normal((len(rows), n, 1), key, step=1, sample_offset=start)[..., 0]
         places = torch.special.ndtr(draws.double())
         chosen = torch.searchsorted(weights.cumsum(1), places).clamp(max=candidates - 1)
@@ -99,13 +104,28 @@ def warn_of_few(effective: Tensor) -> None:
             f"impute: in {few} of {len(effective)} rows fewer than {FEW:g} candidates count, the "
             "least "
             f"{float(effective.min()):.1f}; their samples repeat: give more candidates",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
 def _densities(estimator: Estimator, x: Tensor, key: NoiseKey) -> Tensor:
-    parts = [estimator.log_prob(part, key, 0).double().cpu() for part in x.split(2048)]
+    with torch.no_grad():
+        parts = [estimator.log_prob(part, key, 0).double().cpu() for part in x.split(2048)]
     return torch.cat(parts)
+
+
+def _weights(logs: Tensor, start: int) -> Tensor:
+    """Returns normalised weights (rows, K); a candidate without a finite density has none."""
+    logs = torch.where(logs.isfinite(), logs, -math.inf)
+    lost = logs.isinf().all(1)
+    if lost.any():
+        row = start + int(lost.nonzero()[0])
+        raise ValueError(
+            f"impute: expected candidates with a finite density, row {row} (counted from 0, of "
+            "those with missing values) has none: it lies too far from what the model learned; "
+            "leave it out, or give more candidates"
+        )
+    return torch.softmax(logs, dim=1)
 
 
 def _candidates(
@@ -119,33 +139,35 @@ def _candidates(
     filled = torch.where(absent, 0.0, rows)
     repeated = filled.repeat_interleave(candidates, 0)
     x = encoding.inputs(repeated, noise[..., :dim].reshape(-1, dim))
-    log_w = _observed_weight(encoding, repeated, x, absent.repeat_interleave(candidates, 0))
+    # The weight of what is observed; the coordinate of a mask says that a value is present.
+    weights = encoding.log_weights(repeated, x).reshape(count, candidates, dim)
+    log_w = torch.where(missing.unsqueeze(1), 0.0, weights).sum(2)
     x = x.reshape(count, candidates, dim)
     center = encoding.inputs(filled, torch.zeros(count, dim))
     log_q = torch.zeros(count, candidates, dtype=torch.float64)
     for pattern in missing.unique(dim=0):
         own = (missing == pattern).all(1)
         if pattern.any():
-            drawn = _propose(pool.cpu(), center[own], pattern, noise[own][..., dim:])
+            drawn = _propose(pool, center[own], pattern, noise[own][..., dim:])
             x[own] = torch.where(pattern, drawn[0], x[own])
             log_q[own] = drawn[1]
-    return x, log_q, log_w.reshape(count, candidates)
+    return x, log_q, log_w.masked_fill(_draws_a_gap(encoding, x, missing), -math.inf)
+
+
+def _draws_a_gap(encoding: Encoding, x: Tensor, missing: Tensor) -> Tensor:
+    """Returns which candidates (rows, K) have the category "missing" for a missing value."""
+    found = torch.zeros(x.shape[:2], dtype=torch.bool)
+    for i, column in enumerate(encoding.columns):
+        if column.missing_index is not None:
+            gap = cell_of(column.shares, x[..., i].double()) == column.missing_index
+            found |= gap & missing[:, i, None]
+    return found
 
 
 def _missing(encoding: Encoding, rows: Tensor) -> Tensor:
     """Returns which inputs are missing; the coordinate of a mask is known: present."""
     masks = torch.zeros(len(rows), encoding.dim - len(encoding.columns), dtype=torch.bool)
     return torch.cat([rows.isnan(), masks], dim=1)
-
-
-def _observed_weight(encoding: Encoding, stored: Tensor, x: Tensor, absent: Tensor) -> Tensor:
-    """Returns the weights of observed values of discrete columns, (n,)."""
-    total = torch.zeros(len(x), dtype=torch.float64)
-    for i, column in enumerate(encoding.columns):
-        if column.is_discrete:
-            own = column.log_weight(stored[:, i].double(), x[:, i].double())
-            total += torch.where(absent[:, i], 0.0, own)
-    return total
 
 
 def _propose(
@@ -180,5 +202,4 @@ def _propose(
 
 def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Returns the log-density of independent normals, summed over the last dimension."""
-    z = (x - mean) / std
-    return (-0.5 * (z * z + math.log(2.0 * math.pi)) - std.log()).sum(-1)
+    return (log_normal((x - mean) / std) - std.log()).sum(-1)

@@ -42,7 +42,8 @@ def likelihoods(
     For an estimator called NAME these are NAME (nats), NAME_error, NAME_n and NAME_median, which a
     few rows far out do not move; for those that solve
     an ODE NAME_step_error (the change with half the steps, on a few rows); for vectors
-    NAME_data_units and NAME_minus_gaussian; for images NAME_bits and NAME_bits_error.
+    NAME_data_units with NAME_data_units_error, and NAME_minus_gaussian; for images NAME_bits and
+    NAME_bits_error.
     `estimators` has the names and titles.
     """
     estimators, world = run.recipe.estimators(settings), world or World()
@@ -62,7 +63,7 @@ def likelihoods(
             few = slice(0, STEP_ERROR_ROWS)
             halved, _ = _nats(run, replace(one, log_prob=one.halved), rows[few], seed, world)
             result[f"{one.name}_step_error"] = float((halved - nats[few]).mean())
-        result |= _read(one.name, result, run, float(weight.mean()))
+        result |= _read(one.name, result, run, nats - weight)
     return result
 
 
@@ -80,7 +81,7 @@ def _gaussian(dataset: Dataset, n: int, seed: int) -> float | None:
 
 
 def _read(
-    name: str, result: dict[str, Any], run: LoadedRun, weight: float
+    name: str, result: dict[str, Any], run: LoadedRun, in_units: Tensor
 ) -> dict[str, float | None]:
     nats, dim = result[name], run.record.dim
     if run.record.is_image:
@@ -88,7 +89,8 @@ def _read(
         return {f"{name}_bits": bits_per_dim(nats, dim), f"{name}_bits_error": error}
     gaussian = result["gaussian_nll"]
     return {
-        f"{name}_data_units": nats - weight,
+        f"{name}_data_units": float(in_units.mean()),
+        f"{name}_data_units_error": float(in_units.std()) / math.sqrt(len(in_units)),
         f"{name}_minus_gaussian": None if gaussian is None else nats - gaussian,
     }
 

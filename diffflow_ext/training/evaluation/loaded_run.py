@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.frames import is_frame
+from diffflow_ext.engines.ode.solver import EXACT_DIMENSIONS
 
 from ..config.defaults import resolve
 from ..config.fields import Config
@@ -25,7 +28,7 @@ from ..store.directory import RunDirectory
 from .imputation import POOL, complete, warn_of_few
 from .sample_file import to_frame
 from .sampling import check_options, draw
-from .scoring import log_probs, pick_estimator, stored_rows
+from .scoring import log_probs, pick_estimator, stored_rows, table_of_run
 
 
 @dataclass(frozen=True)
@@ -144,40 +147,66 @@ class LoadedRun:
         """Returns n copies of rows whose missing values are drawn given the others of the row.
 
         See `evaluation.imputation`: the limit for many candidates is the model's own conditional
-        distribution. Each candidate takes one evaluation of the density.
+        distribution. It takes 10,000 samples of the model, and one evaluation of the density for
+        each candidate of a row with gaps.
 
         Arguments:
             rows: Rows of a table as for `log_prob`, NaN (in a column of texts None) where a value
                 is missing. One row n times gives samples of a conditional distribution.
             n: The number of copies.
             candidates: Candidates of each row, at least 2.
-            seed: The seed; the noise of a row depends only on it and the row's index.
+            seed: The seed.
 
         Returns:
-            Data frames, with the columns of the run, if `rows` is one, else float64 tensors.
-            Values that were there are the same up to the rounding of float32.
+            Data frames, with the columns of the run and the index of `rows`, if that is one, else
+            float64 tensors. Values that were there are as they were.
 
         Warns:
             UserWarning: If few candidates of a row count.
 
         Raises:
             TypeError: If the run has images, or rows are no numbers.
-            ValueError: If a shape, a column, a value or a number is wrong.
+            ValueError: If a shape, a column, a value or a number is wrong, a row lies where the
+                model has no density, or the ODE of the model has too many coordinates.
         """
         encoding = self.record.encoding
         if encoding is None:
             raise TypeError("impute: expected a run of a table, got one of images")
         checked("impute", "n", n, Annotated[int, whole(1)])
         checked("impute", "candidates", candidates, Annotated[int, whole(2)])
+        table = table_of_run(encoding, rows, "impute")
+        stored = encoding.stored(table, "impute", gaps=True)
+        copies = self._completed(encoding, stored, n, candidates, seed)
+        texts = torch.tensor([column.is_text for column in encoding.columns])
+        given = torch.where(texts, stored.double(), torch.from_numpy(table.values))
+        values = [torch.where(stored.isnan(), copy, given) for copy in copies]
+        if not (is_frame(rows) or encoding.texts):
+            return values
+        frames = [to_frame(encoding, part) for part in values]
+        return [
+            frame.set_axis(rows.index) if hasattr(rows, "index") else frame for frame in frames
+        ]
+
+    def _completed(
+        self, encoding: Encoding, stored: Tensor, n: int, candidates: int, seed: int
+    ) -> Tensor:
+        """Returns decoded copies of stored rows, shape (n, rows, columns)."""
         estimator = pick_estimator(self.recipe, None, EvaluationSettings())
-        stored = stored_rows(self.record, rows, "impute", gaps=True)
+        if encoding.dim > EXACT_DIMENSIONS and estimator.name == "ode":
+            raise ValueError(
+                f"impute: expected at most {EXACT_DIMENSIONS} coordinates, beyond which densities"
+                f" of an ODE are random estimates, the run has {encoding.dim}; take the model flow"
+            )
+        gaps = stored.isnan().any(1)
+        copies = torch.zeros(n, *stored.shape, dtype=torch.float64)
+        if not bool(gaps.any()):
+            return copies
         pool = self.sample(POOL, seed=seed, units="training")
-        pool = pool.to(next(self.model.parameters()).device)
-        found = complete(encoding, estimator, pool, stored, n, candidates, seed)
+        device = next(self.model.parameters()).device
+        found = complete(encoding, estimator, pool, stored[gaps], n, candidates, seed, device)
         warn_of_few(found.effective)
-        values = [self.record.in_data_units(x) for x in found.inputs]
-        as_frame = is_frame(rows) or bool(encoding.texts)
-        return [to_frame(encoding, part) for part in values] if as_frame else values
+        copies[:, gaps] = torch.stack([encoding.decoded(x) for x in found.inputs])
+        return copies
 
 
 def _holds_run(path: Path) -> bool:

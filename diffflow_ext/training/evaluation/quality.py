@@ -53,8 +53,12 @@ def vector_quality(samples: Tensor, dataset: Dataset) -> dict[str, float | None]
     Samples are in the units of training, no more than there are training or test data.
     """
     key = NoiseKey(0, stream=EVALUATION_STREAM)
-    real = _test_and_training(dataset, len(samples))
-    parts = (samples, *(model_inputs(dataset.encoding, rows, key) for rows in real))
+    real, offset = _test_and_training(dataset, len(samples)), 0
+    parts = [samples]
+    for rows in real:
+        # Their noise must not be the same.
+        parts.append(model_inputs(dataset.encoding, rows, key, offset))
+        offset += len(rows)
     return {
         **_beside_floor("energy_distance", energy_distance, parts, ratio=True),
         **_beside_floor("sliced_wasserstein", sliced_wasserstein, parts, ratio=True),

@@ -54,28 +54,46 @@ def to_frame(encoding: Encoding, samples: Tensor) -> Any:
 
 
 def _typed(column: Column, values: np.ndarray) -> Any:
-    """Returns the values of a column in its type."""
+    """Returns the values of a column in the type that they had, if it can hold them."""
     import pandas
 
     if column.is_text:
-        texts = [column.values[int(index)] for index in values]
-        if column.dtype in ("bool", "boolean") and "" not in column.values:
-            return np.array([text == "True" for text in texts])
-        if column.dtype == "category":
-            known = [text for text in column.values if text != ""]
-            return pandas.Categorical([text or None for text in texts], known)
-        return pandas.Series([text or None for text in texts], dtype=object)
+        texts = [str(column.values[int(index)]) or None for index in values]
+        if column.dtype in ("bool", "boolean") and None not in texts:
+            return pandas.Series([text == "True" for text in texts], dtype=column.dtype)
+        if column.dtype == "boolean":
+            truth = [None if text is None else text == "True" for text in texts]
+            return pandas.Series(truth, dtype="boolean")
+        known = [text for text in column.values if text != ""]
+        return _as_category(column, texts, known)
     whole = is_whole(column)
-    if np.isnan(values).any():
-        return values.astype(column.dtype) if column.dtype.startswith("float") else values
-    return values.astype(np.int64 if whole and "int" not in column.dtype else column.dtype)
+    numbers = pandas.Series(values)
+    if "int" in column.dtype.lower() or (whole and not column.dtype):
+        numbers = numbers.round()
+        kind = column.dtype or "int64"
+        return numbers if numbers.isna().any() and kind[0] in "iu" else numbers.astype(kind)
+    if column.dtype.endswith("category"):
+        plain = [int(value) if whole else value for value in column.values]
+        return _as_category(column, numbers.where(numbers.notna(), None), plain)
+    return numbers.astype(column.dtype or "float64")
+
+
+def _as_category(column: Column, values: Any, known: list[Any]) -> Any:
+    """Returns values as a categorical of pandas if they were one, else as texts."""
+    import pandas
+
+    if column.dtype.endswith("category"):
+        ordered = column.dtype.startswith("ordered")
+        return pandas.Categorical(values, known, ordered=ordered)
+    kind = column.dtype if column.dtype.startswith("str") else "object"
+    return pandas.Series(values, dtype=kind)
 
 
 def is_whole(column: Column) -> bool:
     """Whether all values of a column of numbers are whole."""
     if column.kind == "category":
         return all(float(value).is_integer() for value in column.values)
-    return column.kind == "integer" and column.step >= 1.0 and column.low.is_integer()
+    return column.kind == "integer" and column.step.is_integer() and column.low.is_integer()
 
 
 def write_samples(path: str | Path, samples: Tensor, columns: Sequence[Column]) -> None:
@@ -131,6 +149,15 @@ def _spelling(column: Column) -> Callable[[float], str]:
     if is_whole(column):
         return lambda value: "" if math.isnan(value) else str(int(value))
     if column.kind == "integer":
-        decimals = max(0, -math.floor(math.log10(column.step) + 1e-9)) + 1
+        decimals = _decimals(column)
         return lambda value: "" if math.isnan(value) else repr(round(value, decimals))
     return lambda value: "" if math.isnan(value) else repr(value)
+
+
+def _decimals(column: Column) -> int:
+    """Returns how many decimals the grid of a column has."""
+    for decimals in range(12):
+        ends = (column.low * 10.0**decimals, column.step * 10.0**decimals)
+        if all(abs(end - round(end)) < 1e-4 for end in ends):
+            return decimals
+    return 12

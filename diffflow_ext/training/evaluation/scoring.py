@@ -108,9 +108,7 @@ def log_probs(
     return density, weight
 
 
-def stored_rows(
-    record: DatasetRecord, rows: Any, op: str = "score", *, gaps: bool = False
-) -> Tensor:
+def stored_rows(record: DatasetRecord, rows: Any, op: str = "score") -> Tensor:
     """Returns rows as the encoding of a run stores them, or images in bytes.
 
     Arguments:
@@ -118,7 +116,6 @@ def stored_rows(
         rows: Rows in the units of the data, shape (n, columns): an array, a tensor, a table, or a
             data frame whose columns are found by their names. Images: uint8, shape (n, C, H, W).
         op: The function that errors name.
-        gaps: Whether values of all columns may be missing.
 
     Raises:
         TypeError: If they are not numbers, or texts in a column of texts.
@@ -127,31 +124,36 @@ def stored_rows(
     encoding = record.encoding
     if encoding is None:
         return _images(record, rows)
-    table = rows if isinstance(rows, Table) else _table(encoding, rows)
+    return encoding.stored(table_of_run(encoding, rows, op), op)
+
+
+def table_of_run(encoding: Encoding, rows: Any, op: str) -> Table:
+    """Returns rows as a table with the columns of a run; errors are those of `stored_rows`."""
+    table = rows if isinstance(rows, Table) else _table(encoding, rows, op)
     if not len(table.values):
         raise ValueError(f"{op}: expected rows, at least one, got none")
-    return encoding.stored(table, op, gaps=gaps)
+    return table
 
 
-def _table(encoding: Encoding, rows: Any) -> Table:
+def _table(encoding: Encoding, rows: Any, op: str) -> Table:
     if is_frame(rows):
         selection = Selection(wanted=encoding.names, texts=frozenset(encoding.texts))
         return select(rows, selection, "rows")
     values = array_of(rows)
     if values.dtype.kind not in "fiu":
         raise TypeError(
-            f"score: expected rows of real numbers, got {in_words(rows)} of {values.dtype}; give"
+            f"{op}: expected rows of real numbers, got {in_words(rows)} of {values.dtype}; give"
             " an array, a tensor or a data frame of numbers"
         )
     wanted = len(encoding.columns)
     if values.ndim != 2 or values.shape[1] != wanted:
         raise ValueError(
-            f"score: expected rows of shape (n, {wanted}) as in the run, n at least 1, got"
+            f"{op}: expected rows of shape (n, {wanted}) as in the run, n at least 1, got"
             f" {values.shape}"
         )
     if encoding.texts:
         raise TypeError(
-            f"score: expected texts in {listed(encoding.texts)}, got numbers alone; give a data"
+            f"{op}: expected texts in {listed(encoding.texts)}, got numbers alone; give a data"
             " frame"
         )
     return Table(values.astype(np.float64), list(encoding.names), "rows")

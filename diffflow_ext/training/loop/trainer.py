@@ -67,9 +67,9 @@ class Trainer:
         rows: Any = None,
     ) -> None:
         device = pick_device(config.run.device, local_rank())
-        dataset = open_data(config, rows, warn=world.writes)
         if checkpoint is not None:
             config = completed_from(config, recorded(checkpoint)[1])
+        dataset = open_data(config, rows, warn=world.writes)
         config = resolve(config, is_image=dataset.is_image, flip=dataset.flip)
         self.config, self.run, self.device, self.world = config, run, device, world
         self.dataset, self.record = dataset, DatasetRecord.of(dataset)

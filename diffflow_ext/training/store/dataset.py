@@ -45,7 +45,7 @@ def open_data(config: Config, rows: Any = None, *, warn: bool = True) -> Dataset
             key=data.key,
             drop_columns=data.drop_columns or (),
             columns=data.columns or "",
-            missing=data.missing,
+            missing=data.missing or "refuse",
         )
 
 
