@@ -24,6 +24,8 @@ KINDS = {
 }
 #: Shares of values are kept this far from 0 and 1, where the normal quantile is infinite.
 LEAST_SHARE = 1e-12
+#: Of numbers that are one value of a category.
+SAME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,14 @@ class Column:
 
     def _indices(self, values: Values) -> Values:
         known = np.array(self.values, np.float64)
-        index = np.minimum(np.searchsorted(known, values), len(known) - 1)
-        found = np.where(known[index] == values, index, -1.0)
+        above = np.minimum(np.searchsorted(known, values), len(known) - 1)
+        below = np.maximum(above - 1, 0)
+        index = np.where(
+            np.abs(known[below] - values) < np.abs(known[above] - values), below, above
+        )
+        # The same numbers may have been float32.
+        same = np.isclose(known[index], values, rtol=SAME, atol=0.0)
+        found = np.where(same, index, -1.0)
         return np.where(np.isnan(values) & self.missing, float(len(known)), found)
 
     def _standardised(self, values: Values) -> Values:
@@ -164,7 +172,8 @@ class Column:
             return torch.tensor([*self.values, math.nan], dtype=torch.float64)[index]
         t = self.mean + self.std * x
         if self.kind == "bounded":
-            return self.low + (self.high - self.low) * torch.sigmoid(t)
+            inside = np.nextafter([self.low, self.high], [self.high, self.low]).tolist()
+            return (self.low + (self.high - self.low) * torch.sigmoid(t)).clamp(*inside)
         if self.spread:
             t = self.center + self.spread * torch.sinh(t)
         if self.kind == "integer":

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .encoding import Encoding
-from .formats.columns import column_doubts, column_kinds
+from .formats.columns import column_doubts, column_kinds, repeated_values
 from .formats.tables import MIN_ROWS, Table, check_values
 from .kinds import ALL, choose_columns, filled
 from .sets.toy import sample_toy
@@ -230,7 +230,10 @@ def _doubts(table: Table, encoding: Encoding) -> list[str]:
     # Integers have probabilities, which have a bound, and heavy tails squeeze nothing.
     own = ("integer", "heavy")
     found = [kind if kind in own else like for kind, like in zip(kinds, found, strict=True)]
-    return column_doubts(values, names, found)
+    doubts = column_doubts(values, names, found)
+    again = repeated_values(table.values[:, numbers], names, found)
+    # One warning of a value is enough.
+    return doubts if any("far from all others" in doubt for doubt in doubts) else doubts + again
 
 
 def table_dataset(name: str, parts: Sequence[Tensor], encoding: Encoding) -> Dataset:

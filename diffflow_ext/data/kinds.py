@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from .column import KINDS, Column
-from .formats.columns import Values, column_kinds, how_to_leave_out, listed
+from .formats.columns import Values, column_kind, how_to_leave_out, listed
 from .formats.reading import Refused
 from .formats.tables import Table
 
 DROP, ALL = "drop", "*"
 MOST_VALUES = 1000  # of a category
 MOST_STEPS = 2.0**24  # of integers: float32 holds them
+MOST_WHOLE = 2.0**53  # float64 holds all whole numbers up to it
 DECIMALS = 6  # of a grid at most
 EXACT = 1e-4  # steps, by which rounded numbers miss a grid
 #: Of a deviation over that of a normal with the same nine tenths.
@@ -64,7 +65,12 @@ def columns_text(kinds: Mapping[str, str]) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    rows = list(csv.reader([text], skipinitialspace=True))
+    try:
+        rows = list(csv.reader([text], skipinitialspace=True))
+    except csv.Error as error:
+        raise ValueError(
+            f"columns={text!r}: expected kinds with commas between them ({error})"
+        ) from None
     return [part for row in rows for part in row if part.strip()]
 
 
@@ -142,8 +148,6 @@ def choose_columns(table: Table, train: Any, wanted: Mapping[str, str]) -> Chose
         )
     columns = [_column(table, i, kind, train) for i, kind in found]
     notes = [f"{listed(names)} ({reason})" for reason, names in left_out.items()]
-    dropped = [name for name, kind in wanted.items() if kind == DROP]
-    notes += [f"{listed(dropped)} (by columns)"] if dropped else []
     return Chosen(columns, [i for i, _ in found], notes)
 
 
@@ -163,7 +167,7 @@ def _check_names(table: Table, wanted: Mapping[str, str]) -> None:
 
 def _found(table: Table) -> list[str]:
     """Returns the kind of each column, or why it is left out."""
-    kinds = column_kinds(filled(table.values))
+    kinds = map(column_kind, filled(table.values).T)
     pairs = enumerate(zip(table.columns, kinds, strict=True))
     return [_kind(table, i, name, kind) for i, (name, kind) in pairs]
 
@@ -183,8 +187,7 @@ def _kind(table: Table, i: int, name: str, kind: str) -> str:
     if not len(present) or present.min() == present.max():
         return "one value alone"
     if name in table.categories:
-        is_name = len(table.categories[name]) > min(MOST_VALUES, len(values) / 2)
-        return "another text in most rows" if is_name else "category"
+        return _kind_of_texts(len(table.categories[name]), len(values))
     if kind == "rows":
         return "counts the rows"
     if kind in ("two", "few") or table.dtypes.get(name, "").endswith("category"):
@@ -192,6 +195,12 @@ def _kind(table: Table, i: int, name: str, kind: str) -> str:
     if grid_step(present) is not None:
         return "integer"
     return "heavy" if _is_heavy(present) else "continuous"
+
+
+def _kind_of_texts(count: int, rows: int) -> str:
+    if count > rows / 2:
+        return "another text in most rows"
+    return f"{count:,} different texts" if count > MOST_VALUES else "category"
 
 
 def grid_step(values: Values, *, surely: bool = False) -> float | None:
@@ -206,10 +215,11 @@ def grid_step(values: Values, *, surely: bool = False) -> float | None:
     for decimals in range(DECIMALS + 1):
         scaled = (unique - unique[0]) * 10.0**decimals
         whole = np.rint(scaled)
-        if whole[-1] >= MOST_STEPS:
+        if whole[-1] >= MOST_WHOLE:
             return None
         if bool((np.abs(scaled - whole) <= EXACT).all()) and bool((np.diff(whole) >= 1.0).all()):
-            return float(np.gcd.reduce(whole[1:].astype(np.int64))) / 10.0**decimals
+            step = float(np.gcd.reduce(whole[1:].astype(np.int64)))
+            return step / 10.0**decimals if whole[-1] / step < MOST_STEPS else None
         if not surely and 2 * len(unique) > len(values):
             return None
     return None
@@ -238,6 +248,11 @@ def _column(table: Table, i: int, kind: str, train: Any) -> Column:
         share = float(count / (len(values[train]) + 2 * PRIOR_COUNT))
         own |= {"missing": True, "shares": (1.0 - share, share)}
     present = values[~np.isnan(values)]
+    if not len(present):
+        raise Refused(
+            f"open_dataset: expected values in the column {name!r} of {table.source!r}, all are "
+            f"missing; {how_to_leave_out([name])}"
+        )
     if kind == "bounded":
         own |= {"low": float(bounds[0]), "high": float(bounds[1])}
         _check_bounds(table, i, own["low"], own["high"])

@@ -41,7 +41,7 @@ from .formats.reading import Refused
 from .formats.resizing import resize_images
 from .formats.tables import array_of, read_table, table_of
 from .formats.text import TEXT_SUFFIXES
-from .kinds import ALL, parse_columns, parsed_kind
+from .kinds import ALL, DROP, parse_columns, parsed_kind
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
 from .sets.magic import MAGIC_INSTALL, magic_file, magic_telescope
@@ -120,9 +120,16 @@ def open_dataset(
         ValueError: If `source` is neither a known set nor an existing path, or its data cannot be
             used.
     """
-    options = _Options(
-        image_size, key, parse_names(drop_columns), _kinds(columns), missing == "mask"
-    )
+    kinds = _kinds(columns)
+    if missing not in ("refuse", "mask"):
+        raise ValueError(
+            f"open_dataset: expected missing to be 'refuse' or 'mask', got {missing!r}"
+        )
+    # What is left out may be of any kind, and is not looked at.
+    dropped = [name for name, kind in kinds.items() if kind == DROP and name != ALL]
+    kinds = {name: kind for name, kind in kinds.items() if name not in dropped}
+    dropped = [*parse_names(drop_columns), *dropped]
+    options = _Options(image_size, key, dropped, kinds, missing == "mask")
     if not isinstance(source, (str, os.PathLike)):
         return _noted(_open_values(source, options), limit)
     text = os.fspath(source)
@@ -149,7 +156,7 @@ def _noted(data: Dataset, limit: int | None) -> Dataset:
 def _kinds(columns: str | Mapping[str, str]) -> dict[str, str]:
     if isinstance(columns, str):
         return parse_columns(columns)
-    return {name: parsed_kind(kind) for name, kind in columns.items()}
+    return {str(name): parsed_kind(str(kind)) for name, kind in columns.items()}
 
 
 def _open_values(rows: Any, options: _Options) -> Dataset:

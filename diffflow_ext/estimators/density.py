@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from diffflow_ext.data import Dataset
 from diffflow_ext.data.formats.columns import listed
-from diffflow_ext.data.formats.frames import is_frame
+from diffflow_ext.data.formats.frames import as_pandas, is_frame
 from diffflow_ext.data.formats.tables import MIN_ROWS
 from diffflow_ext.training.config.fields import Config
 from diffflow_ext.training.config.files import to_toml
@@ -125,17 +125,22 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         import pandas
 
         options: dict[str, Any] = {"ensure_all_finite": "allow-nan" if gaps else True}
+        if is_frame(X) and not isinstance(X, pandas.DataFrame):
+            X = as_pandas(X)
+        names = None if reset else pandas.Index(recorded(self.checkpoint_)[0].columns)
         if not is_frame(X):
             X = validate_data(self, X, reset=reset, dtype=np.float64, **options)
-            names = pandas.Index([f"x{i + 1}" for i in range(X.shape[1])])
-            return pandas.DataFrame(X, columns=names)
+            unnamed = pandas.Index([f"x{i + 1}" for i in range(X.shape[1])])
+            return pandas.DataFrame(X, columns=unnamed if names is None else names)
         # scikit-learn has checks of numbers alone; `train` checks the other kinds of columns.
         is_numeric = all(getattr(kind, "kind", None) in [*"fiuc"] for kind in X.dtypes)
         more: dict[str, Any] = {"skip_check_array": True}
         if is_numeric:
             more = {"dtype": "numeric", **options}
-        validate_data(self, X, reset=reset, **more)
-        return X
+        checked: Any = X
+        validate_data(self, checked, reset=reset, **more)
+        by_place = names is not None and not hasattr(self, "feature_names_in_")
+        return X.set_axis(names, axis=1) if by_place else X
 
     @property
     def run_(self) -> LoadedRun:

@@ -30,6 +30,7 @@ FOUND = {
     "cauchy": (RNG.standard_cauchy(N), "heavy", {}),
     "lognormal": (RNG.lognormal(0.0, 2.0, N), "heavy", {}),
     "exponential": (RNG.exponential(size=N), "continuous", {}),
+    "thousands": (RNG.integers(1, 5000, N) * 10_000, "integer", {"step": 10_000.0}),
     "counts": (np.floor(RNG.lognormal(3.0, 2.0, N)), "integer", {"step": 1.0}),
 }
 
@@ -59,7 +60,8 @@ def test_steps_of_grids() -> None:
     assert grid_step(np.array([0.1, 0.2, 0.4])) is None
     assert grid_step(np.array([0.1, 0.2, 0.4]), surely=True) == pytest.approx(0.1)
     assert grid_step(np.array([0.0, 2.0**24 - 1.0])) == 2.0**24 - 1.0
-    assert grid_step(np.array([0.0, 2.0**24])) is None
+    assert grid_step(np.array([0.0, 1.0, 2.0**24])) is None
+    assert grid_step(np.array([0.0, 1e7, 1e12])) == 1e7
     assert grid_step(np.array([3.0, 3.0])) is None
 
 
@@ -111,7 +113,9 @@ def test_kinds_are_said() -> None:
     data = open_dataset(frame, columns="length=bounded -9 9, n=integer, code=category, ok=drop")
     assert data.encoding is not None
     assert [column.kind for column in data.encoding.columns] == ["bounded", "integer", "category"]
-    assert "ok (by columns)" in data.notes
+    assert "ok (by drop_columns)" in data.notes
+    dated = frame[["length", "ok"]].assign(day=pandas.Timestamp("2020-01-01"))
+    assert open_dataset(dated, columns="day=drop").columns == ["length", "ok"]
     with pytest.warns(UserWarning, match="with few values, each many times"):
         data = open_dataset(frame[["length", "n"]], columns="continuous")
     assert data.encoding is not None
@@ -151,6 +155,38 @@ def test_missing_numbers_are_refused_or_masked(tmp_path: Path) -> None:
         assert float(data.train[:, 0][~absent].mean()) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_values_that_many_rows_have_among_others_are_said() -> None:
+    values = RNG.normal(size=(N, 1))
+    values[::5] = 0.0
+    with pytest.warns(
+        UserWarning, match=r"many rows have among different others .0 in 20 % of x1"
+    ):
+        open_dataset(values)
+
+
+def test_one_hot_columns_are_categories() -> None:
+    data = open_dataset(np.eye(3)[RNG.integers(0, 3, N)])
+    assert data.encoding is not None
+    assert [column.kind for column in data.encoding.columns] == ["category"] * 3
+
+
+def test_rows_that_begin_with_a_mark_are_rows(tmp_path: Path) -> None:
+    colours = RNG.choice(["#ff0000", "#00ff00", "blue"], N)
+    lines = [f"{colour},{RNG.normal()}" for colour in colours]
+    (tmp_path / "t.csv").write_text("# of mine\ncolour,x\n" + "\n".join(lines))
+    data = open_dataset(tmp_path / "t.csv")
+    assert len(data.train) + len(data.valid) + len(data.test) == N
+    assert data.encoding is not None
+    assert data.encoding.columns[0].values == ("#00ff00", "#ff0000", "blue")
+
+
+def test_a_header_with_numbers_among_its_names_is_doubtful(tmp_path: Path) -> None:
+    lines = [f"{'ab'[i % 2]},{RNG.normal()},{RNG.normal()}" for i in range(60)]
+    (tmp_path / "t.csv").write_text("region,2019,2020\n" + "\n".join(lines))
+    with pytest.warns(UserWarning, match="read as a row, though its texts .'region'. stand in no"):
+        open_dataset(tmp_path / "t.csv")
+
+
 def test_texts_of_kinds() -> None:
     kinds = {"a b": "integer", "c,d": "bounded 0 1", "*": "continuous", "e=f": "drop"}
     assert parse_columns(columns_text(kinds)) == kinds
@@ -168,6 +204,12 @@ def test_texts_of_kinds() -> None:
     ):
         with pytest.raises(ValueError, match=r"expected a kind: continuous, .* got"):
             parse_columns(text)
+    with pytest.raises(ValueError, match="expected kinds with commas between them"):
+        parse_columns("a=integer\nb=integer")
+    with pytest.raises(ValueError, match="'refuse' or 'mask', got True"):
+        open_dataset(FRAME, missing=True)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"expected a kind: continuous, .*got '3'"):
+        open_dataset(FRAME, columns={"a": 3})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="expected one kind for 'a', got two"):
         parse_columns("a=integer,a=heavy")
     assert parsed_kind("bounded  0   2") == "bounded 0 2"

@@ -107,6 +107,20 @@ def test_rows_to_score_that_do_not_suit(frame: pd.DataFrame) -> None:
         density.sample(0)
 
 
+def test_arrays_and_frames_have_the_same_scores(frame: pd.DataFrame) -> None:
+    named, unnamed = DiffFlowDensity(**SMALL).fit(frame), DiffFlowDensity(**SMALL)
+    unnamed.fit(frame.to_numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Of scikit-learn, of names.
+        for density in (named, unnamed):
+            scores = density.score_samples(frame)
+            assert np.array_equal(density.score_samples(frame.to_numpy()), scores)
+    numbered = DiffFlowDensity(**SMALL).fit(pd.DataFrame(frame.to_numpy()))
+    assert np.array_equal(
+        numbered.score_samples(frame.to_numpy()), unnamed.score_samples(frame.to_numpy())
+    )
+
+
 def test_texts_integers_and_gaps(frame: pd.DataFrame) -> None:
     """The columns of a frame keep their kinds, and samples are a frame if there are texts."""
     rng = np.random.default_rng(2)

@@ -57,9 +57,9 @@ ORDER: dict[str, str] = {
         nfdm_terms nfdm_parts nfdm
     """,
     "data": """
-        formats.reading formats.archives formats.arrays formats.columns formats.layout formats.text
-        formats.frames formats.tables formats.idx formats.cifar formats.resizing formats.pictures
-        formats.images sets.home sets.toy column encoding kinds dataset
+        formats.reading formats.archives formats.arrays formats.columns formats.layout
+        formats.words formats.text formats.frames formats.tables formats.idx formats.cifar
+        formats.resizing formats.pictures formats.images sets.home sets.toy column encoding kinds dataset
         sets.magic sets.maf fetching sources rows
     """,
     "metrics": """

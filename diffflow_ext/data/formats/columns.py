@@ -24,6 +24,7 @@ SAMPLE = 10_000  # rows, evenly spaced, that are enough to exclude a kind
 MOST_COLUMNS = 512  # beyond, the linear relations of columns take too long
 FEW = 100  # values of a column at most, each ten times or more
 REPEATED = 10
+ATOM = 0.05  # of the rows
 DEPENDENT = 1e-6  # deviations; what float32 resolves
 SQUEEZED = 1e-3  # deviations
 EXACT = 2.0**53  # float64 holds all whole numbers up to it
@@ -166,13 +167,14 @@ def column_kinds(values: Values) -> list[str]:
     It is "rows" if they count the rows, "two" or "few" if there are so many different ones,
     "whole", "copy" or "linear" if columns before it determine it, and else "number".
     """
-    kinds = [_kind(column) for column in values.T]
+    kinds = [column_kind(column) for column in values.T]
     for i, kind in _dependent(values).items():
         kinds[i] = kind
     return kinds
 
 
-def _kind(column: Values) -> str:
+def column_kind(column: Values) -> str:
+    """Returns what the values of a column are like: rows, two, few, whole or number."""
     n = len(column)
     # Larger numbers are all whole.
     whole = bool((column == np.rint(column)).all() and (np.abs(column) < EXACT).all())
@@ -245,6 +247,26 @@ def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) ->
             "it is standardised; mend or delete such rows"
         )
     return texts
+
+
+def repeated_values(values: Values, names: Sequence[str], kinds: Sequence[str]) -> list[str]:
+    """Returns a warning of single values that many rows have among different others."""
+    found = []
+    for i, column in enumerate(_sample(values).T):
+        if kinds[i] not in ("number", "heavy"):
+            continue
+        value, counts = np.unique(column[~np.isnan(column)], return_counts=True)
+        most = int(counts.argmax())
+        share = counts[most] / len(column)
+        if share > ATOM and counts[most] >= REPEATED:
+            found.append(f"{value[most]:.6g} in {100.0 * share:.0f} % of {names[i]}")
+    if not found:
+        return []
+    return [
+        f"values that many rows have among different others ({listed(found)}): {_UNBOUNDED}; if "
+        "they mark missing values, delete those rows; or round the others and name the column "
+        "integer"
+    ]
 
 
 def _far_values(values: Values) -> list[tuple[int, float, int]]:

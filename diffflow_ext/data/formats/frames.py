@@ -61,7 +61,7 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
     import pandas
 
     if not isinstance(frame, pandas.DataFrame):
-        frame = _as_pandas(frame)
+        frame = as_pandas(frame)
     names = [str(name) for name in frame.columns]
     kept = selection.positions(names, source)
     frame, names = frame.iloc[:, kept], [names[i] for i in kept]
@@ -95,7 +95,7 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
     return Frame(values, names, categories, dtypes, notes, rounding_doubts(rounded))
 
 
-def _as_pandas(frame: Any) -> Any:
+def as_pandas(frame: Any) -> Any:
     """Returns another library's frame as one of pandas."""
     import pandas
 

@@ -31,7 +31,9 @@ MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
 #: Cells of a column of texts in which nothing stands: what pandas takes for such.
 MISSING_TEXTS = ("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
 #: Numbers with signs, separators or a unit, dates and times: no words that name a category.
-_NUMERIC = re.compile(r"[-+]?[\d.,:/'\s-]*\d[\d.,:/'\s-]*([eE][-+]?\d+)?\s*[%°µ\w]{0,4}")
+_NUMERIC = re.compile(
+    r"[-+<>≤≥~(]*\s*[$€£¥]?\s*[\d.,:/'\sTZ-]*\d[\d.,:/'\sTZ-]*([eE][-+]?\d+)?\s*[)%°µ\w]{0,4}"
+)
 _UNNAMED = ("", "Unnamed: 0")  # the names under which pandas and R write an index
 
 

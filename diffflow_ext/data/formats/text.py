@@ -12,7 +12,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,13 +36,13 @@ from .layout import (
     Layout,
     decoded,
     find_layout,
-    is_word,
     number,
     split,
     without,
     words,
 )
 from .reading import Refused, check_size, open_file, read_bytes, unpack, unpacked_limit
+from .words import lonely_first_row, text_columns
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zip")
@@ -52,7 +51,6 @@ _COMMAS = re.compile(r"[-+\d.' ]*,[-+\d.,eE' ]*")
 _SPACED = re.compile(r"[-+\d.,'\s]+")
 _DIGITS = re.compile(r"[-+]?\d+")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_FIRST_ROWS = 10_000  # that show which columns are texts
 
 
 def read_text(file: Path, selection: Selection) -> tuple[Values, Layout, Categories]:
@@ -65,7 +63,7 @@ def read_text(file: Path, selection: Selection) -> tuple[Values, Layout, Categor
     with opened() as stream:
         layout = find_layout(stream, file, selection)
     with opened() as stream:
-        texts = _texts(stream, layout, selection)
+        texts = text_columns(stream, layout, selection)
     values, categories = None, dict[str, tuple[str, ...]]()
     if not texts:
         with opened() as stream:
@@ -79,30 +77,10 @@ def read_text(file: Path, selection: Selection) -> tuple[Values, Layout, Categor
         values, layout = _without_index(values, layout)
     else:
         _refuse_index(values, layout)
+    layout.doubts.extend(lonely_first_row(values, layout, categories))
     with opened() as stream:
         layout.doubts.extend(_rounded(stream, values, layout, texts))
     return values, layout, categories
-
-
-def _texts(stream: BinaryIO, layout: Layout, selection: Selection) -> set[int]:
-    """Returns the positions of columns of texts: those of which most cells are no numbers."""
-    asked = {i for i in layout.kept if layout.names[i] in selection.texts}
-    unsure = [
-        i for i in layout.kept if i not in asked and layout.names[i] not in selection.numbers
-    ]
-    found, present = Counter[int](), Counter[int]()
-    lines = (
-        without(line, layout.skipped) for line in decoded(stream, layout.start, layout.source)
-    )
-    rows = split(lines, layout.delimiter, layout.line, layout.source)
-    for _, cells in islice(rows, _FIRST_ROWS):
-        if len(cells) < len(layout.names):
-            continue
-        for i in unsure:
-            cell = cells[i].strip()
-            present[i] += cell.lower() not in MISSING
-            found[i] += is_word(cell)
-    return asked | {i for i in unsure if 2 * found[i] > present[i]}
 
 
 def _opener(file: Path) -> Callable[[], BinaryIO]:
@@ -193,7 +171,8 @@ def _by_line(
     stream: BinaryIO, layout: Layout, texts: Container[int], *, gaps: bool
 ) -> tuple[Values, Categories]:
     comments, known = Counter[str](), {i: dict[str, int]() for i in layout.kept if i in texts}
-    lines = _uncommented(decoded(stream, layout.start, layout.source), layout, comments)
+    lines = decoded(stream, layout.start, layout.source)
+    lines = _uncommented(lines, layout, comments, texts)
     values, width = array("d"), len(layout.names)
     for line, cells in split(lines, layout.delimiter, layout.line, layout.source):
         if len(cells) == layout.cells and not any(cells[width:]):
@@ -237,18 +216,28 @@ def _comments(comments: Counter[str], layout: Layout) -> list[str]:
     return notes
 
 
-def _uncommented(lines: Iterable[str], layout: Layout, comments: Counter[str]) -> Iterator[str]:
-    """Yields lines, comments as empty ones, and counts these: "comment", or "row" if like one."""
+def _uncommented(
+    lines: Iterable[str], layout: Layout, comments: Counter[str], texts: Container[int]
+) -> Iterator[str]:
+    """Yields lines, comments as empty ones, and counts these: "comment", or "row" if like one.
+
+    What has a text first and numbers where the rows have them is a row.
+    """
+    numbers = [i for i in layout.kept if i not in texts]
     for line in lines:
         row = without(line, layout.skipped)
         if not row:
-            text = line.strip().lstrip(layout.skipped)
+            text = line.strip()
+            text = text if 0 in texts else text.lstrip(layout.skipped)
             is_spaced = layout.delimiter == SPACES
             cells = words(text) if is_spaced else text.split(layout.delimiter)
             is_row = len(cells) == layout.cells and all(
-                number(cells[i], layout.decimal) is not None for i in layout.kept
+                number(cells[i], layout.decimal) is not None for i in numbers
             )
-            comments["row" if is_row else "comment"] += 1
+            if is_row and 0 in texts and numbers:
+                row = line
+            elif line.strip():
+                comments["row" if is_row else "comment"] += 1
         yield row
 
 
@@ -271,7 +260,10 @@ def _other_length(count: int, line: int, layout: Layout, *, is_first: bool) -> s
 def _no_number(cell: str, line: int, i: int, layout: Layout, *, is_first: bool) -> str:
     shown = cell if len(cell) <= 40 else cell[:37] + "..."
     # A run needs its columns.
-    mends = [] if layout.all_wanted else [how_to_leave_out([layout.names[i]])]
+    name = layout.names[i]
+    mends = [] if layout.all_wanted else [how_to_leave_out([name])]
+    if not layout.all_wanted and not is_first:
+        mends.append(f"say that it is a category (--columns={name}=category)")
     if cell.lower() in MISSING:
         mends = [] if layout.all_wanted else [MASK, *mends]
         hint = ", or ".join(["fill the gap or delete the row", *mends])
