@@ -130,7 +130,4 @@ def _spelling(column: Column) -> Callable[[float], str]:
         return lambda value: str(column.values[int(value)])
     if is_whole(column):
         return lambda value: "" if math.isnan(value) else str(int(value))
-    if column.kind == "integer":
-        decimals = max(0, -math.floor(math.log10(column.step) + 1e-9)) + 1
-        return lambda value: "" if math.isnan(value) else repr(round(value, decimals))
     return lambda value: "" if math.isnan(value) else repr(value)
