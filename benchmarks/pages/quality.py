@@ -23,8 +23,8 @@ from .tables import (
 )
 
 BENCHMARKS = (
-    "compare_2d", "compare_tables", "compare_images", "diffusion_start", "dinof_sweep",
-    "imputation",
+    "compare_2d", "compare_tables", "tables_mixed", "imputation", "compare_images",
+    "diffusion_start", "dinof_sweep",
 )  # fmt: skip
 SETS_2D = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
 TABLES = ("magic", "hipparcos")
@@ -37,6 +37,8 @@ ESTIMATORS = {
     "exact": "exact",
 }
 NATS = f"{MINUS}log p, nats"
+#: What models of tables cost.
+COSTS = ("updates", "CPU s", "parameters", "s per 10,000")
 #: A mean this many times the median is that of a few rows.
 FAR = 10.0
 Reports = Sequence[Report]
@@ -185,18 +187,58 @@ def _quality_table(report: Report) -> str:
         cells = [with_error(distance["mean"], distance["error"], 1), number(ratio),
                  with_error(apart["accuracy"], apart["error"], 3)]  # fmt: skip
         rows.append((one["title"], values, cells))
-    costs = [
-        [f"{one['steps']:,}" if "steps" in one else NONE, f"{one['train_cpu_seconds']:,.0f}",
-         f"{one['parameters']:,}" if "parameters" in one else NONE,
-         number(one["sampling"].get("cpu_seconds_per_10000"))]
-        for one in report["models"].values()
-    ]  # fmt: skip
-    marked = [cells + cost for cells, cost in zip(best_marked(rows), costs, strict=True)]
+    marked = [cells + _costs(one) for cells, one in
+              zip(best_marked(rows), report["models"].values(), strict=True)]  # fmt: skip
     real = report["c2st_of_training_rows"]
     marked.append(["training rows", "1", "1", with_error(real["accuracy"], real["error"], 3),
                    *[NONE] * 4])  # fmt: skip
-    head = [spelt(report["data"]), "energy distance / real", "sliced W / real", "told apart",
-            "updates", "CPU s", "parameters", "s per 10,000"]  # fmt: skip
+    head = [spelt(report["data"]), "energy distance / real", "sliced W / real", "told apart"]
+    return table([*head, *COSTS], marked)
+
+
+def _costs(one: Report) -> list[str]:
+    """The cells of `COSTS`."""
+    return [
+        f"{one['steps']:,}" if "steps" in one else NONE, f"{one['train_cpu_seconds']:,.0f}",
+        f"{one['parameters']:,}" if "parameters" in one else NONE,
+        number(one["sampling"].get("cpu_seconds_per_10000")),
+    ]  # fmt: skip
+
+
+def tables_mixed(report: Report) -> str:
+    return _likelihood_mixed(report) + "\n" + _quality_mixed(report)
+
+
+def _likelihood_mixed(report: Report) -> str:
+    """All rows and those that are not far out, of which a few may decide the mean of all."""
+    rows, counts = [], []
+    for one in report["models"].values():
+        for name, found in one["likelihood"].items():
+            near = found["near"]
+            title = one["title"] if name == "exact" else f"{one['title']}, {ESTIMATORS[name]}"
+            cells = [with_error(part["nats"], part["error"]) for part in (found, near)]
+            rows.append((title, [found["nats"], near["nats"], found["median"]],
+                         [*cells, with_error(found["median"])]))  # fmt: skip
+            counts.append([f"{found['n']:,}", with_error(found["scatter_of_seeds"], None, 3)])
+    marked = [cells + count for cells, count in zip(best_marked(rows), counts, strict=True)]
+    head = [f"{spelt(report['data'])}, {NATS}", "all rows", "without rows far out", "median",
+            "rows", "scatter of the noise"]  # fmt: skip
+    return table(head, marked)
+
+
+def _quality_mixed(report: Report) -> str:
+    rows = []
+    for one in report["models"].values():
+        apart, r2 = one["c2st"], one["regression_r2"]
+        cells = [with_error(apart["accuracy"], apart["error"], 3), with_error(r2, None, 3)]
+        rows.append((one["title"], [apart["accuracy"], -r2], cells))
+    marked = [cells + _costs(one) for cells, one in
+              zip(best_marked(rows), report["models"].values(), strict=True)]  # fmt: skip
+    real = report["training_rows"]
+    apart, r2 = real["c2st"], real["regression_r2"]
+    marked.append(["training rows", with_error(apart["accuracy"], apart["error"], 3),
+                   with_error(r2, None, 3), *[NONE] * 4])  # fmt: skip
+    head = [spelt(report["data"]), "told apart", "R² of log price", *COSTS]
     return table(head, marked)
 
 
@@ -325,6 +367,7 @@ BLOCKS: dict[str, Block] = {
     "likelihood-tables": of_all(_OF_TABLES, likelihood_tables),
     "quality-tables": of_all(_OF_TABLES, quality_tables),
     "imputation": of("imputation_magic", imputation),
+    "tables-mixed": of("tables_mixed_diamonds", tables_mixed),
     "likelihood-images": of_all(_OF_IMAGES, likelihood_images),
     "steps-images": of_all(_OF_IMAGES, steps_images),
     "diffusion-start": of("diffusion_start_mnist16", diffusion_start),

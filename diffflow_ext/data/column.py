@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ KINDS = {
 LEAST_SHARE = 1e-12
 #: Of numbers that are one value of a category.
 SAME = 1e-6
+MOST_DECIMALS = 12  # of an integer on a grid
+#: Rounding, in units of the last decimal, beyond which a number may be on any grid.
+SURE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,18 @@ class Column:
     def is_discrete(self) -> bool:
         """Whether its values have probabilities."""
         return self.kind in ("integer", "category")
+
+    @cached_property
+    def decimals(self) -> int | None:
+        """The decimals of an integer's values; None if they are no decimal numbers."""
+        rounding = 2.0**-21 if "32" in self.dtype else 2.0**-50
+        for decimals in range(MOST_DECIMALS + 1):
+            scaled = [abs(value) * 10.0**decimals for value in (self.low, self.step)]
+            if rounding * max(scaled) > SURE:
+                break
+            if all(abs(value - round(value)) <= rounding * max(value, 1.0) for value in scaled):
+                return decimals
+        return None
 
     # --- from values to the coordinate -----------------------------------------------------------
 
@@ -178,7 +193,9 @@ class Column:
             t = self.center + self.spread * torch.sinh(t)
         if self.kind == "integer":
             index = ((t - self.low) / self.step).round()
-            return (self.low + self.step * index).clamp(self.low, self.high)
+            values = (self.low + self.step * index).clamp(self.low, self.high)
+            # 0.2 + 4 * 0.01 is not 0.24, the number in the data.
+            return values if self.decimals is None else values.round(decimals=self.decimals)
         return t
 
 

@@ -240,13 +240,10 @@ def _column(table: Table, i: int, kind: str, train: Any) -> Column:
     name, values = table.columns[i], table.values[:, i]
     kind, *bounds = kind.split()
     own: dict[str, Any] = {"dtype": table.dtypes.get(name, "")}
-    gaps = bool(np.isnan(values).any())
     if name in table.categories or kind == "category":
         return _category(table, i, kind, train, own)
-    if gaps:
-        count = np.isnan(values[train]).sum() + PRIOR_COUNT
-        share = float(count / (len(values[train]) + 2 * PRIOR_COUNT))
-        own |= {"missing": True, "shares": (1.0 - share, share)}
+    if np.isnan(values).any():
+        own |= _mask(values[train])
     present = values[~np.isnan(values)]
     if not len(present):
         raise Refused(
@@ -257,17 +254,27 @@ def _column(table: Table, i: int, kind: str, train: Any) -> Column:
         own |= {"low": float(bounds[0]), "high": float(bounds[1])}
         _check_bounds(table, i, own["low"], own["high"])
     if kind == "integer":
-        step = grid_step(present, surely=True)
-        if step is None:
-            raise Refused(
-                f"open_dataset: expected numbers on a grid in the column {name!r} of "
-                f"{table.source!r}, which is to be integer; say continuous"
-            )
-        own |= {"low": float(present.min()), "high": float(present.max()), "step": step}
+        own |= _grid(table, name, present)
     if kind == "heavy" or (kind == "integer" and _is_heavy(present)):
         own |= _spread(present)
     column = Column(name, kind, **own)
     return _standardised(column, values[train], table)
+
+
+def _mask(train: Values) -> dict[str, Any]:
+    count = np.isnan(train).sum() + PRIOR_COUNT
+    share = float(count / (len(train) + 2 * PRIOR_COUNT))
+    return {"missing": True, "shares": (1.0 - share, share)}
+
+
+def _grid(table: Table, name: str, values: Values) -> dict[str, Any]:
+    step = grid_step(values, surely=True)
+    if step is None:
+        raise Refused(
+            f"open_dataset: expected numbers on a grid in the column {name!r} of "
+            f"{table.source!r}, which is to be integer; say continuous"
+        )
+    return {"low": float(values.min()), "high": float(values.max()), "step": step}
 
 
 def _spread(values: Values) -> dict[str, float]:

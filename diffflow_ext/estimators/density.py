@@ -128,8 +128,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         if is_frame(X) and not isinstance(X, pandas.DataFrame):
             X = as_pandas(X)
         names = None if reset else pandas.Index(recorded(self.checkpoint_)[0].columns)
+        rows: Any = X
         if not is_frame(X):
-            X = validate_data(self, X, reset=reset, dtype=np.float64, **options)
+            X = validate_data(self, rows, reset=reset, dtype=np.float64, **options)
             unnamed = pandas.Index([f"x{i + 1}" for i in range(X.shape[1])])
             return pandas.DataFrame(X, columns=unnamed if names is None else names)
         # scikit-learn has checks of numbers alone; `train` checks the other kinds of columns.
@@ -137,8 +138,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         more: dict[str, Any] = {"skip_check_array": True}
         if is_numeric:
             more = {"dtype": "numeric", **options}
-        checked: Any = X
-        validate_data(self, checked, reset=reset, **more)
+        validate_data(self, rows, reset=reset, **more)
         by_place = names is not None and not hasattr(self, "feature_names_in_")
         return X.set_axis(names, axis=1) if by_place else X
 

@@ -180,6 +180,22 @@ def test_samples_stay_within_the_values_of_the_data() -> None:
     assert bool(((decoded > -1.0) & (decoded < 5.0)).all())
 
 
+@pytest.mark.parametrize(
+    ("low", "step", "dtype", "decimals"),
+    [
+        (0.0, 1.0, "int64", 0),
+        (0.2, 0.01, "float64", 2),
+        (-0.0125, 0.001, "float64", 4),
+        (1e9 + 0.25, 0.5, "float64", 2),
+        (float(np.float32(0.2)), 0.01, "float32", 2),
+        (1 / 3, 1.0, "float64", None),
+        (float(np.float32(1 / 3)), 1.0, "float32", None),
+    ],
+)
+def test_decimals_of_a_grid(low: float, step: float, dtype: str, decimals: int | None) -> None:
+    assert replace(GRID, low=low, step=step, dtype=dtype).decimals == decimals
+
+
 BAD = {
     "linear": (
         math.nan,

@@ -59,7 +59,8 @@ ORDER: dict[str, str] = {
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.layout
         formats.words formats.text formats.frames formats.tables formats.idx formats.cifar
-        formats.resizing formats.pictures formats.images sets.home sets.toy column encoding kinds dataset
+        formats.resizing formats.pictures formats.images sets.home sets.toy
+        column encoding kinds dataset
         sets.magic sets.maf fetching sources rows
     """,
     "metrics": """

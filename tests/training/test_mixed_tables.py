@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from diffflow_ext.cli import main
+from diffflow_ext.data import open_dataset
 from diffflow_ext.training import LoadedRun, configure, evaluate, load_run, train
+from diffflow_ext.training.evaluation.sample_file import to_frame, write_samples
 
 pytest.importorskip("zuko")
 N = 600
@@ -186,9 +188,10 @@ def test_runs_of_earlier_versions_go_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert result.step == 8
 
 
-def test_types_come_back(tmp_path: Path) -> None:
+def typed() -> pd.DataFrame:
+    """Returns a table of columns of many types."""
     n = 300
-    frame = pd.DataFrame(
+    return pd.DataFrame(
         {
             "wide": (RNG.normal(size=n) * 1e12).astype("int64"),
             "null": pd.array(
@@ -202,6 +205,10 @@ def test_types_come_back(tmp_path: Path) -> None:
             "text": pd.array(RNG.choice(["x", "y"], n), "string"),
         }
     )
+
+
+def test_types_come_back(tmp_path: Path) -> None:
+    frame = typed()
     config = configure(steps=4, missing="mask", **TINY)
     train(config, tmp_path / "run", data=frame, progress=False)
     run = load_run(tmp_path / "run")
@@ -242,3 +249,25 @@ def test_probabilities_of_a_small_discrete_set_are_those_of_the_data(tmp_path: P
     # The bound is near: a density of one coordinate would be 0.69 nats a column above it.
     gap = float(torch.from_numpy(shares.ravel()) @ (mass.log() - scores.mean(1)))
     assert gap < 0.2
+
+
+def test_samples_on_grids_are_values_of_the_data(tmp_path: Path) -> None:
+    """In frames and in files: 0.2 + 4 * 0.01 is not 0.24, nor does a third have one decimal."""
+    steps = np.arange(300).repeat(4)
+    frame = pd.DataFrame(
+        {"hundredths": (steps + 20) / 100, "single": ((steps + 20) / 100).astype("float32"),
+         "thirds": steps + 1 / 3, "below": (10 * steps - 1625) / 10_000}
+    )  # fmt: skip
+    data = open_dataset(frame)
+    assert data.encoding is not None
+    assert {column.kind for column in data.encoding.columns} == {"integer"}
+    x = data.encoding.inputs(data.train, torch.zeros(len(data.train), 4))
+    rows = data.encoding.decoded(x)
+    samples = to_frame(data.encoding, rows)
+    write_samples(tmp_path / "x.csv", rows, data.encoding.columns)
+    read = pd.read_csv(tmp_path / "x.csv", float_precision="round_trip")
+    read = read.astype({"single": "float32"})
+    for name in frame:
+        assert samples[name].dtype == frame[name].dtype
+        assert samples[name].isin(frame[name]).all(), name
+        assert read[name].isin(frame[name]).all(), name

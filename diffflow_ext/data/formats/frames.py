@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,19 +65,7 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
     names = [str(name) for name in frame.columns]
     kept = selection.positions(names, source)
     frame, names = frame.iloc[:, kept], [names[i] for i in kept]
-    parts, categories, wrong = list[Values](), dict[str, tuple[str, ...]](), list[str]()
-    for i, name in enumerate(names):
-        column = frame.iloc[:, i]
-        # What was read as texts from a file may be numbers in a frame.
-        as_texts = selection.wanted is not None and name in selection.texts
-        column = _plain(column)
-        if _is_number(column.dtype) and not as_texts:
-            parts.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
-        elif as_texts or (_is_texts(column) and (name in selection.texts or _has_words(column))):
-            codes, categories[name] = _coded(column)
-            parts.append(codes)
-        else:
-            wrong.append(f"{name} ({column.dtype})")
+    parts, categories, wrong = _coded_columns(frame, names, selection)
     if wrong:
         found = [word.rpartition(" (")[0] for word in wrong]
         way_out = "" if selection.wanted is not None else f", or {how_to_leave_out(found)}"
@@ -93,6 +81,26 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
     rounded = [names[i] for i in large if _is_whole(frame.dtypes.iloc[i])]
     dtypes = {name: _type_name(kind) for name, kind in zip(names, frame.dtypes, strict=True)}
     return Frame(values, names, categories, dtypes, notes, rounding_doubts(rounded))
+
+
+def _coded_columns(
+    frame: Any, names: Sequence[str], selection: Selection
+) -> tuple[list[Values], dict[str, tuple[str, ...]], list[str]]:
+    """Returns the values of columns, the texts of some, and which have neither."""
+    parts, categories, wrong = list[Values](), dict[str, tuple[str, ...]](), list[str]()
+    for i, name in enumerate(names):
+        column = frame.iloc[:, i]
+        # What was read as texts from a file may be numbers in a frame.
+        as_texts = selection.wanted is not None and name in selection.texts
+        column = _plain(column)
+        if _is_number(column.dtype) and not as_texts:
+            parts.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        elif as_texts or (_is_texts(column) and (name in selection.texts or _has_words(column))):
+            codes, categories[name] = _coded(column)
+            parts.append(codes)
+        else:
+            wrong.append(f"{name} ({column.dtype})")
+    return parts, categories, wrong
 
 
 def as_pandas(frame: Any) -> Any:

@@ -106,8 +106,7 @@ def find_layout(stream: BinaryIO, file: Path, selection: Selection) -> Layout:
     line, first = next(rows, (0, []))
     if not first:
         raise _no_rows(source, head, skipped)
-    start, above = head.start, head.line
-    after, doubts = stream.tell(), list[str]()
+    start, above, after, doubts = head.start, head.line, stream.tell(), list[str]()
     second = next(rows, (0, list[str]()))[1]
     names, named_by = head.names or _names_in_comment(head, delimiter, first), f"line {line}"
     has_header = not head.names and _is_header(first, second, delimiter, line, doubts)

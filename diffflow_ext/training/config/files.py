@@ -111,6 +111,27 @@ def _with_graph_choice(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"cuda_graph": "on" if graph else "off"} if isinstance(graph, bool) else values
 
 
+def _old_form(tables: dict[str, Any]) -> ValueError:
+    """Returns the refusal of a file of an earlier version, with its new form."""
+    config = from_record(tables)
+    left_out = [name for name in tables if name not in {"model", *config.values()}]
+    dropped = f", without {', '.join(left_out)}, which {config.name} has not" if left_out else ""
+    return ValueError(
+        "train: expected a table for each section, got the form of earlier versions; this file"
+        f" in the new form{dropped}:\n\n{to_toml(config, tables)}"
+    )
+
+
+def _take_columns(tables: dict[str, Any]) -> None:
+    """Moves the table [columns] into the field of [data], and checks it."""
+    if kinds := tables.pop("columns", None):
+        data = tables.setdefault("data", {})
+        if "columns" in data:
+            raise ValueError("train: expected a table [columns] or columns in [data], got both")
+        data["columns"] = columns_text(kinds)
+        parse_columns(data["columns"])
+
+
 def _from_tables(tables: dict[str, Any]) -> Config:
     if not all(isinstance(value, dict) for value in tables.values()):
         known = {"model"}.union(*(kind().values() for kind in CONFIGS.values()))
@@ -119,21 +140,8 @@ def _from_tables(tables: dict[str, Any]) -> Config:
                 f"train: expected tables with the fields of a run, such as [data], got"
                 f" {', '.join(map(repr, [*tables][:4]))}; name a configuration of diffflow"
             )
-        config = from_record(tables)
-        left_out = [name for name in tables if name not in {"model", *config.values()}]
-        dropped = (
-            f", without {', '.join(left_out)}, which {config.name} has not" if left_out else ""
-        )
-        raise ValueError(
-            "train: expected a table for each section, got the form of earlier versions; this file"
-            f" in the new form{dropped}:\n\n{to_toml(config, tables)}"
-        )
-    if kinds := tables.pop("columns", None):
-        data = tables.setdefault("data", {})
-        if "columns" in data:
-            raise ValueError("train: expected a table [columns] or columns in [data], got both")
-        data["columns"] = columns_text(kinds)
-        parse_columns(data["columns"])
+        raise _old_form(tables)
+    _take_columns(tables)
     unknown = [name for name in tables if name not in SECTIONS]
     if unknown:
         raise ValueError(f"train: [{unknown[0]}]: expected one of {', '.join(SECTIONS)}")

@@ -148,16 +148,4 @@ def _spelling(column: Column) -> Callable[[float], str]:
         return lambda value: str(column.values[int(value)])
     if is_whole(column):
         return lambda value: "" if math.isnan(value) else str(int(value))
-    if column.kind == "integer":
-        decimals = _decimals(column)
-        return lambda value: "" if math.isnan(value) else repr(round(value, decimals))
     return lambda value: "" if math.isnan(value) else repr(value)
-
-
-def _decimals(column: Column) -> int:
-    """Returns how many decimals the grid of a column has."""
-    for decimals in range(12):
-        ends = (column.low * 10.0**decimals, column.step * 10.0**decimals)
-        if all(abs(end - round(end)) < 1e-4 for end in ends):
-            return decimals
-    return 12
