@@ -49,10 +49,14 @@ def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dat
 def rows_of_run(run: LoadedRun, path: str, key: str | None = None) -> Rows:
     """Returns the rows, or images, in a file: those to which a run is applied; see `open_rows`."""
     config, encoding = run.config.data, run.record.encoding
+    conditions = run.record.conditions
     texts = encoding.texts if encoding is not None else ()
+    names = run.record.columns
+    if conditions is not None and names:
+        names, texts = names + conditions.names, texts + conditions.texts
     gaps = encoding is not None and any(column.missing for column in encoding.columns)
     return open_rows(
-        path, run.record.columns, image_size=config.image_size, key=key,
+        path, names, image_size=config.image_size, key=key,
         drop_columns=config.drop_columns or (), texts=texts, gaps=gaps,
     )  # fmt: skip
 

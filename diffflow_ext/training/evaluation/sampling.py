@@ -68,6 +68,8 @@ def check_options(
     given = {"num_steps": num_steps, **options} if num_steps is not None else options
     if recipe.num_steps() is not None:
         known = ("num_steps", *known)
+    if recipe.conditions is not None:
+        known = (*known, "guidance")
     for name, value in given.items():
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has no options"
