@@ -184,7 +184,7 @@ class Score(Section):
                 self.out, self.data
             ):
                 raise ValueError(f"score: {self.out}: expected another file than DATA; rename it")
-            rows = rows_of_run(run, self.data, self.key)
+            rows = rows_of_run(run, self.data, self.key, conditions=self.given is None)
             settings = EvaluationSettings(self.num_steps, self.num_paths)
             title = pick_estimator(run.recipe, self.estimator, settings).title
             if run.record.encoding is not None and run.record.encoding.is_random:

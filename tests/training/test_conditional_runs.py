@@ -40,7 +40,8 @@ def table() -> pd.DataFrame:
 
 FRAME = table()
 SIZES: dict[str, dict[str, Any]] = {
-    "ddpm": {"timesteps": 50}, "nfdm": {}, "diffflow": {"num_steps": 10}, "dinof": {},
+    "ddpm": {"timesteps": 50}, "nfdm": {}, "diffflow": {"num_steps": 10, "steps": 1200},
+    "dinof": {},
 }  # fmt: skip
 
 
@@ -51,10 +52,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if request.param == "dinof":
         pytest.importorskip("zuko")
     out = tmp_path_factory.mktemp("run") / request.param
-    config = configure(
-        request.param, condition="cut,price", steps=400, batch_size=256, width=48, depth=2,
-        warmup=20, threads=1, **SIZES[request.param],
-    )  # fmt: skip
+    values: dict[str, Any] = {
+        "condition": "cut,price", "steps": 400, "batch_size": 256, "width": 48, "depth": 2,
+        "warmup": 20, "threads": 1, **SIZES[request.param],
+    }  # fmt: skip
+    config = configure(request.param, **values)
     lines = list[str]()
     train(config, out, data=FRAME, progress=False, tell=lines.append)
     assert "conditioned on: cut (one of 'fair', 'good', 'ideal'), price (a number)" in lines
@@ -147,6 +149,13 @@ def test_the_program(folder: Path, run: LoadedRun, tmp_path: Path) -> None:
     assert main(["score", str(folder), str(rows), "--out", str(tmp_path / "s.csv")]) == 0
     scores = pd.read_csv(tmp_path / "s.csv").log_prob
     assert np.allclose(scores, run.log_prob(FRAME[:20]), rtol=1e-4, atol=1e-4)
+    # Without columns of the condition, it is given.
+    FRAME[["y"]][:20].to_csv(rows, index=False)
+    words = ["score", str(folder), str(rows), "--out", str(tmp_path / "given.csv")]
+    assert main(words) == 2
+    assert main([*words, "--given", "cut=good,price=0"]) == 0
+    given = run.log_prob(FRAME[["y"]][:20], given={"cut": "good", "price": 0})
+    assert np.allclose(pd.read_csv(tmp_path / "given.csv").log_prob, given, rtol=1e-4, atol=1e-4)
 
 
 def test_errors_of_the_program(folder: Path, tmp_path: Path, capsys: Any) -> None:
@@ -191,6 +200,7 @@ def test_a_killed_run_ends_with_the_same_bits(model: str, csv: Path, tmp_path: P
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_several_processes(csv: Path, tmp_path: Path) -> None:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     words = ["train", "ddpm", str(csv), "--condition", "cut,price", *flags]
@@ -259,6 +269,32 @@ def test_other_data_than_those_of_the_run(csv: Path, tmp_path: Path) -> None:
         run.record.require(other)
 
 
+def test_guidance_needs_samples_without_conditions(csv: Path, tmp_path: Path) -> None:
+    config = configure("ddpm", data=str(csv), condition="cut,price", label_dropout=0.0, **TINY)
+    train(config, tmp_path / "run", progress=False)
+    run, given = load_run(tmp_path / "run"), {"cut": "good", "price": 0.0}
+    assert torch.equal(run.sample(3, given=given, guidance=1.0), run.sample(3, given=given))
+    with pytest.raises(
+        ValueError, match=r"guidance=2\.0: expected a run .* label_dropout above 0"
+    ):
+        run.sample(3, given=given, guidance=2.0)
+
+
+@pytest.mark.filterwarnings("ignore:evaluate. distances are left out")
+def test_paths_have_the_conditions(tmp_path: Path) -> None:
+    frame = FRAME[:200].assign(z=np.arange(200.0)[::-1])
+    config = configure("diffflow", condition="cut,price", **TINY)
+    train(config, tmp_path / "run", data=frame, progress=False)
+    run, data = load_run(tmp_path / "run"), open_dataset(frame, condition="cut,price")
+    evaluate(tmp_path / "run", 20, data=frame, ode_n=0)
+    assert (tmp_path / "run" / "figures" / "trajectories.png").exists()
+    recipe, x0 = run.recipe.given(data.given_of("test")), data.test[:2]
+    assert "states, drifts and scores are finite" in recipe.where_not_finite(x0, 0, 0)
+    other = run.recipe.given(data.given_of("train"))
+    assert not torch.equal(recipe.sample_losses(x0, 0, 0), other.sample_losses(x0, 0, 0))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_data_sets_in_memory(tmp_path: Path) -> None:
     data = open_dataset(FRAME[:200], condition="cut")
     config = configure("ddpm", condition="cut", **TINY)

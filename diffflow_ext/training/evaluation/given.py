@@ -105,8 +105,9 @@ def _of_values(op: str, conditions: Conditions, given: Mapping[str, Any]) -> Ten
 def _number(op: str, name: str, value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(
+    except (TypeError, ValueError, OverflowError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
             f"{op}: expected a number for {name!r} in given, got {in_words(value)}"
         ) from None
 
