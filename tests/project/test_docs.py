@@ -62,20 +62,23 @@ def test_examples_of_conditions_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    cuts, numbers = ["Fair", "Good", "Ideal"] * 200, np.random.default_rng(0).normal(size=(600, 2))
-    frame = pd.DataFrame({"cut": cuts, "price": range(300, 900), "x": numbers[:, 0]})
+    cuts, numbers = ["Fair", "Good", "Ideal"] * 80, np.random.default_rng(0).normal(size=(240, 2))
+    frame = pd.DataFrame({"cut": cuts, "price": range(400, 640), "x": numbers[:, 0]})
     frame = frame.sample(frac=1.0, random_state=0).assign(y=numbers[:, 1])
     frame.to_csv("diamonds.csv", index=False)
     assert "steps=2000" in code
     assert "--steps 2000" in words
-    for line in words.replace("--steps 2000", "--steps 2").splitlines():
+    small = "--steps 2 --width 8 --depth 1"
+    words = words.replace("--steps 2000", small).replace("--n 1000", "--n 20")
+    for line in words.splitlines():
         assert main(line.split()[1:]) == 0
     names: dict[str, Any] = {"frame": frame}
-    exec(code.replace("steps=2000", "steps=2"), names)
+    code = code.replace("steps=2000", "steps=2, width=8, depth=1").replace("(1000,", "(20,")
+    exec(code, names)
     assert [*names["ideal"].columns] == ["x", "y", "cut", "price"]
     assert set(names["ideal"].cut) == {"Ideal"}
     assert [*names["like"].price] == [*frame.price]
-    assert names["log_p"].shape == (600,)
+    assert names["log_p"].shape == (240,)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
