@@ -206,9 +206,10 @@ def test_a_killed_run_ends_with_the_same_bits(model: str, csv: Path, tmp_path: P
 def test_several_processes(csv: Path, tmp_path: Path) -> None:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     words = ["train", "ddpm", str(csv), "--condition", "cut,price", *flags]
-    for size in (1, 2):
-        run_processes(size, *words, "--out", str(tmp_path / str(size)))
-    assert_like(tmp_path / "2", tmp_path / "1")
+    run_processes(1, *words, "--out", str(tmp_path / "alone"))
+    for more in ("--no-shard", "--shard"):
+        run_processes(2, *words, more, "--out", str(tmp_path / more))
+        assert_like(tmp_path / more, tmp_path / "alone")
 
 
 @pytest.mark.parametrize("net", ["mlp", "unet"])
