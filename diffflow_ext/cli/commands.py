@@ -18,6 +18,7 @@ from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.training.config.rules import DEVICE, SEED, Maybe, Section, whole
 from diffflow_ext.training.evaluation.evaluate import evaluate
 from diffflow_ext.training.evaluation.extractor import make_extractor
+from diffflow_ext.training.evaluation.given import parse_given
 from diffflow_ext.training.evaluation.loaded_run import load_run
 from diffflow_ext.training.evaluation.pictures import draw_sample_picture
 from diffflow_ext.training.evaluation.report import format_table
@@ -106,6 +107,8 @@ class Sample(Section):
     n: Annotated[int, whole(1, MAX_SAMPLES)] = 10000
     #: Seed.
     seed: Annotated[int, SEED] = 0
+    #: What the samples are conditioned on, such as label=3, or cut=Ideal,price=500.
+    given: Annotated[Maybe[str], arg(metavar="NAME=VALUE")] = None
     #: Picture of the samples beside the test data.
     figure: Annotated[Maybe[str], arg(metavar="FILE.png")] = None
     #: Where the data of the run are now, if they have moved, for the picture.
@@ -126,12 +129,16 @@ class Sample(Section):
             dataset = open_run_data(run, self.data, warn=world.writes) if self.figure else None
             options = self.sampler.options()
             options |= {"seed": self.seed, "world": world, "units": "training"}
-            samples = run.sample(self.n, **options)
+            given = None if self.given is None else parse_given(self.given)
+            samples = run.sample(self.n, given=given, **options)
             if not world.writes:
                 return 0
         encoding = run.record.encoding
         columns = encoding.columns if encoding is not None else ()
-        write_samples(self.out, run.record.in_data_units(samples), columns)
+        values = run.record.in_data_units(samples)
+        if self.out.lower().endswith(".csv"):
+            columns, values = run.with_conditions(samples, given)
+        write_samples(self.out, values, columns)
         if self.figure and dataset is not None:
             draw_sample_picture(self.figure, dataset, samples)
         print(f"{self.out}: {self.n} samples of {_contents(run.record)}")
@@ -157,6 +164,8 @@ class Score(Section):
     num_paths: Annotated[int, whole(1, MAX_PATHS)] = 1
     #: Steps N of the bound (diffflow); None takes those of the run.
     num_steps: Annotated[Maybe[int], whole(1)] = None
+    #: What all rows are conditioned on, such as label=3; None takes their own columns.
+    given: Annotated[Maybe[str], arg(metavar="NAME=VALUE")] = None
     #: Array to read from an .npz file with several.
     key: Annotated[Maybe[str], arg(metavar="NAME")] = None
     #: Seed.
@@ -175,13 +184,14 @@ class Score(Section):
                 self.out, self.data
             ):
                 raise ValueError(f"score: {self.out}: expected another file than DATA; rename it")
-            rows = rows_of_run(run, self.data, self.key)
+            rows = rows_of_run(run, self.data, self.key, conditions=self.given is None)
             settings = EvaluationSettings(self.num_steps, self.num_paths)
             title = pick_estimator(run.recipe, self.estimator, settings).title
             if run.record.encoding is not None and run.record.encoding.is_random:
                 title += ", one draw of noise for discrete and missing values"
             names = ("estimator", "num_steps", "num_paths", "seed")
             options = {name: getattr(self, name) for name in names}
+            options["given"] = None if self.given is None else parse_given(self.given)
             scores = run.log_prob(rows.values, world=world, **options)
             if not world.writes:
                 return 0

@@ -48,6 +48,9 @@ class Sampler:
     corrector_scale: Maybe[float] = None
     #: Size of a Langevin step (dinof).
     snr: Maybe[float] = None
+    #: Weight of the condition, of a run with one: more than 1 strengthens it, and samples then
+    #: follow no stated density; None takes 1.
+    guidance: Maybe[float] = None
 
     def __post_init__(self) -> None:
         if self.clip and self.no_clip:

@@ -19,10 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .conditions import LABEL, Conditions
 from .encoding import Encoding
-from .formats.columns import column_doubts, column_kinds, repeated_values
+from .formats.columns import column_doubts, column_kinds, listed, repeated_values
+from .formats.reading import Refused
 from .formats.tables import MIN_ROWS, Table, check_values
-from .kinds import ALL, choose_columns, filled
+from .kinds import ALL, Chosen, choose_columns, filled
 from .sets.toy import sample_toy
 
 NUM_POINTS = 200_000
@@ -54,6 +56,9 @@ class Dataset:
             None if the set has none. Not part of the fingerprint.
         notes: What else a file has, and was left out.
         doubts: What may have been meant otherwise; `open_dataset` warns of it.
+        conditions: What a model of the data is conditioned on; None for nothing.
+        given: The values of these conditions under `train`, `valid` and `test`: classes, int64 of
+            shape (rows,), or as `Conditions.encoding` stores them, float32.
     """
 
     name: str
@@ -66,11 +71,17 @@ class Dataset:
     labels: Mapping[str, Tensor] | None = None
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    conditions: Conditions | None = None
+    given: Mapping[str, Tensor] | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one input: (d,) or (C, H, W)."""
         return tuple(self.train.shape[1:]) if self.encoding is None else (self.encoding.dim,)
+
+    def given_of(self, role: str) -> Tensor | None:
+        """Returns the values of the conditions in a split; None without conditions."""
+        return None if self.given is None else self.given[role]
 
     @property
     def columns(self) -> list[str]:
@@ -181,11 +192,42 @@ def limit_training(data: Dataset, limit: int) -> Dataset:
         fingerprint = _image_fingerprint(parts)
     else:
         fingerprint = _fingerprint(parts)
-    return replace(data, train=train, labels=labels, fingerprint=fingerprint)
+    limited = replace(data, train=train, labels=labels, fingerprint=fingerprint)
+    if data.conditions is None or data.given is None:
+        return limited
+    return _given(limited, data.conditions, {**data.given, "train": data.given["train"][rows]})
+
+
+def given_labels(data: Dataset) -> Dataset:
+    """Returns images with their classes as the condition.
+
+    Raises:
+        ValueError: If they have none, or some below 0.
+    """
+    labels = data.labels
+    if labels is None:
+        raise Refused(
+            f"open_dataset: expected images with labels for condition={LABEL!r}, {data.name!r} "
+            "has none; leave it out, or give files with labels, such as those of MNIST"
+        )
+    low, high = (int(torch.cat([*labels.values()]).aminmax()[i]) for i in range(2))
+    if low < 0:
+        raise Refused(f"open_dataset: expected labels from 0 on, {data.name!r} has {low}")
+    return _given(data, Conditions(num_classes=high + 1), labels)
+
+
+def _given(data: Dataset, conditions: Conditions, given: Mapping[str, Tensor]) -> Dataset:
+    own = _fingerprint([given[role].double() for role in ROLES])
+    both = hashlib.sha256(f"{data.fingerprint}{own}".encode()).hexdigest()
+    return replace(data, conditions=conditions, given=given, fingerprint=both)
 
 
 def split_table(
-    table: Table, *, name: str | None = None, columns: Mapping[str, str] | None = None
+    table: Table,
+    *,
+    name: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    condition: Sequence[str] = (),
 ) -> Dataset:
     """Splits a table 80/10/10 by a fixed permutation.
 
@@ -194,12 +236,13 @@ def split_table(
         name: The dataset's name; the table's source if None.
         columns: Kinds of columns by their names, and of all others under "*" (see `kinds`); None
             for continuous ones alone.
+        condition: Columns that are no data, but what a model of them is conditioned on.
 
     Returns:
         The dataset; means, deviations and shares are those of its training split.
 
     Raises:
-        ValueError: If a value is not finite, or a column cannot be of its kind.
+        ValueError: If a value is not finite, or a column cannot be of its kind or a condition.
     """
     count = len(table.values)
     if count < MIN_ROWS:
@@ -212,12 +255,48 @@ def split_table(
     held_out = count // 10
     train = order[: count - 2 * held_out]
     chosen = choose_columns(table, train, {ALL: "continuous"} if columns is None else columns)
-    table, encoding = table.of_columns(chosen.positions), Encoding(tuple(chosen.columns))
-    rows = encoding.stored(table, "split_table")[torch.from_numpy(order)]
-    parts = rows.split([len(train), held_out, held_out])
+    data_columns, given_columns = _parted(table, chosen, [*dict.fromkeys(condition)])
+
+    def stored(positions: Sequence[int]) -> tuple[Table, Encoding, Sequence[Tensor]]:
+        own = table.of_columns([chosen.positions[i] for i in positions])
+        encoding = Encoding(tuple(chosen.columns[i] for i in positions))
+        rows = encoding.stored(own, "split_table")[torch.from_numpy(order)]
+        return own, encoding, rows.split([len(train), held_out, held_out])
+
+    own, encoding, parts = stored(data_columns)
     data = table_dataset(name or table.source, parts, encoding)
-    doubts = (*table.doubts, *_doubts(table, encoding))
-    return replace(data, notes=(*table.notes, *chosen.notes), doubts=doubts)
+    doubts = (*table.doubts, *_doubts(own, encoding))
+    data = replace(data, notes=(*table.notes, *chosen.notes), doubts=doubts)
+    if not given_columns:
+        return data
+    _, encoding, parts = stored(given_columns)
+    return _given(data, Conditions(encoding), dict(zip(ROLES, parts, strict=True)))
+
+
+def _parted(table: Table, chosen: Chosen, condition: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Returns the positions, among chosen columns, of data and of conditions."""
+    names = [column.name for column in chosen.columns]
+    unknown = [name for name in condition if name not in names]
+    if unknown:
+        left_out = f"; left out are {'; '.join(chosen.notes)}" if chosen.notes else ""
+        raise Refused(
+            f"open_dataset: expected condition among the columns of {table.source!r} that are "
+            f"used, {listed(names)}, got {unknown[0]!r}{left_out}"
+        )
+    gaps = [c.name for c in chosen.columns if c.name in condition and c.missing]
+    gaps = [n for n in gaps if chosen.columns[names.index(n)].kind != "category"]
+    if gaps:
+        raise Refused(
+            f"open_dataset: expected no missing numbers in a condition, the column {gaps[0]!r} of "
+            f"{table.source!r} has some; fill or delete such rows"
+        )
+    data = [i for i, name in enumerate(names) if name not in condition]
+    if not data:
+        raise Refused(
+            f"open_dataset: expected a column of {table.source!r} beside condition, got "
+            f"{listed(names)} there; a model needs data: name fewer"
+        )
+    return data, [names.index(name) for name in condition]
 
 
 def _doubts(table: Table, encoding: Encoding) -> list[str]:

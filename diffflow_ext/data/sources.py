@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from .conditions import LABEL
 from .dataset import (
     NUM_POINTS,
     ROLES,
     Dataset,
     draw_dataset,
+    given_labels,
     limit_training,
     split_images,
     split_table,
@@ -76,6 +78,7 @@ def open_dataset(
     drop_columns: str | Sequence[str] = (),
     columns: str | Mapping[str, str] = "",
     missing: Literal["refuse", "mask"] = "refuse",
+    condition: str | Sequence[str] = (),
 ) -> Dataset:
     """Opens a two-dimensional set, a set known by name, or data in a file or folder.
 
@@ -105,6 +108,8 @@ def open_dataset(
             and of data in memory have the kind that is found in their values (see `kinds`), those
             of known sets are continuous.
         missing: "mask" to learn which numbers are missing, "refuse" to refuse them.
+        condition: What a model is conditioned on: "label" for images, their classes, or the names
+            of columns of a table, as a sequence or with commas between them.
 
     Returns:
         The dataset; see :class:`Dataset`.
@@ -129,9 +134,9 @@ def open_dataset(
     dropped = [name for name, kind in kinds.items() if kind == DROP and name != ALL]
     kinds = {name: kind for name, kind in kinds.items() if name not in dropped}
     dropped = [*parse_names(drop_columns), *dropped]
-    options = _Options(image_size, key, dropped, kinds, missing == "mask")
+    options = _Options(image_size, key, dropped, kinds, missing == "mask", parse_names(condition))
     if not isinstance(source, (str, os.PathLike)):
-        return _noted(_open_values(source, options), limit)
+        return _noted(_open_values(source, options), options, limit)
     text = os.fspath(source)
     name = text.strip().lower().replace("_", "-") if isinstance(source, str) else ""
     if name in TOY_SETS:
@@ -143,11 +148,13 @@ def open_dataset(
         data = _open_path(text, Path(text), options)
     else:
         raise _unknown(text)
-    return _noted(data, limit)
+    return _noted(data, options, limit)
 
 
-def _noted(data: Dataset, limit: int | None) -> Dataset:
+def _noted(data: Dataset, options: _Options, limit: int | None) -> Dataset:
     """Returns the dataset with as many training rows, and warns of what is doubtful."""
+    if data.is_image and options.condition:
+        data = options.given_labels(data)
     for doubt in data.doubts:
         warnings.warn(f"{data.name}: {doubt}", stacklevel=3)
     return data if limit is None else limit_training(data, operator.index(limit))
@@ -165,10 +172,10 @@ def _open_values(rows: Any, options: _Options) -> Dataset:
     images = None if array is None else images_of(array, "images")
     if images is None:
         what = "a data frame" if array is None else "an array"
-        options.refuse("rows", what, "drop_columns", "columns", "gaps")
+        options.refuse("rows", what, "drop_columns", "columns", "gaps", "condition")
         table = table_of(rows if array is None else array, **options.of_tables())
-        return split_table(table, columns=options.columns)
-    options.refuse("images", "an array of images", "image_size")
+        return split_table(table, columns=options.columns, condition=options.condition)
+    options.refuse("images", "an array of images", "image_size", "condition")
     check_levels(images, "images")
     data = split_images(resized({"train": images}, options.image_size), name="images")
     return replace(data, doubts=tuple(level_doubts(images)))
@@ -183,17 +190,27 @@ class _Options:
     drop_columns: list[str]
     columns: dict[str, str]
     gaps: bool
+    condition: list[str]
 
     def of_tables(self) -> dict[str, Any]:
         """Returns the options of `read_table` and `table_of`."""
         texts = [name for name, kind in self.columns.items() if kind == "category"]
         return {"drop_columns": self.drop_columns, "texts": texts, "gaps": self.gaps}
 
+    def given_labels(self, data: Dataset) -> Dataset:
+        """Returns images with the condition, which must be their classes."""
+        if self.condition != [LABEL]:
+            raise ValueError(
+                f"open_dataset: expected condition={LABEL!r} for images, got "
+                f"{','.join(self.condition)!r}; columns are conditions of tables"
+            )
+        return given_labels(data)
+
     def refuse(self, name: str, kind: str, *allowed: str) -> None:
         """Refuses the options that are given but not allowed."""
         tables = "tables of one's own"
         uses = {"image_size": "images", "key": ".npz files", "drop_columns": tables}
-        uses |= {"columns": tables, "gaps": tables}
+        uses |= {"columns": tables, "gaps": tables, "condition": f"{tables} and images"}
         for option, use in uses.items():
             # What they are anyway.
             plain = option == "columns" and self.columns == {ALL: "continuous"}
@@ -251,10 +268,11 @@ def _open_path(name: str, path: Path, options: _Options) -> Dataset:
         found = find_arrays("open_dataset", path, options.key)
     read = read_images(path, options.image_size, found)
     if read is None:
-        options.refuse(name, "a table", "key", "drop_columns", "columns", "gaps")
+        options.refuse(name, "a table", "key", "drop_columns", "columns", "gaps", "condition")
         table = read_table(path, key=options.key, **options.of_tables())
-        return split_table(table, name=name, columns=options.columns)
-    options.refuse(name, "a set of images", "image_size", *(("key",) if found else ()))
+        return split_table(table, name=name, columns=options.columns, condition=options.condition)
+    allowed = ("image_size", "condition", *(("key",) if found else ()))
+    options.refuse(name, "a set of images", *allowed)
     images, flip, notes = read
     check_levels(images["train"], name)
     data = split_images(resized(images, options.image_size), name=name, flip=flip)

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +16,7 @@ from helpers import ROOT
 
 import diffflow_ext
 from diffflow_ext import metrics
-from diffflow_ext.cli import commands
+from diffflow_ext.cli import commands, main
 from diffflow_ext.training.config.fields import MAY_CHANGE
 
 PACKAGE = ROOT / "diffflow_ext"
@@ -42,7 +43,7 @@ def test_readme_examples_run() -> None:
 
 def test_example_of_data_in_memory_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.S)
-    (code,) = (code for code in codes if "data=frame" in code)
+    (code,) = (code for code in codes if "data=frame" in code and "condition" not in code)
     monkeypatch.chdir(tmp_path)
     values = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).numpy()
     names: dict[str, Any] = {"frame": pd.DataFrame(values, columns=["a", "b"])}
@@ -50,6 +51,34 @@ def test_example_of_data_in_memory_runs(tmp_path: Path, monkeypatch: pytest.Monk
     exec(code.replace("steps=2000", "steps=2, batch_size=4"), names)
     assert names["log_p"].shape == (60,)
     assert names["rows"].shape == (1000, 2)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_examples_of_conditions_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/training.md").read_text()
+    section = text.split("### Conditions\n")[1].split("\n### ")[0]
+    (words,), (code,) = (
+        re.findall(rf"```{name}\n(.*?)```", section, re.S) for name in ("bash", "python")
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    cuts, numbers = ["Fair", "Good", "Ideal"] * 80, np.random.default_rng(0).normal(size=(240, 2))
+    frame = pd.DataFrame({"cut": cuts, "price": range(400, 640), "x": numbers[:, 0]})
+    frame = frame.sample(frac=1.0, random_state=0).assign(y=numbers[:, 1])
+    frame.to_csv("diamonds.csv", index=False)
+    assert "steps=2000" in code
+    assert "--steps 2000" in words
+    small = "--steps 2 --width 8 --depth 1"
+    words = words.replace("--steps 2000", small).replace("--n 1000", "--n 20")
+    for line in words.splitlines():
+        assert main(line.split()[1:]) == 0
+    names: dict[str, Any] = {"frame": frame}
+    code = code.replace("steps=2000", "steps=2, width=8, depth=1").replace("(1000,", "(20,")
+    exec(code, names)
+    assert [*names["ideal"].columns] == ["x", "y", "cut", "price"]
+    assert set(names["ideal"].cut) == {"Ideal"}
+    assert [*names["like"].price] == [*frame.price]
+    assert names["log_p"].shape == (240,)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

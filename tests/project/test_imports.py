@@ -60,7 +60,7 @@ ORDER: dict[str, str] = {
         formats.reading formats.archives formats.arrays formats.columns formats.layout
         formats.words formats.text formats.frames formats.tables formats.idx formats.cifar
         formats.resizing formats.pictures formats.images sets.home sets.toy
-        column encoding kinds dataset
+        column encoding conditions kinds dataset
         sets.magic sets.maf fetching sources rows
     """,
     "metrics": """
@@ -71,14 +71,15 @@ ORDER: dict[str, str] = {
     "training": """
         config.rules config.sections config.fields config.files config.defaults config.schedules
         store.folders store.directory store.checkpoint store.saver store.dataset
-        recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm recipes.nfdm
-        recipes.flows recipes.build
+        recipes.contexts recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm
+        recipes.nfdm recipes.flows recipes.build
         parallel.device parallel.distributed parallel.sharding
         loop.batches loop.progress loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
-        evaluation.sampling evaluation.scoring evaluation.sample_file evaluation.imputation
-        evaluation.loaded_run evaluation.run_data evaluation.likelihoods evaluation.quality
-        evaluation.pictures evaluation.report evaluation.extractor evaluation.evaluate
+        evaluation.sampling evaluation.scoring evaluation.given evaluation.sample_file
+        evaluation.imputation evaluation.loaded_run evaluation.run_data evaluation.likelihoods
+        evaluation.quality evaluation.pictures evaluation.report evaluation.extractor
+        evaluation.evaluate
     """,
     "cli": "output flags doctor training commands program",
     "estimators": "parameters density models",

@@ -17,6 +17,7 @@ from diffflow_ext import DiffFlowSDE
 from diffflow_ext.engines import CapturedStep
 from diffflow_ext.engines.cuda_graph import StepResult
 from diffflow_ext.training import Config, TrainingError, configure, train
+from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.loop import captured
 from diffflow_ext.training.store.checkpoint import step_directories
 
@@ -159,3 +160,10 @@ def test_numbers_of_a_gpu_are_read_after_their_event(monkeypatch: pytest.MonkeyP
     assert events == ["recorded in the stream of cpu"]
     assert (reading.step, reading.numbers()) == (3, [1.5, 2.5])
     assert events[1:] == ["waited"]
+
+
+def test_conditions_exclude_graphs() -> None:
+    for condition, expected in ((None, True), ("cut", False)):
+        config = configure("diffflow", data="x", condition=condition)
+        resolved = resolve(config, is_image=False)
+        assert captured.takes_graphs(resolved, torch.device("cuda"), 1) == expected

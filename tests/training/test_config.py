@@ -25,7 +25,8 @@ BAD: dict[str, dict[str, list[Any]]] = {
     "diffflow": {
         "data": ["a\ud800"], "data_seed": [-1], "limit": [0], "image_size": [0, 4097],
         "key": ["\ud800"], "drop_columns": ["a,\ud800"],
-        "columns": ["\ud800=integer"], "missing": ["?"],
+        "columns": ["\ud800=integer"], "missing": ["?"], "condition": ["", " ,", "\ud800"],
+        "label_dropout": [1.0, -0.1, math.nan],
         "flip": ["yes"], "seed": [-1, 2**63], "steps": [0, 2**31 + 1], "batch_size": [0],
         "learning_rate": [0.0, -1e-3, math.nan, 1e300], "schedule": ["linear"], "warmup": [-1],
         "on_nonfinite": ["ignore"], "clip_norm": [0.0, math.inf], "ema_decay": [1.0, -0.1],
@@ -254,7 +255,7 @@ KINDS: list[dict[str, Any]] = [
         "keep_checkpoints": 4, "async_save": True, "log_every": 5, "key": "x",
         "drop_columns": 'a,"b, or c"', "columns": 'integer,"b, c=bounded 0 1"', "missing": "mask",
         "drift_scale": 2.0, "score_scale": 0.5,
-        "prediction": "noise",
+        "prediction": "noise", "condition": 'cut,"b, c"', "label_dropout": 0.25,
     },
     {
         "model": "diffflow", "net": "unet", "prior": "flow", "flow": "glow", "flip": "on",

@@ -21,6 +21,7 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
     doesn't suit the data or the other fields.
     """
     _check_data(config, is_image)
+    _check_condition(config, is_image)
     config = _filled(config, {"net": "unet" if is_image else "mlp"})
     if config.values().get("prior") != "normal":
         config = _filled(config, {"flow": "glow" if is_image else "spline"})
@@ -35,6 +36,8 @@ def resolve(config: C, *, is_image: bool, flip: bool = False) -> C:
         "power": 0.7 if is_image else 0.9,
         "log_snr_start": 12.0 if is_image else 9.2,
     }
+    if config.data.condition is not None:
+        chosen["label_dropout"] = 0.1
     if is_image:
         chosen["flip"] = "on" if flip else "off"
     if unet:
@@ -97,3 +100,27 @@ def _check_data(config: Config, is_image: bool) -> None:
         wrong["flip"] = "off: these data are not images"
     for name, expected in wrong.items():
         raise ValueError(f"train: {name}={values[name]!r}: expected {expected}")
+
+
+def _check_condition(config: Config, is_image: bool) -> None:
+    """Refuses a condition where a part of the model can't have it."""
+    values, condition = config.values(), config.data.condition
+    if condition is None:
+        if values["label_dropout"] is not None:
+            raise ValueError(
+                f"train: label_dropout={values['label_dropout']!r}: only for runs with a"
+                " condition, and this run has none; leave label_dropout out"
+            )
+        return
+    if config.name in ("ffjord", "flow"):
+        raise ValueError(
+            f"train: condition={condition!r}: the flows of model={config.name!r} take no context;"
+            " for conditions take diffflow, dinof, nfdm or ddpm"
+        )
+    has_flow = values.get("prior", "flow") == "flow" and "flow" in values
+    if is_image and has_flow and values["flow"] != "none":
+        mend = "prior='normal'" if "prior" in values else "flow='none'"
+        raise ValueError(
+            f"train: condition={condition!r}: the flow of images, Glow, takes no context, and the"
+            f" model would not be that of its condition; take {mend}, or nfdm or ddpm"
+        )

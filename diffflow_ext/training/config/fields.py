@@ -119,6 +119,11 @@ class DiffFlowConfig(Config):
                 "train: on_nonfinite='skip': a step that is one CUDA graph can't be left out;"
                 " leave it at 'stop', or cuda_graph at 'off'"
             )
+        if self.run.cuda_graph == "on" and self.data.condition is not None:
+            raise ValueError(
+                "train: cuda_graph='on': a step that is one CUDA graph has no condition; leave"
+                " cuda_graph out, or condition"
+            )
 
 
 @dataclass(frozen=True)

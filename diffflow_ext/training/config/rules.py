@@ -167,6 +167,7 @@ LOG_SNR = Rule("a number from -40 to 40", lambda value: -40 <= value <= 40)
 BELOW_ONE = Rule("a number from 0 up to but not including 1", lambda value: 0 <= value < 1)
 UP_TO_ONE = Rule("a number above 0 up to 1", lambda value: 0 < value <= 1)
 TEXT = Rule("a name or a path", _is_utf8)
+NAMES = Rule("names such as cut,price", lambda text: _is_utf8(text) and text.strip(", ") != "")
 SEED = whole(0, MAX_SEED)
 DEVICE = Rule(
     "auto, cpu, cuda or cuda:INDEX",

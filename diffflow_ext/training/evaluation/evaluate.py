@@ -3,6 +3,9 @@ r"""Evaluation of a trained model, with references for its numbers.
 Likelihoods are :math:`-\log p` of the held-out test data, or bounds of it; their reference is a
 Gaussian with the full covariance of the training data. The reference of distances between samples
 and test data is a floor, the same distance for as many training data.
+
+Of a run with conditions, likelihoods and samples are those given the conditions of the test data.
+References and distances know no conditions.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
@@ -32,7 +36,7 @@ from .loaded_run import LoadedRun, load_run
 from .pictures import draw_pictures
 from .quality import common_count, image_quality, vector_quality, warn_of_few
 from .run_data import open_run_data
-from .sampling import check_options
+from .sampling import check_options, draw
 
 DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
 #: Samples for the pictures if there are too few data for distances.
@@ -98,7 +102,7 @@ def evaluate(
         world.on_first(lambda: _check_target(target, figures=figures))
         count = common_count(limit, dataset)
         options: dict[str, Any] = {"seed": seed, "num_steps": num_steps, "world": world}
-        samples = loaded.sample(count or FEW_SAMPLES, units="training", **options, **sampler)
+        samples = _samples(loaded, dataset, count or FEW_SAMPLES, **options, **sampler)
         nats = likelihoods(loaded, dataset, limit, settings, seed, world)
         if not world.writes:
             return nats
@@ -114,6 +118,13 @@ def evaluate(
     if figures:
         _draw(target, RunDirectory(run), loaded, dataset, samples, seed)
     return result
+
+
+def _samples(run: LoadedRun, dataset: Dataset, n: int, **options: Any) -> Tensor:
+    """Returns samples in the units of training, given the conditions of the test data in turn."""
+    given = dataset.given_of("test")
+    rows = None if given is None else given[torch.arange(n) % len(given)]
+    return draw(run.recipe.given(rows), n, **options)
 
 
 def _default_counts(run: LoadedRun) -> tuple[int, int]:

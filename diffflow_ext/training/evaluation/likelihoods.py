@@ -14,12 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
+from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import bits_per_dim
 from diffflow_ext.metrics.distances import gaussian_nll
 
 from ..parallel.distributed import World
-from ..recipes.base import Estimator, EvaluationSettings
+from ..recipes.base import Estimator, EvaluationSettings, Recipe
 from ..store.dataset import model_inputs
 from .loaded_run import LoadedRun
 from .sampling import EVALUATION_STREAM
@@ -37,7 +38,7 @@ def likelihoods(
     seed: int,
     world: World | None = None,
 ) -> dict[str, Any]:
-    """Returns the results of each estimator for the first n test data.
+    """Returns the results of each estimator for the first n test data, given their conditions.
 
     For an estimator called NAME these are NAME (nats), NAME_error, NAME_n and NAME_median, which a
     few rows far out do not move; for those that solve
@@ -46,13 +47,14 @@ def likelihoods(
     NAME_bits_error.
     `estimators` has the names and titles.
     """
-    estimators, world = run.recipe.estimators(settings), world or World()
+    recipe = run.recipe.given(dataset.given_of("test"))
+    estimators, world = recipe.estimators(settings), world or World()
     result: dict[str, Any] = {"estimators": {one.name: one.title for one in estimators}}
     if not run.record.is_image:
         result["gaussian_nll"] = _gaussian(dataset, n, seed)
     for one in estimators:
         rows = dataset.test[: min(n, one.limit or n)]
-        nats, weight = _nats(run, one, rows, seed, world)
+        nats, weight = _nats(recipe, run.record.encoding, one, rows, seed, world)
         result |= {
             one.name: float(nats.mean()),
             f"{one.name}_error": float(nats.std()) / math.sqrt(len(nats)),
@@ -61,7 +63,8 @@ def likelihoods(
         }
         if one.halved is not None:
             few = slice(0, STEP_ERROR_ROWS)
-            halved, _ = _nats(run, replace(one, log_prob=one.halved), rows[few], seed, world)
+            half = replace(one, log_prob=one.halved)
+            halved, _ = _nats(recipe, run.record.encoding, half, rows[few], seed, world)
             result[f"{one.name}_step_error"] = float((halved - nats[few]).mean())
         result |= _read(one.name, result, run, nats - weight)
     return result
@@ -96,8 +99,12 @@ def _read(
 
 
 def _nats(
-    run: LoadedRun, estimator: Estimator, rows: Tensor, seed: int, world: World
+    recipe: Recipe[Any, Any],
+    encoding: Encoding | None,
+    estimator: Estimator,
+    rows: Tensor,
+    seed: int,
+    world: World,
 ) -> tuple[Tensor, Tensor]:
-    encoding = run.record.encoding
-    density, weight = log_probs(run.recipe, estimator, encoding, rows, seed, world)
+    density, weight = log_probs(recipe, estimator, encoding, rows, seed, world)
     return -density, weight

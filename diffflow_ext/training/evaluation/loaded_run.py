@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from diffflow_ext.data.column import Column
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.frames import is_frame
+from diffflow_ext.data.formats.tables import Table
 from diffflow_ext.engines.ode.solver import EXACT_DIMENSIONS
 
 from ..config.defaults import resolve
@@ -25,10 +27,11 @@ from ..recipes.build import build_recipe, room_of
 from ..store.checkpoint import Checkpoint, CheckpointError, load_latest, step_directories
 from ..store.dataset import DatasetRecord, recorded
 from ..store.directory import RunDirectory
+from .given import stored_conditions
 from .imputation import POOL, complete, warn_of_few
 from .sample_file import to_frame
-from .sampling import check_options, draw
-from .scoring import log_probs, pick_estimator, stored_rows, table_of_run
+from .sampling import MAX_SAMPLES, check_options, draw
+from .scoring import log_probs, pick_estimator, stored_rows, table_with
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class LoadedRun:
         *,
         seed: int = 0,
         num_steps: int | None = None,
+        given: Any = None,
         units: Literal["data", "training"] = "data",
         world: World | None = None,
         **options: Any,
@@ -68,14 +72,24 @@ class LoadedRun:
             n: The number of samples.
             seed: The seed of the noise.
             num_steps: Steps of the sampler; None for the model's own number.
+            given: What samples are conditioned on, which a run with conditions needs: a mapping of
+                each name to the value of all samples, such as ``{"label": 3}`` or
+                ``{"cut": "Ideal", "price": 500}``; or a row for each sample, of a table a data
+                frame or an array of numbers, of images the classes, shape (n,).
             units: "data" for float64 of shape (n, d) in the units of the data, or images in bytes,
                 shape (n, C, H, W); "training" for float32 as the networks see them.
             world: The processes that share the work; all of them get all samples.
-            options: Options of the model's sampler, see `recipe.sampler_options`.
+            options: Options of the model's sampler, see `recipe.sampler_options`; with conditions
+                also `guidance`, 1 by default, the weight w of
+                :class:`diffflow_ext.engines.conditions.Guided`: more than 1 strengthens the
+                condition. Samples with another weight than 1 no longer follow the density that
+                `log_prob` states.
 
         Raises:
-            ValueError: If `n` or `seed` isn't in its range, the samples don't fit in memory, or
-                the model's sampler has no such option, or `units` is another word.
+            TypeError: If a value of `given` isn't a number where the run has numbers.
+            ValueError: If `given` is missing or has a wrong name, value or number of rows, `n` or
+                `seed` isn't in its range, the samples don't fit in memory, the model's sampler has
+                no such option, or `units` is another word.
         """
         if units not in ("data", "training"):
             raise ValueError(f"sample: units={units!r}: expected 'data' or 'training'")
@@ -85,27 +99,49 @@ class LoadedRun:
                 f"sample: expected columns of numbers, {listed(texts)} have texts; take"
                 " sample_frame, or units='training'"
             )
-        samples = draw(self.recipe, n, seed=seed, num_steps=num_steps, world=world, **options)
+        recipe = self.recipe.given(self._conditions("sample", given, n))
+        samples = draw(recipe, n, seed=seed, num_steps=num_steps, world=world, **options)
         return samples if units == "training" else self.record.in_data_units(samples)
 
-    def sample_frame(self, n: int, **options: Any) -> Any:
+    def sample_frame(self, n: int, *, given: Any = None, **options: Any) -> Any:
         """Returns n samples of a table as a data frame of pandas.
 
-        Its columns have the names, types and categories of the data; missing numbers are NaN. The
-        samples and the options are those of `sample`.
+        Its columns have the names, types and categories of the data; missing numbers are NaN.
+        Conditions are columns after the others. The samples and the options are those of `sample`.
 
         Raises:
             TypeError: If the run has images.
         """
         if self.record.encoding is None:
             raise TypeError("sample_frame: expected a run of a table, got one of images")
-        samples = self.sample(n, units="training", **options)
-        return to_frame(self.record.encoding, self.record.in_data_units(samples))
+        samples = self.sample(n, given=given, units="training", **options)
+        columns, values = self.with_conditions(samples, given)
+        return to_frame(Encoding(columns), values)
+
+    def with_conditions(self, samples: Tensor, given: Any) -> tuple[tuple[Column, ...], Tensor]:
+        """Returns the columns of a table and of its conditions, and their values, float64.
+
+        Arguments:
+            samples: Samples of a table in the units of training.
+            given: What they are conditioned on, as for `sample`.
+        """
+        columns = () if self.record.encoding is None else self.record.encoding.columns
+        values, conditions = self.record.in_data_units(samples), self.record.conditions
+        stored = self._conditions("sample", given, len(samples))
+        if stored is None or conditions is None:
+            return columns, values
+        return columns + conditions.columns, torch.cat([values, conditions.values(stored)], 1)
+
+    def _conditions(self, op: str, given: Any, count: int) -> Tensor | None:
+        """Returns the conditions of samples as the run stores them; None if it has none."""
+        checked(op, "n", count, Annotated[int, whole(1, MAX_SAMPLES)])
+        return stored_conditions(op, self.record.conditions, given, count)
 
     def log_prob(
         self,
         rows: Any,
         *,
+        given: Any = None,
         estimator: str | None = None,
         num_steps: int | None = None,
         num_paths: int = 1,
@@ -118,6 +154,9 @@ class LoadedRun:
             rows: Rows in the units of the data, shape (n, d): an array, a tensor, a table, or a
                 data frame whose columns are found by their names and may be texts; or images in
                 bytes, shape (n, C, H, W).
+            given: What the rows are conditioned on, as for `sample`. By default their own columns
+                of these names, if they are a data frame or a table. The density is that of the
+                other columns given these.
             estimator: "exact", "ode", "bound" or "importance_weighted", if the model has it. By
                 default an exact density or the ODE's; of images the bound.
             num_steps: Steps N of the model's bound; None for its own.
@@ -138,9 +177,13 @@ class LoadedRun:
         """
         check_options("score", self.recipe, num_steps, {})
         settings = EvaluationSettings(num_steps, num_paths)
-        chosen = pick_estimator(self.recipe, estimator, settings)
         stored, encoding = stored_rows(self.record, rows), self.record.encoding
-        density, weight = log_probs(self.recipe, chosen, encoding, stored, seed, world or World())
+        own = given is None and self.record.conditions is not None and encoding is not None
+        if own and (is_frame(rows) or isinstance(rows, Table)):
+            given = rows
+        recipe = self.recipe.given(self._conditions("score", given, len(stored)))
+        chosen = pick_estimator(recipe, estimator, settings)
+        density, weight = log_probs(recipe, chosen, encoding, stored, seed, world or World())
         return density + weight
 
     def impute(self, rows: Any, n: int = 1, *, candidates: int = 256, seed: int = 0) -> list[Any]:
@@ -172,9 +215,14 @@ class LoadedRun:
         encoding = self.record.encoding
         if encoding is None:
             raise TypeError("impute: expected a run of a table, got one of images")
+        if self.record.conditions is not None:
+            raise ValueError(
+                "impute: expected a run without conditions, which this has:"
+                f" {listed(self.record.conditions.names)}; train one whose columns are all data"
+            )
         checked("impute", "n", n, Annotated[int, whole(1)])
         checked("impute", "candidates", candidates, Annotated[int, whole(2)])
-        table = table_of_run(encoding, rows, "impute")
+        table = table_with(encoding, rows, "impute")
         stored = encoding.stored(table, "impute", gaps=True)
         copies = self._completed(encoding, stored, n, candidates, seed)
         texts = torch.tensor([column.is_text for column in encoding.columns])
@@ -182,10 +230,8 @@ class LoadedRun:
         values = [torch.where(stored.isnan(), copy, given) for copy in copies]
         if not (is_frame(rows) or encoding.texts):
             return values
-        frames = [to_frame(encoding, part) for part in values]
-        return [
-            frame.set_axis(rows.index) if hasattr(rows, "index") else frame for frame in frames
-        ]
+        frames, index = [to_frame(encoding, part) for part in values], getattr(rows, "index", None)
+        return frames if index is None else [frame.set_axis(index) for frame in frames]
 
     def _completed(
         self, encoding: Encoding, stored: Tensor, n: int, candidates: int, seed: int
@@ -246,7 +292,9 @@ def run_of(checkpoint: Checkpoint, device: str, source: str | Path) -> LoadedRun
     record, config = recorded(checkpoint)
     try:
         config = resolve(config, is_image=record.is_image)
-        recipe = build_recipe(config, record.event_shape, room_of(checkpoint.ema))
+        recipe = build_recipe(
+            config, record.event_shape, room_of(checkpoint.ema), record.conditions
+        )
         recipe.module.load_state_dict(dict(checkpoint.ema))
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(

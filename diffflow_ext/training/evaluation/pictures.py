@@ -63,7 +63,8 @@ def _draw_trajectories(path: Path, run: LoadedRun, dataset: Dataset, seed: int) 
     key = NoiseKey(seed, stream=EVALUATION_STREAM)
     device = next(run.model.parameters()).device
     with torch.no_grad():
-        paths = run.recipe.paths(_inputs(dataset)[:TRAJECTORIES].to(device), key)
+        recipe = run.recipe.given(dataset.given_of("test"))
+        paths = recipe.paths(_inputs(dataset)[:TRAJECTORIES].to(device), key)
     if paths is None:
         return
     forward, reverse, times = paths

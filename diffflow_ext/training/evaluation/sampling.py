@@ -60,6 +60,15 @@ def draw(
     return world.gathered(parts, torch.float32)
 
 
+def _check_guidance(op: str, recipe: Recipe[Any, Any], weight: Any) -> None:
+    """Refuses a weight that needs samples trained without their condition, if there were none."""
+    if weight != 1 and not recipe.config.optimiser.label_dropout:
+        raise ValueError(
+            f"{op}: guidance={weight!r}: expected a run that was trained with label_dropout above"
+            " 0, so that its network knows no condition; leave guidance at 1, or train another one"
+        )
+
+
 def check_options(
     op: str, recipe: Recipe[Any, Any], num_steps: int | None, options: dict[str, Any]
 ) -> None:
@@ -68,6 +77,9 @@ def check_options(
     given = {"num_steps": num_steps, **options} if num_steps is not None else options
     if recipe.num_steps() is not None:
         known = ("num_steps", *known)
+    if recipe.conditions is not None:
+        known = (*known, "guidance")
+        _check_guidance(op, recipe, options.get("guidance", 1))
     for name, value in given.items():
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has no options"

@@ -124,31 +124,41 @@ def stored_rows(record: DatasetRecord, rows: Any, op: str = "score") -> Tensor:
     encoding = record.encoding
     if encoding is None:
         return _images(record, rows)
-    return encoding.stored(table_of_run(encoding, rows, op), op)
+    return encoding.stored(table_with(encoding, rows, op), op)
 
 
-def table_of_run(encoding: Encoding, rows: Any, op: str) -> Table:
-    """Returns rows as a table with the columns of a run; errors are those of `stored_rows`."""
-    table = rows if isinstance(rows, Table) else _table(encoding, rows, op)
+def table_with(encoding: Encoding, rows: Any, op: str = "score", name: str = "rows") -> Table:
+    """Returns the columns of an encoding of rows, at least one; errors as `stored_rows`.
+
+    Arguments:
+        encoding: The encoding.
+        rows: As for `stored_rows`; columns of frames and tables are found by their names.
+        op: The function that errors name.
+        name: What errors call the rows.
+    """
+    table = _table(encoding, rows, op, name)
     if not len(table.values):
-        raise ValueError(f"{op}: expected rows, at least one, got none")
+        raise ValueError(f"{op}: expected {name}, at least one, got none")
     return table
 
 
-def _table(encoding: Encoding, rows: Any, op: str) -> Table:
+def _table(encoding: Encoding, rows: Any, op: str, name: str) -> Table:
+    if isinstance(rows, Table):
+        named = {*encoding.names} <= {*rows.columns}
+        return rows.of_columns([*map(rows.columns.index, encoding.names)]) if named else rows
     if is_frame(rows):
         selection = Selection(wanted=encoding.names, texts=frozenset(encoding.texts))
-        return select(rows, selection, "rows")
+        return select(rows, selection, name)
     values = array_of(rows)
     if values.dtype.kind not in "fiu":
         raise TypeError(
-            f"{op}: expected rows of real numbers, got {in_words(rows)} of {values.dtype}; give"
+            f"{op}: expected {name} of real numbers, got {in_words(rows)} of {values.dtype}; give"
             " an array, a tensor or a data frame of numbers"
         )
     wanted = len(encoding.columns)
     if values.ndim != 2 or values.shape[1] != wanted:
         raise ValueError(
-            f"{op}: expected rows of shape (n, {wanted}) as in the run, n at least 1, got"
+            f"{op}: expected {name} of shape (n, {wanted}) as in the run, n at least 1, got"
             f" {values.shape}"
         )
     if encoding.texts:
@@ -156,7 +166,7 @@ def _table(encoding: Encoding, rows: Any, op: str) -> Table:
             f"{op}: expected texts in {listed(encoding.texts)}, got numbers alone; give a data"
             " frame"
         )
-    return Table(values.astype(np.float64), list(encoding.names), "rows")
+    return Table(values.astype(np.float64), list(encoding.names), name)
 
 
 def _images(record: DatasetRecord, rows: Any) -> Tensor:

@@ -28,7 +28,8 @@ def takes_graphs(config: Config, device: torch.device, processes: int) -> bool:
     if not isinstance(config, DiffFlowConfig) or config.run.cuda_graph == "off":
         return False
     possible = processes == 1 and config.optimiser.on_nonfinite == "stop"
-    possible = possible and not config.network.dropout
+    # A graph holds the addresses of its data, and no context.
+    possible = possible and not config.network.dropout and config.data.condition is None
     return config.run.cuda_graph == "on" or (device.type == "cuda" and possible)
 
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from diffflow_ext.data import Dataset
 from diffflow_ext.functional.core import build_info
 
 from ..config.defaults import completed_from, resolve
@@ -23,6 +26,7 @@ from ..parallel.device import pick_device
 from ..parallel.distributed import World, local_rank
 from ..recipes.base import Recipe
 from ..recipes.build import build_recipe, room_for_training, room_of
+from ..recipes.contexts import BatchContexts
 from ..store.checkpoint import Checkpoint, CheckpointError
 from ..store.dataset import DatasetRecord, open_data, recorded
 from ..store.directory import MetricsLog, NoLog, RunDirectory
@@ -81,6 +85,7 @@ class Trainer:
         module = self.recipe.module.to("cpu" if shares else device)
         self.state = TrainState(config, module, self.recipe.objectives)
         part = world.share(config.optimiser.batch_size)
+        self.recipe.contexts = _contexts(config, dataset, device)
         batches = Batches(config, dataset.train, device, part, dataset.encoding)
         self.step = TrainingStep(config, self.recipe, self.state, batches, world)
         keep = config.run.keep_checkpoints
@@ -92,10 +97,11 @@ class Trainer:
         """Returns the recipe, or refuses one that is larger than the checkpoint or the memory."""
         config, shape = self.config, self.dataset.event_shape
         if checkpoint is None:
-            return build_recipe(config, shape, room_for_training(self.device.type))
+            room = room_for_training(self.device.type)
+            return build_recipe(config, shape, room, self.record.conditions)
         record, _ = recorded(checkpoint)
         record.require(self.dataset)
-        return build_recipe(config, shape, room_of(checkpoint.model))
+        return build_recipe(config, shape, room_of(checkpoint.model), record.conditions)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         steps = self.config.optimiser.steps
@@ -208,6 +214,13 @@ class Trainer:
         checkpoint = self.state.to_checkpoint(meta, keep=self.world.writes)
         self.world.on_first(lambda: self.saver.save(checkpoint))
         self.state.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
+
+
+def _contexts(config: Config, dataset: Dataset, device: torch.device) -> BatchContexts | None:
+    conditions, stored = dataset.conditions, dataset.given_of("train")
+    if conditions is None or stored is None:
+        return None
+    return BatchContexts(config, conditions, stored, device)
 
 
 class _Rate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.functional.noise import NoiseKey
 
 from ..config.fields import Config
+from .contexts import Contexts, GivenContexts
 
 Model = TypeVar("Model", bound=nn.Module)
 Configuration = TypeVar("Configuration", bound=Config)
@@ -100,10 +103,12 @@ class Recipe(ABC, Generic[Model, Configuration]):
     Arguments:
         config: The configuration, resolved for the data.
         event_shape: The shape of a sample.
+        conditions: What the model is conditioned on; None for nothing.
 
     Attributes:
         module: The model that is trained, averaged and saved.
         objectives: Its parameters with their losses.
+        contexts: The contexts of its samples, which the trainer sets; see `given`.
     """
 
     #: Options of `draw` besides the number of steps.
@@ -115,9 +120,15 @@ class Recipe(ABC, Generic[Model, Configuration]):
 
     module: Model
     objectives: Sequence[Objective]
+    contexts: Contexts | None = None
 
-    def __init__(self, config: Configuration, event_shape: tuple[int, ...]) -> None:
-        self.config, self.event_shape = config, event_shape
+    def __init__(
+        self,
+        config: Configuration,
+        event_shape: tuple[int, ...],
+        conditions: Conditions | None = None,
+    ) -> None:
+        self.config, self.event_shape, self.conditions = config, event_shape, conditions
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             self.module = self.build()
@@ -166,6 +177,23 @@ class Recipe(ABC, Generic[Model, Configuration]):
     def paths(self, x0: Tensor, key: NoiseKey) -> tuple[Tensor, Tensor, Tensor] | None:
         """Returns forward and reverse states (N+1, B, *event) and their times, if it has both."""
         return None
+
+    def given(self, stored: Tensor | None) -> Recipe[Model, Configuration]:
+        """Returns the same recipe for samples with given conditions; itself for None.
+
+        Arguments:
+            stored: Conditions as `Dataset.given` has them; sample i has those of row i.
+        """
+        if stored is None or self.conditions is None:
+            return self
+        view = copy.copy(self)
+        device = next(self.module.parameters()).device
+        view.contexts = GivenContexts(self.conditions, stored, device)
+        return view
+
+    def context(self, step: int, offset: int, count: int) -> Tensor | None:
+        """Returns the context of samples of a step by their indices; None without conditions."""
+        return None if self.contexts is None else self.contexts.of(step, offset, count)
 
     @property
     def is_image(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.functional.memory import memory_of
 
 from ..config.fields import Config
@@ -50,14 +51,17 @@ class Room(NamedTuple):
 
 
 def build_recipe(
-    config: Config, event_shape: tuple[int, ...], room: Room | None = None
+    config: Config,
+    event_shape: tuple[int, ...],
+    room: Room | None = None,
+    conditions: Conditions | None = None,
 ) -> Recipe[Any, Any]:
     """Returns the recipe of a resolved configuration, with an untrained model from its seed.
 
     A ValueError says that the model would take more than `room`, before it takes it.
     """
     with contextlib.nullcontext() if room is None else _Within(room):
-        return RECIPES[config.name](config, event_shape)
+        return RECIPES[config.name](config, event_shape, conditions)
 
 
 def room_for_training(device: str) -> Room | None:

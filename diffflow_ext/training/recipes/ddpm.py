@@ -28,20 +28,24 @@ class DDPMRecipe(Recipe[DDPM, DDPMConfig]):
     def build(self) -> DDPM:
         """Returns the untrained model."""
         config = self.config
-        net = build_net(config.network, self.event_shape)
+        net = build_net(config.network, self.event_shape, conditions=self.conditions)
         return DDPM(net, config.model.noise_schedule, config.model.timesteps)
 
     def make_objectives(self) -> Sequence[Objective]:
         """Returns one objective."""
         return self.one_objective(
             lambda x0, step, offset: self.module.mean_loss(
-                x0, self.key(step), sample_offset=offset
+                x0,
+                self.key(step),
+                context=self.context(step, offset, len(x0)),
+                sample_offset=offset,
             )
         )
 
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the square error of each sample's noise."""
-        return self.module.loss(x0, self.key(step), sample_offset=offset)
+        context = self.context(step, offset, len(x0))
+        return self.module.loss(x0, self.key(step), context=context, sample_offset=offset)
 
     def draw(
         self,
@@ -54,7 +58,10 @@ class DDPMRecipe(Recipe[DDPM, DDPMConfig]):
     ) -> Tensor:
         """Returns samples; predictions of images are clipped to their range."""
         options.setdefault("clip", self.is_image)
-        return self.module.sample(shape, num_steps, key, sample_offset=sample_offset, **options)
+        context = self.context(0, sample_offset, shape[0])
+        return self.module.sample(
+            shape, num_steps, key, context=context, sample_offset=sample_offset, **options
+        )
 
     def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
         """Returns the variational bound of the ancestral sampler and the density of the ODE."""
@@ -62,10 +69,12 @@ class DDPMRecipe(Recipe[DDPM, DDPMConfig]):
         terms = min(IMAGE_TERMS, total) if self.is_image else None
 
         def bound(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
-            return self.module.elbo(x, key, timesteps=terms, sample_offset=offset)
+            context = self.context(0, offset, len(x))
+            return self.module.elbo(x, key, context=context, timesteps=terms, sample_offset=offset)
 
         def ode(x: Tensor, num_steps: int, key: NoiseKey, offset: int) -> Tensor:
-            return self.module.log_prob(x, num_steps, key, sample_offset=offset)
+            context = self.context(0, offset, len(x))
+            return self.module.log_prob(x, num_steps, key, context=context, sample_offset=offset)
 
         estimators = [Estimator("bound", f"bound, {terms or total} of {total} terms", bound)]
         if settings.ode_n:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diffflow_ext.engines.conditions import conditioned
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.models.diffflow import DiffFlowSDE
 from diffflow_ext.nets import NoiseScore
@@ -38,12 +40,14 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
     def build(self) -> DiffFlowSDE:
         """Returns the untrained pair of SDEs."""
         model, network, shape = self.config.model, self.config.network, self.event_shape
-        drift = build_net(network, shape, network.drift_multiplier, network.drift_scale)
-        score = build_net(network, shape, network.score_multiplier, network.score_scale)
+        given = self.conditions
+        net = partial(build_net, network, shape, conditions=given)
+        drift = net(network.drift_multiplier, network.drift_scale)
+        score = net(network.score_multiplier, network.score_scale)
         if network.prediction == "noise":
             floor = NOISE_FLOOR * (model.t_end - model.t_start)
             score = NoiseScore(score, model.diffusion_start, model.t_start, floor=floor)
-        prior = build_flow(network, shape) if model.prior == "flow" else None
+        prior = build_flow(network, shape, given) if model.prior == "flow" else None
         return DiffFlowSDE(
             drift, score, _build_diffusion(model), prior=prior,
             scores_per_call=self.config.run.scores_per_call,
@@ -59,24 +63,27 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
     def _loss(self, x0: Tensor, step: int, offset: int) -> Tensor:
         grid = training_grid(self.config, step)
         self.note(x0, grid, step)
-        return self.path_loss(x0, grid, self.key(step), offset)
+        context = self.context(step, offset, len(x0))
+        return self.path_loss(x0, grid, self.key(step), offset, context)
 
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the path loss of each sample."""
         grid, run = training_grid(self.config, step), self.config.run
         return self.module.loss(
-            x0, grid, self.key(step),
+            x0, grid, self.key(step), context=self.context(step, offset, len(x0)),
             checkpoint_every=run.checkpoint_every, sample_offset=offset, engine=run.engine,
         )  # fmt: skip
 
     def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
         """Returns the first state, drift or score of a path that isn't finite."""
         grid, module = training_grid(self.config, step), self.module
-        states = module.path(x0, grid, self.key(step), sample_offset=offset)
+        context = self.context(step, offset, len(x0))
+        states = module.path(x0, grid, self.key(step), context=context, sample_offset=offset)
+        drift, score = (conditioned(net, context) for net in (module.drift, module.score))
         times = grid.times.to(x0.device, x0.dtype)
         with torch.no_grad():
             for k, (t, x) in enumerate(zip(times, states, strict=True)):
-                values = {"state": x, "drift": module.drift(t, x), "score": module.score(t, x)}
+                values = {"state": x, "drift": drift(t, x), "score": score(t, x)}
                 for name, value in values.items():
                     if not value.isfinite().all() and (k > 0 or name != "score"):
                         return f"the {name} at step {k} of {grid.num_steps} isn't finite"
@@ -91,12 +98,17 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
             self._rest = float(rest.double().mean())
 
     def path_loss(
-        self, x0: Tensor, grid: TimeGrid, key: NoiseKey | Tensor, offset: int = 0
+        self,
+        x0: Tensor,
+        grid: TimeGrid,
+        key: NoiseKey | Tensor,
+        offset: int = 0,
+        context: Tensor | None = None,
     ) -> Tensor:
         """Returns the mean loss of samples, the first of global index `offset`, shape ()."""
         run = self.config.run
         return self.module.mean_loss(
-            x0, grid, key,
+            x0, grid, key, context=context,
             checkpoint_every=run.checkpoint_every, sample_offset=offset, engine=run.engine,
         )  # fmt: skip
 
@@ -111,7 +123,10 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
     ) -> Tensor:
         """Returns samples of the reverse family on the fixed grid."""
         grid = sampling_grid(self.config, num_steps)
-        return self.module.sample(shape, grid, key, sample_offset=sample_offset, **options)
+        context = self.context(0, sample_offset, shape[0])
+        return self.module.sample(
+            shape, grid, key, context=context, sample_offset=sample_offset, **options
+        )
 
     def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
         """Returns the bound with one path and with several, and the density of the ODE."""
@@ -120,12 +135,14 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
 
         def bound(num_paths: int) -> Any:
             return lambda x, key, offset: self.module.elbo(
-                x, grid, key, num_paths=num_paths, sample_offset=offset
-            )
+                x, grid, key, context=self.context(0, offset, len(x)),
+                num_paths=num_paths, sample_offset=offset,
+            )  # fmt: skip
 
         def ode(x: Tensor, num_steps: int, key: NoiseKey, offset: int) -> Tensor:
             times = sampling_grid(self.config, num_steps)
-            return self.module.log_prob(x, times, key, sample_offset=offset)
+            context = self.context(0, offset, len(x))
+            return self.module.log_prob(x, times, key, context=context, sample_offset=offset)
 
         estimators = [Estimator("bound", "bound", bound(1))]
         if settings.num_paths > 1:
@@ -147,8 +164,9 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
     def paths(self, x0: Tensor, key: NoiseKey) -> tuple[Tensor, Tensor, Tensor]:
         """Returns both processes."""
         grid = sampling_grid(self.config)
-        forward = self.module.path(x0, grid, key)
-        return forward, self.module.sample_path(tuple(x0.shape), grid, key), grid.times
+        context, shape = self.context(0, 0, len(x0)), tuple(x0.shape)
+        forward = self.module.path(x0, grid, key, context=context)
+        return forward, self.module.sample_path(shape, grid, key, context=context), grid.times
 
 
 def _build_diffusion(model: DiffFlowModel) -> nn.Module:

@@ -28,8 +28,8 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
         model, network, shape = self.config.model, self.config.network, self.event_shape
         ends = ("sigma_min", "sigma_max") if model.process == "ve" else ("beta_min", "beta_max")
         process = process_by_name(model.process, **{name: getattr(model, name) for name in ends})
-        net = build_net(network, shape)
-        flow = None if network.flow == "none" else build_flow(network, shape)
+        net = build_net(network, shape, conditions=self.conditions)
+        flow = None if network.flow == "none" else build_flow(network, shape, self.conditions)
         return DiNof(net, flow, process, model.t_cutoff, loss_weight=model.loss_weight)
 
     def make_objectives(self) -> Sequence[Objective]:
@@ -39,7 +39,7 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
             "score",
             list(module.score_parameters()),
             lambda x0, step, offset: module.score_loss(
-                x0, self.key(step), sample_offset=offset
+                x0, self.key(step), **self._options(x0, step, offset)
             ).mean(),
             optimiser.learning_rate,
             optimiser.clip_norm,
@@ -50,7 +50,7 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
             "flow",
             list(module.flow_parameters()),
             lambda x0, step, offset: module.flow_loss(
-                x0, self.key(step), sample_offset=offset
+                x0, self.key(step), **self._options(x0, step, offset)
             ).mean(),
             optimiser.flow_learning_rate,
             optimiser.flow_clip_norm,
@@ -58,13 +58,16 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
         )
         return [score, flow]
 
+    def _options(self, x0: Tensor, step: int, offset: int) -> dict[str, Any]:
+        return {"context": self.context(step, offset, len(x0)), "sample_offset": offset}
+
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the losses of score and flow together."""
-        key = self.key(step)
-        loss = self.module.score_loss(x0, key, sample_offset=offset)
+        key, options = self.key(step), self._options(x0, step, offset)
+        loss = self.module.score_loss(x0, key, **options)
         if self.config.network.flow == "none":
             return loss
-        return loss + self.module.flow_loss(x0, key, sample_offset=offset)
+        return loss + self.module.flow_loss(x0, key, **options)
 
     def draw(
         self,
@@ -76,13 +79,16 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
         **options: Any,
     ) -> Tensor:
         """Returns samples."""
-        return self.module.sample(shape, num_steps, key, sample_offset=sample_offset, **options)
+        context = self.context(0, sample_offset, shape[0])
+        return self.module.sample(
+            shape, num_steps, key, context=context, sample_offset=sample_offset, **options
+        )
 
     def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
         """Returns the density of the ODE; the model has no other."""
 
         def ode(x: Tensor, num_steps: int, key: NoiseKey, offset: int) -> Tensor:
-            return self.module.log_prob(x, num_steps, key, sample_offset=offset)
+            return self.module.log_prob(x, num_steps, key, **self._options(x, 0, offset))
 
         return [ode_estimator(ode, ODE_STEPS, settings.ode_n)] if settings.ode_n else []
 

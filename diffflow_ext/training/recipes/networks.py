@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.flows import glow, spline_flow
 from diffflow_ext.nets import FourierMLP, UNet
 
@@ -28,9 +29,13 @@ class FlatNet(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, *context: Any) -> Tensor:
         """Evaluates the network; shape (B, *event) in and out."""
-        return self.net(t, x.flatten(1)).reshape(x.shape)
+        return self.net(t, x.flatten(1), *context).reshape(x.shape)
+
+    def null_context(self, count: int) -> Any:
+        """Returns the network's context that stands for none, of `count` rows."""
+        return self.net.null_context(count)  # pyright: ignore[reportCallIssue]
 
 
 def build_net(
@@ -38,15 +43,29 @@ def build_net(
     event_shape: tuple[int, ...],
     channel_multiplier: float = 1.0,
     output_scale: float = 1.0,
+    *,
+    conditions: Conditions | None = None,
 ) -> nn.Module:
-    """Returns an untrained network for ``net(t, x)``, drawn from torch's generator."""
+    """Returns an untrained network for ``net(t, x)``, drawn from torch's generator.
+
+    With conditions it is ``net(t, x, context)``.
+    """
     if network.net == "unet":
-        return _unet(network, event_shape, channel_multiplier, output_scale)
-    return build_perceptron(network, event_shape, output_scale)
+        return _unet(network, event_shape, channel_multiplier, output_scale, conditions=conditions)
+    return build_perceptron(network, event_shape, output_scale, conditions)
+
+
+def _context_sizes(conditions: Conditions | None) -> dict[str, Any]:
+    if conditions is None:
+        return {}
+    return {"num_classes": conditions.num_classes, "context_dim": conditions.context_dim}
 
 
 def build_perceptron(
-    network: Network | FFJORDNetwork, event_shape: tuple[int, ...], output_scale: float = 1.0
+    network: Network | FFJORDNetwork,
+    event_shape: tuple[int, ...],
+    output_scale: float = 1.0,
+    conditions: Conditions | None = None,
 ) -> nn.Module:
     """Returns an untrained perceptron, for images with flattening."""
     net = FourierMLP(
@@ -56,12 +75,16 @@ def build_perceptron(
         activation=network.activation,
         time_scale=network.time_scale,
         output_scale=output_scale,
+        **_context_sizes(conditions),
     )
     return net if len(event_shape) == 1 else FlatNet(net)
 
 
 def build_forward_net(
-    network: NFDMNetwork, event_shape: tuple[int, ...], time_functions: int
+    network: NFDMNetwork,
+    event_shape: tuple[int, ...],
+    time_functions: int,
+    conditions: Conditions | None = None,
 ) -> nn.Module:
     """Returns an untrained network of x_0 for a learned forward process, which starts at zero.
 
@@ -76,7 +99,7 @@ def build_forward_net(
         channels = max(4, 2 * round(factor * network.unet_base / 2))
         # The bound compares two of its values, which must not differ by chance.
         narrow = replace(network, unet_base=channels, dropout=0.0)
-        return TimelessNet(_unet(narrow, event_shape, 1.0, 1.0, outputs))
+        return TimelessNet(_unet(narrow, event_shape, 1.0, 1.0, outputs, conditions))
     if len(event_shape) > 1:
         raise ValueError(
             "train: net='mlp': expected a U-Net for the forward process of images; leave net out,"
@@ -87,13 +110,25 @@ def build_forward_net(
     width = max(1, round(factor * network.width))
     assert network.activation is not None
     activation = ACTIVATIONS[network.activation]
-    layers: list[nn.Module] = [nn.Linear(channels, width), activation()]
+    inputs = channels + (0 if conditions is None else conditions.context_dim)
+    layers: list[nn.Module] = [nn.Linear(inputs, width), activation()]
     for _ in range(network.depth):
         layers += [nn.Linear(width, width), activation()]
     last = nn.Linear(width, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
-    return nn.Sequential(*layers, last)
+    kind = nn.Sequential if conditions is None else SequentialOfBoth
+    return kind(*layers, last)
+
+
+class SequentialOfBoth(nn.Sequential):
+    """Layers over rows of x and of the context beside one another."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Tensor, context: Tensor
+    ) -> Tensor:
+        """Evaluates the layers; shapes (B, d) and (B, context_dim)."""
+        return super().forward(torch.cat([x, context], dim=1))
 
 
 class TimelessNet(nn.Module):
@@ -103,9 +138,9 @@ class TimelessNet(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
         """Evaluates the network at time 0."""
-        return self.net(torch.zeros((), dtype=x.dtype, device=x.device), x)
+        return self.net(torch.zeros((), dtype=x.dtype, device=x.device), x, *context)
 
 
 def _unet(
@@ -114,6 +149,7 @@ def _unet(
     channel_multiplier: float,
     output_scale: float,
     out_channels: int | None = None,
+    conditions: Conditions | None = None,
 ) -> nn.Module:
     channels, height, width = event_shape
     if height != width:
@@ -132,13 +168,22 @@ def _unet(
         time_scale=network.time_scale,
         out_channels=out_channels,
         output_scale=output_scale,
+        **_context_sizes(conditions),
     )
 
 
-def build_flow(network: FlowNetwork, event_shape: tuple[int, ...]) -> Any:
-    """Returns an untrained normalizing flow, drawn from torch's generator."""
+def build_flow(
+    network: FlowNetwork, event_shape: tuple[int, ...], conditions: Conditions | None = None
+) -> Any:
+    """Returns an untrained normalizing flow, drawn from torch's generator.
+
+    Only one of splines takes conditions, of a table.
+    """
     if network.flow == "glow":
         return glow(event_shape, network.glow_levels, network.glow_blocks, network.glow_hidden)
     (dim,) = event_shape
     hidden = whole_list(network.flow_hidden)
-    return spline_flow(dim, network.flow_transforms, hidden, network.flow_bins)
+    context_dim = 0 if conditions is None else conditions.context_dim
+    return spline_flow(
+        dim, network.flow_transforms, hidden, network.flow_bins, context_dim=context_dim
+    )

@@ -30,10 +30,11 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
     def build(self) -> NFDM:
         """Returns the untrained model."""
         model, network, shape = self.config.model, self.config.network, self.event_shape
-        net, forward_net = build_net(network, shape), None
+        conditions = self.conditions
+        net, forward_net = build_net(network, shape, conditions=conditions), None
         if model.forward == "learned":
             assert model.time_functions is not None
-            forward_net = build_forward_net(network, shape, model.time_functions)
+            forward_net = build_forward_net(network, shape, model.time_functions, conditions)
         assert model.log_snr_start is not None
         process = LogSNR(model.log_snr_start, model.log_snr_end)
         return NFDM(net, forward_net, process, straightness=model.straightness)
@@ -42,9 +43,13 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
         """Returns one objective, the bound in nats per dimension."""
         return self.one_objective(
             lambda x0, step, offset: (
-                self.module.mean_loss(x0, self.key(step), sample_offset=offset) / self._dimensions
+                self.module.mean_loss(x0, self.key(step), **self._options(x0, step, offset))
+                / self._dimensions
             )
         )
+
+    def _options(self, x0: Tensor, step: int, offset: int) -> dict[str, Any]:
+        return {"context": self.context(step, offset, len(x0)), "sample_offset": offset}
 
     @property
     def _dimensions(self) -> int:
@@ -52,7 +57,8 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
 
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the bound of each sample, in nats per dimension."""
-        return self.module.loss(x0, self.key(step), sample_offset=offset) / self._dimensions
+        loss = self.module.loss(x0, self.key(step), **self._options(x0, step, offset))
+        return loss / self._dimensions
 
     def reading(self, step: int, loss: float) -> dict[str, float]:
         """Returns the bound on -log p in nats, unless the loss has a penalty too."""
@@ -70,16 +76,19 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
         """Returns samples; predictions of images are clipped to their range."""
         options.setdefault("clip", self.is_image)
         num_steps = self.num_steps(num_steps)
-        return self.module.sample(shape, num_steps, key, sample_offset=sample_offset, **options)
+        context = self.context(0, sample_offset, shape[0])
+        return self.module.sample(
+            shape, num_steps, key, context=context, sample_offset=sample_offset, **options
+        )
 
     def estimators(self, settings: EvaluationSettings) -> list[Estimator]:
         """Returns the bound and the density of the ODE."""
 
         def bound(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
-            return self.module.elbo(x, key, timesteps=BOUND_TIMES, sample_offset=offset)
+            return self.module.elbo(x, key, timesteps=BOUND_TIMES, **self._options(x, 0, offset))
 
         def ode(x: Tensor, num_steps: int, key: NoiseKey, offset: int) -> Tensor:
-            return self.module.log_prob(x, num_steps, key, sample_offset=offset)
+            return self.module.log_prob(x, num_steps, key, **self._options(x, 0, offset))
 
         estimators = [Estimator("bound", f"bound, {BOUND_TIMES} times", bound)]
         if settings.ode_n:

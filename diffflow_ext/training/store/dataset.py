@@ -13,8 +13,10 @@ from torch import Tensor
 
 from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.data.column import KINDS
+from diffflow_ext.data.conditions import LABEL, Conditions
+from diffflow_ext.data.dataset import given_labels
 from diffflow_ext.data.encoding import Encoding
-from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.data.formats.columns import listed, parse_names
 from diffflow_ext.functional.noise import NoiseKey, normal
 from diffflow_ext.likelihood.images import LEVELS_PER_UNIT, dequantise, quantise
 
@@ -31,7 +33,7 @@ def open_data(config: Config, rows: Any = None, *, warn: bool = True) -> Dataset
     """
     data = config.data
     if isinstance(rows, Dataset):
-        return rows
+        return _with_condition(rows, data.condition)
     if not data.data and rows is None:
         raise ValueError("train: expected DATA, a built-in set or a file (diffflow data list)")
     with warnings.catch_warnings():
@@ -46,7 +48,22 @@ def open_data(config: Config, rows: Any = None, *, warn: bool = True) -> Dataset
             drop_columns=data.drop_columns or (),
             columns=data.columns or "",
             missing=data.missing or "refuse",
+            condition=data.condition or (),
         )
+
+
+def _with_condition(data: Dataset, condition: str | None) -> Dataset:
+    """Returns a dataset in memory, which must have the condition, or labels for it."""
+    if condition == LABEL and data.is_image and data.conditions is None:
+        return given_labels(data)
+    wanted = parse_names(condition) if condition else []
+    own = [] if data.conditions is None else [*data.conditions.names]
+    if wanted != own:
+        raise ValueError(
+            f"train: condition={condition!r}: expected that of the dataset in memory, which has"
+            f" {listed(own) or 'none'}; name the same here and in open_dataset(condition=)"
+        )
+    return data
 
 
 def describe_data(data: Dataset) -> list[str]:
@@ -61,6 +78,8 @@ def describe_data(data: Dataset) -> list[str]:
     lines.append("split: {:,} training, {:,} validation, {:,} test".format(*sizes))
     if data.encoding is not None:
         lines += _kinds(data.encoding)
+    if data.conditions is not None:
+        lines.append(f"conditioned on: {data.conditions.describe()}")
     if data.notes:
         lines.append(f"left out: {'; '.join(data.notes)}")
     return lines
@@ -92,11 +111,15 @@ class DatasetRecord:
     encoding: Encoding | None
     fingerprint: str
     event_shape: tuple[int, ...]
+    conditions: Conditions | None = None
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetRecord:
         """Returns the record of a data set."""
-        return cls(dataset.name, dataset.encoding, dataset.fingerprint, dataset.event_shape)
+        return cls(
+            dataset.name, dataset.encoding, dataset.fingerprint, dataset.event_shape,
+            dataset.conditions,
+        )  # fmt: skip
 
     @classmethod
     def from_meta(cls, values: Mapping[str, Any]) -> DatasetRecord:
@@ -111,7 +134,9 @@ class DatasetRecord:
             encoding = Encoding.from_meta(columns)
         if encoding is not None and shape != (encoding.dim,):
             raise ValueError(f"expected {encoding.dim} coordinates, got the shape {shape}")
-        return cls(values["name"], encoding, values["fingerprint"], shape)
+        given = values.get("conditions")
+        conditions = None if given is None else Conditions.from_meta(given)
+        return cls(values["name"], encoding, values["fingerprint"], shape, conditions)
 
     @property
     def is_image(self) -> bool:
@@ -131,10 +156,13 @@ class DatasetRecord:
     def to_meta(self) -> dict[str, Any]:
         """Returns plain data for a manifest."""
         columns = None if self.encoding is None else self.encoding.to_meta()
-        return {
+        meta: dict[str, Any] = {
             "name": self.name, "columns": columns, "fingerprint": self.fingerprint,
             "event_shape": list(self.event_shape),
         }  # fmt: skip
+        if self.conditions is not None:
+            meta["conditions"] = self.conditions.to_meta()
+        return meta
 
     def in_data_units(self, samples: Tensor) -> Tensor:
         """Returns samples of a model in the units of the data: float64, or uint8 of images.
@@ -146,6 +174,12 @@ class DatasetRecord:
     def require(self, dataset: Dataset) -> None:
         """Refuses a data set with other columns, shapes or values than those of this record."""
         other = DatasetRecord.of(dataset)
+        if _names(other.conditions) != _names(self.conditions):
+            raise ValueError(
+                f"{dataset.name}: expected the condition of the run,"
+                f" {listed(_names(self.conditions)) or 'none'}, got"
+                f" {listed(_names(other.conditions)) or 'none'}; give the same condition"
+            )
         if other.columns != self.columns:
             raise ValueError(
                 f"{dataset.name}: {_difference(self.columns, other.columns)}; give the data of the"
@@ -156,7 +190,8 @@ class DatasetRecord:
                 f"{dataset.name}: expected data of shape {self.event_shape}, those of the run, got"
                 f" {other.event_shape}"
             )
-        if other.fingerprint != self.fingerprint or not _close(self.encoding, other.encoding):
+        same = _close(self.encoding, other.encoding) and _alike(self.conditions, other.conditions)
+        if other.fingerprint != self.fingerprint or not same:
             raise ValueError(
                 f"{dataset.name}: its values have changed since the run began;"
                 " give the data of the run, or train another one"
@@ -202,6 +237,17 @@ def _close(one: Encoding | None, other: Encoding | None) -> bool:
         return one is other
     pairs = zip(one.to_meta(), other.to_meta(), strict=True)
     return all(_same(a[name], b[name]) for a, b in pairs for name in a if name != "dtype")
+
+
+def _names(conditions: Conditions | None) -> tuple[str, ...]:
+    return () if conditions is None else conditions.names
+
+
+def _alike(one: Conditions | None, other: Conditions | None) -> bool:
+    """Whether conditions of the same names are the same but for the rounding of numbers."""
+    if one is None or other is None:
+        return one is other
+    return one.num_classes == other.num_classes and _close(one.encoding, other.encoding)
 
 
 def _same(a: Any, b: Any) -> bool:
