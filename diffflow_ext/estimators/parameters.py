@@ -75,7 +75,7 @@ def parameters_of(config: Config, names: Collection[str]) -> dict[str, Any]:
 
     Those with the default are left out. The values of fields that are no parameters are `options`.
     """
-    usual = resolve(configure(config.name), is_image=False).values()
+    usual = resolve(configure(config.name, columns="continuous"), is_image=False).values()
     changed = {
         name: value
         for name, value in config.values().items()

@@ -30,13 +30,15 @@ def test_defaults_are_those_of_the_configuration(kind: type[Any]) -> None:
         assert parameter.kind is parameter.KEYWORD_ONLY
         if parameter.name not in OWN:
             assert parameter.default == known[parameter.name], parameter.name
-    assert config_of(kind(random_state=0)) == configure(kind._model)
+    assert config_of(kind(random_state=0)) == configure(kind._model, columns="continuous")
 
 
 def test_options_are_fields() -> None:
     estimator = DiffFlowDensity(width=64, options={"warmup": 5, "prior": "flow"}, random_state=7)
     expected = configure("diffflow", width=64, warmup=5, prior="flow", seed=7)
-    assert config_of(estimator) == expected
+    assert config_of(estimator) == expected.replaced(columns="continuous")
+    kinds = DiffFlowDensity(options={"columns": "heavy", "missing": "mask"}, random_state=0)
+    assert config_of(kinds) == configure("diffflow", columns="heavy", missing="mask")
 
 
 def test_numbers_of_grids_are_numbers() -> None:
@@ -46,8 +48,9 @@ def test_numbers_of_grids_are_numbers() -> None:
         estimator.set_params(random_state=np.int64(4), noise_schedule=np.str_("cosine"))
     )
     assert config == configure(
-        "ddpm", steps=9, learning_rate=0.5, clip_norm=0.5, seed=4, noise_schedule="cosine"
-    )
+        "ddpm", steps=9, learning_rate=0.5, clip_norm=0.5, seed=4, noise_schedule="cosine",
+        columns="continuous",
+    )  # fmt: skip
 
 
 def test_seeds_are_numbers_or_drawn() -> None:

@@ -37,7 +37,8 @@ def test_what_is_saved_is_the_run(frame: pd.DataFrame, tmp_path: Path) -> None:
     assert np.array_equal(run.sample(9, seed=4).numpy(), density.sample(9, random_state=4))
     assert run.record.columns == ("a", "b")
     values = {name: value for name, value in SMALL.items() if name != "random_state"}
-    train(configure(**values, num_steps=2), tmp_path / "trained", data=frame, progress=False)
+    config = configure(**values, num_steps=2, columns="continuous")
+    train(config, tmp_path / "trained", data=frame, progress=False)
     trained = load_run(tmp_path / "trained")
     assert torch.equal(trained.log_prob(frame), run.log_prob(frame))
     assert trained.config == run.config
