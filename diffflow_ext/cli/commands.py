@@ -158,7 +158,8 @@ class Score(Section):
     #: A .csv or .npy file: a number for each row, in nats, in the units of the data.
     out: Annotated[str, arg(metavar="FILE")]
     #: exact (flow, ffjord), ode (all others), bound (all but dinof), or importance_weighted
-    #: (diffflow); None takes the density, of images the bound. Bounds of rows are random numbers.
+    #: (diffflow); None takes the density, of images the bound. Bounds of rows are random numbers,
+    #: and so are all scores of tables with discrete columns or missing values.
     estimator: Annotated[Maybe[str], arg(metavar="NAME")] = None
     #: Paths K of the importance-weighted bound (diffflow), which is taken then.
     num_paths: Annotated[int, whole(1, MAX_PATHS)] = 1

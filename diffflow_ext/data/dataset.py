@@ -207,8 +207,9 @@ def given_labels(data: Dataset) -> Dataset:
     labels = data.labels
     if labels is None:
         raise Refused(
-            f"open_dataset: expected images with labels for condition={LABEL!r}, {data.name!r} "
-            "has none; leave it out, or give files with labels, such as those of MNIST"
+            f"open_dataset: expected images with labels for condition={LABEL!r}, none are read "
+            f"of {data.name!r}; leave it out, or give a folder of idx files with MNIST's names "
+            "(train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-...)"
         )
     low, high = (int(torch.cat([*labels.values()]).aminmax()[i]) for i in range(2))
     if low < 0:

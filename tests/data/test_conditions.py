@@ -139,7 +139,11 @@ def test_labels_stay_with_their_images() -> None:
         ("cat", FRAME, "among the columns of 'rows' that are used, y, cut, .* got 'cat'"),
         ("one", FRAME.assign(one=1.0), r"got 'one'; left out are one \(one value alone\)"),
         (",".join(FRAME.columns), FRAME, "a column of 'rows' beside condition"),
-        ("label", np.zeros((40, 1, 4, 4), np.uint8), "images with labels .*'images' has none"),
+        (
+            "label",
+            np.zeros((40, 1, 4, 4), np.uint8),
+            "images with labels .*none are read of 'images'",
+        ),
         ("cut", np.zeros((40, 1, 4, 4), np.uint8), "expected condition='label' for images"),
     ],
 )
