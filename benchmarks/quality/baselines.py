@@ -18,7 +18,7 @@ from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.kinds import PRIOR_COUNT
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.training.evaluation.sampling import EVALUATION_STREAM
-from diffflow_ext.training.store.dataset import model_inputs
+from diffflow_ext.training.store.inputs import model_inputs
 
 #: Deviations of the kernel, in those of the coordinates.
 BANDWIDTHS = (0.1, 0.15, 0.2, 0.25, 0.3)

@@ -105,6 +105,7 @@ class Imputation(Comparison):
 
     def iterative(self) -> Tensor:
         """Draws from regressions of each column on the others, fitted to the training rows."""
+        # The next import needs it.
         from sklearn.experimental import enable_iterative_imputer  # noqa: F401
         from sklearn.impute import IterativeImputer
 

@@ -24,7 +24,7 @@ KINDS = {
 }
 #: Shares of values are kept this far from 0 and 1, where the normal quantile is infinite.
 LEAST_SHARE = 1e-12
-#: Of numbers that are one value of a category.
+#: Relative to a number that is one value of a category, rounded to float32 or not.
 SAME = 1e-6
 MOST_DECIMALS = 12  # of an integer on a grid
 #: Rounding, in units of the last decimal, beyond which a number may be on any grid.
@@ -131,8 +131,9 @@ class Column:
         index = np.where(
             np.abs(known[below] - values) < np.abs(known[above] - values), below, above
         )
-        # The same numbers may have been float32.
-        same = np.isclose(known[index], values, rtol=SAME, atol=0.0)
+        # The same number may have been float32, unless it is whole.
+        near = np.isclose(known[index], values, rtol=SAME, atol=0.0)
+        same = (known[index] == values) | (near & (known[index] != np.rint(known[index])))
         found = np.where(same, index, -1.0)
         return np.where(np.isnan(values) & self.missing, float(len(known)), found)
 

@@ -285,13 +285,14 @@ def _trained(config: Config, data: Any, progress: bool) -> tuple[Checkpoint, lis
 
 
 def _check_rows(rows: Any) -> None:
-    """Refuses too few rows and constant columns."""
+    """Refuses too few rows and constant columns of numbers."""
     if len(rows) < MIN_ROWS:
         raise ValueError(
             f"fit: expected at least {MIN_ROWS} rows, got X with n_samples={len(rows)} and"
             f" n_features={rows.shape[1]}; collect more: a density cannot be learned from so few"
         )
-    constant = [str(name) for name in rows.columns if len({*rows[name]}) == 1]
+    numbers = rows.select_dtypes("number")
+    constant = [*map(str, numbers.columns[numbers.nunique(dropna=False) == 1])]
     if constant:
         raise ValueError(
             f"fit: expected columns that vary, got constant ones ({listed(constant)}), which have"

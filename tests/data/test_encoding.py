@@ -219,6 +219,17 @@ def test_values_that_a_column_does_not_have(name: str) -> None:
         Encoding((column,)).stored(_table(column, [good, value]), "score")
 
 
+def test_numbers_of_categories_may_have_been_float32_but_not_others() -> None:
+    tenths = replace(FEW, values=(0.1, 0.2, 0.3))
+    values = np.array([0.1, 0.2, 0.3], np.float32).astype(float)
+    assert Encoding((tenths,)).stored(_table(tenths, values.tolist()))[:, 0].tolist() == [0, 1, 2]
+    keys = replace(FEW, values=(1e8, 1e8 + 1.0, 1e8 + 9.0))
+    assert Encoding((keys,)).stored(_table(keys, [1e8 + 1.0])).item() == 1.0
+    for column, value in ((keys, 1e8 + 2.0), (tenths, 0.2001)):
+        with pytest.raises(ValueError, match="expected one of"):
+            Encoding((column,)).stored(_table(column, [value]))
+
+
 def test_unknown_texts_are_named() -> None:
     table = Table(np.array([[1.0], [0.0]]), ["x"], "t.csv", categories={"x": ("pink", "red")})
     with pytest.raises(ValueError, match=r"one of 'blue', 'green', 'red', got 'pink' in row 1"):

@@ -173,8 +173,10 @@ def test_one_hot_columns_are_categories() -> None:
 def test_rows_that_begin_with_a_mark_are_rows(tmp_path: Path) -> None:
     colours = RNG.choice(["#ff0000", "#00ff00", "blue"], N)
     lines = [f"{colour},{RNG.normal()}" for colour in colours]
-    (tmp_path / "t.csv").write_text("# of mine\ncolour,x\n" + "\n".join(lines))
-    data = open_dataset(tmp_path / "t.csv")
+    text = "# of mine\ncolour,x\n# all,7\n" + "\n".join(lines)
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.warns(UserWarning, match=r"as many numbers as the rows were left out.* \(1\)"):
+        data = open_dataset(tmp_path / "t.csv")
     assert len(data.train) + len(data.valid) + len(data.test) == N
     assert data.encoding is not None
     assert data.encoding.columns[0].values == ("#00ff00", "#ff0000", "blue")

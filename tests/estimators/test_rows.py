@@ -81,7 +81,7 @@ def test_whole_numbers_and_lists_are_rows(frame: pd.DataFrame) -> None:
         (lambda f: f.assign(a=[f"n{i}" for i in range(len(f))]), r"got a, .*another text in most"),
         (lambda f: f.assign(a=np.nan), "Input X contains NaN"),
         (lambda f: f.assign(a=np.inf), "Input X contains infinity"),
-        (lambda f: f.assign(a="x"), r"got constant ones \(a\)"),
+        (lambda f: f.assign(a="x"), r"got a, which would be left out: a \(one value alone\)"),
         (lambda f: f.to_numpy()[:, 0], "Expected 2D array, got 1D array instead"),
         (lambda f: f.to_numpy() * 1j, "Complex data not supported"),
     ],

@@ -70,7 +70,7 @@ ORDER: dict[str, str] = {
     "figures": "panels points images",
     "training": """
         config.rules config.sections config.fields config.files config.defaults config.schedules
-        store.folders store.directory store.checkpoint store.saver store.dataset
+        store.folders store.directory store.checkpoint store.saver store.dataset store.inputs
         recipes.contexts recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm
         recipes.nfdm recipes.flows recipes.build
         parallel.device parallel.distributed parallel.sharding

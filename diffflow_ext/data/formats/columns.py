@@ -9,7 +9,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,35 @@ _DOUBTS = {
     "copy": ("that are copies of others, up to unit and sign,", _UNBOUNDED),
     "linear": ("that are weighted sums of others", _UNBOUNDED),
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of numbers and texts.
+
+    Attributes:
+        values: float64 values, shape (n, d), finite, or NaN where one is missing; of a column of
+            texts indices into `categories`.
+        columns: The d column names.
+        source: The origin of the table, for messages and records.
+        notes: What else the file has, and was left out.
+        doubts: What may have been meant otherwise.
+        categories: The different texts of each column of texts, by its name.
+        dtypes: The types that columns have in a data frame, by name.
+    """
+
+    values: Values
+    columns: list[str]
+    source: str
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    categories: Categories = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+
+    def of_columns(self, positions: Sequence[int]) -> Table:
+        """Returns the table with some of its columns."""
+        columns = [self.columns[i] for i in positions]
+        return replace(self, values=self.values[:, positions], columns=columns)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .columns import (
-    Categories,
     Selection,
+    Table,
     Values,
     beyond_float,
     how_to_leave_out,
@@ -25,28 +24,7 @@ from .reading import Refused, check_size, optional_package
 FRAME_SUFFIXES = (".parquet", ".pq", ".feather", ".arrow")
 
 
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """The selected columns of a data frame.
-
-    Attributes:
-        values: Numbers, shape (n, d); NaN where one is missing; indices of texts.
-        columns: The d names.
-        categories: The different texts of columns of texts.
-        dtypes: The names of all columns' types.
-        notes: What was passed over.
-        doubts: What may have been meant otherwise.
-    """
-
-    values: Values
-    columns: list[str]
-    categories: Categories
-    dtypes: Mapping[str, str]
-    notes: list[str]
-    doubts: list[str]
-
-
-def read_frame(file: Path, selection: Selection) -> Frame:
+def read_frame(file: Path, selection: Selection) -> Table:
     """Returns the selected columns; a TypeError names one of neither numbers nor texts."""
     return frame_values(_load(file), selection, str(file))
 
@@ -56,7 +34,7 @@ def is_frame(rows: object) -> bool:
     return hasattr(rows, "columns") and hasattr(rows, "__getitem__")
 
 
-def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
+def frame_values(frame: Any, selection: Selection, source: str) -> Table:
     """Returns the selected columns of a data frame, as `read_frame` does."""
     import pandas
 
@@ -73,14 +51,15 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Frame:
             f"read_table: expected columns of numbers or texts, {source!r} has {listed(wrong)}; "
             f"cast decimals and numbers in text to double, dates to numbers{way_out}"
         )
-    notes = list[str]()
+    notes = ()
     if type(frame.index).__name__ != "RangeIndex":
-        notes.append(f"the index {listed([str(name) for name in frame.index.names])}")
+        notes = (f"the index {listed([str(name) for name in frame.index.names])}",)
     values = np.stack(parts, axis=1)
     large = beyond_float(values) if len(values) else []
     rounded = [names[i] for i in large if _is_whole(frame.dtypes.iloc[i])]
     dtypes = {name: _type_name(kind) for name, kind in zip(names, frame.dtypes, strict=True)}
-    return Frame(values, names, categories, dtypes, notes, rounding_doubts(rounded))
+    doubts = tuple(rounding_doubts(rounded))
+    return Table(values, names, source, notes, doubts, categories, dtypes)
 
 
 def _coded_columns(

@@ -6,8 +6,8 @@ Nothing in a file is ever executed, and sizes stated in a header are compared wi
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +20,19 @@ from torch.utils.data import Dataset as TorchDataset
 from .arrays import find_arrays, load_array
 from .columns import (
     MASK,
-    Categories,
     Selection,
+    Table,
     Values,
     beyond_float,
     listed,
     parse_names,
     rounding_doubts,
 )
-from .frames import FRAME_SUFFIXES, Frame, frame_values, is_frame, read_frame
+from .frames import FRAME_SUFFIXES, frame_values, is_frame, read_frame
 from .reading import Refused, check_file
 from .text import PACKED_SUFFIXES, TEXT_SUFFIXES, read_text
 
 MIN_ROWS = 20  # two of them for the test, which a standard error needs
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Rows of numbers and texts.
-
-    Attributes:
-        values: float64 values, shape (n, d), finite, or NaN where one is missing; of a column of
-            texts indices into `categories`.
-        columns: The d column names.
-        source: The origin of the table, for messages and records.
-        notes: What else the file has, and was left out.
-        doubts: What may have been meant otherwise.
-        categories: The different texts of each column of texts, by its name.
-        dtypes: The types that columns have in a data frame, by name.
-    """
-
-    values: Values
-    columns: list[str]
-    source: str
-    notes: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
-    categories: Categories = field(default_factory=dict)
-    dtypes: Mapping[str, str] = field(default_factory=dict)
-
-    def of_columns(self, positions: Sequence[int]) -> Table:
-        """Returns the table with some of its columns."""
-        columns = [self.columns[i] for i in positions]
-        return replace(self, values=self.values[:, positions], columns=columns)
 
 
 def read_table(
@@ -130,15 +101,8 @@ def table_of(
 def select(rows: Any, selection: Selection, name: str) -> Table:
     """Returns the selected columns of a data frame, an array or a tensor, of any values."""
     if is_frame(rows):
-        return _of_frame(frame_values(rows, selection, name), name)
+        return frame_values(rows, selection, name)
     return _selected(array_of(rows), selection, name)
-
-
-def _of_frame(frame: Frame, source: str) -> Table:
-    notes, doubts = tuple(frame.notes), tuple(frame.doubts)
-    return Table(
-        frame.values, frame.columns, source, notes, doubts, frame.categories, frame.dtypes
-    )
 
 
 def array_of(rows: Any) -> NDArray[Any]:
@@ -230,7 +194,7 @@ def _read(file: Path, key: str | None, selection: Selection) -> Table:
     if name.endswith((".npy", ".npz")):
         return _read_array(file, key, selection)
     if name.endswith(FRAME_SUFFIXES):
-        return _of_frame(read_frame(file, selection), str(file))
+        return read_frame(file, selection)
     if name.removesuffix(packing).endswith(TEXT_SUFFIXES):
         values, layout, categories = read_text(file, selection)
         columns = [layout.names[i] for i in layout.kept]

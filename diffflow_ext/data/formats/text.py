@@ -221,7 +221,7 @@ def _uncommented(
 ) -> Iterator[str]:
     """Yields lines, comments as empty ones, and counts these: "comment", or "row" if like one.
 
-    What has a text first and numbers where the rows have them is a row.
+    What has a text first, which the mark begins, and numbers where the rows have them is a row.
     """
     numbers = [i for i in layout.kept if i not in texts]
     for line in lines:
@@ -234,7 +234,7 @@ def _uncommented(
             is_row = len(cells) == layout.cells and all(
                 number(cells[i], layout.decimal) is not None for i in numbers
             )
-            if is_row and 0 in texts and numbers:
+            if is_row and 0 in texts and numbers and not text[1:2].isspace():
                 row = line
             elif line.strip():
                 comments["row" if is_row else "comment"] += 1

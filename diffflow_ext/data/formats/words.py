@@ -43,7 +43,7 @@ def lonely_first_row(values: Values, layout: Layout, categories: Categories) -> 
     first = ", ".join(repr(categories[_names(layout)[i]][int(values[0, i])]) for i in columns)
     return [
         f"the first line was read as a row, though its texts ({first}) stand in no other; if it "
-        "names the columns, give all names a letter"
+        "names the columns, write names that are no numbers"
     ]
 
 

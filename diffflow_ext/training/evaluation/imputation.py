@@ -61,7 +61,7 @@ def complete(
     n: int,
     candidates: int,
     seed: int,
-    device: torch.device | None = None,
+    device: torch.device | str = "cpu",
 ) -> Completed:
     """Draws n completions of each row.
 
@@ -101,9 +101,8 @@ def warn_of_few(effective: Tensor) -> None:
     few = int((effective < FEW).sum())
     if few:
         warnings.warn(
-            f"impute: in {few} of {len(effective)} rows fewer than {FEW:g} candidates count, the "
-            "least "
-            f"{float(effective.min()):.1f}; their samples repeat: give more candidates",
+            f"impute: in {few} of {len(effective)} rows fewer than {FEW:g} candidates count, in "
+            f"one {float(effective.min()):.1f}; their samples repeat: give more candidates",
             stacklevel=3,
         )
 

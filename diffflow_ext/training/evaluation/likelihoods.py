@@ -21,7 +21,7 @@ from diffflow_ext.metrics.distances import gaussian_nll
 
 from ..parallel.distributed import World
 from ..recipes.base import Estimator, EvaluationSettings, Recipe
-from ..store.dataset import model_inputs
+from ..store.inputs import model_inputs
 from .loaded_run import LoadedRun
 from .sampling import EVALUATION_STREAM
 from .scoring import log_probs

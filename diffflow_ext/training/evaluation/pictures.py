@@ -13,8 +13,8 @@ from diffflow_ext.figures.points import loss_curve, samples_beside_data, traject
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import quantise
 
-from ..store.dataset import model_inputs
 from ..store.directory import read_metrics
+from ..store.inputs import model_inputs
 from .loaded_run import LoadedRun
 from .sampling import EVALUATION_STREAM
 

@@ -23,7 +23,7 @@ from diffflow_ext.metrics.frechet import frechet_distance
 from diffflow_ext.metrics.manifolds import precision_recall
 from diffflow_ext.metrics.two_sample import c2st
 
-from ..store.dataset import model_inputs
+from ..store.inputs import model_inputs
 from .sampling import EVALUATION_STREAM
 
 MIN_SAMPLES = 50

@@ -69,13 +69,20 @@ def _typed(column: Column, values: np.ndarray) -> Any:
     whole = is_whole(column)
     numbers = pandas.Series(values)
     if "int" in column.dtype.lower() or (whole and not column.dtype):
-        numbers = numbers.round()
         kind = column.dtype or "int64"
+        numbers = numbers.round().clip(*_range(kind))
         return numbers if numbers.isna().any() and kind[0] in "iu" else numbers.astype(kind)
     if column.dtype.endswith("category"):
         plain = [int(value) if whole else value for value in column.values]
         return _as_category(column, numbers.where(numbers.notna(), None), plain)
     return numbers.astype(column.dtype or "float64")
+
+
+def _range(kind: str) -> tuple[float, float]:
+    """Returns the smallest and largest float64 that a type of integers holds."""
+    limits = np.iinfo(kind.lower().partition("[")[0])
+    high = float(limits.max)
+    return float(limits.min), high if int(high) <= limits.max else float(np.nextafter(high, 0.0))
 
 
 def _as_category(column: Column, values: Any, known: list[Any]) -> Any:

@@ -25,7 +25,8 @@ from diffflow_ext.functional.noise import NoiseKey
 from ..config.rules import SEED, checked
 from ..parallel.distributed import World
 from ..recipes.base import Estimator, EvaluationSettings, Recipe
-from ..store.dataset import DatasetRecord, log_weight, model_inputs
+from ..store.dataset import DatasetRecord
+from ..store.inputs import log_weight, model_inputs
 from .sampling import EVALUATION_STREAM, chunk_size
 
 
@@ -108,14 +109,13 @@ def log_probs(
     return density, weight
 
 
-def stored_rows(record: DatasetRecord, rows: Any, op: str = "score") -> Tensor:
+def stored_rows(record: DatasetRecord, rows: Any) -> Tensor:
     """Returns rows as the encoding of a run stores them, or images in bytes.
 
     Arguments:
         record: The record of the run's data.
         rows: Rows in the units of the data, shape (n, columns): an array, a tensor, a table, or a
             data frame whose columns are found by their names. Images: uint8, shape (n, C, H, W).
-        op: The function that errors name.
 
     Raises:
         TypeError: If they are not numbers, or texts in a column of texts.
@@ -124,7 +124,7 @@ def stored_rows(record: DatasetRecord, rows: Any, op: str = "score") -> Tensor:
     encoding = record.encoding
     if encoding is None:
         return _images(record, rows)
-    return encoding.stored(table_with(encoding, rows, op), op)
+    return encoding.stored(table_with(encoding, rows), "score")
 
 
 def table_with(encoding: Encoding, rows: Any, op: str = "score", name: str = "rows") -> Table:

@@ -14,7 +14,7 @@ from diffflow_ext.functional.core import copied_to
 from diffflow_ext.functional.noise import NoiseKey, normal
 
 from ..config.fields import Config
-from ..store.dataset import model_inputs
+from ..store.inputs import model_inputs
 
 # Larger data stay in host memory, and only batches are copied to the device.
 MAX_RESIDENT_BYTES = 2 * 2**30

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset, open_dataset
@@ -17,8 +16,7 @@ from diffflow_ext.data.conditions import LABEL, Conditions
 from diffflow_ext.data.dataset import given_labels
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed, parse_names
-from diffflow_ext.functional.noise import NoiseKey, normal
-from diffflow_ext.likelihood.images import LEVELS_PER_UNIT, dequantise, quantise
+from diffflow_ext.likelihood.images import quantise
 
 from ..config.fields import Config
 from ..config.files import from_record
@@ -196,39 +194,6 @@ class DatasetRecord:
                 f"{dataset.name}: its values have changed since the run began;"
                 " give the data of the run, or train another one"
             )
-
-
-def model_inputs(
-    encoding: Encoding | None, rows: Tensor, key: NoiseKey, sample_offset: int = 0
-) -> Tensor:
-    """Returns inputs of a model, float32: images dequantised, rows as their encoding says.
-
-    Arguments:
-        encoding: The encoding of rows; None for images.
-        rows: Rows as a data set has them, or images in bytes.
-        key: The seed and stream of the noise, if there is any.
-        sample_offset: The global index of the first row.
-    """
-    if encoding is None:
-        return dequantise(rows, key, sample_offset=sample_offset)
-    if not encoding.is_random:
-        return rows
-    noise = normal(
-        (len(rows), encoding.dim), key, purpose="dequantise", sample_offset=sample_offset,
-        device=rows.device,
-    )  # fmt: skip
-    return encoding.inputs(rows, noise)
-
-
-def log_weight(encoding: Encoding | None, rows: Tensor, x: Tensor) -> Tensor:
-    """Returns what is added to log-densities of inputs x to get those of rows, float64, (n,).
-
-    Of images in bytes -d log 128: see `likelihood.images`.
-    """
-    if encoding is None:
-        dim = math.prod(rows.shape[1:])
-        return torch.full((len(rows),), -dim * math.log(LEVELS_PER_UNIT), dtype=torch.float64)
-    return encoding.log_weight(rows, x)
 
 
 def _close(one: Encoding | None, other: Encoding | None) -> bool:
