@@ -88,6 +88,7 @@ def test_bound_in_data_units_undoes_the_standardising(run: Path, result: dict[st
     assert loaded.record.encoding is not None
     shift = sum(math.log(column.std) for column in loaded.record.encoding.columns)
     assert result["bound_data_units"] - result["bound"] == pytest.approx(shift, abs=1e-9)
+    assert result["bound_data_units_error"] == pytest.approx(result["bound_error"])
     rows = Path(loaded.config.data.data).read_text().split()[1:]
     raw = torch.tensor([[float(v) for v in line.split(",")] for line in rows])
     assert shift == pytest.approx(float(raw.std(0).log().sum()), abs=0.1)

@@ -137,6 +137,24 @@ def test_evaluation_and_files_of_samples(run: LoadedRun, tmp_path: Path) -> None
     assert (tmp_path / "evaluation" / "figures" / "samples.png").exists()
 
 
+def test_noise_of_test_and_training_rows_is_not_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal rows with equal noise would be one point twice, and a floor too low."""
+    from diffflow_ext.data import open_dataset
+    from diffflow_ext.training.evaluation import quality
+
+    data = open_dataset(RNG.integers(0, 2, (400, 2)).astype(float))
+    seen = list[torch.Tensor]()
+
+    def note(name: str, measure: Any, parts: Any, *, ratio: bool = False) -> dict[str, Any]:
+        seen.extend(parts)
+        return {}
+
+    monkeypatch.setattr(quality, "_beside_floor", note)
+    quality.vector_quality(torch.zeros(40, 2), data)
+    _, test, train = seen[:3]
+    assert len({tuple(row) for row in torch.cat([test, train]).tolist()}) == len(test) + len(train)
+
+
 def test_runs_go_on_with_the_columns_that_they_have(tmp_path: Path) -> None:
     """Without their options, which the checkpoint has."""
     frame = FRAME[["price", "length", "cut"]]
