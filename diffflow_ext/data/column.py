@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .formats.columns import Values
@@ -26,6 +27,7 @@ KINDS = {
 LEAST_SHARE = 1e-12
 #: Relative to a number that is one value of a category, rounded to float32 or not.
 SAME = 1e-6
+FAR = 0.25  # of the range of training
 MOST_DECIMALS = 12  # of an integer on a grid
 #: Rounding, in units of the last decimal, beyond which a number may be on any grid.
 SURE = 1e-2
@@ -42,8 +44,9 @@ class Column:
         std: The deviation, likewise.
         center: c, of a column with heavy tails.
         spread: s, likewise; 0 for others.
-        low: The lower bound a, or the smallest integer.
-        high: The upper bound b, or the largest integer.
+        low: The lower bound a, the smallest integer, or the smallest value in training.
+        high: The upper bound b, the largest integer, or the largest value in training; both are
+            0 in a category, and where they aren't known.
         step: h, the distance of integers; 0 for other kinds.
         values: The values of a category, in order.
         shares: Their shares, and at last that of missing values if there are any; of other kinds
@@ -98,6 +101,25 @@ class Column:
     def is_discrete(self) -> bool:
         """Whether its values have probabilities."""
         return self.kind in ("integer", "category")
+
+    @property
+    def span(self) -> str:
+        """Its smallest and largest number in words; "" where they aren't known."""
+        digits = 10 if self.kind == "integer" else 4
+        ends = f"from {self.low:.{digits}g} to {self.high:.{digits}g}"
+        return ends if self.low < self.high else ""
+
+    def is_far(self, values: Values) -> NDArray[np.bool_]:
+        """Returns which numbers lie beyond those of training by more than a quarter of their range.
+
+        It is measured in the coordinate that the model sees. Categories and bounded columns, whose
+        other values are refused, have none.
+        """
+        if self.kind in ("category", "bounded") or self.low == self.high:
+            return np.zeros(len(values), np.bool_)
+        low, high = self._standardised(np.array([self.low, self.high]))
+        x, margin = self._standardised(values), FAR * (high - low)
+        return (x < low - margin) | (x > high + margin)
 
     @cached_property
     def decimals(self) -> int | None:

@@ -132,5 +132,4 @@ def _decoded(column: Column, stored: Tensor) -> Tensor:
 def _values(column: Column) -> str:
     if column.kind == "category":
         return f"one of {listed([repr(value) for value in column.values])}"
-    known = f", from {column.low:.10g} to {column.high:.10g} in training"
-    return "a number" + known * (column.kind == "integer")
+    return f"a number, {column.span} in training" if column.span else "a number"

@@ -300,7 +300,9 @@ def _standardised(column: Column, train: Values, table: Table) -> Column:
             f"split, not so {column.name!r} of {table.source!r}; rescale it, or "
             f"{how_to_leave_out([column.name])}"
         )
-    return replace(column, mean=mean, std=std)
+    ends = {"low": float(np.nanmin(train)), "high": float(np.nanmax(train))}
+    ends = ends if column.kind in ("continuous", "heavy") else {}
+    return replace(column, mean=mean, std=std, **ends)
 
 
 def _check_bounds(table: Table, i: int, low: float, high: float) -> None:

@@ -125,8 +125,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         import pandas
 
         options: dict[str, Any] = {"ensure_all_finite": "allow-nan" if gaps else True}
-        if is_frame(X) and not isinstance(X, pandas.DataFrame):
-            X = as_pandas(X)
+        X = as_pandas(X) if is_frame(X) else X
         names = None if reset else pandas.Index(recorded(self.checkpoint_)[0].columns)
         rows: Any = X
         if not is_frame(X):

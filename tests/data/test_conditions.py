@@ -98,7 +98,7 @@ def test_records(data: Dataset) -> None:
         meta = json.loads(json.dumps(conditions.to_meta()))
         assert Conditions.from_meta(meta) == conditions
     assert "cut (one of 'fair', 'good', 'ideal')" in data.conditions.describe()
-    assert "z (a number)" in data.conditions.describe()
+    assert "z (a number, from -1.364 to 11.77 in training)" in data.conditions.describe()
     assert Conditions(num_classes=7).describe() == "label (0 to 6)"
     for bad in ({"num_classes": 0}, {"num_classes": -1}):
         with pytest.raises(ValueError, match="expected columns or classes"):

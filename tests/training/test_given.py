@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,12 @@ import torch
 
 from diffflow_ext.data import Table, open_dataset
 from diffflow_ext.data.conditions import Conditions
-from diffflow_ext.training.evaluation.given import parse_given, stored_conditions
+from diffflow_ext.training.evaluation.given import (
+    condition_values,
+    parse_given,
+    stored_conditions,
+    warn_of_far,
+)
 
 RNG = np.random.default_rng(3)
 FRAME = pd.DataFrame(
@@ -54,6 +60,45 @@ def test_a_row_for_each_sample() -> None:
         assert values(NUMBERS, array, 20) == expected[:, 1:2].tolist()
     for classes in ([0, 4], np.array([0, 4]), torch.tensor([0, 4]), pd.Series([0, 4])):
         assert values(CLASSES, classes, 2) == [[0.0], [4.0]]
+
+
+def test_numbers_come_back_as_they_were_given() -> None:
+    """What a run stores of 1/3 is another float64."""
+    third = open_dataset(FRAME[["y", "price"]], condition="y").conditions
+    assert third is not None
+    rows = np.array([[1 / 3], [0.1]])
+    assert torch.equal(condition_values(third, rows, 2), torch.from_numpy(rows))
+    assert condition_values(third, {"y": "0.1"}, 2).tolist() == [[0.1], [0.1]]
+    given = {"sold": True, "price": 310, "cut": "good"}
+    assert condition_values(OWN, given, 2).tolist() == [[1.0, 310.0, 1.0]] * 2
+
+
+@pytest.mark.parametrize("given", [{"price": 3000}, [[300], [3000]], [[2900], [3000]]])
+def test_numbers_far_from_those_of_training_are_named(given: Any) -> None:
+    given = given if isinstance(given, dict) else np.array(given)
+    low, high = FRAME.price.min(), FRAME.price.max()
+    more = " and 1 more such values" if 2900 in np.ravel(given) else ""
+    message = f"^score: price=3000{more}: far outside of .*, from {low} to {high}, where"
+    with pytest.warns(UserWarning, match=message):
+        stored_conditions("score", NUMBERS, given, 2)
+
+
+def test_numbers_near_those_of_training_are_not() -> None:
+    """Nor missing ones, and heavy tails are measured on their own scale."""
+    rng = np.random.default_rng(4)
+    heavy = np.exp(rng.normal(0.0, 2.0, 500))
+    frame = pd.DataFrame({"y": rng.normal(size=500), "x": rng.normal(size=500), "income": heavy})
+    conditions = open_dataset(frame, condition="x,income").conditions
+    assert conditions is not None
+    assert [column.kind for column in conditions.columns] == ["continuous", "heavy"]
+    low, high, top = conditions.columns[0].low, conditions.columns[0].high, frame.income.max()
+    rows = np.array([[high + 0.5, 1.5 * top], [low - 0.5, np.nan], [np.nan, 0.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_far("impute", conditions.columns, rows)
+    with pytest.warns(UserWarning) as found:
+        warn_of_far("impute", conditions.columns, np.array([[high + 5, -9 * top]]))
+    assert [str(one.message).split("=")[0] for one in found] == ["impute: x", "impute: income"]
 
 
 def test_runs_without_conditions() -> None:

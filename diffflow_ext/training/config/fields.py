@@ -7,10 +7,11 @@ keys in TOML files.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
+from diffflow_ext.data.kinds import columns_text, parse_columns
 from diffflow_ext.functional.checks import in_words
 
 from .rules import Section
@@ -90,6 +91,7 @@ class Config:
         }
         changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
+            value = _as_text(value) if name == "columns" else value
             if name not in sections:
                 raise ValueError(f"train: {name}: {no_such_field(self, name)}")
             changes.setdefault(sections[name], {})[name] = value
@@ -181,6 +183,8 @@ CONFIGS: dict[str, type[Config]] = {
 def configure(model: str = "diffflow", **values: Any) -> Any:
     """Returns the configuration of a model, from values of fields by their names.
 
+    `columns` may be a mapping of names to kinds too.
+
     Raises:
         ValueError: If there is no such model or field, or a value isn't allowed.
         TypeError: If a value has the wrong type.
@@ -192,6 +196,15 @@ def configure(model: str = "diffflow", **values: Any) -> Any:
             f"train: model={in_words(model)}: expected one of {', '.join(CONFIGS)}{hint}"
         )
     return CONFIGS[model]().replaced(**values)
+
+
+def _as_text(columns: Any) -> Any:
+    """Returns kinds of columns by their names as the text of a field, None for no kinds."""
+    if not isinstance(columns, Mapping):
+        return columns
+    text = columns_text(columns)
+    parse_columns(text)
+    return text or None
 
 
 def nearest_model(word: str) -> str:

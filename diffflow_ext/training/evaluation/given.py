@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffflow_ext.data.column import Column
 from diffflow_ext.data.conditions import LABEL, Conditions
-from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.data.formats.columns import Values, listed
 from diffflow_ext.data.formats.tables import Table, array_of
 from diffflow_ext.functional.checks import in_words
 
@@ -47,6 +50,9 @@ def stored_conditions(
             array of numbers or a `Table` with a row for each sample, of images the classes.
         count: The number of samples.
 
+    Warns:
+        UserWarning: If numbers lie far outside of those of training.
+
     Raises:
         TypeError: If a value isn't a number where the run has numbers.
         ValueError: If it's missing or not taken, or a name, value or number of rows is wrong.
@@ -66,14 +72,52 @@ def stored_conditions(
         )
     if isinstance(given, Mapping):
         _check_names(op, conditions, given)
-        one = _of_values(op, conditions, given)
-        return one.expand(count, *one.shape[1:])
-    stored = _of_rows(op, conditions, given)
+    if conditions.encoding is None:
+        stored = _classes(op, conditions, _class_values(op, given))
+    else:
+        table = _table(op, conditions.encoding, given)
+        stored = conditions.encoding.stored(table, op)
+        warn_of_far(op, conditions.columns, table.values)
+    if isinstance(given, Mapping):
+        return stored.expand(count, *stored.shape[1:])
     if len(stored) != count:
         raise ValueError(
             f"{op}: expected given with {count} rows, one for each sample, got {len(stored)}"
         )
     return stored
+
+
+def condition_values(conditions: Conditions, given: Any, count: int) -> Tensor:
+    """Returns the values of conditions of a table as they were given, float64, shape (n, columns).
+
+    Those of text columns are indices, as `Encoding.decoded` has them. What a run stores of numbers
+    is rounded to float32.
+
+    Arguments:
+        conditions: What the run is conditioned on.
+        given: As for `stored_conditions`, which has taken it.
+        count: The number n of samples.
+    """
+    assert conditions.encoding is not None
+    table = _table("sample", conditions.encoding, given)
+    stored = conditions.encoding.stored(table, "sample").double()
+    texts = torch.tensor([column.is_text for column in conditions.columns])
+    return torch.where(texts, stored, torch.from_numpy(table.values)).expand(count, -1)
+
+
+def warn_of_far(op: str, columns: Sequence[Column], values: Values) -> None:
+    """Warns of numbers far outside of those of training, one warning for each column."""
+    for i, column in enumerate(columns):
+        far = values[column.is_far(values[:, i]), i]
+        if not len(far):
+            continue
+        worst = float(far[np.argmax(np.abs(far - 0.5 * (column.low + column.high)))])
+        more = f" and {len(far) - 1:,} more such values" if len(far) > 1 else ""
+        warnings.warn(
+            f"{op}: {column.name}={worst:.10g}{more}: far outside of the values of training,"
+            f" {column.span}, where the model knows nothing",
+            stacklevel=4,
+        )
 
 
 def _check_names(op: str, conditions: Conditions, given: Mapping[str, Any]) -> None:
@@ -87,19 +131,24 @@ def _check_names(op: str, conditions: Conditions, given: Mapping[str, Any]) -> N
         )
 
 
-def _of_values(op: str, conditions: Conditions, given: Mapping[str, Any]) -> Tensor:
-    """Returns one row of values."""
-    if conditions.encoding is None:
-        return _classes(op, conditions, np.array([_number(op, LABEL, given[LABEL])]))
-    values, categories = np.zeros((1, len(conditions.names))), dict[str, tuple[str, ...]]()
-    for i, column in enumerate(conditions.columns):
+def _class_values(op: str, given: Any) -> Any:
+    if isinstance(given, Mapping):
+        return np.array([_number(op, LABEL, given[LABEL])])
+    return array_of(given)
+
+
+def _table(op: str, encoding: Encoding, given: Any) -> Table:
+    """Returns the conditions as a table, of one row if they are a mapping."""
+    if not isinstance(given, Mapping):
+        return table_with(encoding, given, op, "given")
+    values, categories = np.zeros((1, len(encoding.names))), dict[str, tuple[str, ...]]()
+    for i, column in enumerate(encoding.columns):
         value = given[column.name]
         if column.is_text:
             categories[column.name] = ("" if value is None else str(value),)
         else:
             values[0, i] = _number(op, column.name, value)
-    table = Table(values, list(conditions.names), "given", categories=categories)
-    return conditions.encoding.stored(table, op)
+    return Table(values, list(encoding.names), "given", categories=categories)
 
 
 def _number(op: str, name: str, value: Any) -> float:
@@ -110,13 +159,6 @@ def _number(op: str, name: str, value: Any) -> float:
         raise kind(
             f"{op}: expected a number for {name!r} in given, got {in_words(value)}"
         ) from None
-
-
-def _of_rows(op: str, conditions: Conditions, given: Any) -> Tensor:
-    encoding = conditions.encoding
-    if encoding is None:
-        return _classes(op, conditions, array_of(given))
-    return encoding.stored(table_with(encoding, given, op, "given"), op)
 
 
 def _classes(op: str, conditions: Conditions, values: Any) -> Tensor:

@@ -27,9 +27,9 @@ from ..recipes.build import build_recipe, room_of
 from ..store.checkpoint import Checkpoint, CheckpointError, load_latest, step_directories
 from ..store.dataset import DatasetRecord, recorded
 from ..store.directory import RunDirectory
-from .given import stored_conditions
+from .given import condition_values, stored_conditions, warn_of_far
 from .imputation import POOL, complete, warn_of_few
-from .sample_file import to_frame
+from .sample_file import to_frame, with_given
 from .sampling import MAX_SAMPLES, check_options, draw
 from .scoring import log_probs, pick_estimator, stored_rows, table_with
 
@@ -107,7 +107,9 @@ class LoadedRun:
         """Returns n samples of a table as a data frame of pandas.
 
         Its columns have the names, types and categories of the data; missing numbers are NaN.
-        Conditions are columns after the others. The samples and the options are those of `sample`.
+        Conditions are columns after the others, with the values that were given; if `given` is a
+        data frame, also with their types there, and the samples have its index. The samples and
+        the options are those of `sample`.
 
         Raises:
             TypeError: If the run has images.
@@ -115,8 +117,9 @@ class LoadedRun:
         if self.record.encoding is None:
             raise TypeError("sample_frame: expected a run of a table, got one of images")
         samples = self.sample(n, given=given, units="training", **options)
-        columns, values = self.with_conditions(samples, given)
-        return to_frame(Encoding(columns), values)
+        frame = to_frame(self.record.encoding, self.record.in_data_units(samples))
+        conditions = self.record.conditions
+        return frame if conditions is None else with_given(frame, conditions, given)
 
     def with_conditions(self, samples: Tensor, given: Any) -> tuple[tuple[Column, ...], Tensor]:
         """Returns the columns of a table and of its conditions, and their values, float64.
@@ -127,10 +130,10 @@ class LoadedRun:
         """
         columns = () if self.record.encoding is None else self.record.encoding.columns
         values, conditions = self.record.in_data_units(samples), self.record.conditions
-        stored = self._conditions("sample", given, len(samples))
-        if stored is None or conditions is None:
+        if conditions is None:
             return columns, values
-        return columns + conditions.columns, torch.cat([values, conditions.values(stored)], 1)
+        own = condition_values(conditions, given, len(samples))
+        return columns + conditions.columns, torch.cat([values, own], 1)
 
     def _conditions(self, op: str, given: Any, count: int) -> Tensor | None:
         """Returns the conditions of samples as the run stores them; None if it has none."""
@@ -205,7 +208,8 @@ class LoadedRun:
             float64 tensors. Values that were there are as they were.
 
         Warns:
-            UserWarning: If few candidates of a row count.
+            UserWarning: If few candidates of a row count, or numbers lie far outside of those of
+                training.
 
         Raises:
             TypeError: If the run has images, or rows are no numbers.
@@ -224,6 +228,7 @@ class LoadedRun:
         checked("impute", "candidates", candidates, Annotated[int, whole(2)])
         table = table_with(encoding, rows, "impute")
         stored = encoding.stored(table, "impute", gaps=True)
+        warn_of_far("impute", encoding.columns, table.values)
         copies = self._completed(encoding, stored, n, candidates, seed)
         texts = torch.tensor([column.is_text for column in encoding.columns])
         given = torch.where(texts, stored.double(), torch.from_numpy(table.values))
