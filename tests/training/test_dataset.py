@@ -65,7 +65,7 @@ def test_kinds_of_columns_may_be_a_mapping(tmp_path: Path) -> None:
     assert encoding is not None
     found = {column.name: column.kind for column in encoding.columns}
     assert found == {"a, b": "bounded", "c": "continuous"}
-    with pytest.raises(ValueError, match="columns: expected a kind: continuous, .*got 'whole'"):
+    with pytest.raises(ValueError, match=r"columns: expected a kind: continuous, .*got 'whole'"):
         configure(columns={"a": "whole"})
 
 

@@ -96,7 +96,7 @@ def test_numbers_near_those_of_training_are_not() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_far("impute", conditions.columns, rows)
-    with pytest.warns(UserWarning) as found:
+    with pytest.warns(UserWarning, match="far outside of the values") as found:
         warn_of_far("impute", conditions.columns, np.array([[high + 5, -9 * top]]))
     assert [str(one.message).split("=")[0] for one in found] == ["impute: x", "impute: income"]
 

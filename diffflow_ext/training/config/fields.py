@@ -91,10 +91,11 @@ class Config:
         }
         changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
-            value = _as_text(value) if name == "columns" else value
             if name not in sections:
                 raise ValueError(f"train: {name}: {no_such_field(self, name)}")
-            changes.setdefault(sections[name], {})[name] = value
+            changes.setdefault(sections[name], {})[name] = (
+                _as_text(value) if name == "columns" else value
+            )
         return replace(
             self, **{name: replace(getattr(self, name), **some) for name, some in changes.items()}
         )

@@ -63,8 +63,8 @@ def with_given(frame: Any, conditions: Conditions, given: Any) -> Any:
     Arguments:
         frame: The samples, n rows.
         conditions: The conditions of a run of a table.
-        given: What `stored_conditions` has taken for n samples. A frame's columns keep their types,
-            and the samples get its index.
+        given: What `stored_conditions` has taken for n samples. Columns of a frame keep their
+            types, and the samples get its index.
     """
     if is_frame(given):
         own = as_pandas(given)
