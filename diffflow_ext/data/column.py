@@ -110,7 +110,7 @@ class Column:
         return ends if self.low < self.high else ""
 
     def is_far(self, values: Values) -> NDArray[np.bool_]:
-        """Returns which numbers are beyond those of training by more than a quarter of their range.
+        """Returns which numbers lie more than a quarter of the range of training beyond it.
 
         It is measured in the coordinate that the model sees. Categories and bounded columns, whose
         other values are refused, have none.

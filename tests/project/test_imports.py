@@ -82,7 +82,7 @@ ORDER: dict[str, str] = {
         evaluation.evaluate
     """,
     "cli": "output flags doctor training commands program",
-    "estimators": "parameters density models",
+    "estimators": "parameters targets density models",
 }
 #: What folders of `training` may import besides themselves; those not named here, all before them.
 FOLDERS_OF_TRAINING = {

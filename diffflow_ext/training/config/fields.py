@@ -89,13 +89,13 @@ class Config:
         sections = {
             item.name: section for section in SECTIONS for item in fields(getattr(self, section))
         }
+        if "columns" in values:
+            values["columns"] = _as_text(values["columns"])
         changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in sections:
                 raise ValueError(f"train: {name}: {no_such_field(self, name)}")
-            changes.setdefault(sections[name], {})[name] = (
-                _as_text(value) if name == "columns" else value
-            )
+            changes.setdefault(sections[name], {})[name] = value
         return replace(
             self, **{name: replace(getattr(self, name), **some) for name, some in changes.items()}
         )
