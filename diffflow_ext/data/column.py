@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .formats.columns import Values
+from .formats.columns import Values, listed
 
 #: Kinds of columns, with titles for lists.
 KINDS = {
@@ -108,6 +108,24 @@ class Column:
         digits = 10 if self.kind == "integer" else 4
         ends = f"from {self.low:.{digits}g} to {self.high:.{digits}g}"
         return ends if self.low < self.high else ""
+
+    @property
+    def kind_in_words(self) -> str:
+        """Its kind, with what belongs to it."""
+        more = f" of {len(self.values):,}" if self.kind == "category" else ""
+        more = f", steps of {self.step:.6g}" if self.step not in (0.0, 1.0) else more
+        return f"{self.kind}{more}{', may be missing' if self.missing else ''}"
+
+    @property
+    def values_in_words(self) -> str:
+        """Its first values, or the smallest and the largest; "" where they aren't known."""
+        if self.kind != "category":
+            return self.span
+        return listed([*map(shown, self.values)])
+
+    def __repr__(self) -> str:
+        known = f", {self.span}" if self.span else ""
+        return f"Column({self.name!r}, {self.kind_in_words}{known})"
 
     def is_far(self, values: Values) -> NDArray[np.bool_]:
         """Returns which numbers lie more than a quarter of the range of training beyond it.
@@ -220,6 +238,13 @@ class Column:
             # 0.2 + 4 * 0.01 is not 0.24, the number in the data.
             return values if self.decimals is None else values.round(decimals=self.decimals)
         return t
+
+
+def shown(value: object) -> str:
+    """Returns a value of a column for a message; of a long text the beginning."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:37] + "...")
+    return f"{value:.10g}"
 
 
 def log_normal(x: Tensor) -> Tensor:

@@ -45,6 +45,9 @@ class Conditions:
                 f"Conditions: expected columns or classes, got num_classes={self.num_classes}"
             )
 
+    def __repr__(self) -> str:
+        return f"Conditions({self.describe()})"
+
     @classmethod
     def from_meta(cls, values: Mapping[str, Any]) -> Conditions:
         """Returns the conditions from the plain data of `to_meta`."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .conditions import LABEL, Conditions
+from .display import dataset_facts, in_a_line, in_html
 from .encoding import Encoding
 from .formats.columns import column_doubts, column_kinds, listed, repeated_values
 from .formats.reading import Refused
@@ -73,6 +74,14 @@ class Dataset:
     doubts: tuple[str, ...] = ()
     conditions: Conditions | None = None
     given: Mapping[str, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return in_a_line("Dataset", {repr(self.name): "", **dataset_facts(self)})
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        title = f"Dataset {self.name}"
+        return in_html(title, dataset_facts(self), self.encoding, self.conditions)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

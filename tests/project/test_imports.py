@@ -60,7 +60,7 @@ ORDER: dict[str, str] = {
         formats.reading formats.archives formats.arrays formats.columns formats.layout
         formats.words formats.text formats.frames formats.tables formats.idx formats.cifar
         formats.resizing formats.pictures formats.images sets.home sets.toy
-        column encoding conditions kinds dataset
+        column encoding conditions display kinds dataset
         sets.magic sets.maf fetching sources rows
     """,
     "metrics": """

@@ -84,6 +84,13 @@ class Config:
     def __post_init__(self) -> None:
         _check_choices(self)
 
+    def __repr__(self) -> str:
+        """Returns the call that makes it, with the fields that aren't as by default."""
+        plain = type(self)().values()
+        own = {name: value for name, value in self.values().items() if value != plain[name]}
+        fields = "".join(f", {name}={value!r}" for name, value in own.items())
+        return f"configure({self.name!r}{fields})"
+
     def replaced(self: C, **values: Any) -> C:
         """Returns the configuration with other values of some fields; errors as `configure`."""
         sections = {
@@ -106,7 +113,7 @@ class Config:
         return {i.name: getattr(section, i.name) for section in sections for i in fields(section)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiffFlowConfig(Config):
     """DiffFlow: drift and score of two SDEs, trained on one path loss."""
 
@@ -129,7 +136,7 @@ class DiffFlowConfig(Config):
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiNofConfig(Config):
     """DiNof: a diffusion up to a time, and a normalizing flow from there on."""
 
@@ -139,7 +146,7 @@ class DiNofConfig(Config):
     optimiser: DiNofOptimiser = DiNofOptimiser()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DDPMConfig(Config):
     """DDPM: a network that predicts the noise of a fixed diffusion."""
 
@@ -148,7 +155,7 @@ class DDPMConfig(Config):
     network: Network = Network()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NFDMConfig(Config):
     """NFDM: a diffusion with a learned forward process, trained without simulation."""
 
@@ -157,7 +164,7 @@ class NFDMConfig(Config):
     network: NFDMNetwork = NFDMNetwork()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FFJORDConfig(Config):
     """FFJORD: a continuous normalizing flow, of vectors alone."""
 
@@ -166,7 +173,7 @@ class FFJORDConfig(Config):
     network: FFJORDNetwork = FFJORDNetwork()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowConfig(Config):
     """A normalizing flow: splines, or Glow for images."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.data.column import Column
+from diffflow_ext.data.display import content_facts, in_a_line, in_html
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.frames import is_frame
@@ -26,12 +27,15 @@ from ..recipes.base import EvaluationSettings, Recipe
 from ..recipes.build import build_recipe, room_of
 from ..store.checkpoint import Checkpoint, CheckpointError, load_latest, step_directories
 from ..store.dataset import DatasetRecord, recorded
-from ..store.directory import RunDirectory
+from ..store.directory import RunDirectory, read_metrics
 from .given import condition_values, stored_conditions, warn_of_far
 from .imputation import POOL, complete, warn_of_few
 from .sample_file import to_frame, with_given
 from .sampling import MAX_SAMPLES, check_options, draw
 from .scoring import log_probs, pick_estimator, stored_rows, table_with
+
+#: Lines of the log whose mean is shown.
+LAST = 10
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,37 @@ class LoadedRun:
         config: The configuration with which it was trained.
         record: The record of its data.
         step: Completed training steps.
+        folder: Its folder; None if it's in memory alone.
     """
 
     recipe: Recipe[Any, Any]
     config: Config
     record: DatasetRecord
     step: int
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return in_a_line("LoadedRun", self._facts())
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        facts = self._facts()
+        facts["parameters"] = f"{sum(p.numel() for p in self.model.parameters()):,}"
+        lines = [line for line in self.history() if self.recipe.curve[0] in line][-LAST:]
+        if lines:
+            name, label = self.recipe.curve
+            mean = sum(line[name] for line in lines) / len(lines)
+            facts[label] = f"{mean:.4g}, mean of the last {len(lines)} lines of the log"
+        title = f"Run of {self.config.name} on {self.record.name}"
+        return in_html(title, facts, self.record.encoding, self.record.conditions)
+
+    def _facts(self) -> dict[str, str]:
+        record, facts = self.record, {"model": self.config.name, "step": f"{self.step:,}"}
+        return facts | content_facts(record.encoding, record.conditions, record.event_shape)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Returns losses and more by step, as in metrics.jsonl; none without a folder."""
+        return [] if self.folder is None else read_metrics(RunDirectory(self.folder).metrics)
 
     @property
     def model(self) -> nn.Module:
@@ -276,7 +305,7 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         CheckpointError: If it has no whole checkpoint.
         ImportError: If the model needs a package that is missing.
     """
-    return run_of(read_run(path), device, path)
+    return replace(run_of(read_run(path), device, path), folder=Path(path))
 
 
 def read_run(path: str | Path) -> Checkpoint:
