@@ -301,9 +301,11 @@ def _images(report: Report, folder: Path, out: Path) -> list[Path]:
     name = f"compare_images_{report['data']}{report['size']}"
     title = f"{of_size(report)}: samples"
     return [
-        figures.image_rows(out / f"{name}.png", rows, title),
-        figures.metric_curves(
-            out / f"{name}_fd.png", curves, "network evaluations N", report["label"],
-            f"{title} against steps", floor,
+        figures.save(figures.image_rows(rows, title), out / f"{name}.png"),
+        figures.save(
+            figures.metric_curves(
+                curves, "network evaluations N", report["label"], f"{title} against steps", floor
+            ),
+            out / f"{name}_fd.png",
         ),
     ]  # fmt: skip

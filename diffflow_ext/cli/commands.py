@@ -15,12 +15,13 @@ from tyro.conf import Positional, arg
 from diffflow_ext.data import FETCHABLE, describe_sets, fetch
 from diffflow_ext.data.column import Column
 from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.figures import SUFFIXES, save
 from diffflow_ext.training.config.rules import DEVICE, SEED, Maybe, Section, whole
 from diffflow_ext.training.evaluation.evaluate import evaluate
 from diffflow_ext.training.evaluation.extractor import make_extractor
 from diffflow_ext.training.evaluation.given import parse_given
 from diffflow_ext.training.evaluation.loaded_run import load_run
-from diffflow_ext.training.evaluation.pictures import draw_sample_picture
+from diffflow_ext.training.evaluation.pictures import figure_of_samples
 from diffflow_ext.training.evaluation.report import format_table
 from diffflow_ext.training.evaluation.run_data import open_run_data, rows_of_run
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
@@ -125,7 +126,7 @@ class Sample(Section):
             run = load_run(self.run, self.device)
             check_target(self.out, endings(run.record.encoding), overwrite=self.overwrite)
             if self.figure:
-                check_target(self.figure, (".png", ".pdf", ".svg"), overwrite=self.overwrite)
+                check_target(self.figure, SUFFIXES, overwrite=self.overwrite)
             dataset = open_run_data(run, self.data, warn=world.writes) if self.figure else None
             options = self.sampler.options()
             options |= {"seed": self.seed, "world": world, "units": "training"}
@@ -140,7 +141,7 @@ class Sample(Section):
             columns, values = run.with_conditions(samples, given)
         write_samples(self.out, values, columns)
         if self.figure and dataset is not None:
-            draw_sample_picture(self.figure, dataset, samples)
+            save(figure_of_samples(dataset, samples), self.figure)
         print(f"{self.out}: {self.n} samples of {_contents(run.record)}")
         return 0
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from diffflow_ext.data import Dataset, Rows, describe_sets, open_rows
 
 from ..store.dataset import open_data
 from .loaded_run import LoadedRun
+from .sampling import draw
 
 
 def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dataset:
@@ -44,6 +48,13 @@ def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dat
         ) from error
     run.record.require(dataset)
     return dataset
+
+
+def samples_like_test(run: LoadedRun, dataset: Dataset, n: int, **options: Any) -> Tensor:
+    """Returns samples in the units of training, given the conditions of the test data in turn."""
+    given = dataset.given_of("test")
+    rows = None if given is None else given[torch.arange(n) % len(given)]
+    return draw(run.recipe.given(rows), n, **options)
 
 
 def rows_of_run(
