@@ -6,9 +6,10 @@ With :math:`p` the density of a trained model in the units of X, `score_samples`
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +27,7 @@ from diffflow_ext.training.config.files import to_toml
 from diffflow_ext.training.evaluation.loaded_run import LoadedRun, read_run, run_of
 from diffflow_ext.training.loop.session import Interrupted, threads
 from diffflow_ext.training.loop.train import train
+from diffflow_ext.training.parallel.progress import show_progress
 from diffflow_ext.training.store.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffflow_ext.training.store.dataset import open_data, recorded
 from diffflow_ext.training.store.directory import MetricsLog, RunDirectory, read_metrics
@@ -64,7 +66,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         random_state: The seed of training, the field `seed`: the same number and data give the
             same bits on one CPU. Or a RandomState, or None for NumPy's global one, from which each
             `fit` draws a seed.
-        verbose: Whether to show a bar while training.
+        verbose: Whether to show how far training, scores and samples are, and what was read.
         conditional: Whether the density is that of X given y. If not, y is ignored, as other
             density estimators of scikit-learn do, to which a Pipeline passes y.
 
@@ -175,6 +177,13 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             self._run = (self.device, run)
         return run
 
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[None]:
+        """Sets the number of threads, and whether progress is shown."""
+        shown = None if self.verbose else False
+        with threads(plain(self.threads)), show_progress(shown):
+            yield
+
     @property
     def _conditions(self) -> Conditions | None:
         """What the fitted density is conditioned on."""
@@ -205,7 +214,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         conditions = self._conditions
         rows = self._frame(X, gaps=recorded(self.checkpoint_)[1].data.missing == "mask")
         given = given_rows("score_samples", conditions, y, rows)
-        with threads(plain(self.threads)):
+        with self._session():
             return self.run_.log_prob(rows, given=given).numpy()
 
     # scikit-learn's own returns nothing.
@@ -252,7 +261,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         options["given"] = given_samples("sample", conditions, y, n)
         if guidance is not None:
             options["guidance"] = plain(guidance)
-        with threads(plain(self.threads)):
+        with self._session():
             encoding = self.run_.record.encoding
             if encoding is not None and encoding.texts:
                 return self.run_.sample_frame(n, **options)[[*encoding.names]]

@@ -19,6 +19,7 @@ from .loop.session import Interrupted
 from .loop.step import TrainingError
 from .loop.train import train
 from .loop.trainer import TrainResult
+from .parallel.progress import show_progress
 from .store.checkpoint import Checkpoint, CheckpointError
 from .store.dataset import DatasetRecord
 
@@ -45,5 +46,6 @@ __all__ = [
     "loss_figure",
     "path_figure",
     "sample_figure",
+    "show_progress",
     "train",
 ]

@@ -73,8 +73,8 @@ ORDER: dict[str, str] = {
         store.folders store.directory store.checkpoint store.saver store.dataset store.inputs
         recipes.contexts recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm
         recipes.nfdm recipes.flows recipes.build
-        parallel.device parallel.distributed parallel.sharding
-        loop.batches loop.progress loop.session loop.state loop.diagnosis loop.captured
+        parallel.device parallel.distributed parallel.sharding parallel.progress
+        loop.batches loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
         evaluation.sampling evaluation.scoring evaluation.given evaluation.sample_file
         evaluation.imputation evaluation.loaded_run evaluation.run_data evaluation.likelihoods

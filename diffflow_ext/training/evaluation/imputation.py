@@ -26,6 +26,7 @@ from diffflow_ext.data.column import cell_of, log_normal
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.functional.noise import NoiseKey, normal
 
+from ..parallel.progress import tracked
 from ..recipes.base import Estimator
 from .sampling import EVALUATION_STREAM
 
@@ -81,7 +82,7 @@ def complete(
     size = max(1, AT_A_TIME // candidates)
     parts = list[Tensor]()
     effective = list[Tensor]()
-    for start in range(0, len(stored), size):
+    for start in tracked(range(0, len(stored), size), len(stored), "row"):
         rows = stored[start : start + size]
         key = NoiseKey(seed, stream=NOISE_OF_ROWS)
         noise = normal((len(rows), candidates, 2 * encoding.dim + 2), key, sample_offset=start)
