@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.digits_by_class
 
-MNIST at 16 x 16, models as in compare_images, with their labels dropped for a tenth of the samples.
+MNIST at 16 x 16, models as in compare_images; a tenth of the samples is trained without its label.
 Each of 2,000 samples is asked to be of the class of a test image. The classifier of compare_images
 names the class that it sees; its verdict on the test images is the most that can be expected.
 Writes digits_by_class_mnist16.json and .npz; trainings stay in runs/digits_by_class.
@@ -21,8 +21,8 @@ from diffflow_ext.likelihood import quantise
 from diffflow_ext.training import LoadedRun
 
 from ..common.reports import parse, write_samples
-from .comparison import comparison_parser
 from .compare_images import TITLES, ComparisonOfImages, key_of
+from .comparison import comparison_parser
 from .measures import FIRST_SEED, drawn
 from .trainings import Training
 

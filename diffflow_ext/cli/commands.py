@@ -107,7 +107,7 @@ class Sample(Section):
     n: Annotated[int, whole(1, MAX_SAMPLES)] = 10000
     #: Seed.
     seed: Annotated[int, SEED] = 0
-    #: What the samples are conditioned on, such as label=3, or cut=Ideal,price=500.
+    #: What the samples are conditioned on, such as label=3, label=cat, or cut=Ideal,price=500.
     given: Annotated[Maybe[str], arg(metavar="NAME=VALUE")] = None
     #: Picture of the samples beside the test data.
     figure: Annotated[Maybe[str], arg(metavar="FILE.png")] = None
@@ -141,7 +141,7 @@ class Sample(Section):
         write_samples(self.out, values, columns)
         if self.figure and dataset is not None:
             draw_sample_picture(self.figure, dataset, samples)
-        print(f"{self.out}: {self.n} samples of {_contents(run.record)}")
+        print(f"{self.out}: {self.n} samples of {_contents(run.record)}{_said(run.record)}")
         return 0
 
 
@@ -165,7 +165,7 @@ class Score(Section):
     num_paths: Annotated[int, whole(1, MAX_PATHS)] = 1
     #: Steps N of the bound (diffflow); None takes those of the run.
     num_steps: Annotated[Maybe[int], whole(1)] = None
-    #: What all rows are conditioned on, such as label=3; None takes their own columns.
+    #: What all rows are conditioned on, such as label=3; None takes their own columns or classes.
     given: Annotated[Maybe[str], arg(metavar="NAME=VALUE")] = None
     #: Array to read from an .npz file with several.
     key: Annotated[Maybe[str], arg(metavar="NAME")] = None
@@ -192,7 +192,7 @@ class Score(Section):
                 title += ", one draw of noise for discrete and missing values"
             names = ("estimator", "num_steps", "num_paths", "seed")
             options = {name: getattr(self, name) for name in names}
-            options["given"] = None if self.given is None else parse_given(self.given)
+            options["given"] = rows.given if self.given is None else parse_given(self.given)
             scores = run.log_prob(rows.values, world=world, **options)
             if not world.writes:
                 return 0
@@ -319,6 +319,12 @@ COMMANDS: dict[str, Any] = {
 def _contents(record: DatasetRecord) -> str:
     """Returns the names of the first columns and the number of others, or the shape of images."""
     return listed(record.columns) or " x ".join(map(str, record.event_shape))
+
+
+def _said(record: DatasetRecord) -> str:
+    """Returns which number is which class, if classes have names."""
+    named = record.conditions is not None and record.conditions.classes
+    return f", given {record.conditions.describe()}" if named and record.conditions else ""
 
 
 def _names(kind: Any) -> list[str]:

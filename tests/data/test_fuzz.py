@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import lzma
 import os
 import pickle
@@ -46,6 +47,7 @@ def corpus() -> dict[str, bytes]:
     rows = RNG.normal(size=(24, 2))
     images = RNG.integers(0, 256, (12, 3, 3, 3), dtype=np.uint8)
     members = {f"{i}.png": picture(image) for i, image in enumerate(images[:11])}
+    table = {"labels": [[f"{i}.png", i % 2] for i in range(11)]}
     batches = tarred({f"c/{stem}.bin": 2 * record for stem in BATCHES})
     return {
         "x-idx3-ubyte": idx(digits),
@@ -63,6 +65,8 @@ def corpus() -> dict[str, bytes]:
         "a.parquet": framed(rows, "parquet"),
         "a.feather": framed(rows, "feather"),
         "a.zip": zipped({**members, "11.jpg": picture(images[11], "JPEG")}),
+        "labelled.zip": zipped({**members, "dataset.json": json.dumps(table).encode()}),
+        "labelled.npz": saved(np.savez, x=images, y=np.arange(12)),
         **{f"x.{kind.lower()}": picture(images[11], kind) for kind in KINDS},
         "a.tar": batches,
         "a.tar.gz": gzip.compress(batches, mtime=0),
@@ -75,6 +79,8 @@ def opener(name: str, folder: Path) -> Callable[[Path], object]:
         for i in range(11):
             (folder / f"{i}.png").write_bytes(picture(np.full((3, 3, 3), i, np.uint8)))
         return lambda path: open_dataset(path.parent)
+    if name.startswith("labelled"):
+        return lambda path: open_dataset(path, condition="label")
     if not name.startswith("data_batch"):
         return open_dataset
     for stem in BATCHES[1:]:

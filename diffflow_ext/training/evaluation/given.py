@@ -44,7 +44,8 @@ def stored_conditions(
         op: The function that errors name.
         conditions: What the run is conditioned on.
         given: A mapping of each name to the value of all samples; or of a table a data frame, an
-            array of numbers or a `Table` with a row for each sample, of images the classes.
+            array of numbers or a `Table` with a row for each sample, of images the classes, by
+            numbers or names.
         count: The number of samples.
 
     Raises:
@@ -90,7 +91,9 @@ def _check_names(op: str, conditions: Conditions, given: Mapping[str, Any]) -> N
 def _of_values(op: str, conditions: Conditions, given: Mapping[str, Any]) -> Tensor:
     """Returns one row of values."""
     if conditions.encoding is None:
-        return _classes(op, conditions, np.array([_number(op, LABEL, given[LABEL])]))
+        value = given[LABEL]
+        value = value if isinstance(value, str) else _number(op, LABEL, value)
+        return _classes(op, conditions, np.array([value]))
     values, categories = np.zeros((1, len(conditions.names))), dict[str, tuple[str, ...]]()
     for i, column in enumerate(conditions.columns):
         value = given[column.name]
@@ -120,6 +123,8 @@ def _of_rows(op: str, conditions: Conditions, given: Any) -> Tensor:
 
 
 def _classes(op: str, conditions: Conditions, values: Any) -> Tensor:
+    if values.dtype.kind in "UO" and values.ndim == 1:
+        values = _named(op, conditions, values)
     if values.dtype.kind not in "iuf" or values.ndim != 1:
         raise ValueError(
             f"{op}: expected given as classes of shape (n,), got {values.dtype} of shape"
@@ -133,3 +138,19 @@ def _classes(op: str, conditions: Conditions, values: Any) -> Tensor:
             f" {values[row]:.10g} in row {row} (counted from 0)"
         )
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _named(op: str, conditions: Conditions, texts: Any) -> Any:
+    """Returns the classes of names, or of texts of numbers that no class is called by."""
+    index, classes = {name: i for i, name in enumerate(conditions.classes)}, list[float]()
+    for row, text in enumerate(texts):
+        try:
+            classes.append(index[text] if text in index else float(text))
+        except (TypeError, ValueError):
+            unseen = sorted({str(text) for text in texts} - {*index})
+            known = listed(conditions.classes) or f"0 to {conditions.num_classes - 1}"
+            raise ValueError(
+                f"{op}: expected classes of the run in given, {known}, got {listed(unseen)}, in"
+                f" row {row} (counted from 0)"
+            ) from None
+    return np.array(classes)
