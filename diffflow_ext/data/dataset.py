@@ -198,6 +198,11 @@ def given_labels(data: Dataset) -> Dataset:
             "file with labels, or idx files with MNIST's names (train-images-idx3-ubyte, "
             "train-labels-idx1-ubyte, t10k-...)"
         )
+    if len(data.classes) == 1:
+        raise Refused(
+            f"open_dataset: expected several classes, all images of {data.name!r} are of "
+            f"{data.classes[0]!r}; put them into a folder for each class, or leave condition out"
+        )
     low, high = (int(torch.cat([*labels.values()]).aminmax()[i]) for i in range(2))
     count = len(data.classes) or high + 1
     if low < 0 or high >= min(count, MAX_CLASSES):

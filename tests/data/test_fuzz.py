@@ -38,6 +38,11 @@ def framed(rows: np.ndarray, kind: str) -> bytes:
     return stream.getvalue()
 
 
+def classes(names: list[str]) -> bytes:
+    """A table of classes as in the data sets of EDM."""
+    return json.dumps({"labels": [[name, i % 2] for i, name in enumerate(names)]}).encode()
+
+
 def corpus() -> dict[str, bytes]:
     """Small valid files of every format, by the names that give the format away."""
     digits = RNG.integers(0, 256, (12, 3, 3), dtype=np.uint8)
@@ -47,7 +52,6 @@ def corpus() -> dict[str, bytes]:
     rows = RNG.normal(size=(24, 2))
     images = RNG.integers(0, 256, (12, 3, 3, 3), dtype=np.uint8)
     members = {f"{i}.png": picture(image) for i, image in enumerate(images[:11])}
-    table = {"labels": [[f"{i}.png", i % 2] for i in range(11)]}
     batches = tarred({f"c/{stem}.bin": 2 * record for stem in BATCHES})
     return {
         "x-idx3-ubyte": idx(digits),
@@ -65,7 +69,7 @@ def corpus() -> dict[str, bytes]:
         "a.parquet": framed(rows, "parquet"),
         "a.feather": framed(rows, "feather"),
         "a.zip": zipped({**members, "11.jpg": picture(images[11], "JPEG")}),
-        "labelled.zip": zipped({**members, "dataset.json": json.dumps(table).encode()}),
+        "labelled.zip": zipped({**members, "dataset.json": classes([*members])}),
         "labelled.npz": saved(np.savez, x=images, y=np.arange(12)),
         **{f"x.{kind.lower()}": picture(images[11], kind) for kind in KINDS},
         "a.tar": batches,

@@ -115,7 +115,7 @@ ROWS = [[f"{label}/{i:02}.png", label] for label in range(2) for i in range(8)]
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"labels": None}, r"rows \[name, class\] under 'labels' in 'dataset.json of .*has none"),
+        ({"labels": None}, r"rows \[name, class\] under 'labels' in 'dataset.json' of .*has none"),
         ([], "under 'labels'"),
         ({"labels": ROWS[1:]}, r"it has none for '0/00.png'"),
         ({"labels": [*ROWS, ["0/00.png", 1]]}, r"different names .*row 16 \(counted from 0\)"),
@@ -156,7 +156,7 @@ def test_damaged_tables_of_classes(tmp_path: Path, data: bytes) -> None:
             "'x.png' of .* in none",
         ),
         (members({"train": 0, "test": 1}), "folders that are classes, .* are test, train; name"),
-        (members({"cat": 0}, 12), "a folder for each class, all pictures of .* in 'cat'"),
+        (members({"cat": 0}, 12), "several classes, all images of .* are of 'cat'; put"),
         (
             members({"a": 0, "b": 1}) | {"a/dataset.json": b'{"labels": []}'},
             "dataset.json above all pictures .* found 'a/dataset.json'",
@@ -291,3 +291,7 @@ def test_rows_have_the_names_of_their_classes(tmp_path: Path) -> None:
     path = written(tmp_path, members({"cat": 0, "dog": 1}, 2), "folder")
     assert open_rows(path, labelled=True).given.tolist() == ["cat", "cat", "dog", "dog"]
     assert open_rows(path).given is None
+    assert open_rows(path / "dog").given is None
+    (path / "cat" / "00.png").unlink()
+    (path / "cat" / "01.png").unlink()
+    assert open_rows(path, labelled=True).given.tolist() == ["dog", "dog"]

@@ -64,11 +64,6 @@ def labels_of_folders(paths: Sequence[str], where: str) -> Labels:
             f"read_labels: expected folders that are classes, those of {where} are {listed(names)}"
             "; name one of them"
         )
-    if len(names) < 2:
-        raise Refused(
-            f"read_labels: expected a folder for each class, all pictures of {where} are in "
-            f"{names[0]!r}; put them into a folder for each class, or leave the condition out"
-        )
     index = {name: i for i, name in enumerate(names)}
     return Labels(torch.tensor([index[folder[0]] for folder in folders]), tuple(names))
 
