@@ -25,6 +25,7 @@ from .formats.columns import listed
 
 #: The name of the class of an image.
 LABEL = "label"
+MOST_CLASSES = 32  # that are said by name
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Conditions:
         """Returns the names, each with the values that it may have."""
         if self.classes:
             names = [f"{i} = {name}" for i, name in enumerate(self.classes)]
-            return f"{LABEL} ({listed(names)})"
+            return f"{LABEL} ({listed(names, MOST_CLASSES)})"
         if self.encoding is None:
             return f"{LABEL} (0 to {self.num_classes - 1})"
         return ", ".join(f"{column.name} ({_values(column)})" for column in self.columns)

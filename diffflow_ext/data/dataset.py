@@ -194,9 +194,9 @@ def given_labels(data: Dataset) -> Dataset:
     if labels is None:
         raise Refused(
             f"open_dataset: expected images with labels for condition={LABEL!r}, none are read "
-            f"of {data.name!r}; leave it out, or give a folder with one of each class, an .npz "
-            "file with labels, or idx files with MNIST's names (train-images-idx3-ubyte, "
-            "train-labels-idx1-ubyte, t10k-...)"
+            f"of {data.name!r}; leave it out, pass it to open_dataset too, or give a folder with "
+            "one of each class, an .npz file with labels, or idx files with MNIST's names "
+            "(train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-...)"
         )
     if len(data.classes) == 1:
         raise Refused(

@@ -166,10 +166,11 @@ def _open_values(rows: Any, options: _Options) -> Dataset:
         table = table_of(rows if array is None else array, **options.of_tables())
         return split_table(table, columns=options.columns, condition=options.condition)
     options.refuse("images", "an array of images", "image_size", "condition")
-    parts = {"train": images}
+    parts, names = {"train": images}, ()
     if labels is not None:
         parts["train_labels"] = labels_of_array(labels, "the dataset", len(images))
-    return _images("images", ImageSource(parts, classes=_class_names(source)), options)
+        names = _class_names(source)
+    return _images("images", ImageSource(parts, classes=names), options)
 
 
 def _class_names(rows: Any) -> tuple[str, ...]:

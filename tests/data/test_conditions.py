@@ -96,6 +96,8 @@ def test_records(data: Dataset) -> None:
     assert data.conditions is not None
     named = Conditions(num_classes=2, classes=("cat", "dog"))
     assert named.describe() == "label (0 = cat, 1 = dog)"
+    many = Conditions(num_classes=40, classes=tuple(map(str, range(40))))
+    assert many.describe().endswith("31 = 31 and 8 more)")
     assert "classes" not in Conditions(num_classes=7).to_meta()
     for conditions in (data.conditions, Conditions(num_classes=7), named):
         meta = json.loads(json.dumps(conditions.to_meta()))

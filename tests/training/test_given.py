@@ -107,6 +107,7 @@ GOOD = {"cut": "good", "price": 310, "sold": False}
         (NUMBERS, np.zeros((3, 2)), r"sample: expected given of shape \(n, 1\)"),
         (NAMED, {"label": "cow"}, "classes of the run in given, cat, dog, 2, got cow, in row 0"),
         (NAMED, ["dog", "cow", "ant"], r"got ant, cow, in row 1 \(counted from 0\)"),
+        (NAMED, ["1", "0", "2"], r"2, got 0, 1, in row 0 \(counted from 0\)"),
         (NAMED, {"label": "3"}, "classes from 0 to 2 in given, got 3 in row 0"),
         (NAMED, {"label": "nan"}, "classes from 0 to 2 in given, got nan in row 0"),
         (CLASSES, ["cat"] * 3, "in given, 0 to 4, got cat, in row 0"),

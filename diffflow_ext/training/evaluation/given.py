@@ -92,8 +92,9 @@ def _of_values(op: str, conditions: Conditions, given: Mapping[str, Any]) -> Ten
     """Returns one row of values."""
     if conditions.encoding is None:
         value = given[LABEL]
-        value = value if isinstance(value, str) else _number(op, LABEL, value)
-        return _classes(op, conditions, np.array([value]))
+        if isinstance(value, str):
+            return _classes(op, conditions, _named(op, conditions, [value], numbers=True))
+        return _classes(op, conditions, np.array([_number(op, LABEL, value)]))
     values, categories = np.zeros((1, len(conditions.names))), dict[str, tuple[str, ...]]()
     for i, column in enumerate(conditions.columns):
         value = given[column.name]
@@ -124,7 +125,8 @@ def _of_rows(op: str, conditions: Conditions, given: Any) -> Tensor:
 
 def _classes(op: str, conditions: Conditions, values: Any) -> Tensor:
     if values.dtype.kind in "UO" and values.ndim == 1:
-        values = _named(op, conditions, values)
+        # Folders that are called by numbers are no names of a run that has other ones.
+        values = _named(op, conditions, values, numbers=not conditions.classes)
     if values.dtype.kind not in "iuf" or values.ndim != 1:
         raise ValueError(
             f"{op}: expected given as classes of shape (n,), got {values.dtype} of shape"
@@ -140,17 +142,18 @@ def _classes(op: str, conditions: Conditions, values: Any) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))
 
 
-def _named(op: str, conditions: Conditions, texts: Any) -> Any:
-    """Returns the classes of names, or of texts of numbers that no class is called by."""
+def _named(op: str, conditions: Conditions, texts: Any, *, numbers: bool) -> Any:
+    """Returns the classes of names, and perhaps of texts of numbers that no class is called by."""
     index, classes = {name: i for i, name in enumerate(conditions.classes)}, list[float]()
     for row, text in enumerate(texts):
         try:
-            classes.append(index[text] if text in index else float(text))
-        except (TypeError, ValueError):
+            known = text in index or (isinstance(text, str) and not numbers)
+            classes.append(index[text] if known else float(text))
+        except (LookupError, TypeError, ValueError):
             unseen = sorted({str(text) for text in texts} - {*index})
-            known = listed(conditions.classes) or f"0 to {conditions.num_classes - 1}"
+            own = listed(conditions.classes) or f"0 to {conditions.num_classes - 1}"
             raise ValueError(
-                f"{op}: expected classes of the run in given, {known}, got {listed(unseen)}, in"
+                f"{op}: expected classes of the run in given, {own}, got {listed(unseen)}, in"
                 f" row {row} (counted from 0)"
             ) from None
     return np.array(classes)
