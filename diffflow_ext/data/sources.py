@@ -166,7 +166,7 @@ def _open_values(rows: Any, options: _Options) -> Dataset:
         table = table_of(rows if array is None else array, **options.of_tables())
         return split_table(table, columns=options.columns, condition=options.condition)
     options.refuse("images", "an array of images", "image_size", "condition")
-    parts, names = {"train": images}, ()
+    parts, names = {"train": images}, tuple[str, ...]()
     if labels is not None:
         parts["train_labels"] = labels_of_array(labels, "the dataset", len(images))
         names = _class_names(source)
@@ -175,9 +175,10 @@ def _open_values(rows: Any, options: _Options) -> Dataset:
 
 def _class_names(rows: Any) -> tuple[str, ...]:
     """Returns the names of classes that a dataset such as torchvision's has."""
-    names = getattr(rows, "classes", None)
-    is_named = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_named else ()
+    names = getattr(rows, "classes", ())
+    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+        return tuple(map(str, names))
+    return ()
 
 
 def _images(name: str, source: ImageSource, options: _Options) -> Dataset:
