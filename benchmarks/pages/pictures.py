@@ -13,6 +13,7 @@ from diffflow_ext import figures
 from diffflow_ext.figures.panels import FAINT, INK, grid_lines, new_figure
 
 from ..common.reports import read_samples
+from .digits import picture_of_digits
 from .quality import of_size
 from .tables import Report, Results
 
@@ -64,7 +65,9 @@ def draw_pictures(results: Results, folder: Path, out: Path) -> list[Path]:
     for path, figure in zip(paths, made.values(), strict=True):
         figure.savefig(path, dpi=130)
     images = [r for r in results.values() if r.get("benchmark") == "compare_images"]
-    return paths + [path for report in images for path in _images(report, folder, out)]
+    paths += [path for report in images for path in _images(report, folder, out)]
+    digits = [r for r in results.values() if r.get("benchmark") == "digits_by_class"]
+    return paths + [picture_of_digits(report, folder, out) for report in digits]
 
 
 # --- parts ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 from tyro.conf import Positional, arg
 
 from diffflow_ext.data import FETCHABLE, describe_sets, fetch
@@ -108,7 +109,7 @@ class Sample(Section):
     n: Annotated[int, whole(1, MAX_SAMPLES)] = 10000
     #: Seed.
     seed: Annotated[int, SEED] = 0
-    #: What the samples are conditioned on, such as label=3, or cut=Ideal,price=500.
+    #: What the samples are conditioned on, such as label=3, label=cat, or cut=Ideal,price=500.
     given: Annotated[Maybe[str], arg(metavar="NAME=VALUE")] = None
     #: Picture of the samples beside the test data.
     figure: Annotated[Maybe[str], arg(metavar="FILE.png")] = None
@@ -142,7 +143,7 @@ class Sample(Section):
         write_samples(self.out, values, columns)
         if self.figure and dataset is not None:
             save(figure_of_samples(dataset, samples), self.figure)
-        print(f"{self.out}: {self.n} samples of {_contents(run.record)}")
+        print(f"{self.out}: {self.n} samples of {_contents(run.record)}{_said(run.record)}")
         return 0
 
 
@@ -156,7 +157,8 @@ class Score(Section):
     #: A table with the columns of the run, in any order and others beside them; or images, which
     #: are taken in alphabetical order.
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    #: A .csv or .npy file: a number for each row, in nats, in the units of the data.
+    #: A .csv or .npy file: a number for each row, in nats, in the units of the data; a .csv of
+    #: images also has the names of their files.
     out: Annotated[str, arg(metavar="FILE")]
     #: exact (flow, ffjord), ode (all others), bound (all but dinof), or importance_weighted
     #: (diffflow); None takes the density, of images the bound. Bounds of rows are random numbers,
@@ -166,7 +168,7 @@ class Score(Section):
     num_paths: Annotated[int, whole(1, MAX_PATHS)] = 1
     #: Steps N of the bound (diffflow); None takes those of the run.
     num_steps: Annotated[Maybe[int], whole(1)] = None
-    #: What all rows are conditioned on, such as label=3; None takes their own columns.
+    #: What all rows are conditioned on, such as label=3; None takes their own columns or classes.
     given: Annotated[Maybe[str], arg(metavar="NAME=VALUE")] = None
     #: Array to read from an .npz file with several.
     key: Annotated[Maybe[str], arg(metavar="NAME")] = None
@@ -193,18 +195,18 @@ class Score(Section):
                 title += ", one draw of noise for discrete and missing values"
             names = ("estimator", "num_steps", "num_paths", "seed")
             options = {name: getattr(self, name) for name in names}
-            options["given"] = None if self.given is None else parse_given(self.given)
+            options["given"] = rows.given if self.given is None else parse_given(self.given)
             scores = run.log_prob(rows.values, world=world, **options)
             if not world.writes:
                 return 0
         for doubt in rows.doubts:
             warnings.warn(f"{self.data}: {doubt}", stacklevel=2)
-        write_samples(self.out, scores.unsqueeze(1), [Column("log_prob", "continuous")])
+        _write_scores(self.out, scores, rows.files)
         lowest = int(scores.argmin())
+        where = rows.files[lowest] if rows.files else f"row {lowest} (counted from 0)"
         print(
             f"{self.out}: log p of {len(scores):,} rows in nats ({title}), mean"
-            f" {float(scores.mean()):.4g}, lowest {float(scores[lowest]):.4g} in row {lowest}"
-            " (counted from 0)"
+            f" {float(scores.mean()):.4g}, lowest {float(scores[lowest]):.4g} in {where}"
         )
         return 0
 
@@ -320,6 +322,21 @@ COMMANDS: dict[str, Any] = {
 def _contents(record: DatasetRecord) -> str:
     """Returns the names of the first columns and the number of others, or the shape of images."""
     return listed(record.columns) or " x ".join(map(str, record.event_shape))
+
+
+def _said(record: DatasetRecord) -> str:
+    """Returns which number is which class, if classes have names."""
+    named = record.conditions is not None and record.conditions.classes
+    return f", given {record.conditions.describe()}" if named and record.conditions else ""
+
+
+def _write_scores(path: str, scores: Tensor, files: Sequence[str]) -> None:
+    """Writes scores; in text, of images, beside the names of their files."""
+    columns, values = [Column("log_prob", "continuous")], scores.unsqueeze(1)
+    if files and path.lower().endswith(".csv"):
+        columns = [Column("file", "category", values=tuple(files)), *columns]
+        values = torch.cat([torch.arange(len(files)).unsqueeze(1), values], dim=1)
+    write_samples(path, values, columns)
 
 
 def _names(kind: Any) -> list[str]:

@@ -25,6 +25,7 @@ from .formats.columns import listed
 
 #: The name of the class of an image.
 LABEL = "label"
+MOST_CLASSES = 32  # that are said by name
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,19 @@ class Conditions:
     Attributes:
         encoding: The columns of a table; None for classes of images.
         num_classes: The number of classes, 0 for a table.
+        classes: Their names in order, if they have names.
     """
 
     encoding: Encoding | None = None
     num_classes: int = 0
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ValueError(
+                f"Conditions: expected {self.num_classes} names of classes, got "
+                f"{len(self.classes)}"
+            )
         if (self.encoding is None) != (self.num_classes > 0):
             raise ValueError(
                 f"Conditions: expected columns or classes, got num_classes={self.num_classes}"
@@ -52,13 +60,15 @@ class Conditions:
     def from_meta(cls, values: Mapping[str, Any]) -> Conditions:
         """Returns the conditions from the plain data of `to_meta`."""
         if "num_classes" in values:
-            return cls(num_classes=int(values["num_classes"]))
+            names = tuple(map(str, values.get("classes", ())))
+            return cls(num_classes=int(values["num_classes"]), classes=names)
         return cls(Encoding.from_meta(values["columns"]))
 
     def to_meta(self) -> dict[str, Any]:
         """Returns plain data for a manifest."""
         if self.encoding is None:
-            return {"num_classes": self.num_classes}
+            meta: dict[str, Any] = {"num_classes": self.num_classes}
+            return meta | ({"classes": list(self.classes)} if self.classes else {})
         return {"columns": self.encoding.to_meta()}
 
     @property
@@ -84,6 +94,9 @@ class Conditions:
 
     def describe(self) -> str:
         """Returns the names, each with the values that it may have."""
+        if self.classes:
+            names = [f"{i} = {name}" for i, name in enumerate(self.classes)]
+            return f"{LABEL} ({listed(names, MOST_CLASSES)})"
         if self.encoding is None:
             return f"{LABEL} (0 to {self.num_classes - 1})"
         return ", ".join(f"{column.name} ({_values(column)})" for column in self.columns)

@@ -218,7 +218,7 @@ def test_pages_and_pictures_are_made_from_the_reports_alone(
     assert len(linked) == 3
     assert "60.0 (30.0" in text
     assert write.filled(text, speed.BLOCKS, write.read_results(tmp_path)) == text
-    assert (tmp_path / "results.md").read_text().count(tables.MISSING) == 13
+    assert (tmp_path / "results.md").read_text().count(tables.MISSING) == 14
 
 
 def test_pictures_are_those_that_have_reports(reports: Reports, tmp_path: Path) -> None:
@@ -251,3 +251,15 @@ def test_prose_of_the_page_has_no_measured_number() -> None:
 def test_least_value_of_a_column_is_bold() -> None:
     rows = [("a", [2.0, None], ["2", "x"]), ("b", [1.0, 3.0], ["1", "3"])]
     assert tables.best_marked(rows) == [["a", "2", "x"], ["b", "**1**", "**3**"]]
+
+
+def test_a_report_names_each_machine_of_its_parts_once() -> None:
+    parts = {
+        "a": {"machine": MACHINE},
+        "b": {"machine": {**MACHINE, "cpu": "Y", "commit": "f" * 40, "dirty": True}},
+        "c": {"machine": MACHINE},
+    }
+    report = {"benchmark": "quality", "command": "q", **HEAD, "models": parts}
+    page = tables.conditions(["quality"])({"r": report})
+    row = "| `q` | Z, 1 thread; Y, 1 thread | 0123456; fffffff and changes |"
+    assert row in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from diffflow_ext.cli import commands, main
 from diffflow_ext.training.config.fields import MAY_CHANGE
 
 PACKAGE = ROOT / "diffflow_ext"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text()]
 
 
@@ -91,6 +92,28 @@ def test_example_of_an_estimator_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     exec(code.replace("steps=300", "steps=2"), names)
     assert (names["density"].score_samples(names["X"]) == names["log_p"]).all()
     assert names["rows"].shape == (1000, 3)
+
+
+@pytest.mark.slow
+def test_commands_and_snippets_of_the_first_steps_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block of the page, in its order, in one folder; trainings are shorter."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.S)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {}
+    for language, block in blocks:
+        if language == "python":
+            exec(block.replace("range(200)", "range(2)"), names)
+            continue
+        for line in block.replace("--steps 1000", "--steps 20").splitlines():
+            assert main(shlex.split(line)[1:]) == 0
+    assert [*names["rows"].columns] == ["kind", "size", "weight"]
+    assert names["log_p"].shape == (2000,)
+    scores = pd.read_csv("scores.csv")
+    assert len(scores) == len(pd.read_csv("more.csv")) == 500
+    assert names["log_density"].isfinite().all()
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)

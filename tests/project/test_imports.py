@@ -59,9 +59,9 @@ ORDER: dict[str, str] = {
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.layout
         formats.words formats.text formats.frames formats.tables formats.idx formats.cifar
-        formats.resizing formats.pictures formats.images sets.home sets.toy
-        column encoding conditions display kinds dataset
-        sets.magic sets.maf fetching sources rows
+        formats.resizing formats.pictures formats.labels formats.images sets.home sets.toy
+        column encoding conditions display kinds dataset known
+        sets.magic sets.maf fetching image_sources sources rows
     """,
     "metrics": """
         points distances frechet two_sample manifolds floor

@@ -33,6 +33,7 @@ assert DATA.conditions is not None
 OWN = DATA.conditions
 NUMBERS = open_dataset(FRAME[["y", "price"]], condition="price").conditions
 CLASSES = Conditions(num_classes=5)
+NAMED = Conditions(num_classes=3, classes=("cat", "dog", "2"))
 
 
 def values(conditions: Any, given: Any, count: int) -> list[list[float]]:
@@ -101,6 +102,22 @@ def test_numbers_near_those_of_training_are_not() -> None:
     assert [str(one.message).split("=")[0] for one in found] == ["impute: x", "impute: income"]
 
 
+def test_classes_by_name() -> None:
+    """A text is a name first, and a number only if no class is called so."""
+    for given in ({"label": "dog"}, {"label": 1}, {"label": "1"}, parse_given("label=dog")):
+        assert values(NAMED, given, 2) == [[1.0]] * 2
+    assert values(NAMED, {"label": "2"}, 1) == [[2.0]]
+    for array in (
+        ["dog", "cat", "2"],
+        np.array(["dog", "cat", "2"]),
+        pd.Series(["dog", "cat", 2]),
+    ):
+        assert values(NAMED, array, 3) == [[1.0], [0.0], [2.0]]
+    assert values(NAMED, [1, 0], 2) == [[1.0], [0.0]]
+    # Folders that are called by numbers, of a run whose classes have no names.
+    assert values(CLASSES, np.array(["4", "0"]), 2) == [[4.0], [0.0]]
+
+
 def test_runs_without_conditions() -> None:
     assert stored_conditions("sample", None, None, 3) is None
     with pytest.raises(ValueError, match=r"^sample: expected no given, because the run has no"):
@@ -133,6 +150,12 @@ GOOD = {"cut": "good", "price": 310, "sold": False}
         (OWN, FRAME[:2], "given with 3 rows, one for each sample, got 2"),
         (OWN, FRAME[["cut", "price"]][:3], "which has no 'sold'"),
         (NUMBERS, np.zeros((3, 2)), r"sample: expected given of shape \(n, 1\)"),
+        (NAMED, {"label": "cow"}, "classes of the run in given, cat, dog, 2, got cow, in row 0"),
+        (NAMED, ["dog", "cow", "ant"], r"got ant, cow, in row 1 \(counted from 0\)"),
+        (NAMED, ["1", "0", "2"], r"2, got 0, 1, in row 0 \(counted from 0\)"),
+        (NAMED, {"label": "3"}, "classes from 0 to 2 in given, got 3 in row 0"),
+        (NAMED, {"label": "nan"}, "classes from 0 to 2 in given, got nan in row 0"),
+        (CLASSES, ["cat"] * 3, "in given, 0 to 4, got cat, in row 0"),
         (CLASSES, {"label": 5}, "classes from 0 to 4 in given, got 5 in row 0"),
         (CLASSES, {"label": 1.5}, "got 1.5 in row 0"),
         (CLASSES, [0, 1, -1], "got -1 in row 2"),

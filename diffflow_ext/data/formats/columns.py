@@ -74,10 +74,10 @@ class Table:
         return replace(self, values=self.values[:, positions], columns=columns)
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], shown: int = SHOWN) -> str:
     """Returns the first names with commas, and the number of the others."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def how_to_leave_out(names: Sequence[str]) -> str:

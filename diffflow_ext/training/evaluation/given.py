@@ -47,7 +47,8 @@ def stored_conditions(
         op: The function that errors name.
         conditions: What the run is conditioned on.
         given: A mapping of each name to the value of all samples; or of a table a data frame, an
-            array of numbers or a `Table` with a row for each sample, of images the classes.
+            array of numbers or a `Table` with a row for each sample, of images the classes, by
+            numbers or names.
         count: The number of samples.
 
     Warns:
@@ -73,7 +74,7 @@ def stored_conditions(
     if isinstance(given, Mapping):
         _check_names(op, conditions, given)
     if conditions.encoding is None:
-        stored = _classes(op, conditions, _class_values(op, given))
+        stored = _classes(op, conditions, _class_values(op, conditions, given))
     else:
         table = _table(op, conditions.encoding, given)
         stored = conditions.encoding.stored(table, op)
@@ -131,10 +132,13 @@ def _check_names(op: str, conditions: Conditions, given: Mapping[str, Any]) -> N
         )
 
 
-def _class_values(op: str, given: Any) -> Any:
-    if isinstance(given, Mapping):
-        return np.array([_number(op, LABEL, given[LABEL])])
-    return array_of(given)
+def _class_values(op: str, conditions: Conditions, given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        return array_of(given)
+    value = given[LABEL]
+    if isinstance(value, str):
+        return _named(op, conditions, [value], numbers=True)
+    return np.array([_number(op, LABEL, value)])
 
 
 def _table(op: str, encoding: Encoding, given: Any) -> Table:
@@ -162,6 +166,9 @@ def _number(op: str, name: str, value: Any) -> float:
 
 
 def _classes(op: str, conditions: Conditions, values: Any) -> Tensor:
+    if values.dtype.kind in "UO" and values.ndim == 1:
+        # Folders that are called by numbers are no names of a run that has other ones.
+        values = _named(op, conditions, values, numbers=not conditions.classes)
     if values.dtype.kind not in "iuf" or values.ndim != 1:
         raise ValueError(
             f"{op}: expected given as classes of shape (n,), got {values.dtype} of shape"
@@ -175,3 +182,20 @@ def _classes(op: str, conditions: Conditions, values: Any) -> Tensor:
             f" {values[row]:.10g} in row {row} (counted from 0)"
         )
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _named(op: str, conditions: Conditions, texts: Any, *, numbers: bool) -> Any:
+    """Returns the classes of names, and perhaps of texts of numbers that no class is called by."""
+    index, classes = {name: i for i, name in enumerate(conditions.classes)}, list[float]()
+    for row, text in enumerate(texts):
+        try:
+            known = text in index or (isinstance(text, str) and not numbers)
+            classes.append(index[text] if known else float(text))
+        except (LookupError, TypeError, ValueError):
+            unseen = sorted({str(text) for text in texts} - {*index})
+            own = listed(conditions.classes) or f"0 to {conditions.num_classes - 1}"
+            raise ValueError(
+                f"{op}: expected classes of the run in given, {own}, got {listed(unseen)}, in"
+                f" row {row} (counted from 0)"
+            ) from None
+    return np.array(classes)

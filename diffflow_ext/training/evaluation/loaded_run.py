@@ -104,7 +104,8 @@ class LoadedRun:
             given: What samples are conditioned on, which a run with conditions needs: a mapping of
                 each name to the value of all samples, such as ``{"label": 3}`` or
                 ``{"cut": "Ideal", "price": 500}``; or a row for each sample, of a table a data
-                frame or an array of numbers, of images the classes, shape (n,).
+                frame or an array of numbers, of images the classes, shape (n,), by their numbers
+                or names.
             units: "data" for float64 of shape (n, d) in the units of the data, or images in bytes,
                 shape (n, C, H, W); "training" for float32 as the networks see them.
             world: The processes that share the work; all of them get all samples.

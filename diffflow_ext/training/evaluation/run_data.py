@@ -62,8 +62,8 @@ def rows_of_run(
 ) -> Rows:
     """Returns the rows, or images, in a file: those to which a run is applied; see `open_rows`.
 
-    Rows have the columns of the run's conditions too, unless `conditions` says that they are given
-    otherwise.
+    Rows have the columns of the run's conditions too, and images their classes, unless
+    `conditions` says that they are given otherwise.
     """
     config, encoding = run.config.data, run.record.encoding
     own = run.record.conditions if conditions else None
@@ -72,10 +72,19 @@ def rows_of_run(
     if own is not None and names:
         names, texts = names + own.names, texts + own.texts
     gaps = encoding is not None and any(column.missing for column in encoding.columns)
-    return open_rows(
-        path, names, image_size=config.image_size, key=key,
-        drop_columns=config.drop_columns or (), texts=texts, gaps=gaps,
-    )  # fmt: skip
+    labelled = own is not None and not names
+    try:
+        return open_rows(
+            path, names, image_size=config.image_size, key=key,
+            drop_columns=config.drop_columns or (), texts=texts, gaps=gaps, labelled=labelled,
+        )  # fmt: skip
+    except ValueError as error:
+        if not labelled:
+            raise
+        raise ValueError(
+            f"{error}. The run is conditioned on {own and own.describe()}: if images have no"
+            " class, name one for all (--given label=...)"
+        ) from error
 
 
 def is_gone(data: str) -> bool:

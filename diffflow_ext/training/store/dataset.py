@@ -218,7 +218,8 @@ def _alike(one: Conditions | None, other: Conditions | None) -> bool:
     """Whether conditions of the same names are the same but for the rounding of numbers."""
     if one is None or other is None:
         return one is other
-    return one.num_classes == other.num_classes and _close(one.encoding, other.encoding)
+    same = one.num_classes == other.num_classes and one.classes == other.classes
+    return same and _close(one.encoding, other.encoding)
 
 
 def _same(a: Any, b: Any) -> bool:
