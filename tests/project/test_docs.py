@@ -169,3 +169,21 @@ def test_commands_of_the_readme_exist() -> None:
     assert {command for command, _ in lines} == set(commands.COMMANDS) | {"train"}
     for command, words in lines:
         commands.parse_command(command, words.split())
+
+
+def test_versions_agree() -> None:
+    of_package = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    of_citation = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert of_package == of_citation == [diffflow_ext.__version__]
+
+
+def test_hooks_before_a_commit_use_the_versions_of_the_checks() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    pinned = dict(
+        re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    )
+    for tool, repository in (
+        ("ruff", "ruff-pre-commit"),
+        ("clang-format", "mirrors-clang-format"),
+    ):
+        assert re.findall(rf"{repository}\n    rev: v(.*)", hooks) == [pinned[tool]]
