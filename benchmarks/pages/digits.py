@@ -60,6 +60,6 @@ def picture_of_digits(report: Report, folder: Path, out: Path) -> Path:
     for label in range(count):
         spaced = [images for part in parts for images in (part[label], gap)]
         rows[str(label)] = np.concatenate(spaced[:-1])
-    names = [*groups]
-    title = f"class in rows; from the left: {'; '.join(names[:3])};\n{'; '.join(names[3:])}"
+    lines = ["; ".join([*groups][start : start + 3]) for start in range(0, len(groups), 3)]
+    title = "class in rows; from the left: " + ";\n".join(lines)
     return figures.image_rows(out / "digits_by_class.png", rows, title)
