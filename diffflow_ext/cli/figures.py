@@ -10,13 +10,15 @@ from typing import Annotated, ClassVar
 from tyro.conf import Positional, arg
 
 from diffflow_ext.figures import FILMS, SUFFIXES, save
-from diffflow_ext.training.config.rules import SEED, Maybe, Section
+from diffflow_ext.training.config.rules import SEED, Maybe, Rule, Section
 from diffflow_ext.training.evaluation.loaded_run import LoadedRun, load_run
 from diffflow_ext.training.evaluation.pictures import film_of_paths, path_figure
 from diffflow_ext.training.evaluation.sample_file import check_target
 
 from .flags import DeviceName, RunArgument
 from .training import Switch
+
+SOME = Rule("one run directory or more", lambda runs: len(runs) > 0)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Compare(Section):
 
     op: ClassVar[str] = "compare"
     #: Run directories.
-    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[Positional[tuple[str, ...]], SOME, arg(metavar="RUN [RUN ...]")]
     #: A .png, .pdf or .svg file.
     out: Annotated[str, arg(metavar="FILE")]
     #: Where the data are now, if they have moved.
@@ -39,8 +41,6 @@ class Compare(Section):
 
     def __call__(self) -> int:
         """Draws; returns the exit code."""
-        if not self.runs:
-            raise ValueError("compare: expected one run directory or more, got none; name them")
         check_target(self.out, SUFFIXES, overwrite=self.overwrite)
         runs = {name: load_run(run, self.device) for name, run in _names(self.runs).items()}
         _require_same_data(runs)

@@ -71,8 +71,8 @@ ORDER: dict[str, str] = {
     "training": """
         config.rules config.sections config.fields config.files config.defaults config.schedules
         store.folders store.directory store.checkpoint store.saver store.dataset store.inputs
-        recipes.contexts recipes.base recipes.networks recipes.paths recipes.diffflow recipes.dinof recipes.ddpm
-        recipes.nfdm recipes.flows recipes.build
+        recipes.contexts recipes.base recipes.networks recipes.paths recipes.diffflow
+        recipes.dinof recipes.ddpm recipes.nfdm recipes.flows recipes.build
         parallel.device parallel.distributed parallel.sharding parallel.progress
         loop.batches loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
