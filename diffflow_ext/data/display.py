@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Protocol
-
-from torch import Tensor
+from typing import Any
 
 from .column import Column
 from .conditions import Conditions
@@ -17,19 +15,8 @@ from .formats.columns import listed
 MOST_ROWS = 30
 
 
-class Data(Protocol):
-    """What is shown of a dataset."""
-
-    train: Tensor
-    valid: Tensor
-    test: Tensor
-    encoding: Encoding | None
-    conditions: Conditions | None
-    notes: tuple[str, ...]
-
-
-def dataset_facts(data: Data) -> dict[str, str]:
-    """Returns what a dataset is, in words by their names."""
+def dataset_facts(data: Any) -> dict[str, str]:
+    """Returns what a :class:`Dataset` is, in words by their names."""
     facts = {role: f"{len(getattr(data, role)):,}" for role in ("train", "valid", "test")}
     facts |= content_facts(data.encoding, data.conditions, tuple(data.train.shape[1:]))
     return facts | ({"left out": "; ".join(data.notes)} if data.notes else {})

@@ -134,7 +134,7 @@ def given_samples(op: str, conditions: Conditions | None, y: Any, count: int) ->
                 f"{op}: expected y with {listed(names)}, got {in_words(y)}; pass a mapping of"
                 " these names to values, or a row for each sample"
             )
-        return {names[0]: y}
+        return dict.fromkeys(names, y)
     frame = target_frame(op, y, names)
     if len(frame) != count:
         raise ValueError(

@@ -43,7 +43,7 @@ def gaussian(n: int, seed: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     "density",
     [
-        DDPMDensity(**TRAINED, steps=800, timesteps=50),
+        DDPMDensity(**TRAINED, steps=400, timesteps=50),
         pytest.param(NFDMDensity(**TRAINED, steps=800), marks=pytest.mark.slow),
         pytest.param(DiffFlowDensity(**TRAINED, steps=1000, num_steps=10), marks=pytest.mark.slow),
         pytest.param(DiNofDensity(**TRAINED, steps=800, flow="none"), marks=pytest.mark.slow),
@@ -67,6 +67,7 @@ def test_a_gaussian_that_depends_on_a_number(density: Any) -> None:
         assert abs(np.log(samples.std() / ((1 + abs(value)) / 2))) < 0.3
 
 
+@pytest.mark.slow
 def test_two_classes() -> None:
     """The narrow one and the wide one; guidance by the class, and a class that is new."""
     rng = np.random.default_rng(1)

@@ -108,8 +108,12 @@ def test_a_forged_configuration_builds_nothing(run: Path) -> None:
     assert (run / "config.toml").read_text() == text
 
 
-def test_a_run_is_shown_in_a_line_and_a_table(run: Path) -> None:
-    loaded = load_run(run)
+def test_a_run_is_shown_in_a_line_and_a_table(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    loaded = load_run(run.name)
+    monkeypatch.chdir(tmp_path.root)
     assert repr(loaded) == "LoadedRun(model diffflow, step 4, columns c0, c1)"
     lines = loaded.history()
     assert [line["step"] for line in lines] == [2, 4]

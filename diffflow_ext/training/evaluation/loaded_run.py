@@ -306,7 +306,7 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         CheckpointError: If it has no whole checkpoint.
         ImportError: If the model needs a package that is missing.
     """
-    return replace(run_of(read_run(path), device, path), folder=Path(path))
+    return replace(run_of(read_run(path), device, path), folder=Path(path).absolute())
 
 
 def read_run(path: str | Path) -> Checkpoint:
