@@ -17,7 +17,7 @@ from diffflow_ext.data import FETCHABLE, describe_sets, fetch
 from diffflow_ext.data.column import Column
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.figures import SUFFIXES, save
-from diffflow_ext.training.config.rules import DEVICE, SEED, Maybe, Section, whole
+from diffflow_ext.training.config.rules import SEED, Maybe, Section, whole
 from diffflow_ext.training.evaluation.evaluate import evaluate
 from diffflow_ext.training.evaluation.extractor import make_extractor
 from diffflow_ext.training.evaluation.given import parse_given
@@ -36,11 +36,10 @@ from diffflow_ext.training.store.checkpoint import CheckpointError
 from diffflow_ext.training.store.dataset import DatasetRecord
 
 from .doctor import examine
-from .flags import Sampler, parse, refuse_unknown
+from .figures import Animate, Compare
+from .flags import DeviceName, RunArgument, Sampler, parse, refuse_unknown
 from .training import Switch, parse_train
 
-RunArgument = Annotated[Positional[str], arg(metavar="RUN")]
-DeviceName = Annotated[str, DEVICE, arg(metavar="NAME")]
 SCORE_ENDINGS = (".csv", ".npy")
 SETS_TO_FETCH = f"{', '.join(FETCHABLE)}."
 #: Paths of a bound are counted below it.
@@ -313,6 +312,8 @@ COMMANDS: dict[str, Any] = {
     "sample": Sample,
     "score": Score,
     "evaluate": Evaluate,
+    "compare": Compare,
+    "animate": Animate,
     "data": DataSets,
     "extractor": ExtractorTraining,
     "doctor": Doctor,

@@ -21,6 +21,8 @@ COMMANDS = {
     "sample": "Draw samples in the units of the data.",
     "score": "Write log p of each row of a file, or of each image.",
     "evaluate": "Compare a model with held-out data; write RUN/evaluation.json and RUN/figures/.",
+    "compare": "Draw both processes of runs of the same data, one below the other.",
+    "animate": "Write a film of both processes of a run.",
     "data": "List the data sets, or download one.",
     "extractor": "Train a classifier on labelled images; its features compare samples with data.",
     "doctor": "Show what this installation has, and check it.",

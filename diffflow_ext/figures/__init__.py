@@ -11,10 +11,14 @@ values are not finite.
 
 from .images import image_grid, image_rows, metric_curves
 from .panels import SUFFIXES, save
-from .points import loss_curve, samples_beside_data, trajectories
+from .paths import FILMS, Paths, film, trajectories
+from .points import loss_curve, samples_beside_data
 
 __all__ = [
+    "FILMS",
     "SUFFIXES",
+    "Paths",
+    "film",
     "image_grid",
     "image_rows",
     "loss_curve",

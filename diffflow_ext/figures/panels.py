@@ -35,17 +35,17 @@ SUFFIXES = (".png", ".pdf", ".svg")
 SOFTWARE = "diffflow_ext"
 
 
-def _checked_path(path: str | os.PathLike[str]) -> Path:
-    """Returns the path of a picture; its ending is known and its folder exists."""
+def checked_path(op: str, path: str | os.PathLike[str], endings: tuple[str, ...]) -> Path:
+    """Returns the path of a picture or film; its ending is known and its folder exists."""
     file = Path(path)
-    if file.suffix.lower() not in SUFFIXES:
+    if file.suffix.lower() not in endings:
         raise ValueError(
-            f"save: expected a path ending in {', '.join(SUFFIXES)}, got {str(file)!r}; "
+            f"{op}: expected a path ending in {', '.join(endings)}, got {str(file)!r}; "
             "add such an ending"
         )
     if not file.parent.is_dir():
         raise FileNotFoundError(
-            f"save: expected the folder {str(file.parent)!r} to exist; make it first"
+            f"{op}: expected the folder {str(file.parent)!r} to exist; make it first"
         )
     return file
 
@@ -106,7 +106,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
         FileNotFoundError: If the folder of the path does not exist.
         ValueError: If the path ends in none of `SUFFIXES`.
     """
-    file = _checked_path(path)
+    file = checked_path("save", path, SUFFIXES)
     # Without a date two pictures of the same numbers are the same bytes.
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     own = metadata.get(file.suffix.lower(), {"Software": SOFTWARE})

@@ -1,4 +1,4 @@
-"""Pictures of points: samples beside data, paths of SDEs, and the loss of a training."""
+"""Pictures of points: samples beside data, and the loss of a training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from .panels import (
     square,
     style,
     titled,
-    turns,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 MAX_CORNER = 5
 MAX_DOTS = 20_000
-SNAPSHOTS = 6
 #: Losses up to this number are drawn as points too.
 FEW_POINTS = 40
 
@@ -74,47 +72,6 @@ def samples_beside_data(
     if len(names) > MAX_CORNER:
         title = f"{title}, {MAX_CORNER} of {len(names)} columns"
     figure = _pair_of_clouds(x, y, names) if x.shape[1] == 2 else _corner(x, y, names)
-    return titled(figure, title)
-
-
-def trajectories(
-    forward: ArrayLike,
-    reverse: ArrayLike,
-    times: ArrayLike,
-    title: str,
-) -> Figure:
-    """Draws snapshots of both processes: above data to noise, below noise to data.
-
-    Columns share a time, so that in a trained model the two clouds of a column agree; the lower
-    row is read from right to left. A particle keeps the colour of its place in the data.
-
-    Arguments:
-        forward: States, shape (N + 1, B, 2), `forward[i]` at `times[i]`.
-        reverse: States, shape (N + 1, B', 2), `reverse[i]` at `times[i]` too: reverse the order
-            of a sampler that starts from noise.
-        times: The N + 1 grid times, increasing.
-        title: The title.
-    """
-    op = "trajectories"
-    rows = [_states(op, "forward", forward), _states(op, "reverse", reverse)]
-    grid = _times(op, times, [len(states) for states in rows])
-    picks = np.unique(np.linspace(0, len(grid) - 1, SNAPSHOTS).round().astype(int))
-    limits = square(np.concatenate([states[picks].reshape(-1, 2) for states in rows]))
-    figure = new_figure(1.75 * len(picks) + 0.5, 1.75 * 2 + 0.75)
-    axes = figure.subplots(2, len(picks), squeeze=False)
-    for states, panels in zip(rows, axes, strict=True):
-        colours = turns(states[0])
-        for panel, i in zip(panels, picks, strict=True):
-            cloud(panel, states[i], colours, limits, 2.2)
-            panel.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
-    for panel, i in zip(axes[0], picks, strict=True):
-        panel.set_title(f"t = {grid[i]:.3g}", fontsize=10, color=INK)
-    for panels, label in zip(
-        axes,
-        ("forward: data \N{RIGHTWARDS ARROW} noise", "reverse: data \N{LEFTWARDS ARROW} noise"),
-        strict=True,
-    ):
-        panels[0].set_ylabel(label, fontsize=10, color=INK)
     return titled(figure, title)
 
 
@@ -218,23 +175,3 @@ def _outer_labels(panel: Axes, row: int, column: int, count: int, names: list[st
         panel.set_ylabel(names[row], fontsize=10, color=INK)
     elif row == column == 0:
         panel.set_ylabel("density", fontsize=10, color=INK)
-
-
-def _states(op: str, name: str, values: ArrayLike) -> Array:
-    array = finite_array(op, name, values, 3)
-    if len(array) < 2 or array.shape[2] != 2:
-        raise ValueError(
-            f"{op}: expected {name} of shape (N + 1, B, 2) with N >= 1, got {array.shape}; "
-            "choose two columns"
-        )
-    return array
-
-
-def _times(op: str, values: ArrayLike, lengths: list[int]) -> Array:
-    grid = finite_array(op, "times", values, 1)
-    if any(len(grid) != length for length in lengths) or np.any(np.diff(grid) <= 0.0):
-        raise ValueError(
-            f"{op}: expected increasing times, one for each state, got {len(grid)} times "
-            f"for {lengths} states; give the grid of the paths"
-        )
-    return grid

@@ -13,7 +13,7 @@ from .config.fields import (
 from .config.files import load_config
 from .evaluation.evaluate import evaluate
 from .evaluation.loaded_run import LoadedRun, load_run
-from .evaluation.pictures import loss_figure, path_figure, sample_figure
+from .evaluation.pictures import film_of_paths, loss_figure, path_figure, sample_figure
 from .evaluation.report import format_table
 from .loop.session import Interrupted
 from .loop.step import TrainingError
@@ -40,6 +40,7 @@ __all__ = [
     "TrainingError",
     "configure",
     "evaluate",
+    "film_of_paths",
     "format_table",
     "load_config",
     "load_run",

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("matplotlib", reason="needs the plot extra")
 
@@ -22,13 +21,10 @@ from diffflow_ext.figures import (
     panels,
     samples_beside_data,
     save,
-    trajectories,
 )
 
 RNG = np.random.default_rng(0)
 CLOUD = RNG.normal(size=(800, 2))
-TIMES = np.linspace(0.001, 0.05, 9)
-WALK = np.cumsum(RNG.normal(size=(9, 50, 2)), axis=0)
 
 
 def _rgb(path: Path) -> np.ndarray:
@@ -112,30 +108,6 @@ def test_nearly_constant_and_outlying_columns(tmp_path: Path) -> None:
     ).exists()
 
 
-def test_states_with_a_graph_make_the_picture_of_their_values(tmp_path: Path) -> None:
-    """As those of DiffFlowSDE.path, whose parameters require gradients."""
-    states = torch.tensor(WALK, requires_grad=True)
-    graph, plain = tmp_path / "graph.png", tmp_path / "plain.png"
-    save(trajectories(states, states, TIMES, "t"), graph)  # pyright: ignore[reportArgumentType]
-    save(trajectories(WALK, WALK, TIMES, "t"), plain)
-    assert np.array_equal(_rgb(graph), _rgb(plain))
-
-
-def test_trajectories(tmp_path: Path) -> None:
-    path = save(trajectories(WALK, WALK[:, :20], TIMES, "rows"), tmp_path / "t.png")
-    picture = _rgb(path)
-    assert picture.shape[:2] == (int(150 * 4.25), int(150 * 11.0))
-    inked = (picture.max(axis=2) - picture.min(axis=2)) > 0.3
-    height, width = inked.shape
-    for row in range(2):
-        for column in range(6):
-            part = inked[
-                height * row // 2 : height * (row + 1) // 2,
-                width * column // 6 : width * (column + 1) // 6,
-            ]
-            assert part.sum() > 30, (row, column)
-
-
 def test_loss_curve(tmp_path: Path) -> None:
     steps = np.arange(500)
     losses = 2.0 + np.exp(-steps / 50) + 0.1 * RNG.normal(size=500)
@@ -201,12 +173,6 @@ def test_bad_arrays() -> None:
         samples_beside_data(CLOUD, CLOUD, "t", columns=["a"])
     with pytest.raises(ValueError, match="data with 2 axes"):
         samples_beside_data(CLOUD[0], CLOUD, "t")
-    with pytest.raises(ValueError, match=r"got 8 times for \[9, 9\] states"):
-        trajectories(WALK, WALK, TIMES[:8], "t")
-    with pytest.raises(ValueError, match="increasing times"):
-        trajectories(WALK, WALK, TIMES[::-1], "t")
-    with pytest.raises(ValueError, match=r"\(N \+ 1, B, 2\) with N >= 1, got \(1, 50, 2\)"):
-        trajectories(WALK[:1], WALK, TIMES, "t")
     with pytest.raises(ValueError, match=r"losses of shape \(2,\)"):
         loss_curve([1, 2], [1.0])
     with pytest.raises(ValueError, match="0 finite"):

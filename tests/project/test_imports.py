@@ -67,12 +67,12 @@ ORDER: dict[str, str] = {
         points distances frechet two_sample manifolds floor
         features.digits features.files
     """,
-    "figures": "panels points images",
+    "figures": "panels points paths images",
     "training": """
         config.rules config.sections config.fields config.files config.defaults config.schedules
         store.folders store.directory store.checkpoint store.saver store.dataset store.inputs
-        recipes.contexts recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm
-        recipes.nfdm recipes.flows recipes.build
+        recipes.contexts recipes.base recipes.networks recipes.paths recipes.diffflow
+        recipes.dinof recipes.ddpm recipes.nfdm recipes.flows recipes.build
         parallel.device parallel.distributed parallel.sharding parallel.progress
         loop.batches loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
@@ -81,7 +81,7 @@ ORDER: dict[str, str] = {
         evaluation.quality evaluation.pictures evaluation.report evaluation.extractor
         evaluation.evaluate
     """,
-    "cli": "output flags doctor training commands program",
+    "cli": "output flags doctor training figures commands program",
     "estimators": "parameters targets density models",
 }
 #: What folders of `training` may import besides themselves; those not named here, all before them.

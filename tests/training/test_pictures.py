@@ -19,6 +19,7 @@ from diffflow_ext.figures import save
 from diffflow_ext.training import (
     configure,
     evaluate,
+    film_of_paths,
     load_run,
     loss_figure,
     path_figure,
@@ -69,8 +70,7 @@ def test_data_in_memory_and_conditions(tmp_path: Path) -> None:
     assert "7 samples" in sample_figure(run, frame, n=7).get_suptitle()
     with pytest.raises(FileNotFoundError, match="data of the run, which were in memory"):
         sample_figure(run)
-    with pytest.raises(ValueError, match=r"^path_figure: expected a run of diffflow and of two"):
-        path_figure(run, frame)
+    assert len(path_figure(run, frame).axes) == 2 * 5  # Times 0 to 4 of the chain.
     assert "bound" not in loss_figure(run).axes[0].get_ylabel()
     in_memory = run_of(read_run(tmp_path / "run"), "cpu", "an estimator")
     with pytest.raises(ValueError, match=r"^loss_figure: expected a run with a log, metrics.jso"):
@@ -84,5 +84,17 @@ def test_images(tmp_path: Path) -> None:
     train(config, tmp_path / "run", progress=False)
     run = load_run(tmp_path / "run")
     assert sample_figure(run, n=9).get_suptitle().endswith("9 samples")
-    with pytest.raises(ValueError, match="expected a run of diffflow and of two columns or more"):
-        path_figure(run)
+    rows = [text.get_text() for text in path_figure({"a": run}).axes[0].texts]
+    assert [row.split(":")[0] for row in rows] == ["a, forward", "a, reverse"]
+    with pytest.raises(ValueError, match=r"^film_of_paths: expected a run of two columns or more"):
+        film_of_paths(run, tmp_path / "f.gif")
+
+
+def test_paths_of_one_column_and_of_no_run(tmp_path: Path) -> None:
+    config = configure("diffflow", width=8, depth=1, num_steps=3, **TINY)
+    train(config, tmp_path / "run", data=FRAME[["a"]], progress=False)
+    run = load_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^path_figure: expected runs with two columns or more"):
+        path_figure(run, FRAME[["a"]])
+    with pytest.raises(ValueError, match=r"^path_figure: expected at least one run, got none"):
+        path_figure({})

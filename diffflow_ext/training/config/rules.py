@@ -96,6 +96,8 @@ def checked(op: str, name: str, value: object, hint: Any) -> Any:
         choices = get_args(kind)
         rules.append(Rule("one of " + ", ".join(choices), lambda text: text in choices))
         kind = str
+    if get_origin(kind) is tuple:
+        kind = tuple
     if kind is float and type(value) is int and abs(value) < 2**1000:
         value = float(value)
     if type(value) is not kind:

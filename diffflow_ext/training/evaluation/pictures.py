@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
-from diffflow_ext.figures.images import image_grid
+from diffflow_ext.figures.images import image_grid, image_rows
 from diffflow_ext.figures.panels import save
-from diffflow_ext.figures.points import loss_curve, samples_beside_data, trajectories
+from diffflow_ext.figures.paths import FORWARD, REVERSE, Paths, film, trajectories
+from diffflow_ext.figures.points import loss_curve, samples_beside_data
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import quantise
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 TRAJECTORIES = 2000
 IMAGES = 100
+#: Times at which one image is drawn.
+IMAGES_OF_PATH = 9
 
 
 def sample_figure(
@@ -56,21 +60,56 @@ def sample_figure(
     return figure_of_samples(dataset, samples_like_test(run, dataset, count, seed=seed, **options))
 
 
-def path_figure(run: LoadedRun, data: Any = None, *, seed: int = 0) -> Figure:
-    """Draws both processes of a run of at least two columns in the first two coordinates.
+def path_figure(
+    runs: LoadedRun | Mapping[str, LoadedRun], data: Any = None, *, seed: int = 0
+) -> Figure:
+    """Draws both processes of a run, or of several by their names, at some times.
 
-    Arguments and errors are those of `sample_figure`.
+    Of tables the first two coordinates are shown, of images one from the data and one sample.
+    Forward states of a process that is not simulated in training (all but those of DiffFlow) have
+    its distribution at each time.
+
+    Arguments:
+        runs: The run, or runs of the same data.
+        data: As of `sample_figure`.
+        seed: The seed of the samples.
 
     Raises:
-        ValueError: Also if the run has images or one column, or its model has no such processes.
+        ModuleNotFoundError: If matplotlib is missing.
+        FileNotFoundError: If the data aren't there.
+        ValueError: If they aren't those of all runs, have one column, or a model has no such
+            processes.
     """
-    figure = _paths(run, open_run_data(run, data), seed)
-    if figure is None:
+    named = {"": runs} if isinstance(runs, LoadedRun) else dict(runs)
+    paths = dict[str, Paths]()
+    dataset = None
+    for name, run in named.items():
+        dataset = open_run_data(run, data)
+        found = _paths(run, dataset, seed)
+        if found is None:
+            raise ValueError(
+                f"path_figure: expected runs with two columns or more, or of images, and with"
+                f" processes (no flow), got {run!r}; take sample_figure"
+            )
+        paths[name] = found
+    if dataset is None:
+        raise ValueError("path_figure: expected at least one run, got none")
+    return _figure_of_paths(dataset, paths)
+
+
+def film_of_paths(run: LoadedRun, path: str | Path, data: Any = None, *, seed: int = 0) -> Path:
+    """Writes a film, .gif or .mp4, of both processes of a run in the first two coordinates.
+
+    Arguments and errors are those of `path_figure`; see `figures.film`.
+    """
+    dataset = open_run_data(run, data)
+    paths = None if dataset.is_image else _paths(run, dataset, seed)
+    if paths is None:
         raise ValueError(
-            "path_figure: expected a run of diffflow and of two columns or more, got"
-            f" {run!r}; take sample_figure"
+            f"film_of_paths: expected a run of two columns or more with processes, got {run!r};"
+            " take sample_figure"
         )
-    return figure
+    return film(paths, path, _title_of_paths(dataset))
 
 
 def loss_figure(run: LoadedRun) -> Figure:
@@ -96,7 +135,8 @@ def draw_pictures(
     drawn: dict[str, Figure | None] = {"samples": figure_of_samples(dataset, samples)}
     if dataset.is_image:
         drawn["data"] = image_grid(dataset.test[:IMAGES], f"{dataset.name}: test data")
-    drawn["trajectories"] = _paths(run, dataset, seed)
+    paths = _paths(run, dataset, seed)
+    drawn["trajectories"] = None if paths is None else _figure_of_paths(dataset, {"": paths})
     drawn["loss"] = _curve(run, run.history())
     folder.mkdir(exist_ok=True)
     for name, figure in drawn.items():
@@ -128,17 +168,36 @@ def _curve(run: LoadedRun, history: Sequence[Mapping[str, Any]]) -> Figure | Non
     return loss_curve(steps, values, title=f"{run.record.name}: training", label=label)
 
 
-def _paths(run: LoadedRun, dataset: Dataset, seed: int) -> Figure | None:
-    if dataset.encoding is None or dataset.dim < 2:
+def _paths(run: LoadedRun, dataset: Dataset, seed: int) -> Paths | None:
+    """Returns states of both processes: the first two coordinates, or two images as bytes."""
+    if dataset.encoding is not None and dataset.dim < 2:
         return None
     key = NoiseKey(seed, stream=EVALUATION_STREAM)
     device = next(run.model.parameters()).device
+    x0 = _inputs(dataset)[: 1 if dataset.is_image else TRAJECTORIES].to(device)
     with torch.no_grad():
-        recipe = run.recipe.given(dataset.given_of("test"))
-        paths = recipe.paths(_inputs(dataset)[:TRAJECTORIES].to(device), key)
+        paths = run.recipe.given(dataset.given_of("test")).paths(x0, key)
     if paths is None:
         return None
-    forward, reverse, times = paths
+    forward, reverse = (torch.as_tensor(states).cpu() for states in paths[:2])
+    if dataset.is_image:
+        return Paths(quantise(forward[:, 0]), quantise(reverse[:, 0]), paths.times)
+    return Paths(forward[..., :2], reverse[..., :2], paths.times)
+
+
+def _figure_of_paths(dataset: Dataset, paths: Mapping[str, Paths]) -> Figure:
+    if not dataset.is_image:
+        alone = paths[""] if [*paths] == [""] else paths
+        return trajectories(alone, _title_of_paths(dataset))
+    rows = {}
+    for name, (forward, reverse, times) in paths.items():
+        picks = np.linspace(0, len(np.asarray(times)) - 1, IMAGES_OF_PATH).round().astype(int)
+        for label, states in ((FORWARD, forward), (REVERSE, reverse)):
+            rows[f"{name}, {label}" if name else label] = torch.as_tensor(states)[picks]
+    return image_rows(rows, f"{dataset.name}: an image and a sample")
+
+
+def _title_of_paths(dataset: Dataset) -> str:
+    assert dataset.encoding is not None
     columns = dataset.encoding.coordinates
-    title = f"{dataset.name}: {columns[0]} and {columns[1]}, {dataset.encoding.units}"
-    return trajectories(forward[..., :2].cpu(), reverse[..., :2].cpu(), times, title)
+    return f"{dataset.name}: {columns[0]} and {columns[1]}, {dataset.encoding.units}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.data.conditions import Conditions
+from diffflow_ext.figures.paths import Paths
 from diffflow_ext.functional.noise import NoiseKey
 
 from ..config.fields import Config
@@ -174,8 +175,8 @@ class Recipe(ABC, Generic[Model, Configuration]):
         """Returns further numbers for the log of a step (counted from 0)."""
         return {}
 
-    def paths(self, x0: Tensor, key: NoiseKey) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Returns forward and reverse states (N+1, B, *event) and their times, if it has both."""
+    def paths(self, x0: Tensor, key: NoiseKey) -> Paths | None:
+        """Returns states of both processes, if the model has both."""
         return None
 
     def given(self, stored: Tensor | None) -> Recipe[Model, Configuration]:

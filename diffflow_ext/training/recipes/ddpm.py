@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from diffflow_ext.figures.paths import Paths
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.models.ddpm import DDPM
 
 from ..config.fields import DDPMConfig
 from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_net
+from .paths import linear_marginal, paths_of
 
 # All T terms of the bound cost T evaluations; images get an unbiased estimate from fewer.
 IMAGE_TERMS = 100
@@ -84,3 +86,9 @@ class DDPMRecipe(Recipe[DDPM, DDPMConfig]):
     def num_steps(self, num_steps: int | None = None) -> int:
         """Returns the steps of the sampler: by default all."""
         return self.config.model.timesteps if num_steps is None else num_steps
+
+    def paths(self, x0: Tensor, key: NoiseKey) -> Paths:
+        """Returns states of both processes; forward ones have the marginals of each time."""
+        shape, module = tuple(x0.shape), self.module
+        marginal = linear_marginal(module.process, x0)
+        return paths_of(module.eps_net, lambda: self.draw(shape, key), marginal, x0, key)

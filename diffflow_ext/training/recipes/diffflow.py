@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.engines.conditions import conditioned
+from diffflow_ext.figures.paths import Paths
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.models.diffflow import DiffFlowSDE
 from diffflow_ext.nets import NoiseScore
@@ -161,12 +162,13 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
         num_steps = progressive_grid(self.config)(step)
         return {"num_steps": num_steps, "bound": loss + self._rest}
 
-    def paths(self, x0: Tensor, key: NoiseKey) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns both processes."""
+    def paths(self, x0: Tensor, key: NoiseKey) -> Paths:
+        """Returns states of both processes."""
         grid = sampling_grid(self.config)
         context, shape = self.context(0, 0, len(x0)), tuple(x0.shape)
         forward = self.module.path(x0, grid, key, context=context)
-        return forward, self.module.sample_path(shape, grid, key, context=context), grid.times
+        reverse = self.module.sample_path(shape, grid, key, context=context)
+        return Paths(forward, reverse, grid.times)
 
 
 def _build_diffusion(model: DiffFlowModel) -> nn.Module:

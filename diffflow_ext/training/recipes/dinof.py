@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffflow_ext.figures.paths import Paths
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.models.dinof import DiNof
 from diffflow_ext.processes.linear import process_by_name
@@ -14,6 +15,7 @@ from diffflow_ext.processes.linear import process_by_name
 from ..config.fields import DiNofConfig
 from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_flow, build_net
+from .paths import linear_marginal, paths_of
 
 ODE_STEPS = 100
 
@@ -96,3 +98,9 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
         """Returns the steps of the sampler: by default 1000 for the whole time of the process."""
         default = max(round(1000 * self.config.model.t_cutoff), 1)
         return default if num_steps is None else num_steps
+
+    def paths(self, x0: Tensor, key: NoiseKey) -> Paths:
+        """Returns states of both processes; forward ones have the marginals of each time."""
+        shape, module = tuple(x0.shape), self.module
+        marginal = linear_marginal(module.process, x0)
+        return paths_of(module.eps_net, lambda: self.draw(shape, key), marginal, x0, key)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffflow_ext.figures.paths import Paths
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.models.nfdm import NFDM
 from diffflow_ext.processes.linear import LogSNR
@@ -15,6 +16,7 @@ from diffflow_ext.processes.linear import LogSNR
 from ..config.fields import NFDMConfig
 from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_forward_net, build_net
+from .paths import paths_of
 
 #: Times at which the bound of a sample is evaluated.
 BOUND_TIMES = 100
@@ -98,3 +100,17 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
     def num_steps(self, num_steps: int | None = None) -> int:
         """Returns the steps of the sampler."""
         return self.config.model.num_steps if num_steps is None else num_steps
+
+    def paths(self, x0: Tensor, key: NoiseKey) -> Paths:
+        """Returns states of both processes; forward ones have the marginals of each time."""
+        shape, module = tuple(x0.shape), self.module
+        context = self.context(0, 0, len(x0))
+        process = module.forward_process
+        process = process if context is None else process.given(context)
+        known = process.coefficients(x0)
+
+        def marginal(t: Tensor) -> tuple[Tensor, Tensor]:
+            at = process.at(t.to(x0.dtype), x0, known)
+            return at.mean, at.scale
+
+        return paths_of(module.net, lambda: self.draw(shape, key), marginal, x0, key)

@@ -1,0 +1,97 @@
+"""The commands that draw runs: several below one another, and one as a film."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from tyro.conf import Positional, arg
+
+from diffflow_ext.figures import FILMS, SUFFIXES, save
+from diffflow_ext.training.config.rules import SEED, Maybe, Rule, Section
+from diffflow_ext.training.evaluation.loaded_run import LoadedRun, load_run
+from diffflow_ext.training.evaluation.pictures import film_of_paths, path_figure
+from diffflow_ext.training.evaluation.sample_file import check_target
+
+from .flags import DeviceName, RunArgument
+from .training import Switch
+
+SOME = Rule("one run directory or more", lambda runs: len(runs) > 0)
+
+
+@dataclass(frozen=True)
+class Compare(Section):
+    """Draw both processes of runs of the same data, one below the other."""
+
+    op: ClassVar[str] = "compare"
+    #: Run directories.
+    runs: Annotated[Positional[tuple[str, ...]], SOME, arg(metavar="RUN [RUN ...]")]
+    #: A .png, .pdf or .svg file.
+    out: Annotated[str, arg(metavar="FILE")]
+    #: Where the data are now, if they have moved.
+    data: Annotated[Maybe[str], arg(metavar="PATH")] = None
+    #: Seed of the samples.
+    seed: Annotated[int, SEED] = 0
+    #: Replace an existing file.
+    overwrite: Switch = False
+    #: auto, cpu, cuda or cuda:INDEX.
+    device: DeviceName = "auto"
+
+    def __call__(self) -> int:
+        """Draws; returns the exit code."""
+        check_target(self.out, SUFFIXES, overwrite=self.overwrite)
+        runs = {name: load_run(run, self.device) for name, run in _names(self.runs).items()}
+        _require_same_data(runs)
+        save(path_figure(runs, self.data, seed=self.seed), self.out)
+        print(f"{self.out}: both processes of {', '.join(runs)}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Animate(Section):
+    """Write a film of both processes of a run."""
+
+    op: ClassVar[str] = "animate"
+    #: The run directory, of points or a table with two columns or more.
+    run: RunArgument
+    #: A .gif file, or .mp4, which needs ffmpeg.
+    out: Annotated[str, arg(metavar="FILE")]
+    #: Where the data are now, if they have moved.
+    data: Annotated[Maybe[str], arg(metavar="PATH")] = None
+    #: Seed of the samples.
+    seed: Annotated[int, SEED] = 0
+    #: Replace an existing file.
+    overwrite: Switch = False
+    #: auto, cpu, cuda or cuda:INDEX.
+    device: DeviceName = "auto"
+
+    def __call__(self) -> int:
+        """Draws; returns the exit code."""
+        check_target(self.out, FILMS, overwrite=self.overwrite)
+        film_of_paths(load_run(self.run, self.device), self.out, self.data, seed=self.seed)
+        print(f"{self.out}: both processes of {self.run}")
+        return 0
+
+
+def _names(runs: tuple[str, ...]) -> dict[str, str]:
+    """Returns runs by the names of their folders, or by their paths where those are equal."""
+    last = [Path(run).resolve().name for run in runs]
+    paths = [os.path.normpath(run) for run in runs]
+    if len(set(paths)) < len(runs):
+        raise ValueError(f"compare: expected each run once, got {', '.join(runs)}")
+    names = last if len(set(last)) == len(runs) else paths
+    return dict(zip(names, runs, strict=True))
+
+
+def _require_same_data(runs: dict[str, LoadedRun]) -> None:
+    """Refuses runs of different data: their axes would be others."""
+    (first, one), *others = runs.items()
+    for name, run in others:
+        if run.record.fingerprint != one.record.fingerprint:
+            raise ValueError(
+                f"compare: expected runs of the same data, {name!r} has {run.record.name!r} and "
+                f"{first!r} has {one.record.name!r}, with other values, columns or conditions; "
+                "compare those that have the same"
+            )

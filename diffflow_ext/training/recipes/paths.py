@@ -1,0 +1,62 @@
+"""Paths of models that are trained without any: what their processes and samplers pass through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffflow_ext.figures.paths import Paths
+from diffflow_ext.functional.noise import NoiseKey, normal
+
+
+def paths_of(
+    net: nn.Module,
+    sample: Callable[[], Tensor],
+    marginal: Callable[[Tensor], tuple[Tensor, Tensor]],
+    x0: Tensor,
+    key: NoiseKey,
+) -> Paths:
+    r"""Returns forward and reverse states of a process with Gaussian marginals.
+
+    Reverse states are those at which a sampler evaluates its network, and then the sample.
+    Forward ones are :math:`m(t, x_0) + s(t, x_0) \varepsilon` with one noise for all times: they
+    have the distribution of the process at each time, not along a path.
+
+    Arguments:
+        net: The network, called as ``net(t, x, ...)`` from late to early times.
+        sample: Draws the samples.
+        marginal: The mean and scale of the process at a time of shape (), given x0.
+        x0: Data, shape (B, *event).
+        key: Seed and stream of the noise.
+    """
+    times, states = list[float](), list[Tensor]()
+
+    def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        t, x = arguments[:2]
+        time = float(torch.as_tensor(t).flatten()[0])
+        if times and times[-1] <= time:  # A corrector comes again to the same time.
+            states[-1] = x
+            return
+        times.append(time)
+        states.append(x)
+
+    handle = net.register_forward_pre_hook(note)
+    try:
+        last = sample()
+    finally:
+        handle.remove()
+    grid = torch.tensor([0.0, *reversed(times)], dtype=torch.float64)
+    noise = normal(tuple(x0.shape), key, purpose="forward", dtype=x0.dtype, device=x0.device)
+    forward = [x0]
+    for time in grid[1:]:
+        mean, scale = marginal(time.to(x0.device))
+        forward.append((mean + scale * noise).to(x0.dtype))
+    return Paths(torch.stack(forward), torch.stack([last, *reversed(states)]), grid)
+
+
+def linear_marginal(process: Any, x0: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Returns the mean and scale of a linear process given data."""
+    return lambda t: (process.alpha(t) * x0, process.sigma(t) * torch.ones_like(x0))

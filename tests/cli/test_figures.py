@@ -1,0 +1,69 @@
+"""The commands that draw runs: a figure of several, a film of one, errors in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="needs the plot extra")
+
+from matplotlib import image
+from PIL import Image
+
+from diffflow_ext.cli import main
+
+TINY = "--steps 2 --width 8 --depth 1 --batch-size 8 --warmup 1 --threads 1".split()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    steps = {"diffflow": ["--num-steps", "3"], "ddpm": ["--timesteps", "4"]}
+    for model, own in steps.items():
+        words = ["train", model, "moons", "--out", str(folder / model), *TINY, *own]
+        assert main(words) == 0
+    assert main(["train", "circles", "--out", str(folder / "circles"), *TINY]) == 0
+    return folder
+
+
+def test_two_runs_in_one_figure(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both, one, out = runs / "both.png", runs / "one.png", ["--device", "cpu", "--out"]
+    capsys.readouterr()
+    assert main(["compare", str(runs / "diffflow"), str(runs / "ddpm"), *out, str(both)]) == 0
+    assert capsys.readouterr().out == f"{both}: both processes of diffflow, ddpm\n"
+    assert main(["compare", str(runs / "diffflow"), *out, str(one)]) == 0
+    # Two rows more.
+    heights = [image.imread(path).shape[0] for path in (one, both)]
+    assert heights[1] - heights[0] == pytest.approx(2 * 1.75 * 150, abs=2)
+    assert main(["compare", str(runs / "ddpm"), *out, str(one)]) == 2
+    assert "overwrite" in capsys.readouterr().err
+
+
+def test_a_film(runs: Path) -> None:
+    out = runs / "f.gif"
+    assert main(["animate", str(runs / "ddpm"), "--out", str(out), "--device", "cpu"]) == 0
+    with Image.open(out) as film:
+        assert film.n_frames > 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compare", "diffflow", "circles"], "expected runs of the same data, 'circles' has"),
+        (["compare", "diffflow", "diffflow"], "expected each run once"),
+        (["compare"], "expected one run directory or more"),
+        (["animate", "nothing"], "nothing"),
+    ],
+)
+def test_refused(
+    runs: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *names = words
+    out = runs / f"x.{'png' if command == 'compare' else 'gif'}"
+    code = main([command, *[str(runs / name) for name in names], "--out", str(out)])
+    assert code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not out.exists()
