@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .formats.cells import is_truth
 from .formats.columns import Values
 
 #: Kinds of columns, with titles for lists.
@@ -84,6 +85,16 @@ class Column:
     def is_text(self) -> bool:
         """Whether its values are texts."""
         return bool(self.values) and isinstance(self.values[0], str)
+
+    @property
+    def is_truth(self) -> bool:
+        """Whether its values are false and true, as texts."""
+        return self.is_text and is_truth(map(str, self.values))
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether its values are the numbers 0 and 1."""
+        return self.values == (0.0, 1.0) or (self.step, self.low, self.high) == (1.0, 0.0, 1.0)
 
     @property
     def missing_index(self) -> int | None:

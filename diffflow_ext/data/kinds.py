@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from .column import KINDS, Column
-from .formats.columns import Values, column_kind, how_to_leave_out, listed
+from .formats.columns import ALL, Values, column_kind, how_to_leave_out, listed
 from .formats.reading import Refused
 from .formats.tables import Table
 
-DROP, ALL = "drop", "*"
+DROP = "drop"
 MOST_VALUES = 1000  # of a category
 MOST_STEPS = 2.0**24  # of integers: float32 holds them
 MOST_WHOLE = 2.0**53  # float64 holds all whole numbers up to it
@@ -187,7 +187,7 @@ def _kind(table: Table, i: int, name: str, kind: str) -> str:
     if not len(present) or present.min() == present.max():
         return "one value alone"
     if name in table.categories:
-        return _kind_of_texts(len(table.categories[name]), len(values))
+        return _kind_of_texts(table.categories[name], len(values))
     if kind == "rows":
         return "counts the rows"
     if kind in ("two", "few") or table.dtypes.get(name, "").endswith("category"):
@@ -197,10 +197,13 @@ def _kind(table: Table, i: int, name: str, kind: str) -> str:
     return "heavy" if _is_heavy(present) else "continuous"
 
 
-def _kind_of_texts(count: int, rows: int) -> str:
-    if count > rows / 2:
-        return "another text in most rows"
-    return f"{count:,} different texts" if count > MOST_VALUES else "category"
+def _kind_of_texts(texts: Sequence[str], rows: int) -> str:
+    present, more = [text for text in texts if text], ""
+    if all(text.isdigit() for text in present):
+        more = f", codes such as {present[0]}; numbers if --columns says so"
+    if len(texts) > rows / 2:
+        return f"another text in most rows{more}"
+    return f"{len(texts):,} different texts{more}" if len(texts) > MOST_VALUES else "category"
 
 
 def grid_step(values: Values, *, surely: bool = False) -> float | None:

@@ -28,7 +28,7 @@ from .dataset import (
 from .fetching import FETCHABLE
 from .formats.arrays import Found, find_arrays
 from .formats.cifar import find_cifar, is_tar, read_cifar
-from .formats.columns import listed, parse_names
+from .formats.columns import ALL, listed, parse_names
 from .formats.frames import is_frame
 from .formats.idx import find_idx, is_idx, read_idx, read_idx_folder
 from .formats.images import (
@@ -43,7 +43,7 @@ from .formats.reading import Refused
 from .formats.resizing import resize_images
 from .formats.tables import array_of, read_table, table_of
 from .formats.text import TEXT_SUFFIXES
-from .kinds import ALL, DROP, parse_columns, parsed_kind
+from .kinds import DROP, parse_columns, parsed_kind
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
 from .sets.magic import MAGIC_INSTALL, magic_file, magic_telescope
@@ -195,7 +195,11 @@ class _Options:
     def of_tables(self) -> dict[str, Any]:
         """Returns the options of `read_table` and `table_of`."""
         texts = [name for name, kind in self.columns.items() if kind == "category"]
-        return {"drop_columns": self.drop_columns, "texts": texts, "gaps": self.gaps}
+        numbers = [name for name in self.columns if name not in texts]
+        return {
+            "drop_columns": self.drop_columns, "texts": texts, "numbers": numbers,
+            "gaps": self.gaps,
+        }  # fmt: skip
 
     def given_labels(self, data: Dataset) -> Dataset:
         """Returns images with the condition, which must be their classes."""

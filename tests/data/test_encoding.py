@@ -238,6 +238,46 @@ def test_unknown_texts_are_named() -> None:
         Encoding((TEXT,)).stored(Table(np.array([[1.0]]), ["x"], "t.csv"))
 
 
+TRUTHS = {
+    "texts": ("False", "True"), "lower": ("false", "true"), "numbers": ("0", "1"),
+    "floats": ("0.0", "1.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), ("False", "True"), ("", "false", "true")])
+def test_false_and_true_are_0_and_1(values: tuple[float, ...] | tuple[str, ...]) -> None:
+    column = replace(TEXT, values=values, shares=(1.0,) * len(values))
+    expected = [float(len(values) - 1), float(len(values) - 2)]
+    tables = [Table(np.array([[1.0], [0.0]]), ["x"], "t")]
+    for name, texts in TRUTHS.items():
+        if column.is_text or name in ("texts", "lower"):
+            own = Table(np.array([[1.0], [0.0]]), ["x"], "t", categories={"x": texts})
+            tables.append(own)
+    for table in tables:
+        assert Encoding((column,)).stored(table)[:, 0].tolist() == expected
+    for other in (
+        Table(np.array([[2.0]]), ["x"], "t"),
+        Table(np.array([[0.0]]), ["x"], "t", categories={"x": ("yes",)}),
+    ):
+        with pytest.raises(ValueError, match=r"got (2 in row 0|'yes' in row 0|texts such as 'y)"):
+            Encoding((column,)).stored(other)
+
+
+def test_missing_truth_values_stay_missing() -> None:
+    column = replace(TEXT, values=("", "False", "True"))
+    table = Table(np.array([[math.nan], [1.0]]), ["x"], "t")
+    assert Encoding((column,)).stored(table)[:, 0].tolist() == [0.0, 2.0]
+    number = replace(FEW, values=(0.0, 1.0), missing=True)
+    table = Table(np.array([[0.0], [1.0]]), ["x"], "t", categories={"x": ("", "true")})
+    assert Encoding((number,)).stored(table)[:, 0].tolist() == [2.0, 1.0]
+
+
+def test_truth_values_are_no_prices() -> None:
+    table = Table(np.array([[0.0], [1.0]]), ["x"], "t", categories={"x": ("false", "true")})
+    with pytest.raises(ValueError, match="expected numbers in the column 'x' of 't', got texts"):
+        Encoding((LINEAR,)).stored(table)
+
+
 def test_noise_far_out_stays_finite() -> None:
     for column in COLUMNS.values():
         encoding = Encoding((column,))

@@ -57,8 +57,8 @@ ORDER: dict[str, str] = {
         nfdm_terms nfdm_parts nfdm
     """,
     "data": """
-        formats.reading formats.archives formats.arrays formats.columns formats.layout
-        formats.words formats.text formats.frames formats.tables formats.idx formats.cifar
+        formats.reading formats.archives formats.arrays formats.columns formats.cells
+        formats.marks formats.layout formats.words formats.text formats.frames formats.tables formats.idx formats.cifar
         formats.resizing formats.pictures formats.images sets.home sets.toy
         column encoding conditions kinds dataset
         sets.magic sets.maf fetching sources rows

@@ -19,6 +19,7 @@ from .reading import Refused
 Values = NDArray[np.float64]
 #: The different texts of columns, by name.
 Categories = Mapping[str, tuple[str, ...]]
+ALL = "*"  # stands for all columns that are not named
 SHOWN = 8  # names in a text
 SAMPLE = 10_000  # rows, evenly spaced, that are enough to exclude a kind
 MOST_COLUMNS = 512  # beyond, the linear relations of columns take too long
@@ -120,7 +121,8 @@ class Selection:
         dropped: The names of those to leave out.
         wanted: The names of those to read, in this order; None for all that are not dropped.
         texts: The names of those whose values are texts, whatever they look like.
-        numbers: The names of those whose values are numbers, likewise.
+        numbers: The names of those whose values are numbers, also with leading zeros; `ALL` for
+            all that have no words. Those that are `wanted` have numbers whatever they look like.
         gaps: Whether numbers may be missing; they are NaN then.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .cells import is_code, is_word
 from .columns import (
     Selection,
     Table,
@@ -18,7 +19,6 @@ from .columns import (
     listed,
     rounding_doubts,
 )
-from .layout import is_word
 from .reading import Refused, check_size, optional_package
 
 FRAME_SUFFIXES = (".parquet", ".pq", ".feather", ".arrow")
@@ -120,11 +120,12 @@ def _type_name(kind: Any) -> str:
 
 
 def _has_words(column: Any) -> bool:
-    """Whether most texts of a column are words: not numbers in the form of texts."""
+    """Whether most texts of a column are words or codes: not numbers in the form of texts."""
     if column.dtype.name not in ("object", "string", "str"):
         return True
     texts = [str(value) for value in column.dropna()]
-    return not texts or 2 * sum(map(is_word, texts)) > len(texts)
+    are_codes = any(map(is_code, texts)) and all(text.isdigit() for text in texts)
+    return not texts or are_codes or 2 * sum(map(is_word, texts)) > len(texts)
 
 
 def _coded(column: Any) -> tuple[Values, tuple[str, ...]]:
