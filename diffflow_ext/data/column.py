@@ -32,6 +32,21 @@ MOST_DECIMALS = 12  # of an integer on a grid
 SURE = 1e-2
 
 
+def rounding_of(dtype: str) -> float:
+    """Returns the largest relative error of numbers that were rounded to float32, else 0.
+
+    Types have the names that NumPy, pandas and pyarrow give them.
+    """
+    return 2.0**-24 if dtype.lower() in ("float32", "float[pyarrow]") else 0.0
+
+
+def in_decimals(values: Values, dtype: str) -> Values:
+    """Returns the decimal numbers of fewest digits that were rounded to values of float32."""
+    if rounding_of(dtype) == 0.0:
+        return values
+    return values.astype(np.float32).astype(str).astype(np.float64)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column and its coordinate, whose formulas `data.encoding` has.
@@ -113,7 +128,7 @@ class Column:
     @cached_property
     def decimals(self) -> int | None:
         """The decimals of an integer's values; None if they are no decimal numbers."""
-        rounding = 2.0**-21 if "32" in self.dtype else 2.0**-50
+        rounding = max(8.0 * rounding_of(self.dtype), 2.0**-50)
         for decimals in range(MOST_DECIMALS + 1):
             scaled = [abs(value) * 10.0**decimals for value in (self.low, self.step)]
             if rounding * max(scaled) > SURE:

@@ -28,7 +28,7 @@ from .dataset import (
 from .fetching import FETCHABLE
 from .formats.arrays import Found, find_arrays
 from .formats.cifar import find_cifar, is_tar, read_cifar
-from .formats.columns import ALL, listed, parse_names
+from .formats.columns import ALL, listed, parse_names, plain_name
 from .formats.frames import is_frame
 from .formats.idx import find_idx, is_idx, read_idx, read_idx_folder
 from .formats.images import (
@@ -163,7 +163,7 @@ def _noted(data: Dataset, options: _Options, limit: int | None) -> Dataset:
 def _kinds(columns: str | Mapping[str, str]) -> dict[str, str]:
     if isinstance(columns, str):
         return parse_columns(columns)
-    return {str(name): parsed_kind(str(kind)) for name, kind in columns.items()}
+    return {plain_name(name): parsed_kind(str(kind)) for name, kind in columns.items()}
 
 
 def _open_values(rows: Any, options: _Options) -> Dataset:

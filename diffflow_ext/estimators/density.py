@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffflow_ext.data import Dataset
-from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.data.formats.columns import listed, plain_name
 from diffflow_ext.data.formats.frames import as_pandas, is_frame
 from diffflow_ext.data.formats.tables import MIN_ROWS
 from diffflow_ext.training.config.fields import Config
@@ -302,7 +302,7 @@ def _check_rows(rows: Any) -> None:
 
 def _check_columns(rows: Any, data: Dataset) -> None:
     """Refuses columns that a run would leave out."""
-    names = [str(name) for name in rows.columns]
+    names = [plain_name(name) for name in rows.columns]
     left_out = [name for name in names if name not in data.columns]
     if left_out:
         raise ValueError(

@@ -75,6 +75,11 @@ class Table:
         return replace(self, values=self.values[:, positions], columns=columns)
 
 
+def plain_name(name: object) -> str:
+    """Returns the name of a column without the spaces at its ends, which no name has."""
+    return str(name).strip()
+
+
 def listed(names: Sequence[str]) -> str:
     """Returns the first names with commas, and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -94,7 +99,7 @@ def how_to_leave_out(names: Sequence[str]) -> str:
 def parse_names(names: str | Sequence[str]) -> list[str]:
     """Returns the names in a text, separated by commas as in CSV; of a sequence its items."""
     if not isinstance(names, str):
-        return list(names)
+        return [*map(plain_name, names)]
     try:
         rows = list(csv.reader([names], skipinitialspace=True))
     except csv.Error as error:
@@ -102,7 +107,7 @@ def parse_names(names: str | Sequence[str]) -> list[str]:
             f"read_table: expected drop_columns as names with commas between them ({error}); "
             "shorten it"
         ) from None
-    return [name.strip() for row in rows for name in row]
+    return [plain_name(name) for row in rows for name in row]
 
 
 def in_order(codes: Values, texts: Sequence[str]) -> tuple[Values, tuple[str, ...]]:
@@ -146,17 +151,21 @@ class Selection:
             ValueError: If a name occurs twice, a column that is named here does not exist, or none
                 is left.
         """
-        counts = Counter(names if self.wanted is None else (n for n in names if n in self.wanted))
+        as_written, names = names, [*map(plain_name, names)]
+        # Runs of earlier versions may have names as they were in a frame.
+        wanted = None if self.wanted is None else [*map(plain_name, self.wanted)]
+        counts = Counter(names if wanted is None else (n for n in names if n in wanted))
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
+            spaced = ", but for spaces" if {*as_written} - {*names} else ""
             raise Refused(
                 f"read_table: expected columns with different names, {source!r} has two or more "
-                f"called {listed([*map(repr, twice)])}; give each a name of its own"
+                f"called {listed([*map(repr, twice)])}{spaced}; give each a name of its own"
             )
-        if self.wanted is not None:
+        if wanted is not None:
             if named:
-                return self._by_name(self.wanted, names, source)
-            return self._in_order(self.wanted, names, source)
+                return self._by_name(wanted, names, source)
+            return self._in_order(wanted, names, source)
         unknown = [name for name in self.dropped if name not in names]
         if unknown:
             raise Refused(

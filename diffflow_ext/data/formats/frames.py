@@ -17,6 +17,7 @@ from .columns import (
     how_to_leave_out,
     in_order,
     listed,
+    plain_name,
     rounding_doubts,
 )
 from .reading import Refused, check_size, optional_package
@@ -40,7 +41,7 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Table:
 
     if not isinstance(frame, pandas.DataFrame):
         frame = as_pandas(frame)
-    names = [str(name) for name in frame.columns]
+    names = [plain_name(name) for name in frame.columns]
     kept = selection.positions(names, source)
     frame, names = frame.iloc[:, kept], [names[i] for i in kept]
     parts, categories, wrong = _coded_columns(frame, names, selection)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.data.conditions import LABEL, Conditions
-from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.data.formats.columns import listed, plain_name
 from diffflow_ext.data.formats.tables import Table, array_of
 from diffflow_ext.functional.checks import in_words
 
@@ -65,6 +65,7 @@ def stored_conditions(
             f" {conditions.names[0]}=...)"
         )
     if isinstance(given, Mapping):
+        given = {plain_name(name): value for name, value in given.items()}
         _check_names(op, conditions, given)
         one = _of_values(op, conditions, given)
         return one.expand(count, *one.shape[1:])
