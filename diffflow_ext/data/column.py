@@ -19,6 +19,7 @@ from .formats.columns import Values
 KINDS = {
     "continuous": "continuous",
     "heavy": "with heavy tails (asinh)",
+    "positive": "positive (log)",
     "bounded": "bounded (logit)",
     "integer": "integer",
     "category": "category",
@@ -27,6 +28,8 @@ KINDS = {
 LEAST_SHARE = 1e-12
 #: Relative to a number that is one value of a category, rounded to float32 or not.
 SAME = 1e-6
+#: Of positive values, which are never 0 nor infinite.
+POSITIVE = torch.finfo(torch.float64)
 MOST_DECIMALS = 12  # of an integer on a grid
 #: Rounding, in units of the last decimal, beyond which a number may be on any grid.
 SURE = 1e-2
@@ -168,6 +171,8 @@ class Column:
             if self.kind == "bounded":
                 share = (values - self.low) / (self.high - self.low)
                 values = np.log(share) - np.log1p(-share)
+            elif self.kind == "positive":
+                values = np.log(values)
             elif self.spread:
                 values = np.arcsinh((values - self.center) / self.spread)
             return (values - self.mean) / self.std
@@ -199,6 +204,8 @@ class Column:
         if self.kind == "bounded":
             both = torch.nn.functional.logsigmoid(t) + torch.nn.functional.logsigmoid(-t)
             return flat - both - math.log(self.high - self.low)
+        if self.kind == "positive":
+            return flat - t
         if self.spread:
             # log cosh t, which does not overflow.
             log_cosh = t.abs() + torch.log1p(torch.exp(-2.0 * t.abs())) - math.log(2.0)
@@ -216,6 +223,8 @@ class Column:
         if self.kind == "bounded":
             inside = np.nextafter([self.low, self.high], [self.high, self.low]).tolist()
             return (self.low + (self.high - self.low) * torch.sigmoid(t)).clamp(*inside)
+        if self.kind == "positive":
+            return torch.exp(t).clamp(POSITIVE.tiny, POSITIVE.max)
         if self.spread:
             t = self.center + self.spread * torch.sinh(t)
         if self.kind == "integer":

@@ -6,6 +6,7 @@ A column has one coordinate. With :math:`y` its value, :math:`u` uniform in (0, 
 .. math::
     \text{continuous} \quad & x = (y - m) / \sigma \\
     \text{heavy} \quad & x = (\operatorname{asinh}((y - c) / s) - m) / \sigma \\
+    \text{positive} \quad & x = (\log y - m) / \sigma \\
     \text{bounded} \quad & x = (\operatorname{logit}((y - a) / (b - a)) - m) / \sigma \\
     \text{integer} \quad & \text{as continuous or heavy, of } y + h (u - \tfrac12),
         \text{ h the step} \\
@@ -247,7 +248,9 @@ def _check(
     else:
         wrong = ~(np.abs(stored) <= MAX_DEVIATIONS)
         expected = "a finite number within 1e12 deviations of the training data"
-        if column.kind == "bounded":
+        if column.kind == "positive":
+            expected = "a number greater than 0"
+        elif column.kind == "bounded":
             expected = f"a number between {column.low:.10g} and {column.high:.10g}"
     wrong &= ~allowed
     if not wrong.any():

@@ -90,8 +90,8 @@ def parsed_kind(text: str) -> str:
     if kind == DROP and not bounds:
         return kind
     raise ValueError(
-        f"columns: expected a kind: continuous, heavy, integer, category, drop, or bounded LOW "
-        f"HIGH with two numbers, got {text!r}"
+        f"columns: expected a kind: continuous, heavy, positive, integer, category, drop, or "
+        f"bounded LOW HIGH with two numbers, got {text!r}"
     )
 
 
@@ -279,6 +279,8 @@ def _column(table: Table, i: int, kind: str, train: Any) -> Column:
     if kind == "bounded":
         own |= {"low": float(bounds[0]), "high": float(bounds[1])}
         _check_bounds(table, i, own["low"], own["high"])
+    if kind == "positive":
+        _check_bounds(table, i, 0.0, math.inf)
     if kind == "integer":
         own |= _grid(table, name, present)
     if kind == "heavy" or (kind == "integer" and _is_heavy(present)):
@@ -336,10 +338,13 @@ def _check_bounds(table: Table, i: int, low: float, high: float) -> None:
     wrong = (values <= low) | (values >= high)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
+        expected = f"between the bounds {low:.10g} and {high:.10g}", "give wider ones"
+        if high == math.inf:
+            expected = "greater than 0", "mend or delete such rows, or say continuous"
         raise Refused(
             f"open_dataset: row {row} (counted from 0), column {table.columns[i]!r} of "
-            f"{table.source!r}: expected a number between the bounds {low:.10g} and {high:.10g}, "
-            f"got {values[row]:.10g}; give wider ones"
+            f"{table.source!r}: expected a number {expected[0]}, got {values[row]:.10g}; "
+            f"{expected[1]}"
         )
 
 

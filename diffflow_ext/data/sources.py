@@ -104,9 +104,9 @@ def open_dataset(
         drop_columns: The columns of a table to leave out (see `read_table`).
         columns: Kinds of columns, as a mapping by name or a text such as
             "price=integer,cut=category"; a kind alone is that of all others. Kinds are continuous,
-            heavy, integer, category, drop, and bounded with two numbers. Other columns of files
-            and of data in memory have the kind that is found in their values (see `kinds`), those
-            of known sets are continuous.
+            heavy, positive, integer, category, drop, and bounded with two numbers. Other columns
+            of files and of data in memory have the kind that is found in their values (see
+            `kinds`), those of known sets are continuous.
         missing: "mask" to learn which numbers are missing, "refuse" to refuse them.
         condition: What a model is conditioned on: "label" for images, their classes, or the names
             of columns of a table, as a sequence or with commas between them.

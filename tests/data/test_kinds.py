@@ -182,6 +182,9 @@ def test_kinds_are_said() -> None:
     numbers = open_dataset(frame[["length", "n"]], columns="n=category").encoding
     assert numbers is not None
     assert numbers.columns[1].values == (0.0, 1.0, 2.0)
+    positive = open_dataset(frame[["n"]] + 0.5, columns="positive").encoding
+    assert positive is not None
+    assert positive.columns[0].mean == pytest.approx(0.22, abs=0.1)  # (ln 0.5 + ln 1.5 + ln 2.5)/3
     long = pandas.DataFrame({"a": RNG.permutation(3000)})
     with pytest.raises(ValueError, match=r"2 to 1,000 values of a category, .*'a' .* has 3,000"):
         open_dataset(long, columns="category")
@@ -277,6 +280,7 @@ WRONG = {
     "lenght=heavy": "got 'lenght'; did you mean 'length'",
     "colour=integer": "numbers in the column 'colour' .*to be integer, got texts; say category",
     "length=integer": "a grid in the column 'length'.*say continuous",
+    "length=positive": r"row \d+ .*column 'length' .*expected a number greater than 0, got -",
     "length=bounded 0 1": "row . .*column 'length'.*between the bounds 0 and 1, got",
     "drop": "a column that varies",
 }

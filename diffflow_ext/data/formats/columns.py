@@ -258,7 +258,7 @@ def _dependent(values: Values) -> dict[int, str]:
 def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) -> list[str]:
     """Returns a warning for each kind of column of which a density is probably not intended.
 
-    `kinds` are those of `column_kinds`, or "integer" and "heavy" of columns that are such.
+    `kinds` are those of `column_kinds`, or "integer", "heavy" and "positive" of such columns.
     """
     texts = []
     for kind, (which, why) in _DOUBTS.items():
@@ -278,7 +278,7 @@ def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) ->
         std = values.std(axis=0)
         squeezed = (high > low) & (high - low < SQUEEZED * std)
     squeezed[[i for i, *_ in ends]] = False  # One warning is enough.
-    squeezed &= np.array([kind not in ("integer", "heavy") for kind in kinds])
+    squeezed &= np.array([kind not in ("integer", "heavy", "positive") for kind in kinds])
     for i in np.flatnonzero(squeezed)[:SHOWN].tolist():
         far = values[np.argmax(np.abs(values[:, i] - np.median(sample[:, i]))), i]
         texts.append(
@@ -293,7 +293,7 @@ def repeated_values(values: Values, names: Sequence[str], kinds: Sequence[str]) 
     """Returns a warning of single values that many rows have among different others."""
     found = []
     for i, column in enumerate(_sample(values).T):
-        if kinds[i] not in ("number", "heavy"):
+        if kinds[i] not in ("number", "heavy", "positive"):
             continue
         value, counts = np.unique(column[~np.isnan(column)], return_counts=True)
         most = int(counts.argmax())
