@@ -115,6 +115,23 @@ def test_resume_takes_the_configuration_of_the_run(
     assert "the run to resume has its own" in line
 
 
+def test_a_run_from_the_file_of_an_earlier_version_is_told_what_is_new(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(data), "--config", str(run / "config.toml"), "--dry-run", "--out"]
+    assert main([*words, str(tmp_path / "a")]) == 0
+    assert "earlier version" not in capsys.readouterr().err
+    # Such files had no scales, which were 1.
+    text = (run / "config.toml").read_text()
+    lines = [line for line in text.splitlines() if "_scale = " not in line or "time" in line]
+    (run / "config.toml").write_text("\n".join(lines))
+    assert main([*words, str(tmp_path / "b")]) == 0
+    said = re.search(r"had drift_scale, score_scale, which .* give (.*)", capsys.readouterr().err)
+    assert said is not None
+    assert main([*words, str(tmp_path / "c"), *said[1].split()]) == 0
+    assert "earlier version" not in capsys.readouterr().err
+
+
 def test_data_that_have_moved(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,8 +59,8 @@ ORDER: dict[str, str] = {
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.cells
         formats.marks formats.layout formats.words formats.text formats.frames formats.tables
-        formats.idx formats.cifar formats.resizing formats.pictures formats.images sets.home sets.toy
-        column encoding conditions kinds dataset
+        formats.idx formats.cifar formats.resizing formats.pictures formats.images
+        sets.home sets.toy column encoding conditions kinds dataset
         sets.magic sets.maf fetching sources rows
     """,
     "metrics": """
