@@ -233,26 +233,8 @@ def _check(
     gaps: bool,
 ) -> None:
     """Refuses what can't be stored of a column, with the first such row."""
-    allowed = absent & (gaps or column.missing)
-    expected = ""
-    if column.kind == "category":
-        wrong, expected = stored < 0, f"one of {_some(column.values)}"
-    elif column.kind == "integer":
-        values, step = table.values[:, i], column.step
-        # Rounded numbers miss the grid, but not by half a step, where it is another one.
-        rounding = rounding_of(table.dtypes.get(column.name, "")) * np.abs(values)
-        near = np.minimum(ON_GRID * step + rounding, 0.49 * step)
-        wrong = ~(np.abs(values - column.low - stored * step) <= near)
-        wrong |= ~(np.abs(stored) < 2.0**24)
-        expected = f"{column.low:.10g} and steps of {column.step:.10g} from there"
-    else:
-        wrong = ~(np.abs(stored) <= MAX_DEVIATIONS)
-        expected = "a finite number within 1e12 deviations of the training data"
-        if column.kind == "positive":
-            expected = "a number greater than 0"
-        elif column.kind == "bounded":
-            expected = f"a number between {column.low:.10g} and {column.high:.10g}"
-    wrong &= ~allowed
+    wrong, expected = _wrong(table, i, column, stored)
+    wrong &= ~(absent & (gaps or column.missing))
     if not wrong.any():
         return
     row = int(np.flatnonzero(wrong)[0])
@@ -266,6 +248,28 @@ def _check(
         f"{op}: expected {expected}, got {_shown(value)} in row {row} (counted from 0), column "
         f"{column.name!r} of {table.source!r}; {hint}"
     )
+
+
+def _wrong(
+    table: Table, i: int, column: Column, stored: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], str]:
+    """Returns which rows can't be stored, and what is expected of them."""
+    if column.kind == "category":
+        return stored < 0, f"one of {_some(column.values)}"
+    if column.kind == "integer":
+        values, step = table.values[:, i], column.step
+        # Rounded numbers miss the grid, but not by half a step, where it is another one.
+        rounding = rounding_of(table.dtypes.get(column.name, "")) * np.abs(values)
+        near = np.minimum(ON_GRID * step + rounding, 0.49 * step)
+        wrong = ~(np.abs(values - column.low - stored * step) <= near)
+        wrong |= ~(np.abs(stored) < 2.0**24)
+        return wrong, f"{column.low:.10g} and steps of {column.step:.10g} from there"
+    expected = "a finite number within 1e12 deviations of the training data"
+    if column.kind == "positive":
+        expected = "a number greater than 0"
+    elif column.kind == "bounded":
+        expected = f"a number between {column.low:.10g} and {column.high:.10g}"
+    return ~(np.abs(stored) <= MAX_DEVIATIONS), expected
 
 
 def _shown(value: object) -> str:

@@ -115,20 +115,8 @@ def find_layout(stream: BinaryIO, file: Path, selection: Selection) -> Layout:
     """Returns the layout of a text, of which it reads the first lines, and all for some."""
     source, is_dat = str(file), ".dat" in [ending.lower() for ending in file.suffixes]
     skipped = "#@%" if is_dat else "#"
-    head = _head(stream, source, skipped)
-    first_lines = _first_lines(stream, head, source, skipped)
-    delimiter = head.delimiter or separator(first_lines)
-    lines = (without(line, skipped) for line in decoded(stream, head.start, source))
-    rows = split(lines, delimiter, head.line, source)
-    line, first = next(rows, (0, list[str]()))
-    after, doubts = stream.tell(), list[str]()
-    second = next(rows, (0, list[str]()))[1]
-    marked = _rows_above(head, delimiter, first, skipped)
-    if marked:
-        head, line = _below(head, marked[0]), marked[0].line + 1
-        first, second, *_ = [*(cells_of(row.text, delimiter) for row in marked), first, second]
-    if not first:
-        raise _no_rows(source, head, skipped)
+    head, delimiter, (line, first, second), after = _first_rows(stream, source, skipped)
+    doubts = list[str]()
     start, above = head.start, head.line
     names, named_by = head.names or _names_in_comment(head, delimiter, first), f"line {line}"
     has_header = not head.names and _is_header(first, second, delimiter, line, doubts)
@@ -147,6 +135,28 @@ def find_layout(stream: BinaryIO, file: Path, selection: Selection) -> Layout:
         notes=_comment_notes(head, names, has_header), doubts=doubts,
     )  # fmt: skip
     return _with_kept(layout, head, selection)
+
+
+def _first_rows(
+    stream: BinaryIO, source: str, skipped: str
+) -> tuple[_Head, str, tuple[int, list[str], list[str]], int]:
+    """Returns what stands above the first row, the separator, that row and the next, and its end.
+
+    The row is its number in the text and its cells.
+    """
+    head = _head(stream, source, skipped)
+    delimiter = head.delimiter or separator(_first_lines(stream, head, source, skipped))
+    lines = (without(line, skipped) for line in decoded(stream, head.start, source))
+    rows = split(lines, delimiter, head.line, source)
+    line, first = next(rows, (0, list[str]()))
+    after, second = stream.tell(), next(rows, (0, list[str]()))[1]
+    marked = _rows_above(head, delimiter, first, skipped)
+    if marked:
+        head, line = _below(head, marked[0]), marked[0].line + 1
+        first, second, *_ = [*(cells_of(row.text, delimiter) for row in marked), first, second]
+    if not first:
+        raise _no_rows(source, head, skipped)
+    return head, delimiter, (line, first, second), after
 
 
 def with_decimal(stream: BinaryIO, layout: Layout) -> Layout:
