@@ -51,12 +51,14 @@ class _Cells:
         if cell.lower() in MISSING:
             return
         self.present += 1
-        # Of a number behind the mark of a comment it is not sure that it is a text.
-        marked = is_marked(cell, skipped) and number(cell.lstrip(skipped)) is not None
-        self.words += is_word(cell) and not marked
-        self.truth += is_truth([cell])
-        self.whole += cell.isdigit()
-        self.codes += is_code(cell)
+        if cell.isdecimal():
+            self.whole += 1
+            self.codes += is_code(cell)
+        elif is_word(cell):
+            # Of a number behind the mark of a comment it is not sure that it is a text.
+            marked = is_marked(cell, skipped) and number(cell.lstrip(skipped)) is not None
+            self.words += not marked
+            self.truth += is_truth([cell])
 
     @property
     def are_words(self) -> bool:
