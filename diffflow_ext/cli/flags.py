@@ -54,10 +54,6 @@ class Sampler:
     #: follow no stated density; None takes 1.
     guidance: Maybe[float] = None
 
-    def __post_init__(self) -> None:
-        if self.clip and self.no_clip:
-            raise ValueError("expected one of --clip and --no-clip, got both; leave one out")
-
     def options(self) -> dict[str, Any]:
         """Returns the options that were given, `num_steps` always."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -74,9 +70,10 @@ def parse(
     Flags have the names of its fields and of the fields of dataclasses in it.
 
     Raises:
-        ValueError: If a flag is missing or has a wrong value.
+        ValueError: If a flag is missing, has a wrong value, or is given twice.
         SystemExit: After help was shown.
     """
+    _refuse_twice(words, command)
     errors = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -94,6 +91,25 @@ def parse(
             raise
         raise ValueError(message(errors.getvalue(), command)) from None
     return parsed, unknown
+
+
+def _refuse_twice(words: Sequence[str], command: str) -> None:
+    """Refuses a flag that is given twice, or with its opposite: one of them would be ignored."""
+    seen = dict[str, str]()
+    flags = [word.partition("=")[0].replace("_", "-") for word in words if word[:2] == "--"]
+    for flag in flags:
+        name = flag.removeprefix("--").removeprefix("no-")
+        before = seen.get(name)
+        seen[name] = flag
+        if before == flag:
+            raise ValueError(
+                f"{command}: {flag}: expected once, got twice; leave one out, or write several"
+                " names with commas between them"
+            )
+        if before is not None:
+            raise ValueError(
+                f"{command}: expected one of {before} and {flag}, got both; leave one out"
+            )
 
 
 def refuse_unknown(unknown: Sequence[str], known: Iterable[str], command: str) -> None:

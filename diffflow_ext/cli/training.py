@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -25,6 +26,8 @@ from diffflow_ext.training.config.rules import Maybe
 from diffflow_ext.training.evaluation.run_data import is_gone
 from diffflow_ext.training.loop.train import rehearse, train
 from diffflow_ext.training.parallel.distributed import is_first
+from diffflow_ext.training.store.checkpoint import CheckpointError, load_latest
+from diffflow_ext.training.store.dataset import recorded
 from diffflow_ext.training.store.directory import RunDirectory
 
 from .flags import parse
@@ -98,10 +101,32 @@ def _config(options: TrainOptions, model: str | None, words: list[str]) -> Confi
     config, unknown = parse(type(base), words, f"train {base.name}", base)
     _refuse_unknown(config, unknown)
     _check_data(options, config)
+    if options.config:
+        _warn_of_new_defaults(Path(options.config), config)
     data = config.data.data
     # The path must be absolute, for an evaluation from another folder.
     is_file = data != "" and data not in describe_sets() and Path(data).exists()
     return config.replaced(data=str(Path(data).resolve())) if is_file else config
+
+
+def _warn_of_new_defaults(source: Path, config: Config) -> None:
+    """Warns of values of a run that the file of that run lacks: defaults of earlier versions."""
+    run = RunDirectory(source.parent)
+    if not source.exists() or not run.config.exists() or not source.samefile(run.config):
+        return
+    try:
+        had = recorded(load_latest(run.checkpoints))[1].values()
+    except (CheckpointError, OSError):  # It need not have been trained.
+        return
+    values = config.values()
+    new = {n: v for n, v in had.items() if v is not None and values.get(n, v) is None}
+    if new:
+        flags = " ".join(f"--{name.replace('_', '-')}={v}" for name, v in new.items())
+        warnings.warn(
+            f"{source}: the run there, of an earlier version, had {', '.join(new)}, which its file"
+            f" lacks; this run takes the defaults of this version; for the same give {flags}",
+            stacklevel=2,
+        )
 
 
 def _check_data(options: TrainOptions, config: Config) -> None:

@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .formats.cells import is_truth
 from .formats.columns import Values, listed
 
 #: Kinds of columns, with titles for lists.
 KINDS = {
     "continuous": "continuous",
     "heavy": "with heavy tails (asinh)",
+    "positive": "positive (log)",
     "bounded": "bounded (logit)",
     "integer": "integer",
     "category": "category",
@@ -28,9 +30,26 @@ LEAST_SHARE = 1e-12
 #: Relative to a number that is one value of a category, rounded to float32 or not.
 SAME = 1e-6
 FAR = 0.25  # of the range of training
+#: Of positive values, which are never 0 nor infinite.
+POSITIVE = torch.finfo(torch.float64)
 MOST_DECIMALS = 12  # of an integer on a grid
 #: Rounding, in units of the last decimal, beyond which a number may be on any grid.
 SURE = 1e-2
+
+
+def rounding_of(dtype: str) -> float:
+    """Returns the largest relative error of numbers that were rounded to float32, else 0.
+
+    Types have the names that NumPy, pandas and pyarrow give them.
+    """
+    return 2.0**-24 if dtype.lower() in ("float32", "float[pyarrow]") else 0.0
+
+
+def in_decimals(values: Values, dtype: str) -> Values:
+    """Returns the decimal numbers of fewest digits that were rounded to values of float32."""
+    if rounding_of(dtype) == 0.0:
+        return values
+    return values.astype(np.float32).astype(str).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -89,6 +108,16 @@ class Column:
         return bool(self.values) and isinstance(self.values[0], str)
 
     @property
+    def is_truth(self) -> bool:
+        """Whether its values are false and true, as texts."""
+        return self.is_text and is_truth(map(str, self.values))
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether its values are the numbers 0 and 1."""
+        return self.values == (0.0, 1.0) or (self.step, self.low, self.high) == (1.0, 0.0, 1.0)
+
+    @property
     def missing_index(self) -> int | None:
         """The index of the missing value of a category, None if none is missing."""
         if self.kind != "category":
@@ -142,7 +171,7 @@ class Column:
     @cached_property
     def decimals(self) -> int | None:
         """The decimals of an integer's values; None if they are no decimal numbers."""
-        rounding = 2.0**-21 if "32" in self.dtype else 2.0**-50
+        rounding = max(8.0 * rounding_of(self.dtype), 2.0**-50)
         for decimals in range(MOST_DECIMALS + 1):
             scaled = [abs(value) * 10.0**decimals for value in (self.low, self.step)]
             if rounding * max(scaled) > SURE:
@@ -182,6 +211,8 @@ class Column:
             if self.kind == "bounded":
                 share = (values - self.low) / (self.high - self.low)
                 values = np.log(share) - np.log1p(-share)
+            elif self.kind == "positive":
+                values = np.log(values)
             elif self.spread:
                 values = np.arcsinh((values - self.center) / self.spread)
             return (values - self.mean) / self.std
@@ -213,6 +244,8 @@ class Column:
         if self.kind == "bounded":
             both = torch.nn.functional.logsigmoid(t) + torch.nn.functional.logsigmoid(-t)
             return flat - both - math.log(self.high - self.low)
+        if self.kind == "positive":
+            return flat - t
         if self.spread:
             # log cosh t, which does not overflow.
             log_cosh = t.abs() + torch.log1p(torch.exp(-2.0 * t.abs())) - math.log(2.0)
@@ -230,6 +263,8 @@ class Column:
         if self.kind == "bounded":
             inside = np.nextafter([self.low, self.high], [self.high, self.low]).tolist()
             return (self.low + (self.high - self.low) * torch.sigmoid(t)).clamp(*inside)
+        if self.kind == "positive":
+            return torch.exp(t).clamp(POSITIVE.tiny, POSITIVE.max)
         if self.spread:
             t = self.center + self.spread * torch.sinh(t)
         if self.kind == "integer":

@@ -313,8 +313,8 @@ def _doubts(table: Table, encoding: Encoding) -> list[str]:
         return []
     values, names = filled(table.values[:, numbers]), [table.columns[i] for i in numbers]
     found, kinds = column_kinds(values), [encoding.columns[i].kind for i in numbers]
-    # Integers have probabilities, which have a bound, and heavy tails squeeze nothing.
-    own = ("integer", "heavy")
+    # Integers have probabilities, which have a bound; tails under asinh or log squeeze nothing.
+    own = ("integer", "heavy", "positive")
     found = [kind if kind in own else like for kind, like in zip(kinds, found, strict=True)]
     doubts = column_doubts(values, names, found)
     again = repeated_values(table.values[:, numbers], names, found)

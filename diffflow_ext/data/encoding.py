@@ -6,6 +6,7 @@ A column has one coordinate. With :math:`y` its value, :math:`u` uniform in (0, 
 .. math::
     \text{continuous} \quad & x = (y - m) / \sigma \\
     \text{heavy} \quad & x = (\operatorname{asinh}((y - c) / s) - m) / \sigma \\
+    \text{positive} \quad & x = (\log y - m) / \sigma \\
     \text{bounded} \quad & x = (\operatorname{logit}((y - a) / (b - a)) - m) / \sigma \\
     \text{integer} \quad & \text{as continuous or heavy, of } y + h (u - \tfrac12),
         \text{ h the step} \\
@@ -44,18 +45,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .column import Column, cell_normal, cell_of, cell_weight, shown
+from .column import Column, cell_normal, cell_of, cell_weight, rounding_of, shown
+from .formats.cells import is_truth
 from .formats.columns import Values, listed
 from .formats.reading import Refused
 from .formats.tables import Table
 
 MAX_DEVIATIONS = 1e12  # of any sound value; float32 and the fingerprint hold it
 ON_GRID = 1e-3  # steps
+#: What truth values are written as, in lower case.
+TRUTH = {"false": 0.0, "true": 1.0, "0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0}
 
 
 @dataclass(frozen=True)
 class Encoding:
     """The columns of a table and their coordinates.
+
+    False and true are the same as 0 and 1 in a column that has these alone: they may be truth
+    values of a data frame, numbers, or texts of any case of letters.
 
     Attributes:
         columns: The columns, in the order of the first coordinates; those with missing values
@@ -139,8 +146,9 @@ class Encoding:
                 absent = (values == texts.index("")) if "" in texts and not known else absent
             if column.is_text:
                 stored = _translated(op, column, texts, values)
-            elif texts is None or absent.all():
-                stored = column.stored(np.where(absent, np.nan, values))
+            elif texts is None or absent.all() or (column.is_binary and is_truth(texts)):
+                numbers = values if texts is None else _truth_numbers(texts, values)
+                stored = column.stored(np.where(absent, np.nan, numbers))
             else:
                 raise Refused(
                     f"{op}: expected numbers in the column {column.name!r} of {table.source!r}, "
@@ -196,13 +204,24 @@ class Encoding:
 
 def _translated(op: str, column: Column, own: Sequence[str] | None, values: Values) -> Values:
     """Returns the indices of a column's texts, given indices into another list of texts."""
-    if own is None:
+    if own is None and not column.is_truth:
         raise Refused(
             f"{op}: expected texts in the column {column.name!r}, got numbers; give a data frame "
             "or a file with its texts"
         )
-    places: dict[Any, int] = {value: i for i, value in enumerate(column.values)}
-    known = np.array([float(places.get(text, -1)) for text in own])
+    keys = [TRUTH.get(str(v).lower(), v) if column.is_truth else v for v in column.values]
+    places: dict[Any, float] = {key: float(i) for i, key in enumerate(keys)}
+    if own is None:
+        # NaN is a missing text.
+        numbers = ["" if math.isnan(value) else value for value in values.tolist()]
+        return np.array([places.get(number, -1.0) for number in numbers])
+    texts = [TRUTH.get(text.lower(), text) if column.is_truth else text for text in own]
+    return np.array([places.get(text, -1.0) for text in texts])[values.astype(np.int64)]
+
+
+def _truth_numbers(texts: Sequence[str], values: Values) -> Values:
+    """Returns 0 for false and 1 for true, NaN for a missing text, given indices into texts."""
+    known = np.array([TRUTH.get(text.lower(), math.nan) for text in texts])
     return known[values.astype(np.int64)]
 
 
@@ -217,26 +236,13 @@ def _check(
     gaps: bool,
 ) -> None:
     """Refuses what can't be stored of a column, with the first such row."""
-    allowed = absent & (gaps or column.missing)
-    expected = ""
-    if column.kind == "category":
-        wrong, expected = stored < 0, f"one of {_some(column.values)}"
-    elif column.kind == "integer":
-        wrong = ~(np.abs(table.values[:, i] - column.low - stored * column.step)
-                  <= ON_GRID * column.step)  # fmt: skip
-        wrong |= ~(np.abs(stored) < 2.0**24)
-        expected = f"{column.low:.10g} and steps of {column.step:.10g} from there"
-    else:
-        wrong = ~(np.abs(stored) <= MAX_DEVIATIONS)
-        expected = "a finite number within 1e12 deviations of the training data"
-        if column.kind == "bounded":
-            expected = f"a number between {column.low:.10g} and {column.high:.10g}"
-    wrong &= ~allowed
+    wrong, expected = _wrong(table, i, column, stored)
+    wrong &= ~(absent & (gaps or column.missing))
     if not wrong.any():
         return
     row = int(np.flatnonzero(wrong)[0])
     value: object = table.values[row, i]
-    if column.is_text:
+    if column.is_text and column.name in table.categories:
         value = table.categories[column.name][int(table.values[row, i])]
     hint = "mend or delete such rows"
     if absent[row]:
@@ -245,6 +251,28 @@ def _check(
         f"{op}: expected {expected}, got {shown(value)} in row {row} (counted from 0), column "
         f"{column.name!r} of {table.source!r}; {hint}"
     )
+
+
+def _wrong(
+    table: Table, i: int, column: Column, stored: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], str]:
+    """Returns which rows can't be stored, and what is expected of them."""
+    if column.kind == "category":
+        return stored < 0, f"one of {_some(column.values)}"
+    if column.kind == "integer":
+        values, step = table.values[:, i], column.step
+        # Rounded numbers miss the grid, but not by half a step, where it is another one.
+        rounding = rounding_of(table.dtypes.get(column.name, "")) * np.abs(values)
+        near = np.minimum(ON_GRID * step + rounding, 0.49 * step)
+        wrong = ~(np.abs(values - column.low - stored * step) <= near)
+        wrong |= ~(np.abs(stored) < 2.0**24)
+        return wrong, f"{column.low:.10g} and steps of {column.step:.10g} from there"
+    expected = "a finite number within 1e12 deviations of the training data"
+    if column.kind == "positive":
+        expected = "a number greater than 0"
+    elif column.kind == "bounded":
+        expected = f"a number between {column.low:.10g} and {column.high:.10g}"
+    return ~(np.abs(stored) <= MAX_DEVIATIONS), expected
 
 
 def _some(values: Sequence[float] | Sequence[str]) -> str:

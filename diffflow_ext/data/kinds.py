@@ -18,17 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from .column import KINDS, Column
-from .formats.columns import Values, column_kind, how_to_leave_out, listed, names_text
+from .column import KINDS, Column, in_decimals, rounding_of
+from .formats.columns import ALL, Values, column_kind, how_to_leave_out, listed, names_text
 from .formats.reading import Refused
 from .formats.tables import Table
 
-DROP, ALL = "drop", "*"
+DROP = "drop"
 MOST_VALUES = 1000  # of a category
 MOST_STEPS = 2.0**24  # of integers: float32 holds them
 MOST_WHOLE = 2.0**53  # float64 holds all whole numbers up to it
 DECIMALS = 6  # of a grid at most
 EXACT = 1e-4  # steps, by which rounded numbers miss a grid
+SURELY = 20.0  # minus the logarithm of the probability of a chance
 #: Of a deviation over that of a normal with the same nine tenths.
 HEAVY = 1.5
 NINE_TENTHS = 3.2897072539029435  # deviations of a normal
@@ -85,8 +86,8 @@ def parsed_kind(text: str) -> str:
     if kind == DROP and not bounds:
         return kind
     raise ValueError(
-        f"columns: expected a kind: continuous, heavy, integer, category, drop, or bounded LOW "
-        f"HIGH with two numbers, got {text!r}"
+        f"columns: expected a kind: continuous, heavy, positive, integer, category, drop, or "
+        f"bounded LOW HIGH with two numbers, got {text!r}"
     )
 
 
@@ -183,32 +184,45 @@ def _kind(table: Table, i: int, name: str, kind: str) -> str:
     if not len(present) or present.min() == present.max():
         return "one value alone"
     if name in table.categories:
-        return _kind_of_texts(len(table.categories[name]), len(values))
+        return _kind_of_texts(table.categories[name], len(values))
     if kind == "rows":
         return "counts the rows"
     if kind in ("two", "few") or table.dtypes.get(name, "").endswith("category"):
         return "category"
-    if grid_step(present) is not None:
+    if grid_step(present, dtype=table.dtypes.get(name, "")) is not None:
         return "integer"
     return "heavy" if _is_heavy(present) else "continuous"
 
 
-def _kind_of_texts(count: int, rows: int) -> str:
-    if count > rows / 2:
-        return "another text in most rows"
-    return f"{count:,} different texts" if count > MOST_VALUES else "category"
+def _kind_of_texts(texts: Sequence[str], rows: int) -> str:
+    present, more = [text for text in texts if text], ""
+    if all(text.isdigit() for text in present):
+        more = f", codes such as {present[0]}; numbers if --columns says so"
+    if len(texts) > rows / 2:
+        return f"another text in most rows{more}"
+    return f"{len(texts):,} different texts{more}" if len(texts) > MOST_VALUES else "category"
 
 
-def grid_step(values: Values, *, surely: bool = False) -> float | None:
+def grid_step(values: Values, *, surely: bool = False, dtype: str = "") -> float | None:
     """Returns the step of the grid on which numbers lie; None if they seem to be continuous.
 
     Numbers that are not whole must often be the same, unless it is known (`surely`) that they lie
-    on one.
+    on one. Those of the type `dtype` float32 have been rounded to it: they must lie on a
+    decimal grid so coarse that float32 would hardly do so by chance.
     """
     unique = np.unique(values)
+    often = surely or 2 * len(unique) <= len(values)
+    if rounding_of(dtype) > 0.0 and not _are_whole(unique):
+        step = _step(in_decimals(unique, dtype), DECIMALS) if often else None
+        return step if step is not None and _tells(unique, step) else None
+    return _step(unique, DECIMALS if often else 0)
+
+
+def _step(unique: Values, most_decimals: int) -> float | None:
+    """Returns the step of the decimal grid on which different numbers in order lie, if any."""
     if len(unique) < 2:
         return None
-    for decimals in range(DECIMALS + 1):
+    for decimals in range(most_decimals + 1):
         scaled = (unique - unique[0]) * 10.0**decimals
         whole = np.rint(scaled)
         if whole[-1] >= MOST_WHOLE:
@@ -216,9 +230,21 @@ def grid_step(values: Values, *, surely: bool = False) -> float | None:
         if bool((np.abs(scaled - whole) <= EXACT).all()) and bool((np.diff(whole) >= 1.0).all()):
             step = float(np.gcd.reduce(whole[1:].astype(np.int64)))
             return step / 10.0**decimals if whole[-1] / step < MOST_STEPS else None
-        if not surely and 2 * len(unique) > len(values):
-            return None
     return None
+
+
+def _are_whole(values: Values) -> bool:
+    return bool((values == np.rint(values)).all())
+
+
+def _tells(values: Values, step: float) -> bool:
+    """Whether numbers of float32 on a decimal grid show that there is one.
+
+    If the grid is no coarser than numbers of float32 lie apart, all are on it. Of those between
+    two steps a share of (distance apart) / step is so by chance.
+    """
+    apart = np.spacing(np.maximum(np.abs(values), step).astype(np.float32)).astype(np.float64)
+    return bool(apart.max() < step) and float(np.log(step / apart).sum()) > SURELY
 
 
 def _is_heavy(values: Values) -> bool:
@@ -249,6 +275,8 @@ def _column(table: Table, i: int, kind: str, train: Any) -> Column:
     if kind == "bounded":
         own |= {"low": float(bounds[0]), "high": float(bounds[1])}
         _check_bounds(table, i, own["low"], own["high"])
+    if kind == "positive":
+        _check_bounds(table, i, 0.0, math.inf)
     if kind == "integer":
         own |= _grid(table, name, present)
     if kind == "heavy" or (kind == "integer" and _is_heavy(present)):
@@ -264,13 +292,15 @@ def _mask(train: Values) -> dict[str, Any]:
 
 
 def _grid(table: Table, name: str, values: Values) -> dict[str, Any]:
-    step = grid_step(values, surely=True)
+    dtype = table.dtypes.get(name, "")
+    step = grid_step(values, surely=True, dtype=dtype)
     if step is None:
         raise Refused(
             f"open_dataset: expected numbers on a grid in the column {name!r} of "
             f"{table.source!r}, which is to be integer; say continuous"
         )
-    return {"low": float(values.min()), "high": float(values.max()), "step": step}
+    low, high = in_decimals(np.array([values.min(), values.max()]), dtype).tolist()
+    return {"low": low, "high": high, "step": step}
 
 
 def _spread(values: Values) -> dict[str, float]:
@@ -306,10 +336,13 @@ def _check_bounds(table: Table, i: int, low: float, high: float) -> None:
     wrong = (values <= low) | (values >= high)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
+        expected = f"between the bounds {low:.10g} and {high:.10g}", "give wider ones"
+        if high == math.inf:
+            expected = "greater than 0", "mend or delete such rows, or say continuous"
         raise Refused(
             f"open_dataset: row {row} (counted from 0), column {table.columns[i]!r} of "
-            f"{table.source!r}: expected a number between the bounds {low:.10g} and {high:.10g}, "
-            f"got {values[row]:.10g}; give wider ones"
+            f"{table.source!r}: expected a number {expected[0]}, got {values[row]:.10g}; "
+            f"{expected[1]}"
         )
 
 
@@ -323,7 +356,9 @@ def _category(table: Table, i: int, kind: str, train: Any, own: dict[str, Any]) 
         )
     texts = table.categories.get(name)
     codes = values if texts is not None else np.unique(values, return_inverse=True)[1]
-    known: Sequence[Any] = texts if texts is not None else np.unique(values).tolist()
+    known: Sequence[Any] = (
+        texts or in_decimals(np.unique(values), table.dtypes.get(name, "")).tolist()
+    )
     if not 2 <= len(known) <= MOST_VALUES:
         raise Refused(
             f"open_dataset: expected 2 to {MOST_VALUES:,} values of a category, the column "

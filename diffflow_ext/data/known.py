@@ -9,9 +9,8 @@ from .column import Column
 from .conditions import LABEL, Conditions
 from .dataset import ROLES, Dataset, split_table, table_dataset, with_given
 from .encoding import Encoding
-from .formats.columns import listed
+from .formats.columns import ALL, listed
 from .formats.tables import Table
-from .kinds import ALL
 from .sets.toy import TOY_SETS, labelled_toy, toy_classes
 
 NUM_POINTS = 200_000

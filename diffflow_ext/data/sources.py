@@ -19,14 +19,14 @@ from .dataset import Dataset, given_labels, limit_training, split_images, split_
 from .fetching import FETCHABLE
 from .formats.arrays import find_arrays
 from .formats.cifar import find_cifar
-from .formats.columns import parse_names
+from .formats.columns import ALL, parse_names, plain_name
 from .formats.frames import is_frame
 from .formats.idx import find_idx
 from .formats.images import check_levels, images_of, level_doubts
 from .formats.labels import labels_of_array, parted
 from .formats.tables import array_of, read_table, table_of
 from .image_sources import ImageSource, read_images
-from .kinds import ALL, DROP, parse_columns, parsed_kind
+from .kinds import DROP, parse_columns, parsed_kind
 from .known import NUM_POINTS, draw_dataset, labelled_table
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
@@ -87,9 +87,9 @@ def open_dataset(
         drop_columns: The columns of a table to leave out (see `read_table`).
         columns: Kinds of columns, as a mapping by name or a text such as
             "price=integer,cut=category"; a kind alone is that of all others. Kinds are continuous,
-            heavy, integer, category, drop, and bounded with two numbers. Other columns of files
-            and of data in memory have the kind that is found in their values (see `kinds`), those
-            of known sets are continuous.
+            heavy, positive, integer, category, drop, and bounded with two numbers. Other columns
+            of files and of data in memory have the kind that is found in their values (see
+            `kinds`), those of known sets are continuous.
         missing: "mask" to learn which numbers are missing, "refuse" to refuse them.
         condition: What a model is conditioned on: "label" for the classes of images (see
             `formats.labels` for where they are read) and of known sets that have some, or the
@@ -150,7 +150,7 @@ def _noted(data: Dataset, options: _Options, limit: int | None) -> Dataset:
 def _kinds(columns: str | Mapping[str, str]) -> dict[str, str]:
     if isinstance(columns, str):
         return parse_columns(columns)
-    return {str(name): parsed_kind(str(kind)) for name, kind in columns.items()}
+    return {plain_name(name): parsed_kind(str(kind)) for name, kind in columns.items()}
 
 
 def _open_values(rows: Any, options: _Options) -> Dataset:
@@ -203,7 +203,11 @@ class _Options:
     def of_tables(self) -> dict[str, Any]:
         """Returns the options of `read_table` and `table_of`."""
         texts = [name for name, kind in self.columns.items() if kind == "category"]
-        return {"drop_columns": self.drop_columns, "texts": texts, "gaps": self.gaps}
+        numbers = [name for name in self.columns if name not in texts]
+        return {
+            "drop_columns": self.drop_columns, "texts": texts, "numbers": numbers,
+            "gaps": self.gaps,
+        }  # fmt: skip
 
     @property
     def is_labelled(self) -> bool:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffflow_ext.data import Dataset
 from diffflow_ext.data.conditions import Conditions
-from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.data.formats.columns import listed, plain_name
 from diffflow_ext.data.formats.frames import as_pandas, is_frame
 from diffflow_ext.data.formats.tables import MIN_ROWS
 from diffflow_ext.training.config.fields import Config
@@ -362,7 +362,7 @@ def _check_rows(rows: Any) -> None:
 def _check_columns(rows: Any, data: Dataset) -> None:
     """Refuses columns that a run would leave out."""
     given = () if data.conditions is None else data.conditions.names
-    names = [str(name) for name in rows.columns if str(name) not in given]
+    names = [plain_name(name) for name in rows.columns if plain_name(name) not in given]
     left_out = [name for name in names if name not in data.columns]
     if left_out:
         raise ValueError(

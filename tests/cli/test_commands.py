@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import special_files
 import torch
-from cli_runs import FAST, refusal
+from cli_runs import FAST, fast, refusal
 
 from diffflow_ext.cli import commands, doctor, main
 from diffflow_ext.data.column import Column
@@ -260,7 +260,7 @@ def test_hints_can_be_pasted(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "it's my run; $HOME"
-    assert main(["train", str(data), "--out", str(out), *FAST, "--steps=1"]) == 0
+    assert main(["train", str(data), "--out", str(out), *fast("--steps=1")]) == 0
     hint = capsys.readouterr().out.splitlines()[-1]
     assert shlex.split(hint.removeprefix("next: ")) == ["diffflow", "evaluate", str(out)]
     other = tmp_path / "no run"

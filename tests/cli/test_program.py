@@ -68,6 +68,19 @@ TRAIN = "train moons --out=run"
         ("sample x --out=x.npy --stochasticty=1", "did you mean --stochasticity?"),
         ("sample x --out", "sample: --out: expected a value"),
         (
+            f"{TRAIN} --columns=a=integer --steps=3 --columns b=heavy",
+            "train: --columns: expected once, got twice; leave one out, or write several names w",
+        ),
+        (
+            f"{TRAIN} --drop-columns=a --drop_columns=b",
+            "train: --drop-columns: expected once, got",
+        ),
+        (
+            "sample x --out=x.npy --given a=1 --given b=2",
+            "sample: --given: expected once, got twi",
+        ),
+        ("evaluate x --figures --no-figures", "expected one of --figures and --no-figures, got b"),
+        (
             "sample x --out=x.npy --clip --no-clip",
             "expected one of --clip and --no-clip, got both",
         ),

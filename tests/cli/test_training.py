@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_runs import FAST, refusal
+from cli_runs import FAST, fast, refusal
 
 from diffflow_ext.cli import main
 from diffflow_ext.training.loop import trainer
@@ -59,7 +59,7 @@ def test_columns_and_arrays_are_chosen_by_flags(
 
 @pytest.mark.timeout(120)
 def test_sigterm_saves_and_exits_with_its_code(tmp_path: Path, data: Path) -> None:
-    flags = [*FAST, "--steps=1000000", "--save-every=1000000", "--log-every=1"]
+    flags = fast("--steps=1000000", "--save-every=1000000", "--log-every=1")
     command = [sys.executable, "-m", "diffflow_ext", "train", str(data), "--out", "run", *flags]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         log = tmp_path / "run" / "metrics.jsonl"
@@ -115,6 +115,23 @@ def test_resume_takes_the_configuration_of_the_run(
     assert "the run to resume has its own" in line
 
 
+def test_a_run_from_the_file_of_an_earlier_version_is_told_what_is_new(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(data), "--config", str(run / "config.toml"), "--dry-run", "--out"]
+    assert main([*words, str(tmp_path / "a")]) == 0
+    assert "earlier version" not in capsys.readouterr().err
+    # Such files had no scales, which were 1.
+    text = (run / "config.toml").read_text()
+    lines = [line for line in text.splitlines() if "_scale = " not in line or "time" in line]
+    (run / "config.toml").write_text("\n".join(lines))
+    assert main([*words, str(tmp_path / "b")]) == 0
+    said = re.search(r"had drift_scale, score_scale, which .* give (.*)", capsys.readouterr().err)
+    assert said is not None
+    assert main([*words, str(tmp_path / "c"), *said[1].split()]) == 0
+    assert "earlier version" not in capsys.readouterr().err
+
+
 def test_data_that_have_moved(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,11 +159,14 @@ def test_a_dry_run_of_a_run_that_is_there(
     run: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(run.rglob("*"))
-    again = ["train", str(data), "--out", str(run), *FAST, "--dry-run"]
-    assert "holds a run already" in refusal(capsys, *again)
+
+    def again(*flags: str) -> list[str]:
+        return ["train", str(data), "--out", str(run), *fast(*flags), "--dry-run"]
+
+    assert "holds a run already" in refusal(capsys, *again())
     for flags in (["--overwrite"], ["--resume"], ["--resume", "--steps=9"]):
-        assert main([*again, *flags]) == 0
-    assert "the run is at step 6 already" in refusal(capsys, *again, "--resume", "--steps=5")
+        assert main(again(*flags)) == 0
+    assert "the run is at step 6 already" in refusal(capsys, *again("--resume", "--steps=5"))
     assert sorted(run.rglob("*")) == before
 
 
@@ -176,5 +196,5 @@ def test_slow_precision_is_told(
 def test_more_threads_than_the_machine_has(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("train", data, "--out", tmp_path / "r", *FAST, "--threads", "100000")
+    words = ("train", data, "--out", tmp_path / "r", *fast("--threads=100000"))
     assert "expected threads <=" in refusal(capsys, *words)

@@ -19,6 +19,7 @@ from diffflow_ext.data.encoding import Encoding
 
 LINEAR = Column("x", "continuous", mean=3.0, std=0.5)
 HEAVY = Column("x", "heavy", mean=0.3, std=1.7, center=2.0, spread=0.1)
+POSITIVE = Column("x", "positive", mean=0.7, std=0.4)
 BOUNDED = Column("x", "bounded", mean=-0.4, std=1.3, low=-1.0, high=5.0)
 INTEGER = Column("x", "integer", mean=7.0, std=2.5, low=0.0, high=30.0, step=1.0)
 GRID = Column("x", "integer", mean=1.0, std=0.4, low=-2.0, high=4.0, step=0.05)
@@ -28,7 +29,8 @@ TEXT = Column("x", "category", values=("blue", "green", "red"), shares=(0.2, 0.5
 GAPPED = replace(LINEAR, missing=True, shares=(0.9, 0.1))
 GAPPED_FEW = replace(FEW, values=(1.0, 2.5), missing=True)
 COLUMNS = {
-    "linear": LINEAR, "heavy": HEAVY, "bounded": BOUNDED, "integer": INTEGER, "grid": GRID,
+    "linear": LINEAR, "heavy": HEAVY, "positive": POSITIVE, "bounded": BOUNDED,
+    "integer": INTEGER, "grid": GRID,
     "counts": COUNTS, "few": FEW, "text": TEXT, "gapped": GAPPED, "gapped few": GAPPED_FEW,
 }  # fmt: skip
 
@@ -44,7 +46,7 @@ def _normal(x: Tensor) -> Tensor:
     return spread.log_prob(x.double()).sum(1)
 
 
-@pytest.mark.parametrize("name", ["linear", "heavy", "bounded"])
+@pytest.mark.parametrize("name", ["linear", "heavy", "positive", "bounded"])
 def test_densities_in_data_units_integrate_to_one(name: str) -> None:
     """The density of the model times the weight, integrated by scipy."""
     column = COLUMNS[name]
@@ -57,7 +59,8 @@ def test_densities_in_data_units_integrate_to_one(name: str) -> None:
         return float((_normal(x) + weight).exp())
 
     ends = (column.low, column.high) if name == "bounded" else (-math.inf, math.inf)
-    near = {"linear": 3.0, "heavy": 2.0, "bounded": 2.0}[name]
+    ends = (0.0, math.inf) if name == "positive" else ends
+    near = {"linear": 3.0, "heavy": 2.0, "positive": 2.0, "bounded": 2.0}[name]
     pieces = [(ends[0], near - 1.0), (near - 1.0, near), (near, near + 1.0), (near + 1.0, ends[1])]
     total = sum(integrate.quad(density, a, b, limit=400)[0] for a, b in pieces)
     assert total == pytest.approx(1.0, abs=1e-6)
@@ -144,7 +147,8 @@ def test_values_come_back(name: str) -> None:
     column = COLUMNS[name]
     encoding = Encoding((column,))
     values = {
-        "linear": [1.0, 3.25], "heavy": [-1e6, 2.0, 40.0], "bounded": [-0.999, 0.0, 4.5],
+        "linear": [1.0, 3.25], "heavy": [-1e6, 2.0, 40.0], "positive": [1e-9, 2.0, 1e12],
+        "bounded": [-0.999, 0.0, 4.5],
         "integer": [0.0, 17.0, 30.0], "grid": [-2.0, 0.35, 3.95], "counts": [0.0, 5.0, 900.0],
         "few": [4.0, 1.0, 2.5], "text": [0.0, 1.0, 2.0], "gapped": [2.0, math.nan],
         "gapped few": [1.0, math.nan, 2.5],
@@ -178,6 +182,8 @@ def test_samples_stay_within_the_values_of_the_data() -> None:
     assert set(FEW.decoded(x).tolist()) == {1.0, 2.5, 4.0}
     decoded = BOUNDED.decoded(x)
     assert bool(((decoded > -1.0) & (decoded < 5.0)).all())
+    decoded = POSITIVE.decoded(1e3 * x)
+    assert bool(((decoded > 0.0) & decoded.isfinite()).all())
 
 
 @pytest.mark.parametrize(
@@ -203,6 +209,7 @@ BAD = {
     ),
     "heavy": (math.inf, "got inf in row 1"),
     "bounded": (5.0, "a number between -1 and 5, got 5"),
+    "positive": (0.0, "a number greater than 0, got 0"),
     "integer": (2.5, "0 and steps of 1 from there, got 2.5"),
     "grid": (0.351, "steps of 0.05"),
     "counts": (math.nan, "got nan in row 1.*column had none missing"),
@@ -236,6 +243,46 @@ def test_unknown_texts_are_named() -> None:
         Encoding((TEXT,)).stored(table)
     with pytest.raises(ValueError, match="expected texts in the column 'x', got numbers"):
         Encoding((TEXT,)).stored(Table(np.array([[1.0]]), ["x"], "t.csv"))
+
+
+TRUTHS = {
+    "texts": ("False", "True"), "lower": ("false", "true"), "numbers": ("0", "1"),
+    "floats": ("0.0", "1.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [(0.0, 1.0), ("False", "True"), ("", "false", "true")])
+def test_false_and_true_are_0_and_1(values: tuple[float, ...] | tuple[str, ...]) -> None:
+    column = replace(TEXT, values=values, shares=(1.0,) * len(values))
+    expected = [float(len(values) - 1), float(len(values) - 2)]
+    tables = [Table(np.array([[1.0], [0.0]]), ["x"], "t")]
+    for name, texts in TRUTHS.items():
+        if column.is_text or name in ("texts", "lower"):
+            own = Table(np.array([[1.0], [0.0]]), ["x"], "t", categories={"x": texts})
+            tables.append(own)
+    for table in tables:
+        assert Encoding((column,)).stored(table)[:, 0].tolist() == expected
+    for other in (
+        Table(np.array([[2.0]]), ["x"], "t"),
+        Table(np.array([[0.0]]), ["x"], "t", categories={"x": ("yes",)}),
+    ):
+        with pytest.raises(ValueError, match=r"got (2 in row 0|'yes' in row 0|texts such as 'y)"):
+            Encoding((column,)).stored(other)
+
+
+def test_missing_truth_values_stay_missing() -> None:
+    column = replace(TEXT, values=("", "False", "True"))
+    table = Table(np.array([[math.nan], [1.0]]), ["x"], "t")
+    assert Encoding((column,)).stored(table)[:, 0].tolist() == [0.0, 2.0]
+    number = replace(FEW, values=(0.0, 1.0), missing=True)
+    table = Table(np.array([[0.0], [1.0]]), ["x"], "t", categories={"x": ("", "true")})
+    assert Encoding((number,)).stored(table)[:, 0].tolist() == [2.0, 1.0]
+
+
+def test_truth_values_are_no_prices() -> None:
+    table = Table(np.array([[0.0], [1.0]]), ["x"], "t", categories={"x": ("false", "true")})
+    with pytest.raises(ValueError, match="expected numbers in the column 'x' of 't', got texts"):
+        Encoding((LINEAR,)).stored(table)
 
 
 def test_noise_far_out_stays_finite() -> None:

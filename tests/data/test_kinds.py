@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pandas
 import pytest
 import torch
 
-from diffflow_ext.data import open_dataset, split_table
-from diffflow_ext.data.formats.tables import Table
+from diffflow_ext.data import open_dataset, read_rows, split_table
+from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.data.formats.tables import Table, table_of
 from diffflow_ext.data.kinds import columns_text, grid_step, parse_columns, parsed_kind
 
 N = 400
@@ -51,6 +53,60 @@ def test_kinds_are_found(name: str) -> None:
         x = data.encoding.inputs(data.train, noise)
         assert float(x.mean()) == pytest.approx(0.0, abs=0.02)
         assert float(x.std()) == pytest.approx(1.0, abs=0.05)
+
+
+CENTS = np.round(RNG.lognormal(2.0, 0.5, 4000), 2)
+#: Values of a grid and its step, stored in float32.
+GRIDS = {
+    "cents": (CENTS, 0.01),
+    "large cents": (np.round(RNG.normal(90_000.0, 1.0, 4000), 2), 0.01),
+    "quarters": (np.round(120.0 * RNG.normal(size=4000)) / 4.0 + 0.05, 0.25),
+    "tenths": (np.round(RNG.normal(60.0, 10.0, 4000), 1), 0.1),
+    "whole": (np.round(RNG.normal(60.0, 100.0, 4000)), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_of_float32_are_those_of_float64(name: str, tmp_path: Path) -> None:
+    values, step = GRIDS[name]
+    frame = pandas.DataFrame({"x": values, "other": RNG.normal(size=4000)})
+    short = frame.astype({"x": "float32"})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    read = read_rows(tmp_path / "t.csv", ["x", "other"])
+    array = frame.to_numpy(np.float32)
+    for source in (frame, short, array):
+        encoding = open_dataset(source).encoding
+        assert encoding is not None
+        column = encoding.columns[0]
+        assert (column.kind, column.step) == ("integer", pytest.approx(step))
+        assert (column.low, column.high) == (values.min(), values.max())
+        number = np.rint((values - values.min()) / step)
+        tables = [table_of(rows) for rows in (frame, short, array)]
+        for table in (read, *tables):
+            one = Encoding((replace(column, name=table.columns[0]),))
+            stored = one.stored(table.of_columns([0]))
+            assert np.array_equal(stored[:, 0].numpy(), number)
+        away = pandas.DataFrame({"x": (values + step / 3).astype("float32"), "other": 0.0})
+        one = Encoding((replace(column, name="x"),))
+        with pytest.raises(ValueError, match=f"steps of {step:g} from there"):
+            one.stored(table_of(away).of_columns([0]))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("center", [0.0, 1.0, 100.0, 3e4, 1e6])
+def test_numbers_of_float32_are_on_no_grid_by_chance(center: float, scale: float) -> None:
+    """Also where its numbers are so far apart that they are often the same."""
+    values = (center + scale * RNG.normal(size=20_000)).astype(np.float32)
+    step = grid_step(values.astype(float), dtype="float32")
+    # Between 2^23 and 2^24 all are whole, and between 2^19 and 2^20 on a grid of 1/16.
+    assert step is None
+
+
+def test_categories_of_float32_have_decimal_values() -> None:
+    values = RNG.choice([0.1, 0.25, 17.35], N).astype("float32")
+    data = open_dataset(pandas.DataFrame({"x": values, "y": RNG.normal(size=N)}))
+    assert data.encoding is not None
+    assert data.encoding.columns[0].values == (0.1, 0.25, 17.35)
 
 
 def test_steps_of_grids() -> None:
@@ -126,6 +182,9 @@ def test_kinds_are_said() -> None:
     numbers = open_dataset(frame[["length", "n"]], columns="n=category").encoding
     assert numbers is not None
     assert numbers.columns[1].values == (0.0, 1.0, 2.0)
+    positive = open_dataset(frame[["n"]] + 0.5, columns="positive").encoding
+    assert positive is not None
+    assert positive.columns[0].mean == pytest.approx(0.22, abs=0.1)  # (ln 0.5 + ln 1.5 + ln 2.5)/3
     long = pandas.DataFrame({"a": RNG.permutation(3000)})
     with pytest.raises(ValueError, match=r"2 to 1,000 values of a category, .*'a' .* has 3,000"):
         open_dataset(long, columns="category")
@@ -221,6 +280,7 @@ WRONG = {
     "lenght=heavy": "got 'lenght'; did you mean 'length'",
     "colour=integer": "numbers in the column 'colour' .*to be integer, got texts; say category",
     "length=integer": "a grid in the column 'length'.*say continuous",
+    "length=positive": r"row \d+ .*column 'length' .*expected a number greater than 0, got -",
     "length=bounded 0 1": "row . .*column 'length'.*between the bounds 0 and 1, got",
     "drop": "a column that varies",
 }

@@ -39,8 +39,8 @@ BUGS = {
     "cosines without a bound": Bug(CPU + "embedding.h",
                                    "{of_cosine, width, width, 2 * width, false}",
                                    "{of_cosine, width, 2 * width, 2 * width, false}"),
-    "a row too many": Bug(CPU + "regression.h", "m < rows.count; ++m) {\n    float*",
-                          "m <= rows.count; ++m) {\n    float*"),
+    "a row too many": Bug(CPU + "regression.h", "m < rows.count; ++m) {\n    const float* delta",
+                          "m <= rows.count; ++m) {\n    const float* delta"),
 }  # fmt: skip
 
 COMMON = ("-O1", *SANITIZERS, "-Wno-unknown-pragmas")

@@ -57,10 +57,10 @@ ORDER: dict[str, str] = {
         nfdm_terms nfdm_parts nfdm
     """,
     "data": """
-        formats.reading formats.archives formats.arrays formats.columns formats.layout
-        formats.words formats.text formats.frames formats.tables formats.idx formats.cifar
-        formats.resizing formats.pictures formats.labels formats.images sets.home sets.toy
-        column encoding conditions display kinds dataset known
+        formats.reading formats.archives formats.arrays formats.columns formats.cells
+        formats.marks formats.layout formats.words formats.text formats.frames formats.tables
+        formats.idx formats.cifar formats.resizing formats.pictures formats.labels formats.images
+        sets.home sets.toy column encoding conditions display kinds dataset known
         sets.magic sets.maf fetching image_sources sources rows
     """,
     "metrics": """

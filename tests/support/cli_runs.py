@@ -13,6 +13,12 @@ FAST = ("--steps=6 --num-steps=3 --width=8 --depth=1 --batch-size=16 --threads=1
         "--save-every=3 --log-every=2").split()  # fmt: skip
 
 
+def fast(*others: str) -> list[str]:
+    """Returns `FAST` with other values of some flags, none of which may be given twice."""
+    names = {word.partition("=")[0] for word in others}
+    return [*(word for word in FAST if word.partition("=")[0] not in names), *others]
+
+
 def write_points(folder: Path) -> Path:
     rows = torch.randn(600, 2, generator=torch.Generator().manual_seed(0)).tolist()
     (folder / "points.csv").write_text("a,b\n" + "".join(f"{x},{1000 + x + y}\n" for x, y in rows))

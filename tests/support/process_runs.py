@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore
 
 from diffflow_ext.training.store.checkpoint import load_latest
 from diffflow_ext.training.store.directory import read_metrics
@@ -20,42 +22,52 @@ SMALL = ("--width", "16", "--depth", "1", "--num-steps", "4", "--log-every", "1"
 POINTS = ("moons", *SMALL, "--batch-size", "10", "--steps", "4", "--threads", "1")
 
 
+class Process(subprocess.Popen[str]):
+    """A process of a group, and the store by which the group finds itself."""
+
+    store: TCPStore
+
+
 def start(
     size: int,
     *arguments: str,
     program: Sequence[str] = ("-m", "diffflow_ext"),
     folder: Path | None = None,
-) -> list[subprocess.Popen[str]]:
+) -> list[Process]:
     """Starts the program in several processes, with the environment that torchrun gives them.
 
-    The word RANK becomes a folder of each process's own.
+    The word RANK becomes a folder of each process's own. As torchrun does, this process holds the
+    store: a port that process 0 of the group opened seconds later could be that of another test by
+    then, and process 1 would wait for that one's answer.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    return [
-        subprocess.Popen(
-            [
-                *(sys.executable, *program),
-                *(str((folder or Path()) / str(rank)) if w == "RANK" else w for w in arguments),
-            ],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(size)
-    ]  # fmt: skip
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(size)}
+    common["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    processes = list[Process]()
+    for rank in range(size):
+        own = str((folder or Path()) / str(rank))
+        words = (sys.executable, *program, *(own if w == "RANK" else w for w in arguments))
+        env = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(Process(words, env=env, **pipes, text=True))
+        processes[-1].store = store
+    return processes
 
 
-def finished(
-    processes: Sequence[subprocess.Popen[str]], seconds: float = 240
-) -> list[tuple[int, str, str]]:
-    """Returns exit code, stdout and stderr of each."""
-    ends = []
+def finished(processes: Sequence[Process], seconds: float = 240) -> list[tuple[int, str, str]]:
+    """Returns exit code, stdout and stderr of each; all end after `seconds`, with what they said.
+
+    A process that is killed then has the code -9.
+    """
+    deadline, ends = time.monotonic() + seconds, []
     try:
         for process in processes:
-            out, err = process.communicate(timeout=seconds)
-            ends.append((process.returncode, out, err))
+            try:
+                said = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said = process.communicate()
+            ends.append((process.returncode, *said))
     finally:
         for process in processes:
             process.kill()

@@ -172,7 +172,7 @@ def test_what_is_refused(conditions: Any, given: Any, message: str) -> None:
 def test_wrong_types() -> None:
     with pytest.raises(TypeError, match=r"a number for 'price' in given, got \[1, 2\]"):
         stored_conditions("sample", OWN, GOOD | {"price": [1, 2]}, 3)
-    with pytest.raises(TypeError, match="sample: expected texts in cut, sold, got numbers alone"):
+    with pytest.raises(TypeError, match="sample: expected texts in cut, got numbers alone"):
         stored_conditions("sample", OWN, np.zeros((3, 3)), 3)
 
 

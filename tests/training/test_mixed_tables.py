@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from diffflow_ext.cli import main
-from diffflow_ext.data import open_dataset
+from diffflow_ext.data import open_dataset, read_rows
 from diffflow_ext.training import LoadedRun, configure, evaluate, load_run, train
 from diffflow_ext.training.evaluation.sample_file import to_frame, write_samples
+from diffflow_ext.training.evaluation.scoring import table_with
 
 pytest.importorskip("zuko")
 N = 600
@@ -117,6 +118,27 @@ def test_rows_are_scored_from_frames_and_files(run: LoadedRun, tmp_path: Path) -
 def test_values_that_were_never_seen(run: LoadedRun, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run.log_prob(FRAME[:5].assign(**change))
+
+
+def test_truth_values_of_files_and_frames_are_the_same(tmp_path: Path) -> None:
+    """What one of four sources has trained, rows of all of them are encoded by."""
+    truth = np.random.default_rng(0).random(60) < 0.3
+    frame = pd.DataFrame({"ok": truth, "x": np.random.default_rng(1).normal(size=60)})
+    numbers = frame.assign(ok=truth.astype(int))
+    numbers.to_csv(tmp_path / "numbers.csv", index=False)
+    lower = frame.assign(ok=np.where(truth, "true", "false"))
+    lower.to_csv(tmp_path / "texts.csv", index=False)
+    sources = [frame, numbers, tmp_path / "numbers.csv", tmp_path / "texts.csv"]
+    for source in sources:
+        encoding = open_dataset(source).encoding
+        assert encoding is not None
+        assert encoding.columns[0].kind == "category"
+        for rows in (*sources, numbers.to_numpy()):
+            table = rows
+            if isinstance(rows, Path):
+                table = read_rows(rows, encoding.names, texts=encoding.texts)
+            stored = encoding.stored(table_with(encoding, table))
+            assert stored[:, 0].tolist() == truth.astype(float).tolist()
 
 
 def test_evaluation_and_files_of_samples(run: LoadedRun, tmp_path: Path) -> None:

@@ -72,6 +72,9 @@ static void regression_tile(const RegressionProblem& p, const RegressionShared& 
   for (int64_t m = 0; m < rows.count; ++m) {
     const float* embedding = p.mlp.weights.embedding + p.time_of[rows.first + m] * narrow;
     copy_rows(scratch.embedding + m * width, width, embedding, narrow, 1);
+    if (p.mlp.weights.condition == nullptr) continue;
+    add_block(scratch.embedding + m * width, p.mlp.weights.condition + (rows.first + m) * narrow,
+              narrow);
   }
   repeat_first(scratch.x, p.dim, rows.count, p.work.tile);
   repeat_first(scratch.embedding, width, rows.count, p.work.tile);
@@ -97,13 +100,15 @@ static void regression_tile(const RegressionProblem& p, const RegressionShared& 
   }
 }
 
-/// Adds a tile's gradients; scratch.delta holds those of its embeddings.
+/// Adds a tile's gradients; scratch.delta holds those of its embeddings, and of its conditions.
 static void add_regression(const RegressionProblem& p, const RegressionShared& shared,
                            const RegressionScratch& scratch, const Rows& rows) {
   add_block(shared.sums_begin, scratch.sums_begin, shared.num_sums);
   for (int64_t m = 0; m < rows.count; ++m) {
-    float* to = p.grads.embedding + p.time_of[rows.first + m] * p.mlp.width;
-    add_block(to, scratch.inside.delta + m * shared.mlp.width, p.mlp.width);
+    const float* delta = scratch.inside.delta + m * shared.mlp.width;
+    add_block(p.grads.embedding + p.time_of[rows.first + m] * p.mlp.width, delta, p.mlp.width);
+    if (p.grads.condition == nullptr) continue;
+    memcpy(p.grads.condition + (rows.first + m) * p.mlp.width, delta, p.mlp.width * sizeof(float));
   }
 }
 

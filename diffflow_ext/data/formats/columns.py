@@ -19,6 +19,7 @@ from .reading import Refused
 Values = NDArray[np.float64]
 #: The different texts of columns, by name.
 Categories = Mapping[str, tuple[str, ...]]
+ALL = "*"  # stands for all columns that are not named
 SHOWN = 8  # names in a text
 SAMPLE = 10_000  # rows, evenly spaced, that are enough to exclude a kind
 MOST_COLUMNS = 512  # beyond, the linear relations of columns take too long
@@ -74,6 +75,11 @@ class Table:
         return replace(self, values=self.values[:, positions], columns=columns)
 
 
+def plain_name(name: object) -> str:
+    """Returns the name of a column without the spaces at its ends, which no name has."""
+    return str(name).strip()
+
+
 def listed(names: Sequence[str], shown: int = SHOWN) -> str:
     """Returns the first names with commas, and the number of the others."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
@@ -98,7 +104,7 @@ def names_text(names: Sequence[str]) -> str:
 def parse_names(names: str | Sequence[str]) -> list[str]:
     """Returns the names in a text, separated by commas as in CSV; of a sequence its items."""
     if not isinstance(names, str):
-        return list(names)
+        return [*map(plain_name, names)]
     try:
         rows = list(csv.reader([names], skipinitialspace=True))
     except csv.Error as error:
@@ -106,7 +112,7 @@ def parse_names(names: str | Sequence[str]) -> list[str]:
             f"read_table: expected drop_columns as names with commas between them ({error}); "
             "shorten it"
         ) from None
-    return [name.strip() for row in rows for name in row]
+    return [plain_name(name) for row in rows for name in row]
 
 
 def in_order(codes: Values, texts: Sequence[str]) -> tuple[Values, tuple[str, ...]]:
@@ -125,7 +131,8 @@ class Selection:
         dropped: The names of those to leave out.
         wanted: The names of those to read, in this order; None for all that are not dropped.
         texts: The names of those whose values are texts, whatever they look like.
-        numbers: The names of those whose values are numbers, likewise.
+        numbers: The names of those whose values are numbers, also with leading zeros; `ALL` for
+            all that have no words. Those that are `wanted` have numbers whatever they look like.
         gaps: Whether numbers may be missing; they are NaN then.
     """
 
@@ -149,17 +156,21 @@ class Selection:
             ValueError: If a name occurs twice, a column that is named here does not exist, or none
                 is left.
         """
-        counts = Counter(names if self.wanted is None else (n for n in names if n in self.wanted))
+        as_written, names = names, [*map(plain_name, names)]
+        # Runs of earlier versions may have names as they were in a frame.
+        wanted = None if self.wanted is None else [*map(plain_name, self.wanted)]
+        counts = Counter(names if wanted is None else (n for n in names if n in wanted))
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
+            spaced = ", but for spaces" if {*as_written} - {*names} else ""
             raise Refused(
                 f"read_table: expected columns with different names, {source!r} has two or more "
-                f"called {listed([*map(repr, twice)])}; give each a name of its own"
+                f"called {listed([*map(repr, twice)])}{spaced}; give each a name of its own"
             )
-        if self.wanted is not None:
+        if wanted is not None:
             if named:
-                return self._by_name(self.wanted, names, source)
-            return self._in_order(self.wanted, names, source)
+                return self._by_name(wanted, names, source)
+            return self._in_order(wanted, names, source)
         unknown = [name for name in self.dropped if name not in names]
         if unknown:
             raise Refused(
@@ -252,7 +263,7 @@ def _dependent(values: Values) -> dict[int, str]:
 def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) -> list[str]:
     """Returns a warning for each kind of column of which a density is probably not intended.
 
-    `kinds` are those of `column_kinds`, or "integer" and "heavy" of columns that are such.
+    `kinds` are those of `column_kinds`, or "integer", "heavy" and "positive" of such columns.
     """
     texts = []
     for kind, (which, why) in _DOUBTS.items():
@@ -272,7 +283,7 @@ def column_doubts(values: Values, names: Sequence[str], kinds: Sequence[str]) ->
         std = values.std(axis=0)
         squeezed = (high > low) & (high - low < SQUEEZED * std)
     squeezed[[i for i, *_ in ends]] = False  # One warning is enough.
-    squeezed &= np.array([kind not in ("integer", "heavy") for kind in kinds])
+    squeezed &= np.array([kind not in ("integer", "heavy", "positive") for kind in kinds])
     for i in np.flatnonzero(squeezed)[:SHOWN].tolist():
         far = values[np.argmax(np.abs(values[:, i] - np.median(sample[:, i]))), i]
         texts.append(
@@ -287,7 +298,7 @@ def repeated_values(values: Values, names: Sequence[str], kinds: Sequence[str]) 
     """Returns a warning of single values that many rows have among different others."""
     found = []
     for i, column in enumerate(_sample(values).T):
-        if kinds[i] not in ("number", "heavy"):
+        if kinds[i] not in ("number", "heavy", "positive"):
             continue
         value, counts = np.unique(column[~np.isnan(column)], return_counts=True)
         most = int(counts.argmax())

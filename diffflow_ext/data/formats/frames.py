@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .cells import is_code, is_word
 from .columns import (
     Selection,
     Table,
@@ -16,9 +17,9 @@ from .columns import (
     how_to_leave_out,
     in_order,
     listed,
+    plain_name,
     rounding_doubts,
 )
-from .layout import is_word
 from .reading import Refused, check_size, optional_package
 
 FRAME_SUFFIXES = (".parquet", ".pq", ".feather", ".arrow")
@@ -37,7 +38,7 @@ def is_frame(rows: object) -> bool:
 def frame_values(frame: Any, selection: Selection, source: str) -> Table:
     """Returns the selected columns of a data frame, as `read_frame` does."""
     frame = as_pandas(frame)
-    names = [str(name) for name in frame.columns]
+    names = [plain_name(name) for name in frame.columns]
     kept = selection.positions(names, source)
     frame, names = frame.iloc[:, kept], [names[i] for i in kept]
     parts, categories, wrong = _coded_columns(frame, names, selection)
@@ -119,11 +120,12 @@ def _type_name(kind: Any) -> str:
 
 
 def _has_words(column: Any) -> bool:
-    """Whether most texts of a column are words: not numbers in the form of texts."""
+    """Whether most texts of a column are words or codes: not numbers in the form of texts."""
     if column.dtype.name not in ("object", "string", "str"):
         return True
     texts = [str(value) for value in column.dropna()]
-    return not texts or 2 * sum(map(is_word, texts)) > len(texts)
+    are_codes = any(map(is_code, texts)) and all(text.isdigit() for text in texts)
+    return not texts or are_codes or 2 * sum(map(is_word, texts)) > len(texts)
 
 
 def _coded(column: Any) -> tuple[Values, tuple[str, ...]]:

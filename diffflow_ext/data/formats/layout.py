@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
+from .cells import cells_of, decoded, is_marked, is_number, number, split, without
 from .columns import Selection
+from .marks import FIRST_LINES, decimal_mark, points_of_thousands, separator
 from .reading import Refused
 
 BOM = b"\xef\xbb\xbf"
-SPACES = " "  # any number of them, or of tabs; other white space may be part of a number
-_STRAY = re.compile(rb"\0|\r(?!\r*\n|\r*\Z)")  # bytes that no line of text has
 _ATTRIBUTE = re.compile(r"^\s*@attribute\s+('[^']*'|\"[^\"]*\"|[^\s{\[]+)", re.IGNORECASE)
 _OUTPUTS = re.compile(r"^\s*@outputs?\s+(.+)", re.IGNORECASE)
 _KEEL = re.compile(r"^@(relation|attribute|inputs?|outputs?|data)\b", re.IGNORECASE)
 _EXCEL = re.compile(r"^\s*\"?sep=([^\r\n])\"?\s*$", re.IGNORECASE)
-_DECIMAL = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")
 _WHOLE = re.compile(r"\d+")
-_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
-_FIRST_ROWS = 100  # that show how numbers are written
 _POINT = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d[\d.]*e[+-]?\d+)", re.IGNORECASE)
-#: Cells in which nothing stands.
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
-#: Cells of a column of texts in which nothing stands: what pandas takes for such.
-MISSING_TEXTS = ("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
-#: Numbers with signs, separators or a unit, dates and times: no words that name a category.
-_NUMERIC = re.compile(
-    r"[-+<>≤≥~(]*\s*[$€£¥]?\s*[\d.,:/'\sTZ-]*\d[\d.,:/'\sTZ-]*([eE][-+]?\d+)?\s*[)%°µ\w]{0,4}"
-)
 _UNNAMED = ("", "Unnamed: 0")  # the names under which pandas and R write an index
 
 
@@ -45,7 +32,7 @@ class Layout:
         source: The file, for messages.
         skipped: The first characters of lines that are no rows.
         delimiter: The separator of columns; `SPACES` for any number of spaces and tabs.
-        decimal: The decimal point, "." or ",".
+        decimal: The decimal point of columns of numbers, "." or ",".
         names: The columns' names, of all that the rows have.
         has_names: Whether the text itself has them.
         named_by: The line that determines the number of columns, for messages.
@@ -55,6 +42,7 @@ class Layout:
         trailing: The number of cells at the end of all rows in which nothing stands.
         index: How sure it is that the first column is an index, if it has different whole
             numbers: "" not at all, "nameless", or "headless" if the header has no place for it.
+        texts: The positions of those of texts.
         all_wanted: Whether all columns that are kept were asked for by name.
         notes: What was passed over.
         doubts: What may have been meant otherwise.
@@ -72,6 +60,7 @@ class Layout:
     kept: list[int]
     trailing: int
     index: str
+    texts: frozenset[int]
     all_wanted: bool
     notes: list[str]
     doubts: list[str]
@@ -80,6 +69,22 @@ class Layout:
     def cells(self) -> int:
         """The number of cells of a row."""
         return len(self.names) + self.trailing
+
+    @property
+    def numbers(self) -> list[int]:
+        """The positions of kept columns of numbers."""
+        return [i for i in self.kept if i not in self.texts]
+
+    def rows(self, stream: BinaryIO) -> Iterator[tuple[int, list[str]]]:
+        """Yields (line number, cells) of all rows."""
+        lines = decoded(stream, self.start, self.source)
+        # The mark of a comment may begin the text of a row.
+        rows = (
+            line if 0 in self.texts and is_marked(line, self.skipped) else
+            without(line, self.skipped)
+            for line in lines
+        )  # fmt: skip
+        return split(rows, self.delimiter, self.line, self.source)
 
 
 @dataclass(frozen=True)
@@ -92,22 +97,27 @@ class _Head:
     names: list[str]
     outputs: list[str]
     comments: list[str]
+    marked: list[_Marked]
     keel: bool
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """A line that begins as a comment but may be a row, and what stands above it."""
+
+    text: str
+    start: int
+    line: int
+    comments: int
 
 
 def find_layout(stream: BinaryIO, file: Path, selection: Selection) -> Layout:
     """Returns the layout of a text, of which it reads the first lines, and all for some."""
     source, is_dat = str(file), ".dat" in [ending.lower() for ending in file.suffixes]
     skipped = "#@%" if is_dat else "#"
-    head = _head(stream, source, skipped)
-    delimiter = head.delimiter or _delimiter(_first_lines(stream, head.start, source, skipped))
-    lines = (without(line, skipped) for line in decoded(stream, head.start, source))
-    rows = split(lines, delimiter, head.line, source)
-    line, first = next(rows, (0, []))
-    if not first:
-        raise _no_rows(source, head, skipped)
-    start, above, after, doubts = head.start, head.line, stream.tell(), list[str]()
-    second = next(rows, (0, list[str]()))[1]
+    head, delimiter, (line, first, second), after = _first_rows(stream, source, skipped)
+    doubts = list[str]()
+    start, above = head.start, head.line
     names, named_by = head.names or _names_in_comment(head, delimiter, first), f"line {line}"
     has_header = not head.names and _is_header(first, second, delimiter, line, doubts)
     if has_header:
@@ -120,13 +130,50 @@ def find_layout(stream: BinaryIO, file: Path, selection: Selection) -> Layout:
     layout = Layout(
         source=source, skipped=skipped, delimiter=delimiter, decimal=".",
         names=_complete(names[:cells], cells, index), has_names=bool(names), named_by=named_by,
-        start=start, line=above, kept=[], trailing=trailing, index=index,
+        start=start, line=above, kept=[], trailing=trailing, index=index, texts=frozenset(),
         all_wanted=selection.wanted is not None,
         notes=_comment_notes(head, names, has_header), doubts=doubts,
     )  # fmt: skip
-    layout = _with_kept(layout, head, selection)
-    layout.doubts.extend(_points_of_thousands(stream, layout))
-    return replace(layout, decimal=_decimal(stream, layout))
+    return _with_kept(layout, head, selection)
+
+
+def _first_rows(
+    stream: BinaryIO, source: str, skipped: str
+) -> tuple[_Head, str, tuple[int, list[str], list[str]], int]:
+    """Returns what stands above the first row, the separator, that row and the next, and its end.
+
+    The row is its number in the text and its cells.
+    """
+    head = _head(stream, source, skipped)
+    delimiter = head.delimiter or separator(_first_lines(stream, head, source, skipped))
+    lines = (without(line, skipped) for line in decoded(stream, head.start, source))
+    rows = split(lines, delimiter, head.line, source)
+    line, first = next(rows, (0, list[str]()))
+    after, second = stream.tell(), next(rows, (0, list[str]()))[1]
+    marked = _rows_above(head, delimiter, first, skipped)
+    if marked:
+        head, line = _below(head, marked[0]), marked[0].line + 1
+        first, second, *_ = [*(cells_of(row.text, delimiter) for row in marked), first, second]
+    if not first:
+        raise _no_rows(source, head, skipped)
+    return head, delimiter, (line, first, second), after
+
+
+def with_decimal(stream: BinaryIO, layout: Layout) -> Layout:
+    """Returns the layout with the decimal mark that the columns of numbers have."""
+
+    def cells() -> Iterator[str]:
+        return (row[i] for _, row in layout.rows(stream) for i in layout.numbers if i < len(row))
+
+    if layout.delimiter == ";":
+        first = (row for _, row in islice(layout.rows(stream), FIRST_LINES))
+        some = (row[i] for row in first for i in layout.numbers if i < len(row))
+        layout.doubts.extend(points_of_thousands(some))
+    stream.seek(layout.start)
+    has_commas = any(b"," in part for part in iter(lambda: stream.read(1 << 20), b""))
+    if layout.delimiter == "," or not has_commas:
+        return layout
+    return replace(layout, decimal=decimal_mark(cells(), layout.source))
 
 
 def _no_rows(source: str, head: _Head, skipped: str) -> Refused:
@@ -137,73 +184,9 @@ def _no_rows(source: str, head: _Head, skipped: str) -> Refused:
     return Refused(f"read_table: expected rows of numbers, {source!r} {found}; {mend}")
 
 
-def decoded(stream: BinaryIO, start: int, source: str) -> Iterator[str]:
-    """Yields the lines from byte `start` on; the stream's position is after the last one."""
-    stream.seek(start)
-    while line := stream.readline():
-        stray = _STRAY.search(line)
-        position = stray.start() if stray else -1
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            text, position = "", error.start
-        if position >= 0:
-            raise ValueError(
-                f"read_table: expected lines of UTF-8 text, {source!r} is none at place "
-                f"{stream.tell() - len(line) + position}; save it as UTF-8 with one kind of line "
-                "ends, or give it its right file ending"
-            )
-        yield text
-
-
-def without(line: str, skipped: str) -> str:
-    """Returns the line, empty if it is no row."""
-    return "" if line.lstrip().startswith(tuple(skipped)) else line
-
-
-def split(
-    lines: Iterable[str], delimiter: str, above: int, source: str
-) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number, cells) of the lines that are not blank."""
-    if delimiter == SPACES:
-        lines = (SPACES.join(words(line)) for line in lines)
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield above + reader.line_num, [cell.strip() for cell in cells]
-    except csv.Error as error:
-        raise ValueError(
-            f"read_table: expected rows of numbers, line {above + reader.line_num} of {source!r} "
-            f"cannot be split ({error}); separate the columns by comma, semicolon or tab"
-        ) from None
-
-
-def words(line: str) -> list[str]:
-    """Returns what spaces and tabs separate."""
-    return [word for word in re.split(r"[ \t\r\n]+", line) if word]
-
-
-def number(cell: str, decimal: str = ".") -> float | None:
-    """Returns the number in a cell, None if it has none."""
-    if decimal == ",":
-        cell = cell.replace(".", "x").replace(",", ".")
-    cell = cell.replace("\N{MINUS SIGN}", "-")
-    try:
-        # float() accepts 1_000, which is an error in a file.
-        return None if "_" in cell else float(cell)
-    except ValueError:
-        return None
-
-
-def is_word(cell: str) -> bool:
-    """Says whether a cell has a word: neither nothing nor a number, with a unit or not."""
-    return cell.lower() not in MISSING and not _NUMERIC.fullmatch(cell) and number(cell) is None
-
-
 def _head(stream: BinaryIO, source: str, skipped: str) -> _Head:
     start, above = len(BOM) if stream.read(len(BOM)) == BOM else 0, 0
-    names, outputs, comments, delimiter, keel = [], [], [], "", False
+    names, outputs, comments, marked, delimiter, keel = [], [], [], list[_Marked](), "", False
     for line in decoded(stream, start, source):
         text = line.strip()
         excel = _EXCEL.match(line)
@@ -217,31 +200,49 @@ def _head(stream: BinaryIO, source: str, skipped: str) -> _Head:
             for match in _OUTPUTS.finditer(line):
                 outputs += [name.strip().strip("'\"") for name in match[1].split(",")]
         elif text:
+            if is_marked(line, skipped):
+                marked.append(_Marked(line, start, above, len(comments)))
             comments.append(text.lstrip(skipped).strip())
         start, above = stream.tell(), above + 1
-    return _Head(start, above, delimiter, names, outputs, comments, keel)
+    return _Head(start, above, delimiter, names, outputs, comments, marked, keel)
 
 
-def _first_lines(stream: BinaryIO, start: int, source: str, skipped: str) -> list[str]:
-    lines = (without(line, skipped).strip() for line in decoded(stream, start, source))
-    return list(islice((line for line in lines if line), 2))
+def _first_lines(stream: BinaryIO, head: _Head, source: str, skipped: str) -> list[str]:
+    """Returns rows; those that begin as comments may, if there are no others."""
+    lines = (line for line in decoded(stream, head.start, source) if line.strip())
+    found = list(islice((line for line in lines if without(line, skipped)), FIRST_LINES))
+    if len(found) > 1:
+        return found
+    lines = (line for line in decoded(stream, head.start, source) if is_marked(line, skipped))
+    return [*found, *islice(lines, FIRST_LINES)] or [row.text for row in head.marked]
 
 
-def _delimiter(lines: list[str]) -> str:
-    """Returns the separator of the first two lines, of which the first may be a header."""
-    if not lines:
-        return ","
-    marks = [mark for mark in "\t;|," if all(mark in line for line in lines)]
-    numbers = [_is_number(word.strip('"'), SPACES) for word in words(lines[-1])]
-    # Numbers with decimal commas may be between spaces, and beside words if there are no commas.
-    if len(numbers) > 1 and (all(numbers) if marks == [","] else any(numbers) and not marks):
-        return SPACES
-    return (marks or [mark for mark in "\t;," if mark in lines[0]] or [","])[0]
+def _rows_above(
+    head: _Head, delimiter: str, first: Sequence[str], skipped: str
+) -> Sequence[_Marked]:
+    """Returns the lines above the first row that are like it, though they begin as comments.
+
+    They have a text first, which the mark begins, and numbers where the first row has them; if
+    there is no other row, some have no number behind the mark.
+    """
+    rows = [cells_of(row.text, delimiter) for row in head.marked]
+    like = first or (rows[-1] if rows else [])
+    numbers = [i for i, cell in enumerate(like) if is_number(cell, delimiter)]
+    if not numbers or 0 in numbers:
+        return []
+    count = 0
+    for cells in reversed(rows):
+        if len(cells) != len(like) or not all(is_number(cells[i], delimiter) for i in numbers):
+            break
+        count += 1
+    found = rows[len(rows) - count :]
+    is_text = bool(first) or any(number(cells[0].lstrip(skipped)) is None for cells in found)
+    return head.marked[len(rows) - count :] if is_text else []
 
 
-def _is_number(cell: str, delimiter: str) -> bool:
-    """Whether a cell is a number; where commas do not separate, they may be decimal."""
-    return number(cell) is not None or (delimiter != "," and bool(_DECIMAL.fullmatch(cell)))
+def _below(head: _Head, row: _Marked) -> _Head:
+    """Returns what stands above a row."""
+    return replace(head, start=row.start, line=row.line, comments=head.comments[: row.comments])
 
 
 def _names_in_comment(head: _Head, delimiter: str, row: list[str]) -> list[str]:
@@ -260,7 +261,7 @@ def _is_header(
 ) -> bool:
     """Whether the first row has names; a doubt is added to the list."""
     places = [str(i) for i in range(len(first))]
-    if not any(_is_number(cell, delimiter) for cell in first):
+    if not any(is_number(cell, delimiter) for cell in first):
         return True
     if len(first) > 1 and first == ["", *places[:-1]]:
         return True  # pandas names columns so that have no name.
@@ -329,53 +330,6 @@ def _empty_ends(cells: list[str]) -> int:
 def _complete(names: list[str], cells: int, index: str) -> list[str]:
     names = ["", *names] if index == "headless" else names
     return [name or f"x{i + 1}" for i, name in enumerate(names or [""] * cells)]
-
-
-def _decimal(stream: BinaryIO, layout: Layout) -> str:
-    """Returns the decimal point of the kept columns.
-
-    Numbers with commas that may be thousands are refused.
-    """
-    stream.seek(layout.start)
-    if layout.delimiter == "," or not any(
-        b"," in part for part in iter(lambda: stream.read(1 << 20), b"")
-    ):
-        return "."
-    thousands = ""
-    lines = (
-        without(line, layout.skipped) for line in decoded(stream, layout.start, layout.source)
-    )
-    for _, cells in split(lines, layout.delimiter, layout.line, layout.source):
-        for text in (cells[i] for i in layout.kept if i < len(cells)):
-            if _THOUSANDS.fullmatch(text):
-                thousands = thousands or text
-            elif _DECIMAL.fullmatch(text):
-                return ","
-    if thousands:
-        raise Refused(
-            f"read_table: expected numbers such as 1234.5, {layout.source!r} has {thousands!r}, "
-            "whose comma may separate decimals or thousands; write points for decimals, and no "
-            "thousands separators"
-        )
-    return "."
-
-
-def _points_of_thousands(stream: BinaryIO, layout: Layout) -> list[str]:
-    """Returns a doubt if all points may separate thousands, as where commas are decimal."""
-    if layout.delimiter != ";":
-        return []
-    lines = (
-        without(line, layout.skipped) for line in decoded(stream, layout.start, layout.source)
-    )
-    rows = islice(split(lines, ";", layout.line, layout.source), _FIRST_ROWS)
-    cells = [row[i] for _, row in rows for i in layout.kept if i < len(row) and "." in row[i]]
-    if not cells or not all(map(_GROUPS.fullmatch, cells)):
-        return []
-    text = cells[0]
-    return [
-        f"numbers such as {text} were read with three decimals; if the point separates thousands, "
-        f"write {text.replace('.', '')}; if not, write another number of decimals"
-    ]
 
 
 def _comment_notes(head: _Head, names: list[str], has_header: bool) -> list[str]:

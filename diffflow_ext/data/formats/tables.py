@@ -41,6 +41,7 @@ def read_table(
     key: str | None = None,
     drop_columns: str | Sequence[str] = (),
     texts: Collection[str] = (),
+    numbers: Collection[str] = (),
     gaps: bool = False,
 ) -> Table:
     """Reads a table of numbers and texts from a file.
@@ -57,7 +58,10 @@ def read_table(
         drop_columns: The names of columns to leave out, or a text with commas between them.
             Columns without names are called x1, x2 and so on.
         texts: The names of columns whose values are texts even where they look like numbers. Of
-            text, a column is one of texts if most of its cells are words.
+            text, a column is one of texts if most of its cells are words, or all are whole
+            numbers of which some have leading zeros, such as 007.
+        numbers: The names of columns whose values are numbers also with leading zeros; "*" for
+            all that are not words.
         gaps: Whether numbers may be missing; they are NaN then. A missing text is "".
 
     Returns:
@@ -71,7 +75,8 @@ def read_table(
         ValueError: If the file cannot be read as a table of finite numbers and texts.
     """
     dropped = parse_names(drop_columns)
-    selection = Selection(tuple(dropped), texts=frozenset(texts), gaps=gaps)
+    known = frozenset(texts), frozenset(numbers)
+    selection = Selection(tuple(dropped), None, *known, gaps)
     return _checked(_read(Path(path), key, selection), dropped, gaps=gaps)
 
 
@@ -80,6 +85,7 @@ def table_of(
     *,
     drop_columns: str | Sequence[str] = (),
     texts: Collection[str] = (),
+    numbers: Collection[str] = (),
     gaps: bool = False,
     name: str = "rows",
 ) -> Table:
@@ -90,11 +96,13 @@ def table_of(
             data frame.
         drop_columns: As for :func:`read_table`, whose errors these are too.
         texts: Likewise.
+        numbers: Likewise.
         gaps: Likewise.
         name: The table's source, for messages and records.
     """
     dropped = parse_names(drop_columns)
-    selection = Selection(tuple(dropped), texts=frozenset(texts), gaps=gaps)
+    known = frozenset(texts), frozenset(numbers)
+    selection = Selection(tuple(dropped), None, *known, gaps)
     return _checked(select(rows, selection, name), dropped, gaps=gaps)
 
 

@@ -11,13 +11,25 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from .archives import read_zip
+from .cells import (
+    MISSING,
+    MISSING_TEXTS,
+    SPACES,
+    cells_of,
+    decoded,
+    is_marked,
+    number,
+    split,
+    without,
+)
 from .columns import (
     EXACT,
     MASK,
@@ -29,18 +41,7 @@ from .columns import (
     in_order,
     rounding_doubts,
 )
-from .layout import (
-    MISSING,
-    MISSING_TEXTS,
-    SPACES,
-    Layout,
-    decoded,
-    find_layout,
-    number,
-    split,
-    without,
-    words,
-)
+from .layout import Layout, find_layout, with_decimal
 from .reading import Refused, check_size, open_file, read_bytes, unpack, unpacked_limit
 from .words import lonely_first_row, text_columns
 
@@ -63,14 +64,15 @@ def read_text(file: Path, selection: Selection) -> tuple[Values, Layout, Categor
     with opened() as stream:
         layout = find_layout(stream, file, selection)
     with opened() as stream:
-        texts = text_columns(stream, layout, selection)
+        layout = replace(layout, texts=text_columns(stream, layout, selection))
+        layout = with_decimal(stream, layout)
     values, categories = None, dict[str, tuple[str, ...]]()
-    if not texts:
+    if not layout.texts:
         with opened() as stream:
             values = _by_pandas(stream, layout)
     if values is None:
         with opened() as stream:
-            values, categories = _by_line(stream, layout, texts, gaps=selection.gaps)
+            values, categories = _by_line(stream, layout, gaps=selection.gaps)
     with opened() as stream:
         _check_commas(stream, values, layout)
     if selection.wanted is None:
@@ -79,7 +81,7 @@ def read_text(file: Path, selection: Selection) -> tuple[Values, Layout, Categor
         _refuse_index(values, layout)
     layout.doubts.extend(lonely_first_row(values, layout, categories))
     with opened() as stream:
-        layout.doubts.extend(_rounded(stream, values, layout, texts))
+        layout.doubts.extend(_rounded(stream, values, layout))
     return values, layout, categories
 
 
@@ -167,12 +169,10 @@ def _numbers(frame: Any, layout: Layout) -> Values:
     return np.ascontiguousarray(numbers, np.float64)
 
 
-def _by_line(
-    stream: BinaryIO, layout: Layout, texts: Container[int], *, gaps: bool
-) -> tuple[Values, Categories]:
-    comments, known = Counter[str](), {i: dict[str, int]() for i in layout.kept if i in texts}
-    lines = decoded(stream, layout.start, layout.source)
-    lines = _uncommented(lines, layout, comments, texts)
+def _by_line(stream: BinaryIO, layout: Layout, *, gaps: bool) -> tuple[Values, Categories]:
+    comments = Counter[str]()
+    known = {i: dict[str, int]() for i in layout.kept if i in layout.texts}
+    lines = _uncommented(decoded(stream, layout.start, layout.source), layout, comments)
     values, width = array("d"), len(layout.names)
     for line, cells in split(lines, layout.delimiter, layout.line, layout.source):
         if len(cells) == layout.cells and not any(cells[width:]):
@@ -216,27 +216,23 @@ def _comments(comments: Counter[str], layout: Layout) -> list[str]:
     return notes
 
 
-def _uncommented(
-    lines: Iterable[str], layout: Layout, comments: Counter[str], texts: Container[int]
-) -> Iterator[str]:
+def _uncommented(lines: Iterable[str], layout: Layout, comments: Counter[str]) -> Iterator[str]:
     """Yields lines, comments as empty ones, and counts these: "comment", or "row" if like one.
 
     What has a text first, which the mark begins, and numbers where the rows have them is a row.
     """
-    numbers = [i for i in layout.kept if i not in texts]
+    has_text = 0 in layout.texts
     for line in lines:
         row = without(line, layout.skipped)
-        if not row:
-            text = line.strip()
-            text = text if 0 in texts else text.lstrip(layout.skipped)
-            is_spaced = layout.delimiter == SPACES
-            cells = words(text) if is_spaced else text.split(layout.delimiter)
+        if not row and line.strip():
+            text = line.strip() if has_text else line.strip().lstrip(layout.skipped)
+            cells = cells_of(text, layout.delimiter)
             is_row = len(cells) == layout.cells and all(
-                number(cells[i], layout.decimal) is not None for i in numbers
+                number(cells[i], layout.decimal) is not None for i in layout.numbers
             )
-            if is_row and 0 in texts and numbers and not text[1:2].isspace():
+            if is_row and has_text and layout.numbers and is_marked(line, layout.skipped):
                 row = line
-            elif line.strip():
+            else:
                 comments["row" if is_row else "comment"] += 1
         yield row
 
@@ -297,10 +293,7 @@ def _check_commas(stream: BinaryIO, values: Values, layout: Layout) -> None:
     if width != len(layout.names) or not (values == np.rint(values)).all():
         return
     unsure, lengths = {*range(0, width, 2)}, [set[int]() for _ in range(width)]
-    lines = (
-        without(line, layout.skipped) for line in decoded(stream, layout.start, layout.source)
-    )
-    for line, cells in split(lines, ",", layout.line, layout.source):
+    for line, cells in layout.rows(stream):
         for i in sorted(unsure):
             whole, digits = cells[i : i + 2]
             if not (whole.lstrip("+-").isdigit() and digits.isdigit()):
@@ -321,15 +314,14 @@ def _check_commas(stream: BinaryIO, values: Values, layout: Layout) -> None:
         )
 
 
-def _rounded(stream: BinaryIO, values: Values, layout: Layout, texts: Container[int]) -> list[str]:
+def _rounded(stream: BinaryIO, values: Values, layout: Layout) -> list[str]:
     """Returns a doubt of columns with whole numbers that float64 does not hold."""
     large = beyond_float(values) if len(values) else []
-    columns = [layout.kept[i] for i in large if layout.kept[i] not in texts]
+    columns = [layout.kept[i] for i in large if layout.kept[i] not in layout.texts]
     if not columns:
         return []
-    found, lines = set[int](), decoded(stream, layout.start, layout.source)
-    rows = (without(line, layout.skipped) for line in lines)
-    for _, cells in split(rows, layout.delimiter, layout.line, layout.source):
+    found = set[int]()
+    for _, cells in layout.rows(stream):
         for i in columns:
             value = number(cells[i], layout.decimal) or 0.0
             if abs(value) >= EXACT and _DIGITS.fullmatch(cells[i]):

@@ -2,35 +2,83 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from .columns import Categories, Selection, Values
-from .layout import MISSING, Layout, decoded, is_word, split, without
+from .cells import MISSING, is_code, is_marked, is_truth, is_word, number
+from .columns import ALL, Categories, Selection, Values
+from .layout import Layout
 
-FIRST_ROWS = 10_000  # that show which columns are texts
+FIRST_ROWS = 10_000  # that show which columns are texts, and more
+ENOUGH = 100  # if a column has fewer cells with something in these
 
 
-def text_columns(stream: BinaryIO, layout: Layout, selection: Selection) -> set[int]:
-    """Returns the positions of columns of texts: those of which most cells are no numbers."""
+def text_columns(stream: BinaryIO, layout: Layout, selection: Selection) -> frozenset[int]:
+    """Returns the positions of columns of texts: those of which most cells are no numbers.
+
+    Whole numbers of which some have leading zeros are codes, which are texts too, unless the
+    column is said to have numbers.
+    """
     asked = {i for i in layout.kept if layout.names[i] in selection.texts}
-    unsure = [
-        i for i in layout.kept if i not in asked and layout.names[i] not in selection.numbers
-    ]
-    found, present = Counter[int](), Counter[int]()
-    lines = (
-        without(line, layout.skipped) for line in decoded(stream, layout.start, layout.source)
-    )
-    rows = split(lines, layout.delimiter, layout.line, layout.source)
-    for _, cells in islice(rows, FIRST_ROWS):
-        if len(cells) < len(layout.names):
-            continue
-        for i in unsure:
-            cell = cells[i].strip()
-            present[i] += cell.lower() not in MISSING
-            found[i] += is_word(cell)
-    return asked | {i for i in unsure if 2 * found[i] > present[i]}
+    numbers = {i for i in layout.kept if {layout.names[i], ALL} & selection.numbers} - asked
+    known = selection.wanted is not None
+    unsure = [i for i in layout.kept if i not in asked and not (known and i in numbers)]
+    columns = {i: _Cells() for i in layout.kept if i not in asked}
+    for count, cells in enumerate(_first_rows(stream, layout)):
+        if count >= FIRST_ROWS and all(columns[i].present >= ENOUGH for i in unsure):
+            break
+        for i, column in columns.items():
+            column.add(cells[i].strip(), layout.skipped)
+    found = {i for i in unsure if columns[i].are_words}
+    codes = {i for i in unsure if columns[i].are_codes} - numbers
+    # What a model takes for 0 and 1 may be written as false and true.
+    truth = {i for i in numbers if columns[i].are_truth}
+    return frozenset(asked | found | codes | truth)
+
+
+@dataclass
+class _Cells:
+    """How many cells of a column have something, a word, a truth value, and so on."""
+
+    present: int = 0
+    words: int = 0
+    truth: int = 0
+    whole: int = 0
+    codes: int = 0
+
+    def add(self, cell: str, skipped: str) -> None:
+        if cell.lower() in MISSING:
+            return
+        self.present += 1
+        if cell.isdecimal():
+            self.whole += 1
+            self.codes += is_code(cell)
+        elif is_word(cell):
+            # Of a number behind the mark of a comment it is not sure that it is a text.
+            marked = is_marked(cell, skipped) and number(cell.lstrip(skipped)) is not None
+            self.words += not marked
+            self.truth += is_truth([cell])
+
+    @property
+    def are_words(self) -> bool:
+        return 2 * self.words > self.present
+
+    @property
+    def are_codes(self) -> bool:
+        return 0 < self.codes <= self.whole == self.present
+
+    @property
+    def are_truth(self) -> bool:
+        return 0 < self.truth == self.present
+
+
+def _first_rows(stream: BinaryIO, layout: Layout) -> Iterator[list[str]]:
+    """Yields the cells of rows, among them those that begin as comments may."""
+    with_marks = replace(layout, texts=frozenset({0}))
+    for _, cells in with_marks.rows(stream):
+        if len(cells) >= len(layout.names):
+            yield cells
 
 
 def lonely_first_row(values: Values, layout: Layout, categories: Categories) -> list[str]:

@@ -81,10 +81,6 @@ def _regression_or_reason(net: Any, t: Tensor, x: Tensor) -> Regression | str:
     parts = perceptrons.parts_or_reason(net, times, x)
     if isinstance(parts, str):
         return parts
-    if parts.condition is not None:
-        # Each sample has an embedding of its own.
-        rows = parts.embedding.index_select(0, time_of) + parts.condition
-        parts, time_of = parts._replace(embedding=rows, condition=None), torch.arange(len(x))
     instructions = workspace.instructions_name()
     assert instructions is not None
     return Regression(parts, time_of, instructions)

@@ -35,8 +35,9 @@ class Data(Section):
     #: Columns of a table file to leave out, such as id,species; those without names are x1, x2 ...
     drop_columns: Annotated[Maybe[str], rules.TEXT] = None
     #: Kinds of columns of a table, such as price=integer,cut=category, where another one is found;
-    #: a kind alone is that of all others. Kinds are continuous, heavy (tails), integer, category,
-    #: drop, and bounded LOW HIGH. In a file of settings this is a table [columns].
+    #: a kind alone is that of all others. Kinds are continuous, heavy (tails), positive (log),
+    #: integer, category, drop, and bounded LOW HIGH. In a file of settings this is a table
+    #: [columns].
     columns: Annotated[Maybe[str], rules.TEXT] = None
     #: Missing numbers of a table: learn which are missing (mask), or refuse them; None refuses.
     missing: Chosen[Literal["refuse", "mask"]] = None

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffflow_ext.data.column import Column
 from diffflow_ext.data.conditions import LABEL, Conditions
 from diffflow_ext.data.encoding import Encoding
-from diffflow_ext.data.formats.columns import Values, listed
+from diffflow_ext.data.formats.columns import Values, listed, plain_name
 from diffflow_ext.data.formats.tables import Table, array_of
 from diffflow_ext.functional.checks import in_words
 
@@ -72,6 +72,7 @@ def stored_conditions(
             f" {conditions.names[0]}=...)"
         )
     if isinstance(given, Mapping):
+        given = {plain_name(name): value for name, value in given.items()}
         _check_names(op, conditions, given)
     if conditions.encoding is None:
         stored = _classes(op, conditions, _class_values(op, conditions, given))

@@ -100,7 +100,9 @@ def _typed(column: Column, values: np.ndarray) -> Any:
     numbers = pandas.Series(values)
     if "int" in column.dtype.lower() or (whole and not column.dtype):
         kind = column.dtype or "int64"
-        numbers = numbers.round().clip(*_range(kind))
+        low, high = _range(kind)
+        low = max(low, 1.0) if column.kind == "positive" else low
+        numbers = numbers.round().clip(low, high)
         return numbers if numbers.isna().any() and kind[0] in "iu" else numbers.astype(kind)
     if column.dtype.endswith("category"):
         plain = [int(value) if whole else value for value in column.values]

@@ -164,12 +164,13 @@ def _table(encoding: Encoding, rows: Any, op: str, name: str) -> Table:
             f"{op}: expected {name} of shape (n, {wanted}) as in the run, n at least 1, got"
             f" {values.shape}"
         )
-    if encoding.texts:
+    texts = [column.name for column in encoding.columns if column.is_text and not column.is_truth]
+    if texts:
         raise TypeError(
-            f"{op}: expected texts in {listed(encoding.texts)}, got numbers alone; give a data"
-            " frame"
+            f"{op}: expected texts in {listed(texts)}, got numbers alone; give a data frame"
         )
-    return Table(values.astype(np.float64), list(encoding.names), name)
+    dtypes = dict.fromkeys(encoding.names, str(values.dtype))
+    return Table(values.astype(np.float64), list(encoding.names), name, dtypes=dtypes)
 
 
 def _images(record: DatasetRecord, rows: Any) -> Tensor:

@@ -15,7 +15,7 @@ from diffflow_ext.data.column import KINDS, Column
 from diffflow_ext.data.conditions import LABEL, Conditions
 from diffflow_ext.data.dataset import given_labels
 from diffflow_ext.data.encoding import Encoding
-from diffflow_ext.data.formats.columns import listed, parse_names
+from diffflow_ext.data.formats.columns import listed, parse_names, plain_name
 from diffflow_ext.likelihood.images import quantise
 
 from ..config.fields import Config
@@ -178,7 +178,8 @@ class DatasetRecord:
                 f" {listed(_names(self.conditions)) or 'none'}, got"
                 f" {listed(_names(other.conditions)) or 'none'}; give the same condition"
             )
-        if other.columns != self.columns:
+        # Of earlier versions names may have spaces at their ends.
+        if other.columns != tuple(map(plain_name, self.columns)):
             raise ValueError(
                 f"{dataset.name}: {_difference(self.columns, other.columns)}; give the data of the"
                 " run, or train another one"
@@ -225,6 +226,8 @@ def _alike(one: Conditions | None, other: Conditions | None) -> bool:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, str) and isinstance(b, str):
+        return plain_name(a) == plain_name(b)
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
     return a == b
