@@ -25,6 +25,7 @@ from .formats.columns import column_doubts, column_kinds, listed, repeated_value
 from .formats.reading import Refused
 from .formats.tables import MIN_ROWS, Table, check_values
 from .kinds import ALL, Chosen, choose_columns, filled
+from .masks import MASKS, Masks
 from .sets.toy import sample_toy
 
 NUM_POINTS = 200_000
@@ -58,7 +59,7 @@ class Dataset:
         doubts: What may have been meant otherwise; `open_dataset` warns of it.
         conditions: What a model of the data is conditioned on; None for nothing.
         given: The values of these conditions under `train`, `valid` and `test`: classes, int64 of
-            shape (rows,), or as `Conditions.encoding` stores them, float32.
+            shape (rows,), or as `Conditions.encoding` stores them, float32; None for masks.
     """
 
     name: str
@@ -215,6 +216,21 @@ def given_labels(data: Dataset) -> Dataset:
     if low < 0:
         raise Refused(f"open_dataset: expected labels from 0 on, {data.name!r} has {low}")
     return _given(data, Conditions(num_classes=high + 1), labels)
+
+
+def given_masks(data: Dataset) -> Dataset:
+    """Returns data whose condition is any part of them; see `data.masks`.
+
+    Raises:
+        ValueError: If a column has the name that stands for masks.
+    """
+    if MASKS in data.columns:
+        raise Refused(
+            f"open_dataset: expected no column {MASKS!r} in {data.name!r} with condition="
+            f"{MASKS!r}, which stands for any part of a row; rename the column"
+        )
+    masks = Masks.of(data.event_shape, data.encoding)
+    return replace(data, conditions=Conditions(masks=masks))
 
 
 def _given(data: Dataset, conditions: Conditions, given: Mapping[str, Tensor]) -> Dataset:

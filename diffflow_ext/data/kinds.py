@@ -38,14 +38,16 @@ HALF = 1.3489795003921634
 PRIOR_COUNT = 0.5
 
 
-def parse_columns(text: str) -> dict[str, str]:
-    """Returns the kind of each column in a text such as "price=integer,cut=category".
+def parse_columns(text: str | Mapping[str, str]) -> dict[str, str]:
+    """Returns the kind of each column in a mapping, or a text such as "price=integer,cut=category".
 
     A kind alone is that of all other columns, under the name `ALL`.
 
     Raises:
         ValueError: If a part has another form, or a column occurs twice.
     """
+    if isinstance(text, Mapping):
+        return {str(name): parsed_kind(str(kind)) for name, kind in text.items()}
     found = dict[str, str]()
     for part in _parts(text):
         name, equals, kind = part.rpartition("=")

@@ -21,6 +21,7 @@ from .dataset import (
     Dataset,
     draw_dataset,
     given_labels,
+    given_masks,
     limit_training,
     split_images,
     split_table,
@@ -43,7 +44,8 @@ from .formats.reading import Refused
 from .formats.resizing import resize_images
 from .formats.tables import array_of, read_table, table_of
 from .formats.text import TEXT_SUFFIXES
-from .kinds import ALL, DROP, parse_columns, parsed_kind
+from .kinds import ALL, DROP, parse_columns
+from .masks import MASKS
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
 from .sets.magic import MAGIC_INSTALL, magic_file, magic_telescope
@@ -108,8 +110,9 @@ def open_dataset(
             and of data in memory have the kind that is found in their values (see `kinds`), those
             of known sets are continuous.
         missing: "mask" to learn which numbers are missing, "refuse" to refuse them.
-        condition: What a model is conditioned on: "label" for images, their classes, or the names
-            of columns of a table, as a sequence or with commas between them.
+        condition: What a model is conditioned on: "label" for images, their classes, the names
+            of columns of a table, as a sequence or with commas between them, or "masks" for any
+            part of a row or an image (see `data.masks`).
 
     Returns:
         The dataset; see :class:`Dataset`.
@@ -125,7 +128,7 @@ def open_dataset(
         ValueError: If `source` is neither a known set nor an existing path, or its data cannot be
             used.
     """
-    kinds = _kinds(columns)
+    kinds = parse_columns(columns)
     if missing not in ("refuse", "mask"):
         raise ValueError(
             f"open_dataset: expected missing to be 'refuse' or 'mask', got {missing!r}"
@@ -134,7 +137,10 @@ def open_dataset(
     dropped = [name for name, kind in kinds.items() if kind == DROP and name != ALL]
     kinds = {name: kind for name, kind in kinds.items() if name not in dropped}
     dropped = [*parse_names(drop_columns), *dropped]
-    options = _Options(image_size, key, dropped, kinds, missing == "mask", parse_names(condition))
+    names = parse_names(condition)
+    masks = names == [MASKS]
+    given = [] if masks else names
+    options = _Options(image_size, key, dropped, kinds, missing == "mask", given, masks)
     if not isinstance(source, (str, os.PathLike)):
         return _noted(_open_values(source, options), options, limit)
     text = os.fspath(source)
@@ -153,17 +159,13 @@ def open_dataset(
 
 def _noted(data: Dataset, options: _Options, limit: int | None) -> Dataset:
     """Returns the dataset with as many training rows, and warns of what is doubtful."""
-    if data.is_image and options.condition:
+    if options.masks:
+        data = given_masks(data)
+    elif data.is_image and options.condition:
         data = options.given_labels(data)
     for doubt in data.doubts:
         warnings.warn(f"{data.name}: {doubt}", stacklevel=3)
     return data if limit is None else limit_training(data, operator.index(limit))
-
-
-def _kinds(columns: str | Mapping[str, str]) -> dict[str, str]:
-    if isinstance(columns, str):
-        return parse_columns(columns)
-    return {str(name): parsed_kind(str(kind)) for name, kind in columns.items()}
 
 
 def _open_values(rows: Any, options: _Options) -> Dataset:
@@ -191,6 +193,7 @@ class _Options:
     columns: dict[str, str]
     gaps: bool
     condition: list[str]
+    masks: bool
 
     def of_tables(self) -> dict[str, Any]:
         """Returns the options of `read_table` and `table_of`."""
@@ -201,7 +204,7 @@ class _Options:
         """Returns images with the condition, which must be their classes."""
         if self.condition != [LABEL]:
             raise ValueError(
-                f"open_dataset: expected condition={LABEL!r} for images, got "
+                f"open_dataset: expected condition={LABEL!r} or {MASKS!r} for images, got "
                 f"{','.join(self.condition)!r}; columns are conditions of tables"
             )
         return given_labels(data)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.data.conditions import LABEL, Conditions
+from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.tables import Table, array_of
 from diffflow_ext.functional.checks import in_words
@@ -51,10 +52,11 @@ def stored_conditions(
         TypeError: If a value isn't a number where the run has numbers.
         ValueError: If it's missing or not taken, or a name, value or number of rows is wrong.
     """
-    if conditions is None:
+    if conditions is None or conditions.masks is not None:
         if given is not None:
+            has = "no condition" if conditions is None else "the density of whole rows"
             raise ValueError(
-                f"{op}: expected no given, because the run has no condition, got"
+                f"{op}: expected no given, because the run has {has}, got"
                 f" {in_words(given)}; leave it out"
             )
         return None
@@ -91,15 +93,64 @@ def _of_values(op: str, conditions: Conditions, given: Mapping[str, Any]) -> Ten
     """Returns one row of values."""
     if conditions.encoding is None:
         return _classes(op, conditions, np.array([_number(op, LABEL, given[LABEL])]))
-    values, categories = np.zeros((1, len(conditions.names))), dict[str, tuple[str, ...]]()
-    for i, column in enumerate(conditions.columns):
-        value = given[column.name]
-        if column.is_text:
-            categories[column.name] = ("" if value is None else str(value),)
-        else:
-            values[0, i] = _number(op, column.name, value)
-    table = Table(values, list(conditions.names), "given", categories=categories)
+    table = table_of_values(conditions.encoding, given, op)
     return conditions.encoding.stored(table, op)
+
+
+def table_of_values(
+    encoding: Encoding, given: Mapping[str, Any], op: str, name: str = "given"
+) -> Table:
+    """Returns a row of values by their names; those that are not there are missing."""
+    unknown = [key for key in given if key not in encoding.names]
+    if unknown:
+        raise ValueError(
+            f"{op}: expected {name} with some of {listed(encoding.names)}, got one that has"
+            f" {unknown[0]!r}"
+        )
+    values = np.full((1, len(encoding.columns)), np.nan)
+    categories = dict[str, tuple[str, ...]]()
+    for i, column in enumerate(encoding.columns):
+        value = given.get(column.name)
+        if column.is_text:
+            values[0, i] = 0
+            categories[column.name] = ("" if value is None else str(value),)
+        elif column.name in given:
+            values[0, i] = _number(op, column.name, value)
+    return Table(values, [*encoding.names], name, categories=categories)
+
+
+def array_as_images(op: str, given: Any, event_shape: tuple[int, ...]) -> Tensor:
+    """Returns numbers as images, float32 of shape (n, C, H, W).
+
+    Arguments:
+        op: The function that errors name.
+        given: An array or a tensor: one image or several, channels first or last, or none of grey
+            images.
+        event_shape: (C, H, W).
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If their shape is another one.
+    """
+    values = array_of(given)
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"{op}: expected images of numbers, got {in_words(given)}")
+    images = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    channels, height, width = event_shape
+    shape, last = tuple(images.shape), (height, width, channels)
+    if channels == 1 and shape[-2:] == (height, width) and images.dim() in (2, 3):
+        images = images.reshape(-1, *event_shape)
+    elif images.dim() in (3, 4) and shape[-3:] == event_shape:
+        images = images.reshape(-1, *event_shape)
+    elif images.dim() in (3, 4) and shape[-3:] == last:
+        images = images.reshape(-1, *last).movedim(-1, 1)
+    if tuple(images.shape[1:]) != event_shape or not len(images):
+        wanted = ", ".join(map(str, event_shape))
+        raise ValueError(
+            f"{op}: expected images of shape ({wanted}) or (n, {wanted}) as in the run, n at"
+            f" least 1, got {shape}"
+        )
+    return images
 
 
 def _number(op: str, name: str, value: Any) -> float:

@@ -62,31 +62,38 @@ def complete(
     candidates: int,
     seed: int,
     device: torch.device | str = "cpu",
+    given: tuple[Tensor, Tensor] | None = None,
 ) -> Completed:
     """Draws n completions of each row.
 
     Arguments:
         encoding: The encoding of the run.
-        estimator: A density of inputs, without noise of its own.
+        estimator: A density of inputs, without noise of its own; candidate c of row i has the
+            index i times `candidates` + c, by which its conditions are known.
         pool: Samples of the model, float32, shape (M, dim), on the CPU.
         stored: Rows as the encoding stores them, NaN where a value is missing.
         n: Completions of a row.
         candidates: Candidates of a row.
         seed: The seed; the noise of a row depends only on it and the row's index.
         device: Where the density is computed.
+        given: Contexts of the pool and of the rows, float32, shapes (M, k) and (rows, k), in which
+            samples that are near a row are near it too.
 
     Raises:
         ValueError: If no candidate of a row has a finite density.
     """
     size = max(1, AT_A_TIME // candidates)
+    beside = given or (pool[:, :0], stored[:, :0])
     parts = list[Tensor]()
     effective = list[Tensor]()
     for start in range(0, len(stored), size):
         rows = stored[start : start + size]
         key = NoiseKey(seed, stream=NOISE_OF_ROWS)
         noise = normal((len(rows), candidates, 2 * encoding.dim + 2), key, sample_offset=start)
-        x, log_q, log_w = _candidates(encoding, pool, rows, noise)
-        log_p = _densities(estimator, x.flatten(0, 1).to(device), key).reshape(log_q.shape)
+        own = beside[0], beside[1][start : start + size]
+        x, log_q, log_w = _candidates(encoding, pool, rows, noise, own)
+        log_p = _densities(estimator, x.flatten(0, 1).to(device), key, start * candidates)
+        log_p = log_p.reshape(log_q.shape)
         weights = _weights(log_p + log_w - log_q, start)
         draws = normal((len(rows), n, 1), key, step=1, sample_offset=start)[..., 0]
         places = torch.special.ndtr(draws.double())
@@ -107,9 +114,12 @@ def warn_of_few(effective: Tensor) -> None:
         )
 
 
-def _densities(estimator: Estimator, x: Tensor, key: NoiseKey) -> Tensor:
+def _densities(estimator: Estimator, x: Tensor, key: NoiseKey, offset: int) -> Tensor:
     with torch.no_grad():
-        parts = [estimator.log_prob(part, key, 0).double().cpu() for part in x.split(2048)]
+        parts = [
+            estimator.log_prob(x[i : i + 2048], key, offset + i).double().cpu()
+            for i in range(0, len(x), 2048)
+        ]
     return torch.cat(parts)
 
 
@@ -128,7 +138,11 @@ def _weights(logs: Tensor, start: int) -> Tensor:
 
 
 def _candidates(
-    encoding: Encoding, pool: Tensor, rows: Tensor, noise: Tensor
+    encoding: Encoding,
+    pool: Tensor,
+    rows: Tensor,
+    noise: Tensor,
+    given: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns inputs (rows, K, dim), log q of their missing part, and weights of the observed."""
     count, candidates, _ = noise.shape
@@ -147,13 +161,14 @@ def _candidates(
     for pattern in missing.unique(dim=0):
         own = (missing == pattern).all(1)
         if pattern.any():
-            drawn = _propose(pool, center[own], pattern, noise[own][..., dim:])
+            distance = _distances(pool, center[own], ~pattern, (given[0], given[1][own]))
+            drawn = _propose(pool, distance, pattern, noise[own][..., dim:])
             x[own] = torch.where(pattern, drawn[0], x[own])
             log_q[own] = drawn[1]
-    return x, log_q, log_w.masked_fill(_draws_a_gap(encoding, x, missing), -math.inf)
+    return x, log_q, log_w.masked_fill(draws_a_gap(encoding, x, missing), -math.inf)
 
 
-def _draws_a_gap(encoding: Encoding, x: Tensor, missing: Tensor) -> Tensor:
+def draws_a_gap(encoding: Encoding, x: Tensor, missing: Tensor) -> Tensor:
     """Returns which candidates (rows, K) have the category "missing" for a missing value."""
     found = torch.zeros(x.shape[:2], dtype=torch.bool)
     for i, column in enumerate(encoding.columns):
@@ -169,14 +184,19 @@ def _missing(encoding: Encoding, rows: Tensor) -> Tensor:
     return torch.cat([rows.isnan(), masks], dim=1)
 
 
+def _distances(pool: Tensor, center: Tensor, seen: Tensor, given: tuple[Tensor, Tensor]) -> Tensor:
+    """Returns distances in seen coordinates and contexts between rows and the pool, (rows, M)."""
+    rows = torch.cat([center[:, seen], given[1]], 1)
+    return torch.cdist(rows, torch.cat([pool[:, seen], given[0]], 1))
+
+
 def _propose(
-    pool: Tensor, center: Tensor, pattern: Tensor, noise: Tensor
+    pool: Tensor, distance: Tensor, pattern: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Returns proposals (rows, K, dim) of the missing coordinates, and log q (rows, K)."""
     rows, candidates, _ = noise.shape
     dim, missing = len(pattern), int(pattern.sum())
     near = min(NEAR, len(pool))
-    distance = torch.cdist(center[:, ~pattern], pool[:, ~pattern])
     index = distance.topk(near, largest=False).indices
     means = pool[index][..., pattern].double()
     # Silverman's rule, and no less than a hundredth of the whole width.
