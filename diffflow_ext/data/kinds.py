@@ -39,7 +39,7 @@ PRIOR_COUNT = 0.5
 
 
 def parse_columns(text: str | Mapping[str, str]) -> dict[str, str]:
-    """Returns the kind of each column in a mapping, or a text such as "price=integer,cut=category".
+    """Returns the kind of each column, as a text such as "price=integer,cut=category" has it.
 
     A kind alone is that of all other columns, under the name `ALL`.
 

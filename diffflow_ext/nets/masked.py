@@ -45,8 +45,8 @@ class MaskedNet(nn.Module):
         """Evaluates the network of t, x and the context, or of x and the context.
 
         Arguments:
-            arguments: The times, shape () or (B,), if the network takes them; x, shape (B, C, ...);
-                and the context, shape (B, C + M, ...), with M = 1 or C.
+            arguments: The times, shape () or (B,), if the network takes them; x, of shape
+                (B, C, ...); and the context, shape (B, C + M, ...), with M = 1 or C.
 
         Returns:
             Values of shape (B, K C, ...), for a network with K values for each of x.

@@ -77,9 +77,9 @@ ORDER: dict[str, str] = {
         loop.batches loop.progress loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
         evaluation.sampling evaluation.scoring evaluation.given evaluation.sample_file
-        evaluation.imputation evaluation.filling evaluation.loaded_run evaluation.run_data evaluation.likelihoods
-        evaluation.quality evaluation.pictures evaluation.report evaluation.extractor
-        evaluation.evaluate
+        evaluation.imputation evaluation.filling evaluation.loaded_run evaluation.run_data
+        evaluation.likelihoods evaluation.quality evaluation.pictures evaluation.report
+        evaluation.extractor evaluation.evaluate
     """,
     "cli": "output flags doctor training commands program",
     "estimators": "parameters density models",

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffflow_ext.data.encoding import Encoding
-from diffflow_ext.data.masks import Masks
+from diffflow_ext.data.masks import MASKS, Masks
 from diffflow_ext.functional.noise import NoiseKey
 
+from ..config.rules import Maybe, checked, whole
 from ..recipes.base import Recipe
 from ..store.dataset import DatasetRecord
 from ..store.inputs import model_inputs
@@ -78,7 +79,9 @@ class Part:
         return model_inputs(record.encoding, rows, key), torch.cat([known, present], dim=1)
 
 
-def given_part(op: str, record: DatasetRecord, given: Any, mask: Any = None) -> Part:
+def given_part(
+    op: str, record: DatasetRecord, given: Any, mask: Any = None, name: str = "given"
+) -> Part:
     """Returns the part of rows or images that is given.
 
     Arguments:
@@ -88,6 +91,7 @@ def given_part(op: str, record: DatasetRecord, given: Any, mask: Any = None) -> 
             their values; or images, whole numbers from 0 to 255; NaN where a value is missing.
         mask: Where the values are given, bool: (columns,) or (n, columns), of images (H, W) or
             (n, H, W); None for all that are not NaN.
+        name: What errors call the rows.
 
     Raises:
         TypeError: If they are no numbers, or the mask isn't bool.
@@ -98,7 +102,7 @@ def given_part(op: str, record: DatasetRecord, given: Any, mask: Any = None) -> 
         part = _of_images(op, record, given)
     else:
         is_row = isinstance(given, Mapping)
-        table = (table_of_values if is_row else table_with)(encoding, given, op, "given")
+        table = (table_of_values if is_row else table_with)(encoding, given, op, name)
         stored = encoding.stored(table, op, gaps=True)
         texts = torch.tensor([column.is_text for column in encoding.columns])
         part = Part(stored, torch.where(texts, stored.double(), torch.from_numpy(table.values)))
@@ -106,6 +110,33 @@ def given_part(op: str, record: DatasetRecord, given: Any, mask: Any = None) -> 
         return part
     shown = _checked_mask(op, mask, tuple(part.stored.shape))
     return Part(torch.where(shown, part.stored, torch.nan), part.values)
+
+
+def check_imputation(
+    record: DatasetRecord, candidates: int | None, options: Mapping[str, Any]
+) -> None:
+    """Refuses images of a run without masks, and arguments that a run does not use."""
+    checked("impute", "candidates", candidates, Annotated[Maybe[int], whole(2)])
+    conditions = record.conditions
+    if conditions is not None and conditions.masks is not None:
+        if candidates is not None:
+            raise ValueError(
+                f"impute: candidates={candidates}: expected None, because the run was trained with"
+                " masks and draws from the conditional distribution itself; leave it out"
+            )
+        return
+    if record.encoding is None:
+        raise ValueError(
+            f"impute: expected images of a run that was trained with condition={MASKS!r}"
+            " (--condition masks), this one was not; with weights one candidate of all would be"
+            " left in so many dimensions: train such a run"
+        )
+    unused = [name for name, value in options.items() if value is not None]
+    if unused:
+        raise ValueError(
+            f"impute: {unused[0]}: expected no options of a sampler, because the run was trained"
+            f" without condition={MASKS!r}; leave them out"
+        )
 
 
 def fill(

@@ -18,17 +18,22 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffflow_ext.data.column import cell_of, log_normal
 from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.engines.ode.solver import EXACT_DIMENSIONS
 from diffflow_ext.functional.noise import NoiseKey, normal
 
-from ..recipes.base import Estimator
-from .sampling import EVALUATION_STREAM
+from ..recipes.base import Estimator, EvaluationSettings, Recipe
+from .sampling import EVALUATION_STREAM, draw
+from .scoring import pick_estimator
 
+#: Candidates of a row, if nobody says how many.
+CANDIDATES = 256
 #: Samples of the model for the proposal, and those of them that are near a row.
 POOL, NEAR = 10_000, 64
 #: The share of the wide normal in the proposal, and its deviation in those of the pool.
@@ -51,6 +56,57 @@ class Completed:
 
     inputs: Tensor
     effective: Tensor
+
+
+def weighed(
+    recipe: Recipe[Any, Any],
+    encoding: Encoding | None,
+    stored: Tensor,
+    conditions: Tensor | None,
+    n: int,
+    candidates: int,
+    seed: int,
+) -> Tensor:
+    """Returns copies of rows with values for those that are missing, (n, rows, columns), decoded.
+
+    Arguments:
+        recipe: The model.
+        encoding: The encoding of its data, a table.
+        stored: Rows as the encoding stores them, NaN where a value is missing.
+        conditions: The conditions of the rows as the model stores them; None without.
+        n: Copies.
+        candidates: Candidates of a row.
+        seed: The seed.
+
+    Warns:
+        UserWarning: If few candidates of a row count.
+
+    Raises:
+        ValueError: If no candidate of a row has a finite density, or densities are estimates.
+    """
+    assert encoding is not None
+    gaps = stored.isnan().any(1)
+    own = None if conditions is None else conditions[gaps]
+    view = recipe.given(own, candidates)
+    estimator = pick_estimator(view, None, EvaluationSettings())
+    if encoding.dim > EXACT_DIMENSIONS and estimator.name == "ode":
+        raise ValueError(
+            f"impute: expected at most {EXACT_DIMENSIONS} coordinates, beyond which densities"
+            f" of an ODE are random estimates, the run has {encoding.dim}; take the model flow"
+        )
+    copies = torch.zeros(n, *stored.shape, dtype=torch.float64)
+    if not bool(gaps.any()):
+        return copies
+    of_pool = None if own is None else own[torch.arange(POOL) % len(own)]
+    given = None
+    if own is not None and of_pool is not None and recipe.conditions is not None:
+        given = recipe.conditions.context(of_pool), recipe.conditions.context(own)
+    pool = draw(recipe.given(of_pool), POOL, seed=seed)
+    device = next(recipe.module.parameters()).device
+    found = complete(encoding, estimator, pool, stored[gaps], n, candidates, seed, device, given)
+    warn_of_few(found.effective)
+    copies[:, gaps] = torch.stack([encoding.decoded(x) for x in found.inputs])
+    return copies
 
 
 def complete(
@@ -110,7 +166,7 @@ def warn_of_few(effective: Tensor) -> None:
         warnings.warn(
             f"impute: in {few} of {len(effective)} rows fewer than {FEW:g} candidates count, in "
             f"one {float(effective.min()):.1f}; their samples repeat: give more candidates",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

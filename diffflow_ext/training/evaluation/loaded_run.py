@@ -16,11 +16,10 @@ from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.frames import is_frame
 from diffflow_ext.data.formats.tables import Table
 from diffflow_ext.data.masks import MASKS
-from diffflow_ext.engines.ode.solver import EXACT_DIMENSIONS
 
 from ..config.defaults import resolve
 from ..config.fields import Config
-from ..config.rules import Maybe, checked, whole
+from ..config.rules import checked, whole
 from ..parallel.device import pick_device
 from ..parallel.distributed import World, local_rank
 from ..recipes.base import EvaluationSettings, Recipe
@@ -28,9 +27,9 @@ from ..recipes.build import build_recipe, room_of
 from ..store.checkpoint import Checkpoint, CheckpointError, load_latest, step_directories
 from ..store.dataset import DatasetRecord, recorded
 from ..store.directory import RunDirectory
-from .filling import Part, fill, given_part
+from .filling import Part, check_imputation, fill, given_part
 from .given import stored_conditions
-from .imputation import POOL, complete, warn_of_few
+from .imputation import CANDIDATES, weighed
 from .sample_file import to_frame
 from .sampling import MAX_SAMPLES, check_options, draw
 from .scoring import log_probs, pick_estimator, stored_rows
@@ -279,18 +278,17 @@ class LoadedRun:
                 density, or the ODE of the model has too many coordinates.
         """
         checked("impute", "n", n, Annotated[int, whole(1)])
-        self._check_imputation(candidates, options)
-        part, encoding = given_part("impute", self.record, rows), self.record.encoding
-        count = len(part.stored)
-        conditions = self._own_conditions("impute", rows, given, count)
+        check_imputation(self.record, candidates, options)
+        part, encoding = given_part("impute", self.record, rows, name="rows"), self.record.encoding
+        conditions = self._own_conditions("impute", rows, given, len(part.stored))
         if self._has_masks:
-            whole_part = part.repeated(n)
-            samples = fill(self.recipe, self.record, whole_part, seed=seed, **options)
-            copies = [*whole_part.completed(self.record.in_data_units(samples)).split(count)]
+            every = part.repeated(n)
+            samples = fill(self.recipe, self.record, every, seed=seed, **options)
+            drawn = self.record.in_data_units(samples).split(len(part.stored))
         else:
-            assert encoding is not None
-            drawn = self._completed(encoding, part.stored, conditions, n, candidates or 256, seed)
-            copies = [part.completed(copy) for copy in drawn]
+            candidates = candidates or CANDIDATES
+            drawn = weighed(self.recipe, encoding, part.stored, conditions, n, candidates, seed)
+        copies = [part.completed(copy) for copy in drawn]
         if encoding is None or not (is_frame(rows) or encoding.texts):
             return copies
         columns = encoding.columns
@@ -301,62 +299,6 @@ class LoadedRun:
         frames = [to_frame(Encoding(columns), copy) for copy in copies]
         index = getattr(rows, "index", None)
         return frames if index is None else [frame.set_axis(index) for frame in frames]
-
-    def _check_imputation(self, candidates: int | None, options: dict[str, Any]) -> None:
-        if self._has_masks:
-            if candidates is not None:
-                raise ValueError(
-                    f"impute: candidates={candidates}: expected None, because the run was trained"
-                    " with masks and draws from the conditional distribution itself; leave it out"
-                )
-            return
-        if self.record.encoding is None:
-            raise ValueError(
-                f"impute: expected images of a run that was trained with condition={MASKS!r}"
-                " (--condition masks), this one was not; weights of whole images would leave one"
-                " candidate of all in so many dimensions: train such a run"
-            )
-        checked("impute", "candidates", candidates, Annotated[Maybe[int], whole(2)])
-        if options:
-            raise ValueError(
-                f"impute: {next(iter(options))}: expected no options of a sampler, because the run"
-                f" was trained without condition={MASKS!r}; leave them out"
-            )
-
-    def _completed(
-        self,
-        encoding: Encoding,
-        stored: Tensor,
-        conditions: Tensor | None,
-        n: int,
-        candidates: int,
-        seed: int,
-    ) -> Tensor:
-        """Returns decoded copies of stored rows, shape (n, rows, columns)."""
-        gaps = stored.isnan().any(1)
-        own = None if conditions is None else conditions[gaps]
-        recipe = self.recipe.given(own, candidates)
-        estimator = pick_estimator(recipe, None, EvaluationSettings())
-        if encoding.dim > EXACT_DIMENSIONS and estimator.name == "ode":
-            raise ValueError(
-                f"impute: expected at most {EXACT_DIMENSIONS} coordinates, beyond which densities"
-                f" of an ODE are random estimates, the run has {encoding.dim}; take the model flow"
-            )
-        copies = torch.zeros(n, *stored.shape, dtype=torch.float64)
-        if not bool(gaps.any()):
-            return copies
-        given, of_pool = None, None
-        if own is not None and self.record.conditions is not None:
-            of_pool = own[torch.arange(POOL) % len(own)]
-            context = self.record.conditions.context
-            given = context(of_pool), context(own)
-        pool = draw(self.recipe.given(of_pool), POOL, seed=seed)
-        device = next(self.model.parameters()).device
-        rows = stored[gaps]
-        found = complete(encoding, estimator, pool, rows, n, candidates, seed, device, given)
-        warn_of_few(found.effective)
-        copies[:, gaps] = torch.stack([encoding.decoded(x) for x in found.inputs])
-        return copies
 
 
 def _holds_run(path: Path) -> bool:

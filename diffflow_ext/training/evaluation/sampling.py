@@ -41,7 +41,8 @@ def draw(
 ) -> Tensor:
     """Returns n samples in the units of training, shape (n, *event), float32, on the CPU.
 
-    Sample i depends only on the seed, the stream and i. Other arguments and errors are those of `LoadedRun.sample`.
+    Sample i depends only on the seed, the stream and i. Other arguments and errors are those of
+    `LoadedRun.sample`.
     """
     checked("sample", "n", n, Annotated[int, whole(1, MAX_SAMPLES)])
     checked("sample", "seed", seed, Annotated[int, SEED])
