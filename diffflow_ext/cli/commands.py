@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from diffflow_ext.data import FETCHABLE, describe_sets, fetch
 from diffflow_ext.data.column import Column
 from diffflow_ext.data.formats.columns import listed
-from diffflow_ext.training.config.rules import DEVICE, SEED, Maybe, Section, whole
+from diffflow_ext.training.config.rules import SEED, Maybe, Section, whole
 from diffflow_ext.training.evaluation.evaluate import evaluate
 from diffflow_ext.training.evaluation.extractor import make_extractor
 from diffflow_ext.training.evaluation.given import parse_given
@@ -34,11 +34,10 @@ from diffflow_ext.training.store.checkpoint import CheckpointError
 from diffflow_ext.training.store.dataset import DatasetRecord
 
 from .doctor import examine
-from .flags import Sampler, parse, refuse_unknown
+from .flags import DeviceName, RunArgument, Sampler, parse, refuse_unknown
+from .impute import Impute
 from .training import Switch, parse_train
 
-RunArgument = Annotated[Positional[str], arg(metavar="RUN")]
-DeviceName = Annotated[str, DEVICE, arg(metavar="NAME")]
 SCORE_ENDINGS = (".csv", ".npy")
 SETS_TO_FETCH = f"{', '.join(FETCHABLE)}."
 #: Paths of a bound are counted below it.
@@ -309,6 +308,7 @@ class Doctor:
 COMMANDS: dict[str, Any] = {
     "sample": Sample,
     "score": Score,
+    "impute": Impute,
     "evaluate": Evaluate,
     "data": DataSets,
     "extractor": ExtractorTraining,

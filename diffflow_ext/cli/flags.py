@@ -11,11 +11,13 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from diffflow_ext.training.config.rules import Maybe
+from diffflow_ext.training.config.rules import DEVICE, Maybe
 
 T = TypeVar("T")
+RunArgument = Annotated[Positional[str], arg(metavar="RUN")]
+DeviceName = Annotated[str, DEVICE, arg(metavar="NAME")]
 _NOT_OF = r"no type matching \{None\}\|%s could be instantiated from \[(.*?)\]\."
 
 

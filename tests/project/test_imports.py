@@ -81,7 +81,7 @@ ORDER: dict[str, str] = {
         evaluation.likelihoods evaluation.quality evaluation.pictures evaluation.report
         evaluation.extractor evaluation.evaluate
     """,
-    "cli": "output flags doctor training commands program",
+    "cli": "output flags doctor training impute commands program",
     "estimators": "parameters density models",
 }
 #: What folders of `training` may import besides themselves; those not named here, all before them.

@@ -277,28 +277,45 @@ class LoadedRun:
                 is missing, the run has images and no masks, a row lies where the model has no
                 density, or the ODE of the model has too many coordinates.
         """
+        columns, copies = self.completed(rows, n, given, candidates, seed, options)
+        encoding = self.record.encoding
+        if encoding is None or not (is_frame(rows) or encoding.texts):
+            return [copy[:, : len(encoding.columns)] for copy in copies] if encoding else copies
+        frames = [to_frame(Encoding(columns), copy) for copy in copies]
+        index = getattr(rows, "index", None)
+        return frames if index is None else [frame.set_axis(index) for frame in frames]
+
+    def completed(
+        self,
+        rows: Any,
+        n: int,
+        given: Any,
+        candidates: int | None,
+        seed: int,
+        options: dict[str, Any],
+    ) -> tuple[tuple[Column, ...], list[Tensor]]:
+        """Returns the columns of a table and of its conditions, and copies of rows of these.
+
+        The copies are in the units of the data, with indices of texts; of images there are no
+        columns. Arguments and errors are those of `impute`.
+        """
         checked("impute", "n", n, Annotated[int, whole(1)])
         check_imputation(self.record, candidates, options)
         part, encoding = given_part("impute", self.record, rows, name="rows"), self.record.encoding
-        conditions = self._own_conditions("impute", rows, given, len(part.stored))
+        stored = self._own_conditions("impute", rows, given, len(part.stored))
         if self._has_masks:
             every = part.repeated(n)
             samples = fill(self.recipe, self.record, every, seed=seed, **options)
             drawn = self.record.in_data_units(samples).split(len(part.stored))
         else:
             candidates = candidates or CANDIDATES
-            drawn = weighed(self.recipe, encoding, part.stored, conditions, n, candidates, seed)
+            drawn = weighed(self.recipe, encoding, part.stored, stored, n, candidates, seed)
         copies = [part.completed(copy) for copy in drawn]
-        if encoding is None or not (is_frame(rows) or encoding.texts):
-            return copies
-        columns = encoding.columns
-        if conditions is not None and self.record.conditions is not None:
-            columns += self.record.conditions.columns
-            own = self.record.conditions.values(conditions)
-            copies = [torch.cat([copy, own], 1) for copy in copies]
-        frames = [to_frame(Encoding(columns), copy) for copy in copies]
-        index = getattr(rows, "index", None)
-        return frames if index is None else [frame.set_axis(index) for frame in frames]
+        columns, conditions = () if encoding is None else encoding.columns, self.record.conditions
+        if stored is None or conditions is None:
+            return columns, copies
+        own = conditions.values(stored)
+        return columns + conditions.columns, [torch.cat([copy, own], 1) for copy in copies]
 
 
 def _holds_run(path: Path) -> bool:
