@@ -32,7 +32,7 @@ from .compare_images import shuffled, training_of
 from .comparison import Comparison, Sizes, comparison_parser
 from .measures import mean_error
 
-DATA, SIZE, HIDDEN, MINUTES, STEPS = "mnist", 16, "bottom", 10.0, 100
+DATA, SIZE, HIDDEN, MINUTES, STEPS = "mnist", 16, "bottom", 3.0, 50
 TITLES: Mapping[str, str] = MappingProxyType(
     {
         "nearest": "training images with the nearest tops",
@@ -40,7 +40,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "ddpm": "DDPM trained with masks",
     }
 )
-FULL = Sizes(n=10, rows=500, shown=8)
+FULL = Sizes(n=10, rows=200, shown=8)
 SMOKE = Sizes(n=2, rows=3, shown=2, pilot=1, tiny=True)
 #: Of the variance of a pixel, so that those that never vary have some.
 JITTER = 1e-3
