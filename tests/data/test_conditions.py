@@ -101,7 +101,7 @@ def test_records(data: Dataset) -> None:
     assert "z (a number)" in data.conditions.describe()
     assert Conditions(num_classes=7).describe() == "label (0 to 6)"
     for bad in ({"num_classes": 0}, {"num_classes": -1}):
-        with pytest.raises(ValueError, match="expected columns or classes"):
+        with pytest.raises(ValueError, match="expected columns, classes or masks"):
             Conditions.from_meta(bad)
 
 
@@ -144,7 +144,11 @@ def test_labels_stay_with_their_images() -> None:
             np.zeros((40, 1, 4, 4), np.uint8),
             "images with labels .*none are read of 'images'",
         ),
-        ("cut", np.zeros((40, 1, 4, 4), np.uint8), "expected condition='label' for images"),
+        (
+            "cut",
+            np.zeros((40, 1, 4, 4), np.uint8),
+            "expected condition='label' or 'masks' for images",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
