@@ -23,7 +23,7 @@ INSTALL = pip install --quiet --quiet --constraint $(VENV)/constraints.txt
 # Two workers of one thread each; tests that measure what other work would change run by themselves.
 PYTEST_WORKERS = OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help demo test test-slow lint bench check-gpu clean
+.PHONY: help demo docs test test-slow lint bench check-gpu clean
 
 help:
 	@echo "make demo       install, train on a 2-D set and a table, sample, evaluate: demo/ (3 minutes)"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-slow  run the long tests, which the first leaves out (16 minutes)"
 	@echo "make lint       ruff, clang-format and pyright alone"
 	@echo "make bench      install, measure the CPU part of docs/benchmarks.md, redraw it (up to 20 minutes; run it alone)"
+	@echo "make docs       install, build the site of docs/: build/site/index.html (1 minute)"
 	@echo "make check-gpu  build, check and measure the kernels on the GPU of this machine"
 	@echo "make clean      remove what make and pip made here"
 	@echo
@@ -78,6 +79,10 @@ lint: $(VENV)/test
 bench: $(VENV)/bench
 	@PYTHON=$(BIN)/python benchmarks/speed/all.sh $(BENCH)
 
+docs: $(VENV)/docs
+	@python -m sphinx --quiet --fail-on-warning --keep-going docs build/site
+	echo "docs: build/site/index.html"
+
 check-gpu:
 	@PYTHON="$(PYTHON)" benchmarks/gpu/check.sh
 
@@ -124,6 +129,11 @@ $(VENV)/bench: $(VENV)/builder $(SOURCES)
 	@echo "make: building and installing diffflow_ext"
 	$(INSTALL) --no-build-isolation --editable '.[bench]'
 	diffflow doctor
+	touch $@
+
+$(VENV)/docs: $(VENV)/builder $(SOURCES)
+	@echo "make: building and installing diffflow_ext"
+	$(INSTALL) --no-build-isolation --editable '.[docs]'
 	touch $@
 
 $(VENV)/test: $(VENV)/builder $(SOURCES)

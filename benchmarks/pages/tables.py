@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 MISSING = "*Not measured yet.*\n"
@@ -38,13 +38,25 @@ def conditions(benchmarks: Sequence[str]) -> Block:
     def block(results: Results) -> str:
         rows = [
             [f"[{name}.json](../benchmarks/results/{name}.json)", f"`{r['command']}`",
-             f"{r['machine']['cpu']}, {count(r['machine']['threads'], 'thread')}",
-             f"{r['machine']['commit'][:7]}{' and changes' if r['machine']['dirty'] else ''}"]
+             _each_once(f"{m['cpu']}, {count(m['threads'], 'thread')}" for m in _machines(r)),
+             _each_once(f"{m['commit'][:7]}{' and changes' if m['dirty'] else ''}"
+                        for m in _machines(r))]
             for name, r in results.items() if r.get("benchmark") in benchmarks
         ]  # fmt: skip
         return table(["report", "command", "machine", "commit"], rows) if rows else MISSING
 
     return block
+
+
+def _machines(report: Report) -> list[Any]:
+    """The machines of a report's parts, or that of the report."""
+    parts = report.get("models")
+    own = [part["machine"] for part in parts.values() if "machine" in part] if parts else []
+    return own or [report["machine"]]
+
+
+def _each_once(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))
 
 
 # --- cells ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from diffflow_ext.data import Dataset
 from diffflow_ext.training import LoadedRun
 
 from ..common.files import WORK
+from ..common.machine import machine
 from ..common.reports import parser, read_samples, write_report, write_samples
 from .measures import energy_ratios, told_apart
 from .trainings import Trained, Training, once, steps_in, trained
@@ -85,8 +86,12 @@ class Comparison(ABC):
         for part in parts:
             print(f"{self.report_name}: {part}", flush=True)
             self._require_same(self.folder / part / "arguments.json")
-            once(self.folder / part / "result.json", partial(self.measure, part))
+            once(self.folder / part / "result.json", partial(self._measured, part))
             self.report()
+
+    def _measured(self, part: str) -> dict[str, Any]:
+        """What `measure` says, and where: parts of a report may come from different machines."""
+        return {**self.measure(part), "machine": machine()}
 
     def _require_same(self, path: Path) -> None:
         """Refuses a part that was begun with other arguments, because its numbers are others."""

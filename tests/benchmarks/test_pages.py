@@ -251,3 +251,15 @@ def test_prose_of_the_page_has_no_measured_number() -> None:
 def test_least_value_of_a_column_is_bold() -> None:
     rows = [("a", [2.0, None], ["2", "x"]), ("b", [1.0, 3.0], ["1", "3"])]
     assert tables.best_marked(rows) == [["a", "2", "x"], ["b", "**1**", "**3**"]]
+
+
+def test_a_report_names_each_machine_of_its_parts_once() -> None:
+    parts = {
+        "a": {"machine": MACHINE},
+        "b": {"machine": {**MACHINE, "cpu": "Y", "commit": "f" * 40, "dirty": True}},
+        "c": {"machine": MACHINE},
+    }
+    report = {"benchmark": "quality", "command": "q", **HEAD, "models": parts}
+    page = tables.conditions(["quality"])({"r": report})
+    row = "| `q` | Z, 1 thread; Y, 1 thread | 0123456; fffffff and changes |"
+    assert row in page

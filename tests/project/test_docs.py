@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,21 @@ from diffflow_ext.cli import commands, main
 from diffflow_ext.training.config.fields import MAY_CHANGE
 
 PACKAGE = ROOT / "diffflow_ext"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = [file for file in sorted(PACKAGE.rglob("*.py")) if ">>> " in file.read_text()]
 
 
-def test_readme_examples_run() -> None:
-    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_example_of_the_readme_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert "range(100)" in code
+    names: dict[str, Any] = {}
+    exec(code.replace("range(100)", "range(2)").replace("(1000, 2)", "(50, 2)"), names)
+    assert names["log_p"].shape == (50,)
+    assert names["log_p"].isfinite().all()
+
+
+def test_examples_of_models_run() -> None:
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text(), re.S)
     assert "range(100)" in first
     names: dict[str, Any] = {}
     exec(first.replace("range(100)", "range(2)"), names)
@@ -93,6 +103,28 @@ def test_example_of_an_estimator_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names["rows"].shape == (1000, 3)
 
 
+@pytest.mark.slow
+def test_commands_and_snippets_of_the_first_steps_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block of the page, in its order, in one folder; trainings are shorter."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "docs/start.md").read_text(), re.S)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {}
+    for language, block in blocks:
+        if language == "python":
+            exec(block.replace("range(200)", "range(2)"), names)
+            continue
+        for line in block.replace("--steps 1000", "--steps 20").splitlines():
+            assert main(shlex.split(line)[1:]) == 0
+    assert [*names["rows"].columns] == ["kind", "size", "weight"]
+    assert names["log_p"].shape == (2000,)
+    scores = pd.read_csv("scores.csv")
+    assert len(scores) == len(pd.read_csv("more.csv")) == 500
+    assert names["log_density"].isfinite().all()
+
+
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_examples_of_docstrings_run(file: Path) -> None:
     name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
@@ -140,9 +172,34 @@ def test_named_files_exist(page: Path) -> None:
     assert not [name for name in named if not list(ROOT.glob(f"{name}*"))]
 
 
-def test_commands_of_the_readme_exist() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/command_line.md"])
+def test_commands_of_pages_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
     lines = re.findall(r"^diffflow (\w+) ?(.*?)\s*(?:#.*)?$", text, re.M)
-    assert {command for command, _ in lines} == set(commands.COMMANDS) | {"train"}
+    assert len(lines) > 4
+    if page != "README.md":
+        assert {command for command, _ in lines} == set(commands.COMMANDS) | {"train"}
     for command, words in lines:
         commands.parse_command(command, words.split())
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+def test_versions_agree() -> None:
+    of_package = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    of_citation = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert of_package == of_citation == [diffflow_ext.__version__]
+
+
+def test_hooks_before_a_commit_use_the_versions_of_the_checks() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    pinned = dict(
+        re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    )
+    for tool, repository in (
+        ("ruff", "ruff-pre-commit"),
+        ("clang-format", "mirrors-clang-format"),
+    ):
+        assert re.findall(rf"{repository}\n    rev: v(.*)", hooks) == [pinned[tool]]
