@@ -32,7 +32,7 @@ from .compare_images import shuffled, training_of
 from .comparison import Comparison, Sizes, comparison_parser
 from .measures import mean_error
 
-DATA, SIZE, HIDDEN, MINUTES, STEPS = "mnist", 16, "bottom", 3.0, 50
+DATA, SIZE, HIDDEN, MINUTES, STEPS = "mnist", 16, "bottom", 5.0, 50
 TITLES: Mapping[str, str] = MappingProxyType(
     {
         "nearest": "training images with the nearest tops",
