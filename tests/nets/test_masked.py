@@ -97,6 +97,20 @@ def test_gradients_of_path_losses_are_those_of_the_unrolled_loop(every: int) -> 
     assert not any(grad.any() for grad in gradients(own.sum(), inputs))
 
 
+def test_the_density_of_the_seen_part_is_that_of_a_standard_normal() -> None:
+    """All of a row is seen: the ODE stands still, and what is left is the prior."""
+    sde = DiffFlowSDE(of_rows(), of_rows(), 0.8)
+    found = sde.log_prob(ROWS, GRID, KEY, context=context(ROWS, torch.ones_like(ROWS)))
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(ROWS).sum(1)
+    torch.testing.assert_close(found, prior, rtol=1e-12, atol=1e-12)
+    # Of a hidden part it is that of a smaller model: the seen part enters by the context alone.
+    c = context(ROWS, OF_ROWS)
+    moved = torch.where(OF_ROWS.bool(), ROWS + 1, ROWS)
+    one, two = (sde.log_prob(x, GRID, KEY, context=c) for x in (ROWS, moved))
+    normal = [torch.distributions.Normal(0.0, 1.0).log_prob(x) * OF_ROWS for x in (ROWS, moved)]
+    torch.testing.assert_close(one - normal[0].sum(1), two - normal[1].sum(1))
+
+
 @pytest.mark.parametrize("wrong", [None, torch.zeros(4, 5), torch.zeros(3, 6), {"labels": ROWS}])
 def test_contexts_that_do_not_fit(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"MaskedNet: expected a context of shape \(4, 4\) or"):
