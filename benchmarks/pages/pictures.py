@@ -13,6 +13,7 @@ from diffflow_ext import figures
 from diffflow_ext.figures.panels import FAINT, INK, grid_lines, new_figure
 
 from ..common.reports import read_samples
+from .digits import picture_of_digits
 from .quality import of_size
 from .tables import Report, Results
 
@@ -70,6 +71,8 @@ def draw_pictures(results: Results, folder: Path, out: Path) -> list[Path]:
             paths += _images(report, folder, out)
         elif report.get("benchmark") == "filling":
             paths.append(_half_pictures(report, folder, out))
+        elif report.get("benchmark") == "digits_by_class":
+            paths.append(picture_of_digits(report, folder, out))
     return paths
 
 
@@ -321,9 +324,11 @@ def _images(report: Report, folder: Path, out: Path) -> list[Path]:
     name = f"compare_images_{report['data']}{report['size']}"
     title = f"{of_size(report)}: samples"
     return [
-        figures.image_rows(out / f"{name}.png", rows, title),
-        figures.metric_curves(
-            out / f"{name}_fd.png", curves, "network evaluations N", report["label"],
-            f"{title} against steps", floor,
+        figures.save(figures.image_rows(rows, title), out / f"{name}.png"),
+        figures.save(
+            figures.metric_curves(
+                curves, "network evaluations N", report["label"], f"{title} against steps", floor
+            ),
+            out / f"{name}_fd.png",
         ),
     ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .digits import table_of_digits
 from .missing import filling, imputation
 from .tables import (
     MINUS,
@@ -25,7 +26,7 @@ from .tables import (
 
 BENCHMARKS = (
     "compare_2d", "compare_tables", "tables_mixed", "imputation", "compare_images", "filling",
-    "diffusion_start", "dinof_sweep",
+    "digits_by_class", "diffusion_start", "dinof_sweep",
 )  # fmt: skip
 SETS_2D = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
 TABLES = ("magic", "hipparcos")
@@ -360,6 +361,7 @@ BLOCKS: dict[str, Block] = {
     "likelihood-images": of_all(_OF_IMAGES, likelihood_images),
     "steps-images": of_all(_OF_IMAGES, steps_images),
     "filling": of("filling_mnist16", filling),
+    "digits-by-class": of("digits_by_class_mnist16", table_of_digits),
     "diffusion-start": of("diffusion_start_mnist16", diffusion_start),
     "sweep": of_all([f"dinof_sweep_{name}" for name in SWEEPS], sweep),
     "conditions": conditions(BENCHMARKS),

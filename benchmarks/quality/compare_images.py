@@ -102,6 +102,11 @@ def mean_num_steps() -> float:
     return sum((end - share) * n for (share, n), end in zip(STAGES, ends, strict=True))
 
 
+def key_of(part: str, way: Mapping[str, Any]) -> str:
+    """The name of a model's samples."""
+    return "-".join([part, *map(str, way.values())])
+
+
 def shuffled(rows: Tensor) -> Tensor:
     """The first half of MNIST's test images is cleaner than the second."""
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
@@ -115,7 +120,8 @@ class ComparisonOfImages(Comparison):
     def __init__(self, args: argparse.Namespace) -> None:
         sizes, name = SMOKE if args.smoke else FULL, f"{args.set}{args.size}"
         data = open_dataset(args.set, image_size=args.size)
-        data = replace(data, test=shuffled(data.test), labels=None)
+        labels = {"test": shuffled((data.labels or {})["test"])}
+        data = replace(data, test=shuffled(data.test), labels=labels)
         super().__init__(name, args, sizes, data, list(TITLES))
         self.steps: tuple[int, ...] = (1, 2) if sizes.tiny else STEPS
         self.extractor: DigitExtractor = load_extractor(
@@ -142,9 +148,12 @@ class ComparisonOfImages(Comparison):
             "sampling": ways,
         }
 
+    def training(self, part: str) -> Training:
+        """What is trained."""
+        return training_of(part, self.args.set, self.args.size, self.sizes)
+
     def _trained(self, part: str) -> Trained:
-        training = training_of(part, self.args.set, self.args.size, self.sizes)
-        minutes = self.args.minutes
+        training, minutes = self.training(part), self.args.minutes
         if part != "diffflow":
             return self.trained_for(part, training, minutes)
         first = STAGES[0][1]
@@ -172,17 +181,22 @@ class ComparisonOfImages(Comparison):
         self, part: str, loaded: LoadedRun, way: dict[str, Any], shown: dict[str, Tensor]
     ) -> dict[str, Any]:
         """Features of samples against those of held-out images; some samples go into `shown`."""
-        key = "-".join([part, *(str(value) for value in way.values())])
         samples, cost = drawn(loaded, self.sizes.n, FIRST_SEED, **way)
-        levels = quantise(samples)
+        levels, key = quantise(samples), key_of(part, way)
         shown[key] = levels[: self.sizes.shown]
-        features = self.extractor.features(levels)
         options = {name: value for name, value in way.items() if name != "num_steps"}
         return {
             "num_steps": way["num_steps"], "options": options, **cost, "key": key,
+            **self.scores(levels),
+        }  # fmt: skip
+
+    def scores(self, levels: Tensor) -> dict[str, float]:
+        """How samples, in bytes, compare with held-out images."""
+        features = self.extractor.features(levels)
+        return {
             "fd": frechet_distance(features, self.reference),
             **precision_recall(features, self.reference)._asdict(),
-        }  # fmt: skip
+        }
 
     def _bound(self, loaded: LoadedRun, num_steps: int) -> dict[str, Any]:
         """DiffFlow's bound with another number of steps than it was trained with."""

@@ -92,17 +92,22 @@ def _size(net: nn.Module) -> int:
 
 
 def drawn(
-    loaded: LoadedRun, n: int, seed: int, num_steps: int | None = None, **options: Any
+    loaded: LoadedRun,
+    n: int,
+    seed: int,
+    num_steps: int | None = None,
+    given: Tensor | None = None,
+    **options: Any,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Samples, what 10,000 of them cost, and the evaluations of one."""
+    """Samples, perhaps of a given class each, what 10,000 cost, and the evaluations of one."""
     options |= {"seed": seed, "num_steps": num_steps, "units": "training"}
     start = cpu_seconds()
-    samples = loaded.sample(n, **options)
+    samples = loaded.sample(n, given=given, **options)
     spent = cpu_seconds() - start
     # Compiled code does not take networks that have hooks.
     counter, few = Counter(loaded.model), min(n, COUNTED)
     with counter.watching():
-        loaded.sample(few, **options)
+        loaded.sample(few, given=None if given is None else given[:few], **options)
     cost = {"evaluations": counter.per_sample(few), "cpu_seconds_per_10000": spent * 10_000 / n}
     return samples, cost
 

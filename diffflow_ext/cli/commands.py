@@ -10,17 +10,19 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 from tyro.conf import Positional, arg
 
 from diffflow_ext.data import FETCHABLE, describe_sets, fetch
 from diffflow_ext.data.column import Column
 from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.figures import SUFFIXES, save
 from diffflow_ext.training.config.rules import SEED, Maybe, Section, whole
 from diffflow_ext.training.evaluation.evaluate import evaluate
 from diffflow_ext.training.evaluation.extractor import make_extractor
 from diffflow_ext.training.evaluation.given import parse_given
 from diffflow_ext.training.evaluation.loaded_run import load_run
-from diffflow_ext.training.evaluation.pictures import draw_sample_picture
+from diffflow_ext.training.evaluation.pictures import figure_of_samples
 from diffflow_ext.training.evaluation.report import format_table
 from diffflow_ext.training.evaluation.run_data import open_run_data, rows_of_run
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
@@ -106,7 +108,7 @@ class Sample(Section):
     n: Annotated[int, whole(1, MAX_SAMPLES)] = 10000
     #: Seed.
     seed: Annotated[int, SEED] = 0
-    #: What the samples are conditioned on, such as label=3, or cut=Ideal,price=500.
+    #: What the samples are conditioned on, such as label=3, label=cat, or cut=Ideal,price=500.
     given: Annotated[Maybe[str], arg(metavar="NAME=VALUE")] = None
     #: Picture of the samples beside the test data.
     figure: Annotated[Maybe[str], arg(metavar="FILE.png")] = None
@@ -124,7 +126,7 @@ class Sample(Section):
             run = load_run(self.run, self.device)
             check_target(self.out, endings(run.record.encoding), overwrite=self.overwrite)
             if self.figure:
-                check_target(self.figure, (".png", ".pdf", ".svg"), overwrite=self.overwrite)
+                check_target(self.figure, SUFFIXES, overwrite=self.overwrite)
             dataset = open_run_data(run, self.data, warn=world.writes) if self.figure else None
             options = self.sampler.options()
             options |= {"seed": self.seed, "world": world, "units": "training"}
@@ -139,8 +141,8 @@ class Sample(Section):
             columns, values = run.with_conditions(samples, given)
         write_samples(self.out, values, columns)
         if self.figure and dataset is not None:
-            draw_sample_picture(self.figure, dataset, samples)
-        print(f"{self.out}: {self.n} samples of {_contents(run.record)}")
+            save(figure_of_samples(dataset, samples), self.figure)
+        print(f"{self.out}: {self.n} samples of {_contents(run.record)}{_said(run.record)}")
         return 0
 
 
@@ -154,7 +156,8 @@ class Score(Section):
     #: A table with the columns of the run, in any order and others beside them; or images, which
     #: are taken in alphabetical order.
     data: Annotated[Positional[str], arg(metavar="DATA")]
-    #: A .csv or .npy file: a number for each row, in nats, in the units of the data.
+    #: A .csv or .npy file: a number for each row, in nats, in the units of the data; a .csv of
+    #: images also has the names of their files.
     out: Annotated[str, arg(metavar="FILE")]
     #: exact (flow, ffjord), ode (all others), bound (all but dinof), or importance_weighted
     #: (diffflow); None takes the density, of images the bound. Bounds of rows are random numbers,
@@ -164,7 +167,7 @@ class Score(Section):
     num_paths: Annotated[int, whole(1, MAX_PATHS)] = 1
     #: Steps N of the bound (diffflow); None takes those of the run.
     num_steps: Annotated[Maybe[int], whole(1)] = None
-    #: What all rows are conditioned on, such as label=3; None takes their own columns.
+    #: What all rows are conditioned on, such as label=3; None takes their own columns or classes.
     given: Annotated[Maybe[str], arg(metavar="NAME=VALUE")] = None
     #: Array to read from an .npz file with several.
     key: Annotated[Maybe[str], arg(metavar="NAME")] = None
@@ -191,18 +194,18 @@ class Score(Section):
                 title += ", one draw of noise for discrete and missing values"
             names = ("estimator", "num_steps", "num_paths", "seed")
             options = {name: getattr(self, name) for name in names}
-            options["given"] = None if self.given is None else parse_given(self.given)
+            options["given"] = rows.given if self.given is None else parse_given(self.given)
             scores = run.log_prob(rows.values, world=world, **options)
             if not world.writes:
                 return 0
         for doubt in rows.doubts:
             warnings.warn(f"{self.data}: {doubt}", stacklevel=2)
-        write_samples(self.out, scores.unsqueeze(1), [Column("log_prob", "continuous")])
+        _write_scores(self.out, scores, rows.files)
         lowest = int(scores.argmin())
+        where = rows.files[lowest] if rows.files else f"row {lowest} (counted from 0)"
         print(
             f"{self.out}: log p of {len(scores):,} rows in nats ({title}), mean"
-            f" {float(scores.mean()):.4g}, lowest {float(scores[lowest]):.4g} in row {lowest}"
-            " (counted from 0)"
+            f" {float(scores.mean()):.4g}, lowest {float(scores[lowest]):.4g} in {where}"
         )
         return 0
 
@@ -319,6 +322,21 @@ COMMANDS: dict[str, Any] = {
 def _contents(record: DatasetRecord) -> str:
     """Returns the names of the first columns and the number of others, or the shape of images."""
     return listed(record.columns) or " x ".join(map(str, record.event_shape))
+
+
+def _said(record: DatasetRecord) -> str:
+    """Returns which number is which class, if classes have names."""
+    named = record.conditions is not None and record.conditions.classes
+    return f", given {record.conditions.describe()}" if named and record.conditions else ""
+
+
+def _write_scores(path: str, scores: Tensor, files: Sequence[str]) -> None:
+    """Writes scores; in text, of images, beside the names of their files."""
+    columns, values = [Column("log_prob", "continuous")], scores.unsqueeze(1)
+    if files and path.lower().endswith(".csv"):
+        columns = [Column("file", "category", values=tuple(files)), *columns]
+        values = torch.cat([torch.arange(len(files)).unsqueeze(1), values], dim=1)
+    write_samples(path, values, columns)
 
 
 def _names(kind: Any) -> list[str]:

@@ -69,12 +69,13 @@ def parse_train(words: list[str]) -> Callable[[], int]:
 def _train(options: TrainOptions, config: Config) -> int:
     again = {"resume": options.resume, "overwrite": options.overwrite}
     if options.dry_run:
-        # What was read goes to stderr, so that the output is a file of configuration.
-        rehearse(config, options.out, **again, tell=partial(print, file=sys.stderr))
+        lines = rehearse(config, options.out, **again)
         if is_first():
+            # What was read goes to stderr, so that the output is a file of configuration.
+            print(*lines, sep="\n", file=sys.stderr)
             print(to_toml(config), end="")
         return 0
-    result = train(config, options.out, **again, tell=partial(print, flush=True))
+    result = train(config, options.out, **again)
     if not is_first():
         return 0
     print(f"{options.out}: step {result.step}, {result.elapsed:.1f} s of training")

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .formats.columns import Values
+from .formats.columns import Values, listed
 
 #: Kinds of columns, with titles for lists.
 KINDS = {
@@ -26,6 +27,7 @@ KINDS = {
 LEAST_SHARE = 1e-12
 #: Relative to a number that is one value of a category, rounded to float32 or not.
 SAME = 1e-6
+FAR = 0.25  # of the range of training
 MOST_DECIMALS = 12  # of an integer on a grid
 #: Rounding, in units of the last decimal, beyond which a number may be on any grid.
 SURE = 1e-2
@@ -42,8 +44,9 @@ class Column:
         std: The deviation, likewise.
         center: c, of a column with heavy tails.
         spread: s, likewise; 0 for others.
-        low: The lower bound a, or the smallest integer.
-        high: The upper bound b, or the largest integer.
+        low: The lower bound a, the smallest integer, or the smallest value in training.
+        high: The upper bound b, the largest integer, or the largest value in training; both are
+            0 in a category, and where they aren't known.
         step: h, the distance of integers; 0 for other kinds.
         values: The values of a category, in order.
         shares: Their shares, and at last that of missing values if there are any; of other kinds
@@ -98,6 +101,43 @@ class Column:
     def is_discrete(self) -> bool:
         """Whether its values have probabilities."""
         return self.kind in ("integer", "category")
+
+    @property
+    def span(self) -> str:
+        """Its smallest and largest number in words; "" where they aren't known."""
+        digits = 10 if self.kind == "integer" else 4
+        ends = f"from {self.low:.{digits}g} to {self.high:.{digits}g}"
+        return ends if self.low < self.high else ""
+
+    @property
+    def kind_in_words(self) -> str:
+        """Its kind, with what belongs to it."""
+        more = f" of {len(self.values):,}" if self.kind == "category" else ""
+        more = f", steps of {self.step:.6g}" if self.step not in (0.0, 1.0) else more
+        return f"{self.kind}{more}{', may be missing' if self.missing else ''}"
+
+    @property
+    def values_in_words(self) -> str:
+        """Its first values, or the smallest and the largest; "" where they aren't known."""
+        if self.kind != "category":
+            return self.span
+        return listed([*map(shown, self.values)])
+
+    def __repr__(self) -> str:
+        known = f", {self.span}" if self.span else ""
+        return f"Column({self.name!r}, {self.kind_in_words}{known})"
+
+    def is_far(self, values: Values) -> NDArray[np.bool_]:
+        """Returns which numbers lie more than a quarter of the range of training beyond it.
+
+        It is measured in the coordinate that the model sees. Categories and bounded columns, whose
+        other values are refused, have none.
+        """
+        if self.kind in ("category", "bounded") or self.low == self.high:
+            return np.zeros(len(values), np.bool_)
+        low, high = self._standardised(np.array([self.low, self.high]))
+        x, margin = self._standardised(values), FAR * (high - low)
+        return (x < low - margin) | (x > high + margin)
 
     @cached_property
     def decimals(self) -> int | None:
@@ -198,6 +238,13 @@ class Column:
             # 0.2 + 4 * 0.01 is not 0.24, the number in the data.
             return values if self.decimals is None else values.round(decimals=self.decimals)
         return t
+
+
+def shown(value: object) -> str:
+    """Returns a value of a column for a message; of a long text the beginning."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:37] + "...")
+    return f"{value:.10g}"
 
 
 def log_normal(x: Tensor) -> Tensor:

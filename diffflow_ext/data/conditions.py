@@ -28,6 +28,7 @@ from .masks import MASKS, Masks
 
 #: The name of the class of an image.
 LABEL = "label"
+MOST_CLASSES = 32  # that are said by name
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,21 @@ class Conditions:
     Attributes:
         encoding: The columns of a table; None for anything else.
         num_classes: The number of classes, 0 for anything else.
+        classes: Their names in order, if they have names.
         masks: The masks of the part that is given; None for anything else.
     """
 
     encoding: Encoding | None = None
     num_classes: int = 0
+    classes: tuple[str, ...] = ()
     masks: Masks | None = None
 
     def __post_init__(self) -> None:
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ValueError(
+                f"Conditions: expected {self.num_classes} names of classes, got "
+                f"{len(self.classes)}"
+            )
         kinds = (self.encoding is not None, self.num_classes > 0, self.masks is not None)
         if sum(kinds) != 1:
             raise ValueError(
@@ -52,11 +60,15 @@ class Conditions:
                 f" num_classes={self.num_classes} and {sum(kinds)} of them"
             )
 
+    def __repr__(self) -> str:
+        return f"Conditions({self.describe()})"
+
     @classmethod
     def from_meta(cls, values: Mapping[str, Any]) -> Conditions:
         """Returns the conditions from the plain data of `to_meta`."""
         if "num_classes" in values:
-            return cls(num_classes=int(values["num_classes"]))
+            names = tuple(map(str, values.get("classes", ())))
+            return cls(num_classes=int(values["num_classes"]), classes=names)
         if "masks" in values:
             return cls(masks=Masks.from_meta(values["masks"]))
         return cls(Encoding.from_meta(values["columns"]))
@@ -66,7 +78,8 @@ class Conditions:
         if self.masks is not None:
             return {"masks": self.masks.to_meta()}
         if self.encoding is None:
-            return {"num_classes": self.num_classes}
+            meta: dict[str, Any] = {"num_classes": self.num_classes}
+            return meta | ({"classes": list(self.classes)} if self.classes else {})
         return {"columns": self.encoding.to_meta()}
 
     @property
@@ -98,6 +111,9 @@ class Conditions:
         """Returns the names, each with the values that it may have."""
         if self.masks is not None:
             return f"{MASKS} (any part, which given= has)"
+        if self.classes:
+            names = [f"{i} = {name}" for i, name in enumerate(self.classes)]
+            return f"{LABEL} ({listed(names, MOST_CLASSES)})"
         if self.encoding is None:
             return f"{LABEL} (0 to {self.num_classes - 1})"
         return ", ".join(f"{column.name} ({_values(column)})" for column in self.columns)
@@ -150,5 +166,4 @@ def _decoded(column: Column, stored: Tensor) -> Tensor:
 def _values(column: Column) -> str:
     if column.kind == "category":
         return f"one of {listed([repr(value) for value in column.values])}"
-    known = f", from {column.low:.10g} to {column.high:.10g} in training"
-    return "a number" + known * (column.kind == "integer")
+    return f"a number, {column.span} in training" if column.span else "a number"

@@ -20,17 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .conditions import LABEL, Conditions
+from .display import dataset_facts, in_a_line, in_html
 from .encoding import Encoding
 from .formats.columns import column_doubts, column_kinds, listed, repeated_values
+from .formats.labels import MAX_CLASSES
 from .formats.reading import Refused
 from .formats.tables import MIN_ROWS, Table, check_values
 from .kinds import ALL, Chosen, choose_columns, filled
 from .masks import MASKS, Masks
-from .sets.toy import sample_toy
 
-NUM_POINTS = 200_000
-NUM_VALID = 10_000
-NUM_TEST = 20_000
 NUM_VALID_IMAGES = 5_000
 MIN_IMAGES = 10
 ROLES = ("train", "valid", "test")
@@ -54,7 +52,8 @@ class Dataset:
         flip: Whether training may mirror images left to right (true for photographs, false for
             digits and letters).
         labels: The class of each row as int64, shape (rows,), under `train`, `valid` and `test`;
-            None if the set has none. Not part of the fingerprint.
+            None if the set has none, or they were not asked for. Not part of the fingerprint.
+        classes: The names of the classes of images, in their order; none if they have no names.
         notes: What else a file has, and was left out.
         doubts: What may have been meant otherwise; `open_dataset` warns of it.
         conditions: What a model of the data is conditioned on; None for nothing.
@@ -74,6 +73,15 @@ class Dataset:
     doubts: tuple[str, ...] = ()
     conditions: Conditions | None = None
     given: Mapping[str, Tensor] | None = None
+    classes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return in_a_line("Dataset", {repr(self.name): "", **dataset_facts(self)})
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        title = f"Dataset {self.name}"
+        return in_html(title, dataset_facts(self), self.encoding, self.conditions)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -98,19 +106,6 @@ class Dataset:
     def is_image(self) -> bool:
         """Whether the data are images: bytes that training dequantises."""
         return self.train.dtype == torch.uint8
-
-
-def draw_dataset(name: str, seed: int, num_points: int) -> Dataset:
-    """Draws a two-dimensional set; see `open_dataset`."""
-    if seed < 0 or num_points < 1:
-        raise ValueError(
-            f"open_dataset: expected seed >= 0 and num_points >= 1, got {seed} and {num_points}; "
-            "give both as such integers"
-        )
-    sizes = (num_points, NUM_VALID, NUM_TEST)
-    parts = [sample_toy(name, n, 3 * seed + i) for i, n in enumerate(sizes)]
-    tensors = [torch.from_numpy(np.array(part, np.float32)) for part in parts]
-    return table_dataset(name, tensors, Encoding.linear(["x1", "x2"], [0.0] * 2, [1.0] * 2))
 
 
 def split_images(images: Mapping[str, Tensor], *, name: str, flip: bool = False) -> Dataset:
@@ -196,7 +191,7 @@ def limit_training(data: Dataset, limit: int) -> Dataset:
     limited = replace(data, train=train, labels=labels, fingerprint=fingerprint)
     if data.conditions is None or data.given is None:
         return limited
-    return _given(limited, data.conditions, {**data.given, "train": data.given["train"][rows]})
+    return with_given(limited, data.conditions, {**data.given, "train": data.given["train"][rows]})
 
 
 def given_labels(data: Dataset) -> Dataset:
@@ -209,13 +204,23 @@ def given_labels(data: Dataset) -> Dataset:
     if labels is None:
         raise Refused(
             f"open_dataset: expected images with labels for condition={LABEL!r}, none are read "
-            f"of {data.name!r}; leave it out, or give a folder of idx files with MNIST's names "
+            f"of {data.name!r}; leave it out, pass it to open_dataset too, or give a folder with "
+            "one of each class, an .npz file with labels, or idx files with MNIST's names "
             "(train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-...)"
         )
+    if len(data.classes) == 1:
+        raise Refused(
+            f"open_dataset: expected several classes, all images of {data.name!r} are of "
+            f"{data.classes[0]!r}; put them into a folder for each class, or leave condition out"
+        )
     low, high = (int(torch.cat([*labels.values()]).aminmax()[i]) for i in range(2))
-    if low < 0:
-        raise Refused(f"open_dataset: expected labels from 0 on, {data.name!r} has {low}")
-    return _given(data, Conditions(num_classes=high + 1), labels)
+    count = len(data.classes) or high + 1
+    if low < 0 or high >= min(count, MAX_CLASSES):
+        raise Refused(
+            f"open_dataset: expected labels from 0 to {min(count, MAX_CLASSES) - 1}, "
+            f"{data.name!r} has {low if low < 0 else high}; number the classes from 0"
+        )
+    return with_given(data, Conditions(num_classes=count, classes=data.classes), labels)
 
 
 def given_masks(data: Dataset) -> Dataset:
@@ -229,11 +234,11 @@ def given_masks(data: Dataset) -> Dataset:
             f"open_dataset: expected no column {MASKS!r} in {data.name!r} with condition="
             f"{MASKS!r}, which stands for any part of a row; rename the column"
         )
-    masks = Masks.of(data.event_shape, data.encoding)
-    return replace(data, conditions=Conditions(masks=masks))
+    return replace(data, conditions=Conditions(masks=Masks.of(data.event_shape, data.encoding)))
 
 
-def _given(data: Dataset, conditions: Conditions, given: Mapping[str, Tensor]) -> Dataset:
+def with_given(data: Dataset, conditions: Conditions, given: Mapping[str, Tensor]) -> Dataset:
+    """Returns a dataset with conditions, and their values as `Dataset.given` has them."""
     own = _fingerprint([given[role].double() for role in ROLES])
     both = hashlib.sha256(f"{data.fingerprint}{own}".encode()).hexdigest()
     return replace(data, conditions=conditions, given=given, fingerprint=both)
@@ -287,7 +292,7 @@ def split_table(
     if not given_columns:
         return data
     _, encoding, parts = stored(given_columns)
-    return _given(data, Conditions(encoding), dict(zip(ROLES, parts, strict=True)))
+    return with_given(data, Conditions(encoding), dict(zip(ROLES, parts, strict=True)))
 
 
 def _parted(table: Table, chosen: Chosen, condition: Sequence[str]) -> tuple[list[int], list[int]]:

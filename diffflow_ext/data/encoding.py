@@ -44,7 +44,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .column import Column, cell_normal, cell_of, cell_weight
+from .column import Column, cell_normal, cell_of, cell_weight, shown
 from .formats.columns import Values, listed
 from .formats.reading import Refused
 from .formats.tables import Table
@@ -63,6 +63,9 @@ class Encoding:
     """
 
     columns: tuple[Column, ...]
+
+    def __repr__(self) -> str:
+        return f"Encoding({listed([f'{c.name}: {c.kind_in_words}' for c in self.columns])})"
 
     @classmethod
     def linear(cls, names: Sequence[str], mean: Any, std: Any) -> Encoding:
@@ -239,16 +242,10 @@ def _check(
     if absent[row]:
         hint = "fill or delete such rows; this column had none missing in training"
     raise ValueError(
-        f"{op}: expected {expected}, got {_shown(value)} in row {row} (counted from 0), column "
+        f"{op}: expected {expected}, got {shown(value)} in row {row} (counted from 0), column "
         f"{column.name!r} of {table.source!r}; {hint}"
     )
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, str):
-        return repr(value if len(value) <= 40 else value[:37] + "...")
-    return f"{value:.10g}"
-
-
 def _some(values: Sequence[float] | Sequence[str]) -> str:
-    return listed([_shown(value) for value in values])
+    return listed([shown(value) for value in values])

@@ -10,7 +10,6 @@ nothing of a row and are left out.
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .column import KINDS, Column
-from .formats.columns import Values, column_kind, how_to_leave_out, listed
+from .formats.columns import Values, column_kind, how_to_leave_out, listed, names_text
 from .formats.reading import Refused
 from .formats.tables import Table
 
@@ -60,10 +59,7 @@ def parse_columns(text: str | Mapping[str, str]) -> dict[str, str]:
 
 def columns_text(kinds: Mapping[str, str]) -> str:
     """Returns the text from which `parse_columns` gets the kind of each column."""
-    stream = io.StringIO()
-    parts = [kind if name == ALL else f"{name}={kind}" for name, kind in kinds.items()]
-    csv.writer(stream, lineterminator="").writerow(parts)
-    return stream.getvalue()
+    return names_text([kind if name == ALL else f"{name}={kind}" for name, kind in kinds.items()])
 
 
 def _parts(text: str) -> list[str]:
@@ -132,7 +128,7 @@ def choose_columns(table: Table, train: Any, wanted: Mapping[str, str]) -> Chose
     """
     _check_names(table, wanted)
     found, left_out = list[tuple[int, str]](), dict[str, list[str]]()
-    for i, (name, kind) in enumerate(zip(table.columns, _found(table), strict=True)):
+    for i, (name, kind) in enumerate(found_kinds(table).items()):
         others = wanted.get(ALL)
         # A kind of all others is one of numbers.
         others = None if name in table.categories and others != DROP else others
@@ -167,11 +163,11 @@ def _check_names(table: Table, wanted: Mapping[str, str]) -> None:
 # --- what is found in values -----------------------------------------------------------------
 
 
-def _found(table: Table) -> list[str]:
-    """Returns the kind of each column, or why it is left out."""
+def found_kinds(table: Table) -> dict[str, str]:
+    """Returns the kind of each column, or why it is left out, by name."""
     kinds = map(column_kind, filled(table.values).T)
     pairs = enumerate(zip(table.columns, kinds, strict=True))
-    return [_kind(table, i, name, kind) for i, (name, kind) in pairs]
+    return {name: _kind(table, i, name, kind) for i, (name, kind) in pairs}
 
 
 def filled(values: Values) -> Values:
@@ -302,7 +298,9 @@ def _standardised(column: Column, train: Values, table: Table) -> Column:
             f"split, not so {column.name!r} of {table.source!r}; rescale it, or "
             f"{how_to_leave_out([column.name])}"
         )
-    return replace(column, mean=mean, std=std)
+    ends = {"low": float(np.nanmin(train)), "high": float(np.nanmax(train))}
+    ends = ends if column.kind in ("continuous", "heavy") else {}
+    return replace(column, mean=mean, std=std, **ends)
 
 
 def _check_bounds(table: Table, i: int, low: float, high: float) -> None:

@@ -12,14 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
 
 from .conditions import LABEL
 from .dataset import (
-    NUM_POINTS,
-    ROLES,
     Dataset,
-    draw_dataset,
     given_labels,
     given_masks,
     limit_training,
@@ -27,31 +24,23 @@ from .dataset import (
     split_table,
 )
 from .fetching import FETCHABLE
-from .formats.arrays import Found, find_arrays
-from .formats.cifar import find_cifar, is_tar, read_cifar
-from .formats.columns import listed, parse_names
+from .formats.arrays import find_arrays
+from .formats.cifar import find_cifar
+from .formats.columns import parse_names
 from .formats.frames import is_frame
-from .formats.idx import find_idx, is_idx, read_idx, read_idx_folder
-from .formats.images import (
-    check_levels,
-    images_of,
-    level_doubts,
-    read_image_array,
-    read_image_folder,
-    read_image_zip,
-)
-from .formats.reading import Refused
-from .formats.resizing import resize_images
+from .formats.idx import find_idx
+from .formats.images import check_levels, images_of, level_doubts
+from .formats.labels import labels_of_array, parted
 from .formats.tables import array_of, read_table, table_of
-from .formats.text import TEXT_SUFFIXES
+from .image_sources import ImageSource, read_images
 from .kinds import ALL, DROP, parse_columns
+from .known import NUM_POINTS, draw_dataset, labelled_table
 from .masks import MASKS
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
 from .sets.magic import MAGIC_INSTALL, magic_file, magic_telescope
 from .sets.toy import TOY_SETS, toy_name
 
-Images = Mapping[str, Tensor]
 MAF_ARCHIVE = "https://zenodo.org/records/1161203"
 
 
@@ -110,9 +99,10 @@ def open_dataset(
             and of data in memory have the kind that is found in their values (see `kinds`), those
             of known sets are continuous.
         missing: "mask" to learn which numbers are missing, "refuse" to refuse them.
-        condition: What a model is conditioned on: "label" for images, their classes, the names
-            of columns of a table, as a sequence or with commas between them, or "masks" for any
-            part of a row or an image (see `data.masks`).
+        condition: What a model is conditioned on: "label" for the classes of images (see
+            `formats.labels` for where they are read) and of known sets that have some, the
+            names of columns of a table, as a sequence or with commas between them, or "masks" for
+            any part of a row or an image (see `data.masks`).
 
     Returns:
         The dataset; see :class:`Dataset`.
@@ -146,8 +136,10 @@ def open_dataset(
     text = os.fspath(source)
     name = text.strip().lower().replace("_", "-") if isinstance(source, str) else ""
     if name in TOY_SETS:
-        options.refuse(name, "a table")
-        data = draw_dataset(toy_name(name), operator.index(seed), operator.index(num_points))
+        options.refuse(name, "a table", "condition")
+        options.require_label(f"the set {name!r}")
+        sizes = operator.index(seed), operator.index(num_points)
+        data = draw_dataset(toy_name(name), *sizes, labelled=options.is_labelled)
     elif name in _NAMED:
         data = _open_named(name, options)
     elif os.path.exists(text):
@@ -162,7 +154,8 @@ def _noted(data: Dataset, options: _Options, limit: int | None) -> Dataset:
     if options.masks:
         data = given_masks(data)
     elif data.is_image and options.condition:
-        data = options.given_labels(data)
+        options.require_label("images")
+        data = given_labels(data)
     for doubt in data.doubts:
         warnings.warn(f"{data.name}: {doubt}", stacklevel=3)
     return data if limit is None else limit_training(data, operator.index(limit))
@@ -170,6 +163,9 @@ def _noted(data: Dataset, options: _Options, limit: int | None) -> Dataset:
 
 def _open_values(rows: Any, options: _Options) -> Dataset:
     """Returns the dataset of rows or images in memory."""
+    source, labels = rows, None
+    if options.is_labelled and isinstance(rows, TorchDataset):
+        rows, labels = parted(rows)
     array = None if is_frame(rows) else array_of(rows)
     images = None if array is None else images_of(array, "images")
     if images is None:
@@ -178,9 +174,27 @@ def _open_values(rows: Any, options: _Options) -> Dataset:
         table = table_of(rows if array is None else array, **options.of_tables())
         return split_table(table, columns=options.columns, condition=options.condition)
     options.refuse("images", "an array of images", "image_size", "condition")
-    check_levels(images, "images")
-    data = split_images(resized({"train": images}, options.image_size), name="images")
-    return replace(data, doubts=tuple(level_doubts(images)))
+    parts, names = {"train": images}, tuple[str, ...]()
+    if labels is not None:
+        parts["train_labels"] = labels_of_array(labels, "the dataset", len(images))
+        names = _class_names(source)
+    return _images("images", ImageSource(parts, classes=names), options)
+
+
+def _class_names(rows: Any) -> tuple[str, ...]:
+    """Returns the names of classes that a dataset such as torchvision's has."""
+    names = getattr(rows, "classes", ())
+    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+        return tuple(map(str, names))
+    return ()
+
+
+def _images(name: str, source: ImageSource, options: _Options) -> Dataset:
+    """Returns the dataset of images."""
+    check_levels(source.images["train"], name)
+    data = split_images(source.resized(options.image_size), name=name, flip=source.flip)
+    doubts = tuple(level_doubts(source.images["train"]))
+    return replace(data, notes=source.notes, doubts=doubts, classes=source.classes)
 
 
 @dataclass(frozen=True)
@@ -200,14 +214,18 @@ class _Options:
         texts = [name for name, kind in self.columns.items() if kind == "category"]
         return {"drop_columns": self.drop_columns, "texts": texts, "gaps": self.gaps}
 
-    def given_labels(self, data: Dataset) -> Dataset:
-        """Returns images with the condition, which must be their classes."""
-        if self.condition != [LABEL]:
+    @property
+    def is_labelled(self) -> bool:
+        """Whether classes are asked for."""
+        return self.condition == [LABEL]
+
+    def require_label(self, what: str) -> None:
+        """Refuses other conditions than the class."""
+        if self.condition and not self.is_labelled:
             raise ValueError(
-                f"open_dataset: expected condition={LABEL!r} or {MASKS!r} for images, got "
-                f"{','.join(self.condition)!r}; columns are conditions of tables"
+                f"open_dataset: expected condition={LABEL!r} for {what}, got "
+                f"{','.join(self.condition)!r}; columns are conditions of tables of one's own"
             )
-        return given_labels(data)
 
     def refuse(self, name: str, kind: str, *allowed: str) -> None:
         """Refuses the options that are given but not allowed."""
@@ -256,8 +274,9 @@ def _open_named(name: str, options: _Options) -> Dataset:
             f"{entry.advice}"
         )
     if name == "magic":
-        options.refuse(name, "a table")
-        return split_table(magic_telescope(), name=name)
+        options.refuse(name, "a table", "condition")
+        options.require_label(f"the set {name!r}")
+        return labelled_table(magic_telescope(labels=options.is_labelled), name)
     return _open_path(name, path, options)
 
 
@@ -269,84 +288,14 @@ def _open_path(name: str, path: Path, options: _Options) -> Dataset:
     found = None
     if path.suffix.lower() == ".npz":
         found = find_arrays("open_dataset", path, options.key)
-    read = read_images(path, options.image_size, found)
+    read = read_images(path, options.image_size, found, labelled=options.is_labelled)
     if read is None:
         options.refuse(name, "a table", "key", "drop_columns", "columns", "gaps", "condition")
         table = read_table(path, key=options.key, **options.of_tables())
         return split_table(table, name=name, columns=options.columns, condition=options.condition)
     allowed = ("image_size", "condition", *(("key",) if found else ()))
     options.refuse(name, "a set of images", *allowed)
-    images, flip, notes = read
-    check_levels(images["train"], name)
-    data = split_images(resized(images, options.image_size), name=name, flip=flip)
-    if found and found.left_out:
-        notes = [f"the arrays {listed(found.left_out)}"]
-    return replace(data, notes=tuple(notes), doubts=tuple(level_doubts(images["train"])))
-
-
-def read_images(
-    path: Path, image_size: int | None, found: Found | None
-) -> tuple[Images, bool, list[str]] | None:
-    """Returns images by their part of the set, `flip`, and what was left out; None for a table."""
-    if path.is_dir():
-        return _read_folder(path, image_size)
-    if is_idx(path):
-        return {"train": _idx_images(path)}, False, []
-    if path.suffix.lower() == ".zip" and not path.stem.lower().endswith(TEXT_SUFFIXES):
-        pixels, notes = read_image_zip(path, image_size)
-        return {"train": pixels}, False, notes
-    if is_tar(path):
-        return read_cifar(path), True, []
-    if path.suffix.lower() in (".npy", ".npz"):
-        images = _read_image_arrays(path, found.names if found else {"train": None})
-        return None if images is None else (images, False, [])
-    return None
-
-
-def _read_image_arrays(path: Path, names: Mapping[str, str | None]) -> Images | None:
-    images = dict[str, Tensor]()
-    for role in (role for role in ROLES if role in names):
-        part = read_image_array(path, names[role])
-        if part is None and not images:
-            return None
-        if part is None or part.shape[1:] != images.get("train", part).shape[1:]:
-            raise Refused(
-                f"open_dataset: expected images of one shape in {str(path)!r}, {names[role]!r} "
-                f"has others than {names['train']!r}; name one of the arrays with "
-                f"--key={names['train']} (in Python key={names['train']!r})"
-            )
-        images[role] = part
-    return images
-
-
-def _read_folder(folder: Path, image_size: int | None) -> tuple[Images, bool, list[str]]:
-    files, batches = find_idx(folder), find_cifar(folder)
-    if files is not None:
-        return read_idx_folder(files), False, []
-    if batches is not None:
-        return read_cifar(batches), True, []
-    pixels, notes = read_image_folder(folder, image_size)
-    return {"train": pixels}, False, notes
-
-
-def _idx_images(path: Path) -> Tensor:
-    values = read_idx(path)
-    if values.ndim != 3:
-        raise Refused(
-            f"open_dataset: expected images with shape (n, H, W), {str(path)!r} holds "
-            f"{tuple(values.shape)}; name the file of the images, not of the labels"
-        )
-    return values.unsqueeze(1)
-
-
-def resized(images: Images, image_size: int | None) -> Images:
-    """Returns images of another size, and labels as they are; None for their own."""
-    if image_size is None:
-        return images
-    return {
-        role: values if role.endswith("labels") else resize_images(values, image_size)
-        for role, values in images.items()
-    }
+    return _images(name, read, options)
 
 
 def _find_idx_set(name: str, *elsewhere: str) -> Callable[[], Path | None]:

@@ -6,9 +6,10 @@ With :math:`p` the density of a trained model in the units of X, `score_samples`
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffflow_ext.data import Dataset
+from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.frames import as_pandas, is_frame
 from diffflow_ext.data.formats.tables import MIN_ROWS
@@ -25,11 +27,13 @@ from diffflow_ext.training.config.files import to_toml
 from diffflow_ext.training.evaluation.loaded_run import LoadedRun, read_run, run_of
 from diffflow_ext.training.loop.session import Interrupted, threads
 from diffflow_ext.training.loop.train import train
+from diffflow_ext.training.parallel.progress import show_progress
 from diffflow_ext.training.store.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffflow_ext.training.store.dataset import open_data, recorded
 from diffflow_ext.training.store.directory import MetricsLog, RunDirectory, read_metrics
 
 from .parameters import configuration, parameters_of, plain, seed_of
+from .targets import beside, conditioned, given_rows, given_samples
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin
@@ -62,7 +66,9 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         random_state: The seed of training, the field `seed`: the same number and data give the
             same bits on one CPU. Or a RandomState, or None for NumPy's global one, from which each
             `fit` draws a seed.
-        verbose: Whether to show a bar while training.
+        verbose: Whether to show how far training, scores and samples are, and what was read.
+        conditional: Whether the density is that of X given y. If not, y is ignored, as other
+            density estimators of scikit-learn do, to which a Pipeline passes y.
 
     Attributes:
         n_features_in_: The number d of columns.
@@ -85,6 +91,7 @@ class DensityEstimator(DensityMixin, BaseEstimator):
     threads: int | None = None
     random_state: int | np.random.RandomState | None = None
     verbose: int = 0
+    conditional: bool = False
 
     def fit(self: E, X: Any, y: Any = None) -> E:
         """Trains the model on rows; a fit that fails leaves the estimator without one.
@@ -95,7 +102,10 @@ class DensityEstimator(DensityMixin, BaseEstimator):
                 for validation and test, and isn't trained on. Columns of numbers are continuous
                 unless `options` has their kinds as `columns`, so that scores of different rows
                 compare; `missing` in it is for missing numbers.
-            y: Ignored.
+            y: With `conditional` what the density is conditioned on: numbers, classes or texts,
+                shape (n,) or (n, k), or a series or data frame. Their kinds are found in their
+                values, unless `options` has them as `columns`: texts and truth values are classes,
+                and so are numbers of which each has ten rows on average. Otherwise ignored.
 
         Returns:
             The estimator.
@@ -105,7 +115,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
         Raises:
             ValueError: If there are too few rows, a column tells nothing of a row, such as a
-                constant one, a value isn't finite, or a parameter isn't allowed.
+                constant one, a value isn't finite, a parameter isn't allowed, or y is missing or
+                has another length.
             TypeError: If a parameter has the wrong type.
             TrainingError: If the loss or its gradient isn't finite.
             KeyboardInterrupt: After SIGINT or SIGTERM.
@@ -115,18 +126,32 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         config = configuration(self._model, self.get_params(deep=False))
         rows = self._frame(X, gaps=config.data.missing == "mask", reset=True)
         _check_rows(rows)
+        config, rows = self._with_targets(config, rows, y)
         data = open_data(config, rows)
         _check_columns(rows, data)
         self.checkpoint_, self.history_ = _trained(config, data, self.verbose > 0)
         return self
+
+    def _with_targets(self, config: Config, rows: Any, y: Any) -> tuple[Config, Any]:
+        """Returns the configuration and the rows with y as a condition, if there is one."""
+        if not self.conditional:
+            return config, rows
+        import pandas
+
+        targets = beside(rows, y)
+        return conditioned(config, targets), pandas.concat([rows, targets], axis=1)
+
+    def __sklearn_tags__(self) -> Any:
+        tags: Any = super().__sklearn_tags__()
+        tags.target_tags.required = self.conditional
+        return tags
 
     def _frame(self, X: Any, *, gaps: bool, reset: bool = False) -> Any:
         """Returns rows as a data frame; columns without names are x1, x2 and so on."""
         import pandas
 
         options: dict[str, Any] = {"ensure_all_finite": "allow-nan" if gaps else True}
-        if is_frame(X) and not isinstance(X, pandas.DataFrame):
-            X = as_pandas(X)
+        X = as_pandas(X) if is_frame(X) else X
         names = None if reset else pandas.Index(recorded(self.checkpoint_)[0].columns)
         rows: Any = X
         if not is_frame(X):
@@ -152,13 +177,31 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             self._run = (self.device, run)
         return run
 
-    def score_samples(self, X: Any) -> Rows:
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[None]:
+        """Sets the number of threads, and whether progress is shown."""
+        shown = None if self.verbose else False
+        with threads(plain(self.threads)), show_progress(shown):
+            yield
+
+    @property
+    def _conditions(self) -> Conditions | None:
+        """What the fitted density is conditioned on."""
+        check_is_fitted(self, "checkpoint_")
+        return recorded(self.checkpoint_)[0].conditions
+
+    def score_samples(self, X: Any, y: Any = None) -> Rows:
         r"""Returns :math:`\log p(x_i)` of each row in the units of X, in nats, shape (n,).
 
         It is the density of the model's probability-flow ODE, computed in float32.
 
         Arguments:
             X: Rows, shape (n, d), of a data frame with the names and order of columns of `fit`.
+            y: Of a conditional density what the rows are given, as in `fit`: it returns
+                :math:`\log p(x_i | y_i)`.
+
+        Warns:
+            UserWarning: If numbers of y lie far outside of those of `fit`.
 
         Returns:
             Densities, or probabilities where a column is discrete: bounds with one draw of noise,
@@ -166,12 +209,13 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
         Raises:
             NotFittedError: If `fit` wasn't called.
-            ValueError: If a shape, a column or a value is wrong.
+            ValueError: If a shape, a column or a value is wrong, or a class is new.
         """
-        check_is_fitted(self, "checkpoint_")
+        conditions = self._conditions
         rows = self._frame(X, gaps=recorded(self.checkpoint_)[1].data.missing == "mask")
-        with threads(plain(self.threads)):
-            return self.run_.log_prob(rows).numpy()
+        given = given_rows("score_samples", conditions, y, rows)
+        with self._session():
+            return self.run_.log_prob(rows, given=given).numpy()
 
     # scikit-learn's own returns nothing.
     def score(self, X: Any, y: Any = None) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -182,11 +226,18 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
         Arguments:
             X: Rows, shape (n, d); errors are those of `score_samples`.
-            y: Ignored.
+            y: Of a conditional density what the rows are given, otherwise ignored.
         """
-        return float(self.score_samples(X).mean())
+        return float(self.score_samples(X, None if self._conditions is None else y).mean())
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
+    def sample(
+        self,
+        n_samples: int = 1,
+        random_state: Any = None,
+        *,
+        y: Any = None,
+        guidance: float | None = None,
+    ) -> Any:
         """Returns samples in the units of X, float64 of shape (n_samples, d).
 
         If X had columns of texts it is a data frame with their names, types and categories.
@@ -194,19 +245,27 @@ class DensityEstimator(DensityMixin, BaseEstimator):
         Arguments:
             n_samples: The number of samples, at least 1.
             random_state: The seed: the same number gives the same samples, each of which depends
-                on its index and the seed alone. By default a seed is drawn from NumPy's state.
+                on its index, the seed and its y alone. By default a seed is drawn from NumPy's
+                state.
+            y: Of a conditional density what the samples are given: one value for all, a mapping of
+                names of columns to values for all, or a row for each sample.
+            guidance: Of a conditional density the weight of the condition, see `LoadedRun.sample`.
 
         Raises:
             NotFittedError: If `fit` wasn't called.
-            ValueError: If a number isn't in its range, or the samples don't fit in memory.
+            ValueError: If a number isn't in its range, the samples don't fit in memory, or y is
+                missing, has another length or a new class.
         """
-        check_is_fitted(self, "checkpoint_")
-        with threads(plain(self.threads)):
-            n, seed = plain(n_samples), seed_of(random_state)
+        conditions, n = self._conditions, plain(n_samples)
+        options: dict[str, Any] = {"seed": seed_of(random_state)}
+        options["given"] = given_samples("sample", conditions, y, n)
+        if guidance is not None:
+            options["guidance"] = plain(guidance)
+        with self._session():
             encoding = self.run_.record.encoding
             if encoding is not None and encoding.texts:
-                return self.run_.sample_frame(n, seed=seed)
-            return self.run_.sample(n, seed=seed).numpy()
+                return self.run_.sample_frame(n, **options)[[*encoding.names]]
+            return self.run_.sample(n, **options).numpy()
 
     def save(self, path: str | Path) -> None:
         """Writes the folder of a run, for `load`, `load_run` and the program `diffflow`.
@@ -302,7 +361,8 @@ def _check_rows(rows: Any) -> None:
 
 def _check_columns(rows: Any, data: Dataset) -> None:
     """Refuses columns that a run would leave out."""
-    names = [str(name) for name in rows.columns]
+    given = () if data.conditions is None else data.conditions.names
+    names = [str(name) for name in rows.columns if str(name) not in given]
     left_out = [name for name in names if name not in data.columns]
     if left_out:
         raise ValueError(

@@ -17,7 +17,7 @@ from diffflow_ext.training.config.sections import Data
 #: Fields about where data lie; an estimator is given its data.
 OF_DATA = frozenset(field.name for field in fields(Data)) - {"columns", "missing"}
 #: Parameters that are no fields of a configuration.
-OWN = frozenset({"options", "random_state", "verbose"})
+OWN = frozenset({"options", "random_state", "verbose", "conditional"})
 
 
 def plain(value: Any) -> Any:
@@ -61,7 +61,7 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
         )
     mends = dict.fromkeys(OF_DATA, "choose rows and columns of X before")
     mends |= {name: f"set the parameter {name} itself" for name in parameters}
-    mends["seed"] = "set random_state"
+    mends |= {"seed": "set random_state", "condition": "set conditional=True and pass y to fit"}
     for name in options:
         if name in mends:
             raise ValueError(
@@ -83,4 +83,5 @@ def parameters_of(config: Config, names: Collection[str]) -> dict[str, Any]:
     }
     options = {name: value for name, value in changed.items() if name not in names}
     own = {name: value for name, value in changed.items() if name in names}
-    return {**own, "random_state": config.run.seed, "options": options or None}
+    conditional = {"conditional": True} if config.data.condition is not None else {}
+    return {**own, **conditional, "random_state": config.run.seed, "options": options or None}

@@ -1,16 +1,16 @@
 """Pictures of data, samples, paths and training.
 
-Every function takes NumPy arrays and a path ending in .png, .pdf or .svg, writes the picture and
-returns the path. Matplotlib is imported when the first picture is drawn, and only its
-object-oriented interface is used: no window, no global figure, no change to the caller's style.
+Every function takes NumPy arrays and returns a figure of matplotlib, which notebooks show and
+`save` writes. Matplotlib is imported when the first picture is drawn, and only its object-oriented
+interface is used: no window, no global figure or backend, no change to the caller's style.
 Data are blue and samples orange throughout; points that are followed in time keep one colour.
 
-All raise `FileNotFoundError` if the folder of the path does not exist, `ModuleNotFoundError` if
-matplotlib is missing, and `ValueError` if shapes don't fit or values are not finite.
+All raise `ModuleNotFoundError` if matplotlib is missing, and `ValueError` if shapes don't fit or
+values are not finite.
 """
 
 from .images import image_grid, image_rows, metric_curves
-from .panels import SUFFIXES
+from .panels import SUFFIXES, save
 from .points import loss_curve, samples_beside_data, trajectories
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "loss_curve",
     "metric_curves",
     "samples_beside_data",
+    "save",
     "trajectories",
 ]

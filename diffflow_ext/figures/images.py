@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +14,11 @@ from .panels import (
     DPI,
     INK,
     ORANGE,
-    checked_path,
     finite_array,
     grid_lines,
     new_figure,
-    save,
     style,
+    titled,
 )
 
 if TYPE_CHECKING:
@@ -41,34 +38,31 @@ CURVES = (BLUE, ORANGE, "#2a9d8f", "#7b4bb3", "#c2335a", "#7a9e2e", "#b07d00", "
 MARKERS = "osD^vPX*"
 
 
-def image_grid(path: str | os.PathLike[str], images: ArrayLike, title: str) -> Path:
+def image_grid(images: ArrayLike, title: str) -> Figure:
     """Draws images in a square grid, row by row, each pixel as a square of whole screen pixels.
 
     Arguments:
-        path: Where to write.
         images: uint8, or floats from -1 (black) to 1 (white), clamped; shape (n, C, H, W) with
             C = 1 or 3 and n <= 4096.
         title: The title.
     """
     op = "image_grid"
-    file, levels = checked_path(op, path), _levels(op, "images", images)
+    levels = _levels(op, "images", images)
     width = math.ceil(math.sqrt(len(levels)))
     rows = [levels[start : start + width] for start in range(0, len(levels), width)]
     figure, _ = _montage(rows, 0.0)
-    return save(figure, file, title, 0.5 * MARGIN_INCHES)
+    return titled(figure, title, 0.5 * MARGIN_INCHES)
 
 
-def image_rows(path: str | os.PathLike[str], rows: Mapping[str, ArrayLike], title: str) -> Path:
+def image_rows(rows: Mapping[str, ArrayLike], title: str) -> Figure:
     """Draws one row of images under another, each with its name: data, models, step counts.
 
     Arguments:
-        path: Where to write.
         rows: Images by name of the row, from above, as in `image_grid`. All have one size; rows
             may differ in length.
         title: The title.
     """
     op = "image_rows"
-    file = checked_path(op, path)
     levels = {name: _levels(op, f"row {name!r}", images) for name, images in rows.items()}
     sizes = {one.shape[1:] for one in levels.values()}
     if len(sizes) != 1:
@@ -82,23 +76,21 @@ def image_rows(path: str | os.PathLike[str], rows: Mapping[str, ArrayLike], titl
     for index, name in enumerate(levels):
         middle = index * (height + GAP) + 0.5 * height
         panel.text(-2 * GAP, middle, name, ha="right", va="center", fontsize=10, color=INK)
-    return save(figure, file, title, 0.5 * MARGIN_INCHES)
+    return titled(figure, title, 0.5 * MARGIN_INCHES)
 
 
 def metric_curves(
-    path: str | os.PathLike[str],
     curves: Mapping[str, Sequence[tuple[float, float]]],
     xlabel: str,
     ylabel: str,
     title: str,
     floor: tuple[str, float],
-) -> Path:
+) -> Figure:
     """Draws a measure of several models against what was varied, such as the number of steps.
 
     Both axes are logarithmic.
 
     Arguments:
-        path: Where to write.
         curves: Points (x, y) by name of the curve, at most eight; drawn in increasing x.
         xlabel: The name and unit of the horizontal axis.
         ylabel: The name and unit of the vertical axis.
@@ -106,7 +98,6 @@ def metric_curves(
         floor: A name and a level to draw across, such as what real data reach.
     """
     op = "metric_curves"
-    file = checked_path(op, path)
     if not 1 <= len(curves) <= len(CURVES):
         raise ValueError(
             f"{op}: expected 1 to {len(CURVES)} curves, got {len(curves)}; draw several pictures"
@@ -133,7 +124,7 @@ def metric_curves(
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return save(figure, file, title)
+    return titled(figure, title)
 
 
 def _montage(rows: Sequence[Levels], left: float) -> tuple[Figure, Axes]:

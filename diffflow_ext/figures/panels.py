@@ -6,7 +6,9 @@ Only here matplotlib is imported, when the first picture is drawn.
 from __future__ import annotations
 
 import importlib
+import io
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,17 +35,17 @@ SUFFIXES = (".png", ".pdf", ".svg")
 SOFTWARE = "diffflow_ext"
 
 
-def checked_path(op: str, path: str | os.PathLike[str]) -> Path:
+def _checked_path(path: str | os.PathLike[str]) -> Path:
     """Returns the path of a picture; its ending is known and its folder exists."""
     file = Path(path)
     if file.suffix.lower() not in SUFFIXES:
         raise ValueError(
-            f"{op}: expected a path ending in {', '.join(SUFFIXES)}, got {str(file)!r}; "
+            f"save: expected a path ending in {', '.join(SUFFIXES)}, got {str(file)!r}; "
             "add such an ending"
         )
     if not file.parent.is_dir():
         raise FileNotFoundError(
-            f"{op}: expected the folder {str(file.parent)!r} to exist; make it first"
+            f"save: expected the folder {str(file.parent)!r} to exist; make it first"
         )
     return file
 
@@ -75,19 +77,40 @@ def new_figure(width: float, height: float) -> Figure:
             "figures: expected matplotlib, which is not installed; run: "
             "pip install 'diffflow_ext[plot]'"
         ) from error
-    figure = figures.Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    size = (width, height)
+    figure = figures.Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
     agg.FigureCanvasAgg(figure)
+    # Notebooks show figures of pyplot by themselves, and others by this method.
+    figure._repr_png_ = partial(png_bytes, figure)
     return figure
 
 
-def save(figure: Figure, file: Path, title: str, inches_above: float | None = None) -> Path:
-    """Writes a figure under a title, which may stand a fixed distance below the upper edge."""
+def png_bytes(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": SOFTWARE})
+    return stream.getvalue()
+
+
+def titled(figure: Figure, title: str, inches_above: float | None = None) -> Figure:
+    """Puts a title above a figure, perhaps a fixed distance below its upper edge."""
     height = {} if inches_above is None else {"y": 1.0 - inches_above / figure.get_figheight()}
     figure.suptitle(title, fontsize=13, color=INK, **height)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Writes a figure to a file, the same bytes for the same figure; returns its path.
+
+    Raises:
+        FileNotFoundError: If the folder of the path does not exist.
+        ValueError: If the path ends in none of `SUFFIXES`.
+    """
+    file = _checked_path(path)
     # Without a date two pictures of the same numbers are the same bytes.
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     own = metadata.get(file.suffix.lower(), {"Software": SOFTWARE})
-    figure.savefig(file, dpi=DPI, metadata=own)
+    figure.savefig(file, metadata=own)
     return file
 
 

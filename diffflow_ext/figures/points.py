@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +14,6 @@ from .panels import (
     INK,
     ORANGE,
     Array,
-    checked_path,
     cloud,
     finite_array,
     grid_lines,
@@ -24,10 +21,10 @@ from .panels import (
     marginal,
     new_figure,
     overlay,
-    save,
     span,
     square,
     style,
+    titled,
     turns,
 )
 
@@ -44,13 +41,12 @@ FEW_POINTS = 40
 
 
 def samples_beside_data(
-    path: str | os.PathLike[str],
     data: ArrayLike,
     samples: ArrayLike,
     title: str,
     *,
     columns: Sequence[str] | None = None,
-) -> Path:
+) -> Figure:
     """Draws samples of a model beside the data, on the same axes.
 
     In two dimensions two clouds with equally many dots; otherwise a corner grid of the first
@@ -58,14 +54,12 @@ def samples_beside_data(
     with contours around the densest 50 % and 90 % of the samples.
 
     Arguments:
-        path: Where to write.
         data: Points with shape (n, d).
         samples: Points with shape (m, d).
         title: The title.
         columns: The d column names; x1, x2, ... if None.
     """
     op = "samples_beside_data"
-    file = checked_path(op, path)
     x, y = finite_array(op, "data", data, 2), finite_array(op, "samples", samples, 2)
     if x.shape[1] != y.shape[1]:
         raise ValueError(
@@ -80,23 +74,21 @@ def samples_beside_data(
     if len(names) > MAX_CORNER:
         title = f"{title}, {MAX_CORNER} of {len(names)} columns"
     figure = _pair_of_clouds(x, y, names) if x.shape[1] == 2 else _corner(x, y, names)
-    return save(figure, file, title)
+    return titled(figure, title)
 
 
 def trajectories(
-    path: str | os.PathLike[str],
     forward: ArrayLike,
     reverse: ArrayLike,
     times: ArrayLike,
     title: str,
-) -> Path:
+) -> Figure:
     """Draws snapshots of both processes: above data to noise, below noise to data.
 
     Columns share a time, so that in a trained model the two clouds of a column agree; the lower
     row is read from right to left. A particle keeps the colour of its place in the data.
 
     Arguments:
-        path: Where to write.
         forward: States, shape (N + 1, B, 2), `forward[i]` at `times[i]`.
         reverse: States, shape (N + 1, B', 2), `reverse[i]` at `times[i]` too: reverse the order
             of a sampler that starts from noise.
@@ -104,7 +96,6 @@ def trajectories(
         title: The title.
     """
     op = "trajectories"
-    file = checked_path(op, path)
     rows = [_states(op, "forward", forward), _states(op, "reverse", reverse)]
     grid = _times(op, times, [len(states) for states in rows])
     picks = np.unique(np.linspace(0, len(grid) - 1, SNAPSHOTS).round().astype(int))
@@ -124,30 +115,27 @@ def trajectories(
         strict=True,
     ):
         panels[0].set_ylabel(label, fontsize=10, color=INK)
-    return save(figure, file, title)
+    return titled(figure, title)
 
 
 def loss_curve(
-    path: str | os.PathLike[str],
     steps: ArrayLike,
     losses: ArrayLike,
     *,
     title: str = "Training loss",
     label: str = "loss per sample [nats]",
-) -> Path:
+) -> Figure:
     """Draws the loss against the training step: raw light, smoothed dark.
 
     The axis follows the bulk of the curve; a first spike may leave it. NaN leaves a gap.
 
     Arguments:
-        path: Where to write.
         steps: The training steps, increasing.
         losses: A loss for each, in the units that `label` names.
         title: The title.
         label: The name and unit of the vertical axis.
     """
     op = "loss_curve"
-    file = checked_path(op, path)
     step, raw = finite_array(op, "steps", steps, 1), np.asarray(losses, np.float64)
     if raw.shape != step.shape or not np.isfinite(raw).any():
         raise ValueError(
@@ -172,7 +160,7 @@ def loss_curve(
     axes.set_xlabel("training step", color=INK)
     axes.set_ylabel(label, color=INK)
     axes.legend(frameon=False, fontsize=9, loc="upper right")
-    return save(figure, file, title)
+    return titled(figure, title)
 
 
 def _spacing(steps: Array) -> str:

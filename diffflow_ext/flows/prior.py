@@ -170,6 +170,10 @@ class FlowPrior(nn.Module):
         check_flow(flow, self.conditional)
         self.flow = flow
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return f"FlowPrior({type(self.flow).__name__}, {count:,} parameters)"
+
     def log_prob(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Returns log-densities of the flow, as :meth:`Prior.log_prob`.
 

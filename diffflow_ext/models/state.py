@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from diffflow_ext.flows.prior import StandardNormal
 from diffflow_ext.functional.checks import in_words
@@ -29,6 +30,13 @@ class StatefulModel(nn.Module):
 
     #: Tensors that the model depends on and that may belong to no module.
     extra_params: tuple[Tensor, ...] = ()
+
+    def __repr__(self) -> str:
+        """Returns its networks by their classes; `repr` of one shows its layers."""
+        parts = [f"{name}={type(child).__name__}" for name, child in self.named_children()]
+        known = [p for p in self.parameters() if not isinstance(p, UninitializedParameter)]
+        parts.append(f"{sum(p.numel() for p in known):,} parameters")
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     def constants(self) -> dict[str, Tensor]:
         """Returns the constants by their names in the state dict, float64 on the CPU."""

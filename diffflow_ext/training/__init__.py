@@ -13,11 +13,13 @@ from .config.fields import (
 from .config.files import load_config
 from .evaluation.evaluate import evaluate
 from .evaluation.loaded_run import LoadedRun, load_run
+from .evaluation.pictures import loss_figure, path_figure, sample_figure
 from .evaluation.report import format_table
 from .loop.session import Interrupted
 from .loop.step import TrainingError
 from .loop.train import train
 from .loop.trainer import TrainResult
+from .parallel.progress import show_progress
 from .store.checkpoint import Checkpoint, CheckpointError
 from .store.dataset import DatasetRecord
 
@@ -41,5 +43,9 @@ __all__ = [
     "format_table",
     "load_config",
     "load_run",
+    "loss_figure",
+    "path_figure",
+    "sample_figure",
+    "show_progress",
     "train",
 ]

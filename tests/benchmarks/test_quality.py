@@ -22,6 +22,7 @@ from benchmarks.quality import (
     compare_images,
     compare_tables,
     defaults_sweep,
+    digits_by_class,
     dinof_sweep,
     imputation,
     trainings,
@@ -214,6 +215,25 @@ def test_images_run(tmp_path, monkeypatch):
     assert write.filled(page, quality.BLOCKS, results).count("DDPM, DDIM, N =") == 2
     drawn_paths = pictures.draw_pictures(results, tmp_path / "results", tmp_path)
     assert all(path.stat().st_size > 1000 for path in drawn_paths)
+
+
+@pytest.mark.slow
+def test_digits_are_judged_by_class(tmp_path, monkeypatch):
+    write_images(tmp_path / "mnist", 28, count=500, held_out=100)
+    monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path))
+    where = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    digits_by_class.main(["--smoke", *where, "--minutes", "0.005"])
+    results = write.read_results(tmp_path)
+    report = results["digits_by_class_mnist16"]
+    assert report["held_out"]["of_class"] <= 1.0
+    for one in report["models"].values():
+        assert one["config"]["data"]["condition"] == "label"
+        assert [way["guidance"] for way in one["sampling"]] == [*digits_by_class.GUIDANCE]
+        assert all(len(way["of_each_class"]) == 2 for way in one["sampling"])
+    text = quality.BLOCKS["digits-by-class"](results)
+    assert text.count("w = 0 |") == 2
+    (path,) = pictures.draw_pictures(results, tmp_path, tmp_path)
+    assert path.stat().st_size > 1000
 
 
 def test_page_is_made_from_the_reports_alone(reports, tmp_path):

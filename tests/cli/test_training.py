@@ -32,7 +32,7 @@ def test_what_was_read_is_said_before_training(
     assert not (tmp_path / "run").exists()
     (tmp_path / "run.toml").write_text(said.out)  # The output is a configuration.
     assert main([*words[:1], *words[2:4], "--config", str(tmp_path / "run.toml")]) == 0
-    assert capsys.readouterr().out.splitlines()[: len(facts)] == facts
+    assert capsys.readouterr().err.splitlines() == facts
 
 
 def test_columns_and_arrays_are_chosen_by_flags(
@@ -70,7 +70,7 @@ def test_sigterm_saves_and_exits_with_its_code(tmp_path: Path, data: Path) -> No
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate()
     assert process.returncode == 143
-    first, last = error.splitlines()
+    *_, first, last = error.splitlines()  # Lines before them tell of the data.
     assert first.startswith("diffflow: SIGTERM: finishing this step, then saving; a second one")
     assert last.startswith("diffflow: stopped by SIGTERM; saved run/checkpoints/step-")
     assert load_latest(tmp_path / "run" / "checkpoints").step > 0

@@ -94,12 +94,19 @@ def test_values_are_those_of_the_table(data: Dataset) -> None:
 
 def test_records(data: Dataset) -> None:
     assert data.conditions is not None
-    for conditions in (data.conditions, Conditions(num_classes=7)):
+    named = Conditions(num_classes=2, classes=("cat", "dog"))
+    assert named.describe() == "label (0 = cat, 1 = dog)"
+    many = Conditions(num_classes=40, classes=tuple(map(str, range(40))))
+    assert many.describe().endswith("31 = 31 and 8 more)")
+    assert "classes" not in Conditions(num_classes=7).to_meta()
+    for conditions in (data.conditions, Conditions(num_classes=7), named):
         meta = json.loads(json.dumps(conditions.to_meta()))
         assert Conditions.from_meta(meta) == conditions
     assert "cut (one of 'fair', 'good', 'ideal')" in data.conditions.describe()
-    assert "z (a number)" in data.conditions.describe()
+    assert "z (a number, from -1.364 to 11.77 in training)" in data.conditions.describe()
     assert Conditions(num_classes=7).describe() == "label (0 to 6)"
+    with pytest.raises(ValueError, match="expected 3 names of classes, got 1"):
+        Conditions.from_meta({"num_classes": 3, "classes": ["cat"]})
     for bad in ({"num_classes": 0}, {"num_classes": -1}):
         with pytest.raises(ValueError, match="expected columns, classes or masks"):
             Conditions.from_meta(bad)
@@ -147,7 +154,7 @@ def test_labels_stay_with_their_images() -> None:
         (
             "cut",
             np.zeros((40, 1, 4, 4), np.uint8),
-            "expected condition='label' or 'masks' for images",
+            "expected condition='label' for images",
         ),
     ],
 )
@@ -161,7 +168,7 @@ def test_missing_numbers_and_sets_that_take_none() -> None:
     gaps = FRAME.assign(z=FRAME.z.where(FRAME.z > 2.0))
     with pytest.raises(ValueError, match="no missing numbers in a condition, the column 'z'"):
         open_dataset(gaps, condition="z", missing="mask")
-    with pytest.raises(ValueError, match="expected condition for tables of one's own and images"):
+    with pytest.raises(ValueError, match="condition='label' for the set 'moons', got 'x1'"):
         open_dataset("moons", condition="x1")
     # A missing text is a value of its own.
     texts = open_dataset(FRAME.assign(cut=FRAME.cut.where(FRAME.cut != "fair")), condition="cut")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import lzma
 import os
 import pickle
@@ -37,6 +38,11 @@ def framed(rows: np.ndarray, kind: str) -> bytes:
     return stream.getvalue()
 
 
+def classes(names: list[str]) -> bytes:
+    """A table of classes as in the data sets of EDM."""
+    return json.dumps({"labels": [[name, i % 2] for i, name in enumerate(names)]}).encode()
+
+
 def corpus() -> dict[str, bytes]:
     """Small valid files of every format, by the names that give the format away."""
     digits = RNG.integers(0, 256, (12, 3, 3), dtype=np.uint8)
@@ -63,6 +69,8 @@ def corpus() -> dict[str, bytes]:
         "a.parquet": framed(rows, "parquet"),
         "a.feather": framed(rows, "feather"),
         "a.zip": zipped({**members, "11.jpg": picture(images[11], "JPEG")}),
+        "labelled.zip": zipped({**members, "dataset.json": classes([*members])}),
+        "labelled.npz": saved(np.savez, x=images, y=np.arange(12)),
         **{f"x.{kind.lower()}": picture(images[11], kind) for kind in KINDS},
         "a.tar": batches,
         "a.tar.gz": gzip.compress(batches, mtime=0),
@@ -75,6 +83,8 @@ def opener(name: str, folder: Path) -> Callable[[Path], object]:
         for i in range(11):
             (folder / f"{i}.png").write_bytes(picture(np.full((3, 3, 3), i, np.uint8)))
         return lambda path: open_dataset(path.parent)
+    if name.startswith("labelled"):
+        return lambda path: open_dataset(path, condition="label")
     if not name.startswith("data_batch"):
         return open_dataset
     for stem in BATCHES[1:]:

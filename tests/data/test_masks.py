@@ -110,7 +110,7 @@ def test_data_sets_with_masks() -> None:
     rows = torch.randint(0, 256, (30, 1, 6, 6), dtype=torch.uint8)
     images = open_dataset(rows, condition="masks", limit=5)
     assert images.conditions == Conditions(masks=Masks((1, 6, 6)))
-    with pytest.raises(ValueError, match="expected condition='label' or 'masks' for images"):
+    with pytest.raises(ValueError, match="expected condition='label' for images"):
         open_dataset(rows, condition="half")
 
 

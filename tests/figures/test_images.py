@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason="needs the plot extra")
 
 from matplotlib import image
 
-from diffflow_ext.figures import image_grid, image_rows, metric_curves, panels
+from diffflow_ext.figures import image_grid, image_rows, metric_curves, panels, save
 from diffflow_ext.figures import images as figures_images
 
 RNG = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def _shown(picture: np.ndarray, zoom: int, paper: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("count", "wide"), [(12, 4), (9, 3), (1, 1)])
 def test_grid_shows_every_pixel(tmp_path: Path, count: int, wide: int) -> None:
     images = GREY[:count]
-    path = image_grid(tmp_path / "a.png", images, "title")
+    path = save(image_grid(images, "title"), tmp_path / "a.png")
     paper = _paper([images[i : i + wide] for i in range(0, count, wide)])
     assert path == tmp_path / "a.png"
     zoom = figures_images.MAX_ZOOM
@@ -72,15 +72,15 @@ def test_colours_and_floats(tmp_path: Path) -> None:
     paper = np.kron(rows, np.ones((zoom, zoom, 1)))
     floats = 2.0 * (COLOUR + 0.5) / 256.0 - 1.0
     for images in (COLOUR, floats, floats.astype(np.float32)):
-        picture = _levels(image_grid(tmp_path / "a.png", images, "title"))
+        picture = _levels(save(image_grid(images, "title"), tmp_path / "a.png"))
         assert np.array_equal(_shown(picture, zoom, rows), paper)
-    clamped = image_grid(tmp_path / "b.png", np.full((1, 1, 4, 4), -3.0), "title")
+    clamped = save(image_grid(np.full((1, 1, 4, 4), -3.0), "title"), tmp_path / "b.png")
     assert (_levels(clamped) == 0).sum() >= 3 * (4 * zoom) ** 2
 
 
 def test_rows_have_names_and_lengths(tmp_path: Path) -> None:
     rows = {"data": GREY[:6], "a rather long name": GREY[6:9], "third": GREY[9:]}
-    path = image_rows(tmp_path / "a.png", rows, "title")
+    path = save(image_rows(rows, "title"), tmp_path / "a.png")
     paper, zoom = _paper(list(rows.values())), figures_images.MAX_ZOOM
     picture = _levels(path)
     shown = _shown(picture, zoom, paper)
@@ -115,7 +115,7 @@ def test_any_montage_has_whole_pixels(n: int, columns: int, height: int, width: 
 
 
 def test_curves(tmp_path: Path) -> None:
-    path = metric_curves(tmp_path / "a.png", CURVES, "steps", "FD", "title", ("data", 0.5))
+    path = save(metric_curves(CURVES, "steps", "FD", "title", ("data", 0.5)), tmp_path / "a.png")
     picture = _levels(path)
     first, second = _near(picture, panels.BLUE), _near(picture, panels.ORANGE)
     assert first.sum() > 300
@@ -131,9 +131,9 @@ def test_curves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["pdf", "svg"])
 def test_file_kinds(tmp_path: Path, suffix: str) -> None:
-    assert image_grid(tmp_path / f"a.{suffix}", GREY, "t").stat().st_size > 1000
+    assert save(image_grid(GREY, "t"), tmp_path / f"a.{suffix}").stat().st_size > 1000
     twins = [
-        metric_curves(tmp_path / f"{name}.{suffix}", CURVES, "x", "y", "t", ("data", 0.5))
+        save(metric_curves(CURVES, "x", "y", "t", ("data", 0.5)), tmp_path / f"{name}.{suffix}")
         for name in "bc"
     ]
     start = {"pdf": b"%PDF", "svg": b"<?xml"}[suffix]
@@ -143,29 +143,26 @@ def test_file_kinds(tmp_path: Path, suffix: str) -> None:
 
 
 def test_bad_images(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
     for images, shape in ((GREY[:, 0], r"\(12, 8, 6\)"), (GREY[:0], r"\(0, 1, 8, 6\)")):
         with pytest.raises(ValueError, match=rf"image_grid: expected images of shape.*{shape}"):
-            image_grid(path, images, "t")
+            image_grid(images, "t")
     with pytest.raises(ValueError, match=r"C = 1 or 3, got \(12, 2, 8, 6\)"):
-        image_grid(path, np.concatenate([GREY, GREY], axis=1), "t")
+        image_grid(np.concatenate([GREY, GREY], axis=1), "t")
     with pytest.raises(ValueError, match="expected at most 4096 images, got 4097"):
-        image_grid(path, np.zeros((4097, 1, 1, 1), np.uint8), "t")
+        image_grid(np.zeros((4097, 1, 1, 1), np.uint8), "t")
     with pytest.raises(ValueError, match=r"uint8 or floats in \[-1, 1\], got int64"):
-        image_grid(path, GREY.astype(np.int64), "t")
+        image_grid(GREY.astype(np.int64), "t")
     with pytest.raises(ValueError, match="image_grid: expected finite images, 48 of 576"):
-        image_grid(
-            path, np.where(np.arange(12)[:, None, None, None] == 3, np.nan, GREY / 255.0), "t"
-        )
+        image_grid(np.where(np.arange(12)[:, None, None, None] == 3, np.nan, GREY / 255), "t")
     with pytest.raises(ValueError, match=r"image_rows: expected rows of images of one size"):
-        image_rows(path, {"a": GREY, "b": COLOUR}, "t")
+        image_rows({"a": GREY, "b": COLOUR}, "t")
     with pytest.raises(ValueError, match="got no rows"):
-        image_rows(path, {}, "t")
+        image_rows({}, "t")
     with pytest.raises(ValueError, match=r"image_rows: expected row 'b' of shape"):
-        image_rows(path, {"a": GREY, "b": GREY[0]}, "t")
+        image_rows({"a": GREY, "b": GREY[0]}, "t")
     with pytest.raises(ValueError, match=r"expected a path ending in \.png"):
-        image_grid(tmp_path / "a.jpg", GREY, "t")
-    assert not path.exists()
+        save(image_grid(GREY, "t"), tmp_path / "a.jpg")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -181,7 +178,6 @@ def test_bad_images(tmp_path: Path) -> None:
         ("expected finite floor", CURVES, np.nan),
     ],
 )
-def test_bad_curves(tmp_path: Path, words: str, curves: dict, floor: float) -> None:
+def test_bad_curves(words: str, curves: dict, floor: float) -> None:
     with pytest.raises(ValueError, match=f"metric_curves: {words}"):
-        metric_curves(tmp_path / "a.png", curves, "x", "y", "t", ("data", floor))
-    assert not (tmp_path / "a.png").exists()
+        metric_curves(curves, "x", "y", "t", ("data", floor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch
 pytest.importorskip("matplotlib", reason="needs the plot extra")
 
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from diffflow_ext import figures
 from diffflow_ext.figures import (
     loss_curve,
     panels,
-    points,
     samples_beside_data,
+    save,
     trajectories,
 )
 
@@ -39,7 +41,7 @@ def _near(picture: np.ndarray, colour: str, within: float = 0.08) -> np.ndarray:
 
 
 def test_two_dimensions_side_by_side(tmp_path: Path) -> None:
-    path = samples_beside_data(tmp_path / "a.png", CLOUD, CLOUD + 0.0, "title")
+    path = save(samples_beside_data(CLOUD, CLOUD + 0.0, "title"), tmp_path / "a.png")
     assert path == tmp_path / "a.png"
     picture = _rgb(path)
     assert picture.shape[:2] == (780, 1350)
@@ -61,20 +63,17 @@ def test_rings_stay_round(tmp_path: Path) -> None:
     angle = np.linspace(0.0, 2.0 * np.pi, 3_000)
     ring = np.column_stack([np.cos(angle), np.sin(angle)])
     wide = np.concatenate([ring, ring + np.array([4.0, 0.0])])
-    picture = _rgb(samples_beside_data(tmp_path / "a.png", wide, wide, "rings"))
+    picture = _rgb(save(samples_beside_data(wide, wide, "rings"), tmp_path / "a.png"))
     mask = _near(picture, panels.BLUE)
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     assert (columns[-1] - columns[0]) / (rows[-1] - rows[0]) == pytest.approx(3.0, rel=0.05)
 
 
-def test_what_a_picture_leaves_out_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_picture_leaves_out_is_said() -> None:
     titles: list[str] = []
-    monkeypatch.setattr(points, "save", lambda figure, file, title: titles.append(title))
     for dim in (2, 5, 10):
         rows = RNG.normal(size=(90, dim))
-        samples_beside_data(tmp_path / "a.png", rows, rows, "title")
+        titles.append(samples_beside_data(rows, rows, "title").get_suptitle())
     assert titles == ["title", "title", "title, 5 of 10 columns"]
 
 
@@ -82,13 +81,9 @@ def test_what_a_picture_leaves_out_is_said(
     ("steps", "said"),
     [([1, 2, 3], "each step"), ([10, 20, 30, 33], "one step in 10"), ([7], "each step")],
 )
-def test_the_legend_says_which_steps_are_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int], said: str
-) -> None:
-    drawn = []
-    monkeypatch.setattr(points, "save", lambda figure, file, title: drawn.append(figure))
-    loss_curve(tmp_path / "a.png", steps, [1.0] * len(steps))
-    legend = drawn[0].axes[0].get_legend()
+def test_the_legend_says_which_steps_are_drawn(steps: list[int], said: str) -> None:
+    legend = loss_curve(steps, [1.0] * len(steps)).axes[0].get_legend()
+    assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [said, "smoothed"]
 
 
@@ -96,7 +91,9 @@ def test_the_legend_says_which_steps_are_drawn(
 def test_other_dimensions_make_a_corner(tmp_path: Path, dim: int) -> None:
     data, samples = RNG.normal(size=(900, dim)), RNG.normal(0.5, 1.0, size=(700, dim))
     names = [f"column {i}" for i in range(dim)]
-    picture = _rgb(samples_beside_data(tmp_path / "a.png", data, samples, "t", columns=names))
+    picture = _rgb(
+        save(samples_beside_data(data, samples, "t", columns=names), tmp_path / "a.png")
+    )
     assert picture.shape[1] == pytest.approx(150 * (1.9 * min(max(dim, 2), 5) + 0.5), abs=1.0)
     assert _near(picture, panels.ORANGE).sum() > 200
     if dim > 1:
@@ -109,21 +106,23 @@ def test_nearly_constant_and_outlying_columns(tmp_path: Path) -> None:
     data = np.column_stack([np.full(50, 3.0), RNG.normal(size=50), RNG.normal(size=50)])
     samples = data * 1.0
     samples[0] = [1e9, -1e9, 1e9]
-    assert samples_beside_data(tmp_path / "a.png", data, samples, "odd").exists()
-    assert samples_beside_data(tmp_path / "b.png", data[:, :2], samples[:, :2], "odd").exists()
+    assert save(samples_beside_data(data, samples, "odd"), tmp_path / "a.png").exists()
+    assert save(
+        samples_beside_data(data[:, :2], samples[:, :2], "odd"), tmp_path / "b.png"
+    ).exists()
 
 
 def test_states_with_a_graph_make_the_picture_of_their_values(tmp_path: Path) -> None:
     """As those of DiffFlowSDE.path, whose parameters require gradients."""
     states = torch.tensor(WALK, requires_grad=True)
     graph, plain = tmp_path / "graph.png", tmp_path / "plain.png"
-    trajectories(graph, states, states, TIMES, "t")  # pyright: ignore[reportArgumentType]
-    trajectories(plain, WALK, WALK, TIMES, "t")
+    save(trajectories(states, states, TIMES, "t"), graph)  # pyright: ignore[reportArgumentType]
+    save(trajectories(WALK, WALK, TIMES, "t"), plain)
     assert np.array_equal(_rgb(graph), _rgb(plain))
 
 
 def test_trajectories(tmp_path: Path) -> None:
-    path = trajectories(tmp_path / "t.png", WALK, WALK[:, :20], TIMES, "rows")
+    path = save(trajectories(WALK, WALK[:, :20], TIMES, "rows"), tmp_path / "t.png")
     picture = _rgb(path)
     assert picture.shape[:2] == (int(150 * 4.25), int(150 * 11.0))
     inked = (picture.max(axis=2) - picture.min(axis=2)) > 0.3
@@ -141,12 +140,12 @@ def test_loss_curve(tmp_path: Path) -> None:
     steps = np.arange(500)
     losses = 2.0 + np.exp(-steps / 50) + 0.1 * RNG.normal(size=500)
     losses[0], losses[250] = 1e6, np.nan
-    picture = _rgb(loss_curve(tmp_path / "l.png", steps, losses))
+    picture = _rgb(save(loss_curve(steps, losses), tmp_path / "l.png"))
     smooth = _near(picture, panels.BLUE)
     # The spike does not press the rest of the curve flat: it falls over half of the height.
     rows = np.flatnonzero(smooth[:, 120:-120].any(axis=1)) / len(picture)
     assert np.ptp(rows) > 0.4
-    assert loss_curve(tmp_path / "one.png", [7], [3.0]).exists()
+    assert save(loss_curve([7], [3.0]), tmp_path / "one.png").exists()
 
 
 def test_mass_levels_of_a_gaussian() -> None:
@@ -161,50 +160,55 @@ def test_no_window_and_no_global_state(tmp_path: Path) -> None:
         "import sys, matplotlib\n"
         # Through dict, or reading the backend would itself import pyplot.
         "before = dict(dict.items(matplotlib.rcParams))\n"
-        "from diffflow_ext.figures import loss_curve\n"
-        f"loss_curve({str(tmp_path / 'a.png')!r}, [1, 2], [3.0, 2.0])\n"
+        "from diffflow_ext.figures import loss_curve, save\n"
+        f"save(loss_curve([1, 2], [3.0, 2.0]), {str(tmp_path / 'a.png')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert dict(dict.items(matplotlib.rcParams)) == before\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_matplotlib_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_shows_the_file(tmp_path: Path) -> None:
+    """By a method of IPython, because no figure here is known to pyplot."""
+    figure = samples_beside_data(CLOUD, CLOUD, "title")
+    shown = figure._repr_png_()  # pyright: ignore[reportAttributeAccessIssue]
+    assert shown == save(figure, tmp_path / "a.png").read_bytes()
+    assert pickle.loads(pickle.dumps(figure))._repr_png_() == shown
+    assert isinstance(figure, Figure)
+
+
+def test_matplotlib_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'diffflow_ext\[plot\]'"):
-        loss_curve(tmp_path / "a.png", [1, 2], [3.0, 2.0])
+        loss_curve([1, 2], [3.0, 2.0])
 
 
 def test_bad_targets(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"loss_curve: expected the folder .*make it first"
-    ):
-        loss_curve(tmp_path / "no" / "a.png", [1], [1.0])
-    with pytest.raises(ValueError, match=r"loss_curve: expected a path ending in \.png"):
-        loss_curve(tmp_path / "a.jpeg", [1], [1.0])
+    with pytest.raises(FileNotFoundError, match=r"save: expected the folder .*make it first"):
+        save(loss_curve([1], [1.0]), tmp_path / "no" / "a.png")
+    with pytest.raises(ValueError, match=r"save: expected a path ending in \.png"):
+        save(loss_curve([1], [1.0]), tmp_path / "a.jpeg")
 
 
-def test_bad_arrays(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
+def test_bad_arrays() -> None:
     with pytest.raises(ValueError, match=r"as many columns, got shapes \(800, 2\) and \(800, 1\)"):
-        samples_beside_data(path, CLOUD, CLOUD[:, :1], "t")
+        samples_beside_data(CLOUD, CLOUD[:, :1], "t")
     bad = CLOUD.copy()
     bad[3, 1] = np.nan
     with pytest.raises(ValueError, match="samples_beside_data: expected finite samples, 1 of"):
-        samples_beside_data(path, CLOUD, bad, "t")
+        samples_beside_data(CLOUD, bad, "t")
     with pytest.raises(ValueError, match="expected 2 column names, got 1"):
-        samples_beside_data(path, CLOUD, CLOUD, "t", columns=["a"])
+        samples_beside_data(CLOUD, CLOUD, "t", columns=["a"])
     with pytest.raises(ValueError, match="data with 2 axes"):
-        samples_beside_data(path, CLOUD[0], CLOUD, "t")
+        samples_beside_data(CLOUD[0], CLOUD, "t")
     with pytest.raises(ValueError, match=r"got 8 times for \[9, 9\] states"):
-        trajectories(path, WALK, WALK, TIMES[:8], "t")
+        trajectories(WALK, WALK, TIMES[:8], "t")
     with pytest.raises(ValueError, match="increasing times"):
-        trajectories(path, WALK, WALK, TIMES[::-1], "t")
+        trajectories(WALK, WALK, TIMES[::-1], "t")
     with pytest.raises(ValueError, match=r"\(N \+ 1, B, 2\) with N >= 1, got \(1, 50, 2\)"):
-        trajectories(path, WALK[:1], WALK, TIMES, "t")
+        trajectories(WALK[:1], WALK, TIMES, "t")
     with pytest.raises(ValueError, match=r"losses of shape \(2,\)"):
-        loss_curve(path, [1, 2], [1.0])
+        loss_curve([1, 2], [1.0])
     with pytest.raises(ValueError, match="0 finite"):
-        loss_curve(path, [1, 2], [np.nan, np.inf])
-    assert not path.exists()
+        loss_curve([1, 2], [np.nan, np.inf])
     assert figures.SUFFIXES[0] == ".png"

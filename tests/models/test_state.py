@@ -133,3 +133,15 @@ def test_tensors_of_a_module_are_saved_once() -> None:
         model.load_state_dict(model.state_dict())
     assert not any(name.startswith("params") for name in model.state_dict())
     assert load(save(model.state_dict())).keys() == model.state_dict().keys()
+
+
+def test_a_model_is_shown_in_a_line() -> None:
+    assert repr(sde(0.2)) == (
+        f"DiffFlowSDE(drift=FourierMLP, score=FourierMLP, {2 * numbers_of(net()):,} parameters)"
+    )
+    lazy = DDPM(nn.LazyLinear(2))
+    assert repr(lazy) == "DDPM(eps_net=LazyLinear, 0 parameters)"
+
+
+def numbers_of(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

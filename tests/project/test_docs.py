@@ -54,6 +54,8 @@ def test_examples_of_models_run() -> None:
 def test_example_of_data_in_memory_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.S)
     (code,) = (code for code in codes if "data=frame" in code and "condition" not in code)
+    (shown,) = (code for code in codes if "sample_figure" in code)
+    (quiet,) = (code for code in codes if "show_progress" in code)
     monkeypatch.chdir(tmp_path)
     values = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)).numpy()
     names: dict[str, Any] = {"frame": pd.DataFrame(values, columns=["a", "b"])}
@@ -61,6 +63,10 @@ def test_example_of_data_in_memory_runs(tmp_path: Path, monkeypatch: pytest.Monk
     exec(code.replace("steps=2000", "steps=2, batch_size=4"), names)
     assert names["log_p"].shape == (60,)
     assert names["rows"].shape == (1000, 2)
+    exec(quiet, names)
+    pytest.importorskip("matplotlib")
+    exec(shown, names)
+    assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -87,20 +93,24 @@ def test_examples_of_conditions_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     exec(code, names)
     assert [*names["ideal"].columns] == ["x", "y", "cut", "price"]
     assert set(names["ideal"].cut) == {"Ideal"}
-    assert [*names["like"].price] == [*frame.price]
+    assert names["like"][["cut", "price"]].equals(frame[["cut", "price"]])
     assert names["log_p"].shape == (240,)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_example_of_an_estimator_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.S)
-    (code,) = (code for code in codes if "DiffFlowDensity" in code)
+    code, given = (code for code in codes if "DiffFlowDensity" in code)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     assert "steps=300" in code
     exec(code.replace("steps=300", "steps=2"), names)
     assert (names["density"].score_samples(names["X"]) == names["log_p"]).all()
     assert names["rows"].shape == (1000, 3)
+    assert "steps=300" in given
+    exec(given.replace("steps=300", "steps=2"), names)
+    assert (names["density"].score_samples(names["X"], names["y"]) == names["log_p"]).all()
+    assert np.isfinite(names["scores"]).all()
 
 
 @pytest.mark.slow

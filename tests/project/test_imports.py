@@ -59,9 +59,9 @@ ORDER: dict[str, str] = {
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.layout
         formats.words formats.text formats.frames formats.tables formats.idx formats.cifar
-        formats.resizing formats.pictures formats.images sets.home sets.toy
-        column encoding masks conditions kinds dataset
-        sets.magic sets.maf fetching sources rows
+        formats.resizing formats.pictures formats.labels formats.images sets.home sets.toy
+        column encoding masks conditions display kinds dataset known
+        sets.magic sets.maf fetching image_sources sources rows
     """,
     "metrics": """
         points distances frechet two_sample manifolds floor
@@ -73,8 +73,8 @@ ORDER: dict[str, str] = {
         store.folders store.directory store.checkpoint store.saver store.dataset store.inputs
         recipes.contexts recipes.base recipes.networks recipes.diffflow recipes.dinof recipes.ddpm
         recipes.nfdm recipes.flows recipes.build
-        parallel.device parallel.distributed parallel.sharding
-        loop.batches loop.progress loop.session loop.state loop.diagnosis loop.captured
+        parallel.device parallel.distributed parallel.sharding parallel.progress
+        loop.batches loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
         evaluation.sampling evaluation.scoring evaluation.given evaluation.sample_file
         evaluation.imputation evaluation.filling evaluation.loaded_run evaluation.run_data
@@ -82,7 +82,7 @@ ORDER: dict[str, str] = {
         evaluation.extractor evaluation.evaluate
     """,
     "cli": "output flags doctor training impute commands program",
-    "estimators": "parameters density models",
+    "estimators": "parameters targets density models",
 }
 #: What folders of `training` may import besides themselves; those not named here, all before them.
 FOLDERS_OF_TRAINING = {

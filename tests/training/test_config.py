@@ -287,6 +287,7 @@ def test_each_field_survives_the_round_trip(tmp_path: Path, kind: dict[str, Any]
     config = make(**kind)
     assert reloaded(config, tmp_path) == config
     assert from_record(to_record(config)) == config
+    assert eval(repr(config), {"configure": configure}) == config
 
 
 def test_the_round_trips_change_each_field() -> None:

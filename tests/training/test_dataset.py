@@ -6,9 +6,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pytest
 
 from diffflow_ext.training import configure
-from diffflow_ext.training.store.dataset import describe_data, open_data
+from diffflow_ext.training.store.dataset import DatasetRecord, describe_data, open_data
 
 RNG = np.random.default_rng(0)
 
@@ -49,3 +51,34 @@ def test_many_columns_and_other_sets(tmp_path: Path) -> None:
         "split: 16 training, 2 validation, 2 test",
         "left out: the arrays a, labels",
     ]
+
+
+def test_kinds_of_columns_may_be_a_mapping(tmp_path: Path) -> None:
+    """As in the table [columns] of a file, and the same as the text of the flag."""
+    kinds = {"*": "continuous", "a, b": "bounded -9 9", "n": "drop"}
+    config = configure(columns=kinds)
+    assert config == configure(columns='continuous,"a, b=bounded -9 9",n=drop')
+    assert config == configure().replaced(columns=kinds)
+    assert configure(columns={}) == configure()
+    rows = pd.DataFrame(RNG.normal(size=(50, 3)).round(1), columns=["a, b", "n", "c"])
+    encoding = open_data(config, rows).encoding
+    assert encoding is not None
+    found = {column.name: column.kind for column in encoding.columns}
+    assert found == {"a, b": "bounded", "c": "continuous"}
+    with pytest.raises(ValueError, match=r"columns: expected a kind: continuous, .*got 'whole'"):
+        configure(columns={"a": "whole"})
+
+
+def test_runs_of_versions_without_ranges_go_on() -> None:
+    """Their records have no smallest and largest value of continuous columns."""
+    rows = pd.DataFrame({"a": RNG.normal(size=90), "b": np.exp(RNG.normal(0, 3, 90))})
+    data = open_data(configure(columns="continuous,b=heavy"), rows)
+    record = DatasetRecord.of(data)
+    meta = record.to_meta()
+    assert [column["low"] < column["high"] for column in meta["columns"]] == [True, True]
+    for column in meta["columns"]:
+        column["low"] = column["high"] = 0.0
+    DatasetRecord.from_meta(meta).require(data)
+    meta["columns"][0]["mean"] += 1.0
+    with pytest.raises(ValueError, match="its values have changed"):
+        DatasetRecord.from_meta(meta).require(data)

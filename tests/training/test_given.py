@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,12 @@ import torch
 
 from diffflow_ext.data import Table, open_dataset
 from diffflow_ext.data.conditions import Conditions
-from diffflow_ext.training.evaluation.given import parse_given, stored_conditions
+from diffflow_ext.training.evaluation.given import (
+    condition_values,
+    parse_given,
+    stored_conditions,
+    warn_of_far,
+)
 
 RNG = np.random.default_rng(3)
 FRAME = pd.DataFrame(
@@ -27,6 +33,7 @@ assert DATA.conditions is not None
 OWN = DATA.conditions
 NUMBERS = open_dataset(FRAME[["y", "price"]], condition="price").conditions
 CLASSES = Conditions(num_classes=5)
+NAMED = Conditions(num_classes=3, classes=("cat", "dog", "2"))
 
 
 def values(conditions: Any, given: Any, count: int) -> list[list[float]]:
@@ -54,6 +61,61 @@ def test_a_row_for_each_sample() -> None:
         assert values(NUMBERS, array, 20) == expected[:, 1:2].tolist()
     for classes in ([0, 4], np.array([0, 4]), torch.tensor([0, 4]), pd.Series([0, 4])):
         assert values(CLASSES, classes, 2) == [[0.0], [4.0]]
+
+
+def test_numbers_come_back_as_they_were_given() -> None:
+    """What a run stores of 1/3 is another float64."""
+    third = open_dataset(FRAME[["y", "price"]], condition="y").conditions
+    assert third is not None
+    rows = np.array([[1 / 3], [0.1]])
+    assert torch.equal(condition_values(third, rows, 2), torch.from_numpy(rows))
+    assert condition_values(third, {"y": "0.1"}, 2).tolist() == [[0.1], [0.1]]
+    given = {"sold": True, "price": 310, "cut": "good"}
+    assert condition_values(OWN, given, 2).tolist() == [[1.0, 310.0, 1.0]] * 2
+
+
+@pytest.mark.parametrize("given", [{"price": 3000}, [[300], [3000]], [[2900], [3000]]])
+def test_numbers_far_from_those_of_training_are_named(given: Any) -> None:
+    given = given if isinstance(given, dict) else np.array(given)
+    low, high = FRAME.price.min(), FRAME.price.max()
+    more = " and 1 more such values" if 2900 in np.ravel(given) else ""
+    message = f"^score: price=3000{more}: far outside of .*, from {low} to {high}, where"
+    with pytest.warns(UserWarning, match=message):
+        stored_conditions("score", NUMBERS, given, 2)
+
+
+def test_numbers_near_those_of_training_are_not() -> None:
+    """Nor missing ones, and heavy tails are measured on their own scale."""
+    rng = np.random.default_rng(4)
+    heavy = np.exp(rng.normal(0.0, 2.0, 500))
+    frame = pd.DataFrame({"y": rng.normal(size=500), "x": rng.normal(size=500), "income": heavy})
+    conditions = open_dataset(frame, condition="x,income").conditions
+    assert conditions is not None
+    assert [column.kind for column in conditions.columns] == ["continuous", "heavy"]
+    low, high, top = conditions.columns[0].low, conditions.columns[0].high, frame.income.max()
+    rows = np.array([[high + 0.5, 1.5 * top], [low - 0.5, np.nan], [np.nan, 0.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_far("impute", conditions.columns, rows)
+    with pytest.warns(UserWarning, match="far outside of the values") as found:
+        warn_of_far("impute", conditions.columns, np.array([[high + 5, -9 * top]]))
+    assert [str(one.message).split("=")[0] for one in found] == ["impute: x", "impute: income"]
+
+
+def test_classes_by_name() -> None:
+    """A text is a name first, and a number only if no class is called so."""
+    for given in ({"label": "dog"}, {"label": 1}, {"label": "1"}, parse_given("label=dog")):
+        assert values(NAMED, given, 2) == [[1.0]] * 2
+    assert values(NAMED, {"label": "2"}, 1) == [[2.0]]
+    for array in (
+        ["dog", "cat", "2"],
+        np.array(["dog", "cat", "2"]),
+        pd.Series(["dog", "cat", 2]),
+    ):
+        assert values(NAMED, array, 3) == [[1.0], [0.0], [2.0]]
+    assert values(NAMED, [1, 0], 2) == [[1.0], [0.0]]
+    # Folders that are called by numbers, of a run whose classes have no names.
+    assert values(CLASSES, np.array(["4", "0"]), 2) == [[4.0], [0.0]]
 
 
 def test_runs_without_conditions() -> None:
@@ -88,6 +150,12 @@ GOOD = {"cut": "good", "price": 310, "sold": False}
         (OWN, FRAME[:2], "given with 3 rows, one for each sample, got 2"),
         (OWN, FRAME[["cut", "price"]][:3], "which has no 'sold'"),
         (NUMBERS, np.zeros((3, 2)), r"sample: expected given of shape \(n, 1\)"),
+        (NAMED, {"label": "cow"}, "classes of the run in given, cat, dog, 2, got cow, in row 0"),
+        (NAMED, ["dog", "cow", "ant"], r"got ant, cow, in row 1 \(counted from 0\)"),
+        (NAMED, ["1", "0", "2"], r"2, got 0, 1, in row 0 \(counted from 0\)"),
+        (NAMED, {"label": "3"}, "classes from 0 to 2 in given, got 3 in row 0"),
+        (NAMED, {"label": "nan"}, "classes from 0 to 2 in given, got nan in row 0"),
+        (CLASSES, ["cat"] * 3, "in given, 0 to 4, got cat, in row 0"),
         (CLASSES, {"label": 5}, "classes from 0 to 4 in given, got 5 in row 0"),
         (CLASSES, {"label": 1.5}, "got 1.5 in row 0"),
         (CLASSES, [0, 1, -1], "got -1 in row 2"),

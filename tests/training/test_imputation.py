@@ -233,5 +233,8 @@ def test_what_does_not_suit(
 
 def test_few_candidates_are_said(run: LoadedRun) -> None:
     rows = pd.DataFrame({"a": [30.0], "b": [np.nan], "word": ["low"]})
-    with pytest.warns(UserWarning, match="in 1 of 1 rows fewer than 5 candidates count"):
+    with (
+        pytest.warns(UserWarning, match="in 1 of 1 rows fewer than 5 candidates count"),
+        pytest.warns(UserWarning, match=r"^impute: a=30: far outside of the values of training"),
+    ):
         run.impute(rows, 2, candidates=3)

@@ -14,6 +14,7 @@ from checkpoint_cases import FILES, respell
 from loop_cases import small_config
 
 from diffflow_ext.training import CheckpointError, load_run, train
+from diffflow_ext.training.evaluation.loaded_run import read_run, run_of
 from diffflow_ext.training.store.checkpoint import load_checkpoint, step_directories
 
 
@@ -105,3 +106,25 @@ def test_a_forged_configuration_builds_nothing(run: Path) -> None:
     with pytest.raises(ValueError, match="its checkpoint has a smaller one"):
         train(config, run, resume=True)
     assert (run / "config.toml").read_text() == text
+
+
+def test_a_run_is_shown_in_a_line_and_a_table(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    loaded = load_run(run.name)
+    monkeypatch.chdir(tmp_path.root)
+    assert repr(loaded) == "LoadedRun(model diffflow, step 4, columns c0, c1)"
+    lines = loaded.history()
+    assert [line["step"] for line in lines] == [2, 4]
+    html = loaded._repr_html_()
+    bound = sum(line["bound"] for line in lines) / 2
+    label = "bound on -log p per sample [nats]"
+    assert f"<td>{label}</td><td>{bound:.4g}, mean of the last 2 lines of the log</td>" in html
+    count = sum(p.numel() for p in loaded.model.parameters())
+    assert f"<td>parameters</td><td>{count:,}</td>" in html
+    in_memory = run_of(read_run(run), "cpu", "an estimator")
+    assert in_memory.history() == []
+    assert "log" not in in_memory._repr_html_()
+    assert repr(read_run(run)).startswith("Checkpoint(step 4, ")
+    assert len(repr(read_run(run))) < 80

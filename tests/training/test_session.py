@@ -42,7 +42,8 @@ def test_signals_in_a_long_operation(tmp_path: Path, number: signal.Signals) -> 
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            assert "in a step\n" in process.stdout  # Lines before it tell of the data.
+            assert "in a step\n" in process.stdout
+            assert "kinds: all continuous\n" in process.stderr  # The last line about the data.
             process.send_signal(number)
             line = process.stderr.readline()
             assert line.startswith(

@@ -50,8 +50,8 @@ def find_arrays(op: str, file: Path, key: str | None) -> Found:
         if key not in axes:
             raise Refused(f"{op}: expected key={key!r} in {str(file)!r}, found {names}; name one")
         return Found({"train": key}, [name for name in names if name != key])
-    chosen = [name for name in names if axes[name] != 1 and not _words(name) & _LABELS] or names
-    roles = {_role(name): name for name in chosen}
+    chosen = [name for name in names if axes[name] != 1 and not words_of(name) & _LABELS] or names
+    roles = {role_of(name): name for name in chosen}
     if len(chosen) == 1:
         roles = {"train": chosen[0]}
     elif len(roles) != len(chosen) or "train" not in roles or "" in roles:
@@ -64,17 +64,18 @@ def find_arrays(op: str, file: Path, key: str | None) -> Found:
 
 #: Parts of names of arrays.
 _LABELS = {*"y label labels target targets class classes id ids".split()}
-_ROLES = {"train": "train", "training": "train", "test": "test", "testing": "test",
-          "val": "valid", "valid": "valid", "validation": "valid"}  # fmt: skip
+ROLE_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test",
+              "val": "valid", "valid": "valid", "validation": "valid"}  # fmt: skip
 
 
-def _words(name: str) -> set[str]:
+def words_of(name: str) -> set[str]:
+    """Returns the parts of a name, in small letters."""
     return {*re.split(r"[^a-z0-9]+", name.lower())}
 
 
-def _role(name: str) -> str:
+def role_of(name: str) -> str:
     """Returns train, valid or test, and an empty text if the name is none or several of these."""
-    roles = {_ROLES[word] for word in _words(name) if word in _ROLES}
+    roles = {ROLE_WORDS[word] for word in words_of(name) if word in ROLE_WORDS}
     return roles.pop() if len(roles) == 1 else ""
 
 

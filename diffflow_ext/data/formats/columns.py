@@ -74,20 +74,25 @@ class Table:
         return replace(self, values=self.values[:, positions], columns=columns)
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], shown: int = SHOWN) -> str:
     """Returns the first names with commas, and the number of the others."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def how_to_leave_out(names: Sequence[str]) -> str:
     """Returns the words with which a user leaves columns out, for messages."""
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="").writerow(names)
-    text = stream.getvalue()
+    text = names_text(names)
     what = "the column" if len(names) == 1 else "the columns"
     flag = f"--drop-columns={shlex.quote(text)}"
     return f"leave {what} out with {flag} (in Python drop_columns={text!r})"
+
+
+def names_text(names: Sequence[str]) -> str:
+    """Returns the text from which `parse_names` gets the names."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="").writerow(names)
+    return stream.getvalue()
 
 
 def parse_names(names: str | Sequence[str]) -> list[str]:

@@ -36,10 +36,7 @@ def is_frame(rows: object) -> bool:
 
 def frame_values(frame: Any, selection: Selection, source: str) -> Table:
     """Returns the selected columns of a data frame, as `read_frame` does."""
-    import pandas
-
-    if not isinstance(frame, pandas.DataFrame):
-        frame = as_pandas(frame)
+    frame = as_pandas(frame)
     names = [str(name) for name in frame.columns]
     kept = selection.positions(names, source)
     frame, names = frame.iloc[:, kept], [names[i] for i in kept]
@@ -83,9 +80,11 @@ def _coded_columns(
 
 
 def as_pandas(frame: Any) -> Any:
-    """Returns another library's frame as one of pandas."""
+    """Returns a frame as one of pandas."""
     import pandas
 
+    if isinstance(frame, pandas.DataFrame):
+        return frame
     if hasattr(frame, "__dataframe__"):
         return pandas.api.interchange.from_dataframe(frame)
     return pandas.DataFrame({name: np.asarray(frame[name]) for name in frame.columns})

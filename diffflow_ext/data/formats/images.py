@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .archives import read_zip
 from .arrays import load_array
+from .labels import LABELS_FILE, MAX_LABELS_FILE, Labels, labels_of_folders, labels_of_json
 from .pictures import KINDS, MAX_FILE, Bytes, decode, is_hidden, is_other_picture, is_picture
 from .reading import Refused, read_file, unpacked_limit
 from .resizing import resize_images
@@ -29,7 +30,18 @@ MIN_SIDE = 8  # of images whose pixels may lie in one row of a table
 GIVE_SIZE = "give --image-size (in Python image_size=), one smaller size for all"
 
 
-def read_image_folder(folder: Path, image_size: int | None = None) -> tuple[Tensor, list[str]]:
+class Pictures(NamedTuple):
+    """Images, their files, notes of other files, and the classes of the images if asked for."""
+
+    pixels: Tensor
+    files: list[str]
+    notes: list[str]
+    labels: Labels | None = None
+
+
+def read_image_folder(
+    folder: Path, image_size: int | None = None, *, labelled: bool = False
+) -> Pictures:
     """Reads the images in a folder and its folders, in the order of their names.
 
     Images are known by their suffixes (`pictures.SUFFIXES`); each is read or refused by name, and
@@ -37,20 +49,33 @@ def read_image_folder(folder: Path, image_size: int | None = None) -> tuple[Tens
     folders (`pictures.is_hidden`), are passed over. With `image_size`, each image is resized by
     `resize_images`. The result is uint8, of shape (n, 1, H, W) if all images are grey, else
     (n, 3, H, W). See `pictures` for depth, colours, transparency and orientation.
+
+    If it is `labelled`, the classes are those of a `dataset.json`, or of the folders' names (see
+    `labels`).
     """
     where = f"the folder {str(folder)!r}"
-    listing = _Listing(where)
+    listing = _Listing(where, labelled=labelled)
     links: list[str] = []
     found = _files(folder, links)
-    files = sorted(file for file in found if listing.wants(str(file), file.name))
+    files = sorted(file for file in found if listing.wants(str(file), _below(folder, file)))
     if links:
         raise Refused(
             f"read_images: expected files and folders, {links[0]!r} is a link to a folder, which "
             "is not followed; put a copy in its place, or take it away"
         )
+    names = [_below(folder, file) for file in files]
+    labels = listing.labels(
+        names,
+        lambda name: read_file("read_labels", folder / name, MAX_LABELS_FILE),
+    )
     packed = sum(file.stat().st_size for file in files if file.is_file())
     images = ((str(file), read_file("read_images", file, MAX_FILE)) for file in files)
-    return _stack(images, listing, unpacked_limit(packed, MAX_SMALL), image_size)
+    pixels = _stack(images, listing, unpacked_limit(packed, MAX_SMALL), image_size)
+    return Pictures(pixels, names, listing.notes(), labels)
+
+
+def _below(folder: Path, file: Path) -> str:
+    return file.relative_to(folder).as_posix()
 
 
 def _files(folder: Path, links: list[str]) -> Iterator[Path]:
@@ -80,13 +105,17 @@ def _files(folder: Path, links: list[str]) -> Iterator[Path]:
 class _Listing:
     """Chooses the images among the names of a folder or archive, and counts the others."""
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, where: str, *, labelled: bool) -> None:
+        self.where, self.labelled = where, labelled
         self.images, self.others, self.other = 0, 0, ""
+        self.tables: list[str] = []  # of labels
 
     def wants(self, source: str, name: str) -> bool:
         """Whether a file is an image; its `name` has no folders that the user has chosen."""
         if is_hidden(name) or name.endswith("/"):
+            return False
+        if self.labelled and name.rpartition("/")[2] == LABELS_FILE:
+            self.tables.append(name)
             return False
         if is_other_picture(name):
             raise Refused(
@@ -105,6 +134,29 @@ class _Listing:
             )
         return False
 
+    def notes(self) -> list[str]:
+        """Returns a note of the files that are no images."""
+        n = self.others
+        return [f"{n} file{'s' * (n > 1)} of other kinds, such as {self.other!r}"] if n else []
+
+    def labels(self, paths: list[str], read: Callable[[str], bytes]) -> Labels | None:
+        """Returns the classes of the images, if they are asked for; `read` reads a table."""
+        if not self.images:
+            raise self.found_none()
+        if not self.labelled:
+            return None
+        if not self.tables:
+            return labels_of_folders(paths, self.where)
+        table = min(self.tables, key=lambda name: name.count("/"))
+        above = table.removesuffix(LABELS_FILE)
+        if not all(path.startswith(above) for path in paths):
+            raise Refused(
+                f"read_labels: expected {LABELS_FILE} above all pictures of {self.where}, found "
+                f"{table!r}; move it there, or name its folder"
+            )
+        below = [path.removeprefix(above) for path in paths]
+        return labels_of_json(below, read(table), f"{table!r} of {self.where}")
+
     def found_none(self) -> Refused:
         """Returns the error for a place without images."""
         others = f" among {self.others:,} files, such as {self.other!r}" if self.others else ""
@@ -115,29 +167,39 @@ class _Listing:
         )
 
 
-def read_image_zip(file: Path, image_size: int | None = None) -> tuple[Tensor, list[str]]:
+def read_image_zip(
+    file: Path, image_size: int | None = None, *, labelled: bool = False
+) -> Pictures:
     """Reads the images of a zip archive in memory, as `read_image_folder` those of a folder."""
-    listing = _Listing(f"the archive {str(file)!r}")
+    listing = _Listing(f"the archive {str(file)!r}", labelled=labelled)
+    names: list[str] = []
 
     def wanted(name: str) -> bool:
-        return listing.wants(f"{file}[{name}]", name)
+        if not listing.wants(f"{file}[{name}]", name):
+            return False
+        names.append(name)
+        return True
+
+    def table(name: str) -> bytes:
+        ((_, data),) = read_zip("read_labels", file, lambda other: other == name, MAX_LABELS_FILE)
+        return data
 
     images = read_zip("read_images", file, wanted, MAX_FILE)
-    return _stack(images, listing, unpacked_limit(file.stat().st_size, MAX_SMALL), image_size)
+    names.sort()
+    labels = listing.labels(names, table)
+    limit = unpacked_limit(file.stat().st_size, MAX_SMALL)
+    pixels = _stack(images, listing, limit, image_size)
+    return Pictures(pixels, names, listing.notes(), labels)
 
 
 def _stack(
     images: Iterable[tuple[str, bytes]], listing: _Listing, limit: int, image_size: int | None
-) -> tuple[Tensor, list[str]]:
-    """Returns all images, and a note of the files that are none."""
-    if not listing.images:
-        raise listing.found_none()
+) -> Tensor:
+    """Returns all images."""
     stack = _Stack(listing.images, limit, image_size)
     for i, (source, data) in enumerate(images):
         stack.put(i, data, source)
-    n = listing.others
-    notes = [f"{n} file{'s' * (n > 1)} of other kinds, such as {listing.other!r}"] if n else []
-    return torch.from_numpy(stack.pixels), notes
+    return torch.from_numpy(stack.pixels)
 
 
 class _Stack:

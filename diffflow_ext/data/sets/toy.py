@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Points = NDArray[np.float64]
-Draw = Callable[[np.random.Generator, int], Points]
+Numbers = NDArray[np.integer]
+Draw = Callable[[np.random.Generator, int], tuple[Points, Numbers]]
 THINNESS = 0.01  # radial standard deviation of a ring, as a fraction of its radius
 CARPET_DEPTH = 5
 GAUSSIAN_RADIUS = 4.0
@@ -33,56 +34,62 @@ CALIBRATION_DRAWS = 1 << 19
 
 @dataclass(frozen=True)
 class _Toy:
-    """A set; `variance` is s^2 if it has a closed form and the mean is 0."""
+    """A set; `variance` is s^2 if it has a closed form and the mean is 0.
+
+    `draw` returns points, and the position of the class of each in `classes`, if there are any.
+    All classes have the same share.
+    """
 
     description: str
     draw: Draw
     variance: float | None = None
+    classes: tuple[str, ...] | tuple[float, ...] = ()
 
 
 def _rings(centres: ArrayLike, radii: ArrayLike) -> Draw:
     """Returns thin rings with equal expected numbers of points."""
     centre, radius = np.asarray(centres, np.float64), np.asarray(radii, np.float64)
 
-    def draw(rng: np.random.Generator, n: int) -> Points:
+    def draw(rng: np.random.Generator, n: int) -> tuple[Points, Numbers]:
         ring = rng.integers(len(radius), size=n)
         angle = rng.uniform(0.0, 2.0 * math.pi, n)
         r = radius[ring] * (1.0 + THINNESS * rng.standard_normal(n))
-        return centre[ring] + r[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+        offset = r[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+        return centre[ring] + offset, ring
 
     return draw
 
 
-def _swiss_roll(rng: np.random.Generator, n: int) -> Points:
+def _swiss_roll(rng: np.random.Generator, n: int) -> tuple[Points, Numbers]:
     angle = 1.5 * math.pi * (1.0 + 2.0 * rng.random(n))
     curve = angle[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
-    return curve + 0.1 * rng.standard_normal((n, 2))
+    return curve + 0.1 * rng.standard_normal((n, 2)), np.zeros(n, np.int64)
 
 
-def _moons(rng: np.random.Generator, n: int) -> Points:
+def _moons(rng: np.random.Generator, n: int) -> tuple[Points, Numbers]:
     angle = rng.uniform(0.0, math.pi, n)
     sign = rng.choice([1.0, -1.0], n)
     curve = sign[:, None] * np.column_stack([np.cos(angle) - 0.5, np.sin(angle) - 0.25])
-    return curve + 0.02 * rng.standard_normal((n, 2))
+    return curve + 0.02 * rng.standard_normal((n, 2)), (sign < 0.0).astype(np.int64)
 
 
-def _two_spirals(rng: np.random.Generator, n: int) -> Points:
+def _two_spirals(rng: np.random.Generator, n: int) -> tuple[Points, Numbers]:
     # The square root makes the density even along the arms, whose length grows as angle^2.
     angle = 3.0 * math.pi * np.sqrt(rng.random(n))
     sign = rng.choice([1.0, -1.0], n)
     curve = (sign * angle)[:, None] * np.column_stack([-np.cos(angle), np.sin(angle)])
-    return curve + 0.06 * rng.standard_normal((n, 2))
+    return curve + 0.06 * rng.standard_normal((n, 2)), (sign < 0.0).astype(np.int64)
 
 
-def _checkerboard(rng: np.random.Generator, n: int) -> Points:
+def _checkerboard(rng: np.random.Generator, n: int) -> tuple[Points, Numbers]:
     column = rng.integers(4, size=n)
     row = 2 * rng.integers(2, size=n) + column % 2
-    return np.column_stack([column, row]) + rng.random((n, 2)) - 2.0
+    return np.column_stack([column, row]) + rng.random((n, 2)) - 2.0, column
 
 
-def _eight_gaussians(rng: np.random.Generator, n: int) -> Points:
-    centre = _gaussian_centres()[rng.integers(8, size=n)]
-    return centre + GAUSSIAN_STD * rng.standard_normal((n, 2))
+def _eight_gaussians(rng: np.random.Generator, n: int) -> tuple[Points, Numbers]:
+    which = rng.integers(8, size=n)
+    return _gaussian_centres()[which] + GAUSSIAN_STD * rng.standard_normal((n, 2)), which
 
 
 def _gaussian_centres() -> Points:
@@ -90,13 +97,14 @@ def _gaussian_centres() -> Points:
     return GAUSSIAN_RADIUS * np.column_stack([np.cos(angle), np.sin(angle)])
 
 
-def _carpet(rng: np.random.Generator, n: int) -> Points:
+def _carpet(rng: np.random.Generator, n: int) -> tuple[Points, Numbers]:
     """Draws ternary digits without the middle cell of nine; uniform in the last cell."""
     cell = np.array([[c // 3, c % 3] for c in range(9) if c != 4], np.float64)
     digits = cell[rng.integers(8, size=(n, CARPET_DEPTH))]
     weights = 3.0 ** -np.arange(1.0, CARPET_DEPTH + 1.0)
     corner = np.einsum("nkc,k->nc", digits, weights)
-    return corner + 3.0**-CARPET_DEPTH * rng.random((n, 2)) - 0.5
+    points = corner + 3.0**-CARPET_DEPTH * rng.random((n, 2)) - 0.5
+    return points, np.zeros(n, np.int64)
 
 
 def _carpet_variance() -> float:
@@ -122,14 +130,14 @@ def _arc(
 def _pen(shapes: Callable[[], list[Points]], nib: float) -> Draw:
     """Returns points uniform along the strokes, plus points uniform in the disc of the nib."""
 
-    def draw(rng: np.random.Generator, n: int) -> Points:
+    def draw(rng: np.random.Generator, n: int) -> tuple[Points, Numbers]:
         segments = np.concatenate(shapes())
         start, step = segments[:, 0], segments[:, 1] - segments[:, 0]
         length = np.linalg.norm(step, axis=1)
         pick = rng.choice(len(length), size=n, p=length / length.sum())
         radius, angle = nib * np.sqrt(rng.random(n)), 2.0 * math.pi * rng.random(n)
         offset = radius[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
-        return start[pick] + rng.random((n, 1)) * step[pick] + offset
+        return start[pick] + rng.random((n, 1)) * step[pick] + offset, np.zeros(n, np.int64)
 
     return draw
 
@@ -195,19 +203,37 @@ def _smile() -> list[Points]:
 _OLYMPIC = [(-2.2, 0.5), (0.0, 0.5), (2.2, 0.5), (-1.1, -0.5), (1.1, -0.5)]
 _FOUR = [(-0.8, -0.8), (-0.8, 0.8), (0.8, -0.8), (0.8, 0.8)]
 
+#: From left to right, those above first.
+_COLOURS = ("blue", "black", "red", "yellow", "green")
+
 _SETS: dict[str, _Toy] = {
     "swiss-roll": _Toy("a thin spiral of one and a half turns", _swiss_roll),
-    "checkerboard": _Toy("uniform on eight of the 4 x 4 cells", _checkerboard, 4.0 / 3.0),
-    "circles": _Toy("two concentric thin circles", _rings([(0, 0), (0, 0)], [1.0, 0.5])),
-    "olympic-rings": _Toy("five interlocked thin rings", _rings(_OLYMPIC, np.ones(5))),
-    "moons": _Toy("two interleaved half circles", _moons),
-    "four-rings": _Toy("four interlocked thin rings in a square", _rings(_FOUR, np.ones(4))),
+    "checkerboard": _Toy(
+        "uniform on eight of the 4 x 4 cells", _checkerboard, 4.0 / 3.0, (0.0, 1.0, 2.0, 3.0)
+    ),
+    "circles": _Toy(
+        "two concentric thin circles",
+        _rings([(0, 0), (0, 0)], [1.0, 0.5]),
+        classes=("outer", "inner"),
+    ),
+    "olympic-rings": _Toy(
+        "five interlocked thin rings", _rings(_OLYMPIC, np.ones(5)), classes=_COLOURS
+    ),
+    "moons": _Toy("two interleaved half circles", _moons, classes=("upper", "lower")),
+    "four-rings": _Toy(
+        "four interlocked thin rings in a square",
+        _rings(_FOUR, np.ones(4)),
+        classes=(0.0, 1.0, 2.0, 3.0),
+    ),
     "8-gaussians": _Toy(
         "eight round Gaussians on a circle",
         _eight_gaussians,
         GAUSSIAN_RADIUS**2 / 2.0 + GAUSSIAN_STD**2,
+        tuple(map(float, range(8))),
     ),
-    "2-spirals": _Toy("two thin spiral arms of one and a half turns", _two_spirals),
+    "2-spirals": _Toy(
+        "two thin spiral arms of one and a half turns", _two_spirals, classes=(0.0, 1.0)
+    ),
     "fractal-tree": _Toy("a tree of nine generations of branches", _pen(_tree, 0.006)),
     "sierpinski-carpet": _Toy("Sierpinski's carpet, five levels", _carpet, _carpet_variance()),
     "text": _Toy("the word DiffFlow, written with a round pen", _pen(_text, 0.09)),
@@ -239,7 +265,7 @@ def _standardiser(name: str) -> tuple[Points, float]:
     toy = _SETS[name]
     if toy.variance is not None:
         return np.zeros(2), math.sqrt(toy.variance)
-    raw = toy.draw(np.random.Generator(np.random.PCG64(20211014)), CALIBRATION_DRAWS)
+    raw, _ = toy.draw(np.random.Generator(np.random.PCG64(20211014)), CALIBRATION_DRAWS)
     return raw.mean(axis=0), math.sqrt(float(raw.var(axis=0).mean()))
 
 
@@ -260,6 +286,19 @@ def sample_toy(name: str, n: int, seed: int) -> NDArray[np.float32]:
         ValueError: If the name is unknown, `n` < 1 or `seed` < 0.
         TypeError: If `n` or `seed` is not an integer.
     """
+    return labelled_toy(name, n, seed)[0]
+
+
+def toy_classes(name: str) -> tuple[str, ...] | tuple[float, ...]:
+    """Returns the classes of a set, texts or numbers; none if it has no natural ones."""
+    return _SETS[toy_name(name)].classes
+
+
+def labelled_toy(name: str, n: int, seed: int) -> tuple[NDArray[np.float32], Numbers]:
+    """Returns the points of `sample_toy`, and of each the position of its class in `toy_classes`.
+
+    Arguments and errors are those of `sample_toy`.
+    """
     canonical = toy_name(name)
     count, key = operator.index(n), operator.index(seed)
     if count < 1:
@@ -268,9 +307,9 @@ def sample_toy(name: str, n: int, seed: int) -> NDArray[np.float32]:
         raise ValueError(f"sample_toy: expected seed >= 0, got {key}; give a non-negative integer")
     # The name is part of the seed, so that two sets with one seed have independent noise.
     sequence = np.random.SeedSequence([key, zlib.crc32(canonical.encode())])
-    raw = _SETS[canonical].draw(np.random.Generator(np.random.PCG64(sequence)), count)
+    raw, labels = _SETS[canonical].draw(np.random.Generator(np.random.PCG64(sequence)), count)
     centre, scale = _standardiser(canonical)
-    return ((raw - centre) / scale).astype(np.float32)
+    return ((raw - centre) / scale).astype(np.float32), labels
 
 
 def toy_log_density(name: str, x: ArrayLike) -> NDArray[np.float64] | None:

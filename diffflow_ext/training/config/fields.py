@@ -7,10 +7,11 @@ keys in TOML files.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
+from diffflow_ext.data.kinds import columns_text, parse_columns
 from diffflow_ext.functional.checks import in_words
 
 from .rules import Section
@@ -83,11 +84,20 @@ class Config:
     def __post_init__(self) -> None:
         _check_choices(self)
 
+    def __repr__(self) -> str:
+        """Returns the call that makes it, with the fields that aren't as by default."""
+        plain = type(self)().values()
+        own = {name: value for name, value in self.values().items() if value != plain[name]}
+        fields = "".join(f", {name}={value!r}" for name, value in own.items())
+        return f"configure({self.name!r}{fields})"
+
     def replaced(self: C, **values: Any) -> C:
         """Returns the configuration with other values of some fields; errors as `configure`."""
         sections = {
             item.name: section for section in SECTIONS for item in fields(getattr(self, section))
         }
+        if "columns" in values:
+            values["columns"] = _as_text(values["columns"])
         changes: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in sections:
@@ -103,7 +113,7 @@ class Config:
         return {i.name: getattr(section, i.name) for section in sections for i in fields(section)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiffFlowConfig(Config):
     """DiffFlow: drift and score of two SDEs, trained on one path loss."""
 
@@ -126,7 +136,7 @@ class DiffFlowConfig(Config):
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiNofConfig(Config):
     """DiNof: a diffusion up to a time, and a normalizing flow from there on."""
 
@@ -136,7 +146,7 @@ class DiNofConfig(Config):
     optimiser: DiNofOptimiser = DiNofOptimiser()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DDPMConfig(Config):
     """DDPM: a network that predicts the noise of a fixed diffusion."""
 
@@ -145,7 +155,7 @@ class DDPMConfig(Config):
     network: Network = Network()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NFDMConfig(Config):
     """NFDM: a diffusion with a learned forward process, trained without simulation."""
 
@@ -154,7 +164,7 @@ class NFDMConfig(Config):
     network: NFDMNetwork = NFDMNetwork()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FFJORDConfig(Config):
     """FFJORD: a continuous normalizing flow, of vectors alone."""
 
@@ -163,7 +173,7 @@ class FFJORDConfig(Config):
     network: FFJORDNetwork = FFJORDNetwork()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowConfig(Config):
     """A normalizing flow: splines, or Glow for images."""
 
@@ -181,6 +191,8 @@ CONFIGS: dict[str, type[Config]] = {
 def configure(model: str = "diffflow", **values: Any) -> Any:
     """Returns the configuration of a model, from values of fields by their names.
 
+    `columns` may be a mapping of names to kinds too.
+
     Raises:
         ValueError: If there is no such model or field, or a value isn't allowed.
         TypeError: If a value has the wrong type.
@@ -192,6 +204,15 @@ def configure(model: str = "diffflow", **values: Any) -> Any:
             f"train: model={in_words(model)}: expected one of {', '.join(CONFIGS)}{hint}"
         )
     return CONFIGS[model]().replaced(**values)
+
+
+def _as_text(columns: Any) -> Any:
+    """Returns kinds of columns by their names as the text of a field, None for no kinds."""
+    if not isinstance(columns, Mapping):
+        return columns
+    text = columns_text(columns)
+    parse_columns(text)
+    return text or None
 
 
 def nearest_model(word: str) -> str:

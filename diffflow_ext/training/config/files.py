@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffflow_ext.data.formats.reading import read_bytes
-from diffflow_ext.data.kinds import columns_text, parse_columns
+from diffflow_ext.data.kinds import parse_columns
 
 from .fields import CONFIGS, SECTIONS, Config, configure
 
@@ -123,13 +123,12 @@ def _old_form(tables: dict[str, Any]) -> ValueError:
 
 
 def _take_columns(tables: dict[str, Any]) -> None:
-    """Moves the table [columns] into the field of [data], and checks it."""
+    """Moves the table [columns] into the field of [data]."""
     if kinds := tables.pop("columns", None):
         data = tables.setdefault("data", {})
         if "columns" in data:
             raise ValueError("train: expected a table [columns] or columns in [data], got both")
-        data["columns"] = columns_text(kinds)
-        parse_columns(data["columns"])
+        data["columns"] = kinds
 
 
 def _from_tables(tables: dict[str, Any]) -> Config:

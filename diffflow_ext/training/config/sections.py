@@ -40,9 +40,10 @@ class Data(Section):
     columns: Annotated[Maybe[str], rules.TEXT] = None
     #: Missing numbers of a table: learn which are missing (mask), or refuse them; None refuses.
     missing: Chosen[Literal["refuse", "mask"]] = None
-    #: What the model is conditioned on: label for images, which are their classes, the names of
-    #: columns of a table, such as cut,price, which are then no data, or masks for any part of a
-    #: row or image, to fill in the rest; None for nothing. The models flow and ffjord take none.
+    #: What the model is conditioned on: label for the classes of images and of built-in sets that
+    #: have some, the names of columns of a table, such as cut,price, which are then no data, or
+    #: masks for any part of a row or image, to fill in the rest; None for nothing. The models flow
+    #: and ffjord take none.
     condition: Annotated[Maybe[str], rules.NAMES] = None
     #: Whether images are mirrored at random; None does what is usual for the set.
     flip: Chosen[Literal["on", "off"]] = None

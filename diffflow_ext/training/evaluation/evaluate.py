@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
@@ -35,8 +34,8 @@ from .likelihoods import likelihoods
 from .loaded_run import LoadedRun, load_run
 from .pictures import draw_pictures
 from .quality import common_count, image_quality, vector_quality, warn_of_few
-from .run_data import open_run_data
-from .sampling import check_options, draw
+from .run_data import open_run_data, samples_like_test
+from .sampling import check_options
 
 DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
 #: Samples for the pictures if there are too few data for distances.
@@ -102,7 +101,7 @@ def evaluate(
         world.on_first(lambda: _check_target(target, figures=figures))
         count = common_count(limit, dataset)
         options: dict[str, Any] = {"seed": seed, "num_steps": num_steps, "world": world}
-        samples = _samples(loaded, dataset, count or FEW_SAMPLES, **options, **sampler)
+        samples = samples_like_test(loaded, dataset, count or FEW_SAMPLES, **options, **sampler)
         nats = likelihoods(loaded, dataset, limit, settings, seed, world)
         if not world.writes:
             return nats
@@ -116,15 +115,8 @@ def evaluate(
         warn_of_few(limit, dataset)
     target.write_evaluation(spell(result))
     if figures:
-        _draw(target, RunDirectory(run), loaded, dataset, samples, seed)
+        _draw(target, loaded, dataset, samples, seed)
     return result
-
-
-def _samples(run: LoadedRun, dataset: Dataset, n: int, **options: Any) -> Tensor:
-    """Returns samples in the units of training, given the conditions of the test data in turn."""
-    given = dataset.given_of("test")
-    rows = None if given is None else given[torch.arange(n) % len(given)]
-    return draw(run.recipe.given(rows), n, **options)
 
 
 def _default_counts(run: LoadedRun) -> tuple[int, int]:
@@ -135,16 +127,11 @@ def _default_counts(run: LoadedRun) -> tuple[int, int]:
 
 
 def _draw(
-    target: RunDirectory,
-    source: RunDirectory,
-    run: LoadedRun,
-    dataset: Dataset,
-    samples: Tensor,
-    seed: int,
+    target: RunDirectory, run: LoadedRun, dataset: Dataset, samples: Tensor, seed: int
 ) -> None:
     """Draws pictures, or warns that the library is missing: the numbers are written already."""
     try:
-        draw_pictures(target.figures, source.metrics, run, dataset, samples, seed)
+        draw_pictures(target.figures, run, dataset, samples, seed)
     except ImportError as error:
         warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=3)
 
@@ -209,7 +196,9 @@ def _head(
 
 
 def _entropy(run: LoadedRun) -> float | None:
-    return toy_entropy(run.record.name) if run.record.name in TOY_SETS else None
+    # That of the points alone; given their classes it is less.
+    plain = run.record.conditions is None and run.record.name in TOY_SETS
+    return toy_entropy(run.record.name) if plain else None
 
 
 def spell(result: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from diffflow_ext.data import open_dataset
+from diffflow_ext.data.conditions import LABEL
 from diffflow_ext.metrics.features.digits import train_extractor
 from diffflow_ext.metrics.features.files import save_extractor
 
@@ -24,7 +25,7 @@ def make_extractor(
     checked("extractor", "epochs", epochs, Annotated[int, whole(1)])
     expected = "extractor: expected images with labels, such as mnist (diffflow data list)"
     try:
-        dataset = open_dataset(data, image_size=image_size or None)
+        dataset = open_dataset(data, image_size=image_size or None, condition=LABEL)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{expected}, and no other data: {error}") from error
     labels = dataset.labels

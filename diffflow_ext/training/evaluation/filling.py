@@ -23,7 +23,7 @@ from ..config.rules import Maybe, checked, whole
 from ..recipes.base import Recipe
 from ..store.dataset import DatasetRecord
 from ..store.inputs import model_inputs
-from .given import array_as_images, table_of_values
+from .given import array_as_images, table_of_values, warn_of_far
 from .imputation import draws_a_gap
 from .sampling import EVALUATION_STREAM, draw
 from .scoring import table_with
@@ -104,12 +104,27 @@ def given_part(
         is_row = isinstance(given, Mapping)
         table = (table_of_values if is_row else table_with)(encoding, given, op, name)
         stored = encoding.stored(table, op, gaps=True)
+        warn_of_far(op, encoding.columns, table.values)
         texts = torch.tensor([column.is_text for column in encoding.columns])
         part = Part(stored, torch.where(texts, stored.double(), torch.from_numpy(table.values)))
     if mask is None:
         return part
     shown = _checked_mask(op, mask, tuple(part.stored.shape))
     return Part(torch.where(shown, part.stored, torch.nan), part.values)
+
+
+def check_mask(record: DatasetRecord, given: Any, mask: Any) -> None:
+    """Refuses a mask of samples without what it is a mask of, or of a run without masks."""
+    if mask is None:
+        return
+    conditions = record.conditions
+    if conditions is None or conditions.masks is None:
+        raise ValueError(
+            f"sample: expected no mask, because the run was trained without condition={MASKS!r},"
+            " which hides parts of its data; leave it out, or train one"
+        )
+    if given is None:
+        raise ValueError("sample: expected given with a mask; give both, or none of them")
 
 
 def check_imputation(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffflow_ext.data.column import Column
 from diffflow_ext.data.conditions import LABEL, Conditions
 from diffflow_ext.data.encoding import Encoding
-from diffflow_ext.data.formats.columns import listed
+from diffflow_ext.data.formats.columns import Values, listed
 from diffflow_ext.data.formats.tables import Table, array_of
 from diffflow_ext.functional.checks import in_words
 
@@ -45,8 +47,12 @@ def stored_conditions(
         op: The function that errors name.
         conditions: What the run is conditioned on.
         given: A mapping of each name to the value of all samples; or of a table a data frame, an
-            array of numbers or a `Table` with a row for each sample, of images the classes.
+            array of numbers or a `Table` with a row for each sample, of images the classes, by
+            numbers or names.
         count: The number of samples.
+
+    Warns:
+        UserWarning: If numbers lie far outside of those of training.
 
     Raises:
         TypeError: If a value isn't a number where the run has numbers.
@@ -68,14 +74,52 @@ def stored_conditions(
         )
     if isinstance(given, Mapping):
         _check_names(op, conditions, given)
-        one = _of_values(op, conditions, given)
-        return one.expand(count, *one.shape[1:])
-    stored = _of_rows(op, conditions, given)
+    if conditions.encoding is None:
+        stored = _classes(op, conditions, _class_values(op, conditions, given))
+    else:
+        table = _table(op, conditions.encoding, given)
+        stored = conditions.encoding.stored(table, op)
+        warn_of_far(op, conditions.columns, table.values)
+    if isinstance(given, Mapping):
+        return stored.expand(count, *stored.shape[1:])
     if len(stored) != count:
         raise ValueError(
             f"{op}: expected given with {count} rows, one for each sample, got {len(stored)}"
         )
     return stored
+
+
+def condition_values(conditions: Conditions, given: Any, count: int) -> Tensor:
+    """Returns the values of conditions of a table as they were given, float64, shape (n, columns).
+
+    Those of text columns are indices, as `Encoding.decoded` has them. What a run stores of numbers
+    is rounded to float32.
+
+    Arguments:
+        conditions: What the run is conditioned on.
+        given: As for `stored_conditions`, which has taken it.
+        count: The number n of samples.
+    """
+    assert conditions.encoding is not None
+    table = _table("sample", conditions.encoding, given)
+    stored = conditions.encoding.stored(table, "sample").double()
+    texts = torch.tensor([column.is_text for column in conditions.columns])
+    return torch.where(texts, stored, torch.from_numpy(table.values)).expand(count, -1)
+
+
+def warn_of_far(op: str, columns: Sequence[Column], values: Values) -> None:
+    """Warns of numbers far outside of those of training, one warning for each column."""
+    for i, column in enumerate(columns):
+        far = values[column.is_far(values[:, i]), i]
+        if not len(far):
+            continue
+        worst = float(far[np.argmax(np.abs(far - 0.5 * (column.low + column.high)))])
+        more = f" and {len(far) - 1:,} more such values" if len(far) > 1 else ""
+        warnings.warn(
+            f"{op}: {column.name}={worst:.10g}{more}: far outside of the values of training,"
+            f" {column.span}, where the model knows nothing",
+            stacklevel=4,
+        )
 
 
 def _check_names(op: str, conditions: Conditions, given: Mapping[str, Any]) -> None:
@@ -89,12 +133,20 @@ def _check_names(op: str, conditions: Conditions, given: Mapping[str, Any]) -> N
         )
 
 
-def _of_values(op: str, conditions: Conditions, given: Mapping[str, Any]) -> Tensor:
-    """Returns one row of values."""
-    if conditions.encoding is None:
-        return _classes(op, conditions, np.array([_number(op, LABEL, given[LABEL])]))
-    table = table_of_values(conditions.encoding, given, op)
-    return conditions.encoding.stored(table, op)
+def _class_values(op: str, conditions: Conditions, given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        return array_of(given)
+    value = given[LABEL]
+    if isinstance(value, str):
+        return _named(op, conditions, [value], numbers=True)
+    return np.array([_number(op, LABEL, value)])
+
+
+def _table(op: str, encoding: Encoding, given: Any) -> Table:
+    """Returns the conditions as a table, of one row if they are a mapping."""
+    if isinstance(given, Mapping):
+        return table_of_values(encoding, given, op)
+    return table_with(encoding, given, op, "given")
 
 
 def table_of_values(
@@ -163,14 +215,10 @@ def _number(op: str, name: str, value: Any) -> float:
         ) from None
 
 
-def _of_rows(op: str, conditions: Conditions, given: Any) -> Tensor:
-    encoding = conditions.encoding
-    if encoding is None:
-        return _classes(op, conditions, array_of(given))
-    return encoding.stored(table_with(encoding, given, op, "given"), op)
-
-
 def _classes(op: str, conditions: Conditions, values: Any) -> Tensor:
+    if values.dtype.kind in "UO" and values.ndim == 1:
+        # Folders that are called by numbers are no names of a run that has other ones.
+        values = _named(op, conditions, values, numbers=not conditions.classes)
     if values.dtype.kind not in "iuf" or values.ndim != 1:
         raise ValueError(
             f"{op}: expected given as classes of shape (n,), got {values.dtype} of shape"
@@ -184,3 +232,20 @@ def _classes(op: str, conditions: Conditions, values: Any) -> Tensor:
             f" {values[row]:.10g} in row {row} (counted from 0)"
         )
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _named(op: str, conditions: Conditions, texts: Any, *, numbers: bool) -> Any:
+    """Returns the classes of names, and perhaps of texts of numbers that no class is called by."""
+    index, classes = {name: i for i, name in enumerate(conditions.classes)}, list[float]()
+    for row, text in enumerate(texts):
+        try:
+            known = text in index or (isinstance(text, str) and not numbers)
+            classes.append(index[text] if known else float(text))
+        except (LookupError, TypeError, ValueError):
+            unseen = sorted({str(text) for text in texts} - {*index})
+            own = listed(conditions.classes) or f"0 to {conditions.num_classes - 1}"
+            raise ValueError(
+                f"{op}: expected classes of the run in given, {own}, got {listed(unseen)}, in"
+                f" row {row} (counted from 0)"
+            ) from None
+    return np.array(classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.data.column import Column
-from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.data.display import content_facts, in_a_line, in_html
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.frames import is_frame
 from diffflow_ext.data.formats.tables import Table
-from diffflow_ext.data.masks import MASKS
 
 from ..config.defaults import resolve
 from ..config.fields import Config
@@ -26,13 +25,16 @@ from ..recipes.base import EvaluationSettings, Recipe
 from ..recipes.build import build_recipe, room_of
 from ..store.checkpoint import Checkpoint, CheckpointError, load_latest, step_directories
 from ..store.dataset import DatasetRecord, recorded
-from ..store.directory import RunDirectory
-from .filling import Part, check_imputation, fill, given_part
-from .given import stored_conditions
+from ..store.directory import RunDirectory, read_metrics
+from .filling import Part, check_imputation, check_mask, fill, given_part
+from .given import condition_values, stored_conditions
 from .imputation import CANDIDATES, weighed
-from .sample_file import to_frame
+from .sample_file import to_frame, with_given
 from .sampling import MAX_SAMPLES, check_options, draw
 from .scoring import log_probs, pick_estimator, stored_rows
+
+#: Lines of the log whose mean is shown.
+LAST = 10
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,37 @@ class LoadedRun:
         config: The configuration with which it was trained.
         record: The record of its data.
         step: Completed training steps.
+        folder: Its folder; None if it's in memory alone.
     """
 
     recipe: Recipe[Any, Any]
     config: Config
     record: DatasetRecord
     step: int
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return in_a_line("LoadedRun", self._facts())
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        facts = self._facts()
+        facts["parameters"] = f"{sum(p.numel() for p in self.model.parameters()):,}"
+        lines = [line for line in self.history() if self.recipe.curve[0] in line][-LAST:]
+        if lines:
+            name, label = self.recipe.curve
+            mean = sum(line[name] for line in lines) / len(lines)
+            facts[label] = f"{mean:.4g}, mean of the last {len(lines)} lines of the log"
+        title = f"Run of {self.config.name} on {self.record.name}"
+        return in_html(title, facts, self.record.encoding, self.record.conditions)
+
+    def _facts(self) -> dict[str, str]:
+        record, facts = self.record, {"model": self.config.name, "step": f"{self.step:,}"}
+        return facts | content_facts(record.encoding, record.conditions, record.event_shape)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Returns losses and more by step, as in metrics.jsonl; none without a folder."""
+        return [] if self.folder is None else read_metrics(RunDirectory(self.folder).metrics)
 
     @property
     def model(self) -> nn.Module:
@@ -77,10 +104,10 @@ class LoadedRun:
             given: What samples are conditioned on, which a run with conditions needs: a mapping of
                 each name to the value of all samples, such as ``{"label": 3}`` or
                 ``{"cut": "Ideal", "price": 500}``; or a row for each sample, of a table a data
-                frame or an array of numbers, of images the classes, shape (n,). Of a run that was
-                trained with masks the part that is seen: one row or image for all samples, or n of
-                them, as for `impute`, with NaN where a value is missing, or a mapping of some
-                columns; None for nothing.
+                frame or an array of numbers, of images the classes, shape (n,), by their numbers
+                or names. Of a run that was trained with masks the part that is seen: one row or
+                image for all samples, or n of them, as for `impute`, with NaN where a value is
+                missing, or a mapping of some columns; None for nothing.
             mask: Of a run that was trained with masks where the values of `given` are seen, bool:
                 (columns,) or (n, columns), of images (H, W) or (n, H, W); None for all but NaN.
             units: "data" for float64 of shape (n, d) in the units of the data, or images in bytes,
@@ -118,20 +145,10 @@ class LoadedRun:
     ) -> tuple[Tensor, Part | None]:
         """Returns samples in the units of training, and the part that is seen, if there is one."""
         checked("sample", "n", n, Annotated[int, whole(1, MAX_SAMPLES)])
-        if not self._has_masks:
-            if mask is not None:
-                raise ValueError(
-                    f"sample: expected no mask, because the run was trained without"
-                    f" condition={MASKS!r}, which hides parts of its data; leave it out, or train"
-                    " one"
-                )
-            return draw(
-                self.recipe.given(self._conditions("sample", given, n)), n, **options
-            ), None
-        if given is None:
-            if mask is not None:
-                raise ValueError("sample: expected given with a mask; give both, or none of them")
-            return draw(self.recipe, n, **options), None
+        check_mask(self.record, given, mask)
+        if given is None or not self._has_masks:
+            recipe = self.recipe.given(self._conditions("sample", given, n))
+            return draw(recipe, n, **options), None
         part = given_part("sample", self.record, given, mask).for_samples("sample", n)
         return fill(self.recipe, self.record, part, **options), part
 
@@ -146,7 +163,9 @@ class LoadedRun:
         """Returns n samples of a table as a data frame of pandas.
 
         Its columns have the names, types and categories of the data; missing numbers are NaN.
-        Conditions are columns after the others. The samples and the options are those of `sample`.
+        Conditions are columns after the others, with the values that were given; if `given` is a
+        data frame, also with their types there, and the samples have its index. The samples and
+        the options are those of `sample`.
 
         Raises:
             TypeError: If the run has images.
@@ -154,11 +173,13 @@ class LoadedRun:
         if self.record.encoding is None:
             raise TypeError("sample_frame: expected a run of a table, got one of images")
         samples, part = self._drawn(n, given, mask, {"seed": seed, **options})
+        values, conditions = self.record.in_data_units(samples), self.record.conditions
         if part is not None:
-            values = part.completed(self.record.in_data_units(samples))
-            return to_frame(self.record.encoding, values)
-        columns, values = self.with_conditions(samples, given)
-        return to_frame(Encoding(columns), values)
+            values = part.completed(values)
+        frame = to_frame(self.record.encoding, values)
+        if conditions is None or self._has_masks:
+            return frame
+        return with_given(frame, conditions, given)
 
     def with_conditions(self, samples: Tensor, given: Any) -> tuple[tuple[Column, ...], Tensor]:
         """Returns the columns of a table and of its conditions, and their values, float64.
@@ -171,9 +192,8 @@ class LoadedRun:
         values, conditions = self.record.in_data_units(samples), self.record.conditions
         if conditions is None or self._has_masks:
             return columns, values
-        stored = self._conditions("sample", given, len(samples))
-        assert stored is not None
-        return columns + conditions.columns, torch.cat([values, conditions.values(stored)], 1)
+        own = condition_values(conditions, given, len(samples))
+        return columns + conditions.columns, torch.cat([values, own], 1)
 
     def _conditions(self, op: str, given: Any, count: int) -> Tensor | None:
         """Returns the conditions of samples as the run stores them; None if it has none."""
@@ -269,7 +289,8 @@ class LoadedRun:
             float64 tensors, or images in bytes. Values that were there are as they were.
 
         Warns:
-            UserWarning: If few candidates of a row count.
+            UserWarning: If few candidates of a row count, or numbers lie far outside of those of
+                training.
 
         Raises:
             TypeError: If the rows are no numbers.
@@ -277,12 +298,17 @@ class LoadedRun:
                 is missing, the run has images and no masks, a row lies where the model has no
                 density, or the ODE of the model has too many coordinates.
         """
-        columns, copies = self.completed(rows, n, given, candidates, seed, options)
-        encoding = self.record.encoding
-        if encoding is None or not (is_frame(rows) or encoding.texts):
-            return [copy[:, : len(encoding.columns)] for copy in copies] if encoding else copies
-        frames = [to_frame(Encoding(columns), copy) for copy in copies]
-        index = getattr(rows, "index", None)
+        _, copies = self.completed(rows, n, given, candidates, seed, options)
+        encoding, conditions = self.record.encoding, self.record.conditions
+        if encoding is None:
+            return copies
+        copies = [copy[:, : len(encoding.columns)] for copy in copies]
+        if not (is_frame(rows) or encoding.texts):
+            return copies
+        frames, index = [to_frame(encoding, copy) for copy in copies], getattr(rows, "index", None)
+        if conditions is not None and conditions.columns:
+            own = rows if given is None else given
+            frames = [with_given(frame, conditions, own) for frame in frames]
         return frames if index is None else [frame.set_axis(index) for frame in frames]
 
     def completed(
@@ -312,9 +338,9 @@ class LoadedRun:
             drawn = weighed(self.recipe, encoding, part.stored, stored, n, candidates, seed)
         copies = [part.completed(copy) for copy in drawn]
         columns, conditions = () if encoding is None else encoding.columns, self.record.conditions
-        if stored is None or conditions is None:
+        if conditions is None or not conditions.columns:
             return columns, copies
-        own = conditions.values(stored)
+        own = condition_values(conditions, rows if given is None else given, len(part.stored))
         return columns + conditions.columns, [torch.cat([copy, own], 1) for copy in copies]
 
 
@@ -334,7 +360,7 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         CheckpointError: If it has no whole checkpoint.
         ImportError: If the model needs a package that is missing.
     """
-    return run_of(read_run(path), device, path)
+    return replace(run_of(read_run(path), device, path), folder=Path(path).absolute())
 
 
 def read_run(path: str | Path) -> Checkpoint:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from diffflow_ext.data import Dataset, Rows, describe_sets, open_rows
 
 from ..store.dataset import open_data
 from .loaded_run import LoadedRun
+from .sampling import draw
 
 
 def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dataset:
@@ -46,6 +50,13 @@ def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dat
     return dataset
 
 
+def samples_like_test(run: LoadedRun, dataset: Dataset, n: int, **options: Any) -> Tensor:
+    """Returns samples in the units of training, given the conditions of the test data in turn."""
+    given = dataset.given_of("test")
+    rows = None if given is None else given[torch.arange(n) % len(given)]
+    return draw(run.recipe.given(rows), n, **options)
+
+
 def rows_of_run(
     run: LoadedRun,
     path: str,
@@ -56,8 +67,8 @@ def rows_of_run(
 ) -> Rows:
     """Returns the rows, or images, in a file: those to which a run is applied; see `open_rows`.
 
-    Rows have the columns of the run's conditions too, unless `conditions` says that they are given
-    otherwise. With `gaps` any value may be missing.
+    Rows have the columns of the run's conditions too, and images their classes, unless
+    `conditions` says that they are given otherwise. With `gaps` any value may be missing.
     """
     config, encoding = run.config.data, run.record.encoding
     own = run.record.conditions if conditions else None
@@ -66,10 +77,19 @@ def rows_of_run(
     if own is not None and own.columns:
         names, texts = names + own.names, texts + own.texts
     gaps = gaps or (encoding is not None and any(column.missing for column in encoding.columns))
-    return open_rows(
-        path, names, image_size=config.image_size, key=key,
-        drop_columns=config.drop_columns or (), texts=texts, gaps=gaps,
-    )  # fmt: skip
+    labelled = own is not None and own.num_classes > 0 and not names
+    try:
+        return open_rows(
+            path, names, image_size=config.image_size, key=key,
+            drop_columns=config.drop_columns or (), texts=texts, gaps=gaps, labelled=labelled,
+        )  # fmt: skip
+    except ValueError as error:
+        if not labelled:
+            raise
+        raise ValueError(
+            f"{error}. The run is conditioned on {own and own.describe()}: if images have no"
+            " class, name one for all (--given label=...)"
+        ) from error
 
 
 def is_gone(data: str) -> bool:

@@ -17,7 +17,11 @@ import numpy as np
 from torch import Tensor
 
 from diffflow_ext.data.column import Column
+from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.data.formats.frames import as_pandas, is_frame
+
+from .given import condition_values
 
 
 def endings(encoding: Encoding | None) -> tuple[str, ...]:
@@ -51,6 +55,32 @@ def to_frame(encoding: Encoding, samples: Tensor) -> Any:
         column.name: _typed(column, numbers[:, i]) for i, column in enumerate(encoding.columns)
     }
     return pandas.DataFrame(columns)
+
+
+def with_given(frame: Any, conditions: Conditions, given: Any) -> Any:
+    """Returns a frame of samples, as `to_frame` does, with columns of what they are given.
+
+    Arguments:
+        frame: The samples, n rows.
+        conditions: The conditions of a run of a table.
+        given: What `stored_conditions` has taken for n samples. Columns of a frame keep their
+            types, and the samples get its index.
+    """
+    if is_frame(given):
+        own = as_pandas(given)
+        places = [*map(str, own.columns)]
+        frame = frame.set_axis(own.index)
+        for name in conditions.names:
+            frame[name] = own.iloc[:, places.index(name)]
+        return frame
+    values = condition_values(conditions, given, len(frame))
+    own = to_frame(Encoding(conditions.columns), values)
+    for i, column in enumerate(conditions.columns):
+        exact, typed = values[:, i].numpy(), own[column.name]
+        # Another number may be given than the type of those in training holds.
+        is_same = column.is_text or np.array_equal(typed.astype("float64"), exact)
+        frame[column.name] = typed if is_same else exact
+    return frame
 
 
 def _typed(column: Column, values: np.ndarray) -> Any:

@@ -13,6 +13,7 @@ from diffflow_ext.functional.noise import NoiseKey
 
 from ..config.rules import SEED, checked, whole
 from ..parallel.distributed import World
+from ..parallel.progress import tracked
 from ..recipes.base import Recipe
 
 # Streams below belong to training steps.
@@ -51,7 +52,8 @@ def draw(
     check_options("sample", recipe, num_steps, options)
     key, size = NoiseKey(seed, stream=stream), chunk_size(recipe)
     world, parts = world or World(), list[Tensor | tuple[int, ...]]()
-    for number, start in enumerate(range(0, n, size)):
+    starts = tracked(range(0, n, size), n, "sample", shown=world.writes)
+    for number, start in enumerate(starts):
         shape = (min(size, n - start), *recipe.event_shape)
         parts.append(shape)
         if world.owns(number):

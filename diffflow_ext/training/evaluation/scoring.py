@@ -24,6 +24,7 @@ from diffflow_ext.functional.noise import NoiseKey
 
 from ..config.rules import SEED, checked
 from ..parallel.distributed import World
+from ..parallel.progress import tracked
 from ..recipes.base import Estimator, EvaluationSettings, Recipe
 from ..store.dataset import DatasetRecord
 from ..store.inputs import log_weight, model_inputs
@@ -95,11 +96,13 @@ def log_probs(
     device = next(recipe.module.parameters()).device
     key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(recipe)
     parts = list[Tensor | tuple[int, ...]]()
-    for index, part in enumerate(rows.split(size)):
-        parts.append((len(part), 2))
+    starts = tracked(range(0, len(rows), size), len(rows), "row", shown=world.writes)
+    for index, start in enumerate(starts):
+        stored = rows[start : start + size]
+        parts.append((len(stored), 2))
         if not world.owns(index):
             continue
-        start, stored = index * size, part.to(device)
+        stored = stored.to(device)
         x = model_inputs(encoding, stored, key, start)
         with torch.no_grad():
             density = estimator.log_prob(x, key, start).double()

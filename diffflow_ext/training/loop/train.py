@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ def train(
     overwrite: bool = False,
     data: Any = None,
     progress: bool | None = None,
-    tell: Callable[[str], object] | None = None,
 ) -> TrainResult:
     """Trains a model into a run directory.
 
@@ -44,10 +43,9 @@ def train(
             tensor of shape (n, d), images in bytes, a dataset of torch with such items, or a
             :class:`diffflow_ext.data.Dataset`. A run keeps no copy: resuming and evaluating it
             need them again.
-        progress: Whether to show a bar on stderr; by default on a terminal and in a notebook, and
-            elsewhere a line every half a minute.
-        tell: A function such as `print`, which process 0 calls with each line about what was read,
-            before it trains.
+        progress: Whether to say what was read and to show a bar; by default a bar on a terminal
+            and in a notebook, and elsewhere a line every half a minute (see `show_progress`).
+            Lines go to the logger ``diffflow_ext`` where it takes the level INFO, else to stderr.
 
     Raises:
         ValueError: If `out` holds a run and neither `resume` nor `overwrite` is given, the run
@@ -73,7 +71,7 @@ def train(
         trainer = _trainer(config, run, world, data, overwrite=overwrite)
         trainer.step.rehearse()
         _start(trainer, overwrite=overwrite)
-        _tell(trainer, tell)
+        _warn(trainer)
         return trainer.run_to_end(progress, overwrite=overwrite)
 
 
@@ -83,9 +81,8 @@ def rehearse(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    tell: Callable[[str], object] | None = None,
-) -> None:
-    """Does what `train` does before its first step, and writes nothing.
+) -> list[str]:
+    """Does what `train` does before its first step, and writes nothing; says what was read.
 
     It opens the data, builds the model, and evaluates the loss of one sample; arguments, errors
     and warnings are those of `train`.
@@ -96,7 +93,8 @@ def rehearse(
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
         trainer = _trainer(config, run, world, overwrite=overwrite)
         trainer.step.rehearse()
-        _tell(trainer, tell)
+        _warn(trainer)
+        return describe_data(trainer.dataset)
 
 
 def _trainer(
@@ -108,15 +106,11 @@ def _trainer(
     return Trainer(config, run, world, checkpoint, data)
 
 
-def _tell(trainer: Trainer, tell: Callable[[str], object] | None) -> None:
-    """Warns of doubts, and tells what was read."""
-    if not trainer.world.writes:
-        return
-    for text in doubts(trainer.config, trainer.world, trainer.device):
-        warnings.warn(text, stacklevel=3)
-    if tell is not None:
-        for line in describe_data(trainer.dataset):
-            tell(line)
+def _warn(trainer: Trainer) -> None:
+    """Warns of doubts, in process 0."""
+    if trainer.world.writes:
+        for text in doubts(trainer.config, trainer.world, trainer.device):
+            warnings.warn(text, stacklevel=3)
 
 
 def _start(trainer: Trainer, *, overwrite: bool) -> None:

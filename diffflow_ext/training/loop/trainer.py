@@ -24,15 +24,15 @@ from ..config.files import to_record, to_toml
 from ..config.schedules import is_logged, is_saved
 from ..parallel.device import pick_device
 from ..parallel.distributed import World, local_rank
+from ..parallel.progress import Progress
 from ..recipes.base import Recipe
 from ..recipes.build import build_recipe, room_for_training, room_of
 from ..recipes.contexts import BatchContexts, Contexts, MaskContexts
 from ..store.checkpoint import Checkpoint, CheckpointError
-from ..store.dataset import DatasetRecord, open_data, recorded
+from ..store.dataset import DatasetRecord, describe_data, open_data, recorded
 from ..store.directory import MetricsLog, NoLog, RunDirectory
 from ..store.saver import Saver
 from .batches import Batches
-from .progress import Progress
 from .session import Interrupted, own_generator, signals
 from .starting import check_batch, check_world, warn_of_other_end
 from .state import TrainState
@@ -119,15 +119,18 @@ class Trainer:
     def run_to_end(self, progress: bool | None, *, overwrite: bool = False) -> TrainResult:
         """Trains up to the last step, with a log, a bar and checkpoints; signals end it early.
 
+        First it says what was read.
         With `overwrite`, the run in the directory is replaced when the first step is done.
         """
         before, steps = self.state.step, self.config.optimiser.steps
+        shown = progress if self.world.writes else False
         self.rate = _Rate(self.state, self.config.optimiser.batch_size)
         with (
-            Progress(steps, before, progress if self.world.writes else False) as bar,
+            Progress("step", steps, before, shown=shown) as bar,
             signals(announce=self.world.writes) as received,
             own_generator(self.device),
         ):
+            bar.say(describe_data(self.dataset))
             first = self._replace_run(received) if overwrite else None
             with self._log() as log:
                 self._loop_and_save(log, bar, received, first)
@@ -182,13 +185,14 @@ class Trainer:
         while first or state.step < steps:
             line, signum = first or self.step.take(received)
             first = None
-            bar.update()
+            text = None
             if is_logged(self.config, state.step):
                 if "loss" in line:
                     line |= self.recipe.reading(state.step - 1, line["loss"])
                 line |= self.rate.measure()
                 log.write(line)
-                bar.show(state.step, self._bar_text(line))
+                text = self._bar_text(line)
+            bar.update(1, text)
             if signum or is_saved(self.config, state.step):
                 self.rate.tick()
                 log.sync()

@@ -77,6 +77,10 @@ class Checkpoint:
     optim: Tensors
     meta: dict[str, Any]
 
+    def __repr__(self) -> str:
+        numbers = sum(tensor.numel() for tensor in self.model.values())
+        return f"Checkpoint(step {self.step:,}, {len(self.model)} tensors of {numbers:,} numbers)"
+
 
 def save_checkpoint(directory: str | Path, checkpoint: Checkpoint, keep: int = 3) -> Path:
     """Writes a checkpoint durably, then removes all but the newest `keep`; returns its directory.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from diffflow_ext.data import Dataset, open_dataset
-from diffflow_ext.data.column import KINDS
+from diffflow_ext.data.column import KINDS, Column
 from diffflow_ext.data.conditions import LABEL, Conditions
 from diffflow_ext.data.dataset import given_labels, given_masks
 from diffflow_ext.data.encoding import Encoding
@@ -203,8 +203,14 @@ def _close(one: Encoding | None, other: Encoding | None) -> bool:
     """Whether encodings are the same but for the rounding of numbers."""
     if one is None or other is None:
         return one is other
-    pairs = zip(one.to_meta(), other.to_meta(), strict=True)
-    return all(_same(a[name], b[name]) for a, b in pairs for name in a if name != "dtype")
+    pairs = zip(one.columns, other.columns, strict=True)
+    return all(_same(_compared(a), _compared(b)) for a, b in pairs)
+
+
+def _compared(column: Column) -> tuple[Any, ...]:
+    """Returns what makes a column the same; earlier versions knew no range of training."""
+    unlike = {"dtype"} | ({"low", "high"} if column.kind in ("continuous", "heavy") else set())
+    return tuple(value for name, value in asdict(column).items() if name not in unlike)
 
 
 def _names(conditions: Conditions | None) -> tuple[str, ...]:
@@ -215,7 +221,8 @@ def _alike(one: Conditions | None, other: Conditions | None) -> bool:
     """Whether conditions of the same names are the same but for the rounding of numbers."""
     if one is None or other is None:
         return one is other
-    return one.num_classes == other.num_classes and _close(one.encoding, other.encoding)
+    same = one.num_classes == other.num_classes and one.classes == other.classes
+    return same and _close(one.encoding, other.encoding)
 
 
 def _same(a: Any, b: Any) -> bool:
