@@ -41,6 +41,8 @@ PANELS = {
 AXES = {"num_steps": "steps N", "batch": "batch B", "width": "width"}
 #: Steps N of the samples of images that are shown.
 SHOWN_STEPS, SHOWN_STEPS_DINOF = (5, 30), (20, 50)
+#: The grey of what is not given, and the draws of a model that are shown.
+UNKNOWN, DRAWN = 128, 3
 NATS = "\N{MINUS SIGN}log p [nats]"
 
 
@@ -64,10 +66,14 @@ def draw_pictures(results: Results, folder: Path, out: Path) -> list[Path]:
     paths = [out / f"{name}.png" for name in made]
     for path, figure in zip(paths, made.values(), strict=True):
         figure.savefig(path, dpi=130)
-    images = [r for r in results.values() if r.get("benchmark") == "compare_images"]
-    paths += [path for report in images for path in _images(report, folder, out)]
-    digits = [r for r in results.values() if r.get("benchmark") == "digits_by_class"]
-    return paths + [picture_of_digits(report, folder, out) for report in digits]
+    for report in results.values():
+        if report.get("benchmark") == "compare_images":
+            paths += _images(report, folder, out)
+        elif report.get("benchmark") == "filling":
+            paths.append(_half_pictures(report, folder, out))
+        elif report.get("benchmark") == "digits_by_class":
+            paths.append(picture_of_digits(report, folder, out))
+    return paths
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -282,6 +288,20 @@ def _sweep(report: Report) -> Figure:
         _plain(panel)
     figure.axes[0].legend(frameon=False, fontsize=8.5)
     return figure
+
+
+def _half_pictures(report: Report, folder: Path, out: Path) -> Path:
+    """Rows of digits, of what was given of them, and of what was drawn for the rest."""
+    samples = read_samples(folder / report["samples"])
+    given = samples["data"].copy()
+    given[..., given.shape[-2] // 2 :, :] = UNKNOWN
+    rows = {"data": samples["data"], "given": given}
+    for model, one in report["models"].items():
+        draws = np.moveaxis(samples[model], 1, 0)
+        shown = DRAWN if "parameters" in one else 1
+        rows |= {f"{one['title']}, {i + 1}": draws[i] for i in range(shown)}
+    name = f"filling_{report['data']}{report['size']}"
+    return figures.image_rows(out / f"{name}.png", rows, f"{of_size(report)}: half pictures")
 
 
 def _images(report: Report, folder: Path, out: Path) -> list[Path]:

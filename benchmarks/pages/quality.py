@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .digits import table_of_digits
+from .missing import filling, imputation
 from .tables import (
     MINUS,
     NONE,
@@ -24,7 +25,7 @@ from .tables import (
 )
 
 BENCHMARKS = (
-    "compare_2d", "compare_tables", "tables_mixed", "imputation", "compare_images",
+    "compare_2d", "compare_tables", "tables_mixed", "imputation", "compare_images", "filling",
     "digits_by_class", "diffusion_start", "dinof_sweep",
 )  # fmt: skip
 SETS_2D = ("2-spirals", "checkerboard", "olympic-rings", "fractal-tree", "sierpinski-carpet")
@@ -345,18 +346,6 @@ def _sweep_table(report: Report) -> str:
     return table(head, marked)
 
 
-def imputation(report: Report) -> str:
-    """Returns the table of draws of hidden values."""
-    rows = []
-    for one in report["models"].values():
-        score, inside, spent = one["crps"], one["within_80"], one["impute_cpu_seconds"]
-        cells = [with_error(score["mean"], score["error"], 3), f"{100 * inside:.0f} %"]
-        cells += [number(one.get("train_cpu_seconds")), number(spent)]
-        rows.append((one["title"], [score["mean"], None, None, None], cells))
-    head = ["", "CRPS", "in the middle 80 %", "s of training", "s of draws"]
-    return table(head, best_marked(rows))
-
-
 _IN_2D = [f"compare_2d_{name}" for name in SETS_2D]
 _OF_IMAGES = [f"compare_images_{name}" for name in IMAGES]
 _OF_TABLES = [f"compare_tables_{name}" for name in TABLES]
@@ -371,6 +360,7 @@ BLOCKS: dict[str, Block] = {
     "tables-mixed": of("tables_mixed_diamonds", tables_mixed),
     "likelihood-images": of_all(_OF_IMAGES, likelihood_images),
     "steps-images": of_all(_OF_IMAGES, steps_images),
+    "filling": of("filling_mnist16", filling),
     "digits-by-class": of("digits_by_class_mnist16", table_of_digits),
     "diffusion-start": of("diffusion_start_mnist16", diffusion_start),
     "sweep": of_all([f"dinof_sweep_{name}" for name in SWEEPS], sweep),

@@ -6,7 +6,8 @@ MAGIC, 10 columns, in standardised units. The draws are compared with the hidden
 continuous ranked probability score, E|X - y| - E|X - X'| / 2, which is least in the mean if they
 have the true conditional distribution, and by how often the middle 80 % of the draws hold it.
 Beside the models stand scikit-learn's IterativeImputer (Bayesian ridge regressions that are drawn
-from) and values of random training rows. Writes imputation_magic.json; trainings stay in
+from) and values of random training rows. Draws of models are weighed by their density, but those
+of a DDPM that was trained with masks. Writes imputation_magic.json; trainings stay in
 runs/imputation.
 """
 
@@ -31,15 +32,23 @@ from .comparison import Comparison, Sizes, comparison_parser
 from .measures import mean_error
 from .trainings import Training
 
-DATA, MINUTES, CANDIDATES = "magic", 3.0, 512
+DATA, MINUTES, CANDIDATES, STEPS = "magic", 3.0, 512, 100
 TITLES: Mapping[str, str] = MappingProxyType(
     {
         "marginal": "values of random training rows",
         "iterative": "IterativeImputer of scikit-learn",
         "spline": "spline flow",
         "diffflow": "DiffFlow",
+        "masks": "DDPM trained with masks",
     }
 )
+#: Models and what differs from their defaults.
+MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        "spline": CHOICES["spline"], "diffflow": CHOICES["diffflow"],
+        "masks": ("ddpm", {"condition": "masks"}),
+    }
+)  # fmt: skip
 FULL = Sizes(n=50, rows=500)
 SMOKE = Sizes(n=3, rows=6, pilot=2, tiny=True)
 
@@ -59,7 +68,7 @@ class Imputation(Comparison):
         self.gaps = self.rows.scatter(1, hidden, math.nan)
 
     def measure(self, part: str) -> dict[str, Any]:
-        draw, found = self._model(part) if part in CHOICES else (getattr(self, part), {})
+        draw, found = self._model(part) if part in MODELS else (getattr(self, part), {})
         start = cpu_seconds()
         draws = draw()
         seconds = cpu_seconds() - start
@@ -72,7 +81,7 @@ class Imputation(Comparison):
         }  # fmt: skip
 
     def _model(self, part: str) -> tuple[Callable[[], Tensor], dict[str, Any]]:
-        model, choices = CHOICES[part]
+        model, choices = MODELS[part]
         small: dict[str, Any] = {}
         if self.sizes.tiny:
             small = {"flow_hidden": "4"} if model == "flow" else {"width": 4}
@@ -81,15 +90,17 @@ class Imputation(Comparison):
         run, encoding = done.load(), self.dataset.encoding
         assert encoding is not None
         rows = encoding.decoded(self.gaps)
-        candidates = 4 if self.sizes.tiny else CANDIDATES
+        options = {"candidates": 4 if self.sizes.tiny else CANDIDATES}
+        if part == "masks":
+            options = {"num_steps": 3 if self.sizes.tiny else STEPS}
 
         def draw() -> Tensor:
-            filled = torch.stack(run.impute(rows, self.sizes.n, candidates=candidates))
+            filled = torch.stack(run.impute(rows, self.sizes.n, **options))
             mean, std = (torch.tensor([getattr(c, n) for c in encoding.columns])
                          for n in ("mean", "std"))  # fmt: skip
             return self._hidden((filled - mean) / std)
 
-        return draw, {**done.head(), "candidates": candidates}
+        return draw, {**done.head(), **options}
 
     def _hidden(self, filled: Tensor) -> Tensor:
         """Returns what was drawn for the hidden values, (n, rows)."""

@@ -38,6 +38,7 @@ from diffflow_ext.training.store.dataset import DatasetRecord
 from .doctor import examine
 from .figures import Animate, Compare
 from .flags import DeviceName, RunArgument, Sampler, parse, refuse_unknown
+from .impute import Impute
 from .training import Switch, parse_train
 
 SCORE_ENDINGS = (".csv", ".npy")
@@ -311,6 +312,7 @@ class Doctor:
 COMMANDS: dict[str, Any] = {
     "sample": Sample,
     "score": Score,
+    "impute": Impute,
     "evaluate": Evaluate,
     "compare": Compare,
     "animate": Animate,

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "Train a model on data.",
     "sample": "Draw samples in the units of the data.",
     "score": "Write log p of each row of a file, or of each image.",
+    "impute": "Draw missing values of rows, or a half of images, given the rest.",
     "evaluate": "Compare a model with held-out data; write RUN/evaluation.json and RUN/figures/.",
     "compare": "Draw both processes of runs of the same data, one below the other.",
     "animate": "Write a film of both processes of a run.",

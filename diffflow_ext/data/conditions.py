@@ -1,4 +1,4 @@
-r"""What a model is conditioned on: the class of an image, or some columns of a table.
+r"""What a model is conditioned on: the class of an image, some columns of a table, or any part.
 
 The context of a network is the class itself, or of columns the vector
 
@@ -6,11 +6,13 @@ The context of a network is the class itself, or of columns the vector
 
 with :math:`v_i` the coordinate of a number, as `data.encoding` has it but without noise (an
 integer is standardised), and of a category 1 at its value and 0 at all others. The last component
-tells c from the vector 0 that stands for no context: a number may be 0, its mean.
+tells c from the vector 0 that stands for no context: a number may be 0, its mean. For any part of
+the data itself see `data.masks`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,7 @@ from torch.nn import functional
 from .column import Column
 from .encoding import Encoding
 from .formats.columns import listed
+from .masks import MASKS, Masks
 
 #: The name of the class of an image.
 LABEL = "label"
@@ -33,14 +36,16 @@ class Conditions:
     """What a model is conditioned on.
 
     Attributes:
-        encoding: The columns of a table; None for classes of images.
-        num_classes: The number of classes, 0 for a table.
+        encoding: The columns of a table; None for anything else.
+        num_classes: The number of classes, 0 for anything else.
         classes: Their names in order, if they have names.
+        masks: The masks of the part that is given; None for anything else.
     """
 
     encoding: Encoding | None = None
     num_classes: int = 0
     classes: tuple[str, ...] = ()
+    masks: Masks | None = None
 
     def __post_init__(self) -> None:
         if self.classes and len(self.classes) != self.num_classes:
@@ -48,9 +53,11 @@ class Conditions:
                 f"Conditions: expected {self.num_classes} names of classes, got "
                 f"{len(self.classes)}"
             )
-        if (self.encoding is None) != (self.num_classes > 0):
+        kinds = (self.encoding is not None, self.num_classes > 0, self.masks is not None)
+        if sum(kinds) != 1:
             raise ValueError(
-                f"Conditions: expected columns or classes, got num_classes={self.num_classes}"
+                "Conditions: expected columns, classes or masks, got"
+                f" num_classes={self.num_classes} and {sum(kinds)} of them"
             )
 
     def __repr__(self) -> str:
@@ -62,10 +69,14 @@ class Conditions:
         if "num_classes" in values:
             names = tuple(map(str, values.get("classes", ())))
             return cls(num_classes=int(values["num_classes"]), classes=names)
+        if "masks" in values:
+            return cls(masks=Masks.from_meta(values["masks"]))
         return cls(Encoding.from_meta(values["columns"]))
 
     def to_meta(self) -> dict[str, Any]:
         """Returns plain data for a manifest."""
+        if self.masks is not None:
+            return {"masks": self.masks.to_meta()}
         if self.encoding is None:
             meta: dict[str, Any] = {"num_classes": self.num_classes}
             return meta | ({"classes": list(self.classes)} if self.classes else {})
@@ -74,11 +85,13 @@ class Conditions:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the conditions."""
-        return (LABEL,) if self.encoding is None else self.encoding.names
+        if self.encoding is not None:
+            return self.encoding.names
+        return (LABEL,) if self.masks is None else (MASKS,)
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The columns of a table; none of images."""
+        """The columns of a table; none of anything else."""
         return () if self.encoding is None else self.encoding.columns
 
     @property
@@ -89,11 +102,15 @@ class Conditions:
     @property
     def context_dim(self) -> int:
         """The components of c, 0 for classes."""
+        if self.masks is not None:
+            return math.prod(self.masks.context_shape)
         widths = [len(c.shares) if c.kind == "category" else 1 for c in self.columns]
         return sum(widths) + 1 if widths else 0
 
     def describe(self) -> str:
         """Returns the names, each with the values that it may have."""
+        if self.masks is not None:
+            return f"{MASKS} (any part, which given= has)"
         if self.classes:
             names = [f"{i} = {name}" for i, name in enumerate(self.classes)]
             return f"{LABEL} ({listed(names, MOST_CLASSES)})"
@@ -105,7 +122,8 @@ class Conditions:
         """Returns contexts: classes, int64 of shape (n,), or c, float32 of shape (n, context_dim).
 
         Arguments:
-            stored: Classes, or what the encoding stores of rows, shape (n, columns).
+            stored: Classes, contexts of masks themselves, or what the encoding stores of rows,
+                shape (n, columns).
         """
         if self.encoding is None:
             return stored

@@ -27,6 +27,7 @@ from .formats.labels import MAX_CLASSES
 from .formats.reading import Refused
 from .formats.tables import MIN_ROWS, Table, check_values
 from .kinds import ALL, Chosen, choose_columns, filled
+from .masks import MASKS, Masks
 
 NUM_VALID_IMAGES = 5_000
 MIN_IMAGES = 10
@@ -57,7 +58,7 @@ class Dataset:
         doubts: What may have been meant otherwise; `open_dataset` warns of it.
         conditions: What a model of the data is conditioned on; None for nothing.
         given: The values of these conditions under `train`, `valid` and `test`: classes, int64 of
-            shape (rows,), or as `Conditions.encoding` stores them, float32.
+            shape (rows,), or as `Conditions.encoding` stores them, float32; None for masks.
     """
 
     name: str
@@ -220,6 +221,20 @@ def given_labels(data: Dataset) -> Dataset:
             f"{data.name!r} has {low if low < 0 else high}; number the classes from 0"
         )
     return with_given(data, Conditions(num_classes=count, classes=data.classes), labels)
+
+
+def given_masks(data: Dataset) -> Dataset:
+    """Returns data whose condition is any part of them; see `data.masks`.
+
+    Raises:
+        ValueError: If a column has the name that stands for masks.
+    """
+    if MASKS in data.columns:
+        raise Refused(
+            f"open_dataset: expected no column {MASKS!r} in {data.name!r} with condition="
+            f"{MASKS!r}, which stands for any part of a row; rename the column"
+        )
+    return replace(data, conditions=Conditions(masks=Masks.of(data.event_shape, data.encoding)))
 
 
 def with_given(data: Dataset, conditions: Conditions, given: Mapping[str, Tensor]) -> Dataset:

@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 
 from .column import KINDS, Column, in_decimals, rounding_of
-from .formats.columns import ALL, Values, column_kind, how_to_leave_out, listed, names_text
+from .formats.columns import (
+    ALL,
+    Values,
+    column_kind,
+    how_to_leave_out,
+    listed,
+    names_text,
+    plain_name,
+)
 from .formats.reading import Refused
 from .formats.tables import Table
 
@@ -38,14 +46,16 @@ HALF = 1.3489795003921634
 PRIOR_COUNT = 0.5
 
 
-def parse_columns(text: str) -> dict[str, str]:
-    """Returns the kind of each column in a text such as "price=integer,cut=category".
+def parse_columns(text: str | Mapping[str, str]) -> dict[str, str]:
+    """Returns the kind of each column, as a text such as "price=integer,cut=category" has it.
 
     A kind alone is that of all other columns, under the name `ALL`.
 
     Raises:
         ValueError: If a part has another form, or a column occurs twice.
     """
+    if isinstance(text, Mapping):
+        return {plain_name(name): parsed_kind(str(kind)) for name, kind in text.items()}
     found = dict[str, str]()
     for part in _parts(text):
         name, equals, kind = part.rpartition("=")

@@ -15,19 +15,27 @@ from typing import Any, Literal
 from torch.utils.data import Dataset as TorchDataset
 
 from .conditions import LABEL
-from .dataset import Dataset, given_labels, limit_training, split_images, split_table
+from .dataset import (
+    Dataset,
+    given_labels,
+    given_masks,
+    limit_training,
+    split_images,
+    split_table,
+)
 from .fetching import FETCHABLE
 from .formats.arrays import find_arrays
 from .formats.cifar import find_cifar
-from .formats.columns import ALL, parse_names, plain_name
+from .formats.columns import ALL, parse_names
 from .formats.frames import is_frame
 from .formats.idx import find_idx
 from .formats.images import check_levels, images_of, level_doubts
 from .formats.labels import labels_of_array, parted
 from .formats.tables import array_of, read_table, table_of
 from .image_sources import ImageSource, read_images
-from .kinds import DROP, parse_columns, parsed_kind
+from .kinds import DROP, parse_columns
 from .known import NUM_POINTS, draw_dataset, labelled_table
+from .masks import MASKS
 from .sets.home import data_home
 from .sets.maf import MAF_SETS, find_maf, maf_name, open_maf
 from .sets.magic import MAGIC_INSTALL, magic_file, magic_telescope
@@ -92,8 +100,9 @@ def open_dataset(
             `kinds`), those of known sets are continuous.
         missing: "mask" to learn which numbers are missing, "refuse" to refuse them.
         condition: What a model is conditioned on: "label" for the classes of images (see
-            `formats.labels` for where they are read) and of known sets that have some, or the
-            names of columns of a table, as a sequence or with commas between them.
+            `formats.labels` for where they are read) and of known sets that have some, the
+            names of columns of a table, as a sequence or with commas between them, or "masks" for
+            any part of a row or an image (see `data.masks`).
 
     Returns:
         The dataset; see :class:`Dataset`.
@@ -109,7 +118,7 @@ def open_dataset(
         ValueError: If `source` is neither a known set nor an existing path, or its data cannot be
             used.
     """
-    kinds = _kinds(columns)
+    kinds = parse_columns(columns)
     if missing not in ("refuse", "mask"):
         raise ValueError(
             f"open_dataset: expected missing to be 'refuse' or 'mask', got {missing!r}"
@@ -118,7 +127,10 @@ def open_dataset(
     dropped = [name for name, kind in kinds.items() if kind == DROP and name != ALL]
     kinds = {name: kind for name, kind in kinds.items() if name not in dropped}
     dropped = [*parse_names(drop_columns), *dropped]
-    options = _Options(image_size, key, dropped, kinds, missing == "mask", parse_names(condition))
+    names = parse_names(condition)
+    masks = names == [MASKS]
+    given = [] if masks else names
+    options = _Options(image_size, key, dropped, kinds, missing == "mask", given, masks)
     if not isinstance(source, (str, os.PathLike)):
         return _noted(_open_values(source, options), options, limit)
     text = os.fspath(source)
@@ -139,18 +151,14 @@ def open_dataset(
 
 def _noted(data: Dataset, options: _Options, limit: int | None) -> Dataset:
     """Returns the dataset with as many training rows, and warns of what is doubtful."""
-    if data.is_image and options.condition:
+    if options.masks:
+        data = given_masks(data)
+    elif data.is_image and options.condition:
         options.require_label("images")
         data = given_labels(data)
     for doubt in data.doubts:
         warnings.warn(f"{data.name}: {doubt}", stacklevel=3)
     return data if limit is None else limit_training(data, operator.index(limit))
-
-
-def _kinds(columns: str | Mapping[str, str]) -> dict[str, str]:
-    if isinstance(columns, str):
-        return parse_columns(columns)
-    return {plain_name(name): parsed_kind(str(kind)) for name, kind in columns.items()}
 
 
 def _open_values(rows: Any, options: _Options) -> Dataset:
@@ -199,6 +207,7 @@ class _Options:
     columns: dict[str, str]
     gaps: bool
     condition: list[str]
+    masks: bool
 
     def of_tables(self) -> dict[str, Any]:
         """Returns the options of `read_table` and `table_of`."""

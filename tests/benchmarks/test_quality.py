@@ -151,10 +151,11 @@ def test_imputation_scores_draws_of_hidden_values(tmp_path, monkeypatch):
         imputation, "open_dataset", lambda name: open_dataset(name, num_points=500)
     )
     where = ["--smoke", "--minutes", "0.005", "--out", str(tmp_path / "out")]
+    models = ["marginal", "diffflow", "masks"]
     with pytest.warns(UserWarning, match="fewer than 5 candidates count"):
-        imputation.main([*where, "--results", str(tmp_path), "--models", "marginal", "diffflow"])
+        imputation.main([*where, "--results", str(tmp_path), "--models", *models])
     report = json.loads((tmp_path / "imputation_checkerboard.json").read_text())
-    assert [*report["models"]] == ["marginal", "diffflow"]
+    assert [*report["models"]] == models
     for one in report["models"].values():
         assert one["crps"]["mean"] > 0.0
         assert 0.0 <= one["within_80"] <= 1.0

@@ -108,7 +108,7 @@ def test_records(data: Dataset) -> None:
     with pytest.raises(ValueError, match="expected 3 names of classes, got 1"):
         Conditions.from_meta({"num_classes": 3, "classes": ["cat"]})
     for bad in ({"num_classes": 0}, {"num_classes": -1}):
-        with pytest.raises(ValueError, match="expected columns or classes"):
+        with pytest.raises(ValueError, match="expected columns, classes or masks"):
             Conditions.from_meta(bad)
 
 
@@ -151,7 +151,11 @@ def test_labels_stay_with_their_images() -> None:
             np.zeros((40, 1, 4, 4), np.uint8),
             "images with labels .*none are read of 'images'",
         ),
-        ("cut", np.zeros((40, 1, 4, 4), np.uint8), "expected condition='label' for images"),
+        (
+            "cut",
+            np.zeros((40, 1, 4, 4), np.uint8),
+            "expected condition='label' for images",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -42,7 +42,7 @@ ORDER: dict[str, str] = {
     """,
     "processes": "grids diffusion linear chain",
     "flows": "adapters prior spline glow ffjord",
-    "nets": "conditions mlp unet_blocks unet noise",
+    "nets": "conditions mlp unet_blocks unet noise masked",
     "engines": """
         conditions autocast network choice problem
         adjoint.replay adjoint.calls adjoint.forward adjoint.backward adjoint.losses adjoint.paths
@@ -60,7 +60,7 @@ ORDER: dict[str, str] = {
         formats.reading formats.archives formats.arrays formats.columns formats.cells
         formats.marks formats.layout formats.words formats.text formats.frames formats.tables
         formats.idx formats.cifar formats.resizing formats.pictures formats.labels formats.images
-        sets.home sets.toy column encoding conditions display kinds dataset known
+        sets.home sets.toy column encoding masks conditions display kinds dataset known
         sets.magic sets.maf fetching image_sources sources rows
     """,
     "metrics": """
@@ -77,11 +77,11 @@ ORDER: dict[str, str] = {
         loop.batches loop.session loop.state loop.diagnosis loop.captured
         loop.step loop.starting loop.trainer loop.train
         evaluation.sampling evaluation.scoring evaluation.given evaluation.sample_file
-        evaluation.imputation evaluation.loaded_run evaluation.run_data evaluation.likelihoods
-        evaluation.quality evaluation.pictures evaluation.report evaluation.extractor
-        evaluation.evaluate
+        evaluation.imputation evaluation.filling evaluation.loaded_run evaluation.run_data
+        evaluation.likelihoods evaluation.quality evaluation.pictures evaluation.report
+        evaluation.extractor evaluation.evaluate
     """,
-    "cli": "output flags doctor training figures commands program",
+    "cli": "output flags doctor training figures impute commands program",
     "estimators": "parameters targets density models",
 }
 #: What folders of `training` may import besides themselves; those not named here, all before them.

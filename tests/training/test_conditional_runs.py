@@ -129,8 +129,31 @@ def test_guidance(run: LoadedRun) -> None:
         assert torch.equal(*free)
     with pytest.raises(ValueError, match="expected given, because"):
         run.sample(5, guidance=2.0)
-    with pytest.raises(ValueError, match="expected a run without conditions"):
-        run.impute(FRAME[:3])
+
+
+def test_missing_values_are_drawn_given_the_conditions_of_their_row(run: LoadedRun) -> None:
+    gaps = pd.DataFrame({"y": [np.nan, np.nan], "cut": ["fair", "ideal"], "price": [-1.0, 0.5]})
+    frames = run.impute(gaps.set_axis(["i", "j"]), 400, seed=1)
+    assert [*frames[0].index] == ["i", "j"]
+    assert [*frames[0].columns] == ["y", "cut", "price"]
+    assert [*frames[0].cut] == ["fair", "ideal"]
+    drawn = np.stack([frame.y for frame in frames])
+    mean, std = known(gaps.cut, gaps.price.to_numpy())
+    assert np.abs(drawn.mean(0) - mean).max() < 0.4
+    assert (drawn.std(0) > 0.7 * std).all()
+    assert (drawn.std(0) < 1.5 * std + 0.5).all()
+    rows = gaps[["y"]].to_numpy()
+    given = run.impute(rows, 2, given=gaps, seed=1)
+    assert torch.equal(given[1], run.impute(rows, 2, given=gaps, seed=1)[1])
+    assert abs(float(given[1][1, 0]) - mean[1]) < 6.0
+    with pytest.raises(
+        ValueError, match=r"impute: expected a finite number .*, got nan in row 1 .*column 'price'"
+    ):
+        run.impute(gaps.assign(price=[0.5, np.nan]))
+    with pytest.raises(ValueError, match="impute: expected given, because the run is conditioned"):
+        run.impute(rows)
+    with pytest.raises(ValueError, match="expected no options of a sampler"):
+        run.impute(gaps, num_steps=5)
 
 
 def test_evaluation_is_given_the_conditions_of_the_test_data(folder: Path, run: LoadedRun) -> None:

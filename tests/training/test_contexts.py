@@ -11,10 +11,11 @@ from torch import Tensor
 from diffflow_ext.data import batch_indices
 from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.data.masks import Masks
 from diffflow_ext.training import configure
 from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.loop.batches import Batches
-from diffflow_ext.training.recipes.contexts import BatchContexts, GivenContexts
+from diffflow_ext.training.recipes.contexts import BatchContexts, GivenContexts, MaskContexts
 
 CPU = torch.device("cpu")
 N, SIZE = 50, 32
@@ -75,3 +76,43 @@ def test_vectors_are_dropped_as_a_whole() -> None:
 def test_given_contexts_are_rows() -> None:
     given = GivenContexts(LABELS, torch.arange(9), CPU)
     assert given.of(5, 3, 4).tolist() == [3, 4, 5, 6]
+
+
+# --- masks --------------------------------------------------------------------------------------
+
+MASKS = Masks((1, 4, 4))
+IMAGES = torch.rand(SIZE, 1, 4, 4) + 1
+
+
+def masked(**values: Any) -> MaskContexts:
+    made = configure(data="x", batch_size=SIZE, seed=4, condition="masks", **values)
+    return MaskContexts(resolve(made, is_image=True), MASKS)
+
+
+def test_masks_do_not_depend_on_the_parts_of_a_batch() -> None:
+    whole = masked().of(7, 0, SIZE, IMAGES)
+    parts = [masked().of(7, i, n, IMAGES[i : i + n]) for i, n in ((0, 5), (5, 1), (6, SIZE - 6))]
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(whole[:, :1], IMAGES * whole[:, 1:])
+    assert not torch.equal(masked().of(8, 0, SIZE, IMAGES), whole)
+    # Other samples in a batch have other masks.
+    assert len(whole[:, 1].unique(dim=0)) > SIZE / 2
+
+
+def test_the_share_of_samples_of_which_all_is_hidden() -> None:
+    def hidden(share: float) -> float:
+        own = masked(label_dropout=share)
+        masks = torch.cat([own.of(step, 0, SIZE, IMAGES)[:, 1] for step in range(300)])
+        return float((masks == 0).all(2).all(1).double().mean())
+
+    # Besides those of which all is hidden on purpose, one rectangle in 16 is the image, and of the
+    # pixels one number of 17.
+    chance = (1 / 16 + 1 / 17) / 3
+    for share in (0.0, 0.1):
+        expected = share + (1 - share) * chance
+        assert abs(hidden(share) - expected) < 4.5 * (expected * (1 - expected) / 9600) ** 0.5
+
+
+def test_given_contexts_of_several_samples_in_a_row() -> None:
+    given = GivenContexts(LABELS, torch.arange(9), CPU, times=3)
+    assert given.of(5, 4, 6).tolist() == [1, 1, 2, 2, 2, 3]

@@ -108,6 +108,30 @@ def test_what_is_missing_is_never_drawn_as_missing() -> None:
     assert float(codes.mean()) == pytest.approx(0.6, abs=0.02)
 
 
+def test_rows_have_the_density_given_their_own_conditions() -> None:
+    """The mean of the model is that of the row's condition: 0, and 3 in each coordinate."""
+    candidates, own = 20_000, torch.tensor([[0.0], [3.0]])
+
+    def log_prob(x: Tensor, key: NoiseKey, offset: int) -> Tensor:
+        rows = (torch.arange(len(x)) + offset) // candidates
+        return MODEL.log_prob(x.double() - own[rows])
+
+    torch.manual_seed(0)
+    of_pool = own.repeat(5000, 1)
+    pool = (MODEL.sample((10_000,)) + of_pool).float()
+    stored = torch.tensor([[NAN, NAN, NAN], [3.5, NAN, NAN]])
+    found = complete(
+        LINEAR, Estimator("exact", "exact", log_prob), pool, stored, 5000, candidates, seed=1,
+        given=(of_pool, own),
+    )  # fmt: skip
+    x = found.inputs.double()
+    assert torch.allclose(x[:, 0].mean(0), MEAN, atol=0.08)
+    # 3.5 is the mean of the first coordinate.
+    assert torch.allclose(x[:, 1].mean(0), MEAN + 3, atol=0.08)
+    # The proposals are near the samples with the row's own condition.
+    assert float(found.effective.min()) > 2000
+
+
 def test_rows_without_a_finite_density_are_named() -> None:
     nowhere = Estimator("exact", "exact", lambda x, key, offset: x.double().sum(1) * math.inf)
     with pytest.raises(ValueError, match=r"a finite density, row 1 .counted from 0.* has none"):

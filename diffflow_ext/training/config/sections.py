@@ -42,8 +42,9 @@ class Data(Section):
     #: Missing numbers of a table: learn which are missing (mask), or refuse them; None refuses.
     missing: Chosen[Literal["refuse", "mask"]] = None
     #: What the model is conditioned on: label for the classes of images and of built-in sets that
-    #: have some, or the names of columns of a table, such as cut,price, which are then no data;
-    #: None for nothing. The models flow and ffjord take none.
+    #: have some, the names of columns of a table, such as cut,price, which are then no data, or
+    #: masks for any part of a row or image, to fill in the rest; None for nothing. The models flow
+    #: and ffjord take none.
     condition: Annotated[Maybe[str], rules.NAMES] = None
     #: Whether images are mirrored at random; None does what is usual for the set.
     flip: Chosen[Literal["on", "off"]] = None
@@ -285,8 +286,8 @@ class Optimiser(Section):
     ema_decay: Annotated[float, rules.BELOW_ONE] = 0.999
     #: If a loss or gradient isn't finite: stop with an error, or skip the step and count it.
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    #: Share of training samples whose condition is replaced by none, which guided samples need;
-    #: None takes 0.1 with a condition.
+    #: Share of training samples whose condition is replaced by none, which guided samples need,
+    #: or all of which masks hide; None takes 0.1 with a condition.
     label_dropout: Annotated[Chosen[float], rules.BELOW_ONE] = None
 
 

@@ -58,10 +58,11 @@ def stored_conditions(
         TypeError: If a value isn't a number where the run has numbers.
         ValueError: If it's missing or not taken, or a name, value or number of rows is wrong.
     """
-    if conditions is None:
+    if conditions is None or conditions.masks is not None:
         if given is not None:
+            has = "no condition" if conditions is None else "the density of whole rows"
             raise ValueError(
-                f"{op}: expected no given, because the run has no condition, got"
+                f"{op}: expected no given, because the run has {has}, got"
                 f" {in_words(given)}; leave it out"
             )
         return None
@@ -144,16 +145,65 @@ def _class_values(op: str, conditions: Conditions, given: Any) -> Any:
 
 def _table(op: str, encoding: Encoding, given: Any) -> Table:
     """Returns the conditions as a table, of one row if they are a mapping."""
-    if not isinstance(given, Mapping):
-        return table_with(encoding, given, op, "given")
-    values, categories = np.zeros((1, len(encoding.names))), dict[str, tuple[str, ...]]()
+    if isinstance(given, Mapping):
+        return table_of_values(encoding, given, op)
+    return table_with(encoding, given, op, "given")
+
+
+def table_of_values(
+    encoding: Encoding, given: Mapping[str, Any], op: str, name: str = "given"
+) -> Table:
+    """Returns a row of values by their names; those that are not there are missing."""
+    unknown = [key for key in given if key not in encoding.names]
+    if unknown:
+        raise ValueError(
+            f"{op}: expected {name} with some of {listed(encoding.names)}, got one that has"
+            f" {unknown[0]!r}"
+        )
+    values = np.full((1, len(encoding.columns)), np.nan)
+    categories = dict[str, tuple[str, ...]]()
     for i, column in enumerate(encoding.columns):
-        value = given[column.name]
+        value = given.get(column.name)
         if column.is_text:
+            values[0, i] = 0
             categories[column.name] = ("" if value is None else str(value),)
-        else:
+        elif column.name in given:
             values[0, i] = _number(op, column.name, value)
-    return Table(values, list(encoding.names), "given", categories=categories)
+    return Table(values, [*encoding.names], name, categories=categories)
+
+
+def array_as_images(op: str, given: Any, event_shape: tuple[int, ...]) -> Tensor:
+    """Returns numbers as images, float32 of shape (n, C, H, W).
+
+    Arguments:
+        op: The function that errors name.
+        given: An array or a tensor: one image or several, channels first or last, or none of grey
+            images.
+        event_shape: (C, H, W).
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If their shape is another one.
+    """
+    values = array_of(given)
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"{op}: expected images of numbers, got {in_words(given)}")
+    images = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    channels, height, width = event_shape
+    shape, last = tuple(images.shape), (height, width, channels)
+    if channels == 1 and shape[-2:] == (height, width) and images.dim() in (2, 3):
+        images = images.reshape(-1, *event_shape)
+    elif images.dim() in (3, 4) and shape[-3:] == event_shape:
+        images = images.reshape(-1, *event_shape)
+    elif images.dim() in (3, 4) and shape[-3:] == last:
+        images = images.reshape(-1, *last).movedim(-1, 1)
+    if tuple(images.shape[1:]) != event_shape or not len(images):
+        wanted = ", ".join(map(str, event_shape))
+        raise ValueError(
+            f"{op}: expected images of shape ({wanted}) or (n, {wanted}) as in the run, n at"
+            f" least 1, got {shape}"
+        )
+    return images
 
 
 def _number(op: str, name: str, value: Any) -> float:

@@ -18,18 +18,25 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from diffflow_ext.data.column import cell_of, log_normal
+from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.engines.ode.solver import EXACT_DIMENSIONS
 from diffflow_ext.functional.noise import NoiseKey, normal
 
 from ..parallel.progress import tracked
-from ..recipes.base import Estimator
-from .sampling import EVALUATION_STREAM
+from ..recipes.base import Estimator, EvaluationSettings, Recipe
+from .sampling import EVALUATION_STREAM, draw
+from .scoring import pick_estimator
 
+#: Candidates of a row, if nobody says how many.
+CANDIDATES = 256
 #: Samples of the model for the proposal, and those of them that are near a row.
 POOL, NEAR = 10_000, 64
 #: The share of the wide normal in the proposal, and its deviation in those of the pool.
@@ -54,6 +61,57 @@ class Completed:
     effective: Tensor
 
 
+def weighed(
+    recipe: Recipe[Any, Any],
+    encoding: Encoding | None,
+    stored: Tensor,
+    conditions: Tensor | None,
+    n: int,
+    candidates: int,
+    seed: int,
+) -> Tensor:
+    """Returns copies of rows with values for those that are missing, (n, rows, columns), decoded.
+
+    Arguments:
+        recipe: The model.
+        encoding: The encoding of its data, a table.
+        stored: Rows as the encoding stores them, NaN where a value is missing.
+        conditions: The conditions of the rows as the model stores them; None without.
+        n: Copies.
+        candidates: Candidates of a row.
+        seed: The seed.
+
+    Warns:
+        UserWarning: If few candidates of a row count.
+
+    Raises:
+        ValueError: If no candidate of a row has a finite density, or densities are estimates.
+    """
+    assert encoding is not None
+    gaps = stored.isnan().any(1)
+    own = None if conditions is None else conditions[gaps]
+    view = recipe.given(own, candidates)
+    estimator = pick_estimator(view, None, EvaluationSettings())
+    if encoding.dim > EXACT_DIMENSIONS and estimator.name == "ode":
+        raise ValueError(
+            f"impute: expected at most {EXACT_DIMENSIONS} coordinates, beyond which densities"
+            f" of an ODE are random estimates, the run has {encoding.dim}; take the model flow"
+        )
+    copies = torch.zeros(n, *stored.shape, dtype=torch.float64)
+    if not bool(gaps.any()):
+        return copies
+    of_pool = None if own is None else own[torch.arange(POOL) % len(own)]
+    given = None
+    if own is not None and of_pool is not None and recipe.conditions is not None:
+        given = _vectors(recipe.conditions, of_pool), _vectors(recipe.conditions, own)
+    pool = draw(recipe.given(of_pool), POOL, seed=seed)
+    device = next(recipe.module.parameters()).device
+    found = complete(encoding, estimator, pool, stored[gaps], n, candidates, seed, device, given)
+    warn_of_few(found.effective)
+    copies[:, gaps] = torch.stack([encoding.decoded(x) for x in found.inputs])
+    return copies
+
+
 def complete(
     encoding: Encoding,
     estimator: Estimator,
@@ -63,31 +121,38 @@ def complete(
     candidates: int,
     seed: int,
     device: torch.device | str = "cpu",
+    given: tuple[Tensor, Tensor] | None = None,
 ) -> Completed:
     """Draws n completions of each row.
 
     Arguments:
         encoding: The encoding of the run.
-        estimator: A density of inputs, without noise of its own.
+        estimator: A density of inputs, without noise of its own; candidate c of row i has the
+            index i times `candidates` + c, by which its conditions are known.
         pool: Samples of the model, float32, shape (M, dim), on the CPU.
         stored: Rows as the encoding stores them, NaN where a value is missing.
         n: Completions of a row.
         candidates: Candidates of a row.
         seed: The seed; the noise of a row depends only on it and the row's index.
         device: Where the density is computed.
+        given: Contexts of the pool and of the rows, float32, shapes (M, k) and (rows, k), in which
+            samples that are near a row are near it too.
 
     Raises:
         ValueError: If no candidate of a row has a finite density.
     """
     size = max(1, AT_A_TIME // candidates)
+    beside = given or (pool[:, :0], stored[:, :0])
     parts = list[Tensor]()
     effective = list[Tensor]()
     for start in tracked(range(0, len(stored), size), len(stored), "row"):
         rows = stored[start : start + size]
         key = NoiseKey(seed, stream=NOISE_OF_ROWS)
         noise = normal((len(rows), candidates, 2 * encoding.dim + 2), key, sample_offset=start)
-        x, log_q, log_w = _candidates(encoding, pool, rows, noise)
-        log_p = _densities(estimator, x.flatten(0, 1).to(device), key).reshape(log_q.shape)
+        own = beside[0], beside[1][start : start + size]
+        x, log_q, log_w = _candidates(encoding, pool, rows, noise, own)
+        log_p = _densities(estimator, x.flatten(0, 1).to(device), key, start * candidates)
+        log_p = log_p.reshape(log_q.shape)
         weights = _weights(log_p + log_w - log_q, start)
         draws = normal((len(rows), n, 1), key, step=1, sample_offset=start)[..., 0]
         places = torch.special.ndtr(draws.double())
@@ -97,6 +162,14 @@ def complete(
     return Completed(torch.cat(parts, dim=1), torch.cat(effective))
 
 
+def _vectors(conditions: Conditions, stored: Tensor) -> Tensor:
+    """Returns contexts as vectors, float32 of shape (n, k)."""
+    context = conditions.context(stored)
+    if conditions.num_classes:
+        return functional.one_hot(context, conditions.num_classes).float()
+    return context
+
+
 def warn_of_few(effective: Tensor) -> None:
     """Warns of rows of which few candidates count."""
     few = int((effective < FEW).sum())
@@ -104,13 +177,16 @@ def warn_of_few(effective: Tensor) -> None:
         warnings.warn(
             f"impute: in {few} of {len(effective)} rows fewer than {FEW:g} candidates count, in "
             f"one {float(effective.min()):.1f}; their samples repeat: give more candidates",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-def _densities(estimator: Estimator, x: Tensor, key: NoiseKey) -> Tensor:
+def _densities(estimator: Estimator, x: Tensor, key: NoiseKey, offset: int) -> Tensor:
     with torch.no_grad():
-        parts = [estimator.log_prob(part, key, 0).double().cpu() for part in x.split(2048)]
+        parts = [
+            estimator.log_prob(x[i : i + 2048], key, offset + i).double().cpu()
+            for i in range(0, len(x), 2048)
+        ]
     return torch.cat(parts)
 
 
@@ -129,7 +205,11 @@ def _weights(logs: Tensor, start: int) -> Tensor:
 
 
 def _candidates(
-    encoding: Encoding, pool: Tensor, rows: Tensor, noise: Tensor
+    encoding: Encoding,
+    pool: Tensor,
+    rows: Tensor,
+    noise: Tensor,
+    given: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns inputs (rows, K, dim), log q of their missing part, and weights of the observed."""
     count, candidates, _ = noise.shape
@@ -148,13 +228,14 @@ def _candidates(
     for pattern in missing.unique(dim=0):
         own = (missing == pattern).all(1)
         if pattern.any():
-            drawn = _propose(pool, center[own], pattern, noise[own][..., dim:])
+            distance = _distances(pool, center[own], ~pattern, (given[0], given[1][own]))
+            drawn = _propose(pool, distance, pattern, noise[own][..., dim:])
             x[own] = torch.where(pattern, drawn[0], x[own])
             log_q[own] = drawn[1]
-    return x, log_q, log_w.masked_fill(_draws_a_gap(encoding, x, missing), -math.inf)
+    return x, log_q, log_w.masked_fill(draws_a_gap(encoding, x, missing), -math.inf)
 
 
-def _draws_a_gap(encoding: Encoding, x: Tensor, missing: Tensor) -> Tensor:
+def draws_a_gap(encoding: Encoding, x: Tensor, missing: Tensor) -> Tensor:
     """Returns which candidates (rows, K) have the category "missing" for a missing value."""
     found = torch.zeros(x.shape[:2], dtype=torch.bool)
     for i, column in enumerate(encoding.columns):
@@ -170,14 +251,19 @@ def _missing(encoding: Encoding, rows: Tensor) -> Tensor:
     return torch.cat([rows.isnan(), masks], dim=1)
 
 
+def _distances(pool: Tensor, center: Tensor, seen: Tensor, given: tuple[Tensor, Tensor]) -> Tensor:
+    """Returns distances in seen coordinates and contexts between rows and the pool, (rows, M)."""
+    rows = torch.cat([center[:, seen], given[1]], 1)
+    return torch.cdist(rows, torch.cat([pool[:, seen], given[0]], 1))
+
+
 def _propose(
-    pool: Tensor, center: Tensor, pattern: Tensor, noise: Tensor
+    pool: Tensor, distance: Tensor, pattern: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Returns proposals (rows, K, dim) of the missing coordinates, and log q (rows, K)."""
     rows, candidates, _ = noise.shape
     dim, missing = len(pattern), int(pattern.sum())
     near = min(NEAR, len(pool))
-    distance = torch.cdist(center[:, ~pattern], pool[:, ~pattern])
     index = distance.topk(near, largest=False).indices
     means = pool[index][..., pattern].double()
     # Silverman's rule, and no less than a hundredth of the whole width.

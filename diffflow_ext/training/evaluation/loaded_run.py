@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from diffflow_ext.data.column import Column
 from diffflow_ext.data.display import content_facts, in_a_line, in_html
-from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.frames import is_frame
 from diffflow_ext.data.formats.tables import Table
-from diffflow_ext.engines.ode.solver import EXACT_DIMENSIONS
 
 from ..config.defaults import resolve
 from ..config.fields import Config
@@ -28,11 +26,12 @@ from ..recipes.build import build_recipe, room_of
 from ..store.checkpoint import Checkpoint, CheckpointError, load_latest, step_directories
 from ..store.dataset import DatasetRecord, recorded
 from ..store.directory import RunDirectory, read_metrics
-from .given import condition_values, stored_conditions, warn_of_far
-from .imputation import POOL, complete, warn_of_few
+from .filling import Part, check_imputation, check_mask, fill, given_part
+from .given import condition_values, stored_conditions
+from .imputation import CANDIDATES, weighed
 from .sample_file import to_frame, with_given
 from .sampling import MAX_SAMPLES, check_options, draw
-from .scoring import log_probs, pick_estimator, stored_rows, table_with
+from .scoring import log_probs, pick_estimator, stored_rows
 
 #: Lines of the log whose mean is shown.
 LAST = 10
@@ -91,6 +90,7 @@ class LoadedRun:
         seed: int = 0,
         num_steps: int | None = None,
         given: Any = None,
+        mask: Any = None,
         units: Literal["data", "training"] = "data",
         world: World | None = None,
         **options: Any,
@@ -105,12 +105,16 @@ class LoadedRun:
                 each name to the value of all samples, such as ``{"label": 3}`` or
                 ``{"cut": "Ideal", "price": 500}``; or a row for each sample, of a table a data
                 frame or an array of numbers, of images the classes, shape (n,), by their numbers
-                or names.
+                or names. Of a run that was trained with masks the part that is seen: one row or
+                image for all samples, or n of them, as for `impute`, with NaN where a value is
+                missing, or a mapping of some columns; None for nothing.
+            mask: Of a run that was trained with masks where the values of `given` are seen, bool:
+                (columns,) or (n, columns), of images (H, W) or (n, H, W); None for all but NaN.
             units: "data" for float64 of shape (n, d) in the units of the data, or images in bytes,
                 shape (n, C, H, W); "training" for float32 as the networks see them.
             world: The processes that share the work; all of them get all samples.
             options: Options of the model's sampler, see `recipe.sampler_options`; with conditions
-                also `guidance`, 1 by default, the weight w of
+                but masks also `guidance`, 1 by default, the weight w of
                 :class:`diffflow_ext.engines.conditions.Guided`: more than 1 strengthens the
                 condition. Samples with another weight than 1 no longer follow the density that
                 `log_prob` states.
@@ -129,11 +133,33 @@ class LoadedRun:
                 f"sample: expected columns of numbers, {listed(texts)} have texts; take"
                 " sample_frame, or units='training'"
             )
-        recipe = self.recipe.given(self._conditions("sample", given, n))
-        samples = draw(recipe, n, seed=seed, num_steps=num_steps, world=world, **options)
-        return samples if units == "training" else self.record.in_data_units(samples)
+        options |= {"seed": seed, "num_steps": num_steps, "world": world}
+        samples, part = self._drawn(n, given, mask, options)
+        if units == "training":
+            return samples
+        values = self.record.in_data_units(samples)
+        return values if part is None else part.completed(values)
 
-    def sample_frame(self, n: int, *, given: Any = None, **options: Any) -> Any:
+    def _drawn(
+        self, n: int, given: Any, mask: Any, options: dict[str, Any]
+    ) -> tuple[Tensor, Part | None]:
+        """Returns samples in the units of training, and the part that is seen, if there is one."""
+        checked("sample", "n", n, Annotated[int, whole(1, MAX_SAMPLES)])
+        check_mask(self.record, given, mask)
+        if given is None or not self._has_masks:
+            recipe = self.recipe.given(self._conditions("sample", given, n))
+            return draw(recipe, n, **options), None
+        part = given_part("sample", self.record, given, mask).for_samples("sample", n)
+        return fill(self.recipe, self.record, part, **options), part
+
+    @property
+    def _has_masks(self) -> bool:
+        conditions = self.record.conditions
+        return conditions is not None and conditions.masks is not None
+
+    def sample_frame(
+        self, n: int, *, given: Any = None, mask: Any = None, seed: int = 0, **options: Any
+    ) -> Any:
         """Returns n samples of a table as a data frame of pandas.
 
         Its columns have the names, types and categories of the data; missing numbers are NaN.
@@ -146,10 +172,14 @@ class LoadedRun:
         """
         if self.record.encoding is None:
             raise TypeError("sample_frame: expected a run of a table, got one of images")
-        samples = self.sample(n, given=given, units="training", **options)
-        frame = to_frame(self.record.encoding, self.record.in_data_units(samples))
-        conditions = self.record.conditions
-        return frame if conditions is None else with_given(frame, conditions, given)
+        samples, part = self._drawn(n, given, mask, {"seed": seed, **options})
+        values, conditions = self.record.in_data_units(samples), self.record.conditions
+        if part is not None:
+            values = part.completed(values)
+        frame = to_frame(self.record.encoding, values)
+        if conditions is None or self._has_masks:
+            return frame
+        return with_given(frame, conditions, given)
 
     def with_conditions(self, samples: Tensor, given: Any) -> tuple[tuple[Column, ...], Tensor]:
         """Returns the columns of a table and of its conditions, and their values, float64.
@@ -160,7 +190,7 @@ class LoadedRun:
         """
         columns = () if self.record.encoding is None else self.record.encoding.columns
         values, conditions = self.record.in_data_units(samples), self.record.conditions
-        if conditions is None:
+        if conditions is None or self._has_masks:
             return columns, values
         own = condition_values(conditions, given, len(samples))
         return columns + conditions.columns, torch.cat([values, own], 1)
@@ -211,83 +241,107 @@ class LoadedRun:
         check_options("score", self.recipe, num_steps, {})
         settings = EvaluationSettings(num_steps, num_paths)
         stored, encoding = stored_rows(self.record, rows), self.record.encoding
-        own = given is None and self.record.conditions is not None and encoding is not None
-        if own and (is_frame(rows) or isinstance(rows, Table)):
-            given = rows
-        recipe = self.recipe.given(self._conditions("score", given, len(stored)))
+        recipe = self.recipe.given(self._own_conditions("score", rows, given, len(stored)))
         chosen = pick_estimator(recipe, estimator, settings)
         density, weight = log_probs(recipe, chosen, encoding, stored, seed, world or World())
         return density + weight
 
-    def impute(self, rows: Any, n: int = 1, *, candidates: int = 256, seed: int = 0) -> list[Any]:
+    def _own_conditions(self, op: str, rows: Any, given: Any, count: int) -> Tensor | None:
+        """Returns the conditions of rows: those given, or else the rows' own columns."""
+        conditions = self.record.conditions
+        has_columns = conditions is not None and conditions.encoding is not None
+        if given is None and has_columns and (is_frame(rows) or isinstance(rows, Table)):
+            given = rows
+        return self._conditions(op, given, count)
+
+    def impute(
+        self,
+        rows: Any,
+        n: int = 1,
+        *,
+        given: Any = None,
+        candidates: int | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> list[Any]:
         """Returns n copies of rows whose missing values are drawn given the others of the row.
 
-        See `evaluation.imputation`: the limit for many candidates is the model's own conditional
-        distribution. It takes 10,000 samples of the model, and one evaluation of the density for
-        each candidate of a row with gaps.
+        A run that was trained with masks (``condition="masks"``) has the distribution of the
+        missing part given the rest, and draws from it: see `evaluation.filling`. Of any other run
+        of a table candidates are weighed by the model's density, see `evaluation.imputation`: the
+        limit for many candidates is the model's own conditional distribution. It takes 10,000
+        samples of the model, and one evaluation of the density for each candidate of a row with
+        gaps. Images need a run with masks.
 
         Arguments:
             rows: Rows of a table as for `log_prob`, NaN (in a column of texts None) where a value
-                is missing. One row n times gives samples of a conditional distribution.
+                is missing. Or images, whole numbers from 0 to 255 of shape (n, C, H, W), NaN where
+                a pixel is missing. One row n times gives samples of a conditional distribution.
             n: The number of copies.
-            candidates: Candidates of each row, at least 2.
+            given: What the rows are conditioned on, as for `log_prob`, of a run with such
+                conditions; by default their own columns.
+            candidates: Candidates of each row, at least 2, of a run without masks; None for 256.
             seed: The seed.
+            options: Steps and options of the sampler, as for `sample`, of a run with masks.
 
         Returns:
             Data frames, with the columns of the run and the index of `rows`, if that is one, else
-            float64 tensors. Values that were there are as they were.
+            float64 tensors, or images in bytes. Values that were there are as they were.
 
         Warns:
             UserWarning: If few candidates of a row count, or numbers lie far outside of those of
                 training.
 
         Raises:
-            TypeError: If the run has images, or rows are no numbers.
-            ValueError: If a shape, a column, a value or a number is wrong, a row lies where the
-                model has no density, or the ODE of the model has too many coordinates.
+            TypeError: If the rows are no numbers.
+            ValueError: If a shape, a column, a value, a number or an option is wrong, a condition
+                is missing, the run has images and no masks, a row lies where the model has no
+                density, or the ODE of the model has too many coordinates.
         """
-        encoding = self.record.encoding
+        _, copies = self.completed(rows, n, given, candidates, seed, options)
+        encoding, conditions = self.record.encoding, self.record.conditions
         if encoding is None:
-            raise TypeError("impute: expected a run of a table, got one of images")
-        if self.record.conditions is not None:
-            raise ValueError(
-                "impute: expected a run without conditions, which this has:"
-                f" {listed(self.record.conditions.names)}; train one whose columns are all data"
-            )
-        checked("impute", "n", n, Annotated[int, whole(1)])
-        checked("impute", "candidates", candidates, Annotated[int, whole(2)])
-        table = table_with(encoding, rows, "impute")
-        stored = encoding.stored(table, "impute", gaps=True)
-        warn_of_far("impute", encoding.columns, table.values)
-        copies = self._completed(encoding, stored, n, candidates, seed)
-        texts = torch.tensor([column.is_text for column in encoding.columns])
-        given = torch.where(texts, stored.double(), torch.from_numpy(table.values))
-        values = [torch.where(stored.isnan(), copy, given) for copy in copies]
+            return copies
+        copies = [copy[:, : len(encoding.columns)] for copy in copies]
         if not (is_frame(rows) or encoding.texts):
-            return values
-        frames, index = [to_frame(encoding, part) for part in values], getattr(rows, "index", None)
+            return copies
+        frames, index = [to_frame(encoding, copy) for copy in copies], getattr(rows, "index", None)
+        if conditions is not None and conditions.columns:
+            own = rows if given is None else given
+            frames = [with_given(frame, conditions, own) for frame in frames]
         return frames if index is None else [frame.set_axis(index) for frame in frames]
 
-    def _completed(
-        self, encoding: Encoding, stored: Tensor, n: int, candidates: int, seed: int
-    ) -> Tensor:
-        """Returns decoded copies of stored rows, shape (n, rows, columns)."""
-        estimator = pick_estimator(self.recipe, None, EvaluationSettings())
-        if encoding.dim > EXACT_DIMENSIONS and estimator.name == "ode":
-            raise ValueError(
-                f"impute: expected at most {EXACT_DIMENSIONS} coordinates, beyond which densities"
-                f" of an ODE are random estimates, the run has {encoding.dim}; take the model flow"
-            )
-        gaps = stored.isnan().any(1)
-        copies = torch.zeros(n, *stored.shape, dtype=torch.float64)
-        if not bool(gaps.any()):
-            return copies
-        pool = self.sample(POOL, seed=seed, units="training")
-        device = next(self.model.parameters()).device
-        found = complete(encoding, estimator, pool, stored[gaps], n, candidates, seed, device)
-        warn_of_few(found.effective)
-        copies[:, gaps] = torch.stack([encoding.decoded(x) for x in found.inputs])
-        return copies
+    def completed(
+        self,
+        rows: Any,
+        n: int,
+        given: Any,
+        candidates: int | None,
+        seed: int,
+        options: dict[str, Any],
+    ) -> tuple[tuple[Column, ...], list[Tensor]]:
+        """Returns the columns of a table and of its conditions, and copies of rows of these.
+
+        The copies are in the units of the data, with indices of texts; of images there are no
+        columns. Arguments and errors are those of `impute`.
+        """
+        checked("impute", "n", n, Annotated[int, whole(1)])
+        check_imputation(self.record, candidates, options)
+        part, encoding = given_part("impute", self.record, rows, name="rows"), self.record.encoding
+        stored = self._own_conditions("impute", rows, given, len(part.stored))
+        if self._has_masks:
+            every = part.repeated(n)
+            samples = fill(self.recipe, self.record, every, seed=seed, **options)
+            drawn = self.record.in_data_units(samples).split(len(part.stored))
+        else:
+            candidates = candidates or CANDIDATES
+            drawn = weighed(self.recipe, encoding, part.stored, stored, n, candidates, seed)
+        copies = [part.completed(copy) for copy in drawn]
+        columns, conditions = () if encoding is None else encoding.columns, self.record.conditions
+        if conditions is None or not conditions.columns:
+            return columns, copies
+        own = condition_values(conditions, rows if given is None else given, len(part.stored))
+        return columns + conditions.columns, [torch.cat([copy, own], 1) for copy in copies]
 
 
 def _holds_run(path: Path) -> bool:

@@ -58,21 +58,26 @@ def samples_like_test(run: LoadedRun, dataset: Dataset, n: int, **options: Any) 
 
 
 def rows_of_run(
-    run: LoadedRun, path: str, key: str | None = None, *, conditions: bool = True
+    run: LoadedRun,
+    path: str,
+    key: str | None = None,
+    *,
+    conditions: bool = True,
+    gaps: bool = False,
 ) -> Rows:
     """Returns the rows, or images, in a file: those to which a run is applied; see `open_rows`.
 
     Rows have the columns of the run's conditions too, and images their classes, unless
-    `conditions` says that they are given otherwise.
+    `conditions` says that they are given otherwise. With `gaps` any value may be missing.
     """
     config, encoding = run.config.data, run.record.encoding
     own = run.record.conditions if conditions else None
     texts = encoding.texts if encoding is not None else ()
     names = run.record.columns
-    if own is not None and names:
+    if own is not None and own.columns:
         names, texts = names + own.names, texts + own.texts
-    gaps = encoding is not None and any(column.missing for column in encoding.columns)
-    labelled = own is not None and not names
+    gaps = gaps or (encoding is not None and any(column.missing for column in encoding.columns))
+    labelled = own is not None and own.num_classes > 0 and not names
     try:
         return open_rows(
             path, names, image_size=config.image_size, key=key,

@@ -37,18 +37,20 @@ def draw(
     seed: int,
     num_steps: int | None = None,
     world: World | None = None,
+    stream: int = EVALUATION_STREAM,
     **options: Any,
 ) -> Tensor:
     """Returns n samples in the units of training, shape (n, *event), float32, on the CPU.
 
-    Sample i depends only on the seed and i. Arguments and errors are those of `LoadedRun.sample`.
+    Sample i depends only on the seed, the stream and i. Other arguments and errors are those of
+    `LoadedRun.sample`.
     """
     checked("sample", "n", n, Annotated[int, whole(1, MAX_SAMPLES)])
     checked("sample", "seed", seed, Annotated[int, SEED])
     floats = n * math.prod(recipe.event_shape)
     require_memory("sample", f"n={n}", 4 * floats, "draw fewer, and more with other seeds")
     check_options("sample", recipe, num_steps, options)
-    key, size = NoiseKey(seed, stream=EVALUATION_STREAM), chunk_size(recipe)
+    key, size = NoiseKey(seed, stream=stream), chunk_size(recipe)
     world, parts = world or World(), list[Tensor | tuple[int, ...]]()
     starts = tracked(range(0, n, size), n, "sample", shown=world.writes)
     for number, start in enumerate(starts):
@@ -79,7 +81,8 @@ def check_options(
     given = {"num_steps": num_steps, **options} if num_steps is not None else options
     if recipe.num_steps() is not None:
         known = ("num_steps", *known)
-    if recipe.conditions is not None:
+    # Without what is seen, a network does not know which part of x is hidden.
+    if recipe.conditions is not None and recipe.conditions.masks is None:
         known = (*known, "guidance")
         _check_guidance(op, recipe, options.get("guidance", 1))
     for name, value in given.items():

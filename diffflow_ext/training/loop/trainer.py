@@ -27,7 +27,7 @@ from ..parallel.distributed import World, local_rank
 from ..parallel.progress import Progress
 from ..recipes.base import Recipe
 from ..recipes.build import build_recipe, room_for_training, room_of
-from ..recipes.contexts import BatchContexts
+from ..recipes.contexts import BatchContexts, Contexts, MaskContexts
 from ..store.checkpoint import Checkpoint, CheckpointError
 from ..store.dataset import DatasetRecord, describe_data, open_data, recorded
 from ..store.directory import MetricsLog, NoLog, RunDirectory
@@ -220,8 +220,10 @@ class Trainer:
         self.state.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
 
 
-def _contexts(config: Config, dataset: Dataset, device: torch.device) -> BatchContexts | None:
+def _contexts(config: Config, dataset: Dataset, device: torch.device) -> Contexts | None:
     conditions, stored = dataset.conditions, dataset.given_of("train")
+    if conditions is not None and conditions.masks is not None:
+        return MaskContexts(config, conditions.masks)
     if conditions is None or stored is None:
         return None
     return BatchContexts(config, conditions, stored, device)

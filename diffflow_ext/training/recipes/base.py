@@ -179,22 +179,33 @@ class Recipe(ABC, Generic[Model, Configuration]):
         """Returns states of both processes, if the model has both."""
         return None
 
-    def given(self, stored: Tensor | None) -> Recipe[Model, Configuration]:
+    def given(self, stored: Tensor | None, times: int = 1) -> Recipe[Model, Configuration]:
         """Returns the same recipe for samples with given conditions; itself for None.
 
         Arguments:
-            stored: Conditions as `Dataset.given` has them; sample i has those of row i.
+            stored: Conditions as `Dataset.given` has them, or contexts of masks.
+            times: How many samples in a row have the conditions of a row: sample i has those of
+                row i // times.
         """
         if stored is None or self.conditions is None:
             return self
         view = copy.copy(self)
         device = next(self.module.parameters()).device
-        view.contexts = GivenContexts(self.conditions, stored, device)
+        view.contexts = GivenContexts(self.conditions, stored, device, times)
         return view
 
-    def context(self, step: int, offset: int, count: int) -> Tensor | None:
-        """Returns the context of samples of a step by their indices; None without conditions."""
-        return None if self.contexts is None else self.contexts.of(step, offset, count)
+    def context(
+        self, step: int, offset: int, count: int, x0: Tensor | None = None
+    ) -> Tensor | None:
+        """Returns the context of samples of a step by their indices; None without conditions.
+
+        In training x0 are these samples. Where nothing is given to a model that was trained with
+        masks, all is hidden.
+        """
+        if self.contexts is not None:
+            return self.contexts.of(step, offset, count, x0)
+        masks = None if self.conditions is None else self.conditions.masks
+        return None if masks is None else masks.none(count, next(self.module.parameters()))
 
     @property
     def is_image(self) -> bool:

@@ -39,14 +39,14 @@ class DDPMRecipe(Recipe[DDPM, DDPMConfig]):
             lambda x0, step, offset: self.module.mean_loss(
                 x0,
                 self.key(step),
-                context=self.context(step, offset, len(x0)),
+                context=self.context(step, offset, len(x0), x0),
                 sample_offset=offset,
             )
         )
 
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the square error of each sample's noise."""
-        context = self.context(step, offset, len(x0))
+        context = self.context(step, offset, len(x0), x0)
         return self.module.loss(x0, self.key(step), context=context, sample_offset=offset)
 
     def draw(

@@ -64,21 +64,21 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
     def _loss(self, x0: Tensor, step: int, offset: int) -> Tensor:
         grid = training_grid(self.config, step)
         self.note(x0, grid, step)
-        context = self.context(step, offset, len(x0))
+        context = self.context(step, offset, len(x0), x0)
         return self.path_loss(x0, grid, self.key(step), offset, context)
 
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the path loss of each sample."""
         grid, run = training_grid(self.config, step), self.config.run
         return self.module.loss(
-            x0, grid, self.key(step), context=self.context(step, offset, len(x0)),
+            x0, grid, self.key(step), context=self.context(step, offset, len(x0), x0),
             checkpoint_every=run.checkpoint_every, sample_offset=offset, engine=run.engine,
         )  # fmt: skip
 
     def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
         """Returns the first state, drift or score of a path that isn't finite."""
         grid, module = training_grid(self.config, step), self.module
-        context = self.context(step, offset, len(x0))
+        context = self.context(step, offset, len(x0), x0)
         states = module.path(x0, grid, self.key(step), context=context, sample_offset=offset)
         drift, score = (conditioned(net, context) for net in (module.drift, module.score))
         times = grid.times.to(x0.device, x0.dtype)

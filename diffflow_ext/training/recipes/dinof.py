@@ -61,7 +61,7 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
         return [score, flow]
 
     def _options(self, x0: Tensor, step: int, offset: int) -> dict[str, Any]:
-        return {"context": self.context(step, offset, len(x0)), "sample_offset": offset}
+        return {"context": self.context(step, offset, len(x0), x0), "sample_offset": offset}
 
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the losses of score and flow together."""

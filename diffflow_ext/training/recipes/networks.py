@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.flows import glow, spline_flow
-from diffflow_ext.nets import FourierMLP, UNet
+from diffflow_ext.nets import FourierMLP, MaskedNet, UNet
 
 from ..config.rules import whole_list
 from ..config.sections import FFJORDNetwork, FlowNetwork, Network, NFDMNetwork
@@ -51,8 +51,17 @@ def build_net(
     With conditions it is ``net(t, x, context)``.
     """
     if network.net == "unet":
-        return _unet(network, event_shape, channel_multiplier, output_scale, conditions=conditions)
-    return build_perceptron(network, event_shape, output_scale, conditions)
+        net = _unet(network, event_shape, channel_multiplier, output_scale, conditions=conditions)
+    else:
+        net = build_perceptron(network, event_shape, output_scale, conditions)
+    return _of_hidden_parts(network, net, conditions)
+
+
+def _of_hidden_parts(network: Network, net: nn.Module, conditions: Conditions | None) -> nn.Module:
+    """Returns a network; with masks that of what they hide."""
+    if conditions is None or conditions.masks is None:
+        return net
+    return MaskedNet(net, as_channels=network.net == "unet")
 
 
 def _context_sizes(conditions: Conditions | None) -> dict[str, Any]:
@@ -99,7 +108,8 @@ def build_forward_net(
         channels = max(4, 2 * round(factor * network.unet_base / 2))
         # The bound compares two of its values, which must not differ by chance.
         narrow = replace(network, unet_base=channels, dropout=0.0)
-        return TimelessNet(_unet(narrow, event_shape, 1.0, 1.0, outputs, conditions))
+        net = TimelessNet(_unet(narrow, event_shape, 1.0, 1.0, outputs, conditions))
+        return _of_hidden_parts(network, net, conditions)
     if len(event_shape) > 1:
         raise ValueError(
             "train: net='mlp': expected a U-Net for the forward process of images; leave net out,"
@@ -118,7 +128,7 @@ def build_forward_net(
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
     kind = nn.Sequential if conditions is None else SequentialOfBoth
-    return kind(*layers, last)
+    return _of_hidden_parts(network, kind(*layers, last), conditions)
 
 
 class SequentialOfBoth(nn.Sequential):
@@ -152,12 +162,17 @@ def _unet(
     conditions: Conditions | None = None,
 ) -> nn.Module:
     channels, height, width = event_shape
+    inputs, sizes, masks = channels, {}, conditions and conditions.masks
+    if masks is None:
+        sizes = _context_sizes(conditions)
+    else:
+        inputs, out_channels = channels + masks.context_shape[0], out_channels or channels
     if height != width:
         raise ValueError(
             f"train: net='unet': expected square images, got {height} x {width}; give --image-size"
         )
     return UNet(
-        channels,
+        inputs,
         height,
         base=network.unet_base,
         mults=whole_list(network.unet_mults),
@@ -168,7 +183,7 @@ def _unet(
         time_scale=network.time_scale,
         out_channels=out_channels,
         output_scale=output_scale,
-        **_context_sizes(conditions),
+        **sizes,
     )
 
 

@@ -51,7 +51,7 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
         )
 
     def _options(self, x0: Tensor, step: int, offset: int) -> dict[str, Any]:
-        return {"context": self.context(step, offset, len(x0)), "sample_offset": offset}
+        return {"context": self.context(step, offset, len(x0), x0), "sample_offset": offset}
 
     @property
     def _dimensions(self) -> int:

@@ -13,9 +13,10 @@ from torch import Tensor
 from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.data.column import KINDS, Column
 from diffflow_ext.data.conditions import LABEL, Conditions
-from diffflow_ext.data.dataset import given_labels
+from diffflow_ext.data.dataset import given_labels, given_masks
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed, parse_names, plain_name
+from diffflow_ext.data.masks import MASKS
 from diffflow_ext.likelihood.images import quantise
 
 from ..config.fields import Config
@@ -54,6 +55,8 @@ def _with_condition(data: Dataset, condition: str | None) -> Dataset:
     """Returns a dataset in memory, which must have the condition, or labels for it."""
     if condition == LABEL and data.is_image and data.conditions is None:
         return given_labels(data)
+    if condition == MASKS and data.conditions is None:
+        return given_masks(data)
     wanted = parse_names(condition) if condition else []
     own = [] if data.conditions is None else [*data.conditions.names]
     if wanted != own:
