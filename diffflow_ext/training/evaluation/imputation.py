@@ -22,10 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from diffflow_ext.data.column import cell_of, log_normal
-from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.engines.ode.solver import EXACT_DIMENSIONS
 from diffflow_ext.functional.noise import NoiseKey, normal
@@ -103,7 +101,7 @@ def weighed(
     of_pool = None if own is None else own[torch.arange(POOL) % len(own)]
     given = None
     if own is not None and of_pool is not None and recipe.conditions is not None:
-        given = _vectors(recipe.conditions, of_pool), _vectors(recipe.conditions, own)
+        given = recipe.conditions.context(of_pool), recipe.conditions.context(own)
     pool = draw(recipe.given(of_pool), POOL, seed=seed)
     device = next(recipe.module.parameters()).device
     found = complete(encoding, estimator, pool, stored[gaps], n, candidates, seed, device, given)
@@ -160,14 +158,6 @@ def complete(
         parts.append(torch.take_along_dim(x, chosen.unsqueeze(2), 1).transpose(0, 1))
         effective.append(1.0 / weights.square().sum(1))
     return Completed(torch.cat(parts, dim=1), torch.cat(effective))
-
-
-def _vectors(conditions: Conditions, stored: Tensor) -> Tensor:
-    """Returns contexts as vectors, float32 of shape (n, k)."""
-    context = conditions.context(stored)
-    if conditions.num_classes:
-        return functional.one_hot(context, conditions.num_classes).float()
-    return context
 
 
 def warn_of_few(effective: Tensor) -> None:
