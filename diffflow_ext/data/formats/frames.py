@@ -41,9 +41,9 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Table:
 
     if not isinstance(frame, pandas.DataFrame):
         frame = as_pandas(frame)
-    names = [str(name) for name in frame.columns]
-    kept = selection.positions(names, source)
-    frame, names = frame.iloc[:, kept], [plain_name(names[i]) for i in kept]
+    names = [plain_name(name) for name in frame.columns]
+    kept = selection.positions([*map(str, frame.columns)], source)
+    frame, names = frame.iloc[:, kept], [names[i] for i in kept]
     parts, categories, wrong = _coded_columns(frame, names, selection)
     if wrong:
         found = [word.rpartition(" (")[0] for word in wrong]
