@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
 from diffflow_ext.data import TOY_SETS, Table, data_home, describe_sets, open_dataset, open_rows
+from diffflow_ext.data.formats.columns import Selection
+from diffflow_ext.data.formats.tables import select
 
 NAMED = {
     *("magic", "mnist", "fashion-mnist", "cifar10"),
@@ -87,3 +90,21 @@ def test_rows_of_a_table_have_known_columns(tmp_path: Path) -> None:
         open_rows(tmp_path / "t.csv")
     with pytest.raises(FileNotFoundError, match="found nothing at"):
         open_rows(tmp_path / "other.csv", ["a"])
+
+
+def test_spaces_at_the_ends_of_names_do_not_count(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame({" price ": rng.integers(1, 90, 60), "x\t": rng.normal(size=60)})
+    frame["left out "] = 1.5
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for source in (frame, tmp_path / "t.csv"):
+        for columns in ("price=positive", {"price  ": "positive"}):
+            data = open_dataset(source, columns=columns, drop_columns=[" left out"])
+            assert data.columns == ["price", "x"]
+            assert data.encoding is not None
+            assert data.encoding.columns[0].kind == "positive"
+    wanted = Selection(wanted=("x", " price"))
+    assert select(frame, wanted, "rows").columns == ["x", "price"]
+    twice = frame.assign(price=2.0)
+    with pytest.raises(ValueError, match="two or more called 'price', but for spaces; give each"):
+        open_dataset(twice)

@@ -39,7 +39,7 @@ def frame_values(frame: Any, selection: Selection, source: str) -> Table:
     """Returns the selected columns of a data frame, as `read_frame` does."""
     frame = as_pandas(frame)
     names = [plain_name(name) for name in frame.columns]
-    kept = selection.positions(names, source)
+    kept = selection.positions([*map(str, frame.columns)], source)
     frame, names = frame.iloc[:, kept], [names[i] for i in kept]
     parts, categories, wrong = _coded_columns(frame, names, selection)
     if wrong:
