@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .panels import (
     INK,
@@ -97,7 +97,8 @@ def _draw_cloud(panel: Axes, points: Array, colours: Array, limits: Box) -> None
     panel.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
 
 
-def _picks(states: Array) -> Array:
+def _picks(states: Array) -> NDArray[np.integer]:
+    """Returns the indices of the states that are drawn."""
     return np.unique(np.linspace(0, len(states) - 1, SNAPSHOTS).round().astype(int))
 
 
