@@ -62,4 +62,4 @@ def picture_of_digits(report: Report, folder: Path, out: Path) -> Path:
         rows[str(label)] = np.concatenate(spaced[:-1])
     lines = ["; ".join([*groups][start : start + 3]) for start in range(0, len(groups), 3)]
     title = "class in rows; from the left: " + ";\n".join(lines)
-    return figures.image_rows(out / "digits_by_class.png", rows, title)
+    return figures.save(figures.image_rows(rows, title), out / "digits_by_class.png")

@@ -301,7 +301,8 @@ def _half_pictures(report: Report, folder: Path, out: Path) -> Path:
         shown = DRAWN if "parameters" in one else 1
         rows |= {f"{one['title']}, {i + 1}": draws[i] for i in range(shown)}
     name = f"filling_{report['data']}{report['size']}"
-    return figures.image_rows(out / f"{name}.png", rows, f"{of_size(report)}: half pictures")
+    figure = figures.image_rows(rows, f"{of_size(report)}: half pictures")
+    return figures.save(figure, out / f"{name}.png")
 
 
 def _images(report: Report, folder: Path, out: Path) -> list[Path]:

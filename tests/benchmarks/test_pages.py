@@ -228,6 +228,13 @@ def test_pictures_are_those_that_have_reports(reports: Reports, tmp_path: Path) 
     assert pictures.draw_pictures({}, tmp_path, tmp_path) == []
 
 
+@pytest.mark.slow
+def test_all_committed_pictures_are_drawn_from_committed_reports(tmp_path: Path) -> None:
+    drawn = pictures.draw_pictures(write.read_results(RESULTS), RESULTS, tmp_path)
+    committed = {path.name for path in (ROOT / "docs" / "pictures").glob("*.png")}
+    assert {path.name for path in drawn} == committed
+
+
 @pytest.mark.parametrize("page", write.PAGES)
 def test_committed_page_fits_the_committed_reports(page: str) -> None:
     text, blocks = (ROOT / "docs" / f"{page}.md").read_text(), write.PAGES[page]
