@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,7 +23,7 @@ from diffflow_ext.training.evaluation.given import parse_given
 from diffflow_ext.training.evaluation.loaded_run import load_run
 from diffflow_ext.training.evaluation.pictures import figure_of_samples
 from diffflow_ext.training.evaluation.report import format_table
-from diffflow_ext.training.evaluation.run_data import open_run_data, rows_of_run
+from diffflow_ext.training.evaluation.run_data import open_run_data, rows_of_run, warn_of_doubts
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
 from diffflow_ext.training.evaluation.sampling import MAX_SAMPLES
 from diffflow_ext.training.evaluation.scoring import pick_estimator
@@ -130,16 +129,14 @@ class Sample(Section):
                 check_target(self.figure, SUFFIXES, overwrite=self.overwrite)
             dataset = open_run_data(run, self.data, warn=world.writes) if self.figure else None
             options = self.sampler.options()
-            options |= {"seed": self.seed, "world": world, "units": "training"}
+            options |= {"seed": self.seed, "world": world}
             given = None if self.given is None else parse_given(self.given)
-            samples = run.sample(self.n, given=given, **options)
+            samples, columns, values = run.drawn_columns(self.n, given, **options)
             if not world.writes:
                 return 0
-        encoding = run.record.encoding
-        columns = encoding.columns if encoding is not None else ()
-        values = run.record.in_data_units(samples)
-        if self.out.lower().endswith(".csv"):
-            columns, values = run.with_conditions(samples, given)
+        if not self.out.lower().endswith(".csv") and run.record.encoding is not None:
+            columns = run.record.encoding.columns  # An array has the columns of the data alone.
+            values = values[:, : len(columns)]
         write_samples(self.out, values, columns)
         if self.figure and dataset is not None:
             save(figure_of_samples(dataset, samples), self.figure)
@@ -183,11 +180,7 @@ class Score(Section):
         """Computes and writes; returns the exit code."""
         with joined(self.device) as world:
             run = load_run(self.run, self.device)
-            check_target(self.out, SCORE_ENDINGS, overwrite=self.overwrite)
-            if all(map(os.path.exists, (self.out, self.data))) and os.path.samefile(
-                self.out, self.data
-            ):
-                raise ValueError(f"score: {self.out}: expected another file than DATA; rename it")
+            check_target(self.out, SCORE_ENDINGS, overwrite=self.overwrite, source=self.data)
             rows = rows_of_run(run, self.data, self.key, conditions=self.given is None)
             settings = EvaluationSettings(self.num_steps, self.num_paths)
             title = pick_estimator(run.recipe, self.estimator, settings).title
@@ -199,8 +192,7 @@ class Score(Section):
             scores = run.log_prob(rows.values, world=world, **options)
             if not world.writes:
                 return 0
-        for doubt in rows.doubts:
-            warnings.warn(f"{self.data}: {doubt}", stacklevel=2)
+        warn_of_doubts(self.data, rows)
         _write_scores(self.out, scores, rows.files)
         lowest = int(scores.argmin())
         where = rows.files[lowest] if rows.files else f"row {lowest} (counted from 0)"

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from diffflow_ext.figures import FILMS, SUFFIXES, save
 from diffflow_ext.training.config.rules import SEED, Maybe, Rule, Section
-from diffflow_ext.training.evaluation.loaded_run import LoadedRun, load_run
+from diffflow_ext.training.evaluation.loaded_run import load_run
 from diffflow_ext.training.evaluation.pictures import film_of_paths, path_figure
 from diffflow_ext.training.evaluation.sample_file import check_target
 
@@ -43,7 +43,6 @@ class Compare(Section):
         """Draws; returns the exit code."""
         check_target(self.out, SUFFIXES, overwrite=self.overwrite)
         runs = {name: load_run(run, self.device) for name, run in _names(self.runs).items()}
-        _require_same_data(runs)
         save(path_figure(runs, self.data, seed=self.seed), self.out)
         print(f"{self.out}: both processes of {', '.join(runs)}")
         return 0
@@ -83,15 +82,3 @@ def _names(runs: tuple[str, ...]) -> dict[str, str]:
         raise ValueError(f"compare: expected each run once, got {', '.join(runs)}")
     names = last if len(set(last)) == len(runs) else paths
     return dict(zip(names, runs, strict=True))
-
-
-def _require_same_data(runs: dict[str, LoadedRun]) -> None:
-    """Refuses runs of different data: their axes would be others."""
-    (first, one), *others = runs.items()
-    for name, run in others:
-        if run.record.fingerprint != one.record.fingerprint:
-            raise ValueError(
-                f"compare: expected runs of the same data, {name!r} has {run.record.name!r} and "
-                f"{first!r} has {one.record.name!r}, with other values, columns or conditions; "
-                "compare those that have the same"
-            )

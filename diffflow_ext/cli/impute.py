@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from diffflow_ext.data.masks import hidden_half
 from diffflow_ext.training.config.rules import SEED, Maybe, Section, whole
 from diffflow_ext.training.evaluation.given import parse_given
 from diffflow_ext.training.evaluation.loaded_run import LoadedRun, load_run
-from diffflow_ext.training.evaluation.run_data import rows_of_run
+from diffflow_ext.training.evaluation.run_data import rows_of_run, warn_of_doubts
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
 from diffflow_ext.training.parallel.distributed import joined
 
@@ -58,18 +57,21 @@ class Impute(Section):
         with joined(self.device) as world:
             run = load_run(self.run, self.device)
             self._check(run)
-            rows = rows_of_run(
-                run, self.data, self.key, conditions=self.given is None, gaps=True
-            ).values
-            if isinstance(rows, Tensor):
-                rows = self._halves(rows)
-            given = None if self.given is None else parse_given(self.given)
-            options: dict[str, Any] = self.sampler.options()
-            columns, copies = run.completed(
-                rows, self.n, given, self.candidates, self.seed, options
-            )
             if not world.writes:
                 return 0
+            opened = rows_of_run(
+                run, self.data, self.key, conditions=self.given is None, gaps=True
+            )
+            warn_of_doubts(self.data, opened)
+            rows = opened.values
+            columns, copies = run.completed(
+                self._halves(rows) if isinstance(rows, Tensor) else rows,
+                self.n,
+                given=None if self.given is None else parse_given(self.given),
+                candidates=self.candidates,
+                seed=self.seed,
+                options=self.sampler.options(),
+            )
         write_samples(self.out, torch.cat(copies), columns)
         count, what = len(copies[0]), "rows" if columns else "images"
         print(f"{self.out}: {self.n} x {count:,} {what}, what was missing drawn")
@@ -77,10 +79,9 @@ class Impute(Section):
 
     def _check(self, run: LoadedRun) -> None:
         """Refuses, before any work, files and flags that do not suit the run."""
-        check_target(self.out, endings(run.record.encoding), overwrite=self.overwrite)
-        paths = (self.out, self.data)
-        if all(map(os.path.exists, paths)) and os.path.samefile(*paths):
-            raise ValueError(f"impute: {self.out}: expected another file than DATA; rename it")
+        check_target(
+            self.out, endings(run.record.encoding), overwrite=self.overwrite, source=self.data
+        )
         if run.record.is_image != (self.hide is not None):
             expected = "a half, such as bottom" if run.record.is_image else "none"
             why = "images in files have no gaps" if run.record.is_image else "rows have gaps"

@@ -121,7 +121,8 @@ def _warn_of_new_defaults(source: Path, config: Config) -> None:
     values = config.values()
     new = {n: v for n, v in had.items() if v is not None and values.get(n, v) is None}
     if new:
-        flags = " ".join(f"--{name.replace('_', '-')}={v}" for name, v in new.items())
+        words = {name.replace("_", "-"): shlex.quote(str(value)) for name, value in new.items()}
+        flags = " ".join(f"--{name}={value}" for name, value in words.items())
         warnings.warn(
             f"{source}: the run there, of an earlier version, had {', '.join(new)}, which its file"
             f" lacks; this run takes the defaults of this version; for the same give {flags}",

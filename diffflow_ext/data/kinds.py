@@ -337,7 +337,7 @@ def _standardised(column: Column, train: Values, table: Table) -> Column:
             f"{how_to_leave_out([column.name])}"
         )
     ends = {"low": float(np.nanmin(train)), "high": float(np.nanmax(train))}
-    ends = ends if column.kind in ("continuous", "heavy") else {}
+    ends = ends if column.kind in ("continuous", "heavy", "positive") else {}
     return replace(column, mean=mean, std=std, **ends)
 
 

@@ -105,7 +105,8 @@ class DensityEstimator(DensityMixin, BaseEstimator):
             y: With `conditional` what the density is conditioned on: numbers, classes or texts,
                 shape (n,) or (n, k), or a series or data frame. Their kinds are found in their
                 values, unless `options` has them as `columns`: texts and truth values are classes,
-                and so are numbers of which each has ten rows on average. Otherwise ignored.
+                and so are two values, or up to 100 of which each has ten rows on average.
+                Otherwise ignored.
 
         Returns:
             The estimator.
@@ -306,6 +307,11 @@ class DensityEstimator(DensityMixin, BaseEstimator):
 
         checkpoint = read_run(path)
         record, config = recorded(checkpoint)
+        if record.conditions is not None and record.conditions.masks is not None:
+            raise ValueError(
+                f"load: expected a run without masks, got {str(path)!r}, which was trained with"
+                " condition='masks'; load it by load_run"
+            )
         if config.name != cls._model or record.is_image:
             of = "images" if record.is_image else "rows"
             raise ValueError(

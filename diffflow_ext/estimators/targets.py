@@ -9,7 +9,7 @@ import numpy as np
 
 from diffflow_ext.data.column import KINDS
 from diffflow_ext.data.conditions import Conditions
-from diffflow_ext.data.formats.columns import listed, names_text
+from diffflow_ext.data.formats.columns import listed, names_text, plain_name
 from diffflow_ext.data.formats.frames import as_pandas, is_frame
 from diffflow_ext.data.formats.tables import array_of, table_of
 from diffflow_ext.data.kinds import found_kinds, parse_columns
@@ -31,7 +31,7 @@ def target_frame(op: str, y: Any, names: Sequence[str] | None = None) -> Any:
 
     if is_frame(y):
         frame = as_pandas(y)
-        frame = frame.set_axis([*map(str, frame.columns)], axis=1)
+        frame = frame.set_axis([*map(plain_name, frame.columns)], axis=1)
         missing = [name for name in names or () if name not in frame.columns]
         if missing:
             raise ValueError(
@@ -43,7 +43,7 @@ def target_frame(op: str, y: Any, names: Sequence[str] | None = None) -> Any:
     frame = pandas.DataFrame(_columns(op, y) if column is None else column.array)
     count = frame.shape[1]
     own = [f"y{i + 1}" for i in range(count)] if count > 1 else ["y"]
-    own = [str(column.name)] if column is not None and column.name is not None else own
+    own = [plain_name(column.name)] if column is not None and column.name is not None else own
     if names is not None and len(names) != count:
         raise ValueError(
             f"{op}: expected y with {len(names)} columns, {listed(names)}, as in fit, got {count};"
@@ -79,7 +79,7 @@ def beside(rows: Any, y: Any) -> Any:
     frame = target_frame("fit", y)
     check_consistent_length(rows, frame)
     assert_all_finite(frame.select_dtypes("number"), input_name="y")
-    both = [name for name in frame.columns if name in {*map(str, rows.columns)}]
+    both = [name for name in frame.columns if name in {*map(plain_name, rows.columns)}]
     if both:
         raise ValueError(
             f"fit: expected columns of y that X doesn't have, got {listed(both)} in both; rename"

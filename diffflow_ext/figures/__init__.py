@@ -1,8 +1,9 @@
 """Pictures of data, samples, paths and training.
 
-Every function takes NumPy arrays and returns a figure of matplotlib, which notebooks show and
-`save` writes. Matplotlib is imported when the first picture is drawn, and only its object-oriented
-interface is used: no window, no global figure or backend, no change to the caller's style.
+Functions take NumPy arrays and return a figure of matplotlib, which notebooks show and `save`
+writes; `film` writes a film. Matplotlib is imported when the first picture is drawn, and only its
+object-oriented interface is used: no window, no global figure or backend, no change to the
+caller's style.
 Data are blue and samples orange throughout; points that are followed in time keep one colour.
 
 All raise `ModuleNotFoundError` if matplotlib is missing, and `ValueError` if shapes don't fit or

@@ -5,7 +5,7 @@ r"""A network of the hidden part of its data, given the part that is seen.
 with a mask m that is 1 where the data :math:`x_0` are seen. The network knows the seen part from
 its context alone, and its value is 0 there: noise in that part of x does not reach it, and neither
 does a gradient. So a model learns the distribution of the hidden part given the rest, and what it
-says of the seen part has no parameters. Without a hidden part, m = 0, it is n(t, x, 0).
+says of the seen part has no parameters. Where nothing is seen, m = 0, it is n(t, x, 0).
 """
 
 from __future__ import annotations

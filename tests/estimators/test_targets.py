@@ -266,6 +266,14 @@ def test_y_that_does_not_suit_the_fitted_one(pair: Any, call: Any, message: str)
         call(pair)
 
 
+def test_spaces_at_the_ends_of_names_do_not_count(pair: Any) -> None:
+    y = pd.DataFrame({"age": X[:, 0], "kind": LABELS})
+    spaced = y.rename(columns={"age": " age", "kind": "kind "})
+    assert (pair.score_samples(X, spaced) == pair.score_samples(X, y)).all()
+    again = DiffFlowDensity(**SMALL).fit(X, spaced)
+    assert (again.score_samples(X, spaced) == pair.score_samples(X, y)).all()
+
+
 def test_columns_of_a_frame_are_found_by_their_names(pair: Any) -> None:
     own = pd.DataFrame({"other": 1, "kind": LABELS, "age": X[:, 0]}, index=range(3, 83))
     array = np.column_stack([X[:, 0].astype(object), LABELS])

@@ -312,6 +312,19 @@ def test_guidance_needs_samples_without_conditions(csv: Path, tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore:evaluate. distances are left out")
+def test_frames_given_with_spaces_in_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({" x ": rng.normal(size=60), "y": rng.normal(size=60)})
+    config = configure("ddpm", timesteps=3, width=8, depth=1, steps=2, warmup=1, batch_size=8,
+                       threads=1, condition="x")  # fmt: skip
+    train(config, tmp_path / "run", data=frame, progress=False)
+    run = load_run(tmp_path / "run")
+    samples = run.sample_frame(60, given=frame)
+    assert [*samples.columns] == ["y", "x"]
+    assert [*samples.x] == [*frame[" x "]]
+    assert [*run.impute(frame)[0].x] == [*frame[" x "]]
+
+
 def test_paths_have_the_conditions(tmp_path: Path) -> None:
     frame = FRAME[:200].assign(z=np.arange(200.0)[::-1])
     config = configure("diffflow", condition="cut,price", **TINY)

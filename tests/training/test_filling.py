@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffflow_ext.cli import main
 from diffflow_ext.data.column import Column
 from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.masks import Masks
+from diffflow_ext.estimators import DDPMDensity
 from diffflow_ext.functional.noise import NoiseKey, normal
 from diffflow_ext.training import LoadedRun, configure, evaluate, load_run, train
 from diffflow_ext.training.evaluation.filling import DRAWS, Part, fill, given_part
@@ -22,8 +25,6 @@ from diffflow_ext.training.recipes.contexts import GivenContexts
 from diffflow_ext.training.store.dataset import DatasetRecord
 
 NAN = math.nan
-MEAN = np.array([0.5, -1.0, 0.0])
-COVARIANCE = np.array([[1.0, 0.8, 0.3], [0.8, 2.0, -0.4], [0.3, -0.4, 1.5]])
 TINY: dict[str, Any] = {
     "steps": 6, "batch_size": 10, "warmup": 2, "threads": 1, "save_every": 2, "seed": 5,
     "condition": "masks",
@@ -53,6 +54,22 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
     train(config, folder / "run", data=frame, progress=False)
     evaluate(folder / "run", 20, data=frame, figures=False, ode_n=5)
     return load_run(folder / "run")
+
+
+def test_the_program_writes_given_values_as_they_were(table: LoadedRun, tmp_path: Path) -> None:
+    out, given = tmp_path / "s.csv", "a=0.123456789012345,w=x"
+    words = ["sample", str(table.folder), "--n", "3", "--out", str(out), "--device", "cpu"]
+    assert main([*words, "--given", given]) == 0
+    written = pd.read_csv(out)
+    assert [*written.a] == [0.123456789012345] * 3
+    assert [*written.w] == ["x"] * 3
+    assert [*written.columns] == [*table.sample_frame(1).columns]
+
+
+def test_estimators_take_no_run_with_masks(table: LoadedRun) -> None:
+    assert table.folder is not None
+    with pytest.raises(ValueError, match=r"^load: expected a run without masks, got .*load_run"):
+        DDPMDensity.load(table.folder)
 
 
 ROWS = pd.DataFrame({"w": ["x", None, "y"], "a": [0.1, 0.2, NAN], "n": [NAN, 3.0, 5.0]})

@@ -84,6 +84,28 @@ def test_numbers_far_from_those_of_training_are_named(given: Any) -> None:
         stored_conditions("score", NUMBERS, given, 2)
 
 
+@pytest.mark.parametrize("kind", ["continuous", "heavy", "positive", "integer"])
+def test_every_kind_of_number_has_a_range_of_training(kind: str) -> None:
+    frame = FRAME[["y", "price"]]
+    own = open_dataset(frame, condition="price", columns={"price": kind}).conditions
+    assert own is not None
+    assert own.columns[0].kind == kind
+    assert frame.price.min() <= own.columns[0].low < own.columns[0].high <= frame.price.max()
+    with pytest.warns(UserWarning, match="^score: price=5000: far outside of"):
+        stored_conditions("score", own, {"price": 5000}, 1)
+
+
+def test_spaces_at_the_ends_of_names_do_not_count() -> None:
+    expected = stored_conditions("sample", NUMBERS, {"price": 310}, 2)
+    found = stored_conditions("sample", NUMBERS, {" price ": 310}, 2)
+    assert torch.equal(found, expected)  # pyright: ignore[reportArgumentType]
+    assert condition_values(NUMBERS, {" price ": 310}, 2).tolist() == [[310.0]] * 2
+    with pytest.raises(
+        TypeError, match=r"^sample: price: expected one value in a mapping, .*, got"
+    ):
+        stored_conditions("sample", NUMBERS, {"price": [310, 320]}, 2)
+
+
 def test_numbers_near_those_of_training_are_not() -> None:
     """Nor missing ones, and heavy tails are measured on their own scale."""
     rng = np.random.default_rng(4)
@@ -143,7 +165,11 @@ GOOD = {"cut": "good", "price": 310, "sold": False}
             GOOD | {"cut": "great"},
             "one of 'fair', 'good', got 'great' in row 0.*'cut' of 'gi",
         ),
-        (OWN, GOOD | {"price": "high"}, "a number for 'price' in given, got 'high'"),
+        (
+            OWN,
+            GOOD | {"price": "high"},
+            "price: expected one value in a mapping, which all samples have, got 'high'",
+        ),
         (OWN, GOOD | {"price": float("nan")}, "got nan in row 0"),
         (OWN, GOOD | {"price": 2.5}, "steps of 1 from there, got 2.5"),
         (OWN, GOOD | {"sold": "maybe"}, "one of 'False', 'True', got 'maybe'"),
@@ -170,7 +196,10 @@ def test_what_is_refused(conditions: Any, given: Any, message: str) -> None:
 
 
 def test_wrong_types() -> None:
-    with pytest.raises(TypeError, match=r"a number for 'price' in given, got \[1, 2\]"):
+    with pytest.raises(
+        TypeError,
+        match=r"^sample: price: expected one value in .*, got \[1, 2\]",
+    ):
         stored_conditions("sample", OWN, GOOD | {"price": [1, 2]}, 3)
     with pytest.raises(TypeError, match="sample: expected texts in cut, got numbers alone"):
         stored_conditions("sample", OWN, np.zeros((3, 3)), 3)

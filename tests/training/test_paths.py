@@ -16,7 +16,7 @@ from diffflow_ext.training.recipes.build import build_recipe
 SMALL: dict[str, Any] = {"width": 8, "depth": 1}
 MODELS: dict[str, dict[str, Any]] = {
     "ddpm": {"timesteps": 12},
-    "nfdm": {"num_steps": 9},
+    "nfdm": {"num_steps": 9, "forward": "linear"},
     "dinof": {"flow": "none", "t_cutoff": 0.4},
     "diffflow": {"num_steps": 7},
 }
@@ -41,7 +41,7 @@ def test_the_reverse_path_ends_in_a_sample(model: str) -> None:
     assert torch.equal(forward[0], x0)
 
 
-@pytest.mark.parametrize("model", ["ddpm", "dinof"])
+@pytest.mark.parametrize("model", ["ddpm", "dinof", "nfdm"])
 def test_forward_states_have_the_marginals_of_the_process(model: str) -> None:
     """Mean alpha(t) x_0 and deviation sigma(t), alpha^2 + sigma^2 = 1, of 20,000 samples."""
     recipe = recipe_of(model)
@@ -50,7 +50,7 @@ def test_forward_states_have_the_marginals_of_the_process(model: str) -> None:
         forward, _, times = recipe.paths(x0, NoiseKey(5))
     alphas = forward[1:].mean(1) / x0[0]
     deviations = forward[1:].std(1)
-    process = recipe.module.process
+    process = recipe.module.process if model != "nfdm" else recipe.module.forward_process.process
     for i, t in enumerate(times[1:]):
         assert np.allclose(alphas[i], float(process.alpha(t)), atol=0.03)
         assert np.allclose(deviations[i], float(process.sigma(t)), atol=0.03)

@@ -98,3 +98,7 @@ def test_paths_of_one_column_and_of_no_run(tmp_path: Path) -> None:
         path_figure(run, FRAME[["a"]])
     with pytest.raises(ValueError, match=r"^path_figure: expected at least one run, got none"):
         path_figure({})
+    train(config, tmp_path / "other", data=FRAME[["b"]], progress=False)
+    both = {"one": run, "two": load_run(tmp_path / "other")}
+    with pytest.raises(ValueError, match=r"^path_figure: expected runs of the same data, 'two' h"):
+        path_figure(both, FRAME[["a"]])

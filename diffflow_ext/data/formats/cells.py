@@ -15,7 +15,7 @@ MISSING_TEXTS = ("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", 
 _STRAY = re.compile(rb"\0|\r(?!\r*\n|\r*\Z)")  # bytes that no line of text has
 #: Numbers with signs, separators or a unit, dates and times: no words that name a category.
 _NUMERIC = re.compile(
-    r"[-+<>≤≥~(]*\s*[$€£¥]?\s*[\d.,:/'\sTZ-]*\d[\d.,:/'\sTZ-]*([eE][-+]?\d+)?\s*[)%°µ\w]{0,4}"
+    r"[-+<>≤≥~(]{0,2}\s?[$€£¥]?\s?[.,]?\d[\d.,:/'\sTZ+-]{0,60}([eE][-+]?\d{1,4})?\s?[)%°µ\w]{0,4}"
 )
 _CODE = re.compile(r"0\d+")
 _DECIMAL = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")

@@ -30,7 +30,7 @@ from .scoring import table_with
 
 #: Draws of samples that have the category "missing" for a missing value.
 DRAWS = 20
-#: The streams of noise from the second of them on.
+#: Draw k of a sample, from 1 on, has the noise of the stream FURTHER_STREAM + k.
 FURTHER_STREAM = EVALUATION_STREAM + 2
 
 
@@ -179,7 +179,7 @@ def fill(
         if drawn == DRAWS:
             row = int(lost.nonzero()[0])
             raise ValueError(
-                f"impute: expected values for what is missing in sample {row} (counted from 0),"
+                f"fill: expected values for what is missing in sample {row} (counted from 0),"
                 f" {DRAWS} draws of it are gaps too; give more of the row, or train longer"
             )
         again = draw(view, len(x), seed=seed, stream=FURTHER_STREAM + drawn, **options)

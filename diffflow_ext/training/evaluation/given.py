@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,7 +74,6 @@ def stored_conditions(
             f" {conditions.names[0]}=...)"
         )
     if isinstance(given, Mapping):
-        given = {plain_name(name): value for name, value in given.items()}
         _check_names(op, conditions, given)
     if conditions.encoding is None:
         stored = _classes(op, conditions, _class_values(op, conditions, given))
@@ -124,8 +124,9 @@ def warn_of_far(op: str, columns: Sequence[Column], values: Values) -> None:
 
 
 def _check_names(op: str, conditions: Conditions, given: Mapping[str, Any]) -> None:
-    missing = [name for name in conditions.names if name not in given]
-    unknown = [name for name in given if name not in conditions.names]
+    names = [plain_name(name) for name in given]
+    missing = [name for name in conditions.names if name not in names]
+    unknown = [name for name in names if name not in conditions.names]
     if missing or unknown:
         problem = f"has no {listed([*map(repr, missing)])}" if missing else f"has {unknown[0]!r}"
         raise ValueError(
@@ -137,7 +138,7 @@ def _check_names(op: str, conditions: Conditions, given: Mapping[str, Any]) -> N
 def _class_values(op: str, conditions: Conditions, given: Any) -> Any:
     if not isinstance(given, Mapping):
         return array_of(given)
-    value = given[LABEL]
+    (value,) = given.values()
     if isinstance(value, str):
         return _named(op, conditions, [value], numbers=True)
     return np.array([_number(op, LABEL, value)])
@@ -154,6 +155,7 @@ def table_of_values(
     encoding: Encoding, given: Mapping[str, Any], op: str, name: str = "given"
 ) -> Table:
     """Returns a row of values by their names; those that are not there are missing."""
+    given = {plain_name(key): value for key, value in given.items()}
     unknown = [key for key in given if key not in encoding.names]
     if unknown:
         raise ValueError(
@@ -164,9 +166,15 @@ def table_of_values(
     categories = dict[str, tuple[str, ...]]()
     for i, column in enumerate(encoding.columns):
         value = given.get(column.name)
+        if np.ndim(value):
+            raise TypeError(
+                f"{op}: {column.name}: expected one value in a mapping, which all samples have,"
+                f" got {in_words(value)}; pass a data frame with a row for each sample"
+            )
         if column.is_text:
             values[0, i] = 0
-            categories[column.name] = ("" if value is None else str(value),)
+            absent = value is None or (isinstance(value, float) and math.isnan(value))
+            categories[column.name] = ("" if absent else str(value),)
         elif column.name in given:
             values[0, i] = _number(op, column.name, value)
     return Table(values, [*encoding.names], name, categories=categories)
@@ -177,8 +185,8 @@ def array_as_images(op: str, given: Any, event_shape: tuple[int, ...]) -> Tensor
 
     Arguments:
         op: The function that errors name.
-        given: An array or a tensor: one image or several, channels first or last, or none of grey
-            images.
+        given: An array or a tensor of one image or several, with the channels before or after
+            height and width; grey images may have no axis of channels.
         event_shape: (C, H, W).
 
     Raises:

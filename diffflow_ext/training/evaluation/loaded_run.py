@@ -181,19 +181,25 @@ class LoadedRun:
             return frame
         return with_given(frame, conditions, given)
 
-    def with_conditions(self, samples: Tensor, given: Any) -> tuple[tuple[Column, ...], Tensor]:
-        """Returns the columns of a table and of its conditions, and their values, float64.
+    def drawn_columns(
+        self, n: int, given: Any, **options: Any
+    ) -> tuple[Tensor, tuple[Column, ...], Tensor]:
+        """Returns samples in the units of training, the columns of a table, and their values.
 
-        Arguments:
-            samples: Samples of a table in the units of training.
-            given: What they are conditioned on, as for `sample`.
+        Columns are those of the table and then of its conditions, none of images. Values are in
+        the units of the data, float64, with indices of texts; those that are given are as they
+        were. Arguments and errors are those of `sample`.
         """
-        columns = () if self.record.encoding is None else self.record.encoding.columns
-        values, conditions = self.record.in_data_units(samples), self.record.conditions
-        if conditions is None or self._has_masks:
-            return columns, values
+        samples, part = self._drawn(n, given, None, options)
+        encoding, conditions = self.record.encoding, self.record.conditions
+        columns = () if encoding is None else encoding.columns
+        values = self.record.in_data_units(samples)
+        if part is not None:
+            values = part.completed(values)
+        if conditions is None or not conditions.columns:
+            return samples, columns, values
         own = condition_values(conditions, given, len(samples))
-        return columns + conditions.columns, torch.cat([values, own], 1)
+        return samples, columns + conditions.columns, torch.cat([values, own], 1)
 
     def _conditions(self, op: str, given: Any, count: int) -> Tensor | None:
         """Returns the conditions of samples as the run stores them; None if it has none."""
@@ -298,7 +304,9 @@ class LoadedRun:
                 is missing, the run has images and no masks, a row lies where the model has no
                 density, or the ODE of the model has too many coordinates.
         """
-        _, copies = self.completed(rows, n, given, candidates, seed, options)
+        _, copies = self.completed(
+            rows, n, given=given, candidates=candidates, seed=seed, options=options
+        )
         encoding, conditions = self.record.encoding, self.record.conditions
         if encoding is None:
             return copies
@@ -315,6 +323,7 @@ class LoadedRun:
         self,
         rows: Any,
         n: int,
+        *,
         given: Any,
         candidates: int | None,
         seed: int,

@@ -81,10 +81,10 @@ def path_figure(
             processes.
     """
     named = {"": runs} if isinstance(runs, LoadedRun) else dict(runs)
+    _require_same_data(named)
+    dataset = open_run_data(next(iter(named.values())), data)
     paths = dict[str, Paths]()
-    dataset = None
     for name, run in named.items():
-        dataset = open_run_data(run, data)
         found = _paths(run, dataset, seed)
         if found is None:
             raise ValueError(
@@ -92,9 +92,21 @@ def path_figure(
                 f" processes (no flow), got {run!r}; take sample_figure"
             )
         paths[name] = found
-    if dataset is None:
-        raise ValueError("path_figure: expected at least one run, got none")
     return _figure_of_paths(dataset, paths)
+
+
+def _require_same_data(runs: Mapping[str, LoadedRun]) -> None:
+    """Refuses no runs, and runs of different data: their axes would be others."""
+    if not runs:
+        raise ValueError("path_figure: expected at least one run, got none")
+    (first, one), *others = runs.items()
+    for name, run in others:
+        if run.record.fingerprint != one.record.fingerprint:
+            raise ValueError(
+                f"path_figure: expected runs of the same data, {name!r} has {run.record.name!r}"
+                f" and {first!r} has {one.record.name!r}, with other values, columns or"
+                " conditions; compare those that have the same"
+            )
 
 
 def film_of_paths(run: LoadedRun, path: str | Path, data: Any = None, *, seed: int = 0) -> Path:

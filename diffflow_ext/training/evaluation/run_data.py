@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -90,6 +91,12 @@ def rows_of_run(
             f"{error}. The run is conditioned on {own and own.describe()}: if images have no"
             " class, name one for all (--given label=...)"
         ) from error
+
+
+def warn_of_doubts(path: str, rows: Rows) -> None:
+    """Warns of what may have been meant otherwise in a file."""
+    for doubt in rows.doubts:
+        warnings.warn(f"{path}: {doubt}", stacklevel=3)
 
 
 def is_gone(data: str) -> bool:

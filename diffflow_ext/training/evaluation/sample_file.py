@@ -19,6 +19,7 @@ from torch import Tensor
 from diffflow_ext.data.column import Column
 from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.data.formats.columns import plain_name
 from diffflow_ext.data.formats.frames import as_pandas, is_frame
 
 from .given import condition_values
@@ -31,9 +32,16 @@ def endings(encoding: Encoding | None) -> tuple[str, ...]:
     return (".csv",) if encoding.texts else (".npy", ".csv")
 
 
-def check_target(path: str | Path, endings: Sequence[str], *, overwrite: bool) -> None:
-    """Checks, before any work, that a file may be written: ending, directory, absence."""
+def check_target(
+    path: str | Path, endings: Sequence[str], *, overwrite: bool, source: str | None = None
+) -> None:
+    """Checks, before any work, that a file may be written: ending, directory, absence.
+
+    It may not be the file that is read, the `source`.
+    """
     path = Path(path)
+    if source is not None and path.exists() and os.path.exists(source) and path.samefile(source):
+        raise ValueError(f"{path}: expected another file than DATA; rename it")
     if path.suffix.lower() not in endings:
         raise ValueError(f"{path}: expected a file name that ends in {' or '.join(endings)}")
     if os.path.lexists(path) and not path.is_file():
@@ -68,10 +76,10 @@ def with_given(frame: Any, conditions: Conditions, given: Any) -> Any:
     """
     if is_frame(given):
         own = as_pandas(given)
-        places = [*map(str, own.columns)]
+        places = [*map(plain_name, own.columns)]
         frame = frame.set_axis(own.index)
         for name in conditions.names:
-            frame[name] = own.iloc[:, places.index(name)]
+            frame[name] = own.iloc[:, places.index(plain_name(name))]
         return frame
     values = condition_values(conditions, given, len(frame))
     own = to_frame(Encoding(conditions.columns), values)

@@ -99,7 +99,9 @@ class Progress:
         if self.has_lines and now - self.last >= SECONDS:
             self.last = now
             left = (now - self.start) * (self.total - self.done) / (self.done - self.before)
-            parts = [self.text] * bool(self.text) + [f"about {tqdm.format_interval(left)} left"]
+            parts = [self.text] * bool(self.text)
+            if self.done < self.total:
+                parts.append(f"about {tqdm.format_interval(left)} left")
             self.say([f"{self.unit} {self.done:,} of {self.total:,}: {', '.join(parts)}"])
 
 

@@ -103,4 +103,5 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
         """Returns states of both processes; forward ones have the marginals of each time."""
         shape, module = tuple(x0.shape), self.module
         marginal = linear_marginal(module.process, x0)
-        return paths_of(module.eps_net, lambda: self.draw(shape, key), marginal, x0, key)
+        steps = self.num_steps() or 1
+        return paths_of(module.eps_net, lambda: self.draw(shape, key), marginal, x0, key, steps)

@@ -113,4 +113,5 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
             at = process.at(t.to(x0.dtype), x0, known)
             return at.mean, at.scale
 
-        return paths_of(module.net, lambda: self.draw(shape, key), marginal, x0, key)
+        steps = self.num_steps()
+        return paths_of(module.net, lambda: self.draw(shape, key), marginal, x0, key, steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from diffflow_ext.figures.paths import Paths
 from diffflow_ext.functional.noise import NoiseKey, normal
 
+#: About as many states are kept.
+MOST_STATES = 60
+
 
 def paths_of(
     net: nn.Module,
@@ -18,10 +22,12 @@ def paths_of(
     marginal: Callable[[Tensor], tuple[Tensor, Tensor]],
     x0: Tensor,
     key: NoiseKey,
+    num_steps: int,
 ) -> Paths:
     r"""Returns forward and reverse states of a process with Gaussian marginals.
 
-    Reverse states are those at which a sampler evaluates its network, and then the sample.
+    Reverse states are those at which a sampler evaluates its network, of many steps some, and
+    then the sample.
     Forward ones are :math:`m(t, x_0) + s(t, x_0) \varepsilon` with one noise for all times: they
     have the distribution of the process at each time, not along a path.
 
@@ -31,10 +37,14 @@ def paths_of(
         marginal: The mean and scale of the process at a time of shape (), given x0.
         x0: Data, shape (B, *event).
         key: Seed and stream of the noise.
+        num_steps: The steps of the sampler.
     """
     times, states = list[float](), list[Tensor]()
+    every, calls = max(1, num_steps // MOST_STATES), itertools.count()
 
     def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if next(calls) % every:
+            return
         t, x = arguments[:2]
         time = float(torch.as_tensor(t).flatten()[0])
         if times and times[-1] <= time:  # A corrector comes again to the same time.

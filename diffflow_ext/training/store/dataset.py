@@ -210,7 +210,8 @@ def _close(one: Encoding | None, other: Encoding | None) -> bool:
 
 def _compared(column: Column) -> tuple[Any, ...]:
     """Returns what makes a column the same; earlier versions knew no range of training."""
-    unlike = {"dtype"} | ({"low", "high"} if column.kind in ("continuous", "heavy") else set())
+    has_range = column.kind in ("continuous", "heavy", "positive")
+    unlike = {"dtype"} | ({"low", "high"} if has_range else set())
     return tuple(value for name, value in asdict(column).items() if name not in unlike)
 
 
