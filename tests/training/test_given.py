@@ -168,7 +168,7 @@ GOOD = {"cut": "good", "price": 310, "sold": False}
         (
             OWN,
             GOOD | {"price": "high"},
-            "price: expected one value in a mapping, which all samples have, got 'high'",
+            "a number for 'price' in given, got 'high'",
         ),
         (OWN, GOOD | {"price": float("nan")}, "got nan in row 0"),
         (OWN, GOOD | {"price": 2.5}, "steps of 1 from there, got 2.5"),

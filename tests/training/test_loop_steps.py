@@ -158,6 +158,11 @@ def test_bar_is_silent_without_a_terminal(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(config, tmp_path / "quiet")
+    said = capfd.readouterr()
+    assert said.out == ""
+    # What was read, and no bar.
+    assert [line.split(":")[0] for line in said.err.splitlines()[1:]] == ["split", "kinds"]
+    train(config, tmp_path / "silent", progress=False)
     assert capfd.readouterr() == ("", "")
     train(config, tmp_path / "shown", progress=True)
     assert "10/10" in capfd.readouterr().err
