@@ -329,7 +329,9 @@ def _write_scores(path: str, scores: Tensor, files: Sequence[str]) -> None:
     """Writes scores; in text, of images, beside the names of their files."""
     columns, values = [Column("log_prob", "continuous")], scores.unsqueeze(1)
     if files and path.lower().endswith(".csv"):
-        columns = [Column("file", "category", values=tuple(files)), *columns]
+        # Names of files are bytes, perhaps of no text.
+        names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in files]
+        columns = [Column("file", "category", values=tuple(names)), *columns]
         values = torch.cat([torch.arange(len(files)).unsqueeze(1), values], dim=1)
     write_samples(path, values, columns)
 

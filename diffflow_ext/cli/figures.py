@@ -69,7 +69,13 @@ class Animate(Section):
     def __call__(self) -> int:
         """Draws; returns the exit code."""
         check_target(self.out, FILMS, overwrite=self.overwrite)
-        film_of_paths(load_run(self.run, self.device), self.out, self.data, seed=self.seed)
+        run = load_run(self.run, self.device)
+        if run.record.is_image:
+            raise ValueError(
+                f"animate: {self.run}: expected a run of points or a table, got one of images; "
+                "diffflow compare draws those"
+            )
+        film_of_paths(run, self.out, self.data, seed=self.seed)
         print(f"{self.out}: both processes of {self.run}")
         return 0
 

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from diffflow_ext.data.masks import hidden_half
 from diffflow_ext.training.config.rules import SEED, Maybe, Section, whole
+from diffflow_ext.training.evaluation.filling import check_imputation
 from diffflow_ext.training.evaluation.given import parse_given
 from diffflow_ext.training.evaluation.loaded_run import LoadedRun, load_run
 from diffflow_ext.training.evaluation.run_data import rows_of_run, warn_of_doubts
@@ -82,6 +83,7 @@ class Impute(Section):
         check_target(
             self.out, endings(run.record.encoding), overwrite=self.overwrite, source=self.data
         )
+        check_imputation(run.record, self.candidates, {})
         if run.record.is_image != (self.hide is not None):
             expected = "a half, such as bottom" if run.record.is_image else "none"
             why = "images in files have no gaps" if run.record.is_image else "rows have gaps"

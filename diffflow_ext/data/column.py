@@ -109,8 +109,9 @@ class Column:
 
     @property
     def is_truth(self) -> bool:
-        """Whether its values are false and true, as texts."""
-        return self.is_text and is_truth(map(str, self.values))
+        """Whether its values are false and true, as texts, each written in one way."""
+        texts = [str(value).lower() for value in self.values] if self.is_text else []
+        return is_truth(texts) and len({*texts}) == len(texts)
 
     @property
     def is_binary(self) -> bool:

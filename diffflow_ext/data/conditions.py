@@ -53,6 +53,11 @@ class Conditions:
                 f"Conditions: expected {self.num_classes} names of classes, got "
                 f"{len(self.classes)}"
             )
+        if len({*self.classes}) < len(self.classes):
+            raise ValueError(
+                f"Conditions: expected different names of classes, got {listed(self.classes)};"
+                " give each its own"
+            )
         kinds = (self.encoding is not None, self.num_classes > 0, self.masks is not None)
         if sum(kinds) != 1:
             raise ValueError(

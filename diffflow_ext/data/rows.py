@@ -90,5 +90,7 @@ def open_rows(
     pixels = read.resized(image_size)[parts[0]]
     check_levels(pixels, str(path))
     labels = read.images.get(f"{parts[0]}_labels") if labelled else None
-    given = np.array(read.classes)[labels] if read.classes and labels is not None else labels
+    given = (
+        np.array(read.classes)[labels.numpy()] if read.classes and labels is not None else labels
+    )
     return Rows(pixels, read.notes, tuple(level_doubts(pixels)), given, read.files)

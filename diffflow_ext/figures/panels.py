@@ -92,10 +92,15 @@ def png_bytes(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
+def plain(text: str) -> str:
+    """Returns a text in which dollars are no marks of formulas."""
+    return text.replace("$", r"\$")
+
+
 def titled(figure: Figure, title: str, inches_above: float | None = None) -> Figure:
     """Puts a title above a figure, perhaps a fixed distance below its upper edge."""
     height = {} if inches_above is None else {"y": 1.0 - inches_above / figure.get_figheight()}
-    figure.suptitle(title, fontsize=13, color=INK, **height)
+    figure.suptitle(plain(title), fontsize=13, color=INK, **height)
     return figure
 
 

@@ -20,6 +20,7 @@ from .panels import (
     cloud,
     finite_array,
     new_figure,
+    plain,
     square,
     titled,
     turns,
@@ -78,7 +79,9 @@ def trajectories(paths: Paths | Mapping[str, Paths], title: str) -> Figure:
         rows = zip((forward, reverse), axes[2 * i : 2 * i + 2], (FORWARD, REVERSE), strict=True)
         for states, panels, label in rows:
             _draw_row(panels, states, limits)
-            panels[0].set_ylabel(f"{name}\n{label}" if name else label, fontsize=10, color=INK)
+            panels[0].set_ylabel(
+                f"{plain(name)}\n{label}" if name else label, fontsize=10, color=INK
+            )
         for panel, pick in zip(axes[2 * i], _picks(forward), strict=False):
             panel.set_title(f"t = {times[pick]:.3g}", fontsize=10, color=INK)
     return titled(figure, title)

@@ -21,6 +21,7 @@ from .panels import (
     marginal,
     new_figure,
     overlay,
+    plain,
     span,
     square,
     style,
@@ -100,13 +101,16 @@ def loss_curve(
             f"{raw.shape} and {int(np.isfinite(raw).sum())} finite; give one loss for each step"
         )
     raw = np.where(np.isfinite(raw), raw, np.nan)
-    window = pd.Series(raw).rolling(max(1, len(raw) // 40), center=True, min_periods=1)
+    width = max(1, len(raw) // 40)
     figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
     # One point draws no line, and the line of a few is hidden below the other one.
     own = {"marker": "o", "markersize": 4} if len(raw) <= FEW_POINTS else {}
-    axes.plot(step, raw, color=BLUE, alpha=0.28, linewidth=0.8, label=_spacing(step), **own)
-    axes.plot(step, window.mean(), color=BLUE, linewidth=1.8, label="smoothed")
+    alpha = 0.28 if width > 1 else 1.0
+    axes.plot(step, raw, color=BLUE, alpha=alpha, linewidth=0.8, label=_spacing(step), **own)
+    if width > 1:
+        window = pd.Series(raw).rolling(width, center=True, min_periods=1)
+        axes.plot(step, window.mean(), color=BLUE, linewidth=1.8, label="smoothed")
     settled = raw[np.isfinite(raw)]
     settled = settled[len(settled) // 20 :]
     low, high = float(settled.min()), float(np.quantile(settled, 0.995))
@@ -137,8 +141,8 @@ def _pair_of_clouds(data: Array, samples: Array, names: list[str]) -> Figure:
     for panel, points, label, colour in sides:
         cloud(panel, points[:shown], colour, limits, size)
         panel.set_title(f"{label}, {shown:,} points", fontsize=10.5, color=INK)
-        panel.set_xlabel(names[0], color=INK)
-        panel.set_ylabel(names[1], color=INK)
+        panel.set_xlabel(plain(names[0]), color=INK)
+        panel.set_ylabel(plain(names[1]), color=INK)
     return figure
 
 
@@ -170,8 +174,8 @@ def _outer_labels(panel: Axes, row: int, column: int, count: int, names: list[st
     if row == column:
         panel.tick_params(left=False)
     if row == count - 1:
-        panel.set_xlabel(names[column], fontsize=10, color=INK)
+        panel.set_xlabel(plain(names[column]), fontsize=10, color=INK)
     if column == 0 and row > 0:
-        panel.set_ylabel(names[row], fontsize=10, color=INK)
+        panel.set_ylabel(plain(names[row]), fontsize=10, color=INK)
     elif row == column == 0:
         panel.set_ylabel("density", fontsize=10, color=INK)

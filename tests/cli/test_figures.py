@@ -50,7 +50,7 @@ def test_a_film(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compare", "diffflow", "circles"], "expected runs of the same data, 'circles' has"),
+        (["compare", "diffflow", "circles"], "'circles' and 'diffflow' have other data, ci"),
         (["compare", "diffflow", "diffflow"], "expected each run once"),
         (["compare"], "expected one run directory or more"),
         (["animate", "nothing"], "nothing"),

@@ -80,7 +80,10 @@ def test_what_a_picture_leaves_out_is_said() -> None:
 def test_the_legend_says_which_steps_are_drawn(steps: list[int], said: str) -> None:
     legend = loss_curve(steps, [1.0] * len(steps)).axes[0].get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == [said, "smoothed"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        said,
+        *["smoothed"] * (len(steps) >= 80),
+    ]
 
 
 @pytest.mark.parametrize("dim", [1, 3, 7])
@@ -178,3 +181,10 @@ def test_bad_arrays() -> None:
     with pytest.raises(ValueError, match="0 finite"):
         loss_curve([1, 2], [np.nan, np.inf])
     assert figures.SUFFIXES[0] == ".png"
+
+
+def test_dollars_in_names_are_no_formulas(tmp_path: Path) -> None:
+    names = ["a$\\x", "b$"]
+    save(samples_beside_data(CLOUD, CLOUD, "$x^2$", columns=names), tmp_path / "a.png")
+    three = np.column_stack([CLOUD, CLOUD[:, 0]])
+    save(samples_beside_data(three, three, "c", columns=[*names, "c"]), tmp_path / "b.png")

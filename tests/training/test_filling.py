@@ -25,6 +25,7 @@ from diffflow_ext.training.recipes.contexts import GivenContexts
 from diffflow_ext.training.store.dataset import DatasetRecord
 
 NAN = math.nan
+RNG = np.random.default_rng(2)
 TINY: dict[str, Any] = {
     "steps": 6, "batch_size": 10, "warmup": 2, "threads": 1, "save_every": 2, "seed": 5,
     "condition": "masks",
@@ -64,6 +65,37 @@ def test_the_program_writes_given_values_as_they_were(table: LoadedRun, tmp_path
     assert [*written.a] == [0.123456789012345] * 3
     assert [*written.w] == ["x"] * 3
     assert [*written.columns] == [*table.sample_frame(1).columns]
+
+
+def test_a_mask_in_a_frame_is_found_by_its_names(table: LoadedRun) -> None:
+    given = pd.DataFrame({"w": ["x", "y"], "n": [3, 4], "a": [0.5, -0.5]})
+    mask = pd.DataFrame({"w": [False] * 2, "n": [True] * 2, "a": [False] * 2})
+    by_name = table.sample_frame(2, given=given, mask=mask, seed=3)
+    in_order = table.sample_frame(2, given=given, mask=np.array([False, True, False]), seed=3)
+    assert [*by_name.n] == [3, 4]
+    pd.testing.assert_frame_equal(by_name, in_order)
+    with pytest.raises(
+        ValueError, match=r"^sample: expected mask with the columns a, n, w, got n"
+    ):
+        table.sample(2, given=given, mask=mask[["n"]], units="training")
+
+
+def test_given_numbers_that_their_type_does_not_hold_stay(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"k": RNG.permutation(np.arange(1, 101)), "x": RNG.normal(size=100)})
+    frame = frame.astype({"x": "float32"})
+    config = configure("ddpm", timesteps=5, columns="k=positive,x=continuous", **SMALL, **TINY)
+    train(config, tmp_path / "run", data=frame, progress=False)
+    run = load_run(tmp_path / "run")
+    (filled,) = run.impute(pd.DataFrame({"k": [1.5, 2.0], "x": [NAN, 1 / 3]}))
+    assert [*filled.k] == [1.5, 2.0]
+    assert filled.x[1] == 1 / 3
+    assert [*run.sample_frame(1, given={"k": 1.5}).k] == [1.5]
+    assert run.sample_frame(1, given={"k": 2}).k.dtype == "int64"
+
+
+def test_more_copies_than_memory_are_refused(table: LoadedRun) -> None:
+    with pytest.raises(ValueError, match=r"^sample: .*draw fewer"):
+        table.sample(2**31, given={"a": 0.1}, units="training")
 
 
 def test_estimators_take_no_run_with_masks(table: LoadedRun) -> None:

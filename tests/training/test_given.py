@@ -212,3 +212,25 @@ def test_texts_of_another_form(text: str) -> None:
         return
     with pytest.raises(ValueError, match=f"^given='{text}': expected one value for each name"):
         parse_given(text)
+
+
+def test_texts_of_classes_called_by_numbers_are_names() -> None:
+    called = Conditions(num_classes=3, classes=("1", "2", "10"))
+    assert stored_conditions("sample", called, {"label": "10"}, 1).tolist() == [2]  # pyright: ignore
+    with pytest.raises(ValueError, match="expected classes of the run in given, 1, 2, 10, got 0"):
+        stored_conditions("sample", called, {"label": "0"}, 1)
+    with pytest.raises(ValueError, match="expected different names of classes, got a, b, a"):
+        Conditions(num_classes=3, classes=("a", "b", "a"))
+
+
+def test_texts_of_the_only_condition_may_be_a_list() -> None:
+    conditions = open_dataset(FRAME[["y", "cut"]], condition="cut").conditions
+    assert conditions is not None
+    expected = stored_conditions("sample", conditions, FRAME[["cut"]], len(FRAME))
+    for given in (FRAME.cut, [*FRAME.cut], FRAME.cut.to_numpy()):
+        found = stored_conditions("sample", conditions, given, len(FRAME))
+        assert torch.equal(found, expected)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"^sample: expected texts in cut, got 'good'; pass a map"):
+        stored_conditions("sample", conditions, "good", 1)
+    with pytest.raises(ValueError, match=r"^given='cut=a\\ny=2': expected one line of values"):
+        parse_given("cut=a\ny=2")

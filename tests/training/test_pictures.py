@@ -100,5 +100,5 @@ def test_paths_of_one_column_and_of_no_run(tmp_path: Path) -> None:
         path_figure({})
     train(config, tmp_path / "other", data=FRAME[["b"]], progress=False)
     both = {"one": run, "two": load_run(tmp_path / "other")}
-    with pytest.raises(ValueError, match=r"^path_figure: expected runs of the same data, 'two' h"):
+    with pytest.raises(ValueError, match=r"^path_figure: expected runs of the same data, 'two' a"):
         path_figure(both, FRAME[["a"]])

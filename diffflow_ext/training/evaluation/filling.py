@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.data.encoding import Encoding
+from diffflow_ext.data.formats.columns import listed, plain_name
+from diffflow_ext.data.formats.frames import as_pandas, is_frame
 from diffflow_ext.data.masks import MASKS, Masks
+from diffflow_ext.functional.memory import require_memory
 from diffflow_ext.functional.noise import NoiseKey
 
 from ..config.rules import Maybe, checked, whole
@@ -28,6 +31,8 @@ from .imputation import draws_a_gap
 from .sampling import EVALUATION_STREAM, draw
 from .scoring import table_with
 
+#: Copies of inputs that are in memory at a time: rows, values, masks, contexts and samples.
+COPIES = 8
 #: Draws of samples that have the category "missing" for a missing value.
 DRAWS = 20
 #: Draw k of a sample, from 1 on, has the noise of the stream FURTHER_STREAM + k.
@@ -53,7 +58,14 @@ class Part:
         return torch.where(self.stored.isnan(), values, self.values)
 
     def repeated(self, times: int) -> Part:
-        """Returns copies of all rows, one copy after the other."""
+        """Returns copies of all rows, one copy after the other.
+
+        Raises:
+            ValueError: If they, and what is computed of them, do not fit in memory.
+        """
+        require_memory(
+            "sample", f"{times:,} copies", COPIES * 4 * times * self.stored.numel(), "draw fewer"
+        )
         axes = (times, *(1,) * (self.stored.dim() - 1))
         return Part(self.stored.repeat(axes), self.values.repeat(axes))
 
@@ -89,8 +101,8 @@ def given_part(
         record: The record of the run's data.
         given: Rows of a table as `LoadedRun.log_prob` takes them, or a mapping of some columns to
             their values; or images, whole numbers from 0 to 255; NaN where a value is missing.
-        mask: Where the values are given, bool: (columns,) or (n, columns), of images (H, W) or
-            (n, H, W); None for all that are not NaN.
+        mask: Where the values are given, bool: (columns,) or (n, columns) in the order of the run
+            or a data frame, of images (H, W) or (n, H, W); None for all that are not NaN.
         name: What errors call the rows.
 
     Raises:
@@ -109,6 +121,8 @@ def given_part(
         part = Part(stored, torch.where(texts, stored.double(), torch.from_numpy(table.values)))
     if mask is None:
         return part
+    if encoding is not None and is_frame(mask):
+        mask = _mask_by_name(op, encoding, as_pandas(mask))
     shown = _checked_mask(op, mask, tuple(part.stored.shape))
     return Part(torch.where(shown, part.stored, torch.nan), part.values)
 
@@ -211,6 +225,17 @@ def _of_images(op: str, record: DatasetRecord, given: Any) -> Part:
             " in one; make them NaN in all"
         )
     return Part(levels, levels.nan_to_num().to(torch.uint8))
+
+
+def _mask_by_name(op: str, encoding: Encoding, mask: Any) -> Any:
+    """Returns the columns of a mask, a data frame, in the order of the run."""
+    names = [*map(plain_name, mask.columns)]
+    if sorted(names) != sorted(encoding.names):
+        raise ValueError(
+            f"{op}: expected mask with the columns {listed(encoding.names)}, got {listed(names)};"
+            " give a data frame with all of them, or an array in the order of the run"
+        )
+    return mask.iloc[:, [names.index(name) for name in encoding.names]].to_numpy()
 
 
 def _checked_mask(op: str, mask: Any, shape: tuple[int, ...]) -> Tensor:

@@ -16,6 +16,7 @@ from diffflow_ext.data.column import Column
 from diffflow_ext.data.conditions import LABEL, Conditions
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import Values, listed, plain_name
+from diffflow_ext.data.formats.frames import is_frame
 from diffflow_ext.data.formats.tables import Table, array_of
 from diffflow_ext.functional.checks import in_words
 
@@ -29,7 +30,13 @@ def parse_given(text: str) -> dict[str, str]:
         ValueError: If a part has another form, or a name occurs twice.
     """
     found = dict[str, str]()
-    for part in [part for row in csv.reader([text], skipinitialspace=True) for part in row]:
+    try:
+        rows = list(csv.reader([text], skipinitialspace=True))
+    except csv.Error as error:
+        raise ValueError(
+            f"given={text!r}: expected one line of values with commas between them ({error})"
+        ) from None
+    for part in [part for row in rows for part in row]:
         name, equals, value = part.partition("=")
         if not equals or name.strip() in found:
             raise ValueError(
@@ -140,7 +147,10 @@ def _class_values(op: str, conditions: Conditions, given: Any) -> Any:
         return array_of(given)
     (value,) = given.values()
     if isinstance(value, str):
-        return _named(op, conditions, [value], numbers=True)
+        # Of names that are numbers themselves, a text of another number is none.
+        classes = conditions.classes
+        numbers = not classes or not all(name.isdigit() for name in classes)
+        return _named(op, conditions, [value], numbers=numbers)
     return np.array([_number(op, LABEL, value)])
 
 
@@ -148,7 +158,27 @@ def _table(op: str, encoding: Encoding, given: Any) -> Table:
     """Returns the conditions as a table, of one row if they are a mapping."""
     if isinstance(given, Mapping):
         return table_of_values(encoding, given, op)
+    if encoding.texts and not (is_frame(given) or isinstance(given, Table)) and _has_texts(given):
+        given = _column_of_texts(op, encoding, given)
     return table_with(encoding, given, op, "given")
+
+
+def _has_texts(given: Any) -> bool:
+    """Whether there is a text among values of any shape."""
+    return any(isinstance(value, str) for value in np.asarray(given, dtype=object).flat)
+
+
+def _column_of_texts(op: str, encoding: Encoding, given: Any) -> Any:
+    """Returns a list of texts, one for each sample, as a data frame of the only condition."""
+    import pandas
+
+    if len(encoding.columns) > 1 or isinstance(given, str) or np.ndim(given) != 1:
+        name = encoding.names[0]
+        raise TypeError(
+            f"{op}: expected texts in {listed(encoding.texts)}, got {in_words(given)}; pass a"
+            f" mapping such as {{{name!r}: ...}}, or a data frame with a row for each sample"
+        )
+    return pandas.DataFrame({encoding.names[0]: [*given]})
 
 
 def table_of_values(
@@ -166,7 +196,7 @@ def table_of_values(
     categories = dict[str, tuple[str, ...]]()
     for i, column in enumerate(encoding.columns):
         value = given.get(column.name)
-        if np.ndim(value):
+        if value is not None and np.ndim(value):
             raise TypeError(
                 f"{op}: {column.name}: expected one value in a mapping, which all samples have,"
                 f" got {in_words(value)}; pass a data frame with a row for each sample"

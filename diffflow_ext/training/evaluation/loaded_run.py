@@ -176,7 +176,8 @@ class LoadedRun:
         values, conditions = self.record.in_data_units(samples), self.record.conditions
         if part is not None:
             values = part.completed(values)
-        frame = to_frame(self.record.encoding, values)
+        known = None if part is None else ~part.stored.isnan()
+        frame = to_frame(self.record.encoding, values, known)
         if conditions is None or self._has_masks:
             return frame
         return with_given(frame, conditions, given)
@@ -313,22 +314,18 @@ class LoadedRun:
         copies = [copy[:, : len(encoding.columns)] for copy in copies]
         if not (is_frame(rows) or encoding.texts):
             return copies
-        frames, index = [to_frame(encoding, copy) for copy in copies], getattr(rows, "index", None)
+        known = ~given_part("impute", self.record, rows, name="rows").stored.isnan()
+        frames = [to_frame(encoding, copy, known) for copy in copies]
+        index = getattr(rows, "index", None)
         if conditions is not None and conditions.columns:
             own = rows if given is None else given
             frames = [with_given(frame, conditions, own) for frame in frames]
         return frames if index is None else [frame.set_axis(index) for frame in frames]
 
     def completed(
-        self,
-        rows: Any,
-        n: int,
-        *,
-        given: Any,
-        candidates: int | None,
-        seed: int,
+        self, rows: Any, n: int, *, given: Any, candidates: int | None, seed: int,
         options: dict[str, Any],
-    ) -> tuple[tuple[Column, ...], list[Tensor]]:
+    ) -> tuple[tuple[Column, ...], list[Tensor]]:  # fmt: skip
         """Returns the columns of a table and of its conditions, and copies of rows of these.
 
         The copies are in the units of the data, with indices of texts; of images there are no

@@ -56,7 +56,7 @@ def sample_figure(
         ValueError: If they aren't those of the run, or an option is wrong.
     """
     dataset = open_run_data(run, data)
-    count = n or (IMAGES if run.record.is_image else 10_000)
+    count = n if n is not None else IMAGES if run.record.is_image else 10_000
     return figure_of_samples(dataset, samples_like_test(run, dataset, count, seed=seed, **options))
 
 
@@ -101,12 +101,17 @@ def _require_same_data(runs: Mapping[str, LoadedRun]) -> None:
         raise ValueError("path_figure: expected at least one run, got none")
     (first, one), *others = runs.items()
     for name, run in others:
-        if run.record.fingerprint != one.record.fingerprint:
-            raise ValueError(
-                f"path_figure: expected runs of the same data, {name!r} has {run.record.name!r}"
-                f" and {first!r} has {one.record.name!r}, with other values, columns or"
-                " conditions; compare those that have the same"
-            )
+        if run.record.fingerprint == one.record.fingerprint:
+            continue
+        others_are = "values"
+        if run.record.name != one.record.name:
+            others_are = f"data, {run.record.name} and {one.record.name}"
+        elif run.record.columns != one.record.columns:
+            others_are = "columns"
+        raise ValueError(
+            f"path_figure: expected runs of the same data, {name!r} and {first!r} have other"
+            f" {others_are}; compare those that have the same"
+        )
 
 
 def film_of_paths(run: LoadedRun, path: str | Path, data: Any = None, *, seed: int = 0) -> Path:

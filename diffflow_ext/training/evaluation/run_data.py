@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset, Rows, describe_sets, open_rows
 
+from ..config.rules import checked, whole
 from ..store.dataset import open_data
 from .loaded_run import LoadedRun
-from .sampling import draw
+from .sampling import MAX_SAMPLES, draw
 
 
 def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dataset:
@@ -30,7 +31,7 @@ def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dat
         config = config.replaced(data=os.fspath(data))
     elif not config.data.data:
         raise FileNotFoundError(
-            "evaluate: expected the data of the run, which were in memory when it was trained;"
+            "data: expected the data of the run, which were in memory when it was trained;"
             " give them again (data=..., or --data PATH)"
         )
     elif is_gone(config.data.data):
@@ -53,6 +54,7 @@ def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dat
 
 def samples_like_test(run: LoadedRun, dataset: Dataset, n: int, **options: Any) -> Tensor:
     """Returns samples in the units of training, given the conditions of the test data in turn."""
+    checked("sample", "n", n, Annotated[int, whole(1, MAX_SAMPLES)])
     given = dataset.given_of("test")
     rows = None if given is None else given[torch.arange(n) % len(given)]
     return draw(run.recipe.given(rows), n, **options)

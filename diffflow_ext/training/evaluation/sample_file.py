@@ -54,14 +54,25 @@ def check_target(
         raise PermissionError(f"{path}: can't write to the directory {path.parent}")
 
 
-def to_frame(encoding: Encoding, samples: Tensor) -> Any:
-    """Returns decoded samples, shape (n, columns), as a data frame of pandas."""
+def to_frame(encoding: Encoding, values: Tensor, known: Tensor | None = None) -> Any:
+    """Returns rows as a data frame of pandas, in the types of the data.
+
+    Arguments:
+        encoding: The columns.
+        values: Rows in the units of the data, with indices of texts, shape (n, columns).
+        known: Which of them were given, bool, of the same shape. A column has float64 where its
+            type does not hold a number that was given.
+    """
     import pandas
 
-    numbers = samples.double().cpu().numpy()
-    columns = {
-        column.name: _typed(column, numbers[:, i]) for i, column in enumerate(encoding.columns)
-    }
+    numbers, columns = values.double().cpu().numpy(), dict[str, Any]()
+    for i, column in enumerate(encoding.columns):
+        typed, exact = _typed(column, numbers[:, i]), numbers[:, i]
+        if known is not None and not column.is_text:
+            given, plain = known[:, i].numpy(), typed.astype("float64").to_numpy()
+            if not np.array_equal(plain[given], exact[given]):
+                typed = pandas.Series(np.where(given, exact, plain))
+        columns[column.name] = typed
     return pandas.DataFrame(columns)
 
 
@@ -97,11 +108,11 @@ def _typed(column: Column, values: np.ndarray) -> Any:
 
     if column.is_text:
         texts = [str(column.values[int(index)]) or None for index in values]
-        if column.dtype in ("bool", "boolean") and None not in texts:
-            return pandas.Series([text == "True" for text in texts], dtype=column.dtype)
-        if column.dtype == "boolean":
-            truth = [None if text is None else text == "True" for text in texts]
-            return pandas.Series(truth, dtype="boolean")
+        # Files have no types: their truth values become what pandas reads of them.
+        if column.dtype in ("bool", "boolean") or (column.is_truth and not column.dtype):
+            truth = [None if text is None else text.lower() == "true" for text in texts]
+            kind = "boolean" if None in truth else column.dtype or "bool"
+            return pandas.Series(truth, dtype=kind)
         known = [text for text in column.values if text != ""]
         return _as_category(column, texts, known)
     whole = is_whole(column)
