@@ -60,6 +60,7 @@ def picture_of_digits(report: Report, folder: Path, out: Path) -> Path:
     for label in range(count):
         spaced = [images for part in parts for images in (part[label], gap)]
         rows[str(label)] = np.concatenate(spaced[:-1])
-    lines = ["; ".join([*groups][start : start + 3]) for start in range(0, len(groups), 3)]
-    title = "class in rows; from the left: " + ";\n".join(lines)
+    weights = " and ".join(f"{weight:g}" for weight in SHOWN)
+    models = [f"{one['title']}, w = {weights}" for one in report["models"].values()]
+    title = "from the left: " + "; ".join(["data", *models])
     return figures.save(figures.image_rows(rows, title), out / "digits_by_class.png")
