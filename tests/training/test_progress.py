@@ -56,7 +56,7 @@ def test_lines_where_there_is_no_terminal(
     # What was known is said again.
     assert third.split(": ")[1].split(",")[0] == second.split(": ")[1].split(",")[0]
     assert last.startswith("step 4 of 4: loss ")
-    assert last.endswith(" about 00:00 left")
+    assert "left" not in last
 
 
 @pytest.mark.parametrize(
