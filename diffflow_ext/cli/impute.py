@@ -65,7 +65,7 @@ class Impute(Section):
             )
             warn_of_doubts(self.data, opened)
             rows = opened.values
-            columns, copies = run.completed(
+            columns, copies, _ = run.completed(
                 self._halves(rows) if isinstance(rows, Tensor) else rows,
                 self.n,
                 given=None if self.given is None else parse_given(self.given),

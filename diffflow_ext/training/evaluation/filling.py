@@ -193,7 +193,7 @@ def fill(
         if drawn == DRAWS:
             row = int(lost.nonzero()[0])
             raise ValueError(
-                f"fill: expected values for what is missing in sample {row} (counted from 0),"
+                f"sample: expected values for what is missing in sample {row} (counted from 0),"
                 f" {DRAWS} draws of it are gaps too; give more of the row, or train longer"
             )
         again = draw(view, len(x), seed=seed, stream=FURTHER_STREAM + drawn, **options)

@@ -305,7 +305,7 @@ class LoadedRun:
                 is missing, the run has images and no masks, a row lies where the model has no
                 density, or the ODE of the model has too many coordinates.
         """
-        _, copies = self.completed(
+        _, copies, known = self.completed(
             rows, n, given=given, candidates=candidates, seed=seed, options=options
         )
         encoding, conditions = self.record.encoding, self.record.conditions
@@ -314,7 +314,6 @@ class LoadedRun:
         copies = [copy[:, : len(encoding.columns)] for copy in copies]
         if not (is_frame(rows) or encoding.texts):
             return copies
-        known = ~given_part("impute", self.record, rows, name="rows").stored.isnan()
         frames = [to_frame(encoding, copy, known) for copy in copies]
         index = getattr(rows, "index", None)
         if conditions is not None and conditions.columns:
@@ -325,8 +324,8 @@ class LoadedRun:
     def completed(
         self, rows: Any, n: int, *, given: Any, candidates: int | None, seed: int,
         options: dict[str, Any],
-    ) -> tuple[tuple[Column, ...], list[Tensor]]:  # fmt: skip
-        """Returns the columns of a table and of its conditions, and copies of rows of these.
+    ) -> tuple[tuple[Column, ...], list[Tensor], Tensor]:  # fmt: skip
+        """Returns the columns of a table and its conditions, copies of rows, and what was there.
 
         The copies are in the units of the data, with indices of texts; of images there are no
         columns. Arguments and errors are those of `impute`.
@@ -342,12 +341,12 @@ class LoadedRun:
         else:
             candidates = candidates or CANDIDATES
             drawn = weighed(self.recipe, encoding, part.stored, stored, n, candidates, seed)
-        copies = [part.completed(copy) for copy in drawn]
+        copies, known = [part.completed(copy) for copy in drawn], ~part.stored.isnan()
         columns, conditions = () if encoding is None else encoding.columns, self.record.conditions
         if conditions is None or not conditions.columns:
-            return columns, copies
+            return columns, copies, known
         own = condition_values(conditions, rows if given is None else given, len(part.stored))
-        return columns + conditions.columns, [torch.cat([copy, own], 1) for copy in copies]
+        return columns + conditions.columns, [torch.cat([c, own], 1) for c in copies], known
 
 
 def _holds_run(path: Path) -> bool:
