@@ -38,6 +38,7 @@ from .doctor import examine
 from .figures import Animate, Compare
 from .flags import DeviceName, RunArgument, Sampler, parse, refuse_unknown
 from .impute import Impute
+from .report import Report
 from .training import Switch, parse_train
 
 SCORE_ENDINGS = (".csv", ".npy")
@@ -308,6 +309,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "animate": Animate,
+    "report": Report,
     "data": DataSets,
     "extractor": ExtractorTraining,
     "doctor": Doctor,

@@ -57,6 +57,33 @@ def completed_from(config: C, before: Config) -> C:
     return _filled(config, kept)
 
 
+def changed_fields(config: Config, *, is_image: bool, flip: bool = False) -> dict[str, Any]:
+    """Returns the fields that a run has otherwise than by default, with what they would be.
+
+    A field is compared with what `resolve` takes for it where it's left out and all others are as
+    they are; a choice that other fields of the run need, with the default of its model. The data
+    have no default.
+
+    Arguments:
+        config: The configuration of a run, as `resolve` returns it.
+        is_image: Whether its data are images.
+        flip: As for `resolve`.
+    """
+    plain, found = type(config)().values(), dict[str, Any]()
+    for name, value in config.values().items():
+        usual = plain[name]
+        if name == "data" or value is None or value == usual:
+            continue
+        try:
+            left_out = resolve(config.replaced(**{name: usual}), is_image=is_image, flip=flip)
+            usual = left_out.values()[name]
+        except ValueError:  # Other fields of the run are only for this choice.
+            pass
+        if value != usual:
+            found[name] = usual
+    return found
+
+
 def _natural_scales(config: Config) -> dict[str, Any]:
     """Returns what depends on T and g: the sizes of DiffFlow's drift and score.
 

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation as a table for a terminal."""
+"""The numbers of an evaluation as a table."""
 
 from __future__ import annotations
 
@@ -38,22 +38,29 @@ Row = tuple[str, str, str, str]
 
 def format_table(result: Mapping[str, Any]) -> str:
     """Returns the numbers of `evaluate` as a table for a terminal."""
-    rows: list[Row] = [("-log p, lower is better", "model", "reference", "reading")]
-    for name, title in result["estimators"].items():
-        rows += _likelihood(result, name, title)
-    measures = [name for name in MEASURES if name in result]
-    rows += [_measure(result, name, MEASURES[name]) for name in measures]
-    notes = NOTES if any(result.get(f"{name}_floor_spread") for name in measures) else []
-    return "\n".join([_head(result), *_aligned(rows), *notes])
+    head = f"{result['data']}, {result['model']}, {settings_of(result)}"
+    return "\n".join([head, *_aligned(table_rows(result)), *table_notes(result)])
 
 
-def _head(r: Mapping[str, Any]) -> str:
+def settings_of(r: Mapping[str, Any]) -> str:
+    """Returns the step, the options and the seed of an evaluation in a line."""
     steps = "" if r["num_steps"] is None else f", N = {r['num_steps']}"
     options = "".join(f", {name} {value}" for name, value in r["sampler"].items())
     compared = f", n = {r['n']}" if r["n"] else ""
-    return (
-        f"{r['data']}, {r['model']}, step {r['step']}{steps}{options}{compared}, seed {r['seed']}"
-    )
+    return f"step {r['step']}{steps}{options}{compared}, seed {r['seed']}"
+
+
+def table_rows(result: Mapping[str, Any]) -> list[Row]:
+    """Returns the rows of the table of an evaluation; the first has the heads of the columns."""
+    rows: list[Row] = [("-log p, lower is better", "model", "reference", "reading")]
+    for name, title in result["estimators"].items():
+        rows += _likelihood(result, name, title)
+    return rows + [_measure(result, name, MEASURES[name]) for name in MEASURES if name in result]
+
+
+def table_notes(result: Mapping[str, Any]) -> list[str]:
+    """Returns what a reader must know of the floors, if the table has any with a scatter."""
+    return NOTES if any(result.get(f"{name}_floor_spread") for name in MEASURES) else []
 
 
 def _likelihood(r: Mapping[str, Any], name: str, title: str) -> list[Row]:

@@ -1,0 +1,125 @@
+"""Single pictures of states at several times, to be shown one after the other: PNG files."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .panels import (
+    DPI,
+    INK,
+    SOFTWARE,
+    Array,
+    Box,
+    cloud,
+    finite_array,
+    new_figure,
+    plain,
+    span,
+    turns,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Dots of a picture at most.
+MAX_POINTS = 1500
+#: Colours of a picture's palette: a quarter of the bytes, and no difference to be seen.
+PALETTE = 64
+#: The ratio of lengths up to which axes have the same unit.
+MOST_UNLIKE = 4.0
+GAP = 2  # pixels between images, in theirs
+
+
+def cloud_frames(
+    data: ArrayLike, states: ArrayLike, columns: tuple[str, str]
+) -> tuple[bytes, list[bytes]]:
+    """Draws points, and states at several times on the same axes.
+
+    A particle keeps the colour of its place in the last state, and data have that of their own.
+
+    Arguments:
+        data: Points with which the last state is compared, shape (m, 2).
+        states: States from the first to the last one, shape (F, n, 2).
+        columns: The names of both axes.
+
+    Returns:
+        The picture of the data, and one of each state.
+    """
+    op = "cloud_frames"
+    still, moving = finite_array(op, "data", data, 2), finite_array(op, "states", states, 3)
+    if moving.shape[2] != 2 or still.shape[1] != 2:
+        raise ValueError(
+            f"{op}: expected data (m, 2) and states (F, n, 2), got {still.shape} and"
+            f" {moving.shape}; choose two columns"
+        )
+    # As many dots on either side, or the denser picture looks the better one.
+    shown = min(moving.shape[1], len(still), MAX_POINTS)
+    still, moving = still[:shown], moving[:, :shown]
+    limits = _limits(np.concatenate([still, moving.reshape(-1, 2)]))
+    scale = still.std(axis=0) + np.finfo(float).tiny
+    figure, size = new_figure(4.2, 4.2), float(np.clip(9_000.0 / shown, 3.0, 14.0))
+    panel, pictures = figure.subplots(), list[bytes]()
+    for points, places in ((still, still), *((state, moving[-1]) for state in moving)):
+        panel.clear()
+        cloud(panel, points, turns(places / scale), limits, size)
+        panel.set_xlabel(plain(columns[0]), color=INK)
+        panel.set_ylabel(plain(columns[1]), color=INK)
+        if not pictures:  # One layout for all, or they would jump.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        pictures.append(_in_a_palette(figure))
+    return pictures[0], pictures[1:]
+
+
+def image_frame(images: NDArray[np.uint8]) -> bytes:
+    """Draws images beside each other in a square, pixel by pixel; between them it's transparent.
+
+    Arguments:
+        images: uint8, shape (n, C, H, W) with C = 1 or 3.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"image_frame: expected images in bytes of shape (n, C, H, W), C = 1 or 3, got"
+            f" {images.dtype} of {images.shape}; quantise them"
+        )
+    height, width = images.shape[2:]
+    across = math.ceil(math.sqrt(len(images)))
+    down = math.ceil(len(images) / across)
+    shape = (down * (height + GAP) - GAP, across * (width + GAP) - GAP, 4)
+    paper = np.zeros(shape, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // across) * (height + GAP), (i % across) * (width + GAP)
+        place = paper[top : top + height, left : left + width]
+        place[..., :3], place[..., 3] = image.transpose(1, 2, 0), 255
+    stream = io.BytesIO()
+    importlib.import_module("matplotlib.image").imsave(
+        stream, paper, format="png", metadata={"Software": SOFTWARE}
+    )
+    return stream.getvalue()
+
+
+def _limits(points: Array) -> Box:
+    """Returns limits with one unit for both axes, or, where the units are others, with two."""
+    x, y = (span(points[:, i]) for i in range(2))
+    lengths = sorted([x[1] - x[0], y[1] - y[0]])
+    if lengths[1] > MOST_UNLIKE * lengths[0]:
+        return x, y
+    middles, half = [0.5 * sum(pair) for pair in (x, y)], 0.5 * lengths[1]
+    across, up = ((middle - half, middle + half) for middle in middles)
+    return across, up
+
+
+def _in_a_palette(figure: Figure) -> bytes:
+    """Returns a figure as a small PNG file of few colours."""
+    image, stream = importlib.import_module("PIL.Image"), io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DPI)
+    few = image.open(stream).convert("RGB").quantize(PALETTE)
+    packed = io.BytesIO()
+    few.save(packed, "png", optimize=True)
+    return packed.getvalue()

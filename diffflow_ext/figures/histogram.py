@@ -1,0 +1,60 @@
+"""Pictures of distributions of one number, such as log-densities of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .panels import BLUE, INK, ORANGE, finite_array, grid_lines, new_figure, plain, style, titled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_BINS = 60
+#: The part of the values, at most, that may lie beyond the left and right end of the axis.
+BEYOND = 0.005
+
+
+def histograms(values: Mapping[str, ArrayLike], label: str, title: str = "") -> Figure:
+    """Draws the distribution of one number in two groups, with their means.
+
+    Both have the same bins and an area of 1, so that groups of different sizes can be compared.
+    The axis ends where 0.5 % of the values lie beyond; the legend has the means of all.
+
+    Arguments:
+        values: One group by its name, or two: the first is filled with the colour of data, the
+            second drawn as a line in that of samples.
+        label: The name and unit of the number.
+        title: The title.
+    """
+    op = "histograms"
+    if not 1 <= len(values) <= 2:
+        raise ValueError(f"{op}: expected one group or two, got {len(values)}; draw two pictures")
+    groups = {name: finite_array(op, f"group {name!r}", some, 1) for name, some in values.items()}
+    everything = np.concatenate([*groups.values()])
+    low, high = np.quantile(everything, [BEYOND, 1.0 - BEYOND])
+    pad = 0.03 * (high - low) or 0.5
+    count = int(np.clip(np.sqrt(min(map(len, groups.values()))), 5, MAX_BINS))
+    edges = np.linspace(low - pad, high + pad, count + 1)
+    figure = new_figure(5.6, 3.4)
+    axes = figure.subplots()
+    styles = zip(groups.items(), (BLUE, ORANGE), (True, False), strict=False)
+    for (name, some), colour, filled in styles:
+        heights = np.histogram(some, edges)[0] / (len(some) * np.diff(edges))
+        axes.stairs(
+            heights, edges, fill=filled, color=colour, alpha=0.3 if filled else 1.0, linewidth=1.4,
+        )  # fmt: skip
+        mean = float(some.mean())
+        said = f"{plain(name)}: mean {mean:.4g}"
+        axes.axvline(mean, color=colour, linewidth=1.4, linestyle=(0, (5, 3)), label=said)
+    style(axes)
+    grid_lines(axes)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel(plain(label), color=INK)
+    axes.set_ylabel("density", color=INK)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+    return titled(figure, title) if title else figure

@@ -1,0 +1,245 @@
+"""A report of a run: one page of HTML that needs nothing else.
+
+Pictures are in its text, and it asks for nothing from the net, which a policy in its head forbids
+to browsers. All texts of the run are escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import platform
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from importlib import resources
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from jinja2 import Environment, StrictUndefined
+
+from diffflow_ext.data import Dataset
+from diffflow_ext.data.display import MOST_ROWS, dataset_facts
+from diffflow_ext.data.formats.reading import read_bytes
+from diffflow_ext.functional.core import build_info
+
+from ..config.defaults import changed_fields
+from ..config.fields import SECTIONS
+from ..store.checkpoint import Checkpoint
+from ..store.directory import RunDirectory
+from .evaluate import MAX_EVALUATION_BYTES
+from .loaded_run import LoadedRun, read_run, run_of
+from .page_pictures import curve_of, densities_of, samples_picture, slider_of
+from .report import settings_of, table_notes, table_rows
+from .run_data import open_run_data, samples_like_test
+
+SAMPLES, SAMPLED_IMAGES = 5000, 64
+#: Numbers of an evaluation that may be absent; null stands for one that isn't finite elsewhere.
+MAY_LACK = ("gaussian_nll", "entropy", "num_steps", "_minus_gaussian", "_spread", "_ratio")
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a configuration, and what it would be by default if it's something else."""
+
+    name: str
+    value: str
+    default: str | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The table of evaluation.json."""
+
+    rows: list[tuple[str, str, str, str]]
+    notes: list[str]
+    settings: str
+    package: str
+    is_of_another_step: bool
+
+
+def report_page(path: str | Path, data: Any = None, device: str = "auto") -> str:
+    """Returns a report of a run as HTML.
+
+    It has the configuration, the training curve, samples beside data, log p of test data, and the
+    table of evaluation.json, if there is one. Samples and densities are computed; the folder of
+    the run isn't changed.
+
+    Arguments:
+        path: The run directory.
+        data: Where the data of the run are now, if they have moved; or the data themselves, of a
+            run that was trained on data in memory.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If there is no run, its data have changed, or they aren't there.
+        CheckpointError: If it has no whole checkpoint.
+    """
+    checkpoint = read_run(path)
+    run = replace(run_of(checkpoint, device, path), folder=Path(path).absolute())
+    dataset, directory = open_run_data(run, data), RunDirectory(path)
+    numbers = _read_evaluation(directory)
+    # First what needs no model, and so shows at once if matplotlib is missing.
+    curve = curve_of(run, numbers)
+    count = min(SAMPLED_IMAGES, len(dataset.test)) if dataset.is_image else SAMPLES
+    samples = samples_like_test(run, dataset, count, seed=0)
+    finite = samples.flatten(1).isfinite().all(1)
+    left_out, samples = int((~finite).sum()), samples[finite]
+    if not len(samples):
+        raise ValueError(
+            f"report: {path}: expected finite samples, got none in {count}; train again with a"
+            " lower learning_rate"
+        )
+    pictures, caption = samples_picture(dataset, samples)
+    slider = slider_of(run, dataset)
+    name = directory.root.resolve().name
+    script = _text("page.js")
+    return _template().render(
+        name=name,
+        head=f"{run.config.name} on {_last_part(run.record.name)}",
+        about=_about(run),
+        facts=_facts(run, checkpoint, directory),
+        curve=curve,
+        slider=slider,
+        samples=pictures,
+        samples_caption=caption,
+        left_out=left_out,
+        densities=densities_of(run, dataset, samples),
+        evaluation=None if numbers is None else _evaluation(directory, run, numbers),
+        evaluate=f"diffflow evaluate {shlex.quote(name)}",
+        data=dataset_facts(dataset),
+        columns=_columns(dataset),
+        most_rows=MOST_ROWS,
+        sections=_configuration(run, dataset),
+        made=_made(run),
+        style=_text("page.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _text(name: str) -> str:
+    return (resources.files(__package__ or "") / name).read_text(encoding="utf-8")
+
+
+def _template() -> Any:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_text("page.html"))
+
+
+def _last_part(name: str) -> str:
+    """Returns the name of a set, or the last part of the path of data."""
+    return PurePath(name).name or name
+
+
+def _about(run: LoadedRun) -> str:
+    """Returns what the model is."""
+    return " ".join((type(run.config).__doc__ or "").split())
+
+
+def _facts(run: LoadedRun, checkpoint: Checkpoint, directory: RunDirectory) -> dict[str, str]:
+    """Returns what is known of the training, in words by their names; what isn't is left out."""
+    steps, history = run.config.optimiser.steps, run.history()
+    facts = {
+        "model": run.config.name,
+        "data": _last_part(run.record.name),
+        "steps": f"{run.step:,}" + ("" if run.step == steps else f" of {steps:,}"),
+        "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
+    }
+    if history and isinstance(seconds := history[-1].get("elapsed"), (int, float)):
+        facts["training"] = _duration(seconds)
+    manifest = directory.checkpoints / f"step-{run.step:08d}" / "manifest.json"
+    if manifest.exists():
+        facts["saved"] = time.strftime("%d %b %Y", time.gmtime(manifest.stat().st_mtime))
+    if package := checkpoint.meta.get("package"):
+        facts["trained with"] = f"diffflow_ext {package}"
+    return facts
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
+
+
+def _read_evaluation(directory: RunDirectory) -> dict[str, Any] | None:
+    """Returns the numbers of evaluation.json; None if there is none."""
+    if not directory.evaluation.exists():
+        return None
+    try:
+        found = json.loads(read_bytes("report", directory.evaluation, MAX_EVALUATION_BYTES))
+        numbers = {
+            name: math.nan if value is None and not name.endswith(MAY_LACK) else value
+            for name, value in found.items()
+        }
+        table_rows(numbers)
+        settings_of(numbers)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"report: {directory.evaluation}: expected an evaluation of this version, got"
+            f" {type(error).__name__}: {error}; evaluate the run again, or move the file away"
+        ) from error
+    return numbers
+
+
+def _evaluation(directory: RunDirectory, run: LoadedRun, numbers: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(
+        rows=table_rows(numbers),
+        notes=table_notes(numbers),
+        settings=settings_of(numbers),
+        package=str(numbers["package"]),
+        is_of_another_step=numbers["step"] != run.step,
+    )
+
+
+def _columns(dataset: Dataset) -> list[tuple[str, str, str, str]]:
+    """Returns the columns of a table and of its conditions; none of images."""
+    if dataset.encoding is None:
+        return []
+    given = () if dataset.conditions is None else dataset.conditions.columns
+    columns = [(column, "data") for column in dataset.encoding.columns]
+    columns += [(column, "given") for column in given]
+    return [(c.name, c.kind_in_words, c.values_in_words, role) for c, role in columns]
+
+
+def _configuration(run: LoadedRun, dataset: Dataset) -> dict[str, list[Field]]:
+    """Returns the fields that the run has read, by section, beside their defaults."""
+    config, found = run.config, dict[str, list[Field]]()
+    changed = changed_fields(config, is_image=dataset.is_image, flip=dataset.flip)
+    for section in SECTIONS:
+        part, rows = getattr(config, section), list[Field]()
+        for item in fields(part):
+            value = getattr(part, item.name)
+            if item.name == "data":
+                value = _last_part(value)
+            if value is None or value == "":
+                continue
+            default = _spelt(changed[item.name]) if item.name in changed else None
+            rows.append(Field(item.name, _spelt(value), default))
+        if rows:
+            found[section] = rows
+    return found
+
+
+def _spelt(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def _made(run: LoadedRun) -> str:
+    """Returns with what the page was made, which need not be with what the run was trained."""
+    device = next(run.model.parameters()).device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return (
+        f"diffflow_ext {build_info()['version']}, torch {torch.__version__}, Python"
+        f" {platform.python_version()}, {platform.system()}, {where}"
+    )
