@@ -22,7 +22,7 @@ def histograms(values: Mapping[str, ArrayLike], label: str, title: str = "") -> 
     """Draws the distribution of one number in two groups, with their means.
 
     Both have the same bins and an area of 1, so that groups of different sizes can be compared.
-    The axis ends where 0.5 % of the values lie beyond; the legend has the means of all.
+    The axis holds both means, and all values but 0.5 % at either end.
 
     Arguments:
         values: One group by its name, or two: the first is filled with the colour of data, the
@@ -36,18 +36,19 @@ def histograms(values: Mapping[str, ArrayLike], label: str, title: str = "") -> 
     groups = {name: finite_array(op, f"group {name!r}", some, 1) for name, some in values.items()}
     everything = np.concatenate([*groups.values()])
     low, high = np.quantile(everything, [BEYOND, 1.0 - BEYOND])
+    means = [float(some.mean()) for some in groups.values()]
+    low, high = min(low, *means), max(high, *means)
     pad = 0.03 * (high - low) or 0.5
     count = int(np.clip(np.sqrt(min(map(len, groups.values()))), 5, MAX_BINS))
     edges = np.linspace(low - pad, high + pad, count + 1)
     figure = new_figure(5.6, 3.4)
     axes = figure.subplots()
-    styles = zip(groups.items(), (BLUE, ORANGE), (True, False), strict=False)
-    for (name, some), colour, filled in styles:
+    styles = zip(groups.items(), means, (BLUE, ORANGE), (True, False), strict=False)
+    for (name, some), mean, colour, filled in styles:
         heights = np.histogram(some, edges)[0] / (len(some) * np.diff(edges))
         axes.stairs(
             heights, edges, fill=filled, color=colour, alpha=0.3 if filled else 1.0, linewidth=1.4,
         )  # fmt: skip
-        mean = float(some.mean())
         said = f"{plain(name)}: mean {mean:.4g}"
         axes.axvline(mean, color=colour, linewidth=1.4, linestyle=(0, (5, 3)), label=said)
     style(axes)
@@ -56,5 +57,8 @@ def histograms(values: Mapping[str, ArrayLike], label: str, title: str = "") -> 
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel(plain(label), color=INK)
     axes.set_ylabel("density", color=INK)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+    axes.legend(
+        frameon=False, fontsize=9, labelcolor=INK, loc="lower left", bbox_to_anchor=(0.0, 1.0),
+        ncols=2, borderaxespad=0.2,
+    )  # fmt: skip
     return titled(figure, title) if title else figure

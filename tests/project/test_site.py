@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import re
-import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from browser import browse, needs_browser, served
 from helpers import ROOT
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium on the PATH")
 pytestmark = pytest.mark.slow
 
 
@@ -36,30 +31,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
     """The site on a server of this machine: a browser fetches nothing for pages of a folder."""
-    handler = functools.partial(QuietHandler, directory=str(site))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None: ...
+    with served(site) as (address, _):
+        yield address
 
 
 def pages(site: Path) -> list[Path]:
     return sorted(page for page in site.rglob("*.html") if "_static" not in page.parts)
-
-
-def browse(url: str, folder: Path) -> tuple[str, str]:
-    """Returns the page after its scripts have run, and what they wrote to the console."""
-    assert BROWSER is not None
-    words = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
-    words += ["--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom"]
-    done = subprocess.run(
-        [BROWSER, *words, url], capture_output=True, text=True, check=True, timeout=120
-    )
-    return done.stdout, "\n".join(re.findall(r".*CONSOLE.*", done.stderr))
 
 
 def test_links_between_pages_lead_somewhere(site: Path) -> None:

@@ -33,7 +33,7 @@ from ..store.checkpoint import Checkpoint
 from ..store.directory import RunDirectory
 from .evaluate import MAX_EVALUATION_BYTES
 from .loaded_run import LoadedRun, read_run, run_of
-from .page_pictures import curve_of, densities_of, samples_picture, slider_of
+from .page_pictures import curve_of, densities_of, samples_pictures, slider_of
 from .report import settings_of, table_notes, table_rows
 from .run_data import open_run_data, samples_like_test
 
@@ -95,7 +95,7 @@ def report_page(path: str | Path, data: Any = None, device: str = "auto") -> str
             f"report: {path}: expected finite samples, got none in {count}; train again with a"
             " lower learning_rate"
         )
-    pictures, caption = samples_picture(dataset, samples)
+    pictures, caption = samples_pictures(dataset, samples)
     slider = slider_of(run, dataset)
     name = directory.root.resolve().name
     script = _text("page.js")
@@ -110,7 +110,7 @@ def report_page(path: str | Path, data: Any = None, device: str = "auto") -> str
         samples_caption=caption,
         left_out=left_out,
         densities=densities_of(run, dataset, samples),
-        evaluation=None if numbers is None else _evaluation(directory, run, numbers),
+        evaluation=None if numbers is None else _evaluation(numbers, run.step),
         evaluate=f"diffflow evaluate {shlex.quote(name)}",
         data=dataset_facts(dataset),
         columns=_columns(dataset),
@@ -180,8 +180,7 @@ def _read_evaluation(directory: RunDirectory) -> dict[str, Any] | None:
             name: math.nan if value is None and not name.endswith(MAY_LACK) else value
             for name, value in found.items()
         }
-        table_rows(numbers)
-        settings_of(numbers)
+        _evaluation(numbers, 0)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"report: {directory.evaluation}: expected an evaluation of this version, got"
@@ -190,13 +189,13 @@ def _read_evaluation(directory: RunDirectory) -> dict[str, Any] | None:
     return numbers
 
 
-def _evaluation(directory: RunDirectory, run: LoadedRun, numbers: Mapping[str, Any]) -> Evaluation:
+def _evaluation(numbers: Mapping[str, Any], step: int) -> Evaluation:
     return Evaluation(
         rows=table_rows(numbers),
         notes=table_notes(numbers),
         settings=settings_of(numbers),
         package=str(numbers["package"]),
-        is_of_another_step=numbers["step"] != run.step,
+        is_of_another_step=numbers["step"] != step,
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from diffflow_ext.figures.histogram import histograms
 from diffflow_ext.figures.panels import INK, png_bytes
 from diffflow_ext.figures.points import MAX_CORNER
 from diffflow_ext.functional.noise import NoiseKey
-from diffflow_ext.likelihood.images import bits_per_dim, quantise
+from diffflow_ext.likelihood.images import quantise
 
 from ..parallel.distributed import World
 from ..recipes.base import EvaluationSettings
@@ -31,20 +32,24 @@ from .pictures import figure_of_samples, loss_figure
 from .sampling import EVALUATION_STREAM
 from .scoring import log_probs, pick_estimator
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 #: Times at which states are drawn.
 FRAMES = 26
 #: Particles, and images, that are followed.
 PARTICLES, FOLLOWED_IMAGES = 1500, 16
-#: Test rows whose log p is computed, as many as `evaluate` takes for an ODE, samples, and images of
-#: each, of which a bound takes long.
+#: Test rows whose log p is computed, as many as `evaluate` takes for an ODE; samples; and images
+#: of each, of which a bound takes long.
 SCORED, SCORED_SAMPLES, SCORED_IMAGES = 2000, 1000, 16
 SHOWN_IMAGES = 64
+FINE = 220  # pixels an inch
 #: The height of a curve's axis may grow by this factor to show the Gaussian's level.
 MOST_HIGHER = 2.5
 #: The number of a log line that may be compared with the Gaussian: nats in the same units.
 LIKELIHOODS = ("bound", "nll")
 #: Kinds whose coordinate is the value itself, but for a shift and a scale.
-LINEAR, NUMBERS = ("continuous",), ("continuous", "heavy", "positive", "bounded")
+LINEAR = ("continuous", "integer")
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Curve | No
     figure = loss_figure(run)
     axes = figure.axes[0]
     figure.suptitle("")
-    figure.set_size_inches(6.4, 3.6)
+    _resize(figure)
     level = evaluation["gaussian_nll"] if evaluation and name in LIKELIHOODS else None
     if level is not None:
         low, high = axes.get_ylim()
@@ -122,6 +127,14 @@ def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Curve | No
         f" {last[name]:.4g} at step {last['step']:,}"
     )
     return Curve(Picture(png_bytes(figure), alt), label, _switches(lines), level)
+
+
+def _resize(figure: Figure) -> None:
+    """Gives a chart a size in which its letters can be read on a phone, and more pixels."""
+    figure.set_size_inches(5.0, 3.2)
+    figure.set_dpi(FINE)
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        axis.label.set_size(9)
 
 
 def _switches(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
@@ -146,15 +159,15 @@ def slider_of(run: LoadedRun, dataset: Dataset) -> Slider | str:
         paths = run.recipe.given(dataset.given_of("test")).paths(x0.to(device), key)
     if paths is None:
         return (
-            f"A {run.config.name} run has no process in time: its samples come from one map of"
-            " noise, so there are no states in between."
+            f"The model {run.config.name} has no diffusion whose states could be shown: its"
+            " samples are a map of noise."
         )
     times, reverse = np.asarray(paths.times), torch.as_tensor(paths.reverse).cpu()
     picks = np.unique(np.linspace(0, len(times) - 1, FRAMES).round().astype(int))[::-1].copy()
     states, shown = reverse[picks], [f"t = {times[i]:.3g}" for i in picks]
     if dataset.encoding is None:
         return _image_slider(dataset, states, shown)
-    return _cloud_slider(dataset.encoding, x0, states, shown)
+    return _cloud_slider(dataset.encoding, dataset.test[:count], x0, states, shown)
 
 
 def _image_slider(dataset: Dataset, states: Tensor, shown: Sequence[str]) -> Slider:
@@ -168,20 +181,28 @@ def _image_slider(dataset: Dataset, states: Tensor, shown: Sequence[str]) -> Sli
     return Slider(data, named, f"{count} samples on their way from noise to images.")
 
 
-def _cloud_slider(encoding: Encoding, x0: Tensor, states: Tensor, shown: Sequence[str]) -> Slider:
-    numbers = [i for i, column in enumerate(encoding.columns) if column.kind in NUMBERS]
+def _cloud_slider(
+    encoding: Encoding, rows: Tensor, x0: Tensor, states: Tensor, shown: Sequence[str]
+) -> Slider | str:
+    """Returns states of two columns: the first two of numbers, else of all coordinates."""
+    numbers = [i for i, column in enumerate(encoding.columns) if column.kind != "category"]
     pair = numbers[:2] if len(numbers) > 1 else [0, 1]
-    finite = states[..., pair].isfinite().all(-1).all(0)
+    # Where a value is missing, its coordinate is noise.
+    known = ~_missing(encoding, rows.double(), pair)
+    ends = ~_missing(encoding, encoding.decoded(states[-1]), pair)
+    ends &= states[..., pair].isfinite().all(-1).all(0)
+    if not (known.any() and ends.any()):
+        return "There is no row, or no sample, whose first two numbers aren't missing."
+    data, moving = (x.double()[..., pair] for x in (x0[known], states[:, ends]))
     names = list[str]()
-    data, moving = (x.double()[..., pair].clone() for x in (x0, states[:, finite]))
     for k, i in enumerate(pair):
         column = encoding.columns[i] if i < len(encoding.columns) else None
-        names.append(encoding.coordinates[i])
-        if column is None or column.kind not in LINEAR:
-            names[k] += ", as the model sees it"
-            continue
-        for points in (data, moving):
-            points[..., k] = column.mean + column.std * points[..., k]
+        if column is not None and column.kind in LINEAR and not column.spread:
+            names.append(column.name)
+            for points in (data, moving):
+                points[..., k] = column.mean + column.std * points[..., k]
+        else:
+            names.append(f"{encoding.coordinates[i]}, as the model sees it")
     still, frames = cloud_frames(data, moving, (names[0], names[1]))
     both = " and ".join(names)
     named = [
@@ -192,16 +213,22 @@ def _cloud_slider(encoding: Encoding, x0: Tensor, states: Tensor, shown: Sequenc
     return Slider(Picture(still, f"{both} of the test data"), named, caption)
 
 
-def samples_picture(dataset: Dataset, samples: Tensor) -> tuple[list[Picture], str]:
-    """Returns pictures of samples beside, or over, test data, and a caption."""
+def _missing(encoding: Encoding, values: Tensor, pair: Sequence[int]) -> Tensor:
+    """Returns in which rows one of two coordinates belongs to a number that is missing."""
+    own = [i for i in pair if i < len(encoding.columns)]
+    return values[:, own].isnan().any(1)
+
+
+def samples_pictures(dataset: Dataset, samples: Tensor) -> tuple[dict[str, Picture], str]:
+    """Returns pictures of samples and test data by name, or "both" in one, and a caption."""
     if dataset.encoding is None:
         count = min(SHOWN_IMAGES, len(dataset.test), len(samples))
-        shown = {"the test data": dataset.test[:count], "the samples": quantise(samples[:count])}
-        pictures = [
-            Picture(image_frame(images.numpy()), f"{count} images of {name}")
+        shown = {"Test data": dataset.test[:count], "Samples": quantise(samples[:count])}
+        pictures = {
+            name: Picture(image_frame(images.numpy()), f"{count} images: {name.lower()}")
             for name, images in shown.items()
-        ]
-        return pictures, f"{count} images of the test data (left) and {count} samples (right)."
+        }
+        return pictures, f"{count} images of the test data, and {count} samples."
     figure = figure_of_samples(dataset, samples)
     figure.suptitle("")
     names = dataset.encoding.coordinates
@@ -209,7 +236,8 @@ def samples_picture(dataset: Dataset, samples: Tensor) -> tuple[list[Picture], s
     some = "" if len(names) <= MAX_CORNER else f"The first {MAX_CORNER} of {len(names)} columns, "
     what = f"{some}{listed(names[:MAX_CORNER])}" if some else listed(names)
     caption = f"{what}: {count}."
-    return [Picture(png_bytes(figure), f"{what}: test data in blue, samples in orange")], caption
+    both = Picture(png_bytes(figure), f"{what}: test data in blue, samples in orange")
+    return {"both": both}, caption
 
 
 def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities:
@@ -228,14 +256,16 @@ def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities
     means = {name: float(some.mean()) for name, some in values.items()}
     said = [_said(run, name, len(values[name]), mean) for name, mean in means.items()]
     label = "log p of an image [nats]" if dataset.is_image else "log p of a row [nats]"
-    picture = Picture(png_bytes(histograms(values, label)), f"Histograms of {label}: {said}")
-    return Densities(picture, title, "; ".join(said))
+    figure, caption = histograms(values, label), "; ".join(said)
+    _resize(figure)
+    picture = Picture(png_bytes(figure), f"Histograms of {label}: {caption}")
+    return Densities(picture, title, caption)
 
 
 def _said(run: LoadedRun, name: str, count: int, mean: float) -> str:
     bits = ""
     if run.record.is_image:
-        bits = f", {bits_per_dim(-mean, run.record.dim):.4g} bits a dimension"
+        bits = f", {-mean / (run.record.dim * math.log(2.0)):.4g} bits a dimension"
     return f"{name}: mean {mean:.4g} nats{bits} (n = {count:,})"
 
 
