@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .panels import BLUE, INK, ORANGE, finite_array, grid_lines, new_figure, plain, style, titled
+from .panels import BLUE, INK, ORANGE, finite_array, grid_lines, new_figure, plain, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ MAX_BINS = 60
 BEYOND = 0.005
 
 
-def histograms(values: Mapping[str, ArrayLike], label: str, title: str = "") -> Figure:
+def histograms(values: Mapping[str, ArrayLike], label: str) -> Figure:
     """Draws the distribution of one number in two groups, with their means.
 
     Both have the same bins and an area of 1, so that groups of different sizes can be compared.
@@ -28,7 +28,6 @@ def histograms(values: Mapping[str, ArrayLike], label: str, title: str = "") -> 
         values: One group by its name, or two: the first is filled with the colour of data, the
             second drawn as a line in that of samples.
         label: The name and unit of the number.
-        title: The title.
     """
     op = "histograms"
     if not 1 <= len(values) <= 2:
@@ -53,12 +52,11 @@ def histograms(values: Mapping[str, ArrayLike], label: str, title: str = "") -> 
         axes.axvline(mean, color=colour, linewidth=1.4, linestyle=(0, (5, 3)), label=said)
     style(axes)
     grid_lines(axes)
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylim(bottom=0.0)
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0.0, None))
     axes.set_xlabel(plain(label), color=INK)
     axes.set_ylabel("density", color=INK)
     axes.legend(
         frameon=False, fontsize=9, labelcolor=INK, loc="lower left", bbox_to_anchor=(0.0, 1.0),
         ncols=2, borderaxespad=0.2,
     )  # fmt: skip
-    return titled(figure, title) if title else figure
+    return figure

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from diffflow_ext.training import DatasetRecord, configure
-from diffflow_ext.training.config.defaults import resolve
+from diffflow_ext.training.config.defaults import changed_fields, resolve
 from diffflow_ext.training.config.fields import BRANCHES, CONFIGS
 from diffflow_ext.training.config.files import from_record, to_record
 from diffflow_ext.training.loop.starting import check_same_run
@@ -181,3 +181,39 @@ def test_runs_of_earlier_versions_are_understood() -> None:
     assert from_record({"data": "x", "cuda_graph": True}).run.cuda_graph == "on"
     flow = from_record({"data": "x", "model": "flow", "flow": "glow", "glow_levels": 0})
     assert (flow.network.flow, flow.network.glow_levels) == ("glow", None)
+
+
+@pytest.mark.parametrize(
+    ("model", "own", "changed"),
+    [
+        ("diffflow", {"data": "moons"}, {}),
+        ("diffflow", {"batch_size": 256, "learning_rate": 1e-3}, {"learning_rate": 3e-3}),
+        # Scales follow from the time and g: what follows is no choice of the run.
+        ("diffflow", {"t_end": 0.5, "diffusion_start": 0.7}, {"t_end": 0.05,
+                                                              "diffusion_start": 0.2}),
+        ("diffflow", {"diffusion_end": 0.7}, {"diffusion_end": 0.2}),
+        ("diffflow", {"threads": 1, "drop_columns": "a"}, {"threads": None,
+                                                           "drop_columns": None}),
+        # The field of a choice beside the choice itself, which it needs.
+        ("dinof", {"process": "ve", "sigma_max": 10.0}, {"process": "vp", "sigma_max": 50.0}),
+        ("diffflow", {"prior": "flow"}, {"prior": "normal"}),
+        ("ddpm", {"condition": "a", "label_dropout": 0.2}, {"condition": None,
+                                                            "label_dropout": 0.1}),
+    ],
+)  # fmt: skip
+def test_fields_that_are_not_as_by_default(
+    model: str, own: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    config = resolve(configure(model, **own), is_image=False)
+    assert changed_fields(config, is_image=False) == changed
+
+
+@pytest.mark.parametrize("model", CONFIGS)
+@pytest.mark.parametrize("is_image", [False, True])
+def test_no_field_of_a_default_run_is_changed(model: str, is_image: bool) -> None:
+    if model == "ffjord" and is_image:
+        return  # It has none.
+    for flip in {False, is_image}:
+        config = resolve(configure(model), is_image=is_image, flip=flip)
+        assert changed_fields(config, is_image=is_image, flip=flip) == {}
+        assert changed_fields(config.replaced(seed=3), is_image=is_image, flip=flip) == {"seed": 0}

@@ -24,13 +24,15 @@ pytest.importorskip("zuko")
 from PIL import Image
 
 from diffflow_ext.training import configure, evaluate, format_table, train
-from diffflow_ext.training.evaluation import page
+from diffflow_ext.training.evaluation import page, page_pictures
 from diffflow_ext.training.evaluation.page import report_page
 
 RNG = np.random.default_rng(3)
 SCRIPT = "<script>alert(1)</script>"
 TINY: dict[str, Any] = {"steps": 4, "log_every": 1, "threads": 1, "warmup": 1, "batch_size": 16}
 SMALL: dict[str, Any] = {**TINY, "width": 8, "depth": 1}
+#: Times at most, fewer than without a test.
+MOST = 8
 #: Pages by the name of their run.
 NAMES = ("points", "mixed", "images", "flow")
 
@@ -89,7 +91,9 @@ def result(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def pages(folder: Path, result: dict[str, Any]) -> dict[str, str]:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    found = {name: report_page(folder / name, device="cpu") for name in NAMES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_pictures, "FRAMES", MOST)
+        found = {name: report_page(folder / name, device="cpu") for name in NAMES}
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     return found
 
@@ -164,7 +168,7 @@ def test_curve_and_configuration(pages: dict[str, str]) -> None:
 
 def test_states_from_noise_to_data(pages: dict[str, str]) -> None:
     """The last state is shown where no script runs, and the slider isn't."""
-    counts = {"points": 4, "mixed": 26, "images": 3}  # N + 1, or the most of 31.
+    counts = {"points": 4, "mixed": MOST, "images": 3}  # N + 1, or the most.
     for name, count in counts.items():
         parsed = Parsed(pages[name])
         states = [image for image in parsed.of("img") if "data-time" in image]
@@ -266,7 +270,6 @@ onload = () => {{
 
 
 @needs_browser
-@pytest.mark.slow
 def test_a_browser_shows_pages_on_a_phone_and_a_desk(
     pages: dict[str, str], tmp_path: Path
 ) -> None:

@@ -83,33 +83,11 @@ def report_page(path: str | Path, data: Any = None, device: str = "auto") -> str
     checkpoint = read_run(path)
     run = replace(run_of(checkpoint, device, path), folder=Path(path).absolute())
     dataset, directory = open_run_data(run, data), RunDirectory(path)
-    numbers = _read_evaluation(directory)
-    # First what needs no model, and so shows at once if matplotlib is missing.
-    curve = curve_of(run, numbers)
-    count = min(SAMPLED_IMAGES, len(dataset.test)) if dataset.is_image else SAMPLES
-    samples = samples_like_test(run, dataset, count, seed=0)
-    finite = samples.flatten(1).isfinite().all(1)
-    left_out, samples = int((~finite).sum()), samples[finite]
-    if not len(samples):
-        raise ValueError(
-            f"report: {path}: expected finite samples, got none in {count}; train again with a"
-            " lower learning_rate"
-        )
-    pictures, caption = samples_pictures(dataset, samples)
-    slider = slider_of(run, dataset)
-    name = directory.root.resolve().name
-    script = _text("page.js")
+    numbers, name = _read_evaluation(directory), directory.root.resolve().name
     return _template().render(
         name=name,
-        head=f"{run.config.name} on {_last_part(run.record.name)}",
         about=_about(run),
         facts=_facts(run, checkpoint, directory),
-        curve=curve,
-        slider=slider,
-        samples=pictures,
-        samples_caption=caption,
-        left_out=left_out,
-        densities=densities_of(run, dataset, samples),
         evaluation=None if numbers is None else _evaluation(numbers, run.step),
         evaluate=f"diffflow evaluate {shlex.quote(name)}",
         data=dataset_facts(dataset),
@@ -117,14 +95,45 @@ def report_page(path: str | Path, data: Any = None, device: str = "auto") -> str
         most_rows=MOST_ROWS,
         sections=_configuration(run, dataset),
         made=_made(run),
-        style=_text("page.css"),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **_pictures(run, dataset, numbers),
+        **_style_and_script(),
     )
 
 
-def _text(name: str) -> str:
-    return (resources.files(__package__ or "") / name).read_text(encoding="utf-8")
+def _pictures(
+    run: LoadedRun, dataset: Dataset, numbers: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Returns the pictures, and how many samples are left out of them."""
+    # First what needs no model, and so shows at once if matplotlib is missing.
+    curve = curve_of(run, numbers)
+    count = min(SAMPLED_IMAGES, len(dataset.test)) if dataset.is_image else SAMPLES
+    samples = samples_like_test(run, dataset, count, seed=0)
+    finite = samples.flatten(1).isfinite().all(1)
+    if not finite.any():
+        raise ValueError(
+            f"report: {run.folder}: expected finite samples, got none in {count}; train again"
+            " with a lower learning_rate"
+        )
+    pictures, caption = samples_pictures(dataset, samples[finite])
+    return {
+        "curve": curve,
+        "slider": slider_of(run, dataset),
+        "samples": pictures,
+        "samples_caption": caption,
+        "left_out": int((~finite).sum()),
+        "densities": densities_of(run, dataset, samples[finite]),
+    }
+
+
+def _style_and_script() -> dict[str, str]:
+    """Returns both, and the digest by which a browser knows the script as ours."""
+    script = _text("page.js")
+    digest = hashlib.sha256(script.encode()).digest()
+    return {
+        "style": _text("page.css"),
+        "script": script,
+        "script_hash": base64.b64encode(digest).decode(),
+    }
 
 
 def _template() -> Any:
@@ -132,6 +141,10 @@ def _template() -> Any:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(_text("page.html"))
+
+
+def _text(name: str) -> str:
+    return (resources.files(__package__ or "") / name).read_text(encoding="utf-8")
 
 
 def _last_part(name: str) -> str:
