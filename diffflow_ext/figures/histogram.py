@@ -33,8 +33,7 @@ def histograms(values: Mapping[str, ArrayLike], label: str) -> Figure:
     if not 1 <= len(values) <= 2:
         raise ValueError(f"{op}: expected one group or two, got {len(values)}; draw two pictures")
     groups = {name: finite_array(op, f"group {name!r}", some, 1) for name, some in values.items()}
-    everything = np.concatenate([*groups.values()])
-    low, high = np.quantile(everything, [BEYOND, 1.0 - BEYOND])
+    low, high = np.quantile(np.concatenate([*groups.values()]), [BEYOND, 1.0 - BEYOND])
     means = [float(some.mean()) for some in groups.values()]
     low, high = min(low, *means), max(high, *means)
     pad = 0.03 * (high - low) or 0.5
