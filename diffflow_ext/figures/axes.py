@@ -21,7 +21,9 @@ NOTES = {
     "logit": "\n(logit scale)",
     "normal": "\n(normal quantiles)",
 }
-TICKS, MOST_LETTERS, MOST_LETTERS_OF_NAMES = 5, 14, 24
+TICKS, MOST_LETTERS, MOST_LETTERS_OF_NAMES = 4, 14, 24
+LETTERS_PER_INCH = 10
+DIGITS = 8  # of a tick at most
 #: Discrete columns of more values are drawn as continuous ones.
 MOST_CELLS = 40
 #: The part of a cell over which its points are spread.
@@ -123,17 +125,20 @@ class Axis:
 
     def mark(self, axis: Any, limits: Limits) -> None:
         """Puts ticks on an axis of matplotlib, whose limits are those."""
-        if self.labels:
-            places, texts = self._middles(limits)
-            if self.scale == "normal":
-                line = axis.axes.axvline if axis.axis_name == "x" else axis.axes.axhline
-                for edge in self.edges:
-                    line(edge, color=FAINT, linewidth=0.6, zorder=0.5)
-        elif self.scale == "linear":
+        if not self.labels:
+            if self.scale != "linear":
+                axis.set_ticks(*round_ticks(self, limits))
             return
-        else:
-            places, texts = round_ticks(self, limits)
-        axis.set_ticks(places, texts)
+        panel, is_x = axis.axes, axis.axis_name == "x"
+        for edge in self.edges:
+            (panel.axvline if is_x else panel.axhline)(
+                edge, color=FAINT, linewidth=0.6, zorder=0.5
+            )
+        places, texts = self._middles(limits)
+        inches = panel.get_window_extent().width / panel.figure.dpi
+        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        is_full = is_x and sum(map(len, texts)) > inches * LETTERS_PER_INCH
+        axis.set_ticks(places, texts, **(slanted if is_full else {}))
 
     def _middles(self, limits: Limits) -> tuple[list[float], list[str]]:
         """Returns the middles of categories that have room for a label, and the labels."""
@@ -177,12 +182,16 @@ def round_ticks(axis: Axis, limits: Limits) -> tuple[list[float], list[str]]:
         powers = range(math.ceil(first), math.floor(last) + 1, every)
         return [k * math.log(10.0) for k in powers], [_power(k) for k in powers]
     even = np.linspace(*limits, TICKS + 2)[1:-1]
+    zero = float(axis.place(np.array(0.0)))
+    if axis.scale == "asinh" and limits[0] < zero < limits[1]:  # One of them is 0.
+        even = even + (zero - even[np.abs(even - zero).argmin()])
     places, texts = list[float](), list[str]()
     for place in even.tolist():
         value = _shortest(axis, place, OFF * (even[1] - even[0]))
-        if f"{value:g}" not in texts:
+        text = f"{value:.{DIGITS}g}"
+        if text not in texts:
             places.append(float(axis.place(np.array(value))))
-            texts.append(f"{value:g}")
+            texts.append(text)
     return places, texts
 
 
@@ -190,7 +199,7 @@ def _shortest(axis: Axis, place: float, off: float) -> float:
     """Returns the shortest number whose place is near enough."""
     value = float(axis.value(np.array(place)))
     short = [0.0] if axis.scale == "asinh" else []
-    short += [float(f"{value:.{digits}g}") for digits in range(1, 7)]
+    short += [float(f"{value:.{digits}g}") for digits in range(1, DIGITS + 1)]
     near = (number for number in short if abs(float(axis.place(np.array(number))) - place) <= off)
     return next(near, value)
 

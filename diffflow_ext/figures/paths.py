@@ -19,7 +19,6 @@ from .panels import (
     Box,
     checked_path,
     cloud,
-    coloured,
     finite_array,
     new_figure,
     plain,
@@ -38,15 +37,15 @@ FORWARD = "forward: data \N{RIGHTWARDS ARROW} noise"
 REVERSE = "reverse: data \N{LEFTWARDS ARROW} noise"
 FORWARD_ROW, REVERSE_ROW = "forward \N{RIGHTWARDS ARROW}", "\N{LEFTWARDS ARROW} reverse"
 PANEL_INCHES, DOT = 1.5, 1.4
-#: About so many particles have a line.
-LINES = 12
+#: So many particles have a line.
+LINES = 5
 #: Endings of films; the second needs the program ffmpeg.
 FILMS = (".gif", ".mp4")
 FRAMES, STILL, FRAMES_PER_SECOND = 45, 10, 12.5
 #: Small, so that texts are large: films are looked at on phones too.
 FILM_INCHES, FILM_DPI = (5.4, 3.5), 130
 #: Of a GIF file.
-COLOURS = 96
+COLOURS, NEARLY_WHITE = 64, 244
 
 
 class Paths(NamedTuple):
@@ -126,13 +125,13 @@ def _draw_row(
 ) -> None:
     """Draws states at the times picked, in the order of the process, and lines of some."""
     colours, first = turns(states[0]), picks[0]
-    shown = np.argsort(colours)[:: max(1, len(colours) // LINES)]
-    wheel = coloured(colours[shown])
+    shown = np.argsort(colours)[np.linspace(0, len(colours), LINES, endpoint=False).astype(int)]
     for panel, i in zip(panels[:: 1 if first == 0 else -1], picks, strict=True):
         past = states[first : i + 1] if first == 0 else states[i : first + 1]
-        for path, colour in zip(past[:, shown].swapaxes(0, 1), wheel, strict=True):
-            panel.plot(*path.T, color=colour, linewidth=0.7, alpha=0.45, zorder=2.5)
         cloud(panel, states[i], colours, limits, DOT)
+        for path in past[:, shown].swapaxes(0, 1):
+            panel.plot(*path.T, color=INK, linewidth=0.5, alpha=0.4)
+        panel.scatter(*states[i, shown].T, s=5.0, c=INK, linewidths=0, zorder=3)
         for axis, of_panel, ends in zip(axes, (panel.xaxis, panel.yaxis), limits, strict=True):
             axis.mark(of_panel, ends)
 
@@ -225,6 +224,9 @@ def _gif_writer() -> type[Any]:
         def finish(self) -> None:
             frames = [frame.convert("RGB") for frame in self._frames]
             palette = frames[0].quantize(COLOURS, dither=image.Dither.NONE)
+            levels = np.array(palette.getpalette()).reshape(-1, 3)
+            levels[levels.min(axis=1) > NEARLY_WHITE] = 255  # As paper is.
+            palette.putpalette(levels.flatten().tolist())
             first, *others = [
                 frame.quantize(palette=palette, dither=image.Dither.NONE) for frame in frames
             ]

@@ -126,7 +126,7 @@ def loss_curve(
             f"{raw.shape} and {int(np.isfinite(raw).sum())} finite; give one loss for each step"
         )
     raw = np.where(np.isfinite(raw), raw, np.nan)
-    width = max(1, len(raw) // 40)
+    width = len(raw) // 16 if len(raw) > FEW_POINTS else 1
     figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
     # One point draws no line, and the line of a few is hidden below the other one.
@@ -275,8 +275,6 @@ def _outer_labels(panel: Axes, row: int, column: int, columns: list[_Column]) ->
         panel.tick_params(left=False)
     if row == last:
         panel.set_xlabel(columns[column].axis.label, fontsize=9.5, color=INK)
-        if columns[column].axis.labels:
-            panel.tick_params(axis="x", labelrotation=45)
     if column == 0 and row > 0:
         panel.set_ylabel(columns[row].axis.label, fontsize=9.5, color=INK)
     elif row == column == 0:
