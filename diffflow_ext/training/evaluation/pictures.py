@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -276,8 +277,11 @@ def _curve(run: LoadedRun, gaussian: float | None) -> Figure | None:
         level = (GAUSSIAN, gaussian)
     marks = list[tuple[float, str]]()
     if isinstance(run.config, DiffFlowConfig):
-        stages = progressive_grid(run.config).stages
-        marks = [(first, f"N = {n}") for first, n in stages if first <= steps[-1]]
+        stages = [one for one in progressive_grid(run.config).stages if one[0] <= steps[-1]]
+        changes = [(0, 0), *stages]
+        marks = [
+            (first, f"N = {n}") for (_, before), (first, n) in pairwise(changes) if n != before
+        ]
     return loss_curve(
         steps, values, title=f"{run.record.title}: training of {run.config.name}", label=label,
         level=level, marks=marks if len(marks) > 1 else (),
