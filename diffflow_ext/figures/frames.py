@@ -5,24 +5,14 @@ from __future__ import annotations
 import importlib
 import io
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .panels import (
-    DPI,
-    INK,
-    SOFTWARE,
-    Array,
-    Box,
-    cloud,
-    finite_array,
-    new_figure,
-    plain,
-    span,
-    turns,
-)
+from .axes import Axis, axes_of
+from .panels import DPI, INK, SOFTWARE, Array, cloud, finite_array, new_figure, span, square, turns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,13 +21,11 @@ if TYPE_CHECKING:
 MAX_POINTS = 1500
 #: Colours of a picture's palette: a quarter of the bytes, and no difference to be seen.
 PALETTE = 64
-#: The ratio of lengths up to which axes have the same unit.
-MOST_UNLIKE = 4.0
 GAP = 2  # pixels between images, in theirs
 
 
 def cloud_frames(
-    data: ArrayLike, states: ArrayLike, columns: tuple[str, str]
+    data: ArrayLike, states: ArrayLike, columns: Sequence[str | Axis] | None = None
 ) -> tuple[bytes, list[bytes]]:
     """Draws points, and states at several times on the same axes.
 
@@ -46,7 +34,7 @@ def cloud_frames(
     Arguments:
         data: Points with which the last state is compared, shape (m, 2).
         states: States from the first to the last one, shape (F, n, 2).
-        columns: The names of both axes.
+        columns: The two columns by their names, or as `Axis`; x1 and x2 if None.
 
     Returns:
         The picture of the data, and one of each state.
@@ -59,17 +47,20 @@ def cloud_frames(
             f" {moving.shape}; choose two columns"
         )
     # As many dots on either side, or the denser picture looks the better one.
-    shown = min(moving.shape[1], len(still), MAX_POINTS)
-    still, moving = still[:shown], moving[:, :shown]
-    limits = _limits(np.concatenate([still, moving.reshape(-1, 2)]))
+    shown, axes = min(moving.shape[1], len(still), MAX_POINTS), axes_of(op, columns, 2)
+    still, moving = (_places(axes, some[..., :shown, :]) for some in (still, moving))
+    x, y = (span(np.concatenate([still[:, k], moving[..., k].ravel()])) for k in range(2))
+    limits = square(x, y) if all(axis.scale == "linear" for axis in axes) else (x, y)
     scale = still.std(axis=0) + np.finfo(float).tiny
     figure, size = new_figure(4.2, 4.2), float(np.clip(9_000.0 / shown, 3.0, 14.0))
     panel, pictures = figure.subplots(), list[bytes]()
     for points, places in ((still, still), *((state, moving[-1]) for state in moving)):
         panel.clear()
         cloud(panel, points, turns(places / scale), limits, size)
-        panel.set_xlabel(plain(columns[0]), color=INK)
-        panel.set_ylabel(plain(columns[1]), color=INK)
+        panel.set_xlabel(axes[0].label, color=INK)
+        panel.set_ylabel(axes[1].label, color=INK)
+        for axis, of_panel, ends in zip(axes, (panel.xaxis, panel.yaxis), limits, strict=True):
+            axis.mark(of_panel, ends)
         if not pictures:  # One layout for all, or they would jump.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
@@ -104,15 +95,8 @@ def image_frame(images: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _limits(points: Array) -> Box:
-    """Returns limits with one unit for both axes, or, where the units are others, with two."""
-    x, y = (span(points[:, i]) for i in range(2))
-    lengths = sorted([x[1] - x[0], y[1] - y[0]])
-    if lengths[1] > MOST_UNLIKE * lengths[0]:
-        return x, y
-    middles, half = [0.5 * sum(pair) for pair in (x, y)], 0.5 * lengths[1]
-    across, up = ((middle - half, middle + half) for middle in middles)
-    return across, up
+def _places(axes: Sequence[Axis], values: Array) -> Array:
+    return np.stack([axis.place(values[..., k]) for k, axis in enumerate(axes)], axis=-1)
 
 
 def _in_a_palette(figure: Figure) -> bytes:

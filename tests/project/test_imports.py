@@ -67,7 +67,7 @@ ORDER: dict[str, str] = {
         points distances frechet two_sample manifolds floor
         features.digits features.files
     """,
-    "figures": "panels points paths images frames histogram",
+    "figures": "panels axes points paths images frames histogram",
     "training": """
         config.rules config.sections config.fields config.files config.defaults config.schedules
         store.folders store.directory store.checkpoint store.saver store.dataset store.inputs
@@ -78,8 +78,9 @@ ORDER: dict[str, str] = {
         loop.step loop.starting loop.trainer loop.train
         evaluation.sampling evaluation.scoring evaluation.given evaluation.sample_file
         evaluation.imputation evaluation.filling evaluation.loaded_run evaluation.run_data
-        evaluation.likelihoods evaluation.quality evaluation.pictures evaluation.report
-        evaluation.extractor evaluation.evaluate evaluation.page_pictures evaluation.page
+        evaluation.likelihoods evaluation.quality evaluation.axes evaluation.pictures
+        evaluation.report evaluation.extractor evaluation.evaluate evaluation.page_pictures
+        evaluation.page
     """,
     "cli": "output flags doctor training figures impute report commands program",
     "estimators": "parameters targets density models",

@@ -62,12 +62,12 @@ class LoadedRun:
         """Returns a table for notebooks."""
         facts = self._facts()
         facts["parameters"] = f"{sum(p.numel() for p in self.model.parameters()):,}"
-        lines = [line for line in self.history() if self.recipe.curve[0] in line][-LAST:]
+        lines = [line for line in self.history() if self.recipe.curve.name in line][-LAST:]
         if lines:
-            name, label = self.recipe.curve
-            mean = sum(line[name] for line in lines) / len(lines)
-            facts[label] = f"{mean:.4g}, mean of the last {len(lines)} lines of the log"
-        title = f"Run of {self.config.name} on {self.record.name}"
+            curve = self.recipe.curve
+            mean = sum(line[curve.name] for line in lines) / len(lines)
+            facts[curve.label] = f"{mean:.4g}, mean of the last {len(lines)} lines of the log"
+        title = f"Run of {self.config.name} on {self.record.title}"
         return in_html(title, facts, self.record.encoding, self.record.conditions)
 
     def _facts(self) -> dict[str, str]:

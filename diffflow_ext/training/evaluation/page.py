@@ -16,14 +16,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2 import Environment, StrictUndefined
 
 from diffflow_ext.data import Dataset
-from diffflow_ext.data.display import MOST_ROWS, dataset_facts
+from diffflow_ext.data.display import MOST_ROWS, dataset_facts, title_of
 from diffflow_ext.data.formats.reading import read_bytes
 from diffflow_ext.functional.core import build_info
 
@@ -147,11 +147,6 @@ def _text(name: str) -> str:
     return (resources.files(__package__ or "") / name).read_text(encoding="utf-8")
 
 
-def _last_part(name: str) -> str:
-    """Returns the name of a set, or the last part of the path of data."""
-    return PurePath(name).name or name
-
-
 def _about(run: LoadedRun) -> str:
     """Returns what the model is."""
     return " ".join((type(run.config).__doc__ or "").split())
@@ -162,7 +157,7 @@ def _facts(run: LoadedRun, checkpoint: Checkpoint, directory: RunDirectory) -> d
     steps, history = run.config.optimiser.steps, run.history()
     facts = {
         "model": run.config.name,
-        "data": _last_part(run.record.name),
+        "data": run.record.title,
         "steps": f"{run.step:,}" + ("" if run.step == steps else f" of {steps:,}"),
         "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
     }
@@ -231,7 +226,7 @@ def _configuration(run: LoadedRun, dataset: Dataset) -> dict[str, list[Field]]:
         for item in fields(part):
             value = getattr(part, item.name)
             if item.name == "data":
-                value = _last_part(value)
+                value = title_of(value)
             if value is None or value == "":
                 continue
             default = _spelt(changed[item.name]) if item.name in changed else None

@@ -25,8 +25,9 @@ from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import quantise
 
 from ..parallel.distributed import World
-from ..recipes.base import EvaluationSettings
+from ..recipes.base import NATS, EvaluationSettings
 from ..store.inputs import model_inputs
+from .axes import state_axes, state_values
 from .loaded_run import LoadedRun
 from .pictures import figure_of_samples, loss_figure
 from .sampling import EVALUATION_STREAM
@@ -44,12 +45,6 @@ PARTICLES, FOLLOWED_IMAGES = 1500, 16
 SCORED, SCORED_SAMPLES, SCORED_IMAGES = 2000, 1000, 16
 SHOWN_IMAGES = 64
 FINE = 220  # pixels an inch
-#: The height of a curve's axis may grow by this factor to show the Gaussian's level.
-MOST_HIGHER = 2.5
-#: The number of a log line that may be compared with the Gaussian: nats in the same units.
-LIKELIHOODS = ("bound", "nll")
-#: Kinds whose coordinate is the value itself, but for a shift and a scale.
-LINEAR = ("continuous", "integer")
 
 
 @dataclass(frozen=True)
@@ -105,28 +100,33 @@ class Densities:
 
 def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Curve | None:
     """Returns the training curve; None if the run has no log."""
-    name, label = run.recipe.curve
-    lines = [line for line in run.history() if name in line]
-    if not lines:
+    curve, history = run.recipe.curve, run.history()
+    if not any(curve.name in line for line in history):
         return None
     figure = loss_figure(run)
     axes = figure.axes[0]
     figure.suptitle("")
     _resize(figure)
-    level = evaluation["gaussian_nll"] if evaluation and name in LIKELIHOODS else None
-    if level is not None:
-        low, high = axes.get_ylim()
-        if low < level < low + MOST_HIGHER * (high - low):
-            axes.axhline(level, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label="Gaussian")
-            axes.set_ylim(low, max(high, level + 0.06 * (high - low)))
-            # Curves fall: the lower left corner is empty.
-            axes.legend(frameon=False, fontsize=9, loc="lower left", labelcolor=INK)
-    first, last = lines[0], lines[-1]
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)  # Where the curve leaves most room.
+    steps, values = (np.asarray(some) for some in axes.lines[0].get_data())
+    label = axes.get_ylabel()
     alt = (
-        f"{label} against the training step: {first[name]:.4g} at step {first['step']:,},"
-        f" {last[name]:.4g} at step {last['step']:,}"
+        f"{label} against the training step: {values[0]:.4g} at step {steps[0]:,.0f},"
+        f" {values[-1]:.4g} at step {steps[-1]:,.0f}"
     )
-    return Curve(Picture(png_bytes(figure), alt), label, _switches(lines), level)
+    in_nats = evaluation is not None and curve.unit == NATS and not run.record.is_image
+    level = evaluation["gaussian_nll"] if evaluation is not None and in_nats else None
+    return Curve(Picture(png_bytes(figure), alt), label, _switches(history), level)
+
+
+def _switches(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Returns the logged steps from which on N is another number, and that number."""
+    found = list[tuple[int, int]]()
+    for line in lines:
+        count = line.get("num_steps")
+        if count is not None and (not found or found[-1][1] != count):
+            found.append((line["step"], count))
+    return found
 
 
 def _resize(figure: Figure) -> None:
@@ -149,7 +149,7 @@ def _switches(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
 
 def slider_of(run: LoadedRun, dataset: Dataset) -> Slider | str:
     """Returns states of the reverse process, or why there are none."""
-    if dataset.encoding is not None and dataset.dim < 2:
+    if len(dataset.columns) == 1:
         return "The data have one column, which is drawn below."
     count = FOLLOWED_IMAGES if dataset.is_image else PARTICLES
     key = NoiseKey(0, stream=EVALUATION_STREAM)
@@ -167,7 +167,7 @@ def slider_of(run: LoadedRun, dataset: Dataset) -> Slider | str:
     states, shown = reverse[picks], [f"t = {times[i]:.3g}" for i in picks]
     if dataset.encoding is None:
         return _image_slider(dataset, states, shown)
-    return _cloud_slider(dataset.encoding, dataset.test[:count], x0, states, shown)
+    return _cloud_slider(dataset.encoding, x0, states, shown)
 
 
 def _image_slider(dataset: Dataset, states: Tensor, shown: Sequence[str]) -> Slider:
@@ -182,41 +182,25 @@ def _image_slider(dataset: Dataset, states: Tensor, shown: Sequence[str]) -> Sli
 
 
 def _cloud_slider(
-    encoding: Encoding, rows: Tensor, x0: Tensor, states: Tensor, shown: Sequence[str]
+    encoding: Encoding, x0: Tensor, states: Tensor, shown: Sequence[str]
 ) -> Slider | str:
-    """Returns states of two columns: the first two of numbers, else of all coordinates."""
+    """Returns states of two columns: the first two of numbers, else of all."""
     numbers = [i for i, column in enumerate(encoding.columns) if column.kind != "category"]
     pair = numbers[:2] if len(numbers) > 1 else [0, 1]
-    # Where a value is missing, its coordinate is noise.
-    known = ~_missing(encoding, rows.double(), pair)
-    ends = ~_missing(encoding, encoding.decoded(states[-1]), pair)
-    ends &= states[..., pair].isfinite().all(-1).all(0)
-    if not (known.any() and ends.any()):
-        return "There is no row, or no sample, whose first two numbers aren't missing."
-    data, moving = (x.double()[..., pair] for x in (x0[known], states[:, ends]))
-    names = list[str]()
-    for k, i in enumerate(pair):
-        column = encoding.columns[i] if i < len(encoding.columns) else None
-        if column is not None and column.kind in LINEAR and not column.spread:
-            names.append(column.name)
-            for points in (data, moving):
-                points[..., k] = column.mean + column.std * points[..., k]
-        else:
-            names.append(f"{encoding.coordinates[i]}, as the model sees it")
-    still, frames = cloud_frames(data, moving, (names[0], names[1]))
-    both = " and ".join(names)
+    both = " and ".join(encoding.names[i] for i in pair)
+    states = states[:, states.isfinite().flatten(2).all(2).all(0)]
+    # From data to noise, in which a value that is missing at the first state has no place.
+    moving = state_values(encoding, states.flip(0), pair)[::-1]
+    still = state_values(encoding, x0[None], pair)[0]
+    if not (still.size and moving.size):
+        return f"There is no test row, or no sample, with a value of {both}."
+    data, frames = cloud_frames(still, moving, state_axes(encoding, pair))
     named = [
         (time, Picture(png, f"{both} of the samples at {time}"))
         for time, png in zip(shown, frames, strict=True)
     ]
     caption = f"{both}. Each particle keeps the colour of the place where it ends."
-    return Slider(Picture(still, f"{both} of the test data"), named, caption)
-
-
-def _missing(encoding: Encoding, values: Tensor, pair: Sequence[int]) -> Tensor:
-    """Returns in which rows one of two coordinates belongs to a number that is missing."""
-    own = [i for i in pair if i < len(encoding.columns)]
-    return values[:, own].isnan().any(1)
+    return Slider(Picture(data, f"{both} of the test data"), named, caption)
 
 
 def samples_pictures(dataset: Dataset, samples: Tensor) -> tuple[dict[str, Picture], str]:
@@ -231,7 +215,7 @@ def samples_pictures(dataset: Dataset, samples: Tensor) -> tuple[dict[str, Pictu
         return pictures, f"{count} images of the test data, and {count} samples."
     figure = figure_of_samples(dataset, samples)
     figure.suptitle("")
-    names = dataset.encoding.coordinates
+    names = dataset.encoding.names
     count = f"{len(samples):,} samples and {len(dataset.test):,} test rows"
     some = "" if len(names) <= MAX_CORNER else f"The first {MAX_CORNER} of {len(names)} columns, "
     what = f"{some}{listed(names[:MAX_CORNER])}" if some else listed(names)

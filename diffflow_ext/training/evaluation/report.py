@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffflow_ext.data.display import title_of
+
 #: Measures of samples in the order of the table, with their titles.
 MEASURES = {
     "energy_distance": "energy distance",
@@ -38,7 +40,7 @@ Row = tuple[str, str, str, str]
 
 def format_table(result: Mapping[str, Any]) -> str:
     """Returns the numbers of `evaluate` as a table for a terminal."""
-    head = f"{result['data']}, {result['model']}, {settings_of(result)}"
+    head = f"{title_of(result['data'])}, {result['model']}, {settings_of(result)}"
     return "\n".join([head, *_aligned(table_rows(result)), *table_notes(result)])
 
 

@@ -5,12 +5,11 @@ Images are bytes of shape (n, H, W, C), in .npy or as `arr_0` in .npz.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -159,22 +158,15 @@ def write_samples(path: str | Path, samples: Tensor, columns: Sequence[Column]) 
     """Writes samples atomically: rows (n, d) of columns, or images (n, C, H, W) in bytes."""
     path = Path(path)
     values = _bytes(samples) if samples.ndim == 4 else _vectors(samples, columns)
-    with replaced(path) as aside:
+    # A new name each time: a file that is there belongs to somebody else.
+    aside = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}"[:255])
+    try:
         if path.suffix.lower() == ".csv":
             with aside.open("x", encoding="utf-8", newline="") as file:
                 _write_csv(file, values, columns)
         else:
             with aside.open("xb") as binary:
                 _write_numpy(binary, values, path.suffix.lower())
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Gives the path of a new file, which takes the place of another one if no error comes."""
-    # A new name each time: a file that is there belongs to somebody else.
-    aside = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}"[:255])
-    try:
-        yield aside
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
