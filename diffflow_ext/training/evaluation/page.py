@@ -33,11 +33,11 @@ from ..store.checkpoint import Checkpoint
 from ..store.directory import RunDirectory
 from .evaluate import MAX_EVALUATION_BYTES
 from .loaded_run import LoadedRun, read_run, run_of
-from .page_pictures import curve_of, densities_of, samples_pictures, slider_of
+from .page_pictures import SHOWN_IMAGES, curve_of, densities_of, samples_pictures, slider_of
 from .report import settings_of, table_notes, table_rows
 from .run_data import open_run_data, samples_like_test
 
-SAMPLES, SAMPLED_IMAGES = 5000, 64
+SAMPLES = 5000
 #: Numbers of an evaluation that may be absent; null stands for one that isn't finite elsewhere.
 MAY_LACK = ("gaussian_nll", "entropy", "num_steps", "_minus_gaussian", "_spread", "_ratio")
 
@@ -106,7 +106,7 @@ def _pictures(
     """Returns the pictures, and how many samples are left out of them."""
     # First what needs no model, and so shows at once if matplotlib is missing.
     curve = curve_of(run, numbers)
-    count = min(SAMPLED_IMAGES, len(dataset.test)) if dataset.is_image else SAMPLES
+    count = min(SHOWN_IMAGES, len(dataset.test)) if dataset.is_image else SAMPLES
     samples = samples_like_test(run, dataset, count, seed=0)
     finite = samples.flatten(1).isfinite().all(1)
     if not finite.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.tables import Table
 from diffflow_ext.figures.frames import cloud_frames, image_frame
 from diffflow_ext.figures.histogram import histograms
-from diffflow_ext.figures.panels import INK, png_bytes
+from diffflow_ext.figures.panels import INK, SOFTWARE
 from diffflow_ext.figures.points import MAX_CORNER
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import quantise
@@ -38,13 +39,15 @@ if TYPE_CHECKING:
 
 #: Times at which states are drawn.
 FRAMES = 26
-#: Particles, and images, that are followed.
-PARTICLES, FOLLOWED_IMAGES = 1500, 16
+#: Particles that are followed, and images, fewer of large ones.
+PARTICLES, FOLLOWED_IMAGES, FOLLOWED_BYTES = 1500, 16, 16 * 3 * 32 * 32
 #: Test rows whose log p is computed, as many as `evaluate` takes for an ODE; samples; and images
 #: of each, of which a bound takes long.
 SCORED, SCORED_SAMPLES, SCORED_IMAGES = 2000, 1000, 16
-SHOWN_IMAGES = 64
+SHOWN_IMAGES, SHOWN_BYTES = 64, 64 * 3 * 32 * 32
 FINE = 220  # pixels an inch
+#: Of a picture to one of the page, for letters of about its size.
+PIXELS = 1.4
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return struct.unpack(">II", self.png[16:24])
+        """Width and height on the page, where nothing else is said."""
+        width, height = struct.unpack(">II", self.png[16:24])
+        return round(width / PIXELS), round(height / PIXELS)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ class Densities:
     caption: str
 
 
+def fitting(most: int, size: int, shape: Sequence[int]) -> int:
+    """Returns how many images of a shape have so many bytes, at least 1 and at most `most`."""
+    return min(most, max(1, size // math.prod(shape)))
+
+
 def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Curve | None:
     """Returns the training curve; None if the run has no log."""
     curve, history = run.recipe.curve, run.history()
@@ -107,7 +116,8 @@ def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Curve | No
     axes = figure.axes[0]
     figure.suptitle("")
     _resize(figure)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)  # Where the curve leaves most room.
+    # Where the curve leaves most room, and over the lines of marks.
+    axes.legend(facecolor="white", framealpha=0.9, edgecolor="none", fontsize=9, labelcolor=INK)
     steps, values = (np.asarray(some) for some in axes.lines[0].get_data())
     label = axes.get_ylabel()
     alt = (
@@ -116,7 +126,8 @@ def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Curve | No
     )
     in_nats = evaluation is not None and curve.unit == NATS and not run.record.is_image
     level = evaluation["gaussian_nll"] if evaluation is not None and in_nats else None
-    return Curve(Picture(png_bytes(figure), alt), label, _switches(history), level)
+    picture = Picture(_png(figure), alt)
+    return Curve(picture, f"{label[0].upper()}{label[1:]}", _switches(history), level)
 
 
 def _switches(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
@@ -127,6 +138,15 @@ def _switches(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
         if count is not None and (not found or found[-1][1] != count):
             found.append((line["step"], count))
     return found
+
+
+def _png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file, without the room of a title."""
+    stream = io.BytesIO()
+    figure.savefig(
+        stream, format="png", bbox_inches="tight", pad_inches=0.05, metadata={"Software": SOFTWARE}
+    )
+    return stream.getvalue()
 
 
 def _resize(figure: Figure) -> None:
@@ -151,7 +171,9 @@ def slider_of(run: LoadedRun, dataset: Dataset) -> Slider | str:
     """Returns states of the reverse process, or why there are none."""
     if len(dataset.columns) == 1:
         return "The data have one column, which is drawn below."
-    count = FOLLOWED_IMAGES if dataset.is_image else PARTICLES
+    count = PARTICLES
+    if dataset.is_image:
+        count = fitting(FOLLOWED_IMAGES, FOLLOWED_BYTES, dataset.event_shape)
     key = NoiseKey(0, stream=EVALUATION_STREAM)
     device = next(run.model.parameters()).device
     x0 = model_inputs(dataset.encoding, dataset.test[:count], key)
@@ -206,7 +228,8 @@ def _cloud_slider(
 def samples_pictures(dataset: Dataset, samples: Tensor) -> tuple[dict[str, Picture], str]:
     """Returns pictures of samples and test data by name, or "both" in one, and a caption."""
     if dataset.encoding is None:
-        count = min(SHOWN_IMAGES, len(dataset.test), len(samples))
+        count = fitting(SHOWN_IMAGES, SHOWN_BYTES, dataset.event_shape)
+        count = min(count, len(dataset.test), len(samples))
         shown = {"Test data": dataset.test[:count], "Samples": quantise(samples[:count])}
         pictures = {
             name: Picture(image_frame(images.numpy()), f"{count} images: {name.lower()}")
@@ -220,7 +243,7 @@ def samples_pictures(dataset: Dataset, samples: Tensor) -> tuple[dict[str, Pictu
     some = "" if len(names) <= MAX_CORNER else f"The first {MAX_CORNER} of {len(names)} columns, "
     what = f"{some}{listed(names[:MAX_CORNER])}" if some else listed(names)
     caption = f"{what}: {count}."
-    both = Picture(png_bytes(figure), f"{what}: test data in blue, samples in orange")
+    both = Picture(_png(figure), f"{what}: test data in blue, samples in orange")
     return {"both": both}, caption
 
 
@@ -240,17 +263,17 @@ def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities
     means = {name: float(some.mean()) for name, some in values.items()}
     said = [_said(run, name, len(values[name]), mean) for name, mean in means.items()]
     label = "log p of an image [nats]" if dataset.is_image else "log p of a row [nats]"
-    figure, caption = histograms(values, label), "; ".join(said)
+    figure, caption = histograms(values, label), f"Means: {', '.join(said)}"
     _resize(figure)
-    picture = Picture(png_bytes(figure), f"Histograms of {label}: {caption}")
-    return Densities(picture, title, caption)
+    picture = Picture(_png(figure), f"Histograms of {label}: {caption}")
+    return Densities(picture, f"{title[0].upper()}{title[1:]}", caption)
 
 
 def _said(run: LoadedRun, name: str, count: int, mean: float) -> str:
     bits = ""
     if run.record.is_image:
         bits = f", {-mean / (run.record.dim * math.log(2.0)):.4g} bits a dimension"
-    return f"{name}: mean {mean:.4g} nats{bits} (n = {count:,})"
+    return f"{name} {mean:.4g} nats{bits} (n = {count:,})"
 
 
 def _as_stored(run: LoadedRun, samples: Tensor) -> Tensor:
