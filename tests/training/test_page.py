@@ -23,9 +23,10 @@ pytest.importorskip("zuko")
 
 from PIL import Image
 
-from diffflow_ext.training import configure, evaluate, format_table, train
+from diffflow_ext.training import configure, evaluate, format_table, load_run, train
 from diffflow_ext.training.evaluation import page, page_pictures
 from diffflow_ext.training.evaluation.page import report_page
+from diffflow_ext.training.evaluation.run_data import open_run_data
 
 RNG = np.random.default_rng(3)
 SCRIPT = "<script>alert(1)</script>"
@@ -193,6 +194,34 @@ def test_large_images_are_fewer() -> None:
     shapes = [(1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 512, 512)]
     counts = [page_pictures.fitting(16, 16 * 3 * 32 * 32, shape) for shape in shapes]
     assert counts == [16, 16, 4, 1]
+
+
+def test_log_p_that_is_not_finite_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With conditions, samples that are left out don't shift those of the others."""
+    run, real = load_run(folder / "mixed"), page_pictures.log_probs
+    dataset = open_run_data(run)
+    samples = page.samples_like_test(run, dataset, 20, seed=0)
+    whole = page_pictures.densities_of(run, dataset, samples)
+    samples[0] = torch.nan
+    seen = list[torch.Tensor]()
+
+    def spied(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        density, weight = real(*args)
+        seen.append(args[0].context(0, 0, len(density)))
+        return torch.where(torch.arange(len(density)) < wrong, -torch.inf, density), weight
+
+    monkeypatch.setattr(page_pictures, "log_probs", spied)
+    wrong, wanted = 2, dataset.given_of("test")
+    assert wanted is not None
+    found = page_pictures.densities_of(run, dataset, samples)
+    assert isinstance(found, page_pictures.Densities)
+    assert isinstance(whole, page_pictures.Densities)
+    assert "nats (n = 18, and 2 not finite), samples" in found.caption
+    assert "(n = 17, and 2 not finite)" in found.caption
+    assert "not finite" not in whole.caption
+    assert seen[1].equal(seen[0][1:20])
+    wrong = 1000
+    assert "No log p" in page_pictures.densities_of(run, dataset, samples)
 
 
 def test_a_page_is_the_same_again(pages: dict[str, str], folder: Path) -> None:

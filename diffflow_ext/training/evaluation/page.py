@@ -121,7 +121,7 @@ def _pictures(
         "samples": pictures,
         "samples_caption": caption,
         "left_out": int((~finite).sum()),
-        "densities": densities_of(run, dataset, samples[finite]),
+        "densities": densities_of(run, dataset, samples),
     }
 
 

@@ -124,20 +124,11 @@ def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Curve | No
         f"{label} against the training step: {values[0]:.4g} at step {steps[0]:,.0f},"
         f" {values[-1]:.4g} at step {steps[-1]:,.0f}"
     )
-    in_nats = evaluation is not None and curve.unit == NATS and not run.record.is_image
-    level = evaluation["gaussian_nll"] if evaluation is not None and in_nats else None
+    level = None if evaluation is None else evaluation.get("gaussian_nll")
+    if curve.unit != NATS or run.record.is_image or not isinstance(level, float):
+        level = None
     picture = Picture(_png(figure), alt)
     return Curve(picture, f"{label[0].upper()}{label[1:]}", _switches(history), level)
-
-
-def _switches(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Returns the logged steps from which on N is another number, and that number."""
-    found = list[tuple[int, int]]()
-    for line in lines:
-        count = line.get("num_steps")
-        if count is not None and (not found or found[-1][1] != count):
-            found.append((line["step"], count))
-    return found
 
 
 def _png(figure: Figure) -> bytes:
@@ -153,8 +144,9 @@ def _resize(figure: Figure) -> None:
     """Gives a chart a size in which its letters can be read on a phone, and more pixels."""
     figure.set_size_inches(5.0, 3.2)
     figure.set_dpi(FINE)
-    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
-        axis.label.set_size(9)
+    axes = figure.axes[0]
+    axes.set_xlabel(axes.get_xlabel(), fontsize=9)
+    axes.set_ylabel(axes.get_ylabel(), fontsize=9)
 
 
 def _switches(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
@@ -193,11 +185,10 @@ def slider_of(run: LoadedRun, dataset: Dataset) -> Slider | str:
 
 
 def _image_slider(dataset: Dataset, states: Tensor, shown: Sequence[str]) -> Slider:
-    pictures = [Picture(image_frame(quantise(state).numpy()), "") for state in states]
     count = states.shape[1]
     named = [
-        (time, Picture(picture.png, f"The states of {count} samples at {time}"))
-        for time, picture in zip(shown, pictures, strict=True)
+        (time, Picture(image_frame(quantise(state).numpy()), f"{count} samples at {time}"))
+        for time, state in zip(shown, states, strict=True)
     ]
     data = Picture(image_frame(dataset.test[:count].numpy()), f"{count} images of the test data")
     return Slider(data, named, f"{count} samples on their way from noise to images.")
@@ -247,21 +238,30 @@ def samples_pictures(dataset: Dataset, samples: Tensor) -> tuple[dict[str, Pictu
     return {"both": both}, caption
 
 
-def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities:
-    """Returns histograms of log p of test data and of samples, in the units of the data."""
+def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities | str:
+    """Returns histograms of log p of test data and of samples, in the units of the data.
+
+    Samples are all that `samples_like_test` has returned, because they are given the conditions of
+    the test data in turn. Those that aren't finite are left out.
+    """
     most, few = (SCORED_IMAGES,) * 2 if dataset.is_image else (SCORED, SCORED_SAMPLES)
-    given, values, title = dataset.given_of("test"), dict[str, Tensor](), ""
-    groups = {"test data": dataset.test[:most], "samples": _as_stored(run, samples[:few])}
-    for name, rows in groups.items():
-        own = None if given is None else given[torch.arange(len(rows)) % len(given)]
-        recipe = run.recipe.given(own)
+    finite = samples.flatten(1).isfinite().all(1).nonzero().flatten()[:few]
+    rows = dataset.test[:most]
+    groups = {
+        "test data": (rows, torch.arange(len(rows))),
+        "samples": (_as_stored(run, samples[finite]), finite),
+    }
+    given, values, said, title = dataset.given_of("test"), dict[str, Tensor](), list[str](), ""
+    for name, (rows, places) in groups.items():
+        recipe = run.recipe.given(None if given is None else given[places % len(given)])
         estimator = pick_estimator(recipe, None, EvaluationSettings())
         density, weight = log_probs(recipe, estimator, dataset.encoding, rows, 0, World())
         found, title = density + weight, estimator.title
-        values[name] = found[found.isfinite()]
-    values = {name: some for name, some in values.items() if len(some)}
-    means = {name: float(some.mean()) for name, some in values.items()}
-    said = [_said(run, name, len(values[name]), mean) for name, mean in means.items()]
+        said.append(_said(run, name, found))
+        if found.isfinite().any():
+            values[name] = found[found.isfinite()]
+    if not values:
+        return "No log p of test data or samples is finite."
     label = "log p of an image [nats]" if dataset.is_image else "log p of a row [nats]"
     figure, caption = histograms(values, label), f"Means: {', '.join(said)}"
     _resize(figure)
@@ -269,11 +269,16 @@ def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities
     return Densities(picture, f"{title[0].upper()}{title[1:]}", caption)
 
 
-def _said(run: LoadedRun, name: str, count: int, mean: float) -> str:
-    bits = ""
+def _said(run: LoadedRun, name: str, found: Tensor) -> str:
+    """Returns the mean of finite numbers, in nats and of images also in bits, and how many."""
+    finite = found[found.isfinite()]
+    without = f", and {len(found) - len(finite):,} not finite" if len(finite) < len(found) else ""
+    if not len(finite):
+        return f"{name} none (none of {len(found):,} finite)"
+    mean, bits = float(finite.mean()), ""
     if run.record.is_image:
         bits = f", {-mean / (run.record.dim * math.log(2.0)):.4g} bits a dimension"
-    return f"{name} {mean:.4g} nats{bits} (n = {count:,})"
+    return f"{name} {mean:.4g} nats{bits} (n = {len(finite):,}{without})"
 
 
 def _as_stored(run: LoadedRun, samples: Tensor) -> Tensor:
@@ -282,5 +287,5 @@ def _as_stored(run: LoadedRun, samples: Tensor) -> Tensor:
     if encoding is None:
         return quantise(samples)
     values = run.record.in_data_units(samples).numpy()
-    texts = {c.name: [*map(str, c.values)] for c in encoding.columns if c.is_text}
+    texts = {c.name: tuple(map(str, c.values)) for c in encoding.columns if c.is_text}
     return encoding.stored(Table(values, [*encoding.names], "samples", categories=texts))
