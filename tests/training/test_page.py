@@ -185,6 +185,10 @@ def test_states_from_noise_to_data(pages: dict[str, str]) -> None:
     flow = Parsed(pages["flow"])
     assert not flow.of("input")
     assert "The model flow has no diffusion whose states could be shown" in flow.text
+    given = "samples, which are given the conditions of the test data"
+    assert {name: given in Parsed(text).text for name, text in pages.items()} == {
+        "points": False, "mixed": True, "images": True, "flow": False,
+    }  # fmt: skip
     # Columns with an order are chosen before classes.
     assert "length and count. Each particle keeps the colour" in Parsed(pages["mixed"]).text
 

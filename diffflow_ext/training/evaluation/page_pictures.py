@@ -226,16 +226,20 @@ def samples_pictures(dataset: Dataset, samples: Tensor) -> tuple[dict[str, Pictu
             name: Picture(image_frame(images.numpy()), f"{count} images: {name.lower()}")
             for name, images in shown.items()
         }
-        return pictures, f"{count} images of the test data, and {count} samples."
+        return pictures, f"{count} images of the test data, and {count} samples{_given(dataset)}."
     figure = figure_of_samples(dataset, samples)
     figure.suptitle("")
     names = dataset.encoding.names
-    count = f"{len(samples):,} samples and {len(dataset.test):,} test rows"
+    count = f"{len(dataset.test):,} test rows and {len(samples):,} samples"
     some = "" if len(names) <= MAX_CORNER else f"The first {MAX_CORNER} of {len(names)} columns, "
     what = f"{some}{listed(names[:MAX_CORNER])}" if some else listed(names)
-    caption = f"{what}: {count}."
+    caption = f"{what}: {count}{_given(dataset)}."
     both = Picture(_png(figure), f"{what}: test data in blue, samples in orange")
     return {"both": both}, caption
+
+
+def _given(dataset: Dataset) -> str:
+    return ", which are given the conditions of the test data" if dataset.given else ""
 
 
 def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities | str:
