@@ -246,7 +246,8 @@ def _diagonal(panel: Axes, column: _Column) -> None:
         both = [column.axis.spread_out(values, 0) for values in both]
     else:
         both = [column.axis.place(values) for values in both]
-    marginal(panel, *(values[np.isfinite(values)] for values in both), edges)
+    data, samples = (values[np.isfinite(values)] for values in both)
+    marginal(panel, data, samples, edges)
     if column.axis.gaps:
         panel.set_ylim(top=1.3 * panel.get_ylim()[1])
         shares = [100.0 * float(np.isnan(values).mean()) for values in both]

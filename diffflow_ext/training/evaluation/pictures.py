@@ -200,7 +200,8 @@ def film_of_paths(
     picks = picks_of(op, run, columns, 2)
     dataset = open_run_data(run, data)
     paths = _drawn(op, run, dataset, picks, seed)
-    shown = Paths(*(np.asarray(states)[:, :FILMED] for states in paths[:2]), paths.times)
+    ahead, back = (np.asarray(states)[:, :FILMED] for states in paths[:2])
+    shown = Paths(ahead, back, paths.times)
     return film(shown, path, _title_of_paths(dataset), columns=_axes(dataset, picks))
 
 
@@ -254,9 +255,9 @@ def figure_of_samples(dataset: Dataset, samples: Tensor, columns: Columns = None
         shown = quantise(samples[:IMAGES])
         return image_grid(shown, f"{title_of(dataset.name)}: {len(shown)} samples")
     picks = chosen("sample_figure", encoding, columns)
-    rows = [sample_values(encoding, x, picks) for x in (_inputs(dataset), samples)]
+    data, drawn = (sample_values(encoding, x, picks) for x in (_inputs(dataset), samples))
     title = f"{title_of(dataset.name)}: {len(samples):,} samples"
-    return samples_beside_data(*rows, title, columns=sample_axes(encoding, picks))
+    return samples_beside_data(data, drawn, title, columns=sample_axes(encoding, picks))
 
 
 def _inputs(dataset: Dataset) -> Tensor:
