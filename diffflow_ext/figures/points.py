@@ -143,7 +143,8 @@ def loss_curve(
     grid_lines(axes)
     axes.set_xlabel("training step", color=INK)
     axes.set_ylabel(label, color=INK)
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    place = "best" if level is not None or len(marks) else "upper right"
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=9, loc=place)
     return titled(figure, title)
 
 
