@@ -120,16 +120,20 @@ def _draw_step(panel: Axes, states: torch.Tensor) -> None:
     )
     for across, up, text, colour, side, edge in texts:
         panel.text(across, up, text, color=colour, fontsize=12.5, ha=side, va=edge, zorder=6)
+    _name_states(panel, x, x_next)
+    panel.set(xlim=(-0.5, 1.5), xticks=[0, 1], xticklabels=["$t_i$", "$t_{i+1}$"], yticks=[])
+    panel.tick_params(labelsize=12, length=0)
+    for spine in panel.spines.values():
+        spine.set_color(FAINT)
+
+
+def _name_states(panel: Axes, x: float, x_next: float) -> None:
     panel.annotate("$x_i$", (0, x), (-22, -10), textcoords="offset points", fontsize=13)
     panel.annotate("$x_{i+1}$", (1, x_next), (9, 2), textcoords="offset points", fontsize=13)
     panel.text(-0.45, x - 1.9, "reverse: a normal at $t_i$", color=ORANGE, fontsize=10)
     panel.text(
         1.45, x - 1.9, "forward: a normal at $t_{i+1}$", color=BLUE, fontsize=10, ha="right"
     )
-    panel.set(xlim=(-0.5, 1.5), xticks=[0, 1], xticklabels=["$t_i$", "$t_{i+1}$"], yticks=[])
-    panel.tick_params(labelsize=12, length=0)
-    for spine in panel.spines.values():
-        spine.set_color(FAINT)
 
 
 def _arrow(panel: Axes, start: Any, end: Any, colour: str, width: float = 1.6) -> None:

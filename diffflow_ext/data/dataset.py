@@ -80,13 +80,8 @@ class Dataset:
 
     def _repr_html_(self) -> str:
         """Returns a table for notebooks."""
-        title = f"Dataset {self.title}"
+        title = f"Dataset {title_of(self.name)}"
         return in_html(title, dataset_facts(self), self.encoding, self.conditions)
-
-    @property
-    def title(self) -> str:
-        """Its name for titles: of data from a path the name of the file or folder."""
-        return title_of(self.name)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

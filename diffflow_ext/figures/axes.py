@@ -99,14 +99,14 @@ class Axis:
     def cells(self, *values: Array) -> Array | None:
         """Returns the edges of the cells of discrete values, None if they are too many."""
         if self.labels and self.scale == "linear":
-            return np.arange(len(self.labels) + 1) - 0.5
+            return np.arange(len(self.labels) + 1, dtype=np.float64) - 0.5
         known = np.concatenate([some[np.isfinite(some)] for some in values])
         if not self.step or not len(known):
             return None
         low, count = float(known.min()), round(float(np.ptp(known)) / self.step)
         if count > MOST_CELLS:
             return None
-        return self.place(low + self.step * (np.arange(count + 2) - 0.5))
+        return self.place(low + self.step * (np.arange(count + 2, dtype=np.float64) - 0.5))
 
     def limits(self, *values: Array) -> Limits:
         """Returns limits around the middle part of values; of few discrete ones around all."""

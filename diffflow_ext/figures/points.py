@@ -126,9 +126,30 @@ def loss_curve(
             f"{raw.shape} and {int(np.isfinite(raw).sum())} finite; give one loss for each step"
         )
     raw = np.where(np.isfinite(raw), raw, np.nan)
-    width = len(raw) // 16 if len(raw) > FEW_POINTS else 1
     figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
+    _losses(axes, step, raw)
+    settled = raw[np.isfinite(raw)]
+    settled = settled[len(settled) // 20 :]
+    low, high = float(settled.min()), float(np.quantile(settled, 0.995))
+    if level is not None:
+        low, high = min(low, level[1]), max(high, level[1])
+        _level(axes, *level)
+    for mark in marks:
+        _mark(axes, *mark)
+    pad = 0.06 * (high - low) or 1.0
+    axes.set_ylim(low - pad, high + pad)
+    style(axes)
+    grid_lines(axes)
+    axes.set_xlabel("training step", color=INK)
+    axes.set_ylabel(label, color=INK)
+    place = "best" if level is not None or len(marks) else "upper right"
+    axes.legend(framealpha=0.9, edgecolor="none", fontsize=9, loc=place)
+    return titled(figure, title)
+
+
+def _losses(axes: Axes, step: Array, raw: Array) -> None:
+    width = len(raw) // 16 if len(raw) > FEW_POINTS else 1
     # One point draws no line, and the line of a few is hidden below the other one.
     own = {"marker": "o", "markersize": 4} if len(raw) <= FEW_POINTS else {}
     alpha = 0.28 if width > 1 else 1.0
@@ -136,28 +157,19 @@ def loss_curve(
     if width > 1:
         window = pd.Series(raw).rolling(width, center=True, min_periods=1)
         axes.plot(step, window.mean(), color=BLUE, linewidth=1.8, label="smoothed")
-    settled = raw[np.isfinite(raw)]
-    settled = settled[len(settled) // 20 :]
-    low, high = float(settled.min()), float(np.quantile(settled, 0.995))
-    if level is not None:
-        name, height = level
-        low, high = min(low, height), max(high, height)
-        text = f"{plain(name)}: {height:.4g}"
-        axes.axhline(height, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label=text)
-    for at, text in marks:
-        axes.axvline(at, color=MARK, linewidth=1.0, linestyle=(0, (1, 2)))
-        axes.annotate(
-            plain(text), (at, 1.0), (0, 3), xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points", fontsize=8.5, color=INK, ha="center",
-        )  # fmt: skip
-    pad = 0.06 * (high - low) or 1.0
-    axes.set_ylim(low - pad, high + pad)
-    style(axes)
-    grid_lines(axes)
-    axes.set_xlabel("training step", color=INK)
-    axes.set_ylabel(label, color=INK)
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
-    return titled(figure, title)
+
+
+def _level(axes: Axes, name: str, height: float) -> None:
+    text = f"{plain(name)}: {height:.4g}"
+    axes.axhline(height, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label=text)
+
+
+def _mark(axes: Axes, step: float, text: str) -> None:
+    axes.axvline(step, color=MARK, linewidth=1.0, linestyle=(0, (1, 2)))
+    axes.annotate(
+        plain(text), (step, 1.0), (0, 3), xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points", fontsize=8.5, color=INK, ha="center",
+    )  # fmt: skip
 
 
 def _spacing(steps: Array) -> str:
@@ -235,7 +247,8 @@ def _diagonal(panel: Axes, column: _Column) -> None:
         both = [column.axis.spread_out(values, 0) for values in both]
     else:
         both = [column.axis.place(values) for values in both]
-    marginal(panel, *(values[np.isfinite(values)] for values in both), edges)
+    data, samples = (values[np.isfinite(values)] for values in both)
+    marginal(panel, data, samples, edges)
     if column.axis.gaps:
         panel.set_ylim(top=1.3 * panel.get_ylim()[1])
         shares = [100.0 * float(np.isnan(values).mean()) for values in both]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import special
 from torch import Tensor
 
@@ -86,8 +87,8 @@ def state_values(encoding: Encoding, states: Tensor, picks: Sequence[int]) -> np
         picks: The positions of columns.
     """
     gaps = [place for place, i in enumerate(picks) if i in encoding.masked]
-    absent = sample_values(encoding, states[0], picks)[:, gaps]
-    rows = states.double()[:, ~np.isnan(absent).any(axis=1)]
+    absent = np.isnan(sample_values(encoding, states[0], picks)[:, gaps]).any(axis=1)
+    rows = states.double()[:, torch.from_numpy(~absent)]
     columns = [encoding.columns[i].unrounded(rows[..., i]).numpy() for i in picks]
     return np.stack(columns, axis=-1)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.data.column import Column
-from diffflow_ext.data.display import content_facts, in_a_line, in_html
+from diffflow_ext.data.display import content_facts, in_a_line, in_html, title_of
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.frames import is_frame
 from diffflow_ext.data.formats.tables import Table
@@ -67,7 +67,7 @@ class LoadedRun:
             curve = self.recipe.curve
             mean = sum(line[curve.name] for line in lines) / len(lines)
             facts[curve.label] = f"{mean:.4g}, mean of the last {len(lines)} lines of the log"
-        title = f"Run of {self.config.name} on {self.record.title}"
+        title = f"Run of {self.config.name} on {title_of(self.record.name)}"
         return in_html(title, facts, self.record.encoding, self.record.conditions)
 
     def _facts(self) -> dict[str, str]:

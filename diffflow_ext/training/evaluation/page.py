@@ -157,7 +157,7 @@ def _facts(run: LoadedRun, checkpoint: Checkpoint, directory: RunDirectory) -> d
     steps, history = run.config.optimiser.steps, run.history()
     facts = {
         "model": run.config.name,
-        "data": run.record.title,
+        "data": title_of(run.record.name),
         "steps": f"{run.step:,}" + ("" if run.step == steps else f" of {steps:,}"),
         "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
     }

@@ -20,7 +20,7 @@ from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.tables import Table
 from diffflow_ext.figures.frames import cloud_frames, image_frame
 from diffflow_ext.figures.histogram import histograms
-from diffflow_ext.figures.panels import INK, SOFTWARE
+from diffflow_ext.figures.panels import SOFTWARE
 from diffflow_ext.figures.points import MAX_CORNER
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import quantise
@@ -116,8 +116,6 @@ def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Curve | No
     axes = figure.axes[0]
     figure.suptitle("")
     _resize(figure)
-    # Where the curve leaves most room, and over the lines of marks.
-    axes.legend(facecolor="white", framealpha=0.9, edgecolor="none", fontsize=9, labelcolor=INK)
     steps, values = (np.asarray(some) for some in axes.lines[0].get_data())
     label = axes.get_ylabel()
     alt = (

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
+from diffflow_ext.data.display import title_of
 from diffflow_ext.data.formats.reading import read_bytes
 from diffflow_ext.figures.axes import Axis
 from diffflow_ext.figures.images import image_grid, image_rows
@@ -199,7 +200,8 @@ def film_of_paths(
     picks = picks_of(op, run, columns, 2)
     dataset = open_run_data(run, data)
     paths = _drawn(op, run, dataset, picks, seed)
-    shown = Paths(*(np.asarray(states)[:, :FILMED] for states in paths[:2]), paths.times)
+    ahead, back = (np.asarray(states)[:, :FILMED] for states in paths[:2])
+    shown = Paths(ahead, back, paths.times)
     return film(shown, path, _title_of_paths(dataset), columns=_axes(dataset, picks))
 
 
@@ -234,7 +236,7 @@ def draw_pictures(
     """Draws all pictures of a run into a folder, given -log p of a Gaussian, in nats."""
     drawn: dict[str, Figure | None] = {"samples": figure_of_samples(dataset, samples)}
     if dataset.is_image:
-        drawn["data"] = image_grid(dataset.test[:IMAGES], f"{dataset.title}: test data")
+        drawn["data"] = image_grid(dataset.test[:IMAGES], f"{title_of(dataset.name)}: test data")
     picks = [] if dataset.encoding is None else [*range(len(dataset.columns))][:2]
     paths = None if len(picks) == 1 else _paths(run, dataset, picks, seed)
     if paths is not None:
@@ -251,11 +253,11 @@ def figure_of_samples(dataset: Dataset, samples: Tensor, columns: Columns = None
     encoding = dataset.encoding
     if encoding is None:
         shown = quantise(samples[:IMAGES])
-        return image_grid(shown, f"{dataset.title}: {len(shown)} samples")
+        return image_grid(shown, f"{title_of(dataset.name)}: {len(shown)} samples")
     picks = chosen("sample_figure", encoding, columns)
-    rows = [sample_values(encoding, x, picks) for x in (_inputs(dataset), samples)]
-    title = f"{dataset.title}: {len(samples):,} samples"
-    return samples_beside_data(*rows, title, columns=sample_axes(encoding, picks))
+    data, drawn = (sample_values(encoding, x, picks) for x in (_inputs(dataset), samples))
+    title = f"{title_of(dataset.name)}: {len(samples):,} samples"
+    return samples_beside_data(data, drawn, title, columns=sample_axes(encoding, picks))
 
 
 def _inputs(dataset: Dataset) -> Tensor:
@@ -282,10 +284,9 @@ def _curve(run: LoadedRun, gaussian: float | None) -> Figure | None:
         marks = [
             (first, f"N = {n}") for (_, before), (first, n) in pairwise(changes) if n != before
         ]
-    return loss_curve(
-        steps, values, title=f"{run.record.title}: training of {run.config.name}", label=label,
-        level=level, marks=marks if len(marks) > 1 else (),
-    )  # fmt: skip
+    title = f"{title_of(run.record.name)}: training of {run.config.name}"
+    marks = marks if len(marks) > 1 else []
+    return loss_curve(steps, values, title=title, label=label, level=level, marks=marks)
 
 
 def _gaussian(run: LoadedRun) -> float | None:
@@ -330,8 +331,8 @@ def _figure_of_paths(dataset: Dataset, paths: Mapping[str, Paths], picks: Sequen
         picks = np.linspace(0, len(np.asarray(times)) - 1, IMAGES_OF_PATH).round().astype(int)
         for label, states in ((FORWARD, forward), (REVERSE, reverse)):
             rows[f"{name}, {label}" if name else label] = torch.as_tensor(states)[picks]
-    return image_rows(rows, f"{dataset.title}: an image and a sample")
+    return image_rows(rows, f"{title_of(dataset.name)}: an image and a sample")
 
 
 def _title_of_paths(dataset: Dataset) -> str:
-    return f"{dataset.title}: forward and reverse process"
+    return f"{title_of(dataset.name)}: forward and reverse process"

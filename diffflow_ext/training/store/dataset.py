@@ -76,7 +76,7 @@ def describe_data(data: Dataset) -> list[str]:
     else:
         names = data.encoding.names
         what = f"rows, {len(names)} column{'s' * (len(names) > 1)}: {listed(names)}"
-    lines = [f"{data.title}: {sum(sizes):,} {what}"]
+    lines = [f"{title_of(data.name)}: {sum(sizes):,} {what}"]
     lines.append("split: {:,} training, {:,} validation, {:,} test".format(*sizes))
     if data.encoding is not None:
         lines += _kinds(data.encoding)
@@ -139,11 +139,6 @@ class DatasetRecord:
         given = values.get("conditions")
         conditions = None if given is None else Conditions.from_meta(given)
         return cls(values["name"], encoding, values["fingerprint"], shape, conditions)
-
-    @property
-    def title(self) -> str:
-        """The name for titles; see `Dataset.title`."""
-        return title_of(self.name)
 
     @property
     def is_image(self) -> bool:
