@@ -54,7 +54,7 @@ ORDER: dict[str, str] = {
     "likelihood": "images bounds variational ode",
     "models": """
         state denoising reverse predictors chain_steps pair diffflow dinof ddpm learned_forward
-        nfdm_terms nfdm_parts nfdm
+        nfdm_terms nfdm_parts nfdm ode_sampler
     """,
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.cells
