@@ -133,6 +133,7 @@ def _ends(model: Model, grid: TimeGrid | int) -> tuple[list[float], float, float
     alpha = 1.0
     if isinstance(model, DiffFlowSDE):
         check_grid(op, grid)
+        assert isinstance(grid, TimeGrid)
         times, prior = grid, model.prior or prior
     elif isinstance(model, DiNof):
         times = time_grid(op, grid, model.t_min, model.t_cutoff, model.process.ode_power)
