@@ -23,11 +23,11 @@ class TensorBoardLogger(Callback):
 
     def __init__(self) -> None:
         self._module = _library("tensorboard", "torch.utils.tensorboard")
-        self._writer: Any = None
 
     def on_start(self, config: Config, out: Path, step: int) -> None:
         """Keeps what the first line needs: the folder may be cleared before."""
         self._folder, self._values, self._step = RunDirectory(out).events, to_record(config), step
+        self._writer: Any = None
 
     def on_log(self, line: dict[str, float]) -> None:
         """Writes a scalar for each number."""
@@ -56,34 +56,50 @@ class TensorBoardLogger(Callback):
 class _Remembered(Callback):
     """A series in a service: RUN/log_to.json has its id and last step, for resumed sessions.
 
-    Steps that a killed session has logged and that are taken again are not logged again.
+    Steps that are there and are taken again, after a kill or an error, aren't logged again.
     """
 
     name: ClassVar[str]
+    _id: str | None
+    #: The last step that the service has.
+    _last: int
 
     def on_start(self, config: Config, out: Path, step: int) -> None:
         """Begins a series, or goes on with that of the run."""
-        self._file = RunDirectory(out).log_to
-        self._known = _read(self._file) if step else {}
-        known = self._known.get(self.name, {})
-        self._last = known.get("step", 0)
-        self._id = self._open(out.resolve().name, to_record(config), known.get("id"))
+        self._file, self._noted = RunDirectory(out).log_to, False
+        self._series = _read(self._file) if step else {}
+        known = self._series.get(self.name, {})
+        self._id, self._last = known.get("id"), known.get("step", 0)
+        self._open(out.resolve().name, to_record(config))
 
     def on_log(self, line: dict[str, float]) -> None:
         """Sends the numbers of a step that is new."""
         step, numbers = _split(line)
-        if step <= self._last:
-            return
-        self._send(step, numbers)
-        self._last = step
-        self._known[self.name] = {"id": self._id, "step": step}
-        replace_text(self._file, json.dumps(self._known) + "\n", sync=False)
+        if not self._noted:
+            self._note()
+        if step > self._last:
+            self._send(step, numbers)
+            self._last = step
 
-    def _open(self, title: str, values: dict[str, Any], known: str | None) -> str:
-        """Begins or goes on with a series; returns its id."""
+    def on_end(self, error: BaseException | None) -> None:
+        """Ends the session there; what it has logged is there for certain only then."""
+        self._close(error)
+        if self._noted:
+            self._note()
+
+    def _note(self) -> None:
+        self._series[self.name] = {"id": self._id, "step": self._last}
+        replace_text(self._file, json.dumps(self._series) + "\n")
+        self._noted = True
+
+    def _open(self, title: str, values: dict[str, Any]) -> None:
+        """Goes on with the series of an id, or begins one and sets its id."""
         raise NotImplementedError
 
     def _send(self, step: int, numbers: dict[str, float]) -> None:
+        raise NotImplementedError
+
+    def _close(self, error: BaseException | None) -> None:
         raise NotImplementedError
 
 
@@ -95,24 +111,24 @@ class WandbLogger(_Remembered):
     def __init__(self) -> None:
         self._module = _library("wandb", "wandb")
 
-    def _open(self, title: str, values: dict[str, Any], known: str | None) -> str:
+    def _open(self, title: str, values: dict[str, Any]) -> None:
         self._run = self._module.init(
             project=os.environ.get("WANDB_PROJECT", "diffflow"),
             name=os.environ.get("WANDB_NAME", title),
-            id=known,
+            id=self._id,
             resume="allow",
             # A run of the caller's own stays as it is, and so does the terminal.
             reinit="create_new",
             settings=self._module.Settings(console="off"),
         )
         self._run.config.update(values, allow_val_change=True)
-        return self._run.id
+        # What a killed session has sent; offline that is not known.
+        self._id, self._last = self._run.id, max(self._last, self._run.starting_step - 1)
 
     def _send(self, step: int, numbers: dict[str, float]) -> None:
         self._run.log(numbers, step=step)
 
-    def on_end(self, error: BaseException | None) -> None:
-        """Ends the run there, and waits until all is sent or written."""
+    def _close(self, error: BaseException | None) -> None:
         self._run.finish(exit_code=0 if error is None else 1)
 
 
@@ -126,27 +142,27 @@ class MLflowLogger(_Remembered):
         if "sql" in self._module.get_tracking_uri().partition(":")[0]:
             _library("mlflow", "sqlalchemy")
 
-    def _open(self, title: str, values: dict[str, Any], known: str | None) -> str:
+    def _open(self, title: str, values: dict[str, Any]) -> None:
         self._client = self._module.MlflowClient()
-        if known is not None:
-            self._client.update_run(known, status="RUNNING")
-            return known
+        if self._id is not None:
+            self._client.update_run(self._id, status="RUNNING")
+            history = self._client.get_metric_history(self._id, "elapsed")
+            self._last = max((metric.step for metric in history), default=0)
+            return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "diffflow")
         found = self._client.get_experiment_by_name(name)
         place = found.experiment_id if found else self._client.create_experiment(name)
-        run = self._client.create_run(place, run_name=title).info.run_id
+        self._id = self._client.create_run(place, run_name=title).info.run_id
         parameter = self._module.entities.Param
         parameters = [parameter(name, str(value)) for name, value in values.items()]
-        self._client.log_batch(run, params=parameters)
-        return run
+        self._client.log_batch(self._id, params=parameters)
 
     def _send(self, step: int, numbers: dict[str, float]) -> None:
         now, metric = round(1000 * time.time()), self._module.entities.Metric
         metrics = [metric(name, value, now, step) for name, value in numbers.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
-    def on_end(self, error: BaseException | None) -> None:
-        """Sets the status of the run there."""
+    def _close(self, error: BaseException | None) -> None:
         ended = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
         self._client.set_terminated(self._id, "FINISHED" if error is None else ended)
 

@@ -239,16 +239,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def replace_text(path: Path, text: str, *, sync: bool = True) -> None:
-    """Replaces a text file atomically; with `sync` it is on the disk before the old one goes."""
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a text file atomically."""
     aside = _aside(path)
     # What is left there is not followed: it may be a link.
     aside.unlink(missing_ok=True)
     with aside.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        if sync:
-            os.fsync(file.fileno())
+        os.fsync(file.fileno())
     os.replace(aside, path)
 
 
