@@ -116,7 +116,7 @@ class WandbLogger(_Remembered):
             project=os.environ.get("WANDB_PROJECT", "diffflow"),
             name=os.environ.get("WANDB_NAME", title),
             id=self._id,
-            resume="allow",
+            resume=None if self._id is None else "allow",
             # A run of the caller's own stays as it is, and so does the terminal.
             reinit="create_new",
             settings=self._module.Settings(console="off"),
