@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from logged_series import mlflow_series, tensorboard_series, wandb_series
 from loop_cases import STEPS, small_config
-from training_runs import TIMING, train_until_killed
+from training_runs import TIMING, outcome, train_until_killed
 
 from diffflow_ext.cli import main
 from diffflow_ext.training import Config, train
@@ -78,12 +78,15 @@ def test_a_killed_run_goes_on_with_its_series(config: Config, tmp_path: Path, na
 def test_a_new_run_in_the_folder_has_a_new_series(
     config: Config, tmp_path: Path, name: str
 ) -> None:
+    """And it has the same bits, logged or not."""
     pytest.importorskip(name)
     run = tmp_path / "run"
-    train(config.replaced(log_to=name, log_every=5), run)
+    train(config.replaced(log_to=name), run)
+    trained = outcome(run)
     if name == "tensorboard":
         (run / "tensorboard" / "events.out.tfevents.1.mine").write_bytes(b"")
         train(config, run, overwrite=True)
+        assert outcome(run) == trained
         assert [path.name for path in (run / "tensorboard").iterdir()] == [
             "events.out.tfevents.1.mine"
         ]
@@ -94,6 +97,7 @@ def test_a_new_run_in_the_folder_has_a_new_series(
     assert known(run, name)["id"] != old["id"]
     train(config, run, overwrite=True)
     assert not (run / "log_to.json").exists()
+    assert outcome(run) == trained
 
 
 def test_mlflow_knows_how_a_run_has_ended(config: Config, tmp_path: Path) -> None:
