@@ -52,8 +52,8 @@ def logged(run: Path, name: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_killed_run_goes_on_with_its_series(config: Config, tmp_path: Path, name: str) -> None:
-    """The session is killed at step 7 and goes on from 4, so step 6 is taken twice."""
+def test_a_resumed_run_goes_on_with_its_series(config: Config, tmp_path: Path, name: str) -> None:
+    """The session fails at step 7, and the next one goes on from 4: step 6 is taken twice."""
     pytest.importorskip(name)
     run = tmp_path / "run"
     train_until_killed(config.replaced(log_to=name), run, 7)
