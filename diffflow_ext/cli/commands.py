@@ -27,6 +27,7 @@ from diffflow_ext.training.evaluation.run_data import open_run_data, rows_of_run
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
 from diffflow_ext.training.evaluation.sampling import MAX_SAMPLES
 from diffflow_ext.training.evaluation.scoring import pick_estimator
+from diffflow_ext.training.loop.callbacks import CallbackError
 from diffflow_ext.training.loop.session import Interrupted
 from diffflow_ext.training.loop.step import TrainingError
 from diffflow_ext.training.parallel.distributed import ProcessError, is_first, joined
@@ -72,7 +73,7 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, ProcessError):
         time.sleep(SECONDS_BEHIND)
         return 1
-    if isinstance(error, TrainingError):
+    if isinstance(error, (TrainingError, CallbackError)):
         return 1
     if _out_of_memory(error):
         return 1

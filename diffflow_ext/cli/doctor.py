@@ -40,6 +40,9 @@ OPTIONAL = {
     "zuko": ("spline flows", "flows"),
     "normflows": ("Glow", "flows"),
     "torchdiffeq": ("the adaptive solver and FFJORD", "flows"),
+    "tensorboard": ("--log-to tensorboard", "tensorboard"),
+    "wandb": ("--log-to wandb", "wandb"),
+    "mlflow-skinny": ("--log-to mlflow", "mlflow"),
 }
 
 #: Largest relative difference of two engines' losses: some dozens of float32 roundings.

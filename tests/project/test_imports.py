@@ -74,8 +74,8 @@ ORDER: dict[str, str] = {
         recipes.contexts recipes.base recipes.networks recipes.paths recipes.diffflow
         recipes.dinof recipes.ddpm recipes.nfdm recipes.flows recipes.build
         parallel.device parallel.distributed parallel.sharding parallel.progress
-        loop.batches loop.session loop.state loop.diagnosis loop.captured
-        loop.step loop.starting loop.trainer loop.train
+        loop.callbacks loop.loggers loop.batches loop.session loop.state loop.diagnosis
+        loop.captured loop.step loop.starting loop.trainer loop.train
         evaluation.sampling evaluation.scoring evaluation.given evaluation.sample_file
         evaluation.imputation evaluation.filling evaluation.loaded_run evaluation.run_data
         evaluation.likelihoods evaluation.quality evaluation.pictures evaluation.report
