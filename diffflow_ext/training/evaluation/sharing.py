@@ -32,6 +32,8 @@ from .hub import download, push
 from .report import MAX_EVALUATION_BYTES, with_nans
 
 R = TypeVar("R", bound="Shareable")
+#: Errors of numbers that aren't there, or are no numbers.
+_MALFORMED = (LookupError, TypeError, AttributeError)
 
 
 class Shareable:
@@ -73,7 +75,7 @@ class Shareable:
             card = model_card(
                 config, record, self.step, parameters, evaluation, license, description
             )
-        except (LookupError, TypeError, AttributeError) as error:
+        except _MALFORMED as error:
             raise _no_evaluation(self.folder) from error
         target = RunDirectory(folder)
         with explained(target.root):
@@ -170,7 +172,7 @@ class Shareable:
             if found["step"] != self.step:
                 return None
             return {**found, "data": _last_part(found["data"])}
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (*_MALFORMED, ValueError, RecursionError) as error:
             raise _no_evaluation(self.folder) from error
 
 
