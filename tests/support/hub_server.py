@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -38,7 +39,7 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(patch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def serving(patch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
     """A hub to which huggingface_hub speaks, with a token, and without Xet storage."""
     from huggingface_hub import constants
 
@@ -48,8 +49,8 @@ def serving(patch: pytest.MonkeyPatch) -> Iterator[Hub]:
         patch.setattr(constants, "ENDPOINT", hub.address)
         template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True, raising=False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setenv("HF_TOKEN", "hf_of_a_test")
         yield hub
         hub.shutdown()
@@ -128,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repository(self, name: str, tree: bool) -> None:
         if name not in self.server.repositories:
-            self._answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+            self._answer({"error": "Repository not found"}, 404, "RepoNotFound")
             return
         files = self.server.repositories[name]
         rows = [
@@ -142,14 +143,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(rows if tree else whole)
 
     def _file(self, files: Files, path: str) -> None:
-        commit = {"X-Repo-Commit": _commit_of(files)}
         if path not in files:
-            self._answer({}, 404, {"X-Error-Code": "EntryNotFound", **commit})
+            self._answer({}, 404, "EntryNotFound")
             return
-        self._send(files[path], 200, {"ETag": f'"{_blob(files[path])}"', **commit})
+        tag = f'"{_blob(files[path])}"'
+        self._send(files[path], 200, {"ETag": tag, "X-Repo-Commit": _commit_of(files)})
 
-    def _answer(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        headers = {"Content-Type": "application/json", **(headers or {})}
+    def _answer(self, value: Any, status: int = 200, error: str = "") -> None:
+        headers = {"Content-Type": "application/json", "X-Error-Code": error}
         self._send(json.dumps(value).encode(), status, headers)
 
     def _send(self, data: bytes, status: int, headers: dict[str, str]) -> None:

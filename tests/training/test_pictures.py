@@ -26,7 +26,8 @@ from diffflow_ext.training import (
     sample_figure,
     train,
 )
-from diffflow_ext.training.evaluation.loaded_run import read_run, run_of
+from diffflow_ext.training.evaluation.loaded_run import run_of
+from diffflow_ext.training.store.runs import read_run
 
 RNG = np.random.default_rng(0)
 FRAME = pd.DataFrame(

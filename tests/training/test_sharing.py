@@ -1,4 +1,4 @@
-"""Runs that are given to others: what they hold, that they are the same, and what they don't tell."""
+"""Runs that are given to others: the same to the bit, and what they hold and don't tell."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from diffflow_ext.data.display import MOST_ROWS
@@ -29,10 +29,14 @@ PAPERS = {
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 GIVEN_AWAY = """\
-These files hold no row of the data. They do hold their name and shape; for each column its name and what scales it,
-which are its mean and deviation or its bounds, and the smallest and the largest value in training; the values of each
-category, with their shares; the names of classes; and a hash by which the same data are recognised. A model may also
-have learned single rows by heart, and then samples come close to them."""
+These files hold no row of the data. They do hold their name and shape; for each column its name
+and what scales it, which are its mean and deviation or its bounds, and the smallest and the
+largest value in training; the values of each category, with their shares; the names of classes;
+and a hash by which the same data are recognised. A model may also have learned single rows by
+heart, and then samples come close to them."""
+NOT_EVALUATED = (
+    "It has not been evaluated. `diffflow evaluate FOLDER --out RESULTS` does so, given the data."
+)
 USE = """\
 ```python
 from diffflow_ext.training import LoadedRun
@@ -41,10 +45,9 @@ run = LoadedRun.from_pretrained(".")  # the folder of these files, or the reposi
 samples = run.sample(1000)
 ```
 
-A name of the Hub needs `pip install 'diffflow_ext[hub]'`. The folder is a run directory: `diffflow sample FOLDER
---out samples.npy` and the other commands take it, too; only training can't go on from it. Weights are in safetensors,
-all else is text, and loading executes nothing."""
-NOT_EVALUATED = "It has not been evaluated. `diffflow evaluate FOLDER --out RESULTS` does so, given the data."
+A name of the Hub needs `pip install 'diffflow_ext[hub]'`. The folder is a run directory:
+`diffflow sample FOLDER --out samples.npy` and the other commands take it, too; only training can't
+go on from it. Weights are in safetensors, all else is text, and loading executes nothing."""
 
 
 def model_card(

@@ -45,7 +45,8 @@ def push(write: Callable[[Path], None], repo_id: str, **options: Any) -> str:
         def _save_pretrained(self, save_directory: Path) -> None:
             write(save_directory)
 
-    return str(Model().push_to_hub(repo_id, **{"delete_patterns": REPLACED, **options}))
+    done = Model().push_to_hub(repo_id, **{"delete_patterns": REPLACED, **options})
+    return str(getattr(done, "commit_url", done))  # Some versions return the commit.
 
 
 def download(

@@ -29,7 +29,7 @@ from ..store.directory import RunDirectory, explained, replace_text
 from ..store.examples import is_example
 from .card import model_card
 from .hub import download, push
-from .report import MAX_EVALUATION_BYTES, with_nans
+from .report import MAX_EVALUATION_BYTES
 
 R = TypeVar("R", bound="Shareable")
 #: Errors of numbers that aren't there, or are no numbers.
