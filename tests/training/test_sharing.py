@@ -155,11 +155,16 @@ def test_an_evaluation_of_another_step_is_left_out(folder: Path, tmp_path: Path)
 def test_a_damaged_copy_is_refused(shared: Path, tmp_path: Path) -> None:
     shutil.copytree(shared, tmp_path / "run")
     step = tmp_path / "run" / "checkpoints" / "step-00000004"
-    respell(step, lambda body: body["files"].pop("ema.safetensors"))
-    with pytest.raises(CheckpointError, match="doesn't fit its configuration"):
+    whole = (step / "manifest.json").read_bytes()
+    respell(step, lambda body: body["files"]["ema.safetensors"]["tensors"].popitem())
+    with pytest.raises(CheckpointError, match="bytes of tensors behind a .*the file is damaged"):
         LoadedRun.from_pretrained(tmp_path / "run")
+    respell(step, lambda body: body.update(files={}))
+    with pytest.raises(CheckpointError, match="not a whole checkpoint: .*ema.safetensors"):
+        LoadedRun.from_pretrained(tmp_path / "run")
+    (step / "manifest.json").write_bytes(whole)
     (step / "ema.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="doesn't fit its configuration"):
+    with pytest.raises(CheckpointError, match="found nothing at .*ema.safetensors"):
         LoadedRun.from_pretrained(tmp_path / "run")
     shutil.rmtree(step)
     with pytest.raises(CheckpointError, match="no checkpoint there"):

@@ -41,7 +41,7 @@ def push(write: Callable[[Path], None], repo_id: str, **options: Any) -> str:
     Options and errors are those of ``huggingface_hub.ModelHubMixin.push_to_hub``.
     """
 
-    class Model(hub_library("push_to_hub").ModelHubMixin, library_name=LIBRARY):
+    class Model(hub_library("push_to_hub").ModelHubMixin):
         def _save_pretrained(self, save_directory: Path) -> None:
             write(save_directory)
 
