@@ -157,14 +157,14 @@ def test_a_damaged_copy_is_refused(shared: Path, tmp_path: Path) -> None:
     step = tmp_path / "run" / "checkpoints" / "step-00000004"
     whole = (step / "manifest.json").read_bytes()
     respell(step, lambda body: body["files"]["ema.safetensors"]["tensors"].popitem())
-    with pytest.raises(CheckpointError, match="bytes of tensors behind a .*the file is damaged"):
+    with pytest.raises(CheckpointError, match=r"bytes of tensors behind a .*the file is damaged"):
         LoadedRun.from_pretrained(tmp_path / "run")
     respell(step, lambda body: body.update(files={}))
-    with pytest.raises(CheckpointError, match="not a whole checkpoint: .*ema.safetensors"):
+    with pytest.raises(CheckpointError, match=r"not a whole checkpoint: .*ema.safetensors"):
         LoadedRun.from_pretrained(tmp_path / "run")
     (step / "manifest.json").write_bytes(whole)
     (step / "ema.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="found nothing at .*ema.safetensors"):
+    with pytest.raises(CheckpointError, match=r"found nothing at .*ema.safetensors"):
         LoadedRun.from_pretrained(tmp_path / "run")
     shutil.rmtree(step)
     with pytest.raises(CheckpointError, match="no checkpoint there"):
