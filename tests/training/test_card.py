@@ -52,8 +52,7 @@ def test_a_license_is_an_identifier(license: Any) -> None:
 def test_what_was_trained_and_how(model: str) -> None:
     text = model_card(configure(model, steps=7), POINTS, 7, 1234, description="Ours, *all*.")
     assert "\n\nOurs, *all*.\n\n" in text
-    assert "Trained for 7 steps by diffflow_ext" in text
-    assert "1,234 numbers" in text
+    assert "Trained for 7 steps; its 1,234 numbers" in text
     assert f'name = "{model}"' in text
     assert "It has not been evaluated." in text
     assert "| y | continuous | from -1 to 2 |" in text

@@ -18,6 +18,7 @@ from .report import format_table, with_nans
 LIBRARY = "diffflow_ext"
 #: What the Hub finds the model by, besides the library, the model and the kind of data.
 TAGS = ("generative-model", "density-estimation")
+#: Where the models are from, at arXiv.
 PAPERS = {
     "diffflow": "2110.07579",
     "dinof": "2309.01274",
@@ -84,8 +85,8 @@ def model_card(
         _header(config, record, license),
         f"# {about.partition(': ')[0].rstrip('.')} of {_plain(record.name)}",
         description.strip(),
-        f"{about}{source} Trained for {step:,} steps by {LIBRARY} {build_info()['version']}; the"
-        f" {parameters:,} numbers are the exponential average of the weights.",
+        f"{about}{source} Trained for {step:,} steps; its {parameters:,} numbers are the exponential"
+        f" average of the weights. Saved by {LIBRARY} {build_info()['version']}.",
         f"## Data\n\n{_data(record)}\n\n{GIVEN_AWAY}",
         f"## Training\n\n{_block(to_toml(config), 'toml')}",
         f"## Evaluation\n\n{numbers}",
