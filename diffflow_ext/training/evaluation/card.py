@@ -85,8 +85,8 @@ def model_card(
         _header(config, record, license),
         f"# {about.partition(': ')[0].rstrip('.')} of {_plain(record.name)}",
         description.strip(),
-        f"{about}{source} Trained for {step:,} steps; its {parameters:,} numbers are the exponential"
-        f" average of the weights. Saved by {LIBRARY} {build_info()['version']}.",
+        f"{about}{source} Trained for {step:,} steps; its {parameters:,} numbers are the"
+        f" exponential average of the weights. Saved by {LIBRARY} {build_info()['version']}.",
         f"## Data\n\n{_data(record)}\n\n{GIVEN_AWAY}",
         f"## Training\n\n{_block(to_toml(config), 'toml')}",
         f"## Evaluation\n\n{numbers}",
