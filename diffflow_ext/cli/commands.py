@@ -34,6 +34,7 @@ from diffflow_ext.training.parallel.distributed import ProcessError, is_first, j
 from diffflow_ext.training.recipes.base import EvaluationSettings
 from diffflow_ext.training.store.checkpoint import CheckpointError
 from diffflow_ext.training.store.dataset import DatasetRecord
+from diffflow_ext.training.store.examples import EXAMPLES
 
 from .doctor import examine
 from .figures import Animate, Compare
@@ -101,7 +102,7 @@ class Sample(Section):
     """Draw samples in the units of the data."""
 
     op: ClassVar[str] = "sample"
-    #: The run directory.
+    #: The run directory, or an example (see: diffflow data list).
     run: RunArgument
     #: A .npy or .csv file; for images .npz or .npy, bytes of shape (n, H, W, C).
     out: Annotated[str, arg(metavar="FILE")]
@@ -150,7 +151,7 @@ class Score(Section):
     """Write log p of each row of a file, or of each image."""
 
     op: ClassVar[str] = "score"
-    #: The run directory.
+    #: The run directory, or an example (see: diffflow data list).
     run: RunArgument
     #: A table with the columns of the run, in any order and others beside them; or images, which
     #: are taken in alphabetical order.
@@ -209,7 +210,7 @@ class Evaluate(Section):
     """Compare a model with held-out data; write RUN/evaluation.json and RUN/figures/."""
 
     op: ClassVar[str] = "evaluate"
-    #: The run directory.
+    #: The run directory, or an example (see: diffflow data list).
     run: RunArgument
     #: Largest number of samples and of data; None takes 10000, for images 1000.
     n: Annotated[Maybe[int], whole(2, MAX_SAMPLES)] = None
@@ -243,9 +244,9 @@ class Evaluate(Section):
 
 @dataclass(frozen=True)
 class DataSets:
-    """List the data sets, or download one."""
+    """List the data sets and the trained runs to try, or download a set."""
 
-    #: list: a set on each line; fetch: download one, checked by SHA-256.
+    #: list: a set on each line, then the runs; fetch: download one, checked by SHA-256.
     action: Annotated[Positional[Literal["list", "fetch"]], arg(metavar="list|fetch")]
     name: Annotated[Positional[Maybe[str]], arg(metavar="[NAME]", help=SETS_TO_FETCH)] = None
     #: Folder for the files; None takes the one in which train looks.
@@ -260,7 +261,7 @@ class DataSets:
             return 0
         sets = describe_sets()
         width = max(map(len, sets))
-        for name, description in sets.items():
+        for name, description in [*sets.items(), *EXAMPLES.items()]:
             print(f"{name.ljust(width)}  {description}")
         return 0
 

@@ -36,6 +36,7 @@ OPTIONAL = {
     "h5py": ("BSDS300", "data"),
     "pyarrow": ("Parquet and Feather", "data"),
     "pooch": ("downloads", "data"),
+    "huggingface_hub": ("sharing runs at the Hub", "hub"),
     "torchmetrics": ("metrics.fid", "fid"),
     "zuko": ("spline flows", "flows"),
     "normflows": ("Glow", "flows"),

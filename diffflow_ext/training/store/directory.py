@@ -24,6 +24,7 @@ from diffflow_ext.data.formats.reading import open_file, read_bytes
 from diffflow_ext.figures.panels import SOFTWARE
 
 from ..config.files import is_configuration
+from .examples import comes_with_package, run_folder
 from .folders import holds_checkpoint, remove_checkpoints, step_directories, sweep
 
 #: Pictures of an evaluation, in RUN/figures.
@@ -35,10 +36,10 @@ MAX_LOG_BYTES = 2**30
 
 
 class RunDirectory:
-    """The paths of a run in the directory `root`."""
+    """The paths of a run in the directory `root`, or of one that comes with the package."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = run_folder(root)
         self.config = self.root / "config.toml"
         self.metrics = self.root / "metrics.jsonl"
         self.checkpoints = self.root / "checkpoints"
@@ -117,7 +118,15 @@ class RunDirectory:
             replace_text(self.evaluation, text)
 
     def make_writable(self) -> None:
-        """Creates the directory, if it is missing; an OSError says that it can't be written to."""
+        """Creates the directory, if it is missing; an OSError says that it can't be written to.
+
+        A ValueError says that it comes with the package.
+        """
+        if comes_with_package(self.root):
+            raise ValueError(
+                f"expected a folder to write to, got {str(self.root)!r}, a run that comes with the"
+                " package; name a folder of yours (--out FOLDER)"
+            )
         self.root.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=self.root).close()
 
