@@ -21,7 +21,7 @@ from diffflow_ext.training.evaluation.evaluate import evaluate
 from diffflow_ext.training.evaluation.extractor import make_extractor
 from diffflow_ext.training.evaluation.given import parse_given
 from diffflow_ext.training.evaluation.loaded_run import load_run
-from diffflow_ext.training.evaluation.pictures import figure_of_samples
+from diffflow_ext.training.evaluation.pictures import figure_of_samples, picks_of
 from diffflow_ext.training.evaluation.report import format_table
 from diffflow_ext.training.evaluation.run_data import open_run_data, rows_of_run, warn_of_doubts
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
@@ -114,6 +114,8 @@ class Sample(Section):
     given: Annotated[Maybe[str], arg(metavar="NAME=VALUE")] = None
     #: Picture of the samples beside the test data.
     figure: Annotated[Maybe[str], arg(metavar="FILE.png")] = None
+    #: Columns of a table in the picture, such as a,b; None takes all, of which five are drawn.
+    columns: Annotated[Maybe[str], arg(metavar="NAMES")] = None
     #: Where the data of the run are now, if they have moved, for the picture.
     data: Annotated[Maybe[str], arg(metavar="PATH")] = None
     #: Replace existing files.
@@ -129,6 +131,9 @@ class Sample(Section):
             check_target(self.out, endings(run.record.encoding), overwrite=self.overwrite)
             if self.figure:
                 check_target(self.figure, SUFFIXES, overwrite=self.overwrite)
+                picks_of("sample", run, self.columns)
+            elif self.columns is not None:
+                raise ValueError("sample: --columns: expected with --figure FILE, which it is of")
             dataset = open_run_data(run, self.data, warn=world.writes) if self.figure else None
             options = self.sampler.options()
             options |= {"seed": self.seed, "world": world}
@@ -141,7 +146,7 @@ class Sample(Section):
             values = values[:, : len(columns)]
         write_samples(self.out, values, columns)
         if self.figure and dataset is not None:
-            save(figure_of_samples(dataset, samples), self.figure)
+            save(figure_of_samples(dataset, samples, self.columns), self.figure)
         print(f"{self.out}: {self.n} samples of {_contents(run.record)}{_said(run.record)}")
         return 0
 

@@ -67,7 +67,7 @@ ORDER: dict[str, str] = {
         points distances frechet two_sample manifolds floor
         features.digits features.files
     """,
-    "figures": "panels points paths images",
+    "figures": "panels axes points paths images",
     "training": """
         config.rules config.sections config.fields config.files config.defaults config.schedules
         store.folders store.examples store.directory store.checkpoint store.runs store.saver
@@ -80,7 +80,7 @@ ORDER: dict[str, str] = {
         evaluation.sampling evaluation.scoring evaluation.given evaluation.sample_file
         evaluation.imputation evaluation.filling evaluation.report evaluation.card evaluation.hub
         evaluation.sharing evaluation.loaded_run evaluation.run_data
-        evaluation.likelihoods evaluation.quality evaluation.pictures
+        evaluation.likelihoods evaluation.quality evaluation.axes evaluation.pictures
         evaluation.extractor evaluation.evaluate
     """,
     "cli": "output flags doctor training figures impute commands program",

@@ -114,7 +114,7 @@ def evaluate(
         warn_of_few(limit, dataset)
     target.write_evaluation(spell(result))
     if figures:
-        _draw(target, loaded, dataset, samples, seed)
+        _draw(target, loaded, dataset, samples, seed, result.get("gaussian_nll"))
     return result
 
 
@@ -126,11 +126,16 @@ def _default_counts(run: LoadedRun) -> tuple[int, int]:
 
 
 def _draw(
-    target: RunDirectory, run: LoadedRun, dataset: Dataset, samples: Tensor, seed: int
+    target: RunDirectory,
+    run: LoadedRun,
+    dataset: Dataset,
+    samples: Tensor,
+    seed: int,
+    gaussian: float | None,
 ) -> None:
     """Draws pictures, or warns that the library is missing: the numbers are written already."""
     try:
-        draw_pictures(target.figures, run, dataset, samples, seed)
+        draw_pictures(target.figures, run, dataset, samples, seed, gaussian)
     except ImportError as error:
         warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=3)
 

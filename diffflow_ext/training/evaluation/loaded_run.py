@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.data.column import Column
-from diffflow_ext.data.display import content_facts, in_a_line, in_html
+from diffflow_ext.data.display import content_facts, in_a_line, in_html, title_of
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.frames import is_frame
 from diffflow_ext.data.formats.tables import Table
@@ -63,12 +63,12 @@ class LoadedRun(Shareable):
         """Returns a table for notebooks."""
         facts = self._facts()
         facts["parameters"] = f"{sum(p.numel() for p in self.model.parameters()):,}"
-        lines = [line for line in self.history() if self.recipe.curve[0] in line][-LAST:]
+        lines = [line for line in self.history() if self.recipe.curve.name in line][-LAST:]
         if lines:
-            name, label = self.recipe.curve
-            mean = sum(line[name] for line in lines) / len(lines)
-            facts[label] = f"{mean:.4g}, mean of the last {len(lines)} lines of the log"
-        title = f"Run of {self.config.name} on {self.record.name}"
+            curve = self.recipe.curve
+            mean = sum(line[curve.name] for line in lines) / len(lines)
+            facts[curve.label] = f"{mean:.4g}, mean of the last {len(lines)} lines of the log"
+        title = f"Run of {self.config.name} on {title_of(self.record.name)}"
         return in_html(title, facts, self.record.encoding, self.record.conditions)
 
     @classmethod

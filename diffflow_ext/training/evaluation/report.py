@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffflow_ext.data.display import title_of
+
 #: Larger files are no evaluations and are not read.
 MAX_EVALUATION_BYTES = 2**20
 #: Measures of samples in the order of the table, with their titles.
@@ -64,9 +66,8 @@ def _head(r: Mapping[str, Any]) -> str:
     steps = "" if r["num_steps"] is None else f", N = {r['num_steps']}"
     options = "".join(f", {name} {value}" for name, value in r["sampler"].items())
     compared = f", n = {r['n']}" if r["n"] else ""
-    return (
-        f"{r['data']}, {r['model']}, step {r['step']}{steps}{options}{compared}, seed {r['seed']}"
-    )
+    run = f"{title_of(r['data'])}, {r['model']}, step {r['step']}"
+    return f"{run}{steps}{options}{compared}, seed {r['seed']}"
 
 
 def _likelihood(r: Mapping[str, Any], name: str, title: str) -> list[Row]:

@@ -237,7 +237,7 @@ class Trainer:
         speed = f"{line['samples_per_second']:.0f} samples/s"
         if "loss" not in line:
             return f"{line['skipped']:.0f} steps skipped, {speed}"
-        name = self.recipe.curve[0]
+        name = self.recipe.curve.name
         reading = "" if name == "loss" else f"{name} {line[name]:.3f} nats, "
         return f"loss {line['loss']:.3f}, {reading}{speed}"
 
