@@ -30,7 +30,7 @@ class Compare(Section):
     """
 
     op: ClassVar[str] = "compare"
-    #: Run directories.
+    #: Run directories, or examples (see: diffflow data list).
     runs: Annotated[Positional[tuple[str, ...]], SOME, arg(metavar="RUN [RUN ...]")]
     #: A .png, .pdf or .svg file.
     out: Annotated[str, arg(metavar="FILE")]
@@ -59,7 +59,8 @@ class Animate(Section):
     """Write a film of both processes of a run."""
 
     op: ClassVar[str] = "animate"
-    #: The run directory, of points or a table with two columns or more.
+    #: The run directory, of points or a table with two columns or more, or an example (see:
+    #: diffflow data list).
     run: RunArgument
     #: A .gif file, or .mp4, which needs ffmpeg.
     out: Annotated[str, arg(metavar="FILE")]

@@ -25,7 +25,7 @@ COMMANDS = {
     "compare": "Draw both processes of runs of the same data, one below the other.",
     "animate": "Write a film of both processes of a run.",
     "report": "Write a page about a run: its curve, samples, log p, evaluation and configuration.",
-    "data": "List the data sets, or download one.",
+    "data": "List the data sets and the trained runs to try, or download a set.",
     "extractor": "Train a classifier on labelled images; its features compare samples with data.",
     "doctor": "Show what this installation has, and check it.",
 }

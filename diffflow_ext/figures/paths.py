@@ -19,6 +19,7 @@ from .panels import (
     Box,
     checked_path,
     cloud,
+    coloured,
     finite_array,
     new_figure,
     plain,
@@ -44,8 +45,8 @@ FILMS = (".gif", ".mp4")
 FRAMES, STILL, FRAMES_PER_SECOND = 45, 10, 12.5
 #: Small, so that texts are large: films are looked at on phones too.
 FILM_INCHES, FILM_DPI = (5.4, 3.5), 130
-#: Of a GIF file.
-COLOURS, NEARLY_WHITE = 64, 244
+#: Of a GIF file, which has 3 HUES + GREYS colours.
+HUES, GREYS = 15, 18
 
 
 class Paths(NamedTuple):
@@ -222,13 +223,11 @@ def _gif_writer() -> type[Any]:
 
     class Writer(animation.PillowWriter):
         def finish(self) -> None:
-            frames = [frame.convert("RGB") for frame in self._frames]
-            palette = frames[0].quantize(COLOURS, dither=image.Dither.NONE)
-            levels = np.array(palette.getpalette()).reshape(-1, 3)
-            levels[levels.min(axis=1) > NEARLY_WHITE] = 255  # As paper is.
-            palette.putpalette(levels.flatten().tolist())
+            palette = image.new("P", (1, 1))
+            palette.putpalette(_palette().flatten().tolist())
             first, *others = [
-                frame.quantize(palette=palette, dither=image.Dither.NONE) for frame in frames
+                frame.convert("RGB").quantize(palette=palette, dither=image.Dither.NONE)
+                for frame in self._frames
             ]
             first.save(
                 self.outfile, save_all=True, append_images=others, optimize=True,
@@ -236,6 +235,15 @@ def _gif_writer() -> type[Any]:
             )  # fmt: skip
 
     return Writer
+
+
+def _palette() -> NDArray[np.uint8]:
+    """Returns the colours of a film: of dots and of texts, and both on their way to white."""
+    dots = coloured(np.linspace(0.0, 1.0, HUES, endpoint=False))[:, :3]
+    ink = np.array([int(INK[i : i + 2], 16) / 255.0 for i in (1, 3, 5)])
+    parts = [1.0 - share * (1.0 - dots) for share in (1.0, 0.65, 0.3)]
+    parts.append(1.0 - np.linspace(0.0, 1.0, GREYS)[:, None] * (1.0 - ink))
+    return np.round(255.0 * np.concatenate(parts)).astype(np.uint8)
 
 
 def _checked(op: str, paths: Paths, axes: Sequence[Axis]) -> tuple[Array, Array, Array]:

@@ -14,8 +14,9 @@ from checkpoint_cases import FILES, respell
 from loop_cases import small_config
 
 from diffflow_ext.training import CheckpointError, load_run, train
-from diffflow_ext.training.evaluation.loaded_run import read_run, run_of
+from diffflow_ext.training.evaluation.loaded_run import run_of
 from diffflow_ext.training.store.checkpoint import load_checkpoint, step_directories
+from diffflow_ext.training.store.runs import read_run
 
 
 @pytest.fixture

@@ -26,7 +26,8 @@ from diffflow_ext.training import (
     sample_figure,
     train,
 )
-from diffflow_ext.training.evaluation.loaded_run import read_run, run_of
+from diffflow_ext.training.evaluation.loaded_run import run_of
+from diffflow_ext.training.store.runs import read_run
 
 RNG = np.random.default_rng(0)
 FRAME = pd.DataFrame(
@@ -127,7 +128,7 @@ def test_data_in_memory_and_conditions(tmp_path: Path) -> None:
     train(config, tmp_path / "run", data=frame, progress=False)
     run = load_run(tmp_path / "run")
     assert "7 samples" in sample_figure(run, frame, n=7).get_suptitle()
-    with pytest.raises(FileNotFoundError, match="data of the run, which were in memory"):
+    with pytest.raises(FileNotFoundError, match="which does not name them: they were in memory"):
         sample_figure(run)
     assert len(path_figure(run, frame).axes) == 2 * 5  # Times 0 to 4 of the chain.
     assert "bound" not in loss_figure(run).axes[0].get_ylabel()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import platform
 import shlex
 import time
@@ -31,15 +30,13 @@ from ..config.defaults import changed_fields
 from ..config.fields import SECTIONS
 from ..store.checkpoint import Checkpoint
 from ..store.directory import RunDirectory
-from .evaluate import MAX_EVALUATION_BYTES
-from .loaded_run import LoadedRun, read_run, run_of
+from ..store.runs import read_run
+from .loaded_run import LoadedRun, run_of
 from .page_pictures import SHOWN_IMAGES, curve_of, densities_of, samples_pictures, slider_of
-from .report import settings_of, table_notes, table_rows
+from .report import MAX_EVALUATION_BYTES, settings_of, table_notes, table_rows, with_nans
 from .run_data import open_run_data, samples_like_test
 
 SAMPLES = 5000
-#: Numbers of an evaluation that may be absent; null stands for one that isn't finite elsewhere.
-MAY_LACK = ("gaussian_nll", "entropy", "num_steps", "_minus_gaussian", "_spread", "_ratio")
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,9 @@ def report_page(path: str | Path, data: Any = None, device: str = "auto") -> str
         ValueError: If there is no run, its data have changed, or they aren't there.
         CheckpointError: If it has no whole checkpoint.
     """
-    checkpoint = read_run(path)
-    run = replace(run_of(checkpoint, device, path), folder=Path(path).absolute())
-    dataset, directory = open_run_data(run, data), RunDirectory(path)
+    checkpoint, directory = read_run(path), RunDirectory(path)
+    run = replace(run_of(checkpoint, device, path), folder=directory.root.absolute())
+    dataset = open_run_data(run, data)
     numbers, name = _read_evaluation(directory), directory.root.resolve().name
     return _template().render(
         name=name,
@@ -165,9 +162,11 @@ def _facts(run: LoadedRun, checkpoint: Checkpoint, directory: RunDirectory) -> d
         facts["training"] = _duration(seconds)
     manifest = directory.checkpoints / f"step-{run.step:08d}" / "manifest.json"
     if manifest.exists():
-        facts["saved"] = time.strftime("%d %b %Y", time.gmtime(manifest.stat().st_mtime))
+        facts["date of its file"] = time.strftime(
+            "%d %b %Y", time.gmtime(manifest.stat().st_mtime)
+        )
     if package := checkpoint.meta.get("package"):
-        facts["trained with"] = f"diffflow_ext {package}"
+        facts["saved by"] = f"diffflow_ext {package}"
     return facts
 
 
@@ -184,10 +183,7 @@ def _read_evaluation(directory: RunDirectory) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(read_bytes("report", directory.evaluation, MAX_EVALUATION_BYTES))
-        numbers = {
-            name: math.nan if value is None and not name.endswith(MAY_LACK) else value
-            for name, value in found.items()
-        }
+        numbers = with_nans(found)
         _evaluation(numbers, 0)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffflow_ext.data.display import title_of
 
+#: Larger files are no evaluations and are not read.
+MAX_EVALUATION_BYTES = 2**20
 #: Measures of samples in the order of the table, with their titles.
 MEASURES = {
     "energy_distance": "energy distance",
@@ -36,6 +39,16 @@ NOTES = [
 ]
 
 Row = tuple[str, str, str, str]
+
+
+def with_nans(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the numbers of an evaluation.json, with NaN for null where that isn't finite."""
+    likely = [*MEASURES, *result["estimators"]]
+    gone = [name for name, value in result.items() if value is None]
+    gone = [name for name in gone if name.startswith(tuple(likely))]
+    return dict(result) | {
+        name: math.nan for name in gone if not name.endswith(("_spread", "_ratio"))
+    }
 
 
 def format_table(result: Mapping[str, Any]) -> str:
