@@ -87,13 +87,15 @@ def fewer(steps: str) -> str:
 
 
 def shorter(words: list[str]) -> list[str]:
-    """Returns a command with short trainings, and few samples and data where there are many."""
+    """Returns a command with short trainings, small U-Nets, few samples and few data."""
     words = list(words)
     for flag, value in (("--steps", fewer), ("--n", lambda n: str(min(int(n), 60)))):
         for at in [i for i, word in enumerate(words) if word == flag]:
             words[at + 1] = value(words[at + 1])
     if words[0] == "train" and not {"--steps", "--resume", "--dry-run"} & {*words}:
         words += ["--steps", "5"]
+    if words[0] == "train" and "--image-size" in words:
+        words += ["--unet-base", "8", "--unet-blocks", "1", "--batch-size", "8"]
     if words[0] == "evaluate":
         words += [] if "--n" in words else ["--n", "60"]
         words += ["--ode-n", "4"]
