@@ -73,9 +73,9 @@ def test_trainings_are_shorter_and_nothing_else() -> None:
     assert snippets.shorter(train)[4:7] == ["8", "--num-steps", "100"]
     assert snippets.shorter(["train", "moons"])[2:] == ["--steps", "5"]
     assert snippets.shorter(["train", "--resume"]) == ["train", "--resume"]
-    code = "train(configure(steps=2000, num_steps=500)); steps = 1000; range(200); range(20)"
+    code = "train(configure(steps=20_000, num_steps=500)); steps = 1000; range(200); range(20)"
     assert snippets.shorter_python(code) == (
-        "train(configure(steps=5, num_steps=500)); steps = 5; range(5); range(20)"
+        "train(configure(steps=8, num_steps=500)); steps = 5; range(5); range(20)"
     )
 
 

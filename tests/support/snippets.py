@@ -14,7 +14,11 @@ from torch.distributed.run import get_args_parser
 
 from diffflow_ext.cli import main
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: Pages that are made of notebooks run as notebooks.
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "notebooks"),
+]
 #: What a block may be. Only the first two are run; a file of settings is written if it has a name.
 LANGUAGES = {"sh", "python", "toml", "text", "bibtex"}
 #: Beginnings of commands that are not run here, and why.
@@ -104,8 +108,8 @@ def shorter(words: list[str]) -> list[str]:
 
 def shorter_python(code: str) -> str:
     """Returns Python with short trainings."""
-    code = re.sub(r"(?<=\bsteps=)\d{3,}|(?<=\bsteps = )\d{3,}", lambda m: fewer(m[0]), code)
-    return re.sub(r"(?<=\brange\()\d{3,}(?=\))", lambda m: fewer(m[0]), code)
+    numbers = r"(?<=\bsteps=)[\d_]{3,}|(?<=\bsteps = )[\d_]{3,}|(?<=\brange\()[\d_]{3,}(?=\))"
+    return re.sub(numbers, lambda match: fewer(match[0]), code)
 
 
 def run_command(words: list[str]) -> None:
