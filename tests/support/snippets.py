@@ -102,7 +102,7 @@ def shorter(words: list[str]) -> list[str]:
         words += ["--unet-base", "8", "--unet-blocks", "1", "--batch-size", "8"]
     if words[0] == "evaluate":
         words += [] if "--n" in words else ["--n", "60"]
-        words += ["--ode-n", "4"]
+        words += ["--ode-n", "2"]
     return words
 
 
