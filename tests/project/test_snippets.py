@@ -28,6 +28,7 @@ WITH_SNIPPETS = [
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in, with a small set of the name of MNIST."""
     page_files.mnist(tmp_path / "home")
+    page_files.no_network(monkeypatch)
     monkeypatch.setenv("DIFFFLOW_DATA", str(tmp_path / "home"))
     (tmp_path / "here" / "runs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from data_files import idx, picture
 from torch import Tensor, nn
 
-from diffflow_ext.training import configure, load_run, train
+from diffflow_ext.training import LoadedRun, configure, load_run, train
 
 Names = dict[str, Any]
 
@@ -44,11 +45,13 @@ def gaps_and_digits() -> Names:
 
 
 def board() -> Names:
-    """Rows like those of checkerboard, some with gaps."""
+    """Rows like those of checkerboard, some with gaps, and a run of a table."""
     rows = pd.DataFrame(np.random.default_rng(0).uniform(-1, 1, (8, 2)), columns=["x1", "x2"])
     rows.to_csv("rows.csv", index=False)
     rows.loc[:2, "x1"] = np.nan
     rows.to_csv("gaps.csv", index=False)
+    table_of_diamonds()
+    train(configure("diffflow", data="diamonds.csv", steps=5), "runs/table")
     return {}
 
 
@@ -103,6 +106,17 @@ def mnist(home: Path) -> None:
         labels = np.arange(count) % 10
         (home / "mnist" / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
         (home / "mnist" / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+
+
+def no_network(patch: pytest.MonkeyPatch) -> None:
+    """Keeps what pages send to services in this folder, where they find it again."""
+
+    def push_to_hub(run: LoadedRun, repo_id: str, *, private: bool, **options: Any) -> str:
+        run.save_pretrained(repo_id, **options)
+        return repo_id
+
+    patch.setattr(LoadedRun, "push_to_hub", push_to_hub)
+    patch.setenv("WANDB_MODE", "offline")
 
 
 #: Pages in docs/ that assume something, and README.md.
