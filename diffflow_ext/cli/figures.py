@@ -24,10 +24,7 @@ SOME = Rule("one run directory or more", lambda runs: len(runs) > 0)
 
 @dataclass(frozen=True)
 class Compare(Section):
-    """Draw both processes of runs of the same data, one below the other.
-
-    Models with a process in time have one: all but flow.
-    """
+    """Draw both processes of runs of the same data, one below the other."""
 
     op: ClassVar[str] = "compare"
     #: Run directories, or examples (see: diffflow data list).
