@@ -1,0 +1,182 @@
+"""Builds the source distribution and a wheel for each Python, and uses each wheel without a checkout.
+
+    python -m benchmarks.wheels.check [PYTHON[:TORCH,TORCH ...] ...] [--cuda]
+
+For each PYTHON (default: every python3.10 to 3.14 that pyenv or PATH has): a CPU wheel, made from
+the source distribution of the commit in an isolated build; `auditwheel` then says for which systems
+it is. For each TORCH, a version (default: that of constraints.txt): a new virtual environment, the
+wheel, that torch and `first_steps.py`. Where download.pytorch.org is out of reach, torch comes from
+PyPI with some gigabytes of CUDA libraries, and each environment is deleted after its turn. Wheels
+stay in dist/; the report is wheels.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..common.files import ROOT
+from ..common.reports import parse, parser, write_report
+
+FIRST_STEPS = Path(__file__).with_name("first_steps.py")
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+PYTHONS = [f"3.{minor}" for minor in range(10, 15)]
+#: torch brings it; a copy in the wheel would not see `torch.set_num_threads`.
+EXCLUDED = "libgomp.so.1"
+
+
+def run(*command: str | Path, fails: bool = False, **settings: str) -> str:
+    """Returns what a command prints, run outside of the checkout; with `fails`, it may fail."""
+    hidden = ("DIFFFLOW_", "CUDACXX", "PYTHON", "VIRTUAL_ENV", "PYENV_VERSION")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=tempfile.gettempdir(), text=True, check=False,
+        env=env | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    if done.returncode and not fails:
+        raise SystemExit(f"{done.stdout[-6000:]}\nwheels: `{command}` failed, see above")
+    return done.stdout
+
+
+def pythons() -> list[str]:
+    """The Pythons of this machine, the newest patch of each version."""
+    found = []
+    for version in PYTHONS:
+        pyenv = (Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python")
+        paths = [str(path) for path in sorted(pyenv, key=lambda path: path.stat().st_mtime)]
+        paths += filter(None, [shutil.which(f"python{version}")])
+        found += paths[-1:] if works(paths[-1:]) else paths[:1]
+    return found
+
+
+def works(command: Sequence[str]) -> bool:
+    """Whether a Python starts: pyenv's stand-ins do not where no version is chosen."""
+    return bool(command) and run(*command, "-c", "print('yes')", fails=True).strip() == "yes"
+
+
+def environment(folder: Path, python: str) -> Path:
+    """A new virtual environment; returns its Python."""
+    run(python, "-m", "venv", folder)
+    return folder / "bin" / "python"
+
+
+def source_distribution(folder: Path) -> Path:
+    """Packs what is committed."""
+    checkout = folder / "checkout"
+    checkout.mkdir()
+    archive = folder / "checkout.tar"
+    run("git", "-C", ROOT, "archive", "--output", archive, "HEAD")
+    shutil.unpack_archive(archive, checkout)
+    script = f"""
+import os
+os.chdir({str(checkout)!r})
+from setuptools import build_meta
+print(build_meta.build_sdist({str(folder)!r}))
+"""
+    name = run(sys.executable, "-c", script).splitlines()[-1]
+    return folder / name
+
+
+def build(python: str, sdist: Path, folder: Path, cuda: str) -> tuple[Path, dict[str, Any]]:
+    """Builds and repairs a wheel; returns it, and what is known of it."""
+    own = environment(folder / "venv", python)
+    pip = (own, "-m", "pip", "--disable-pip-version-check")
+    run(*pip, "wheel", "--no-deps", "-w", folder, sdist, DIFFFLOW_CUDA=cuda)
+    (raw,) = folder.glob("*.whl")
+    audit = (sys.executable, "-m", "auditwheel")
+    run(*audit, "repair", "--exclude", EXCLUDED, "-w", folder / "repaired", raw)
+    (wheel,) = (folder / "repaired").glob("*.whl")
+    text = run(*audit, "show", "--json", raw)
+    about = {
+        "python": run(own, "-c", "import platform; print(platform.python_version())").strip(),
+        "cuda": cuda == "ON",
+        "file": wheel.name,
+        "bytes": wheel.stat().st_size,
+        "needs": newest(json.loads(text[text.index("{") :])["versioned_symbols"]),
+    }
+    return wheel, about
+
+
+def newest(symbols: dict[str, list[str]]) -> dict[str, str]:
+    """The newest version of each kind of symbol, such as {"GLIBC": "2.34"}."""
+    found: dict[str, str] = {}
+    for name in sorted(sum(symbols.values(), []), key=numbers):
+        kind, _, version = name.rpartition("_")
+        found[kind] = version
+    return dict(sorted(found.items()))
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers in a text, so that 2.9 comes before 2.34."""
+    return [int(part) for part in re.findall(r"\d+", text)]
+
+
+def use(python: str, wheel: Path, torch: str, folder: Path) -> dict[str, Any]:
+    """Installs a wheel and a torch in an environment of their own, and takes the first steps."""
+    own = environment(folder, python)
+    pip = (own, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    wanted, cpu = f"torch=={torch}", ("--index-url", CPU_WHEELS, "--retries", "0")
+    run(*pip, "--no-deps", "--timeout", "10", *cpu, wanted, fails=True)
+    text = run(*pip, wanted, wheel, fails=True)
+    if "No matching distribution found for torch" in text:
+        return {"torch": torch, "result": "no such torch for this Python"}
+    lines = run(own, "-W", "ignore", FIRST_STEPS).splitlines()
+    return json.loads(lines[-1]) | {"result": "works"}
+
+
+def examine(words: Sequence[str], cuda: bool, folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yields the parts of the report: the source distribution, then each wheel."""
+    sdist = source_distribution(folder)
+    keep(sdist)
+    yield "sdist", {"file": sdist.name, "bytes": sdist.stat().st_size}
+    (pinned,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    for index, word in enumerate(words):
+        python, _, versions = word.partition(":")
+        place = folder / str(index)
+        wheel, about = build(python, sdist, place, "OFF")
+        keep(wheel)
+        about["runs"] = []
+        for torch in (versions or pinned).split(","):
+            about["runs"].append(use(python, wheel, torch, place / "user"))
+            shutil.rmtree(place / "user")
+        yield "wheels", about
+    if cuda:
+        yield "wheels", build(sys.executable, sdist, folder / "cuda", "ON")[1]
+
+
+def keep(file: Path) -> None:
+    """Copies a file to dist/."""
+    (ROOT / "dist").mkdir(exist_ok=True)
+    shutil.copy2(file, ROOT / "dist")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the program."""
+    arguments = parser(__doc__)
+    arguments.add_argument("pythons", nargs="*", metavar="PYTHON[:TORCH,TORCH ...]")
+    arguments.add_argument(
+        "--cuda", action="store_true", help="also build a wheel with CUDA kernels, for its size"
+    )
+    args = parse(arguments, words)
+    report: dict[str, Any] = {"wheels": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in examine(args.pythons or pythons(), args.cuda, Path(folder)):
+            print(f"wheels: {json.dumps(part)}", flush=True)
+            if name == "wheels":
+                report[name].append(part)
+            else:
+                report[name] = part
+    print(f"wheels: {write_report(args, 'wheels.check', 'wheels', **report)}")
+
+
+if __name__ == "__main__":
+    main()
