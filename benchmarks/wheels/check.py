@@ -1,19 +1,21 @@
 """Builds the source distribution and a wheel for each Python, and uses each wheel without a checkout.
 
-    python -m benchmarks.wheels.check [PYTHON[:TORCH,TORCH ...] ...] [--cuda]
+    python -m benchmarks.wheels.check [PYTHON[:TORCH,TORCH ...] ...]
 
-For each PYTHON (default: every python3.10 to 3.14 that pyenv or PATH has): a CPU wheel, made from
-the source distribution of the commit in an isolated build; `auditwheel` then says for which systems
-it is. For each TORCH, a version (default: that of constraints.txt): a new virtual environment, the
-wheel, that torch and `first_steps.py`. Where download.pytorch.org is out of reach, torch comes from
-PyPI with some gigabytes of CUDA libraries, and each environment is deleted after its turn. Wheels
-stay in dist/; the report is wheels.json.
+For each PYTHON (default: every python3.10 to 3.14 that pyenv or PATH has): a wheel, made from the
+source distribution of the commit in an isolated build, for the CPU unless DIFFFLOW_CUDA=ON is set;
+`auditwheel` says for which systems it is. For each TORCH, a version (default: that of
+constraints.txt): a new virtual environment with the wheel and that torch, and `first_steps.py` in it.
+Where download.pytorch.org is out of reach, torch comes from PyPI with some gigabytes of CUDA
+libraries; each environment is deleted after its turn. Wheels stay in dist/. The report, wheels.json,
+has an entry for each Python; it replaces the entry of an earlier run and leaves the others.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import ROOT
+from ..common.machine import output_of
 from ..common.reports import parse, parser, write_report
 
 FIRST_STEPS = Path(__file__).with_name("first_steps.py")
@@ -86,24 +89,24 @@ print(build_meta.build_sdist({str(folder)!r}))
     return folder / name
 
 
-def build(python: str, sdist: Path, folder: Path, cuda: str) -> tuple[Path, dict[str, Any]]:
-    """Builds and repairs a wheel; returns it, and what is known of it."""
+def build(python: str, sdist: Path, folder: Path) -> Path:
+    """Builds a wheel as pip does, for this system."""
     own = environment(folder / "venv", python)
     pip = (own, "-m", "pip", "--disable-pip-version-check")
+    cuda = os.environ.get("DIFFFLOW_CUDA", "OFF")
     run(*pip, "wheel", "--no-deps", "-w", folder, sdist, DIFFFLOW_CUDA=cuda)
     (raw,) = folder.glob("*.whl")
+    return raw
+
+
+def repair(raw: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Names a wheel after the oldest systems that it runs on; returns it, and what it needs."""
     audit = (sys.executable, "-m", "auditwheel")
     run(*audit, "repair", "--exclude", EXCLUDED, "-w", folder / "repaired", raw)
     (wheel,) = (folder / "repaired").glob("*.whl")
     text = run(*audit, "show", "--json", raw)
-    about = {
-        "python": run(own, "-c", "import platform; print(platform.python_version())").strip(),
-        "cuda": cuda == "ON",
-        "file": wheel.name,
-        "bytes": wheel.stat().st_size,
-        "needs": newest(json.loads(text[text.index("{") :])["versioned_symbols"]),
-    }
-    return wheel, about
+    needs = newest(json.loads(text[text.index("{") :])["versioned_symbols"])
+    return wheel, {"file": wheel.name, "bytes": wheel.stat().st_size, "needs": needs}
 
 
 def newest(symbols: dict[str, list[str]]) -> dict[str, str]:
@@ -126,31 +129,26 @@ def use(python: str, wheel: Path, torch: str, folder: Path) -> dict[str, Any]:
     pip = (own, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
     wanted, cpu = f"torch=={torch}", ("--index-url", CPU_WHEELS, "--retries", "0")
     run(*pip, "--no-deps", "--timeout", "10", *cpu, wanted, fails=True)
-    text = run(*pip, wanted, wheel, fails=True)
-    if "No matching distribution found for torch" in text:
+    known = run(own, "-m", "pip", "index", "versions", "torch")
+    if torch not in re.findall(r"[\d.]*\d", known):
         return {"torch": torch, "result": "no such torch for this Python"}
+    run(*pip, wanted, wheel)
     lines = run(own, "-W", "ignore", FIRST_STEPS).splitlines()
     return json.loads(lines[-1]) | {"result": "works"}
 
 
-def examine(words: Sequence[str], cuda: bool, folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yields the parts of the report: the source distribution, then each wheel."""
-    sdist = source_distribution(folder)
-    keep(sdist)
-    yield "sdist", {"file": sdist.name, "bytes": sdist.stat().st_size}
+def examine(word: str, sdist: Path, folder: Path) -> dict[str, Any]:
+    """The entry of a Python, given as PYTHON or PYTHON:TORCH,TORCH."""
     (pinned,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
-    for index, word in enumerate(words):
-        python, _, versions = word.partition(":")
-        place = folder / str(index)
-        wheel, about = build(python, sdist, place, "OFF")
-        keep(wheel)
-        about["runs"] = []
-        for torch in (versions or pinned).split(","):
-            about["runs"].append(use(python, wheel, torch, place / "user"))
-            shutil.rmtree(place / "user")
-        yield "wheels", about
-    if cuda:
-        yield "wheels", build(sys.executable, sdist, folder / "cuda", "ON")[1]
+    python, _, versions = word.partition(":")
+    wheel, about = repair(build(python, sdist, folder), folder)
+    keep(wheel)
+    runs = []
+    for torch in (versions or pinned).split(","):
+        runs.append(use(python, wheel, torch, folder / "user"))
+        shutil.rmtree(folder / "user")
+    about |= {"sdist_bytes": sdist.stat().st_size, "commit": output_of("git", "rev-parse", "HEAD")}
+    return about | {"runs": runs}
 
 
 def keep(file: Path) -> None:
@@ -163,19 +161,18 @@ def main(words: Sequence[str] | None = None) -> None:
     """Runs the program."""
     arguments = parser(__doc__)
     arguments.add_argument("pythons", nargs="*", metavar="PYTHON[:TORCH,TORCH ...]")
-    arguments.add_argument(
-        "--cuda", action="store_true", help="also build a wheel with CUDA kernels, for its size"
-    )
     args = parse(arguments, words)
-    report: dict[str, Any] = {"wheels": []}
+    report = args.results / "wheels.json"
+    wheels = json.loads(report.read_text())["wheels"] if report.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, part in examine(args.pythons or pythons(), args.cuda, Path(folder)):
-            print(f"wheels: {json.dumps(part)}", flush=True)
-            if name == "wheels":
-                report[name].append(part)
-            else:
-                report[name] = part
-    print(f"wheels: {write_report(args, 'wheels.check', 'wheels', **report)}")
+        sdist = source_distribution(Path(folder))
+        keep(sdist)
+        for index, word in enumerate(args.pythons or pythons()):
+            entry = examine(word, sdist, Path(folder, str(index)))
+            print(f"wheels: {json.dumps(entry)}", flush=True)
+            kind = "CUDA" if os.environ.get("DIFFFLOW_CUDA") == "ON" else "CPU"
+            wheels[f"{entry['file'].split('-')[2]} {platform.machine()} {kind}"] = entry
+            write_report(args, "wheels.check", "wheels", wheels=dict(sorted(wheels.items())))
 
 
 if __name__ == "__main__":

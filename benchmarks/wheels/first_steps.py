@@ -31,7 +31,9 @@ def main() -> None:
     subprocess.run(doctor, check=True, stdin=subprocess.DEVNULL)
     first, last = train()
     if not last < first:
-        raise SystemExit(f"first_steps: expected a loss that falls, got {first} before, {last} now")
+        raise SystemExit(
+            f"first_steps: expected a loss that falls, got {first} before, {last} now"
+        )
     found = {
         "python": platform.python_version(),
         "torch": torch.__version__,
