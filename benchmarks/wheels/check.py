@@ -1,18 +1,19 @@
-"""Builds the source distribution and a wheel for each Python, and uses each wheel without a checkout.
+"""Builds a wheel for each Python from the source distribution, and uses it without a checkout.
 
     python -m benchmarks.wheels.check [PYTHON[:TORCH,TORCH ...] ...]
 
 For each PYTHON (default: every python3.10 to 3.14 that pyenv or PATH has): a wheel, made from the
 source distribution of the commit in an isolated build, for the CPU unless DIFFFLOW_CUDA=ON is set;
 `auditwheel` says for which systems it is. For each TORCH, a version (default: that of
-constraints.txt): a new virtual environment with the wheel and that torch, and `first_steps.py` in it.
-Where download.pytorch.org is out of reach, torch comes from PyPI with some gigabytes of CUDA
-libraries; each environment is deleted after its turn. Wheels stay in dist/. The report, wheels.json,
-has an entry for each Python; it replaces the entry of an earlier run and leaves the others.
+constraints.txt): a new virtual environment with the wheel and that torch, and `first_steps.py` in
+it. Where download.pytorch.org is out of reach, torch comes from PyPI with some gigabytes of CUDA
+libraries; each environment is deleted after its turn. Wheels stay in dist/. The report,
+wheels.json, has an entry for each Python, which replaces that of an earlier run.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ PYTHONS = [f"3.{minor}" for minor in range(10, 15)]
 EXCLUDED = "libgomp.so.1"
 
 
-def run(*command: str | Path, fails: bool = False, **settings: str) -> str:
-    """Returns what a command prints, run outside of the checkout; with `fails`, it may fail."""
+def run(*command: str | Path, cwd: str | Path = "/", fails: bool = False, **settings: str) -> str:
+    """Returns what a command prints, run outside of our checkout; with `fails`, it may fail."""
     hidden = ("DIFFFLOW_", "CUDACXX", "PYTHON", "VIRTUAL_ENV", "PYENV_VERSION")
     env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     done = subprocess.run(
-        [str(part) for part in command], cwd=tempfile.gettempdir(), text=True, check=False,
+        [str(part) for part in command], cwd=cwd, text=True, check=False,
         env=env | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
@@ -51,19 +52,13 @@ def run(*command: str | Path, fails: bool = False, **settings: str) -> str:
 
 
 def pythons() -> list[str]:
-    """The Pythons of this machine, the newest patch of each version."""
+    """The Pythons of this machine: of each version pyenv's newest, else that on PATH."""
     found = []
     for version in PYTHONS:
         pyenv = (Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python")
-        paths = [str(path) for path in sorted(pyenv, key=lambda path: path.stat().st_mtime)]
-        paths += filter(None, [shutil.which(f"python{version}")])
-        found += paths[-1:] if works(paths[-1:]) else paths[:1]
-    return found
-
-
-def works(command: Sequence[str]) -> bool:
-    """Whether a Python starts: pyenv's stand-ins do not where no version is chosen."""
-    return bool(command) and run(*command, "-c", "print('yes')", fails=True).strip() == "yes"
+        paths = sorted(pyenv, key=lambda path: path.stat().st_mtime)
+        found.append(str(paths[-1]) if paths else shutil.which(f"python{version}"))
+    return list(filter(None, found))
 
 
 def environment(folder: Path, python: str) -> Path:
@@ -74,19 +69,13 @@ def environment(folder: Path, python: str) -> Path:
 
 def source_distribution(folder: Path) -> Path:
     """Packs what is committed."""
-    checkout = folder / "checkout"
-    checkout.mkdir()
-    archive = folder / "checkout.tar"
+    archive, checkout = folder / "checkout.tar", folder / "checkout"
     run("git", "-C", ROOT, "archive", "--output", archive, "HEAD")
     shutil.unpack_archive(archive, checkout)
-    script = f"""
-import os
-os.chdir({str(checkout)!r})
-from setuptools import build_meta
-print(build_meta.build_sdist({str(folder)!r}))
-"""
-    name = run(sys.executable, "-c", script).splitlines()[-1]
-    return folder / name
+    script = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    run(sys.executable, "-c", script, cwd=checkout)
+    (sdist,) = (checkout / "dist").iterdir()
+    return sdist
 
 
 def build(python: str, sdist: Path, folder: Path) -> Path:
@@ -112,7 +101,7 @@ def repair(raw: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
 def newest(symbols: dict[str, list[str]]) -> dict[str, str]:
     """The newest version of each kind of symbol, such as {"GLIBC": "2.34"}."""
     found: dict[str, str] = {}
-    for name in sorted(sum(symbols.values(), []), key=numbers):
+    for name in sorted(itertools.chain(*symbols.values()), key=numbers):
         kind, _, version = name.rpartition("_")
         found[kind] = version
     return dict(sorted(found.items()))
@@ -147,7 +136,6 @@ def examine(word: str, sdist: Path, folder: Path) -> dict[str, Any]:
     for torch in (versions or pinned).split(","):
         runs.append(use(python, wheel, torch, folder / "user"))
         shutil.rmtree(folder / "user")
-    about |= {"sdist_bytes": sdist.stat().st_size, "commit": output_of("git", "rev-parse", "HEAD")}
     return about | {"runs": runs}
 
 
@@ -167,8 +155,12 @@ def main(words: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sdist = source_distribution(Path(folder))
         keep(sdist)
+        source = {
+            "commit": output_of("git", "rev-parse", "HEAD"),
+            "sdist_bytes": sdist.stat().st_size,
+        }
         for index, word in enumerate(args.pythons or pythons()):
-            entry = examine(word, sdist, Path(folder, str(index)))
+            entry = source | examine(word, sdist, Path(folder, str(index)))
             print(f"wheels: {json.dumps(entry)}", flush=True)
             kind = "CUDA" if os.environ.get("DIFFFLOW_CUDA") == "ON" else "CPU"
             wheels[f"{entry['file'].split('-')[2]} {platform.machine()} {kind}"] = entry

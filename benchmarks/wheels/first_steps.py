@@ -1,7 +1,7 @@
-"""Does with an installed diffflow_ext what a first user does: imports it, `diffflow doctor`, trains.
+"""What a first user does with an installed diffflow_ext: imports it, `diffflow doctor`, trains.
 
-Started by its path (`python first_steps.py`), in an environment that has the package and no checkout:
-it imports the package alone. Fails, or prints what it found, as JSON in the last line.
+Started by its path (`python first_steps.py`), in an environment that has the package and no
+checkout. Fails, or prints what it found, as JSON in the last line.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ def main() -> None:
     subprocess.run(doctor, check=True, stdin=subprocess.DEVNULL)
     first, last = train()
     if not last < first:
-        raise SystemExit(
-            f"first_steps: expected a loss that falls, got {first} before, {last} now"
-        )
+        raise SystemExit(f"first_steps: expected a falling loss, got {first}, then {last}")
     found = {
         "python": platform.python_version(),
         "torch": torch.__version__,
