@@ -13,7 +13,6 @@ wheels.json, has an entry for each Python, which replaces that of an earlier run
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import platform
@@ -33,8 +32,6 @@ from ..common.reports import parse, parser, write_report
 FIRST_STEPS = Path(__file__).with_name("first_steps.py")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 PYTHONS = [f"3.{minor}" for minor in range(10, 15)]
-#: torch brings it; a copy in the wheel would not see `torch.set_num_threads`.
-EXCLUDED = "libgomp.so.1"
 
 
 def run(*command: str | Path, cwd: str | Path = "/", fails: bool = False, **settings: str) -> str:
@@ -88,28 +85,11 @@ def build(python: str, sdist: Path, folder: Path) -> Path:
     return raw
 
 
-def repair(raw: Path, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Names a wheel after the oldest systems that it runs on; returns it, and what it needs."""
-    audit = (sys.executable, "-m", "auditwheel")
-    run(*audit, "repair", "--exclude", EXCLUDED, "-w", folder / "repaired", raw)
+def repair(raw: Path, folder: Path) -> Path:
+    """Names a wheel after the oldest systems that it runs on."""
+    run(sys.executable, "-m", "auditwheel", "repair", "-w", folder / "repaired", raw)
     (wheel,) = (folder / "repaired").glob("*.whl")
-    text = run(*audit, "show", "--json", raw)
-    needs = newest(json.loads(text[text.index("{") :])["versioned_symbols"])
-    return wheel, {"file": wheel.name, "bytes": wheel.stat().st_size, "needs": needs}
-
-
-def newest(symbols: dict[str, list[str]]) -> dict[str, str]:
-    """The newest version of each kind of symbol, such as {"GLIBC": "2.34"}."""
-    found: dict[str, str] = {}
-    for name in sorted(itertools.chain(*symbols.values()), key=numbers):
-        kind, _, version = name.rpartition("_")
-        found[kind] = version
-    return dict(sorted(found.items()))
-
-
-def numbers(text: str) -> list[int]:
-    """The numbers in a text, so that 2.9 comes before 2.34."""
-    return [int(part) for part in re.findall(r"\d+", text)]
+    return wheel
 
 
 def use(python: str, wheel: Path, torch: str, folder: Path) -> dict[str, Any]:
@@ -130,13 +110,13 @@ def examine(word: str, sdist: Path, folder: Path) -> dict[str, Any]:
     """The entry of a Python, given as PYTHON or PYTHON:TORCH,TORCH."""
     (pinned,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
     python, _, versions = word.partition(":")
-    wheel, about = repair(build(python, sdist, folder), folder)
+    wheel = repair(build(python, sdist, folder), folder)
     keep(wheel)
     runs = []
     for torch in (versions or pinned).split(","):
         runs.append(use(python, wheel, torch, folder / "user"))
         shutil.rmtree(folder / "user")
-    return about | {"runs": runs}
+    return {"file": wheel.name, "bytes": wheel.stat().st_size, "runs": runs}
 
 
 def keep(file: Path) -> None:

@@ -7,6 +7,7 @@ checkout. Fails, or prints what it found, as JSON in the last line.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sysconfig
@@ -16,6 +17,7 @@ import torch
 
 import diffflow_ext
 from diffflow_ext import DiffFlowSDE, NoiseKey, TimeGrid
+from diffflow_ext.functional import normal
 from diffflow_ext.nets import FourierMLP
 
 STEPS = 20
@@ -29,6 +31,7 @@ def main() -> None:
         raise SystemExit(f"first_steps: expected the installed package {installed}, got {package}")
     doctor = [str(Path(sysconfig.get_path("scripts"), "diffflow")), "doctor"]
     subprocess.run(doctor, check=True, stdin=subprocess.DEVNULL)
+    check_threads()
     first, last = train()
     if not last < first:
         raise SystemExit(f"first_steps: expected a falling loss, got {first}, then {last}")
@@ -60,8 +63,23 @@ def train() -> tuple[float, float]:
     return losses[0], losses[-1]
 
 
+def check_threads() -> None:
+    """Ops must run on torch's threads, though a wheel has an OpenMP library of its own.
+
+    The linker finds torch's first, because torch loads it for the whole process.
+    """
+    grown = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        before = len(os.listdir("/proc/self/task"))
+        normal((1000, 1000), NoiseKey(seed=0))
+        grown.append(len(os.listdir("/proc/self/task")) - before)
+    if grown != [0, 2]:
+        raise SystemExit(f"first_steps: expected ops to start 0 threads, then 2, got {grown}")
+
+
 def openmp_libraries() -> list[str]:
-    """The OpenMP libraries in this process: one, where torch and the core share it."""
+    """The OpenMP libraries in this process."""
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     files = {Path(line[-1]) for line in lines if "gomp" in line[-1]}
     return sorted("/".join(path.parts[-3:]) for path in files)
