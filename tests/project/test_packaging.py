@@ -46,8 +46,8 @@ def run(
     """Runs a command without the settings of builds that the caller's environment may hold."""
     hidden = ("DIFFFLOW_", "CUDACXX", "PYTHONPATH", "PIP_CONSTRAINT", "MAX_JOBS")
     env = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    # Unoptimised objects are made in half the time.
-    env |= {"CMAKE_BUILD_TYPE": "Debug", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **settings}
+    # Objects without optimisation and debug information are made in less than half the time.
+    env |= {"CMAKE_BUILD_TYPE": "None", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **settings}
     done = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=env, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
