@@ -234,7 +234,7 @@ def test_an_engine_that_does_not_compile_is_left_out(tmp_path: Path) -> None:
     strict = (options, "-DDIFFFLOW_WERROR=ON")
     failing = "CMakeFiles/cpu_instructions.dir/csrc/fused/cpu/avx512bf16.cpp.o"
     text = build(tmp_path / "strict", *strict, fails=True, target=failing, CXX=cxx)
-    assert f"FAILED: {failing}" in text.replace("[code=139] ", "")
+    assert re.search(rf"^FAILED: .*{failing}", text, re.M)
     broken.unlink()
     assert "WITHOUT its code" not in build(folder, options, CXX=cxx)
     assert facts(folder)["instructions_left_out"] == {}

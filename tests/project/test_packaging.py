@@ -207,7 +207,7 @@ def test_install_with_isolation_and_again(
     assert run(environment.python, "-c", "import torch", cwd=checkout, fails=True)
 
     # Again from the same checkout: the first build's ninja is gone, and nvcc works now.
-    one = {"DIFFFLOW_CUDA_ARCHS": "80-real"}  # Six take six times as long.
+    one = {"DIFFFLOW_CUDA_ARCHS": "80-real"}  # The other five show nothing more.
     environment.pip("install", "--no-deps", "--force-reinstall", ".", cwd=checkout, **one)
     info = environment.build_info()
     assert info["cuda"] is (shutil.which("nvcc") is not None)
