@@ -21,16 +21,26 @@ SECONDS_OF_A_CELL = 300
 BEGIN, END = "<!-- begin output -->\n\n", "\n\n<!-- end output -->\n\n"
 
 
-def executed(source: Path, folder: Path, claims: str) -> Any:
-    """Returns a notebook with its outputs, executed in a folder, if its claims hold there."""
+def executed(source: Path, folder: Path, claims: str) -> tuple[Any, str]:
+    """Executes a notebook in a folder and claims after it.
+
+    Returns:
+        The notebook with its outputs, and which claim is wrong, "" if none is.
+
+    Raises:
+        CellExecutionError: If a cell raises an error.
+    """
     notebook = jupytext.read(source)
-    # A cell of code without outputs.
+    # A cell of code whose error is its output.
     notebook.cells += jupytext.reads(f"# %%\n{claims}\n", fmt="py:percent").cells
+    notebook.cells[-1].metadata["tags"] = ["raises-exception"]
     options: dict[str, Any] = {"timeout": SECONDS_OF_A_CELL, "kernel_name": "python3"}
+    options["coalesce_streams"] = True
     client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **options)
     client.execute()
-    notebook.cells.pop()
-    return notebook
+    outputs = notebook.cells.pop().outputs
+    errors = [output for output in outputs if output.output_type == "error"]
+    return notebook, "\n".join("\n".join(error.traceback) for error in errors)
 
 
 def page(notebook: Any, name: str) -> str:
