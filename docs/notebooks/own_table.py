@@ -67,7 +67,9 @@ config = configure(
     diffusion_start=0.5,
     log_every=20,
 )
-train(config, folder / "run", data=seen, progress=False)  # without progress=False it says what it reads
+train(
+    config, folder / "run", data=seen, progress=False
+)  # without progress=False it says what it reads
 run = load_run(folder / "run")
 run
 
@@ -82,14 +84,16 @@ run
 # column by itself.
 
 # %%
-mixed = held_out.apply(lambda column: rng.permutation(column))
+mixed = held_out.apply(rng.permutation)
 scores = {
     "seen": run.log_prob(seen[:1000]).numpy(),
     "held out": run.log_prob(held_out).numpy(),
     "columns mixed": run.log_prob(mixed).numpy(),
 }
 for name, values in scores.items():
-    print(f"{name:14} mean {values.mean():7.2f}, one in twenty below {np.quantile(values, 0.05):7.2f}")
+    print(
+        f"{name:14} mean {values.mean():7.2f}, one in twenty below {np.quantile(values, 0.05):7.2f}"
+    )
 
 figure, axes = plt.subplots(figsize=(6, 2.8))
 for name, values in scores.items():
@@ -107,7 +111,9 @@ figure.tight_layout()
 # the rent of a palace.
 
 # %%
-odd = pd.DataFrame({"kind": ["flat"], "area": [35.0], "rooms": [1], "built": [1970], "rent": [2500.0]})
+odd = pd.DataFrame(
+    {"kind": ["flat"], "area": [35.0], "rooms": [1], "built": [1970], "rent": [2500.0]}
+)
 rows = pd.concat([held_out, odd], ignore_index=True)
 score = np.mean([run.log_prob(rows, seed=seed) for seed in range(4)], axis=0)
 rank = int((score < score[-1]).sum())
@@ -129,11 +135,15 @@ for name, rows in (("held out", held_out), ("samples", samples)):
     shares = rows["kind"].value_counts(normalize=True).sort_index()
     quartiles = rows["rent"].quantile([0.25, 0.5, 0.75])
     print(f"{name:9} kinds {shares.round(2).to_dict()}")
-    print(f"{'':9} built missing {rows['built'].isna().mean():.2f}, quartiles of rent {quartiles.round().tolist()}")
+    print(
+        f"{'':9} built missing {rows['built'].isna().mean():.2f}, quartiles of rent {quartiles.round().tolist()}"
+    )
     print(f"{'':9} correlation of area and rooms {rows['area'].corr(rows['rooms']):.2f}")
 
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharex=True, sharey=True)
-for panel, (name, rows) in zip(panels, (("held out", held_out), ("samples", samples)), strict=True):
+for panel, (name, rows) in zip(
+    panels, (("held out", held_out), ("samples", samples)), strict=True
+):
     for kind, some in rows.groupby("kind", observed=True):
         panel.scatter(some["area"], some["rent"], s=4, label=kind)
     panel.set(title=name, xlabel="area, m²", xscale="log", yscale="log")
@@ -167,10 +177,14 @@ print(f"area under the curve of the classifier: {area_under:.2f}")
 # The density also fills gaps. A loft of 90 m² whose rent and year are not known, a hundred times:
 
 # %%
-loft = pd.DataFrame({"kind": ["loft"], "area": [90.0], "rooms": [3], "built": [np.nan], "rent": [np.nan]})
+loft = pd.DataFrame(
+    {"kind": ["loft"], "area": [90.0], "rooms": [3], "built": [np.nan], "rent": [np.nan]}
+)
 filled = pd.concat(run.impute(loft, 100, candidates=2000), ignore_index=True)
 flat = pd.concat(run.impute(loft.assign(kind="flat"), 100, candidates=2000), ignore_index=True)
-print(f"median rent of the loft {filled['rent'].median():.0f}, of a flat like it {flat['rent'].median():.0f}")
+print(
+    f"median rent of the loft {filled['rent'].median():.0f}, of a flat like it {flat['rent'].median():.0f}"
+)
 filled.head()
 
 # %% [markdown]

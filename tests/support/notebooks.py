@@ -40,7 +40,8 @@ def executed(source: Path, folder: Path, claims: str) -> tuple[Any, str]:
     client.execute()
     outputs = notebook.cells.pop().outputs
     errors = [output for output in outputs if output.output_type == "error"]
-    return notebook, "\n".join("\n".join(error.traceback) for error in errors)
+    text = "\n".join("\n".join(error.traceback) for error in errors)
+    return notebook, re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
 def page(notebook: Any, name: str) -> str:
