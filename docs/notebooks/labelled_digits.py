@@ -105,7 +105,7 @@ image_rows(shown, "Threes, with more and more guidance")
 # %% [markdown]
 # Guidance makes samples easier to recognise and more alike: look along the rows. With it samples can be recognised *more* often than
 # real digits, and that isn't a sign of quality: they no longer follow the distribution of the data. Their spread shows it, which
-# falls with every weight. (At weight 1 it may be above that of real digits: a short training leaves some samples that are mere noise.) Use weight 1 for
+# falls with every weight; compare it with that of real digits. Use weight 1 for
 # samples of the model, and more where only the label counts.
 #
 # ## And backwards: a classifier for nothing

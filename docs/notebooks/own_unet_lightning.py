@@ -186,7 +186,7 @@ image_rows({"data": real, "two epochs": early, "six epochs": samples}, "Digits")
 
 # %% [markdown]
 # After a quarter of a minute strokes and loops are there, and some digits. That is early: the [published runs](../results.md#images) take many times
-# as many steps and larger networks. One sample on its way, from noise on the right:
+# as many steps and larger networks. Four samples on their way, from noise on the right:
 
 # %%
 image_rows({f"sample {i}": path[:, i] for i in range(4)}, "From noise (right) to data (left)")

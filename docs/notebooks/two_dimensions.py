@@ -105,8 +105,8 @@ print(f"energy distance {distance.value['value']:.4f}, floor {distance.floor['va
 samples_beside_data(test, samples, "Checkerboard: data and samples", columns=["x", "y"])
 
 # %% [markdown]
-# After some seconds on one core the squares are there, and their edges are soft: that is what a short training leaves. A minute,
-# with the default width of 128, [sharpens them](../results.md).
+# After some seconds on one core the squares are there, and their edges are soft: that is what a short training leaves. A longer one
+# [sharpens them](../results.md#two-dimensions).
 #
 # ## DDPM, for comparison
 #
