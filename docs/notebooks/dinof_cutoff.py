@@ -155,6 +155,6 @@ for cutoff, model in models.items():
     )
 
 # %% [markdown]
-# How to choose: if samples must be fast and a flow fits your data (few dimensions, or images with Glow), cut early; if the flow is the weak part, as it is for
+# How to choose: if samples must be fast and a flow fits your data (few dimensions, or images with Glow), cut early; if the flow is the weak part, as it may be for
 # large images, cut late: the released configurations of the paper have 0.6. What a longer training does on two spirals is in the
 # [results](../results.md#where-dinofs-diffusion-ends).
