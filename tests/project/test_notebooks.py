@@ -52,7 +52,7 @@ def test_notebooks_run(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Each runs from top to bottom in an empty folder, and makes the pictures of its page."""
     monkeypatch.delenv("MPLBACKEND", raising=False)  # Figures are outputs, as in a notebook.
     name = source.stem
-    notebook, wrong = executed(source, tmp_path, CLAIMS.get(name, ""))
+    notebook, wrong = executed(source, tmp_path, CLAIMS[name])
     made = pictures(notebook, name)
     if os.environ.get("DIFFFLOW_WRITE_NOTEBOOKS"):
         for old in PICTURES.glob(f"{name}_[0-9]*.png"):
