@@ -39,6 +39,8 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "diffflow_ext"
+html_static_path = ["motion.css", "pictures/processes.png"]
+html_css_files = ["motion.css"]
 
 
 def _escape(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:

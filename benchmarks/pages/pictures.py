@@ -65,7 +65,8 @@ def draw_pictures(results: Results, folder: Path, out: Path) -> list[Path]:
     made |= {name: _sweep(results[name]) for name in sweeps}
     paths = [out / f"{name}.png" for name in made]
     for path, figure in zip(paths, made.values(), strict=True):
-        figure.savefig(path, dpi=130)
+        figure.set_dpi(130)
+        figures.save(figure, path)
     for report in results.values():
         if report.get("benchmark") == "compare_images":
             paths += _images(report, folder, out)

@@ -21,18 +21,20 @@ from diffflow_ext.training.evaluation.evaluate import evaluate
 from diffflow_ext.training.evaluation.extractor import make_extractor
 from diffflow_ext.training.evaluation.given import parse_given
 from diffflow_ext.training.evaluation.loaded_run import load_run
-from diffflow_ext.training.evaluation.pictures import figure_of_samples
+from diffflow_ext.training.evaluation.pictures import figure_of_samples, picks_of
 from diffflow_ext.training.evaluation.report import format_table
 from diffflow_ext.training.evaluation.run_data import open_run_data, rows_of_run, warn_of_doubts
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
 from diffflow_ext.training.evaluation.sampling import MAX_SAMPLES
 from diffflow_ext.training.evaluation.scoring import pick_estimator
+from diffflow_ext.training.loop.callbacks import CallbackError
 from diffflow_ext.training.loop.session import Interrupted
 from diffflow_ext.training.loop.step import TrainingError
 from diffflow_ext.training.parallel.distributed import ProcessError, is_first, joined
 from diffflow_ext.training.recipes.base import EvaluationSettings
 from diffflow_ext.training.store.checkpoint import CheckpointError
 from diffflow_ext.training.store.dataset import DatasetRecord
+from diffflow_ext.training.store.examples import EXAMPLES
 
 from .doctor import examine
 from .figures import Animate, Compare
@@ -72,7 +74,7 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, ProcessError):
         time.sleep(SECONDS_BEHIND)
         return 1
-    if isinstance(error, TrainingError):
+    if isinstance(error, (TrainingError, CallbackError)):
         return 1
     if _out_of_memory(error):
         return 1
@@ -100,7 +102,7 @@ class Sample(Section):
     """Draw samples in the units of the data."""
 
     op: ClassVar[str] = "sample"
-    #: The run directory.
+    #: The run directory, or an example (see: diffflow data list).
     run: RunArgument
     #: A .npy or .csv file; for images .npz or .npy, bytes of shape (n, H, W, C).
     out: Annotated[str, arg(metavar="FILE")]
@@ -112,6 +114,8 @@ class Sample(Section):
     given: Annotated[Maybe[str], arg(metavar="NAME=VALUE")] = None
     #: Picture of the samples beside the test data.
     figure: Annotated[Maybe[str], arg(metavar="FILE.png")] = None
+    #: Columns of a table in the picture, such as a,b; None takes all, of which five are drawn.
+    columns: Annotated[Maybe[str], arg(metavar="NAMES")] = None
     #: Where the data of the run are now, if they have moved, for the picture.
     data: Annotated[Maybe[str], arg(metavar="PATH")] = None
     #: Replace existing files.
@@ -127,6 +131,9 @@ class Sample(Section):
             check_target(self.out, endings(run.record.encoding), overwrite=self.overwrite)
             if self.figure:
                 check_target(self.figure, SUFFIXES, overwrite=self.overwrite)
+                picks_of("sample", run, self.columns)
+            elif self.columns is not None:
+                raise ValueError("sample: --columns: expected with --figure FILE, which it is of")
             dataset = open_run_data(run, self.data, warn=world.writes) if self.figure else None
             options = self.sampler.options()
             options |= {"seed": self.seed, "world": world}
@@ -139,7 +146,7 @@ class Sample(Section):
             values = values[:, : len(columns)]
         write_samples(self.out, values, columns)
         if self.figure and dataset is not None:
-            save(figure_of_samples(dataset, samples), self.figure)
+            save(figure_of_samples(dataset, samples, self.columns), self.figure)
         print(f"{self.out}: {self.n} samples of {_contents(run.record)}{_said(run.record)}")
         return 0
 
@@ -149,7 +156,7 @@ class Score(Section):
     """Write log p of each row of a file, or of each image."""
 
     op: ClassVar[str] = "score"
-    #: The run directory.
+    #: The run directory, or an example (see: diffflow data list).
     run: RunArgument
     #: A table with the columns of the run, in any order and others beside them; or images, which
     #: are taken in alphabetical order.
@@ -208,7 +215,7 @@ class Evaluate(Section):
     """Compare a model with held-out data; write RUN/evaluation.json and RUN/figures/."""
 
     op: ClassVar[str] = "evaluate"
-    #: The run directory.
+    #: The run directory, or an example (see: diffflow data list).
     run: RunArgument
     #: Largest number of samples and of data; None takes 10000, for images 1000.
     n: Annotated[Maybe[int], whole(2, MAX_SAMPLES)] = None
@@ -242,9 +249,9 @@ class Evaluate(Section):
 
 @dataclass(frozen=True)
 class DataSets:
-    """List the data sets, or download one."""
+    """List the data sets and the trained runs to try, or download a set."""
 
-    #: list: a set on each line; fetch: download one, checked by SHA-256.
+    #: list: a set on each line, then the runs; fetch: download one, checked by SHA-256.
     action: Annotated[Positional[Literal["list", "fetch"]], arg(metavar="list|fetch")]
     name: Annotated[Positional[Maybe[str]], arg(metavar="[NAME]", help=SETS_TO_FETCH)] = None
     #: Folder for the files; None takes the one in which train looks.
@@ -259,7 +266,7 @@ class DataSets:
             return 0
         sets = describe_sets()
         width = max(map(len, sets))
-        for name, description in sets.items():
+        for name, description in [*sets.items(), *EXAMPLES.items()]:
             print(f"{name.ljust(width)}  {description}")
         return 0
 

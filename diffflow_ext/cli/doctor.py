@@ -36,10 +36,14 @@ OPTIONAL = {
     "h5py": ("BSDS300", "data"),
     "pyarrow": ("Parquet and Feather", "data"),
     "pooch": ("downloads", "data"),
+    "huggingface_hub": ("sharing runs at the Hub", "hub"),
     "torchmetrics": ("metrics.fid", "fid"),
     "zuko": ("spline flows", "flows"),
     "normflows": ("Glow", "flows"),
     "torchdiffeq": ("the adaptive solver and FFJORD", "flows"),
+    "tensorboard": ("--log-to tensorboard", "tensorboard"),
+    "wandb": ("--log-to wandb", "wandb"),
+    "mlflow-skinny": ("--log-to mlflow", "mlflow"),
 }
 
 #: Largest relative difference of two engines' losses: some dozens of float32 roundings.

@@ -18,18 +18,24 @@ from diffflow_ext.training.evaluation.sample_file import check_target
 from .flags import DeviceName, RunArgument
 from .training import Switch
 
+Pair = Annotated[Maybe[str], arg(metavar="NAME,NAME")]
 SOME = Rule("one run directory or more", lambda runs: len(runs) > 0)
 
 
 @dataclass(frozen=True)
 class Compare(Section):
-    """Draw both processes of runs of the same data, one below the other."""
+    """Draw both processes of runs of the same data, one below the other.
+
+    Models with a process in time have one: all but flow.
+    """
 
     op: ClassVar[str] = "compare"
-    #: Run directories.
+    #: Run directories, or examples (see: diffflow data list).
     runs: Annotated[Positional[tuple[str, ...]], SOME, arg(metavar="RUN [RUN ...]")]
     #: A .png, .pdf or .svg file.
     out: Annotated[str, arg(metavar="FILE")]
+    #: The two columns of a table that are drawn; None takes the first two.
+    columns: Pair = None
     #: Where the data are now, if they have moved.
     data: Annotated[Maybe[str], arg(metavar="PATH")] = None
     #: Seed of the samples.
@@ -43,7 +49,7 @@ class Compare(Section):
         """Draws; returns the exit code."""
         check_target(self.out, SUFFIXES, overwrite=self.overwrite)
         runs = {name: load_run(run, self.device) for name, run in _names(self.runs).items()}
-        save(path_figure(runs, self.data, seed=self.seed), self.out)
+        save(path_figure(runs, self.data, seed=self.seed, columns=self.columns), self.out)
         print(f"{self.out}: both processes of {', '.join(runs)}")
         return 0
 
@@ -53,10 +59,13 @@ class Animate(Section):
     """Write a film of both processes of a run."""
 
     op: ClassVar[str] = "animate"
-    #: The run directory, of points or a table with two columns or more.
+    #: The run directory, of points or a table with two columns or more, or an example (see:
+    #: diffflow data list).
     run: RunArgument
     #: A .gif file, or .mp4, which needs ffmpeg.
     out: Annotated[str, arg(metavar="FILE")]
+    #: The two columns of a table that are drawn; None takes the first two.
+    columns: Pair = None
     #: Where the data are now, if they have moved.
     data: Annotated[Maybe[str], arg(metavar="PATH")] = None
     #: Seed of the samples.
@@ -75,7 +84,7 @@ class Animate(Section):
                 f"animate: {self.run}: expected a run of points or a table, got one of images; "
                 "diffflow compare draws those"
             )
-        film_of_paths(run, self.out, self.data, seed=self.seed)
+        film_of_paths(run, self.out, self.data, seed=self.seed, columns=self.columns)
         print(f"{self.out}: both processes of {self.run}")
         return 0
 

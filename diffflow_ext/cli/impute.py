@@ -27,7 +27,8 @@ class Impute(Section):
     """Draw missing values of rows, or a half of images, given the rest."""
 
     op: ClassVar[str] = "impute"
-    #: The run directory; images need a run that was trained with --condition masks.
+    #: The run directory, or an example (see: diffflow data list); images need a run that was
+    #: trained with --condition masks.
     run: RunArgument
     #: A table with empty cells and the columns of the run, in any order and others beside them; or
     #: images.

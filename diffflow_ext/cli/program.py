@@ -24,7 +24,7 @@ COMMANDS = {
     "evaluate": "Compare a model with held-out data; write RUN/evaluation.json and RUN/figures/.",
     "compare": "Draw both processes of runs of the same data, one below the other.",
     "animate": "Write a film of both processes of a run.",
-    "data": "List the data sets, or download one.",
+    "data": "List the data sets and the trained runs to try, or download a set.",
     "extractor": "Train a classifier on labelled images; its features compare samples with data.",
     "doctor": "Show what this installation has, and check it.",
 }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, arg
 
@@ -70,7 +70,7 @@ def parse_train(words: list[str]) -> Callable[[], int]:
 
 
 def _train(options: TrainOptions, config: Config) -> int:
-    again = {"resume": options.resume, "overwrite": options.overwrite}
+    again: dict[str, Any] = {"resume": options.resume, "overwrite": options.overwrite}
     if options.dry_run:
         lines = rehearse(config, options.out, **again)
         if is_first():

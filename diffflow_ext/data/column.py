@@ -253,6 +253,21 @@ class Column:
             return flat - log_cosh - math.log(self.spread)
         return flat
 
+    def unrounded(self, x: Tensor) -> Tensor:
+        """Returns the value of a coordinate before it is rounded, of a category the coordinate.
+
+        It is continuous in x, and so a value for states between data and noise too.
+        """
+        if self.kind == "category":
+            return x
+        t = self.mean + self.std * x
+        if self.kind == "bounded":
+            inside = np.nextafter([self.low, self.high], [self.high, self.low]).tolist()
+            return (self.low + (self.high - self.low) * torch.sigmoid(t)).clamp(*inside)
+        if self.kind == "positive":
+            return torch.exp(t).clamp(POSITIVE.tiny, POSITIVE.max)
+        return self.center + self.spread * torch.sinh(t) if self.spread else t
+
     def decoded(self, x: Tensor) -> Tensor:
         """Returns the value of the coordinate; of a category of texts its index."""
         if self.kind == "category":
@@ -260,20 +275,13 @@ class Column:
             if self.is_text:
                 return index.double()
             return torch.tensor([*self.values, math.nan], dtype=torch.float64)[index]
-        t = self.mean + self.std * x
-        if self.kind == "bounded":
-            inside = np.nextafter([self.low, self.high], [self.high, self.low]).tolist()
-            return (self.low + (self.high - self.low) * torch.sigmoid(t)).clamp(*inside)
-        if self.kind == "positive":
-            return torch.exp(t).clamp(POSITIVE.tiny, POSITIVE.max)
-        if self.spread:
-            t = self.center + self.spread * torch.sinh(t)
+        values = self.unrounded(x)
         if self.kind == "integer":
-            index = ((t - self.low) / self.step).round()
+            index = ((values - self.low) / self.step).round()
             values = (self.low + self.step * index).clamp(self.low, self.high)
             # 0.2 + 4 * 0.01 is not 0.24, the number in the data.
             return values if self.decimals is None else values.round(decimals=self.decimals)
-        return t
+        return values
 
 
 def shown(value: object) -> str:

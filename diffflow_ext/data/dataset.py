@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .conditions import LABEL, Conditions
-from .display import dataset_facts, in_a_line, in_html
+from .display import dataset_facts, in_a_line, in_html, title_of
 from .encoding import Encoding
 from .formats.columns import column_doubts, column_kinds, listed, repeated_values
 from .formats.labels import MAX_CLASSES
@@ -80,7 +80,7 @@ class Dataset:
 
     def _repr_html_(self) -> str:
         """Returns a table for notebooks."""
-        title = f"Dataset {self.name}"
+        title = f"Dataset {title_of(self.name)}"
         return in_html(title, dataset_facts(self), self.encoding, self.conditions)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import PurePath
 from typing import Any
 
 from .column import Column
@@ -13,6 +14,11 @@ from .formats.columns import listed
 
 #: Rows of a table in a notebook at most.
 MOST_ROWS = 30
+
+
+def title_of(name: str) -> str:
+    """Returns the name of a set for titles: of a path its last part, as paths may be long."""
+    return PurePath(name).name or name
 
 
 def dataset_facts(data: Any) -> dict[str, str]:

@@ -114,12 +114,6 @@ class Encoding:
         """Whether inputs have noise."""
         return any(column.is_discrete or column.missing for column in self.columns)
 
-    @property
-    def units(self) -> str:
-        """What inputs are, for titles."""
-        plain = all(column.kind == "continuous" for column in self.columns)
-        return "standardised" if plain and not self.masked else "as the model sees them"
-
     @cached_property
     def texts(self) -> tuple[str, ...]:
         """The names of columns of texts."""

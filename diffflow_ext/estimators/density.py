@@ -24,13 +24,14 @@ from diffflow_ext.data.formats.frames import as_pandas, is_frame
 from diffflow_ext.data.formats.tables import MIN_ROWS
 from diffflow_ext.training.config.fields import Config
 from diffflow_ext.training.config.files import to_toml
-from diffflow_ext.training.evaluation.loaded_run import LoadedRun, read_run, run_of
+from diffflow_ext.training.evaluation.loaded_run import LoadedRun, run_of
 from diffflow_ext.training.loop.session import Interrupted, threads
 from diffflow_ext.training.loop.train import train
 from diffflow_ext.training.parallel.progress import show_progress
 from diffflow_ext.training.store.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffflow_ext.training.store.dataset import open_data, recorded
 from diffflow_ext.training.store.directory import MetricsLog, RunDirectory, read_metrics
+from diffflow_ext.training.store.runs import read_run
 
 from .parameters import configuration, parameters_of, plain, seed_of
 from .targets import beside, conditioned, given_rows, given_samples

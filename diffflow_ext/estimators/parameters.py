@@ -16,6 +16,8 @@ from diffflow_ext.training.config.sections import Data
 
 #: Fields about where data lie; an estimator is given its data.
 OF_DATA = frozenset(field.name for field in fields(Data)) - {"columns", "missing"}
+#: Fields that a run has for itself: an estimator is trained in a folder that goes at the end.
+OF_RUNS = frozenset({"seed", "log_to"})
 #: Parameters that are no fields of a configuration.
 OWN = frozenset({"options", "random_state", "verbose", "conditional"})
 
@@ -62,6 +64,7 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     mends = dict.fromkeys(OF_DATA, "choose rows and columns of X before")
     mends |= {name: f"set the parameter {name} itself" for name in parameters}
     mends |= {"seed": "set random_state", "condition": "set conditional=True and pass y to fit"}
+    mends["log_to"] = "take training.train, whose runs `load` makes estimators of"
     for name in options:
         if name in mends:
             raise ValueError(
@@ -79,7 +82,7 @@ def parameters_of(config: Config, names: Collection[str]) -> dict[str, Any]:
     changed = {
         name: value
         for name, value in config.values().items()
-        if value not in (None, usual[name]) and name not in OF_DATA | {"seed"}
+        if value not in (None, usual[name]) and name not in OF_DATA | OF_RUNS
     }
     options = {name: value for name, value in changed.items() if name not in names}
     own = {name: value for name, value in changed.items() if name in names}

@@ -10,6 +10,7 @@ All raise `ModuleNotFoundError` if matplotlib is missing, and `ValueError` if sh
 values are not finite.
 """
 
+from .axes import Axis
 from .images import image_grid, image_rows, metric_curves
 from .panels import SUFFIXES, save
 from .paths import FILMS, Paths, film, trajectories
@@ -18,6 +19,7 @@ from .points import loss_curve, samples_beside_data
 __all__ = [
     "FILMS",
     "SUFFIXES",
+    "Axis",
     "Paths",
     "film",
     "image_grid",

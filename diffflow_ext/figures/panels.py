@@ -5,9 +5,12 @@ Only here matplotlib is imported, when the first picture is drawn.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
+import secrets
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +33,8 @@ BLUE_RAMP = ("#ffffff", "#cfe0f3", "#7fb0dd", "#2f74b5", "#123a6d")
 WHEEL = ("#2f74b5", "#2a9d8f", "#7a9e2e", "#e0a100", "#dd6a1a", "#c2335a", "#7b4bb3", "#2f74b5")
 DPI = 150
 BINS = 56
+#: The ratio of lengths up to which axes have the same unit.
+MOST_UNLIKE = 4.0
 SUFFIXES = (".png", ".pdf", ".svg")
 #: In the head of each PNG file, by which it is known as one of ours.
 SOFTWARE = "diffflow_ext"
@@ -50,8 +55,13 @@ def checked_path(op: str, path: str | os.PathLike[str], endings: tuple[str, ...]
     return file
 
 
-def finite_array(op: str, name: str, values: ArrayLike, ndim: int) -> Array:
-    """Returns values as a float64 array of so many axes, all finite; of tensors, the values."""
+def finite_array(
+    op: str, name: str, values: ArrayLike, ndim: int, gaps: Sequence[bool] = ()
+) -> Array:
+    """Returns values as a float64 array of so many axes, all finite; of tensors, the values.
+
+    NaN may stand in those last entries, the columns, that `gaps` has.
+    """
     detach = getattr(values, "detach", None)  # NumPy refuses a tensor with a graph.
     array = np.asarray(values if detach is None else detach(), np.float64)
     if array.ndim != ndim or array.size == 0:
@@ -59,9 +69,12 @@ def finite_array(op: str, name: str, values: ArrayLike, ndim: int) -> Array:
             f"{op}: expected {name} with {ndim} axes and at least one value, got shape "
             f"{array.shape}; reshape it"
         )
-    if not np.isfinite(array).all():
+    wrong = ~np.isfinite(array)
+    if len(gaps):
+        wrong &= ~(np.isnan(array) & np.asarray(gaps))
+    if wrong.any():
         raise ValueError(
-            f"{op}: expected finite {name}, {int((~np.isfinite(array)).sum())} of {array.size} "
+            f"{op}: expected finite {name}, {int(wrong.sum())} of {array.size} "
             "values are NaN or infinite; leave those rows out"
         )
     return array
@@ -115,8 +128,23 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     # Without a date two pictures of the same numbers are the same bytes.
     metadata = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     own = metadata.get(file.suffix.lower(), {"Software": SOFTWARE})
-    figure.savefig(file, metadata=own)
+    with replacing(file) as aside:
+        figure.savefig(aside, metadata=own)
     return file
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Gives a new path beside a file, and moves what is written there into the file's place.
+
+    So a process that is killed while it writes leaves the file as it was.
+    """
+    aside = file.with_name(f".tmp-{secrets.token_hex(8)}{file.suffix}")
+    try:
+        yield aside
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def style(panel: Axes) -> None:
@@ -151,12 +179,18 @@ def span(values: Array, spread: float = 0.998) -> Limits:
     return float(low - pad), float(high + pad)
 
 
-def square(points: Array, spread: float = 0.998) -> Box:
-    """A square that holds the bulk of the points, so that shapes keep their proportions."""
-    ranges = [span(points[:, i], spread) for i in range(2)]
-    half = max(high - low for low, high in ranges) / 2.0
-    x, y = (sum(pair) / 2.0 for pair in ranges)
-    return (x - half, x + half), (y - half, y + half)
+def square(x: Limits, y: Limits) -> Box:
+    """Returns limits of the same length, so that shapes keep their proportions.
+
+    Where one length is many times the other, they measure other things and stay as they are.
+    """
+    lengths = [high - low for low, high in (x, y)]
+    if max(lengths) > MOST_UNLIKE * min(lengths):
+        return x, y
+    half = max(lengths) / 2.0
+    (left, right), (bottom, top) = x, y
+    x_middle, y_middle = (left + right) / 2.0, (bottom + top) / 2.0
+    return (x_middle - half, x_middle + half), (y_middle - half, y_middle + half)
 
 
 def turns(points: Array) -> Array:
@@ -165,22 +199,22 @@ def turns(points: Array) -> Array:
     return np.arctan2(y, x) / (2.0 * np.pi) + 0.5
 
 
+def coloured(turns: Array) -> Array:
+    """Returns the colours of turns, shape (n, 4)."""
+    colors = importlib.import_module("matplotlib.colors")
+    return colors.LinearSegmentedColormap.from_list("wheel", list(WHEEL))(turns)
+
+
 def cloud(panel: Axes, points: Array, colours: Array | str, limits: Box, size: float) -> None:
     """Draws points as dots, in one colour or each by its turn."""
-    colors = importlib.import_module("matplotlib.colors")
-    wheel = {} if isinstance(colours, str) else {
-        "cmap": colors.LinearSegmentedColormap.from_list("wheel", list(WHEEL)),
-        "vmin": 0.0, "vmax": 1.0,
-    }  # fmt: skip
-    panel.scatter(
-        points[:, 0], points[:, 1], s=size, c=colours, linewidths=0, rasterized=True, **wheel
-    )
+    each = colours if isinstance(colours, str) else coloured(colours)
+    panel.scatter(points[:, 0], points[:, 1], s=size, c=each, linewidths=0, rasterized=True)
     frame(panel, limits)
 
 
 def _density(points: Array, box: Box, blur: float) -> Array:
     counts, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=BINS, range=box)
-    return ndimage.gaussian_filter(counts / len(points), blur)
+    return ndimage.gaussian_filter(counts / max(len(points), 1), blur)
 
 
 def _map(panel: Axes, density: Array, box: Box) -> None:
@@ -205,17 +239,16 @@ def _mass_levels(density: Array, masses: tuple[float, ...]) -> list[float]:
     return sorted({float(falling[min(i, len(falling) - 1)]) for i in picks} - {0.0})
 
 
-def marginal(panel: Axes, data: Array, samples: Array, limits: Limits) -> None:
+def marginal(panel: Axes, data: Array, samples: Array, edges: Array) -> None:
     """Draws the histograms of one column: data filled, samples as a line."""
-    edges = np.linspace(*limits, 61)
     for values, colour, filled in ((data, BLUE, True), (samples, ORANGE, False)):
         height, _ = np.histogram(values, edges)
-        density = height / (len(values) * np.diff(edges))
+        density = height / (max(len(values), 1) * np.diff(edges))
         panel.stairs(
             density, edges, fill=filled, color=colour, alpha=0.3 if filled else 1.0, linewidth=1.4
         )
     style(panel)
-    panel.set_xlim(*limits)
+    panel.set_xlim(edges[0], edges[-1])
     panel.set_ylim(bottom=0.0)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -116,14 +117,14 @@ class FFJORD(nn.Module):
                 f"FFJORD: expected probe of the shape of x {tuple(x.shape)}, "
                 f"got {tuple(probe.shape)}"
             )
-        z, integral = self._solve(x, 0.0, self.t_end, probe, density=True)
-        rows = z.flatten(1)
+        states, integrals = self._solve(x, (0.0, self.t_end), probe, density=True)
+        rows, integral = states[-1].flatten(1), integrals[-1]
         norm = 0.5 * rows.shape[1] * math.log(2 * math.pi)
         return integral - 0.5 * rows.square().sum(1) - norm
 
     def sample_from(self, z: Tensor) -> Tensor:
         """Returns samples from standard normals z, shape (B, *event). Differentiable."""
-        return self._solve(z, self.t_end, 0.0, None, density=False)[0]
+        return self._solve(z, (self.t_end, 0.0), None, density=False)[0][-1]
 
     @torch.no_grad()
     def sample(self, n: int | Sequence[int]) -> Tensor:
@@ -149,38 +150,64 @@ class FFJORD(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Returns the noise that samples come from, the inverse of :meth:`sample_from`."""
-        return self._solve(x, 0.0, self.t_end, None, density=False)[0]
+        return self._solve(x, (0.0, self.t_end), None, density=False)[0][-1]
+
+    @torch.no_grad()
+    def path(self, x: Tensor, times: Sequence[float]) -> Tensor:
+        """Returns the states at some times, from x at the first of them, without gradients.
+
+        Arguments:
+            x: The state at the first time, shape (B, *event).
+            times: Two or more times in [0, T], which all increase (data to noise) or all decrease
+                (noise to data). An adaptive solver takes a step to each; states of a fixed one are
+                interpolated between its steps.
+
+        Returns:
+            Shape (len(times), B, *event), first x itself.
+
+        Raises:
+            ValueError: If the times are not such.
+            RuntimeError: If the solver cannot go on.
+        """
+        moves = [later - sooner for sooner, later in pairwise(times)]
+        inside = all(0.0 <= time <= self.t_end for time in times)
+        one_way = all(move > 0.0 for move in moves) or all(move < 0.0 for move in moves)
+        if not (moves and inside and one_way):
+            raise ValueError(
+                f"FFJORD.path: expected two or more increasing or decreasing times in [0,"
+                f" {self.t_end:g}], got {[*times]}"
+            )
+        return self._solve(x, times, None, density=False)[0]
 
     # --- the equation ----------------------------------------------------------------------------
 
     def _solve(
-        self, x: Tensor, start: float, end: float, probe: Tensor | None, *, density: bool
+        self, x: Tensor, ends: Sequence[float], probe: Tensor | None, *, density: bool
     ) -> tuple[Tensor, Tensor]:
-        """Returns the state at `end`, and the integral of the divergence, 0 without density."""
+        """Returns states at times, and the integrals of the divergence, 0 without density."""
         if torch.is_inference_mode_enabled():
             # Inference mode records no graph, not even under enable_grad.
             with torch.inference_mode(False), torch.no_grad():
                 probe = None if probe is None else probe.clone()
-                return self._solve(x.clone(), start, end, probe, density=density)
+                return self._solve(x.clone(), ends, probe, density=density)
         integral = x.new_zeros(x.shape[0])
         if not len(x):
-            return x, integral
+            return torch.stack([x] * len(ends)), torch.stack([integral] * len(ends))
 
         def velocity(t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             if not density:
                 return self._velocity(t, state[0]), torch.zeros_like(state[1])
             return self._velocity_and_divergence(t, state[0], probe)
 
-        times = torch.tensor([start, end], dtype=x.dtype, device=x.device)
+        times = torch.tensor([*ends], dtype=x.dtype, device=x.device)
         try:
-            states, integrals = self._odeint(velocity, (x, integral), times)
+            return self._odeint(velocity, (x, integral), times)
         except AssertionError as error:  # torchdiffeq's error for a vanishing step
             raise RuntimeError(
                 f"FFJORD: expected a solvable equation, got {error} from {self.solver}; the "
                 "network's values may not be finite, or grow too steep: loosen rtol and atol, "
                 "take fixed steps, or lower the learning rate"
             ) from error
-        return states[-1], integrals[-1]
 
     def _odeint(self, velocity: Any, state: tuple[Tensor, Tensor], times: Tensor) -> Any:
         torchdiffeq = library("FFJORD", "torchdiffeq")

@@ -63,7 +63,7 @@ def checked_context(op: str, context: Any, x: Tensor) -> Context | None:
 def _checked(op: str, name: str, value: object, x: Tensor) -> Tensor:
     c = checked_tensor(op, name, value)
     refuse_tangent(op, name, c)
-    if c.dim() < 1 or len(c) != len(x):
+    if c.dim() < 1 or c.shape[0] != x.shape[0]:
         raise ValueError(
             f"{op}: expected {name} of shape ({len(x)}, ...), one row for each sample, got "
             f"{tuple(c.shape)}; for one that all samples share, pass "
@@ -104,7 +104,7 @@ def rows_for(context: Context, x: Tensor) -> Context:
     Raises:
         ValueError: If x holds no whole number of states.
     """
-    own, count = len(tensors_of(context)[0]), len(x)
+    own, count = tensors_of(context)[0].shape[0], x.shape[0]
     if own == count:
         return context
     if not own or count % own:

@@ -114,14 +114,14 @@ class LearnedForward(nn.Module):
         channels, rest = x0.shape[1], tuple(x0.shape[2:])
         shape = tuple(value.shape)
         whole = len(shape) == x0.dim() and shape[1] > 0 and shape[1] % (2 * channels) == 0
-        if not whole or (shape[0], *shape[2:]) != (len(x0), *rest):
-            axes = ", ".join(map(str, (len(x0), f"2 K {channels}", *rest)))
+        if not whole or (shape[0], *shape[2:]) != (x0.shape[0], *rest):
+            axes = ", ".join(map(str, (x0.shape[0], f"2 K {channels}", *rest)))
             raise ValueError(
                 f"NFDM: expected forward_net(x0) of shape ({axes}) for x0 of shape "
                 f"{tuple(x0.shape)}, with a whole K >= 1, got {shape}"
             )
         functions = shape[1] // (2 * channels)
-        value = value.to(x0.dtype).reshape(len(x0), 2, functions, channels, *rest)
+        value = value.to(x0.dtype).reshape(x0.shape[0], 2, functions, channels, *rest)
         h, u = (part.contiguous() for part in value.unbind(1))
         return h, MAX_LOG_SCALE * u.tanh()
 
@@ -135,7 +135,7 @@ class LearnedForward(nn.Module):
         scale, log_scale_rate = per_sample(sigma, x0), per_sample(log_sigma_rate, x0)
         if coefficients is not None:
             h, u = coefficients
-            basis, slopes = time_functions(t.expand(len(x0)), h.shape[1])
+            basis, slopes = time_functions(t.expand(x0.shape[0]), h.shape[1])
             mean, mean_rate = mean + _combined(basis, h), mean_rate + _combined(slopes, h)
             scale = scale * _combined(basis, u).exp()
             log_scale_rate = log_scale_rate + _combined(slopes, u)

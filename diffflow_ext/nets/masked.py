@@ -70,7 +70,7 @@ class MaskedNet(nn.Module):
         channels = x.shape[1]
         sizes = [channels + more for more in (1, channels)]
         good = isinstance(context, Tensor) and context.shape[2:] == x.shape[2:]
-        if not good or context.shape[1] not in sizes or len(context) != len(x):
+        if not good or context.shape[1] not in sizes or context.shape[0] != x.shape[0]:
             rest = "".join(f", {size}" for size in x.shape[2:])
             got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
             raise ValueError(

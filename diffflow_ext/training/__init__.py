@@ -15,6 +15,7 @@ from .evaluation.evaluate import evaluate
 from .evaluation.loaded_run import LoadedRun, load_run
 from .evaluation.pictures import film_of_paths, loss_figure, path_figure, sample_figure
 from .evaluation.report import format_table
+from .loop.callbacks import Callback, CallbackError
 from .loop.session import Interrupted
 from .loop.step import TrainingError
 from .loop.train import train
@@ -24,6 +25,8 @@ from .store.checkpoint import Checkpoint, CheckpointError
 from .store.dataset import DatasetRecord
 
 __all__ = [
+    "Callback",
+    "CallbackError",
     "Checkpoint",
     "CheckpointError",
     "Config",

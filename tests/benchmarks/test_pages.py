@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
+from PIL import Image
 
 from benchmarks.common.files import RESULTS
-from benchmarks.pages import gpu, pictures, speed, tables, write
+from benchmarks.pages import concepts, gpu, pictures, speed, tables, write
 
 Reports = dict[str, dict[str, Any]]
 MACHINE = {"cpu": "Z", "threads": 1, "commit": "0123456789ab", "dirty": False}
 HEAD = {"machine": MACHINE}
+#: Drawn by `diffflow compare`; the pages say of which runs.
+BY_THE_PROGRAM = {"processes.png", "processes_models.png"}
 
 
 def spread(value: float) -> dict[str, Any]:
@@ -231,8 +234,19 @@ def test_pictures_are_those_that_have_reports(reports: Reports, tmp_path: Path) 
 @pytest.mark.slow
 def test_all_committed_pictures_are_drawn_from_committed_reports(tmp_path: Path) -> None:
     drawn = pictures.draw_pictures(write.read_results(RESULTS), RESULTS, tmp_path)
+    drawn += concepts.draw_diagrams(tmp_path)
     committed = {path.name for path in (ROOT / "docs" / "pictures").glob("*.png")}
-    assert {path.name for path in drawn} == committed
+    assert {path.name for path in drawn} == committed - BY_THE_PROGRAM
+
+
+def test_the_film_of_the_first_page_loads_quickly_and_loops() -> None:
+    file = ROOT / "docs" / "pictures" / "processes.gif"
+    assert file.stat().st_size < 700_000
+    with Image.open(file) as film:
+        assert film.info["loop"] == 0
+        assert film.n_frames > 20  # pyright: ignore[reportAttributeAccessIssue]
+    # For readers who ask for less motion.
+    assert 'url("processes.png")' in (ROOT / "docs" / "motion.css").read_text()
 
 
 @pytest.mark.parametrize("page", write.PAGES)

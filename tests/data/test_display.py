@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.data.dataset import given_labels, split_images
+from diffflow_ext.data.display import title_of
 
 RNG = np.random.default_rng(0)
 EVIL = "<script>alert('&')</script>"
@@ -84,6 +86,15 @@ def test_images() -> None:
     expected = "Dataset('set', train 40, valid 5, test 5, images 3 x 8 x 9, given label (0 to 2))"
     assert repr(data) == expected
     assert ["images", "3 x 8 x 9"] in Cells(data._repr_html_()).rows
+
+
+def test_a_set_from_a_file_has_the_name_of_the_file_in_titles(tmp_path: Path) -> None:
+    pd.DataFrame({"a": RNG.normal(size=60)}).to_csv(tmp_path / "fruit.csv", index=False)
+    data = open_dataset(tmp_path / "fruit.csv")
+    assert data.name == str(tmp_path / "fruit.csv")
+    assert Cells(data._repr_html_()).title == "Dataset fruit.csv"
+    titles = {"moons": "moons", "/a/pictures/": "pictures", "t.npy": "t.npy", "/": "/"}
+    assert {name: title_of(name) for name in titles} == titles
 
 
 def test_many_columns_and_values() -> None:

@@ -85,6 +85,7 @@ def test_a_configuration_is_parameters_again(kind: type[Any]) -> None:
         ({"options": {"options": 3}}, ValueError, "set the parameter options itself"),
         ({"options": {"seed": 3}}, ValueError, "options has 'seed': .*set random_state"),
         ({"options": {"drop_columns": "a"}}, ValueError, "choose rows and columns of X before"),
+        ({"options": {"log_to": "wandb"}}, ValueError, "log_to.*take training.train"),
         ({"options": {"lr": 3}}, ValueError, "lr: .*did you mean 'learning_rate'"),
         ({"options": {"timesteps": 3}}, ValueError, "timesteps: only for the model ddpm"),
         ({"options": {1: 3}}, TypeError, "expected a mapping from names of fields"),

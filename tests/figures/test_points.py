@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from diffflow_ext import figures
 from diffflow_ext.figures import (
+    Axis,
     loss_curve,
     panels,
     samples_beside_data,
@@ -70,7 +71,7 @@ def test_what_a_picture_leaves_out_is_said() -> None:
     for dim in (2, 5, 10):
         rows = RNG.normal(size=(90, dim))
         titles.append(samples_beside_data(rows, rows, "title").get_suptitle())
-    assert titles == ["title", "title", "title, 5 of 10 columns"]
+    assert titles == ["title", "title", "title, first 5 of 10 columns"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_the_legend_says_which_steps_are_drawn(steps: list[int], said: str) -> N
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [
         said,
-        *["smoothed"] * (len(steps) >= 80),
+        *["smoothed"] * (len(steps) > 40),
     ]
 
 
@@ -121,6 +122,112 @@ def test_loss_curve(tmp_path: Path) -> None:
     rows = np.flatnonzero(smooth[:, 120:-120].any(axis=1)) / len(picture)
     assert np.ptp(rows) > 0.4
     assert save(loss_curve([7], [3.0]), tmp_path / "one.png").exists()
+
+
+def test_a_curve_has_a_level_and_marks() -> None:
+    figure = loss_curve(
+        [10, 20, 30], [3.0, 2.0, 1.0], label="bound [nats]", level=("Gaussian", 5.25),
+        marks=[(0, "N = 1"), (15, "N = 3")],
+    )  # fmt: skip
+    panel = figure.axes[0]
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("training step", "bound [nats]")
+    low, high = panel.get_ylim()
+    assert low < 1.0 < 5.25 < high
+    assert [text.get_text() for text in panel.texts] == ["N = 1", "N = 3"]
+    lines = {line.get_label(): np.asarray(line.get_ydata()) for line in panel.lines}
+    assert (lines["Gaussian: 5.25"] == 5.25).all()
+    assert {float(line.get_xdata()[0]) for line in panel.lines[-2:]} == {0.0, 15.0}
+
+
+def test_a_noisy_curve_is_smoothed() -> None:
+    noise = RNG.normal(size=400)
+    raw, smooth = loss_curve(np.arange(400), noise).axes[0].lines
+    assert raw.get_alpha() == pytest.approx(0.28)
+    inner = np.asarray(smooth.get_ydata())[20:-20]
+    # A window of 25 averages independent noise to a fifth of it.
+    assert inner.std() == pytest.approx(noise.std() / 5.0, rel=0.35)
+
+
+FRUIT = (
+    Axis("kind", step=1.0, labels=("apple", "pear")),
+    Axis("weight", "log"),
+    Axis("age", gaps=True),
+)
+
+
+def _table(n: int) -> np.ndarray:
+    age = np.where(RNG.random(n) < 0.25, np.nan, RNG.normal(40.0, 9.0, n))
+    return np.column_stack([RNG.integers(0, 2, n), np.exp(RNG.normal(4.0, 1.0, n)), age])
+
+
+def test_axes_have_the_units_of_the_data() -> None:
+    data, samples = _table(400), _table(300)
+    figure = samples_beside_data(data, samples, "fruit", columns=FRUIT)
+    grid = np.array(figure.axes).reshape(3, 3)
+    assert [panel.get_xlabel() for panel in grid[2]] == ["kind", "weight\n(log scale)", "age"]
+    assert [text.get_text() for text in grid[2, 0].get_xticklabels()] == ["apple", "pear"]
+    numbers = [float(text.get_text()) for text in grid[2, 1].get_xticklabels()]
+    assert np.allclose(np.log(numbers), grid[2, 1].get_xticks())
+    low, high = grid[2, 2].get_xlim()
+    assert 0.0 < low < 40.0 < high < 90.0
+    (missing,) = (text.get_text() for text in grid[2, 2].texts)
+    shares = [100.0 * np.isnan(rows[:, 2]).mean() for rows in (data, samples)]
+    assert missing == f"missing: data {shares[0]:.2g} %,\nsamples {shares[1]:.2g} %"
+
+
+def test_samples_stand_beside_data_in_the_cell_of_a_category() -> None:
+    data, samples = _table(200), _table(200)
+    figure = samples_beside_data(data, samples, "fruit", columns=FRUIT)
+    blue, orange = np.array(figure.axes).reshape(3, 3)[2, 0].collections
+    for dots, rows, side in ((blue, data, -1.0), (orange, samples, 1.0)):
+        known = rows[~np.isnan(rows[:, 2])]
+        drawn = np.asarray(dots.get_offsets())
+        known = known[: len(drawn)]
+        assert np.allclose(drawn[:, 1], known[:, 2])
+        away = side * (drawn[:, 0] - known[:, 0])
+        assert 0.0 < away.min() < away.max() < 0.5
+
+
+def test_two_columns_with_gaps_and_words() -> None:
+    data, samples = _table(400)[:, [0, 2]], _table(300)[:, [0, 2]]
+    figure = samples_beside_data(data, samples, "fruit", columns=[FRUIT[0], FRUIT[2]])
+    known = min((~np.isnan(rows[:, 1])).sum() for rows in (data, samples))
+    for panel, rows in zip(figure.axes, (data, samples), strict=True):
+        assert f"{known} points" in panel.get_title()
+        assert panel.get_ylabel() == f"age (missing: {100 * np.isnan(rows[:, 1]).mean():.3g} %)"
+        assert [text.get_text() for text in panel.get_xticklabels()] == ["apple", "pear"]
+    nothing = np.full((5, 2), np.nan)
+    nothing[:, 0] = 1.0
+    samples_beside_data(nothing, nothing, "none", columns=[FRUIT[0], FRUIT[2]])
+    with pytest.raises(ValueError, match="expected finite data, 5 of 10"):
+        samples_beside_data(nothing, nothing, "none", columns=["kind", "age"])
+
+
+def test_units_differ_where_ranges_do() -> None:
+    """Those of like columns have the same length, so that shapes keep their proportions."""
+    for scale, equal in ((1.0, True), (1000.0, False)):
+        points = CLOUD * [1.0, scale]
+        panel = samples_beside_data(points, points, "t").axes[0]
+        lengths = [np.ptp(panel.get_xlim()), np.ptp(panel.get_ylim())]
+        assert np.isclose(*lengths) == equal
+        assert lengths[1] == pytest.approx(6.0 * scale, rel=0.4)
+
+
+def test_a_picture_that_is_not_finished_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = save(loss_curve([1, 2], [3.0, 2.0]), tmp_path / "a.png")
+    before = file.read_bytes()
+
+    def stopped(self: Figure, path: Path, **options: object) -> None:
+        Path(path).write_bytes(b"the beginning")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        save(loss_curve([1, 2], [9.0, 2.0]), file)
+    assert file.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [file]
 
 
 def test_mass_levels_of_a_gaussian() -> None:

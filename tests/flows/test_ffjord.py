@@ -58,6 +58,26 @@ def test_a_linear_velocity_has_a_closed_form(options: dict[str, Any]) -> None:
     torch.testing.assert_close(flow.sample_from(flow.encode(x)), x, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [FINE, {"solver": "rk4", "num_steps": 200}])
+def test_a_path_has_the_states_of_the_closed_form(options: dict[str, Any]) -> None:
+    """x(t) = exp(A t^2 / T^2) x(0)."""
+    net = Linear(2, t_end=2.0)
+    flow, x = FFJORD(net, t_end=2.0, **options), torch.randn(5, 2, dtype=torch.float64)
+    times = [0.0, 0.5, 1.1, 2.0]
+    states = flow.path(x, times)
+    assert torch.equal(states[0], x)
+    assert not states.requires_grad
+    for time, state in zip(times, states, strict=True):
+        truth = x @ torch.linalg.matrix_exp(net.matrix.detach() * time**2 / 4.0).T
+        torch.testing.assert_close(state, truth, rtol=1e-4, atol=1e-4)
+    back = flow.path(states[-1], times[::-1])
+    torch.testing.assert_close(back.flip(0), states, rtol=1e-5, atol=1e-5)
+    assert flow.path(x[:0], times).shape == (4, 0, 2)
+    for wrong in ([0.0], [0.0, 3.0], [0.0, 1.0, 0.5], [1.0, 1.0]):
+        with pytest.raises(ValueError, match=r"FFJORD.path: expected two or more increasing or"):
+            flow.path(x, wrong)
+
+
 def curved(dim: int = 2, **options: Any) -> FFJORD:
     net = FourierMLP(dim, width=16, depth=1, time_scale=0.1).double()
     for parameter in net.parameters():

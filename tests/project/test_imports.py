@@ -54,7 +54,7 @@ ORDER: dict[str, str] = {
     "likelihood": "images bounds variational ode",
     "models": """
         state denoising reverse predictors chain_steps pair diffflow dinof ddpm learned_forward
-        nfdm_terms nfdm_parts nfdm
+        nfdm_terms nfdm_parts nfdm ode_sampler
     """,
     "data": """
         formats.reading formats.archives formats.arrays formats.columns formats.cells
@@ -67,18 +67,20 @@ ORDER: dict[str, str] = {
         points distances frechet two_sample manifolds floor
         features.digits features.files
     """,
-    "figures": "panels points paths images",
+    "figures": "panels axes points paths images",
     "training": """
         config.rules config.sections config.fields config.files config.defaults config.schedules
-        store.folders store.directory store.checkpoint store.saver store.dataset store.inputs
+        store.folders store.examples store.directory store.checkpoint store.runs store.saver
+        store.dataset store.inputs
         recipes.contexts recipes.base recipes.networks recipes.paths recipes.diffflow
         recipes.dinof recipes.ddpm recipes.nfdm recipes.flows recipes.build
         parallel.device parallel.distributed parallel.sharding parallel.progress
-        loop.batches loop.session loop.state loop.diagnosis loop.captured
-        loop.step loop.starting loop.trainer loop.train
+        loop.callbacks loop.loggers loop.batches loop.session loop.state loop.diagnosis
+        loop.captured loop.step loop.starting loop.trainer loop.train
         evaluation.sampling evaluation.scoring evaluation.given evaluation.sample_file
-        evaluation.imputation evaluation.filling evaluation.loaded_run evaluation.run_data
-        evaluation.likelihoods evaluation.quality evaluation.pictures evaluation.report
+        evaluation.imputation evaluation.filling evaluation.report evaluation.card evaluation.hub
+        evaluation.sharing evaluation.loaded_run evaluation.run_data
+        evaluation.likelihoods evaluation.quality evaluation.axes evaluation.pictures
         evaluation.extractor evaluation.evaluate
     """,
     "cli": "output flags doctor training figures impute commands program",

@@ -268,7 +268,10 @@ def check_wheel(names: list[str]) -> None:
     assert len(rest) == 1, rest
     assert next(iter(rest)).endswith(".dist-info")
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert {Path(name).suffix for name in package} <= {".py", ".typed", ".so"}
+    runs = {name for name in package if name.startswith("diffflow_ext/training/examples/")}
+    assert {Path(name).suffix for name in {*package} - runs} <= {".py", ".typed", ".so"}
+    examples = (ROOT / "diffflow_ext/training/examples").rglob("*.*")
+    assert runs == {str(path.relative_to(ROOT)) for path in examples}
     assert sum(name.startswith("diffflow_ext/_core.") for name in package) == 1
     wanted = {str(p.relative_to(ROOT)) for p in (ROOT / "diffflow_ext").rglob("*.py")}
     assert {name for name in package if name.endswith(".py")} == wanted

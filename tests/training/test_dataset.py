@@ -23,7 +23,7 @@ def test_all_that_was_read_is_said(tmp_path: Path) -> None:
     config = configure(data=str(path), drop_columns="kind", limit=100)
     data = open_data(config)
     assert describe_data(data) == [
-        f"{path}: 160 rows, 3 columns: length, width, flag",
+        "t.csv: 160 rows, 3 columns: length, width, flag",
         "split: 100 training, 30 validation, 30 test",
         "kinds: continuous: length, width; category: flag (2)",
         "left out: 1 comment line; the first column (an index without a name); kind (by "
@@ -47,7 +47,7 @@ def test_many_columns_and_other_sets(tmp_path: Path) -> None:
     images = RNG.integers(0, 256, (40, 5, 6), dtype=np.uint8)
     np.savez(tmp_path / "i.npz", a=images, b=images[:20], labels=np.arange(40))
     assert describe_data(open_data(configure(data=str(tmp_path / "i.npz"), key="b"))) == [
-        f"{tmp_path / 'i.npz'}: 20 images of 1 x 5 x 6",
+        "i.npz: 20 images of 1 x 5 x 6",
         "split: 16 training, 2 validation, 2 test",
         "left out: the arrays a, labels",
     ]

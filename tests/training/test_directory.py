@@ -28,6 +28,7 @@ FOREIGN = {
     "config.toml of the same tables": "[model]\nlayers = 3\n",
     "metrics.jsonl": '{"epoch": 1}\n',
     "evaluation.json": "{}",
+    "log_to.json": '{"level": "debug"}',
     "checkpoints/latest": "global_step10\n",
 }
 
@@ -178,8 +179,9 @@ def test_what_stands_in_the_place_of_a_run_s_files(
     config: Config, tmp_path: Path, kind: str
 ) -> None:
     train(config, tmp_path / "run")
-    names = ["config.toml", "metrics.jsonl", "evaluation.json", ".lock", "checkpoints/latest"]
-    names += [] if kind == "folder" else ["checkpoints", "figures"]
+    names = ["config.toml", "metrics.jsonl", "evaluation.json", "log_to.json", ".lock"]
+    names += ["checkpoints/latest"]
+    names += [] if kind == "folder" else ["checkpoints", "figures", "tensorboard"]
     for name in names:
         path = tmp_path / "run" / name
         special_files.replace(path, kind)

@@ -14,8 +14,9 @@ from checkpoint_cases import FILES, respell
 from loop_cases import small_config
 
 from diffflow_ext.training import CheckpointError, load_run, train
-from diffflow_ext.training.evaluation.loaded_run import read_run, run_of
+from diffflow_ext.training.evaluation.loaded_run import run_of
 from diffflow_ext.training.store.checkpoint import load_checkpoint, step_directories
+from diffflow_ext.training.store.runs import read_run
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_a_run_is_shown_in_a_line_and_a_table(
     assert [line["step"] for line in lines] == [2, 4]
     html = loaded._repr_html_()
     bound = sum(line["bound"] for line in lines) / 2
-    label = "bound on -log p per sample [nats]"
+    label = "bound on -log p [nats per sample]"
     assert f"<td>{label}</td><td>{bound:.4g}, mean of the last 2 lines of the log</td>" in html
     count = sum(p.numel() for p in loaded.model.parameters())
     assert f"<td>parameters</td><td>{count:,}</td>" in html

@@ -68,7 +68,7 @@ def test_the_program_asks_for_a_file_with_them(
 
 def test_an_evaluation_needs_them_again(frame: pd.DataFrame, tmp_path: Path) -> None:
     train(configure(**SMALL), tmp_path / "run", data=frame)
-    with pytest.raises(FileNotFoundError, match=r"in memory when it was trained; .*--data PATH"):
+    with pytest.raises(FileNotFoundError, match=r"in memory when it was trained, .*--data PATH"):
         evaluate(tmp_path / "run", 60, figures=False)
     found = evaluate(tmp_path / "run", 60, figures=False, data=frame, ode_n=0)
     assert found == evaluate(

@@ -57,6 +57,41 @@ def test_forward_states_have_the_marginals_of_the_process(model: str) -> None:
     assert np.allclose(alphas.square() + deviations.square(), 1.0, atol=0.05)
 
 
+@pytest.mark.parametrize("model", ["ddpm", "dinof", "nfdm"])
+def test_forward_states_are_a_path_of_the_process(model: str) -> None:
+    """Given x_0 the states at t < t' have the covariance alpha(t') / alpha(t) * sigma(t)^2."""
+    recipe = recipe_of(model)
+    x0 = torch.tensor([2.0, -1.0]).expand(20_000, 2).contiguous()
+    with torch.no_grad():
+        forward, _, times = recipe.paths(x0, NoiseKey(5))
+    process = recipe.module.process
+    last = len(times) - 1
+    for i, j in ((1, 2), (2, last // 2), (last // 2, last), (last - 1, last)):
+        one, other = (forward[k].double() - forward[k].double().mean(0) for k in (i, j))
+        found = (one * other).mean(0)
+        alphas, sigma = process.alpha(times[[i, j]]), float(process.sigma(times[i]))
+        expected = float(alphas[1] / alphas[0]) * sigma**2
+        # NFDM's share is by the trapezoidal rule, of its few steps.
+        assert np.allclose(found, expected, atol=0.03, rtol=0.15 if model == "nfdm" else 0.0)
+
+
+def test_paths_of_ffjord_are_solutions_of_its_equation() -> None:
+    pytest.importorskip("torchdiffeq", reason="needs the flows extra")
+    config = configure("ffjord", data="moons", **SMALL)
+    recipe, key = build_recipe(resolve(config, is_image=False), (2,)), NoiseKey(3)
+    x0 = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        forward, reverse, times = recipe.paths(x0, key)
+        expected = recipe.draw((20, 2), key)
+    assert torch.equal(forward[0], x0)
+    near = {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(reverse[0], expected, **near)
+    torch.testing.assert_close(forward[-1], recipe.module.flow.encode(x0), **near)
+    # One solution through a state, in either direction.
+    back = recipe.module.flow.path(forward[-1], times.flip(0).tolist()).flip(0)
+    torch.testing.assert_close(back, forward, **near)
+
+
 def test_flows_have_no_paths() -> None:
     pytest.importorskip("zuko", reason="needs the flows extra")
     recipe = build_recipe(resolve(configure("flow", data="moons"), is_image=False), (2,))

@@ -199,7 +199,7 @@ class _Solution:
                 f"{self.op}: expected a solver with fixed steps for gradients, got "
                 "solver='dopri5'; take solver='heun' or 'rk4' on a grid"
             )
-        stages = _stages(self.times[k], self.times[k + 1], self.solver)
+        stages = runge_kutta(self.times[k], self.times[k + 1], self.solver)
         ode = self.ode.with_graph()
         with self.autocast.again():
             if self.probes is None:
@@ -234,7 +234,7 @@ def fixed_path(
         states: Memory for all states in the order of time, shape (len(times), B, *event).
     """
     back = times[-1] < times[0]
-    steps = [_stages(t, t_next, solver) for t, t_next in pairwise(times)]
+    steps = [runge_kutta(t, t_next, solver) for t, t_next in pairwise(times)]
     ode = ode.at_times([stage.time for step in steps for stage in step], x)
     fused = fused_ode(op, engine, x, ode.nets, ode.coefficients, steps, probes)
     if fused is not None:
@@ -255,10 +255,11 @@ def fixed_path(
 
 def fixed_step(ode: ProbabilityFlow, x: Tensor, t: float, t_next: float, solver: str) -> Tensor:
     """Returns x(t_next) from x(t) by one step of a fixed solver, in either direction."""
-    return _step(ode, x, _stages(t, t_next, solver), None)
+    return _step(ode, x, runge_kutta(t, t_next, solver), None)
 
 
-def _stages(t: float, t_next: float, solver: str) -> list[Stage]:
+def runge_kutta(t: float, t_next: float, solver: str) -> list[Stage]:
+    """Returns the stages of one step of a fixed solver, in either direction."""
     stages, h = _STAGES[solver], t_next - t
     # Rounding must not lead to times outside of the grid.
     times = [t_next if node == 1.0 else t + node * h for node, _ in stages]

@@ -45,7 +45,7 @@ SECTIONS = ("data", "model", "network", "optimiser", "run")
 #: Fields that may change when a run is resumed.
 MAY_CHANGE = (
     "data", "steps", "on_nonfinite", "device", "shard", "threads", "save_every",
-    "keep_checkpoints", "async_save", "log_every", "checkpoint_every", "cuda_graph",
+    "keep_checkpoints", "async_save", "log_every", "log_to", "checkpoint_every", "cuda_graph",
     "engine", "scores_per_call",
 )  # fmt: skip
 _BETAS = {"beta_min": 0.1, "beta_max": 20.0}

@@ -331,6 +331,9 @@ class Run(Section):
     async_save: bool = False
     #: Steps between lines of metrics.jsonl.
     log_every: Annotated[int, whole(1)] = 10
+    #: Where these lines go too: into RUN/tensorboard, or to Weights & Biases or MLflow; each needs
+    #: the extra of its name.
+    log_to: Literal["off", "tensorboard", "wandb", "mlflow"] = "off"
 
 
 @dataclass(frozen=True)

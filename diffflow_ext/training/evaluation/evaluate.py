@@ -34,6 +34,7 @@ from .likelihoods import likelihoods
 from .loaded_run import LoadedRun, load_run
 from .pictures import draw_pictures
 from .quality import common_count, image_quality, vector_quality, warn_of_few
+from .report import MAX_EVALUATION_BYTES
 from .run_data import open_run_data, samples_like_test
 from .sampling import check_options
 
@@ -41,8 +42,6 @@ DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
 #: Samples for the pictures if there are too few data for distances.
 FEW_SAMPLES = 64
 ODE_VECTORS, ODE_IMAGES = 2000, 64
-#: Larger files are no evaluations and are not read.
-MAX_EVALUATION_BYTES = 2**20
 
 
 def evaluate(
@@ -63,7 +62,7 @@ def evaluate(
     """Evaluates a run on its held-out data, and writes evaluation.json and figures/ in its folder.
 
     Arguments:
-        run: The run directory.
+        run: The run directory, or an example by name, for which `out` names a folder.
         n: The largest number of samples, of data to compare them with, and of test data for
             likelihoods. By default 10,000, for images 1000.
         seed: Seed of all noise; the same seed gives the same numbers.
@@ -115,7 +114,7 @@ def evaluate(
         warn_of_few(limit, dataset)
     target.write_evaluation(spell(result))
     if figures:
-        _draw(target, loaded, dataset, samples, seed)
+        _draw(target, loaded, dataset, samples, seed, result.get("gaussian_nll"))
     return result
 
 
@@ -127,11 +126,16 @@ def _default_counts(run: LoadedRun) -> tuple[int, int]:
 
 
 def _draw(
-    target: RunDirectory, run: LoadedRun, dataset: Dataset, samples: Tensor, seed: int
+    target: RunDirectory,
+    run: LoadedRun,
+    dataset: Dataset,
+    samples: Tensor,
+    seed: int,
+    gaussian: float | None,
 ) -> None:
     """Draws pictures, or warns that the library is missing: the numbers are written already."""
     try:
-        draw_pictures(target.figures, run, dataset, samples, seed)
+        draw_pictures(target.figures, run, dataset, samples, seed, gaussian)
     except ImportError as error:
         warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=3)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.data.column import Column
-from diffflow_ext.data.display import content_facts, in_a_line, in_html
+from diffflow_ext.data.display import content_facts, in_a_line, in_html, title_of
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.frames import is_frame
 from diffflow_ext.data.formats.tables import Table
@@ -23,22 +22,24 @@ from ..parallel.device import pick_device
 from ..parallel.distributed import World, local_rank
 from ..recipes.base import EvaluationSettings, Recipe
 from ..recipes.build import build_recipe, room_of
-from ..store.checkpoint import Checkpoint, CheckpointError, load_latest, step_directories
+from ..store.checkpoint import Checkpoint, CheckpointError
 from ..store.dataset import DatasetRecord, recorded
 from ..store.directory import RunDirectory, read_metrics
+from ..store.runs import read_run
 from .filling import Part, check_imputation, check_mask, fill, given_part
 from .given import condition_values, stored_conditions
 from .imputation import CANDIDATES, weighed
 from .sample_file import to_frame, with_given
 from .sampling import MAX_SAMPLES, check_options, draw
 from .scoring import log_probs, pick_estimator, stored_rows
+from .sharing import Shareable
 
 #: Lines of the log whose mean is shown.
 LAST = 10
 
 
 @dataclass(frozen=True)
-class LoadedRun:
+class LoadedRun(Shareable):
     """A run, loaded for sampling and evaluation.
 
     Arguments:
@@ -62,13 +63,17 @@ class LoadedRun:
         """Returns a table for notebooks."""
         facts = self._facts()
         facts["parameters"] = f"{sum(p.numel() for p in self.model.parameters()):,}"
-        lines = [line for line in self.history() if self.recipe.curve[0] in line][-LAST:]
+        lines = [line for line in self.history() if self.recipe.curve.name in line][-LAST:]
         if lines:
-            name, label = self.recipe.curve
-            mean = sum(line[name] for line in lines) / len(lines)
-            facts[label] = f"{mean:.4g}, mean of the last {len(lines)} lines of the log"
-        title = f"Run of {self.config.name} on {self.record.name}"
+            curve = self.recipe.curve
+            mean = sum(line[curve.name] for line in lines) / len(lines)
+            facts[curve.label] = f"{mean:.4g}, mean of the last {len(lines)} lines of the log"
+        title = f"Run of {self.config.name} on {title_of(self.record.name)}"
         return in_html(title, facts, self.record.encoding, self.record.conditions)
+
+    @classmethod
+    def _of_folder(cls, folder: str | Path, device: str) -> LoadedRun:
+        return load_run(folder, device)
 
     def _facts(self) -> dict[str, str]:
         record, facts = self.record, {"model": self.config.name, "step": f"{self.step:,}"}
@@ -349,15 +354,12 @@ class LoadedRun:
         return columns + conditions.columns, [torch.cat([c, own], 1) for c in copies], known
 
 
-def _holds_run(path: Path) -> bool:
-    return RunDirectory(path).holds_run()
-
-
 def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
     """Returns the model of a run with its averaged weights, ready to sample.
 
     Arguments:
-        path: The run directory.
+        path: The run directory, or ``"examples:rings"`` or ``"examples:magic"``, which come with
+            the package.
         device: "auto", "cpu", "cuda" or "cuda:INDEX".
 
     Raises:
@@ -365,20 +367,8 @@ def load_run(path: str | Path, device: str = "cpu") -> LoadedRun:
         CheckpointError: If it has no whole checkpoint.
         ImportError: If the model needs a package that is missing.
     """
-    return replace(run_of(read_run(path), device, path), folder=Path(path).absolute())
-
-
-def read_run(path: str | Path) -> Checkpoint:
-    """Returns the newest whole checkpoint of a run; errors are those of `load_run`."""
-    run = RunDirectory(path)
-    if run.root.is_file():
-        raise ValueError(f"{path}: expected the folder of a run, got a file; name the folder")
-    if not run.holds_run() and not step_directories(run.checkpoints):
-        above = [parent for parent in run.root.absolute().parents[:2] if _holds_run(parent)]
-        hint = f"diffflow train DATA --out {shlex.quote(str(path))} makes one"
-        hint = f"the run is {shlex.quote(str(above[0]))}" if above else hint
-        raise ValueError(f"{path}: no run there; {hint}")
-    return load_latest(run.checkpoints)
+    folder = RunDirectory(path).root.absolute()
+    return replace(run_of(read_run(path), device, path), folder=folder)
 
 
 def run_of(checkpoint: Checkpoint, device: str, source: str | Path) -> LoadedRun:

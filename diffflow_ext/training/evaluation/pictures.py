@@ -6,7 +6,10 @@ They are figures of matplotlib, which notebooks show and `figures.save` writes:
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +18,23 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
+from diffflow_ext.data.display import title_of
+from diffflow_ext.data.formats.reading import read_bytes
+from diffflow_ext.figures.axes import Axis
 from diffflow_ext.figures.images import image_grid, image_rows
 from diffflow_ext.figures.panels import save
 from diffflow_ext.figures.paths import FORWARD, REVERSE, Paths, film, trajectories
 from diffflow_ext.figures.points import loss_curve, samples_beside_data
 from diffflow_ext.functional.noise import NoiseKey
-from diffflow_ext.likelihood.images import quantise
+from diffflow_ext.likelihood.images import bits_per_dim, quantise
 
+from ..config.fields import DiffFlowConfig
+from ..config.schedules import progressive_grid
+from ..recipes.base import NATS
+from ..recipes.flows import FlowRecipe
+from ..store.directory import RunDirectory
 from ..store.inputs import model_inputs
+from .axes import Columns, chosen, sample_axes, sample_values, state_axes, state_values
 from .loaded_run import LoadedRun
 from .run_data import open_run_data, samples_like_test
 from .sampling import EVALUATION_STREAM
@@ -31,15 +43,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAJECTORIES = 2000
+#: Particles of a film, whose bytes grow with them.
+FILMED = 1000
 IMAGES = 100
+#: Larger files are no evaluations and are not read.
+MAX_BYTES = 2**20
+GAUSSIAN = "Gaussian, on test data"
 #: Times at which one image is drawn.
 IMAGES_OF_PATH = 9
 
 
 def sample_figure(
-    run: LoadedRun, data: Any = None, *, n: int | None = None, seed: int = 0, **options: Any
+    run: LoadedRun,
+    data: Any = None,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    columns: Columns = None,
+    **options: Any,
 ) -> Figure:
-    """Draws samples of a run beside its test data, as the model sees them; images as a grid.
+    """Draws samples of a run beside its test data, in the units of the data; images as a grid.
 
     Samples of a run with conditions are given those of the test data.
 
@@ -48,6 +71,8 @@ def sample_figure(
         data: The data of the run, if they were in memory; or where they are now, if they moved.
         n: The number of samples; by default 10,000, of images 100.
         seed: The seed of the samples.
+        columns: The columns of a table to draw, as names or a text with commas between them; None
+            for all, of which the first five are drawn.
         options: Options of the sampler, as of `LoadedRun.sample`.
 
     Raises:
@@ -55,44 +80,85 @@ def sample_figure(
         FileNotFoundError: If the data aren't there.
         ValueError: If they aren't those of the run, or an option is wrong.
     """
+    picks_of("sample_figure", run, columns)
     dataset = open_run_data(run, data)
     count = n if n is not None else IMAGES if run.record.is_image else 10_000
-    return figure_of_samples(dataset, samples_like_test(run, dataset, count, seed=seed, **options))
+    samples = samples_like_test(run, dataset, count, seed=seed, **options)
+    return figure_of_samples(dataset, samples, columns)
+
+
+def picks_of(op: str, run: LoadedRun, columns: Columns, count: int | None = None) -> Sequence[int]:
+    """Returns the positions of the columns of a run that are to be drawn; none of images.
+
+    Errors name `op` and are those of `axes.chosen`; images have no columns.
+    """
+    if run.record.encoding is None:
+        if columns is not None:
+            raise ValueError(f"{op}: columns: expected none, the run has images; leave it out")
+        return ()
+    return chosen(op, run.record.encoding, columns, count)
 
 
 def path_figure(
-    runs: LoadedRun | Mapping[str, LoadedRun], data: Any = None, *, seed: int = 0
+    runs: LoadedRun | Mapping[str, LoadedRun],
+    data: Any = None,
+    *,
+    seed: int = 0,
+    columns: Columns = None,
 ) -> Figure:
     """Draws both processes of a run, or of several by their names, at some times.
 
-    Of tables the first two coordinates are shown, of images one from the data and one sample.
-    Forward states of a process that is not simulated in training (all but those of DiffFlow) have
-    its distribution at each time.
+    Of tables two columns are shown, of images one from the data and one sample. Axes have the
+    units of the data and are even in the coordinate of the model: of a positive column they are
+    logarithmic. States between data and noise are decoded column by column.
 
     Arguments:
         runs: The run, or runs of the same data.
         data: As of `sample_figure`.
         seed: The seed of the samples.
+        columns: Two columns of a table, as names or a text with a comma between them; None for
+            the first two.
 
     Raises:
         ModuleNotFoundError: If matplotlib is missing.
         FileNotFoundError: If the data aren't there.
-        ValueError: If they aren't those of all runs, have one column, or a model has no such
-            processes.
+        ValueError: If they aren't those of all runs, have one column, a column has another name,
+            or a model has no such processes.
     """
-    named = {"": runs} if isinstance(runs, LoadedRun) else dict(runs)
+    op, named = "path_figure", {"": runs} if isinstance(runs, LoadedRun) else dict(runs)
     _require_same_data(named)
+    for run in named.values():
+        _require_paths(op, run)
+    picks = picks_of(op, next(iter(named.values())), columns, 2)
     dataset = open_run_data(next(iter(named.values())), data)
-    paths = dict[str, Paths]()
-    for name, run in named.items():
-        found = _paths(run, dataset, seed)
-        if found is None:
-            raise ValueError(
-                f"path_figure: expected runs with two columns or more, or of images, and with"
-                f" processes (no flow), got {run!r}; take sample_figure"
-            )
-        paths[name] = found
-    return _figure_of_paths(dataset, paths)
+    paths = {name: _drawn(op, run, dataset, picks, seed) for name, run in named.items()}
+    return _figure_of_paths(dataset, paths, picks)
+
+
+def _require_paths(op: str, run: LoadedRun) -> None:
+    """Refuses runs of models without processes, and of one column."""
+    if isinstance(run.recipe, FlowRecipe):
+        raise ValueError(
+            f"{op}: expected runs with a process in time, got {run!r}; a flow is one map from"
+            " noise to data, without states between them: take sample_figure (diffflow sample"
+            " --figure), or leave that run out"
+        )
+    if not run.record.is_image and len(run.record.columns) < 2:
+        raise ValueError(
+            f"{op}: expected runs with two columns or more, or of images, got {run!r}; take"
+            " sample_figure"
+        )
+
+
+def _drawn(op: str, run: LoadedRun, dataset: Dataset, picks: Sequence[int], seed: int) -> Paths:
+    """Returns the states of a run that are drawn."""
+    found = _paths(run, dataset, picks, seed)
+    if found is None:
+        raise ValueError(
+            f"{op}: expected columns with values in the same rows, got none of {run!r}; choose"
+            " other columns"
+        )
+    return found
 
 
 def _require_same_data(runs: Mapping[str, LoadedRun]) -> None:
@@ -114,29 +180,43 @@ def _require_same_data(runs: Mapping[str, LoadedRun]) -> None:
         )
 
 
-def film_of_paths(run: LoadedRun, path: str | Path, data: Any = None, *, seed: int = 0) -> Path:
-    """Writes a film, .gif or .mp4, of both processes of a run in the first two coordinates.
+def film_of_paths(
+    run: LoadedRun,
+    path: str | Path,
+    data: Any = None,
+    *,
+    seed: int = 0,
+    columns: Columns = None,
+) -> Path:
+    """Writes a film, .gif or .mp4, of both processes of a run in two columns.
 
-    Arguments and errors are those of `path_figure`; see `figures.film`.
+    Arguments and errors are those of `path_figure`; see `figures.film`. Images have no film.
     """
+    op = "film_of_paths"
+    if run.record.is_image:
+        raise ValueError(f"{op}: expected a run of two columns or more, got {run!r}; take"
+                         " path_figure")  # fmt: skip
+    _require_paths(op, run)
+    picks = picks_of(op, run, columns, 2)
     dataset = open_run_data(run, data)
-    paths = None if dataset.is_image else _paths(run, dataset, seed)
-    if paths is None:
-        raise ValueError(
-            f"film_of_paths: expected a run of two columns or more with processes, got {run!r};"
-            " take sample_figure"
-        )
-    return film(paths, path, _title_of_paths(dataset))
+    paths = _drawn(op, run, dataset, picks, seed)
+    ahead, back = (np.asarray(states)[:, :FILMED] for states in paths[:2])
+    shown = Paths(ahead, back, paths.times)
+    return film(shown, path, _title_of_paths(dataset), columns=_axes(dataset, picks))
 
 
 def loss_figure(run: LoadedRun) -> Figure:
     """Draws the training curve of a run: its bound, or its loss where the log has none.
 
+    Beside it, where the curve is in nats and the run has been evaluated, -log p of the test data
+    under a Gaussian of the training data; and the steps at which the number N of steps of a path
+    changes.
+
     Raises:
         ModuleNotFoundError: If matplotlib is missing.
         ValueError: If the run has no log, as that of an estimator.
     """
-    figure = _curve(run, run.history())
+    figure = _curve(run, _gaussian(run))
     if figure is None:
         raise ValueError(
             "loss_figure: expected a run with a log, metrics.jsonl in its folder, got"
@@ -146,29 +226,38 @@ def loss_figure(run: LoadedRun) -> Figure:
 
 
 def draw_pictures(
-    folder: Path, run: LoadedRun, dataset: Dataset, samples: Tensor, seed: int
+    folder: Path,
+    run: LoadedRun,
+    dataset: Dataset,
+    samples: Tensor,
+    seed: int,
+    gaussian: float | None = None,
 ) -> None:
-    """Draws all pictures of a run into a folder."""
+    """Draws all pictures of a run into a folder, given -log p of a Gaussian, in nats."""
     drawn: dict[str, Figure | None] = {"samples": figure_of_samples(dataset, samples)}
     if dataset.is_image:
-        drawn["data"] = image_grid(dataset.test[:IMAGES], f"{dataset.name}: test data")
-    paths = _paths(run, dataset, seed)
-    drawn["trajectories"] = None if paths is None else _figure_of_paths(dataset, {"": paths})
-    drawn["loss"] = _curve(run, run.history())
+        drawn["data"] = image_grid(dataset.test[:IMAGES], f"{title_of(dataset.name)}: test data")
+    picks = [] if dataset.encoding is None else [*range(len(dataset.columns))][:2]
+    paths = None if len(picks) == 1 else _paths(run, dataset, picks, seed)
+    if paths is not None:
+        drawn["trajectories"] = _figure_of_paths(dataset, {"": paths}, picks)
+    drawn["loss"] = _curve(run, gaussian)
     folder.mkdir(exist_ok=True)
     for name, figure in drawn.items():
         if figure is not None:
             save(figure, folder / f"{name}.png")
 
 
-def figure_of_samples(dataset: Dataset, samples: Tensor) -> Figure:
-    """Draws samples, in the units of training, beside a run's test data; images as a grid."""
-    if dataset.encoding is None:
+def figure_of_samples(dataset: Dataset, samples: Tensor, columns: Columns = None) -> Figure:
+    """Draws samples, as the model gives them, beside a run's test data; images as a grid."""
+    encoding = dataset.encoding
+    if encoding is None:
         shown = quantise(samples[:IMAGES])
-        return image_grid(shown, f"{dataset.name}: {len(shown)} samples")
-    title = f"{dataset.name}: {len(samples)} samples, {dataset.encoding.units}"
-    names = dataset.encoding.coordinates
-    return samples_beside_data(_inputs(dataset), samples, title, columns=names)
+        return image_grid(shown, f"{title_of(dataset.name)}: {len(shown)} samples")
+    picks = chosen("sample_figure", encoding, columns)
+    data, drawn = (sample_values(encoding, x, picks) for x in (_inputs(dataset), samples))
+    title = f"{title_of(dataset.name)}: {len(samples):,} samples"
+    return samples_beside_data(data, drawn, title, columns=sample_axes(encoding, picks))
 
 
 def _inputs(dataset: Dataset) -> Tensor:
@@ -176,19 +265,44 @@ def _inputs(dataset: Dataset) -> Tensor:
     return model_inputs(dataset.encoding, dataset.test, key)
 
 
-def _curve(run: LoadedRun, history: Sequence[Mapping[str, Any]]) -> Figure | None:
-    name, label = run.recipe.curve
-    lines = [line for line in history if name in line]
+def _curve(run: LoadedRun, gaussian: float | None) -> Figure | None:
+    curve, label = run.recipe.curve, run.recipe.curve.label
+    lines = [line for line in run.history() if curve.name in line]
     if not lines:
         return None
-    steps, values = [line["step"] for line in lines], [line[name] for line in lines]
-    return loss_curve(steps, values, title=f"{run.record.name}: training", label=label)
+    steps, values = [line["step"] for line in lines], [line[curve.name] for line in lines]
+    level = None
+    if curve.unit == NATS and run.record.is_image:
+        values = [bits_per_dim(value, run.record.dim) for value in values]
+        label = f"{curve.what} [bits per dimension]"
+    elif curve.unit == NATS and gaussian is not None:
+        level = (GAUSSIAN, gaussian)
+    marks = list[tuple[float, str]]()
+    if isinstance(run.config, DiffFlowConfig):
+        stages = [one for one in progressive_grid(run.config).stages if one[0] <= steps[-1]]
+        changes = [(0, 0), *stages]
+        marks = [
+            (first, f"N = {n}") for (_, before), (first, n) in pairwise(changes) if n != before
+        ]
+    title = f"{title_of(run.record.name)}: training of {run.config.name}"
+    marks = marks if len(marks) > 1 else []
+    return loss_curve(steps, values, title=title, label=label, level=level, marks=marks)
 
 
-def _paths(run: LoadedRun, dataset: Dataset, seed: int) -> Paths | None:
-    """Returns states of both processes: the first two coordinates, or two images as bytes."""
-    if dataset.encoding is not None and dataset.dim < 2:
+def _gaussian(run: LoadedRun) -> float | None:
+    """Returns what an evaluation in the run's folder says of a Gaussian; None without one."""
+    if run.folder is None:
         return None
+    file = RunDirectory(run.folder).evaluation
+    try:
+        found = json.loads(read_bytes("loss_figure", file, MAX_BYTES))["gaussian_nll"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, float) and math.isfinite(found) else None
+
+
+def _paths(run: LoadedRun, dataset: Dataset, picks: Sequence[int], seed: int) -> Paths | None:
+    """Returns states of both processes: of two columns in their units, or two images as bytes."""
     key = NoiseKey(seed, stream=EVALUATION_STREAM)
     device = next(run.model.parameters()).device
     x0 = _inputs(dataset)[: 1 if dataset.is_image else TRAJECTORIES].to(device)
@@ -197,24 +311,28 @@ def _paths(run: LoadedRun, dataset: Dataset, seed: int) -> Paths | None:
     if paths is None:
         return None
     forward, reverse = (torch.as_tensor(states).cpu() for states in paths[:2])
-    if dataset.is_image:
+    if dataset.encoding is None:
         return Paths(quantise(forward[:, 0]), quantise(reverse[:, 0]), paths.times)
-    return Paths(forward[..., :2], reverse[..., :2], paths.times)
+    ahead, back = (state_values(dataset.encoding, s, picks) for s in (forward, reverse))
+    return Paths(ahead, back, paths.times) if ahead.size and back.size else None
 
 
-def _figure_of_paths(dataset: Dataset, paths: Mapping[str, Paths]) -> Figure:
+def _axes(dataset: Dataset, picks: Sequence[int]) -> list[Axis]:
+    assert dataset.encoding is not None
+    return state_axes(dataset.encoding, picks)
+
+
+def _figure_of_paths(dataset: Dataset, paths: Mapping[str, Paths], picks: Sequence[int]) -> Figure:
     if not dataset.is_image:
         alone = paths[""] if [*paths] == [""] else paths
-        return trajectories(alone, _title_of_paths(dataset))
+        return trajectories(alone, _title_of_paths(dataset), columns=_axes(dataset, picks))
     rows = {}
     for name, (forward, reverse, times) in paths.items():
         picks = np.linspace(0, len(np.asarray(times)) - 1, IMAGES_OF_PATH).round().astype(int)
         for label, states in ((FORWARD, forward), (REVERSE, reverse)):
             rows[f"{name}, {label}" if name else label] = torch.as_tensor(states)[picks]
-    return image_rows(rows, f"{dataset.name}: an image and a sample")
+    return image_rows(rows, f"{title_of(dataset.name)}: an image and a sample")
 
 
 def _title_of_paths(dataset: Dataset) -> str:
-    assert dataset.encoding is not None
-    columns = dataset.encoding.coordinates
-    return f"{dataset.name}: {columns[0]} and {columns[1]}, {dataset.encoding.units}"
+    return f"{title_of(dataset.name)}: forward and reverse process"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffflow_ext.data.display import title_of
+
+#: Larger files are no evaluations and are not read.
+MAX_EVALUATION_BYTES = 2**20
 #: Measures of samples in the order of the table, with their titles.
 MEASURES = {
     "energy_distance": "energy distance",
@@ -36,6 +41,16 @@ NOTES = [
 Row = tuple[str, str, str, str]
 
 
+def with_nans(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the numbers of an evaluation.json, with NaN for null where that isn't finite."""
+    likely = [*MEASURES, *result["estimators"]]
+    gone = [name for name, value in result.items() if value is None]
+    gone = [name for name in gone if name.startswith(tuple(likely))]
+    return dict(result) | {
+        name: math.nan for name in gone if not name.endswith(("_spread", "_ratio"))
+    }
+
+
 def format_table(result: Mapping[str, Any]) -> str:
     """Returns the numbers of `evaluate` as a table for a terminal."""
     rows: list[Row] = [("-log p, lower is better", "model", "reference", "reading")]
@@ -51,9 +66,8 @@ def _head(r: Mapping[str, Any]) -> str:
     steps = "" if r["num_steps"] is None else f", N = {r['num_steps']}"
     options = "".join(f", {name} {value}" for name, value in r["sampler"].items())
     compared = f", n = {r['n']}" if r["n"] else ""
-    return (
-        f"{r['data']}, {r['model']}, step {r['step']}{steps}{options}{compared}, seed {r['seed']}"
-    )
+    run = f"{title_of(r['data'])}, {r['model']}, step {r['step']}"
+    return f"{run}{steps}{options}{compared}, seed {r['seed']}"
 
 
 def _likelihood(r: Mapping[str, Any], name: str, title: str) -> list[Row]:

@@ -31,8 +31,8 @@ def open_run_data(run: LoadedRun, data: Any = None, *, warn: bool = True) -> Dat
         config = config.replaced(data=os.fspath(data))
     elif not config.data.data:
         raise FileNotFoundError(
-            "data: expected the data of the run, which were in memory when it was trained;"
-            " give them again (data=..., or --data PATH)"
+            "data: expected the data of the run, which does not name them: they were in memory"
+            " when it was trained, or it was shared; give them again (data=..., or --data PATH)"
         )
     elif is_gone(config.data.data):
         raise FileNotFoundError(

@@ -101,6 +101,11 @@ class TrainState:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Loads a checkpoint, or raises a CheckpointError if it belongs to another model."""
+        if not checkpoint.model:
+            raise CheckpointError(
+                f"checkpoint of step {checkpoint.step}: expected the state of the training, got a"
+                " copy that was made to be shared, without it; train another run"
+            )
         try:
             self.module.load_state_dict(dict(checkpoint.model))
             self.ema.module.load_state_dict(dict(checkpoint.ema))

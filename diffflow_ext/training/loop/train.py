@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffflow_ext.functional.checks import in_words
 
 from ..config.fields import Config
-from ..config.files import to_toml
 from ..parallel.distributed import World, joined
 from ..store.checkpoint import load_latest, step_directories
 from ..store.dataset import describe_data
 from ..store.directory import RunDirectory
+from .callbacks import Callback, checked_callbacks
+from .loggers import loggers_of
 from .session import threads
 from .starting import check_directory, check_outside, doubts
 from .trainer import Trainer, TrainResult
@@ -29,6 +30,7 @@ def train(
     overwrite: bool = False,
     data: Any = None,
     progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Trains a model into a run directory.
 
@@ -46,12 +48,15 @@ def train(
         progress: Whether to say what was read and to show a bar; by default a bar on a terminal
             and in a notebook, and elsewhere a line every half a minute (see `show_progress`).
             Lines go to the logger ``diffflow_ext`` where it takes the level INFO, else to stderr.
+        callbacks: What follows the training, as the field `log_to` does; see :class:`Callback`.
 
     Raises:
         ValueError: If `out` holds a run and neither `resume` nor `overwrite` is given, the run
             there has another configuration or other data, another process trains there, `out`
             holds files of others that a run would replace, or `overwrite` finds no run.
         OSError: If `out` can't be written to, or the data can't be read.
+        ImportError: If the package of `log_to` isn't installed.
+        CallbackError: If a callback fails; the state is saved before.
         CheckpointError: If a checkpoint can't be written, or there is no whole one to resume from.
         TrainingError: If the loss or its gradient isn't finite. The step isn't taken, or, where
             steps are CUDA graphs, isn't saved.
@@ -64,13 +69,14 @@ def train(
             f"train: data={in_words(config.data.data)}: expected a configuration without data"
             " beside data in memory; leave one of them out"
         )
+    followers = [*checked_callbacks(callbacks), *loggers_of(config)]
     run = RunDirectory(out)
     check_outside(run, config)
     with joined(config.run.device) as world, _opened(run, world), threads(config.run.threads):
         world.on_first(lambda: check_directory(run, config, resume=resume, overwrite=overwrite))
-        trainer = _trainer(config, run, world, data, overwrite=overwrite)
+        trainer = _trainer(config, run, world, data, followers, overwrite=overwrite)
         trainer.step.rehearse()
-        _start(trainer, overwrite=overwrite)
+        _start(trainer)
         _warn(trainer)
         return trainer.run_to_end(progress, overwrite=overwrite)
 
@@ -87,6 +93,7 @@ def rehearse(
     It opens the data, builds the model, and evaluates the loss of one sample; arguments, errors
     and warnings are those of `train`.
     """
+    loggers_of(config)
     run = RunDirectory(out)
     check_outside(run, config)
     with joined(config.run.device) as world, threads(config.run.threads):
@@ -98,12 +105,18 @@ def rehearse(
 
 
 def _trainer(
-    config: Config, run: RunDirectory, world: World, data: Any = None, *, overwrite: bool
+    config: Config,
+    run: RunDirectory,
+    world: World,
+    data: Any = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    overwrite: bool,
 ) -> Trainer:
     """Returns a trainer, restored from the newest checkpoint if there is one to go on from."""
     resumes = not overwrite and bool(step_directories(run.checkpoints))
     checkpoint = load_latest(run.checkpoints) if resumes else None
-    return Trainer(config, run, world, checkpoint, data)
+    return Trainer(config, run, world, checkpoint, data, callbacks)
 
 
 def _warn(trainer: Trainer) -> None:
@@ -113,14 +126,11 @@ def _warn(trainer: Trainer) -> None:
             warnings.warn(text, stacklevel=3)
 
 
-def _start(trainer: Trainer, *, overwrite: bool) -> None:
-    """Writes the configuration, and makes the model and the step ready."""
-    run, world = trainer.run, trainer.world
-    if not overwrite:
-        world.on_first(lambda: run.begin(to_toml(trainer.config)))
+def _start(trainer: Trainer) -> None:
+    """Makes the model and the step ready."""
     trainer.step.start_flows()
-    if world.size > 1:
-        world.require_same(trainer.state.fingerprint(), "what a process starts from")
+    if trainer.world.size > 1:
+        trainer.world.require_same(trainer.state.fingerprint(), "what a process starts from")
     trainer.step.prepare()
 
 

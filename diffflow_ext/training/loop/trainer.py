@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ from ..recipes.build import build_recipe, room_for_training, room_of
 from ..recipes.contexts import BatchContexts, Contexts, MaskContexts
 from ..store.checkpoint import Checkpoint, CheckpointError
 from ..store.dataset import DatasetRecord, describe_data, open_data, recorded
-from ..store.directory import MetricsLog, NoLog, RunDirectory
+from ..store.directory import MetricsLog, RunDirectory
 from ..store.saver import Saver
 from .batches import Batches
+from .callbacks import Callback, Callbacks
 from .session import Interrupted, own_generator, signals
 from .starting import check_batch, check_world, warn_of_other_end
 from .state import TrainState
@@ -69,6 +71,7 @@ class Trainer:
         world: World,
         checkpoint: Checkpoint | None,
         rows: Any = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         device = pick_device(config.run.device, local_rank())
         if checkpoint is not None:
@@ -76,6 +79,7 @@ class Trainer:
         dataset = open_data(config, rows, warn=world.writes)
         config = resolve(config, is_image=dataset.is_image, flip=dataset.flip)
         self.config, self.run, self.device, self.world = config, run, device, world
+        self.callbacks = Callbacks(callbacks if world.writes else ())
         self.dataset, self.record = dataset, DatasetRecord.of(dataset)
         self.recipe = self._build(checkpoint)
         check_world(world, config, self.recipe)
@@ -119,46 +123,62 @@ class Trainer:
     def run_to_end(self, progress: bool | None, *, overwrite: bool = False) -> TrainResult:
         """Trains up to the last step, with a log, a bar and checkpoints; signals end it early.
 
-        First it says what was read.
+        First it says what was read. Callbacks follow all of it.
         With `overwrite`, the run in the directory is replaced when the first step is done.
         """
         before, steps = self.state.step, self.config.optimiser.steps
         shown = progress if self.world.writes else False
-        self.rate = _Rate(self.state, self.config.optimiser.batch_size)
         with (
+            self._followed(),
             Progress("step", steps, before, shown=shown) as bar,
             signals(announce=self.world.writes) as received,
             own_generator(self.device),
         ):
             bar.say(describe_data(self.dataset))
-            first = self._replace_run(received) if overwrite else None
-            with self._log() as log:
-                self._loop_and_save(log, bar, received, first)
+            self.rate = _Rate(self.state, self.config.optimiser.batch_size)
+            first = self._begin(received, overwrite=overwrite)
+            with self._opened_log() as self.log:
+                self._loop_and_save(bar, received, first)
         assert self.state.saved is not None
         step = self.state.step
         return TrainResult(step, step - before, self.state.elapsed, self.state.saved)
 
-    def _replace_run(self, received: list[int]) -> Taken:
-        """Takes the first step; then it removes the old run, whose place the new one takes."""
-        first = self.step.take(received)
+    @contextlib.contextmanager
+    def _followed(self) -> Iterator[None]:
+        """Starts the callbacks, and ends them with the error of the training, if any."""
+        config, out, step = self.config, self.run.root, self.state.step
+        try:
+            self.world.on_first(lambda: self.callbacks.on_start(config, out, step))
+            yield
+        except BaseException as error:
+            self.callbacks.on_end(error)
+            raise
+        self.callbacks.on_end(None)
 
-        def replace() -> None:
-            self.run.clear()
+    def _begin(self, received: list[int], *, overwrite: bool) -> Taken | None:
+        """Writes the configuration.
+
+        With `overwrite` it takes the first step before; then it removes the old run, whose place
+        the new one takes.
+        """
+        first = self.step.take(received) if overwrite else None
+
+        def begin() -> None:
+            if overwrite:
+                self.run.clear()
             self.run.begin(to_toml(self.config))
 
-        self.world.on_first(replace)
+        self.world.on_first(begin)
         return first
 
-    def _loop_and_save(
-        self, log: MetricsLog, bar: Progress, received: list[int], first: Taken | None
-    ) -> None:
+    def _loop_and_save(self, bar: Progress, received: list[int], first: Taken | None) -> None:
         """Trains, and returns when everything is written.
 
         After errors that all processes have at the same step they can wait for one another; after
         any other error this process must end at once, so that the others end too.
         """
         try:
-            self._loop(log, bar, received, first)
+            self._loop(bar, received, first)
         except (TrainingError, Interrupted):
             self.world.on_first(self.saver.wait)
             raise
@@ -175,40 +195,54 @@ class Trainer:
                 stacklevel=2,
             )
 
-    def _log(self) -> MetricsLog:
-        return MetricsLog(self.run.metrics, self.state.step) if self.world.writes else NoLog()
+    def _opened_log(self) -> contextlib.AbstractContextManager[MetricsLog | None]:
+        if not self.world.writes:
+            return contextlib.nullcontext()
+        return MetricsLog(self.run.metrics, self.state.step)
 
-    def _loop(
-        self, log: MetricsLog, bar: Progress, received: list[int], first: Taken | None
-    ) -> None:
+    def _loop(self, bar: Progress, received: list[int], first: Taken | None) -> None:
         state, steps = self.state, self.config.optimiser.steps
         while first or state.step < steps:
             line, signum = first or self.step.take(received)
             first = None
-            text = None
-            if is_logged(self.config, state.step):
-                if "loss" in line:
-                    line |= self.recipe.reading(state.step - 1, line["loss"])
-                line |= self.rate.measure()
-                log.write(line)
-                text = self._bar_text(line)
-            bar.update(1, text)
+            logged = is_logged(self.config, state.step)
+            bar.update(1, self._tell(line) if logged else None)
             if signum or is_saved(self.config, state.step):
-                self.rate.tick()
-                log.sync()
                 self._save()
             if signum and state.saved is not None:
                 raise Interrupted(signum, state.saved)
+
+    def _tell(self, line: dict[str, float]) -> str:
+        """Completes the line of a step for log, callbacks and bar; returns the bar's text.
+
+        After an error the state is saved: all processes know of it at this step.
+        """
+        if "loss" in line:
+            line |= self.recipe.reading(self.state.step - 1, line["loss"])
+        line |= self.rate.measure()
+        try:
+            self.world.on_first(lambda: self._write(line))
+        except Exception:
+            self._save()
+            self.world.on_first(self.saver.wait)
+            raise
+        return self._bar_text(line)
+
+    def _write(self, line: dict[str, float]) -> None:
+        assert self.log is not None
+        self.log.write(line)
+        self.callbacks.on_log(line)
 
     def _bar_text(self, line: dict[str, float]) -> str:
         speed = f"{line['samples_per_second']:.0f} samples/s"
         if "loss" not in line:
             return f"{line['skipped']:.0f} steps skipped, {speed}"
-        name = self.recipe.curve[0]
+        name = self.recipe.curve.name
         reading = "" if name == "loss" else f"{name} {line[name]:.3f} nats, "
         return f"loss {line['loss']:.3f}, {reading}{speed}"
 
     def _save(self) -> None:
+        self.rate.tick()
         meta = {
             "package": build_info()["version"],
             "config": to_record(self.config),
@@ -216,8 +250,13 @@ class Trainer:
             "data": self.record.to_meta(),
         }
         checkpoint = self.state.to_checkpoint(meta, keep=self.world.writes)
-        self.world.on_first(lambda: self.saver.save(checkpoint))
+        self.world.on_first(lambda: self._write_state(checkpoint))
         self.state.saved = self.run.checkpoints / f"step-{checkpoint.step:08d}"
+
+    def _write_state(self, checkpoint: Checkpoint) -> None:
+        assert self.log is not None
+        self.log.sync()
+        self.saver.save(checkpoint)
 
 
 def _contexts(config: Config, dataset: Dataset, device: torch.device) -> Contexts | None:

@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from .contexts import Contexts, GivenContexts
 
 Model = TypeVar("Model", bound=nn.Module)
 Configuration = TypeVar("Configuration", bound=Config)
+NATS = "nats per sample"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,25 @@ class Objective:
     learning_rate: float
     clip_norm: float
     autocast: bool = True
+
+
+class Curve(NamedTuple):
+    """A number of log lines that shows progress.
+
+    Attributes:
+        name: Its name there.
+        what: What it is, for labels.
+        unit: Its unit; `NATS` if it is -log p of a sample, or a bound of it.
+    """
+
+    name: str
+    what: str
+    unit: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is, with its unit."""
+        return f"{self.what} [{self.unit}]" if self.unit else self.what
 
 
 @dataclass(frozen=True)
@@ -116,8 +136,6 @@ class Recipe(ABC, Generic[Model, Configuration]):
     sampler_options: ClassVar[tuple[str, ...]] = ()
     #: Whether the loss of a batch is the mean of independent losses of its samples.
     separable: ClassVar[bool] = True
-    #: The number of a log line that shows progress, and its label.
-    curve: ClassVar[tuple[str, str]] = ("loss", "loss per sample")
 
     module: Model
     objectives: Sequence[Objective]
@@ -146,6 +164,11 @@ class Recipe(ABC, Generic[Model, Configuration]):
     @abstractmethod
     def sample_losses(self, x0: Tensor, step: int, offset: int) -> Tensor:
         """Returns the loss of each sample in a step, shape (B,), without a gradient."""
+
+    @property
+    def curve(self) -> Curve:
+        """The number of a log line that shows progress."""
+        return Curve("loss", "loss per sample")
 
     def where_not_finite(self, x0: Tensor, step: int, offset: int) -> str:
         """Returns which part of one sample's loss isn't finite, if it's known."""

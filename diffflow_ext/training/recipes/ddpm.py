@@ -12,9 +12,9 @@ from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.models.ddpm import DDPM
 
 from ..config.fields import DDPMConfig
-from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
+from .base import Curve, Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_net
-from .paths import linear_marginal, paths_of
+from .paths import linear_marginal, linear_share, paths_of
 
 # All T terms of the bound cost T evaluations; images get an unbiased estimate from fewer.
 IMAGE_TERMS = 100
@@ -25,7 +25,11 @@ class DDPMRecipe(Recipe[DDPM, DDPMConfig]):
     """Trains the network on the simplified loss."""
 
     sampler_options = ("sampler", "eta", "variance", "clip", "last_step")
-    curve = ("loss", "mean square error of the predicted noise")
+
+    @property
+    def curve(self) -> Curve:
+        """The loss."""
+        return Curve("loss", "mean square error of the predicted noise")
 
     def build(self) -> DDPM:
         """Returns the untrained model."""
@@ -88,8 +92,10 @@ class DDPMRecipe(Recipe[DDPM, DDPMConfig]):
         return self.config.model.timesteps if num_steps is None else num_steps
 
     def paths(self, x0: Tensor, key: NoiseKey) -> Paths:
-        """Returns states of both processes; forward ones have the marginals of each time."""
+        """Returns states of both processes."""
         shape, module = tuple(x0.shape), self.module
         marginal = linear_marginal(module.process, x0)
-        steps = self.num_steps() or 1
-        return paths_of(module.eps_net, lambda: self.draw(shape, key), marginal, x0, key, steps)
+        steps, share = self.num_steps() or 1, linear_share(module.process)
+        return paths_of(
+            module.eps_net, lambda: self.draw(shape, key), marginal, share, x0, key, steps
+        )

@@ -21,7 +21,7 @@ from diffflow_ext.processes.grids import TimeGrid
 from ..config.fields import DiffFlowConfig
 from ..config.schedules import is_logged, progressive_grid, sampling_grid, training_grid
 from ..config.sections import DiffFlowModel
-from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
+from .base import NATS, Curve, Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_flow, build_net
 
 # Steps of the ODE for vectors, at least, and for images, where the velocity is steep.
@@ -36,7 +36,6 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
 
     sampler_options = ("stochasticity", "last_step", "solver", "corrector_steps",
                        "corrector_scale")  # fmt: skip
-    curve = ("bound", "bound on -log p per sample [nats]")
 
     def build(self) -> DiffFlowSDE:
         """Returns the untrained pair of SDEs."""
@@ -56,6 +55,11 @@ class DiffFlowRecipe(Recipe[DiffFlowSDE, DiffFlowConfig]):
 
     #: The difference between the bound and the loss at the last logged step.
     _rest = math.nan
+
+    @property
+    def curve(self) -> Curve:
+        """The bound, which is comparable between different N."""
+        return Curve("bound", "bound on -log p", NATS)
 
     def make_objectives(self) -> Sequence[Objective]:
         """Returns one objective: the path loss couples everything."""

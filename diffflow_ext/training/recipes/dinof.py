@@ -13,9 +13,9 @@ from diffflow_ext.models.dinof import DiNof
 from diffflow_ext.processes.linear import process_by_name
 
 from ..config.fields import DiNofConfig
-from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
+from .base import Curve, Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_flow, build_net
-from .paths import linear_marginal, paths_of
+from .paths import linear_marginal, linear_share, paths_of
 
 ODE_STEPS = 100
 
@@ -24,6 +24,12 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
     """Trains score and flow at the same time, each on its own loss."""
 
     sampler_options = ("sampler", "corrector_steps", "snr", "last_step", "solver")
+
+    @property
+    def curve(self) -> Curve:
+        """The sum of both losses."""
+        flow = "" if self.config.network.flow == "none" else " + -log p of the flow [nats]"
+        return Curve("loss", f"square error of the score{flow}")
 
     def build(self) -> DiNof:
         """Returns the untrained model."""
@@ -100,8 +106,10 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
         return default if num_steps is None else num_steps
 
     def paths(self, x0: Tensor, key: NoiseKey) -> Paths:
-        """Returns states of both processes; forward ones have the marginals of each time."""
+        """Returns states of both processes."""
         shape, module = tuple(x0.shape), self.module
         marginal = linear_marginal(module.process, x0)
-        steps = self.num_steps() or 1
-        return paths_of(module.eps_net, lambda: self.draw(shape, key), marginal, x0, key, steps)
+        steps, share = self.num_steps() or 1, linear_share(module.process)
+        return paths_of(
+            module.eps_net, lambda: self.draw(shape, key), marginal, share, x0, key, steps
+        )

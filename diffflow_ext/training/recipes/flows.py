@@ -9,23 +9,30 @@ import torch
 from torch import Tensor
 
 from diffflow_ext.engines.ode.solver import EXACT_DIMENSIONS
+from diffflow_ext.figures.paths import Paths
 from diffflow_ext.flows import FFJORD
-from diffflow_ext.flows.prior import FlowPrior
+from diffflow_ext.flows.prior import FlowPrior, StandardNormal
 from diffflow_ext.functional.noise import NoiseKey, normal
 
 from ..config.fields import FFJORDConfig, FlowConfig
-from .base import Configuration, Estimator, EvaluationSettings, Objective, Recipe
+from .base import NATS, Configuration, Curve, Estimator, EvaluationSettings, Objective, Recipe
 from .networks import build_flow, build_perceptron
 
 # The exact divergence costs a vector-Jacobian product for each dimension.
 MAX_EXACT_TRAINING = 4
+#: States of a path that are kept.
+PATH_STATES = 61
 
 
 class DensityRecipe(Recipe[FlowPrior, Configuration]):
     """Trains a density by maximum likelihood."""
 
-    curve = ("nll", "-log p per sample [nats]")
     title: ClassVar[str] = "exact density"
+
+    @property
+    def curve(self) -> Curve:
+        """The loss, which is -log p."""
+        return Curve("nll", "-log p", NATS)
 
     def make_objectives(self) -> Sequence[Objective]:
         """Returns one objective, without autocast: log-determinants need more than 8 bits."""
@@ -99,6 +106,14 @@ class FFJORDRecipe(DensityRecipe[FFJORDConfig]):
             return flow.log_prob(x, None if exact else _probes(x, key, offset))
 
         return [Estimator("exact", self.title, density)]
+
+    def paths(self, x0: Tensor, key: NoiseKey) -> Paths:
+        """Returns states of the ODE at even times, from data to noise and from noise to data."""
+        flow, shape = self.module.flow, tuple(x0.shape)
+        times = torch.linspace(0.0, flow.t_end, PATH_STATES, dtype=torch.float64)
+        z = StandardNormal().sample(shape, key, dtype=x0.dtype, device=x0.device)
+        reverse = flow.path(z, times.flip(0).tolist()).flip(0)
+        return Paths(flow.path(x0, times.tolist()), reverse, times)
 
 
 def _probes(x: Tensor, key: NoiseKey, offset: int) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffflow_ext.figures.paths import Paths
@@ -14,7 +15,7 @@ from diffflow_ext.models.nfdm import NFDM
 from diffflow_ext.processes.linear import LogSNR
 
 from ..config.fields import NFDMConfig
-from .base import Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
+from .base import NATS, Curve, Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
 from .networks import build_forward_net, build_net
 from .paths import paths_of
 
@@ -27,7 +28,13 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
     """Trains the prediction, and a learned forward process with it."""
 
     sampler_options = ("stochasticity", "clip")
-    curve = ("loss", "bound on -log p per dimension [nats], with penalties")
+
+    @property
+    def curve(self) -> Curve:
+        """The bound, or the loss if that has a penalty too."""
+        if self.config.model.straightness:
+            return Curve("loss", "bound on -log p + penalty", "nats per dimension")
+        return Curve("bound", "bound on -log p", NATS)
 
     def build(self) -> NFDM:
         """Returns the untrained model."""
@@ -102,7 +109,7 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
         return self.config.model.num_steps if num_steps is None else num_steps
 
     def paths(self, x0: Tensor, key: NoiseKey) -> Paths:
-        """Returns states of both processes; forward ones have the marginals of each time."""
+        """Returns states of both processes."""
         shape, module = tuple(x0.shape), self.module
         context = self.context(0, 0, len(x0))
         process = module.forward_process
@@ -113,5 +120,10 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
             at = process.at(t.to(x0.dtype), x0, known)
             return at.mean, at.scale
 
+        def kept(t: Tensor, t_next: Tensor) -> Tensor:
+            # As in `NFDM.sample`.
+            fresh = [module.squared_g(s) / marginal(s)[1].square() for s in (t, t_next)]
+            return torch.exp(-0.25 * (t_next - t) * (fresh[0] + fresh[1]))
+
         steps = self.num_steps()
-        return paths_of(module.net, lambda: self.draw(shape, key), marginal, x0, key, steps)
+        return paths_of(module.net, lambda: self.draw(shape, key), marginal, kept, x0, key, steps)

@@ -20,6 +20,7 @@ def paths_of(
     net: nn.Module,
     sample: Callable[[], Tensor],
     marginal: Callable[[Tensor], tuple[Tensor, Tensor]],
+    kept: Callable[[Tensor, Tensor], Tensor],
     x0: Tensor,
     key: NoiseKey,
     num_steps: int,
@@ -28,13 +29,15 @@ def paths_of(
 
     Reverse states are those at which a sampler evaluates its network, of many steps some, and
     then the sample.
-    Forward ones are :math:`m(t, x_0) + s(t, x_0) \varepsilon` with one noise for all times: they
-    have the distribution of the process at each time, not along a path.
+    Forward ones are a path of the process, :math:`x_t = m(t, x_0) + s(t, x_0) \varepsilon_t`: the
+    noise at t' > t is :math:`k \varepsilon_t + \sqrt{1 - k^2} z`, a share k of that at t and a
+    new one.
 
     Arguments:
         net: The network, called as ``net(t, x, ...)`` from late to early times.
         sample: Draws the samples.
         marginal: The mean and scale of the process at a time of shape (), given x0.
+        kept: The share k of the noise from a time t > 0 to a later one.
         x0: Data, shape (B, *event).
         key: Seed and stream of the noise.
         num_steps: The steps of the sampler.
@@ -59,10 +62,14 @@ def paths_of(
     finally:
         handle.remove()
     grid = torch.tensor([0.0, *reversed(times)], dtype=torch.float64)
-    noise = normal(tuple(x0.shape), key, purpose="forward", dtype=x0.dtype, device=x0.device)
-    forward = [x0]
-    for time in grid[1:]:
-        mean, scale = marginal(time.to(x0.device))
+    forward, noise = [x0], torch.zeros_like(x0)
+    for i, time in enumerate(grid[1:].to(x0.device)):
+        new = normal(
+            tuple(x0.shape), key, purpose="forward", step=i, dtype=x0.dtype, device=x0.device
+        )
+        share = kept(grid[i].to(x0.device), time) if i else torch.zeros(())
+        noise = (share * noise + (1.0 - share.square()).clamp(min=0.0).sqrt() * new).to(x0.dtype)
+        mean, scale = marginal(time)
         forward.append((mean + scale * noise).to(x0.dtype))
     return Paths(torch.stack(forward), torch.stack([last, *reversed(states)]), grid)
 
@@ -70,3 +77,16 @@ def paths_of(
 def linear_marginal(process: Any, x0: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Returns the mean and scale of a linear process given data."""
     return lambda t: (process.alpha(t) * x0, process.sigma(t) * torch.ones_like(x0))
+
+
+def linear_share(process: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    r"""Returns the share of the noise that a linear process keeps from t to a later t'.
+
+    .. math:: k = \frac{\alpha(t') \, \sigma(t)}{\alpha(t) \, \sigma(t')}
+    """
+
+    def share(t: Tensor, t_next: Tensor) -> Tensor:
+        kept = process.alpha(t_next) / process.alpha(t)
+        return kept * process.sigma(t) / process.sigma(t_next)
+
+    return share

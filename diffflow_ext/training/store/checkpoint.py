@@ -3,6 +3,8 @@
     DIRECTORY/step-00000500/{model,ema,optim}.safetensors  manifest.json
     DIRECTORY/latest                                       the name of the newest, for other tools
 
+Of a run that is shared `model` and `optim` have no tensors, and then no file.
+
 A checkpoint is written into a hidden directory, which is synced and then renamed; after that the
 pointer is replaced and old checkpoints are removed. At every moment the directory therefore has
 the old checkpoint, the new one or both. The manifest has dtype, shape and SHA-256 of each tensor
@@ -161,14 +163,15 @@ def load_latest(directory: str | Path) -> Checkpoint:
 def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Returns the bytes of each file by name."""
     groups = {name: _plain(getattr(checkpoint, name)) for name in GROUPS}
-    files = {f"{name}.safetensors": safetensors.torch.save(groups[name]) for name in GROUPS}
+    groups = {name: tensors for name, tensors in groups.items() if tensors or name == "ema"}
+    files = {f"{name}.safetensors": safetensors.torch.save(groups[name]) for name in groups}
     described = {
         f"{name}.safetensors": {
             "bytes": len(files[f"{name}.safetensors"]),
             "sha256": _digest(files[f"{name}.safetensors"]),
             "tensors": {key: _describe(value) for key, value in groups[name].items()},
         }
-        for name in GROUPS
+        for name in groups
     }
     body = {
         "kind": KIND,
@@ -302,6 +305,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _read_group(directory: Path, group: str, files: Mapping[str, Any]) -> dict[str, Tensor]:
     path = directory / f"{group}.safetensors"
+    if group != "ema" and path.name not in files:
+        return {}
     expected = files[path.name]
     data = _read_tensors(path, expected)
     tensors = safetensors.torch.load(data)

@@ -14,6 +14,7 @@ from diffflow_ext.data import Dataset, open_dataset
 from diffflow_ext.data.column import KINDS, Column
 from diffflow_ext.data.conditions import LABEL, Conditions
 from diffflow_ext.data.dataset import given_labels, given_masks
+from diffflow_ext.data.display import title_of
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed, parse_names, plain_name
 from diffflow_ext.data.masks import MASKS
@@ -75,7 +76,7 @@ def describe_data(data: Dataset) -> list[str]:
     else:
         names = data.encoding.names
         what = f"rows, {len(names)} column{'s' * (len(names) > 1)}: {listed(names)}"
-    lines = [f"{data.name}: {sum(sizes):,} {what}"]
+    lines = [f"{title_of(data.name)}: {sum(sizes):,} {what}"]
     lines.append("split: {:,} training, {:,} validation, {:,} test".format(*sizes))
     if data.encoding is not None:
         lines += _kinds(data.encoding)

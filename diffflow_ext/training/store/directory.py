@@ -1,6 +1,7 @@
 """The directory of a run, its lock and its log.
 
     RUN/config.toml  RUN/metrics.jsonl  RUN/checkpoints/  RUN/evaluation.json  RUN/figures/
+    RUN/log_to.json or RUN/tensorboard/, of runs that are logged elsewhere too
 
 When a run is resumed, its log is cut back to the step of the checkpoint, so it equals the log of
 an uninterrupted run, except for times.
@@ -9,7 +10,6 @@ an uninterrupted run, except for times.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import tempfile
@@ -24,24 +24,29 @@ from diffflow_ext.data.formats.reading import open_file, read_bytes
 from diffflow_ext.figures.panels import SOFTWARE
 
 from ..config.files import is_configuration
+from .examples import comes_with_package, run_folder
 from .folders import holds_checkpoint, remove_checkpoints, step_directories, sweep
 
 #: Pictures of an evaluation, in RUN/figures.
 PICTURES = ("samples.png", "data.png", "trajectories.png", "loss.png")
+#: The end of the names of our files in RUN/tensorboard.
+EVENTS_SUFFIX = ".diffflow"
 #: A longer log is not read: a line has about 200 bytes.
 MAX_LOG_BYTES = 2**30
 
 
 class RunDirectory:
-    """The paths of a run in the directory `root`."""
+    """The paths of a run in the directory `root`, or of one that comes with the package."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = run_folder(root)
         self.config = self.root / "config.toml"
         self.metrics = self.root / "metrics.jsonl"
         self.checkpoints = self.root / "checkpoints"
         self.evaluation = self.root / "evaluation.json"
         self.figures = self.root / "figures"
+        self.log_to = self.root / "log_to.json"
+        self.events = self.root / "tensorboard"
         self.lock = self.root / ".lock"
         #: Whether `opened` found no directory, or an empty one with the lock of a killed process.
         self.is_new = False
@@ -52,10 +57,11 @@ class RunDirectory:
 
     def check_kinds(self) -> None:
         """Refuses folders, pipes and the like where a run has files, and files for its folders."""
-        files = (self.config, self.metrics, self.evaluation, self.checkpoints / "latest")
+        files = (*self._files(), self.checkpoints / "latest")
+        folders = (self.checkpoints, self.figures, self.events)
         kinds: list[tuple[Path, Callable[[Path], bool], str]]
         kinds = [(path, os.path.isfile, "a file") for path in files]
-        kinds += [(path, os.path.isdir, "a folder") for path in (self.checkpoints, self.figures)]
+        kinds += [(path, os.path.isdir, "a folder") for path in folders]
         # A link is not followed here: opening a lock empties the file.
         kinds.append((self.lock, _is_plain_file, "a file, not a link"))
         for path, fits, kind in kinds:
@@ -67,8 +73,12 @@ class RunDirectory:
 
     def foreign(self) -> list[Path]:
         """Returns files, not of a run, that a run here would replace."""
-        paths = [self.config, self.metrics, self.evaluation, self.checkpoints / "latest"]
+        paths = [*self._files(), self.checkpoints / "latest"]
         return [path for path in paths + step_directories(self.checkpoints) if path.exists()]
+
+    def _files(self) -> tuple[Path, ...]:
+        """Returns the files of a run in the directory itself."""
+        return (self.config, self.metrics, self.evaluation, self.log_to)
 
     def pictures_of_others(self) -> list[Path]:
         """Returns what has the name of a picture of an evaluation and is none of this package.
@@ -91,10 +101,11 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Removes the files of a run but for config.toml, and nothing else."""
-        files = (self.config, self.metrics, self.evaluation)
+        _, *files = self._files()
         with explained(self.root):
             remove_checkpoints(self.checkpoints)
-            for path in (self.metrics, self.evaluation, *map(_aside, files)):
+            events = self.events.glob(f"events.out.tfevents.*{EVENTS_SUFFIX}")
+            for path in (*files, *map(_aside, self._files()), *events):
                 path.unlink(missing_ok=True)
             others = self.pictures_of_others()
             for path in (self.figures / name for name in PICTURES):
@@ -107,7 +118,15 @@ class RunDirectory:
             replace_text(self.evaluation, text)
 
     def make_writable(self) -> None:
-        """Creates the directory, if it is missing; an OSError says that it can't be written to."""
+        """Creates the directory, if it is missing; an OSError says that it can't be written to.
+
+        A ValueError says that it comes with the package.
+        """
+        if comes_with_package(self.root):
+            raise ValueError(
+                f"expected a folder to write to, got {str(self.root)!r}, a run that comes with the"
+                " package; name a folder of yours (--out FOLDER)"
+            )
         self.root.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=self.root).close()
 
@@ -207,19 +226,6 @@ class MetricsLog:
         """Returns when all lines are on the disk."""
         with explained(self._root):
             os.fsync(self._file.fileno())
-
-
-class NoLog(MetricsLog):
-    """The log of a process that writes nothing."""
-
-    def __init__(self) -> None:
-        self._file = io.StringIO()
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Does nothing."""
-
-    def sync(self) -> None:
-        """Does nothing."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
