@@ -177,12 +177,13 @@ paths = {
 trajectories(paths, "Checkerboard: both ways of DiffFlow and DDPM")
 
 # %% [markdown]
-# Look for three things.
+# Look for four things.
 #
 # - **Columns agree.** In each column the two clouds of a model have about the same shape: the reverse process undoes the
 #   forward one.
 # - **Colours.** DiffFlow moves points in an orderly way: neighbours stay neighbours, and the colours are still apart in the
 #   noise. DDPM mixes them: its noise remembers nothing of the place that a point came from.
+# - **Lines.** The grey lines are the ways of the few black points so far: short and nearly straight in DiffFlow, random walks in DDPM.
 # - **Where the shape is lost.** In DDPM's second column nothing is left of the squares: its reverse process finds
 #   them in the last fifth of the time, where steps must be small. The learned process takes them apart over the whole time, and
 #   20 steps are enough for it.
