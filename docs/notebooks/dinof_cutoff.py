@@ -45,6 +45,7 @@ cutoffs = (0.1, 0.25, 0.5, 1.0)
 # any training: data at the four cutoffs.
 
 # %%
+torch.manual_seed(0)
 process = VP()
 figure, panels = plt.subplots(1, 4, figsize=(10, 2.9), sharex=True, sharey=True)
 for panel, cutoff in zip(panels, cutoffs, strict=True):
