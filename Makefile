@@ -23,7 +23,7 @@ INSTALL = pip install --quiet --quiet --constraint $(VENV)/constraints.txt
 # Two workers of one thread each; tests that measure what other work would change run by themselves.
 PYTEST_WORKERS = OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help demo docs test test-slow lint bench check-gpu clean
+.PHONY: help demo docs links test test-slow lint bench check-gpu clean
 
 help:
 	@echo "make demo       install, train on a 2-D set and a table, sample, evaluate: demo/ (3 minutes)"
@@ -32,6 +32,7 @@ help:
 	@echo "make lint       ruff, clang-format and pyright alone"
 	@echo "make bench      install, measure the CPU part of docs/benchmarks.md, redraw it (up to 20 minutes; run it alone)"
 	@echo "make docs       install, build the site of docs/: build/site/index.html (1 minute)"
+	@echo "make links      install, open every link of docs/ to another site (needs a network)"
 	@echo "make check-gpu  build, check and measure the kernels on the GPU of this machine"
 	@echo "make clean      remove what make and pip made here"
 	@echo
@@ -82,6 +83,9 @@ bench: $(VENV)/bench
 docs: $(VENV)/docs
 	@python -m sphinx --quiet --fail-on-warning --keep-going docs build/site
 	echo "docs: build/site/index.html"
+
+links: $(VENV)/docs
+	@python -m sphinx --quiet --builder linkcheck docs build/links
 
 check-gpu:
 	@PYTHON="$(PYTHON)" benchmarks/gpu/check.sh

@@ -37,6 +37,11 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
+# Of `make links`. GitHub makes the anchors of its pages by a script.
+linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]
+linkcheck_timeout = 30
+linkcheck_retries = 3
+
 html_theme = "furo"
 html_title = "diffflow_ext"
 html_static_path = ["motion.css", "pictures/processes.png"]

@@ -92,7 +92,8 @@ class DiNof(StatefulModel):
         ValueError: If a time or a name is out of range.
 
     References:
-        | Diffusion with normalizing flows (Zand et al., 2023), https://arxiv.org/abs/2309.01274
+        | Diffusion Models with Deterministic Normalizing Flow Priors (Zand et al., 2023)
+        | https://arxiv.org/abs/2309.01274
         | Score-Based Generative Modeling through SDEs (Song et al., 2021)
         | https://arxiv.org/abs/2011.13456
 

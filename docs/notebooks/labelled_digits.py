@@ -40,7 +40,7 @@ image_rows({str(k): images[labels == k][:12] for k in range(10)}, "The set: 12 o
 # %% [markdown]
 # ## Training
 #
-# A file of pictures and an array of labels in it: `condition="label"` finds them. [Other forms](../training.md#conditions) are folders with one
+# A file of pictures and an array of labels in it: `condition="label"` finds them. [Other forms](../howto/conditions.md) are folders with one
 # sub-folder a class, or a dataset of torch. The network is a small U-Net; a tenth of the pictures are learned without
 # their label, which guidance will need below.
 

@@ -170,7 +170,7 @@ print(f"area under the curve of the classifier: {area_under:.2f}")
 
 # %% [markdown]
 # A little above one half: after a quarter of a minute of training the judge still finds something. More `steps` is the first thing to
-# try, and `width` the second; the [guide](../training.md#for-your-own-data) has the others.
+# try, and `width` the second; the [guide](../howto/choosing.md) has the others.
 #
 # ## Gaps
 #

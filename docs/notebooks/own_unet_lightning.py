@@ -193,4 +193,4 @@ image_rows({f"sample {i}": path[:, i] for i in range(4)}, "From noise (right) to
 
 # %% [markdown]
 # With a GPU nothing changes but `accelerator`. For runs with averaged weights, several processes and resuming out of the box there is the library's own trainer, `diffflow train`
-# ([training](../training.md)).
+# ([how to](../howto/pictures.md)).
