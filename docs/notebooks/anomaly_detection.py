@@ -138,7 +138,7 @@ figure.tight_layout()
 # The areas of both methods are far below one half: forged rows look *more* usual than real ones. Nothing is wrong with the training. In
 # many dimensions nearly all rows lie far from the point of highest density, and a row near that point is strange because its score is too
 # good. Counting both ends as strange finds it. With images this is
-# [well known](https://arxiv.org/abs/1810.09136): models of detailed pictures give smooth ones higher densities.
+# well known (Nalisnick et al. 2019, [arXiv 1810.09136](https://arxiv.org/abs/1810.09136)): models of detailed pictures give smooth ones higher densities.
 #
 # Before you trust a likelihood as an alarm:
 #
@@ -150,3 +150,5 @@ figure.tight_layout()
 # - **Copies.** A column that is a function of others makes densities without bound; training warns of it.
 # - **Discrete columns and gaps** make a score a bound with one draw of noise: take the mean over several seeds
 #   ([your own table](own_table.md)).
+#
+# How to do it on a file of your own: [strange rows](../howto/anomalies.md).
