@@ -1,0 +1,71 @@
+"""The notebooks run, what their texts say holds, and the pages of the site are theirs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jupytext
+import pytest
+from notebooks import FOLDER, PICTURES, SOURCES, executed, page, pictures, without_outputs
+
+#: What texts say of the results of a run, in the names of the notebook.
+CLAIMS = {
+    "two_dimensions": "assert entropy < exact < bound < 2.4 < 2.8 < bounds[0] < 2.9",
+    "dinof_cutoff": """
+few = [points[0][1] for points in curves.values()]
+many = [points[-1][1] for points in curves.values()]
+assert few == sorted(few) and few[-1] > 5 * few[0] and 2 * many[-1] / many[0] < few[-1] / few[0]
+assert entropy < min(nats.values()) and max(nats.values()) < 2.84
+""",
+    "fused_ops": """
+assert max(value_error, gradient_error) < 1e-10 and abs(means[0] - means[1]) < 0.1
+assert scatter[1] < 0.6 * scatter[0] and 100 * library[1] < plain[1]
+""",
+    "labelled_digits": """
+assert recognised[1.0] > 0.6 and recognised[4.0] > recognised[1.0] and by_density > 0.6
+assert spread[4.0] < spread[2.0] < spread[1.0] and spread[4.0] < 1.1 * real_spread
+""",
+    "own_unet_lightning": """
+assert is_same and len(bounds) == 300
+assert sum(bounds[-20:]) < sum(bounds[80:100]) < sum(bounds[:20])
+""",
+    "own_table": """
+mean = {name: float(values.mean()) for name, values in scores.items()}
+assert abs(mean["seen"] - mean["held out"]) < 0.5 and mean["columns mixed"] < mean["held out"] - 2
+assert rank < 10 and 0.45 < area_under < 0.7
+assert 1.25 < filled["rent"].median() / flat["rent"].median() < 1.8
+""",
+    "anomaly_detection": """
+assert moons_area["DiffFlow"] > moons_area["IsolationForest"] + 0.05
+assert abs(table_area["DiffFlow"] - table_area["IsolationForest"]) < 0.04
+forest_area, below, above = forged_area.values()
+assert forest_area < 0.3 and below < 0.3 and above > 0.7
+""",
+}
+by_name = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+
+
+@pytest.mark.slow
+@by_name
+def test_notebooks_run(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each runs from top to bottom in an empty folder, and makes the pictures of its page."""
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # Figures are outputs, as in a notebook.
+    name = source.stem
+    notebook, wrong = executed(source, tmp_path, CLAIMS[name])
+    made = pictures(notebook, name)
+    if os.environ.get("DIFFFLOW_WRITE_NOTEBOOKS"):
+        for old in PICTURES.glob(f"{name}_[0-9]*.png"):
+            old.unlink()
+        for file, content in made.items():
+            (PICTURES / file).write_bytes(content)
+        (FOLDER / f"{name}.md").write_text(page(notebook, name))
+    assert not wrong, wrong
+    assert {file.name for file in PICTURES.glob(f"{name}_[0-9]*.png")} == set(made)
+
+
+@by_name
+def test_pages_are_those_of_the_sources(source: Path) -> None:
+    text = (FOLDER / f"{source.stem}.md").read_text()
+    hint = f"DIFFFLOW_WRITE_NOTEBOOKS=1 pytest {__file__} -m slow -k {source.stem} writes it"
+    assert without_outputs(text) == page(jupytext.read(source), source.stem), hint
