@@ -23,7 +23,10 @@ from diffflow_ext.training.store.checkpoint import load_latest
 def test_what_was_read_is_said_before_training(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts = [f"{data}: 600 rows, 2 columns: a, b", "split: 480 training, 60 validation, 60 test"]
+    facts = [
+        f"{data.name}: 600 rows, 2 columns: a, b",
+        "split: 480 training, 60 validation, 60 test",
+    ]
     facts.append("kinds: all continuous")
     words = ["train", str(data), "--out", str(tmp_path / "run"), *FAST]
     assert main([*words, "--dry-run"]) == 0

@@ -193,5 +193,6 @@ def test_forged_manifests(tmp_path: Path, count: int) -> None:
         except Exception as error:
             raise AssertionError((whole / "manifest.json").read_text()) from error
         else:
-            assert torch.equal(loaded.model["w"], tensors["w"])
+            # A manifest may name no weights, as that of a shared run, but no wrong ones.
+            assert not loaded.model or torch.equal(loaded.model["w"], tensors["w"])
     assert refused > count / 2
