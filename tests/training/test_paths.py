@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from diffflow_ext.training import configure
 from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.recipes.build import build_recipe
 
+#: One point, many times.
+X0 = torch.tensor([2.0, -1.0]).expand(20_000, 2).contiguous()
 SMALL: dict[str, Any] = {"width": 8, "depth": 1}
 MODELS: dict[str, dict[str, Any]] = {
     "ddpm": {"timesteps": 12},
@@ -42,37 +45,59 @@ def test_the_reverse_path_ends_in_a_sample(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["ddpm", "dinof", "nfdm"])
-def test_forward_states_have_the_marginals_of_the_process(model: str) -> None:
-    """Mean alpha(t) x_0 and deviation sigma(t), alpha^2 + sigma^2 = 1, of 20,000 samples."""
+def test_forward_states_are_a_path_of_a_linear_process(model: str) -> None:
+    """Of x_t = alpha x_0 + sigma eps: eps is normal, and keeps its share from t to t'."""
     recipe = recipe_of(model)
-    x0 = torch.tensor([2.0, -1.0]).expand(20_000, 2).contiguous()
     with torch.no_grad():
-        forward, _, times = recipe.paths(x0, NoiseKey(5))
-    alphas = forward[1:].mean(1) / x0[0]
-    deviations = forward[1:].std(1)
-    process = recipe.module.process if model != "nfdm" else recipe.module.forward_process.process
-    for i, t in enumerate(times[1:]):
-        assert np.allclose(alphas[i], float(process.alpha(t)), atol=0.03)
-        assert np.allclose(deviations[i], float(process.sigma(t)), atol=0.03)
-    assert np.allclose(alphas.square() + deviations.square(), 1.0, atol=0.05)
-
-
-@pytest.mark.parametrize("model", ["ddpm", "dinof", "nfdm"])
-def test_forward_states_are_a_path_of_the_process(model: str) -> None:
-    """Given x_0 the states at t < t' have the covariance alpha(t') / alpha(t) * sigma(t)^2."""
-    recipe = recipe_of(model)
-    x0 = torch.tensor([2.0, -1.0]).expand(20_000, 2).contiguous()
-    with torch.no_grad():
-        forward, _, times = recipe.paths(x0, NoiseKey(5))
+        forward, _, times = recipe.paths(X0, NoiseKey(5))
     process = recipe.module.process
-    last = len(times) - 1
-    for i, j in ((1, 2), (2, last // 2), (last // 2, last), (last - 1, last)):
-        one, other = (forward[k].double() - forward[k].double().mean(0) for k in (i, j))
-        found = (one * other).mean(0)
-        alphas, sigma = process.alpha(times[[i, j]]), float(process.sigma(times[i]))
-        expected = float(alphas[1] / alphas[0]) * sigma**2
-        # NFDM's share is by the trapezoidal rule, of its few steps.
-        assert np.allclose(found, expected, atol=0.03, rtol=0.15 if model == "nfdm" else 0.0)
+    alphas, sigmas = process.alpha(times[1:]), process.sigma(times[1:])
+    noise = (forward[1:].double() - alphas[:, None, None] * X0) / sigmas[:, None, None]
+    shares = (alphas[1:] * sigmas[:-1]) / (alphas[:-1] * sigmas[1:])
+    check_noise(noise, shares[:, None].expand(-1, 2))
+
+
+def test_forward_states_are_a_path_of_a_learned_process() -> None:
+    """The share is exp(-1/2 int g^2 / s^2 dt), here by a fine sum for each interval."""
+    config = configure("nfdm", data="moons", **SMALL, num_steps=40, forward="learned")
+    recipe = build_recipe(resolve(config, is_image=False), (2,))
+    process = recipe.module.forward_process
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in process.net.parameters():
+            p.normal_(0.0, 0.5, generator=generator)
+        forward, _, times = recipe.paths(X0, NoiseKey(5))
+        x0 = X0[:1]
+        known = process.coefficients(x0)
+
+        def at(t: torch.Tensor) -> Any:
+            return process.at(t.float(), x0, known)
+
+        states = [at(t) for t in times[1:]]
+        assert max((state.mean - alpha(process, t, x0)).abs().max()
+                   for state, t in zip(states, times[1:], strict=True)) > 0.1  # fmt: skip
+        noise = torch.stack(
+            [(x - m.mean) / m.scale for x, m in zip(forward[1:], states, strict=True)]
+        )
+        shares = []
+        for t, t_next in pairwise(times[1:]):
+            fine = torch.linspace(0.005, 0.995, 100) * (t_next - t) + t
+            rates = [recipe.module.squared_g(u.float()) / at(u).scale[0].square() for u in fine]
+            shares.append(torch.exp(-0.5 * (t_next - t) * torch.stack(rates).mean(0)))
+    check_noise(noise.double(), torch.stack(shares).double())
+
+
+def alpha(process: Any, t: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+    return (process.process.alpha(t) * x0).float()
+
+
+def check_noise(noise: torch.Tensor, shares: torch.Tensor) -> None:
+    """Compares noise, shape (N, B, d), with its moments; 0.03 are four deviations of each."""
+    assert np.allclose(noise.mean(1), 0.0, atol=0.03)
+    assert np.allclose(noise.var(1), 1.0, atol=0.05)
+    found = (noise[1:] * noise[:-1]).mean(1)
+    assert shares.max() - shares.min() > 0.1
+    assert np.allclose(found, shares, atol=0.04)
 
 
 def test_paths_of_ffjord_are_solutions_of_its_equation() -> None:
