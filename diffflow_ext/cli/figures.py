@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from diffflow_ext.figures import FILMS, SUFFIXES, save
 from diffflow_ext.training.config.rules import SEED, Maybe, Rule, Section
-from diffflow_ext.training.evaluation.loaded_run import load_run
+from diffflow_ext.training.evaluation.loaded_run import LoadedRun, load_run
 from diffflow_ext.training.evaluation.pictures import film_of_paths, path_figure
 from diffflow_ext.training.evaluation.sample_file import check_target
 
@@ -31,7 +31,7 @@ class Compare(Section):
     runs: Annotated[Positional[tuple[str, ...]], SOME, arg(metavar="RUN [RUN ...]")]
     #: A .png, .pdf or .svg file.
     out: Annotated[str, arg(metavar="FILE")]
-    #: The two columns of a table that are drawn; None takes the first two.
+    #: The two columns of a table that are drawn; None takes the first two of numbers.
     columns: Pair = None
     #: Where the data are now, if they have moved.
     data: Annotated[Maybe[str], arg(metavar="PATH")] = None
@@ -45,7 +45,8 @@ class Compare(Section):
     def __call__(self) -> int:
         """Draws; returns the exit code."""
         check_target(self.out, SUFFIXES, overwrite=self.overwrite)
-        runs = {name: load_run(run, self.device) for name, run in _names(self.runs).items()}
+        loaded = {name: load_run(run, self.device) for name, run in _names(self.runs).items()}
+        runs = {_with_model(name, run): run for name, run in loaded.items()}
         save(path_figure(runs, self.data, seed=self.seed, columns=self.columns), self.out)
         print(f"{self.out}: both processes of {', '.join(runs)}")
         return 0
@@ -61,7 +62,7 @@ class Animate(Section):
     run: RunArgument
     #: A .gif file, or .mp4, which needs ffmpeg.
     out: Annotated[str, arg(metavar="FILE")]
-    #: The two columns of a table that are drawn; None takes the first two.
+    #: The two columns of a table that are drawn; None takes the first two of numbers.
     columns: Pair = None
     #: Where the data are now, if they have moved.
     data: Annotated[Maybe[str], arg(metavar="PATH")] = None
@@ -94,3 +95,9 @@ def _names(runs: tuple[str, ...]) -> dict[str, str]:
         raise ValueError(f"compare: expected each run once, got {', '.join(runs)}")
     names = last if len(set(last)) == len(runs) else paths
     return dict(zip(names, runs, strict=True))
+
+
+def _with_model(name: str, run: LoadedRun) -> str:
+    """Returns the name of a run with that of its model, unless it has that already."""
+    model = run.config.name
+    return name if model in name.lower() else f"{name} ({model})"

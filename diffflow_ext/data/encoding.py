@@ -240,6 +240,7 @@ def _check(
         value = table.categories[column.name][int(table.values[row, i])]
     hint = "mend or delete such rows"
     if absent[row]:
+        expected = "a value"
         hint = "fill or delete such rows; this column had none missing in training"
     raise ValueError(
         f"{op}: expected {expected}, got {shown(value)} in row {row} (counted from 0), column "

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .panels import BLUE, INK, ORANGE, finite_array, grid_lines, new_figure, plain, style
+from .panels import (
+    BLUE,
+    INK,
+    ORANGE,
+    bins_for,
+    finite_array,
+    grid_lines,
+    new_figure,
+    plain,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_BINS = 60
 #: The part of the values, at most, that may lie beyond the left and right end of the axis.
 BEYOND = 0.005
 
@@ -37,7 +46,7 @@ def histograms(values: Mapping[str, ArrayLike], label: str) -> Figure:
     means = [float(some.mean()) for some in groups.values()]
     low, high = min(low, *means), max(high, *means)
     pad = 0.03 * (high - low) or 0.5
-    count = int(np.clip(np.sqrt(min(map(len, groups.values()))), 5, MAX_BINS))
+    count = bins_for(min(map(len, groups.values())))
     edges = np.linspace(low - pad, high + pad, count + 1)
     figure = new_figure(5.6, 3.4)
     axes = figure.subplots()

@@ -33,6 +33,10 @@ BLUE_RAMP = ("#ffffff", "#cfe0f3", "#7fb0dd", "#2f74b5", "#123a6d")
 WHEEL = ("#2f74b5", "#2a9d8f", "#7a9e2e", "#e0a100", "#dd6a1a", "#c2335a", "#7b4bb3", "#2f74b5")
 DPI = 150
 BINS = 56
+#: Bins of a histogram of few, and of many values.
+FEWEST_BINS, MOST_BINS = 8, 60
+#: Points that need no more blur.
+MANY = 10_000
 #: The ratio of lengths up to which axes have the same unit.
 MOST_UNLIKE = 4.0
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -194,8 +198,11 @@ def square(x: Limits, y: Limits) -> Box:
 
 
 def turns(points: Array) -> Array:
-    """The direction of each point from the centre, in turns from 0 to 1."""
-    x, y = (points - points.mean(axis=0)).T
+    """The direction of each point from the centre, in turns from 0 to 1.
+
+    Columns count by their deviations: they may have other units.
+    """
+    x, y = ((points - points.mean(axis=0)) / (points.std(axis=0) + np.finfo(float).tiny)).T
     return np.arctan2(y, x) / (2.0 * np.pi) + 0.5
 
 
@@ -212,7 +219,15 @@ def cloud(panel: Axes, points: Array, colours: Array | str, limits: Box, size: f
     frame(panel, limits)
 
 
+def bins_for(count: int) -> int:
+    """Returns how many bins a histogram of so many values has: about their root."""
+    return int(np.clip(round(count**0.5), FEWEST_BINS, MOST_BINS))
+
+
 def _density(points: Array, box: Box, blur: float) -> Array:
+    """Returns the shares of points in bins, blurred by so many; by more if points are few."""
+    # The width of Scott's rule in two dimensions falls with the sixth root of the number.
+    blur *= max(MANY / max(len(points), 1), 1.0) ** (1 / 6)
     counts, _, _ = np.histogram2d(points[:, 0], points[:, 1], bins=BINS, range=box)
     return ndimage.gaussian_filter(counts / max(len(points), 1), blur)
 

@@ -131,7 +131,7 @@ def _draw_row(
         past = states[first : i + 1] if first == 0 else states[i : first + 1]
         cloud(panel, states[i], colours, limits, DOT)
         for path in past[:, shown].swapaxes(0, 1):
-            panel.plot(*path.T, color=INK, linewidth=0.5, alpha=0.3)
+            panel.plot(*path.T, color=INK, linewidth=0.5, alpha=0.3, zorder=0.5)
         panel.scatter(*states[i, shown].T, s=5.0, c=INK, linewidths=0, zorder=3)
         for axis, of_panel, ends in zip(axes, (panel.xaxis, panel.yaxis), limits, strict=True):
             axis.mark(of_panel, ends)

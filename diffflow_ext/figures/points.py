@@ -16,6 +16,7 @@ from .panels import (
     ORANGE,
     Array,
     Limits,
+    bins_for,
     cloud,
     finite_array,
     grid_lines,
@@ -128,7 +129,7 @@ def loss_curve(
     raw = np.where(np.isfinite(raw), raw, np.nan)
     figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
-    _losses(axes, step, raw)
+    _losses(axes, step, raw, [mark[0] for mark in marks])
     settled = raw[np.isfinite(raw)]
     settled = settled[len(settled) // 20 :]
     low, high = float(settled.min()), float(np.quantile(settled, 0.995))
@@ -148,15 +149,17 @@ def loss_curve(
     return titled(figure, title)
 
 
-def _losses(axes: Axes, step: Array, raw: Array) -> None:
+def _losses(axes: Axes, step: Array, raw: Array, changes: Sequence[float]) -> None:
+    """Draws the curve, and its mean over a window, which does not reach across a change."""
     width = len(raw) // 16 if len(raw) > FEW_POINTS else 1
     # One point draws no line, and the line of a few is hidden below the other one.
     own = {"marker": "o", "markersize": 4} if len(raw) <= FEW_POINTS else {}
     alpha = 0.28 if width > 1 else 1.0
     axes.plot(step, raw, color=BLUE, alpha=alpha, linewidth=0.8, label=_spacing(step), **own)
     if width > 1:
-        window = pd.Series(raw).rolling(width, center=True, min_periods=1)
-        axes.plot(step, window.mean(), color=BLUE, linewidth=1.8, label="smoothed")
+        parts = pd.Series(raw).groupby(np.searchsorted(changes, step, side="right"))
+        smooth = parts.transform(lambda p: p.rolling(width, center=True, min_periods=1).mean())
+        axes.plot(step, smooth, color=BLUE, linewidth=1.8, label="smoothed")
 
 
 def _level(axes: Axes, name: str, height: float) -> None:
@@ -241,8 +244,11 @@ def _corner(columns: list[_Column]) -> Figure:
 
 def _diagonal(panel: Axes, column: _Column) -> None:
     """Draws the histograms of a column, of discrete values a bin for each."""
-    edges = np.linspace(*column.limits, 61) if column.cells is None else column.cells
     both = (column.data, column.samples)
+    fewest = min(int(np.isfinite(values).sum()) for values in both)
+    edges = column.cells
+    if edges is None:
+        edges = np.linspace(*column.limits, bins_for(fewest) + 1)
     if column.cells is None:
         both = [column.axis.spread_out(values, 0) for values in both]
     else:

@@ -21,7 +21,9 @@ Columns = str | Sequence[str] | None
 
 
 def chosen(op: str, encoding: Encoding, columns: Columns, count: int | None = None) -> list[int]:
-    """Returns the positions of the columns that are named; of all if None, or the first ones.
+    """Returns the positions of the columns that are named; of all if None.
+
+    Of so many out of them the first ones with numbers, which a picture shows best.
 
     Arguments:
         op: The function that errors name.
@@ -33,7 +35,9 @@ def chosen(op: str, encoding: Encoding, columns: Columns, count: int | None = No
         ValueError: If a name is not one of them, occurs twice, or they are not so many.
     """
     if columns is None:
-        return [*range(len(encoding.names) if count is None else count)]
+        texts = [column.kind == "category" for column in encoding.columns]
+        order = sorted(range(len(texts)), key=texts.__getitem__) if count else range(len(texts))
+        return sorted([*order][:count])
     names, known = parse_names(columns), [*map(plain_name, encoding.names)]
     wrong = [name for name in names if name not in known]
     expected = "names" if count is None else f"{count} names"

@@ -90,9 +90,16 @@ def model_card(
         f"## Data\n\n{_data(record)}\n\n{GIVEN_AWAY}",
         f"## Training\n\n{_block(to_toml(config), 'toml')}",
         f"## Evaluation\n\n{numbers}",
-        f"## Use\n\n{USE}",
+        f"## Use\n\n{_use(record)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _use(record: DatasetRecord) -> str:
+    """Returns how to draw: a table of texts is a frame, and a text file."""
+    if record.encoding is None or not any(c.is_text for c in record.encoding.columns):
+        return USE
+    return USE.replace("run.sample(", "run.sample_frame(").replace("samples.npy", "samples.csv")
 
 
 def _header(config: Config, record: DatasetRecord, license: str | None) -> str:

@@ -117,7 +117,7 @@ def path_figure(
         data: As of `sample_figure`.
         seed: The seed of the samples.
         columns: Two columns of a table, as names or a text with a comma between them; None for
-            the first two.
+            the first two of numbers.
 
     Raises:
         ModuleNotFoundError: If matplotlib is missing.
@@ -237,7 +237,8 @@ def draw_pictures(
     drawn: dict[str, Figure | None] = {"samples": figure_of_samples(dataset, samples)}
     if dataset.is_image:
         drawn["data"] = image_grid(dataset.test[:IMAGES], f"{title_of(dataset.name)}: test data")
-    picks = [] if dataset.encoding is None else [*range(len(dataset.columns))][:2]
+    encoding = dataset.encoding
+    picks = [] if encoding is None else chosen("evaluate", encoding, None, 2)
     paths = None if len(picks) == 1 else _paths(run, dataset, picks, seed)
     if paths is not None:
         drawn["trajectories"] = _figure_of_paths(dataset, {"": paths}, picks)

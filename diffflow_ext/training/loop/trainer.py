@@ -238,8 +238,9 @@ class Trainer:
         if "loss" not in line:
             return f"{line['skipped']:.0f} steps skipped, {speed}"
         name = self.recipe.curve.name
-        reading = "" if name == "loss" else f"{name} {line[name]:.3f} nats, "
-        return f"loss {line['loss']:.3f}, {reading}{speed}"
+        # The loss of a path grows with the number of its steps, which its bound does not.
+        unit = "" if name == "loss" else " nats"
+        return f"{name} {line[name]:.3f}{unit}, {speed}"
 
     def _save(self) -> None:
         self.rate.tick()
