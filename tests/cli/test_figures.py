@@ -65,7 +65,10 @@ def test_a_film(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["compare", "diffflow", "circles"], "'circles (diffflow)' and 'diffflow' have other data, ci"),
+        (
+            ["compare", "diffflow", "circles"],
+            "'circles (diffflow)' and 'diffflow' have other data, ci",
+        ),
         (["compare", "diffflow", "diffflow"], "expected each run once"),
         (
             ["compare", "diffflow", "--columns", "x1,z"],

@@ -23,6 +23,7 @@ from diffflow_ext.figures import (
     samples_beside_data,
     save,
 )
+from diffflow_ext.figures.panels import turns
 
 RNG = np.random.default_rng(0)
 CLOUD = RNG.normal(size=(800, 2))
@@ -137,6 +138,26 @@ def test_a_curve_has_a_level_and_marks() -> None:
     lines = {line.get_label(): np.asarray(line.get_ydata()) for line in panel.lines}
     assert (lines["Gaussian: 5.25"] == 5.25).all()
     assert {float(line.get_xdata()[0]) for line in panel.lines[-2:]} == {0.0, 15.0}
+
+
+def test_the_mean_of_a_curve_does_not_reach_across_a_change() -> None:
+    raw = np.where(np.arange(1, 201) < 120, 5.0, 3.0)
+    figure = loss_curve(np.arange(1, 201), raw, marks=[(120, "N = 9")])
+    (mean,) = (line for line in figure.axes[0].lines if line.get_label() == "smoothed")
+    assert np.array_equal(np.asarray(mean.get_ydata()), raw)
+
+
+@pytest.mark.parametrize(("rows", "bins"), [(40, 8), (400, 20), (30_000, 60)])
+def test_few_values_have_wide_bins(rows: int, bins: int) -> None:
+    points = np.random.default_rng(0).normal(size=(rows, 3))
+    figure = samples_beside_data(points, points, "title")
+    assert len(figure.axes[0].patches[0].get_data().edges) == bins + 1
+
+
+def test_colours_go_around_whatever_the_units() -> None:
+    points = np.random.default_rng(0).normal(size=(4000, 2)) * [25.0, 0.1]
+    shares = np.histogram(turns(points), 8, (0.0, 1.0))[0] / 4000
+    assert (np.abs(shares - 1 / 8) < 0.03).all()
 
 
 def test_a_noisy_curve_is_smoothed() -> None:

@@ -132,3 +132,14 @@ def test_columns_of_choice(data: tuple[Encoding, torch.Tensor]) -> None:
     for wrong, count in (("pric", None), ("word,word", None), ("word", 2), ("", None), ([], 2)):
         with pytest.raises(ValueError, match=r"^op: columns: expected .*names out of plain, pri"):
             chosen("op", encoding, wrong, count)
+
+
+def test_pictures_of_two_columns_take_numbers_first() -> None:
+    words = {"word": ["a", "b"] * 20, "x": RNG.normal(size=40), "code": ["c", "d"] * 20}
+    one = open_dataset(pd.DataFrame(words)).encoding
+    two = open_dataset(pd.DataFrame({**words, "y": RNG.normal(size=40)})).encoding
+    assert one is not None
+    assert two is not None
+    assert chosen("op", one, None, 2) == [0, 1]
+    assert chosen("op", two, None, 2) == [1, 3]
+    assert chosen("op", two, None) == [0, 1, 2, 3]

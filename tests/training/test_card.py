@@ -86,6 +86,14 @@ def test_texts_of_the_data_are_no_markdown() -> None:
     assert len(fence) > len("```toml")
 
 
+def test_a_table_of_texts_is_drawn_as_a_frame() -> None:
+    texts = record(Column("kind", "category", values=("a", "b"), shares=(0.5, 0.5)))
+    for data, draw, file in ((texts, "sample_frame", "csv"), (POINTS, "sample", "npy")):
+        text = model_card(configure(), data, 7, 99)
+        assert f"run.{draw}(1000)" in text
+        assert f"--out samples.{file}`" in text
+
+
 def test_of_many_columns_the_first_are_listed() -> None:
     many = record(*(Column(f"c{i}", "continuous") for i in range(1000)))
     text = model_card(configure(), many, 7, 99)
