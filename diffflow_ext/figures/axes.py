@@ -23,7 +23,7 @@ NOTES = {
 }
 TICKS, MOST_LETTERS, MOST_LETTERS_OF_NAMES = 4, 14, 24
 LETTERS_PER_INCH = 10
-DIGITS = 8  # of a tick at most
+MOST_DIGITS = 17  # all that a float has
 #: Discrete columns of more values are drawn as continuous ones.
 MOST_CELLS = 40
 #: The part of a cell over which its points are spread.
@@ -187,21 +187,24 @@ def round_ticks(axis: Axis, limits: Limits) -> tuple[list[float], list[str]]:
         even = even + (zero - even[np.abs(even - zero).argmin()])
     places, texts = list[float](), list[str]()
     for place in even.tolist():
-        value = _shortest(axis, place, OFF * (even[1] - even[0]))
-        text = f"{value:.{DIGITS}g}"
+        text = _shortest(axis, place, OFF * (even[1] - even[0]))
         if text not in texts:
-            places.append(float(axis.place(np.array(value))))
+            places.append(float(axis.place(np.array(float(text)))))
             texts.append(text)
     return places, texts
 
 
-def _shortest(axis: Axis, place: float, off: float) -> float:
+def _shortest(axis: Axis, place: float, off: float) -> str:
     """Returns the shortest number whose place is near enough."""
     value = float(axis.value(np.array(place)))
-    short = [0.0] if axis.scale == "asinh" else []
-    short += [float(f"{value:.{digits}g}") for digits in range(1, DIGITS + 1)]
-    near = (number for number in short if abs(float(axis.place(np.array(number))) - place) <= off)
-    return next(near, value)
+    short = ["0"] if axis.scale == "asinh" else []
+    short += [f"{value:.{digits}g}" for digits in range(1, MOST_DIGITS)]
+
+    def is_near(text: str) -> bool:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return abs(float(axis.place(np.array(float(text)))) - place) <= off
+
+    return next(filter(is_near, short), f"{value:.{MOST_DIGITS}g}")
 
 
 def _power(k: int) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffflow_ext.engines.conditions import conditioned
+from diffflow_ext.engines.network import call_network
 from diffflow_ext.engines.ode.solver import runge_kutta
 from diffflow_ext.engines.ode.velocity import ProbabilityFlow
 from diffflow_ext.flows.prior import StandardNormal
@@ -108,7 +109,8 @@ class OdeSampler(nn.Module):
                 c_x, *weights = self.rows[k]
                 v = z * c_x
                 for weight, net in zip(weights, nets, strict=True):
-                    v = v + weight * net(times[k], z).to(x.dtype)
+                    value = call_network("OdeSampler", "net(t, x)", net, times[k], z)
+                    v = v + weight * value.to(x.dtype)
                 y, z = y + stage.length * v, x + stage.ahead * v
                 k += 1
             x = y

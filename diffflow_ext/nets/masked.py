@@ -52,6 +52,11 @@ class MaskedNet(nn.Module):
             Values of shape (B, K C, ...), for a network with K values for each of x.
         """
         *times, x, context = arguments
+        if x.dim() < 2:  # A time, where there is no context.
+            raise TypeError(
+                "MaskedNet: expected t, x and a context, got none; pass as context the part of x"
+                " that is seen and its mask, zeros where nothing is"
+            )
         inputs, shown = self._parts(x, context)
         return _hidden_values(self.net(*times, *inputs), shown)
 

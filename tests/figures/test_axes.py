@@ -56,6 +56,24 @@ def _number(text: str) -> float:
     return 10.0 ** int(text[5:-2]) if text.startswith("$") else float(text)
 
 
+@pytest.mark.parametrize(
+    ("axis", "limits"),
+    [
+        (Axis("y", "asinh", center=1e12), (-3.0, 3.0)),
+        (Axis("y", "log"), (math.log(1e9 + 1), math.log(1e9 + 100))),
+        (Axis("y", "logit", low=1e9, high=1e9 + 1), (-4.0, 4.0)),
+        (Axis("y", "logit"), (-30.0, 30.0)),
+    ],
+)
+def test_ticks_stand_at_their_numbers_far_from_zero(
+    axis: Axis, limits: tuple[float, float]
+) -> None:
+    places, texts = round_ticks(axis, limits)
+    assert len({*texts}) == TICKS
+    assert np.allclose(axis.place(np.array([*map(float, texts)])), places, rtol=1e-14)
+    assert np.allclose(np.diff(places), np.diff(places)[0], rtol=0.6)
+
+
 def test_ticks_of_decades_and_of_zero() -> None:
     log, _ = AXES["log"]
     assert round_ticks(log, (math.log(0.5), math.log(2e4)))[1] == [

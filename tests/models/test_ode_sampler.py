@@ -202,5 +202,16 @@ def test_it_refuses_what_is_no_noise() -> None:
         sampler(torch.ones(3, 2, dtype=torch.int64))
 
 
+def test_it_refuses_a_network_of_another_shape() -> None:
+    class Narrow(nn.Module):
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return x[:, :1]
+
+    with pytest.raises(ValueError, match=r"net\(t, x\) to have the shape of x, got \(4, 1\)"):
+        OdeSampler(DDPM(Narrow()), 3)(torch.randn(4, 2))
+    with pytest.raises(TypeError, match=r"got float32 parameters and float64 data"):
+        OdeSampler(build("ddpm"), 3)(torch.randn(4, 2, dtype=F64))
+
+
 def exported(sampler: OdeSampler) -> torch.export.ExportedProgram:
     return export(sampler, (torch.randn(4, 2),), dynamic_shapes=({0: Dim("batch", min=1)},))

@@ -115,3 +115,8 @@ def test_the_density_of_the_seen_part_is_that_of_a_standard_normal() -> None:
 def test_contexts_that_do_not_fit(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"MaskedNet: expected a context of shape \(4, 4\) or"):
         of_rows()(torch.tensor(0.3, dtype=F64), ROWS, wrong)
+
+
+def test_a_context_is_needed() -> None:
+    with pytest.raises(TypeError, match="MaskedNet: expected t, x and a context, got none"):
+        of_rows()(torch.zeros(()), torch.zeros(3, 3))

@@ -195,6 +195,22 @@ def test_what_stands_in_the_place_of_a_run_s_files(
     assert train(config, tmp_path / "run", resume=True).step == 3
 
 
+def test_events_of_others_stay(config: Config, tmp_path: Path) -> None:
+    """Behind a link in the place of RUN/tensorboard, and folders that are called as events."""
+    train(config, tmp_path / "run")
+    name, events = "events.out.tfevents.7.h.diffflow", tmp_path / "run" / "tensorboard"
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / name).write_text("mine")
+    events.symlink_to(tmp_path / "others")
+    with pytest.raises(ValueError, match=r"expected a folder that is no link, or nothing at"):
+        train(config, tmp_path / "run", overwrite=True)
+    assert (tmp_path / "others" / name).read_text() == "mine"
+    events.unlink()
+    (events / name).mkdir(parents=True)
+    assert train(config, tmp_path / "run", overwrite=True).step == 3
+    assert (events / name).is_dir()
+
+
 def test_a_lock_that_is_a_link_is_not_emptied(config: Config, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     (tmp_path / "run").mkdir()

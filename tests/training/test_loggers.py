@@ -152,7 +152,8 @@ def test_a_database_of_mlflow_needs_more(
 def test_a_damaged_note_of_a_series_begins_another(config: Config, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     logger: Any = LOGGERS["mlflow"]()
-    for text in ("", "[]", '{"mlflow"'):
+    series = ('{"mlflow": 5}', '{"mlflow": {"id": "a", "step": null}}', '{"mlflow": {"step": 2}}')
+    for text in ("", "[]", '{"mlflow"', "[" * 100_000, *series):
         (tmp_path / "log_to.json").write_text(text)
         logger.on_start(config, tmp_path, 4)
         logger.on_log({"step": 6, "loss": 0.5})

@@ -109,8 +109,8 @@ def parse_names(names: str | Sequence[str]) -> list[str]:
         rows = list(csv.reader([names], skipinitialspace=True))
     except csv.Error as error:
         raise Refused(
-            f"read_table: expected drop_columns as names with commas between them ({error}); "
-            "shorten it"
+            f"read_table: expected names of columns with commas between them, got {names!r:.60}"
+            f" ({error}); quote a name with a line break, as in CSV, or rename the column"
         ) from None
     return [plain_name(name) for row in rows for name in row]
 

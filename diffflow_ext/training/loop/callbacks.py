@@ -41,7 +41,8 @@ class Callback(Protocol):
     def on_log(self, line: dict[str, float]) -> None:
         """Called for each line of metrics.jsonl, right after that was written.
 
-        After an error the other callbacks get the line too, and the state is saved.
+        After an error the other callbacks get the line too, and the state is saved. What is no
+        `Exception`, as of ``sys.exit``, ends the process at once, and the last save is what stays.
 
         Arguments:
             line: The line, with its `step`; a copy.

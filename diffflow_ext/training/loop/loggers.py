@@ -199,9 +199,15 @@ def _split(line: dict[str, float]) -> tuple[int, dict[str, float]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Returns what RUN/log_to.json has, nothing if it is missing or damaged."""
+    """Returns what RUN/log_to.json has of each service, without what is missing or damaged."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
+    series = known.items() if isinstance(known, dict) else ()
+    return {name: one for name, one in series if _is_series(one)}
+
+
+def _is_series(one: object) -> bool:
+    known = one if isinstance(one, dict) else {}
+    return isinstance(known.get("id"), str) and type(known.get("step")) is int

@@ -18,6 +18,7 @@ from diffflow_ext.data.display import title_of
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed, parse_names, plain_name
 from diffflow_ext.data.masks import MASKS
+from diffflow_ext.functional.checks import in_words
 from diffflow_ext.likelihood.images import quantise
 
 from ..config.fields import Config
@@ -127,6 +128,9 @@ class DatasetRecord:
     def from_meta(cls, values: Mapping[str, Any]) -> DatasetRecord:
         """Returns the record from the plain data of `to_meta`, or of an earlier version."""
         columns = values["columns"]
+        for name in ("name", "fingerprint"):
+            if not isinstance(values[name], str):
+                raise ValueError(f"expected a text as {name}, got {in_words(values[name])}")
         # Release 0.1 had only vectors.
         shape = tuple(values["event_shape"] if "event_shape" in values else [len(columns)])
         encoding = None

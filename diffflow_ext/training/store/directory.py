@@ -58,12 +58,14 @@ class RunDirectory:
     def check_kinds(self) -> None:
         """Refuses folders, pipes and the like where a run has files, and files for its folders."""
         files = (*self._files(), self.checkpoints / "latest")
-        folders = (self.checkpoints, self.figures, self.events)
+        folders = (self.checkpoints, self.figures)
         kinds: list[tuple[Path, Callable[[Path], bool], str]]
         kinds = [(path, os.path.isfile, "a file") for path in files]
         kinds += [(path, os.path.isdir, "a folder") for path in folders]
-        # A link is not followed here: opening a lock empties the file.
-        kinds.append((self.lock, _is_plain_file, "a file, not a link"))
+        # Links are not followed here: opening a lock empties the file, and in a shared folder of
+        # events those of other runs have the same endings.
+        kinds.append((self.lock, _is_plain_file, "a file that is no link,"))
+        kinds.append((self.events, _is_plain_folder, "a folder that is no link,"))
         for path, fits, kind in kinds:
             if os.path.lexists(path) and not fits(path):
                 raise ValueError(
@@ -104,7 +106,9 @@ class RunDirectory:
         _, *files = self._files()
         with explained(self.root):
             remove_checkpoints(self.checkpoints)
-            events = self.events.glob(f"events.out.tfevents.*{EVENTS_SUFFIX}")
+            events = filter(
+                _is_plain_file, self.events.glob(f"events.out.tfevents.*{EVENTS_SUFFIX}")
+            )
             for path in (*files, *map(_aside, self._files()), *events):
                 path.unlink(missing_ok=True)
             others = self.pictures_of_others()
@@ -168,6 +172,10 @@ def _is_plain_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
+def _is_plain_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
 def _has_mark(path: Path, marks: Iterable[str]) -> bool:
     try:
         with open_file("evaluate", path) as stream:
@@ -179,7 +187,7 @@ def _has_mark(path: Path, marks: Iterable[str]) -> bool:
 
 def _kind_of(path: Path) -> str:
     if path.is_symlink():
-        return "a link to something else or to nothing"
+        return "a link"
     if path.is_dir():
         return "a folder"
     return "a file" if path.is_file() else "a socket, device or pipe"
