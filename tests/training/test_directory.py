@@ -215,7 +215,7 @@ def test_a_lock_that_is_a_link_is_not_emptied(config: Config, tmp_path: Path) ->
     (tmp_path / "thesis.tex").write_text("mine")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "thesis.tex")
-    with pytest.raises(ValueError, match=r"a file, not a link or nothing at .*\.lock"):
+    with pytest.raises(ValueError, match=r"a file that is no link, or nothing at .*\.lock"):
         train(config, tmp_path / "run")
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
