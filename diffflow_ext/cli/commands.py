@@ -34,6 +34,7 @@ from diffflow_ext.training.parallel.distributed import ProcessError, is_first, j
 from diffflow_ext.training.recipes.base import EvaluationSettings
 from diffflow_ext.training.store.checkpoint import CheckpointError
 from diffflow_ext.training.store.dataset import DatasetRecord
+from diffflow_ext.training.store.directory import RunDirectory
 from diffflow_ext.training.store.examples import EXAMPLES
 
 from .doctor import examine
@@ -149,6 +150,8 @@ class Sample(Section):
         if self.figure and dataset is not None:
             save(figure_of_samples(dataset, samples, self.columns), self.figure)
         print(f"{self.out}: {self.n} samples of {_contents(run.record)}{_said(run.record)}")
+        if self.figure:
+            print(f"{self.figure}: the samples beside the test data")
         return 0
 
 
@@ -245,6 +248,8 @@ class Evaluate(Section):
         result = evaluate(self.run, self.n, **options, **self.sampler.options())
         if is_first():
             print(format_table(result))
+            if self.figures:
+                print(f"pictures: {RunDirectory(self.out or self.run).figures}")
         return 0
 
 
