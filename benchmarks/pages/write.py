@@ -21,10 +21,12 @@ from .pictures import draw_pictures
 from .quality import BLOCKS as QUALITY_BLOCKS
 from .speed import BLOCKS as SPEED_BLOCKS
 from .tables import Block, Results
+from .wheels import BLOCKS as WHEELS_BLOCKS
 
 #: The blocks of each page in docs/.
 PAGES: dict[str, Mapping[str, Block]] = {
     "benchmarks": SPEED_BLOCKS, "results": QUALITY_BLOCKS, "training": DEFAULTS_BLOCKS,
+    "install": WHEELS_BLOCKS,
 }  # fmt: skip
 BLOCK = re.compile(r"(<!-- begin ([\w-]+)[^>]*-->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
