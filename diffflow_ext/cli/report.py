@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from diffflow_ext.figures.panels import replacing
 from diffflow_ext.training.config.rules import Maybe, Section
-from diffflow_ext.training.evaluation.page import report_page
+from diffflow_ext.training.evaluation.report import report_page
 from diffflow_ext.training.evaluation.sample_file import check_target
 
 from .flags import DeviceName, RunArgument

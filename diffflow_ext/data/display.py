@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import PurePath
 from typing import Any
 
 from .column import Column
@@ -17,8 +17,8 @@ MOST_ROWS = 30
 
 
 def title_of(name: str) -> str:
-    """Returns the name of a set for titles: of a path its last part, as paths may be long."""
-    return PurePath(name).name or name
+    """Returns the name of a set for titles: of a path, of whatever system, its last part."""
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
 
 
 def dataset_facts(data: Any) -> dict[str, str]:

@@ -13,7 +13,7 @@ from diffflow_ext.functional.core import build_info
 from ..config.fields import Config
 from ..config.files import to_toml
 from ..store.dataset import DatasetRecord
-from .report import format_table, with_nans
+from .table import format_table, with_nans
 
 LIBRARY = "diffflow_ext"
 #: What the Hub finds the model by, besides the library, the model and the kind of data.

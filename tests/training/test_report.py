@@ -24,8 +24,8 @@ pytest.importorskip("zuko")
 from PIL import Image
 
 from diffflow_ext.training import configure, evaluate, format_table, load_run, train
-from diffflow_ext.training.evaluation import page, page_pictures
-from diffflow_ext.training.evaluation.page import report_page
+from diffflow_ext.training.evaluation import report, report_pictures
+from diffflow_ext.training.evaluation.report import report_page
 from diffflow_ext.training.evaluation.run_data import open_run_data
 
 RNG = np.random.default_rng(3)
@@ -93,7 +93,7 @@ def result(folder: Path) -> dict[str, Any]:
 def pages(folder: Path, result: dict[str, Any]) -> dict[str, str]:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page_pictures, "FRAMES", MOST)
+        patch.setattr(report_pictures, "FRAMES", MOST)
         found = {name: report_page(folder / name, device="cpu") for name in NAMES}
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     return found
@@ -196,16 +196,16 @@ def test_states_from_noise_to_data(pages: dict[str, str]) -> None:
 def test_large_images_are_fewer() -> None:
     """Pictures of noise can't be packed: those of a page have some MB at most."""
     shapes = [(1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 512, 512)]
-    counts = [page_pictures.fitting(16, 16 * 3 * 32 * 32, shape) for shape in shapes]
+    counts = [report_pictures.fitting(16, 16 * 3 * 32 * 32, shape) for shape in shapes]
     assert counts == [16, 16, 4, 1]
 
 
 def test_log_p_that_is_not_finite_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With conditions, samples that are left out don't shift those of the others."""
-    run, real = load_run(folder / "mixed"), page_pictures.log_probs
+    run, real = load_run(folder / "mixed"), report_pictures.log_probs
     dataset = open_run_data(run)
-    samples = page.samples_like_test(run, dataset, 20, seed=0)
-    whole = page_pictures.densities_of(run, dataset, samples)
+    samples = report.samples_like_test(run, dataset, 20, seed=0)
+    whole = report_pictures.densities_of(run, dataset, samples)
     samples[0] = torch.nan
     seen = list[torch.Tensor]()
 
@@ -214,18 +214,18 @@ def test_log_p_that_is_not_finite_is_said(folder: Path, monkeypatch: pytest.Monk
         seen.append(args[0].context(0, 0, len(density)))
         return torch.where(torch.arange(len(density)) < wrong, -torch.inf, density), weight
 
-    monkeypatch.setattr(page_pictures, "log_probs", spied)
+    monkeypatch.setattr(report_pictures, "log_probs", spied)
     wrong, wanted = 2, dataset.given_of("test")
     assert wanted is not None
-    found = page_pictures.densities_of(run, dataset, samples)
-    assert isinstance(found, page_pictures.Densities)
-    assert isinstance(whole, page_pictures.Densities)
+    found = report_pictures.densities_of(run, dataset, samples)
+    assert isinstance(found, report_pictures.Densities)
+    assert isinstance(whole, report_pictures.Densities)
     assert "nats (n = 18, and 2 not finite), samples" in found.caption
     assert "(n = 17, and 2 not finite)" in found.caption
     assert "not finite" not in whole.caption
     assert seen[1].equal(seen[0][1:20])
     wrong = 1000
-    assert "No log p" in page_pictures.densities_of(run, dataset, samples)
+    assert "No log p" in report_pictures.densities_of(run, dataset, samples)
 
 
 def test_a_page_is_the_same_again(pages: dict[str, str], folder: Path) -> None:
@@ -258,7 +258,7 @@ def test_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match="found nothing at"):
         report_page(folder / "flow", tmp_path / "nothing.csv", device="cpu")
     nan = torch.full((7, 2), torch.nan)
-    monkeypatch.setattr(page, "samples_like_test", lambda *args, **options: nan)
+    monkeypatch.setattr(report, "samples_like_test", lambda *args, **options: nan)
     with pytest.raises(ValueError, match="expected finite samples, got none in 5000"):
         report_page(folder / "flow", device="cpu")
 
@@ -266,14 +266,14 @@ def test_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_without_a_log_and_with_some_samples_that_are_not_finite(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = page.samples_like_test
+    real = report.samples_like_test
 
     def some(*args: Any, **options: Any) -> torch.Tensor:
         samples = real(*args, **options)
         samples[:3] = torch.inf
         return samples
 
-    monkeypatch.setattr(page, "samples_like_test", some)
+    monkeypatch.setattr(report, "samples_like_test", some)
     log = folder / "flow" / "metrics.jsonl"
     aside = log.rename(folder / "log")
     try:

@@ -26,11 +26,12 @@ from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import quantise
 
 from ..parallel.distributed import World
-from ..recipes.base import NATS, EvaluationSettings
+from ..recipes.base import EvaluationSettings
 from ..store.inputs import model_inputs
 from .axes import state_axes, state_values
+from .curve import TrainingCurve, training_curve
 from .loaded_run import LoadedRun
-from .pictures import figure_of_samples, loss_figure
+from .pictures import figure_of_curve, figure_of_samples
 from .sampling import EVALUATION_STREAM
 from .scoring import log_probs, pick_estimator
 
@@ -75,13 +76,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The training curve, the steps at which N changes, and the Gaussian's level."""
+class DrawnCurve:
+    """The training curve, drawn and as numbers."""
 
     picture: Picture
-    label: str
-    switches: Sequence[tuple[int, int]]
-    gaussian: float | None
+    numbers: TrainingCurve
+
+    @property
+    def label(self) -> str:
+        """What it is, as the beginning of a sentence."""
+        return f"{self.numbers.label[0].upper()}{self.numbers.label[1:]}"
 
 
 @dataclass(frozen=True)
@@ -107,26 +111,17 @@ def fitting(most: int, size: int, shape: Sequence[int]) -> int:
     return min(most, max(1, size // math.prod(shape)))
 
 
-def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Curve | None:
+def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> DrawnCurve | None:
     """Returns the training curve; None if the run has no log."""
-    curve, history = run.recipe.curve, run.history()
-    if not any(curve.name in line for line in history):
+    curve = training_curve(run, evaluation)
+    if curve is None:
         return None
-    figure = loss_figure(run)
-    axes = figure.axes[0]
+    figure = figure_of_curve(run, curve)
     figure.suptitle("")
     _resize(figure)
-    steps, values = (np.asarray(some) for some in axes.lines[0].get_data())
-    label = axes.get_ylabel()
-    alt = (
-        f"{label} against the training step: {values[0]:.4g} at step {steps[0]:,.0f},"
-        f" {values[-1]:.4g} at step {steps[-1]:,.0f}"
-    )
-    level = None if evaluation is None else evaluation.get("gaussian_nll")
-    if curve.unit != NATS or run.record.is_image or not isinstance(level, float):
-        level = None
-    picture = Picture(_png(figure), alt)
-    return Curve(picture, f"{label[0].upper()}{label[1:]}", _switches(history), level)
+    first, last = (f"{curve.values[i]:.4g} at step {curve.steps[i]:,}" for i in (0, -1))
+    alt = f"{curve.label} against the training step: {first}, {last}"
+    return DrawnCurve(Picture(_png(figure), alt), curve)
 
 
 def _png(figure: Figure) -> bytes:
@@ -145,16 +140,6 @@ def _resize(figure: Figure) -> None:
     axes = figure.axes[0]
     axes.set_xlabel(axes.get_xlabel(), fontsize=9)
     axes.set_ylabel(axes.get_ylabel(), fontsize=9)
-
-
-def _switches(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Returns the logged steps from which on N is another number, and that number."""
-    found = list[tuple[int, int]]()
-    for line in lines:
-        count = line.get("num_steps")
-        if count is not None and (not found or found[-1][1] != count):
-            found.append((line["step"], count))
-    return found
 
 
 def slider_of(run: LoadedRun, dataset: Dataset) -> Slider | str:
