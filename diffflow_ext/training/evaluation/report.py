@@ -10,7 +10,6 @@ import base64
 import hashlib
 import platform
 import shlex
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
@@ -21,7 +20,7 @@ import torch
 from jinja2 import Environment, StrictUndefined
 
 from diffflow_ext.data import Dataset
-from diffflow_ext.data.display import MOST_ROWS, dataset_facts, title_of
+from diffflow_ext.data.display import COLUMN_HEAD, MOST_ROWS, column_rows, dataset_facts, title_of
 from diffflow_ext.functional.core import build_info
 
 from ..config.defaults import changed_fields
@@ -82,11 +81,12 @@ def report_page(path: str | Path, data: Any = None, device: str = "auto") -> str
     return _template().render(
         name=name,
         about=_about(run),
-        facts=_facts(run, checkpoint, directory),
+        facts=_facts(run, checkpoint),
         evaluation=None if numbers is None else _evaluation(numbers, run.step),
         evaluate=f"diffflow evaluate {shlex.quote(name)}",
         data=dataset_facts(dataset),
-        columns=_columns(dataset),
+        columns=column_rows(dataset.encoding, dataset.conditions),
+        column_head=COLUMN_HEAD,
         most_rows=MOST_ROWS,
         sections=_configuration(run, dataset),
         made=_made(run),
@@ -99,7 +99,7 @@ def _pictures(
     run: LoadedRun, dataset: Dataset, numbers: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Returns the pictures, and how many samples are left out of them."""
-    # First what needs no model, and so shows at once if matplotlib is missing.
+    # The curve comes first: it needs no samples, so a missing matplotlib is found at once.
     curve = curve_of(run, numbers)
     count = min(SHOWN_IMAGES, len(dataset.test)) if dataset.is_image else SAMPLES
     samples = samples_like_test(run, dataset, count, seed=0)
@@ -147,22 +147,17 @@ def _about(run: LoadedRun) -> str:
     return " ".join((type(run.config).__doc__ or "").split())
 
 
-def _facts(run: LoadedRun, checkpoint: Checkpoint, directory: RunDirectory) -> dict[str, str]:
-    """Returns what is known of the training, in words by their names; what isn't is left out."""
+def _facts(run: LoadedRun, checkpoint: Checkpoint) -> dict[str, str]:
+    """Returns what is known of the training, in words by names; what isn't known is left out."""
     steps, history = run.config.optimiser.steps, run.history()
     facts = {
         "model": run.config.name,
         "data": title_of(run.record.name),
         "steps": f"{run.step:,}" + ("" if run.step == steps else f" of {steps:,}"),
-        "parameters": f"{sum(p.numel() for p in run.model.parameters()):,}",
+        "parameters": f"{run.parameters:,}",
     }
     if history and isinstance(seconds := history[-1].get("elapsed"), (int, float)):
         facts["training"] = _duration(seconds)
-    manifest = directory.checkpoints / f"step-{run.step:08d}" / "manifest.json"
-    if manifest.exists():
-        facts["date of its file"] = time.strftime(
-            "%d %b %Y", time.gmtime(manifest.stat().st_mtime)
-        )
     if package := checkpoint.meta.get("package"):
         facts["saved by"] = f"diffflow_ext {package}"
     return facts
@@ -185,19 +180,9 @@ def _evaluation(numbers: Mapping[str, Any], step: int) -> Evaluation:
     )
 
 
-def _columns(dataset: Dataset) -> list[tuple[str, str, str, str]]:
-    """Returns the columns of a table and of its conditions; none of images."""
-    if dataset.encoding is None:
-        return []
-    given = () if dataset.conditions is None else dataset.conditions.columns
-    columns = [(column, "data") for column in dataset.encoding.columns]
-    columns += [(column, "given") for column in given]
-    return [(c.name, c.kind_in_words, c.values_in_words, role) for c, role in columns]
-
-
 def _configuration(run: LoadedRun, dataset: Dataset) -> dict[str, list[Field]]:
     """Returns the fields that the run has read, by section, beside their defaults."""
-    config, found = run.config, dict[str, list[Field]]()
+    config, sections = run.config, dict[str, list[Field]]()
     changed = changed_fields(config, is_image=dataset.is_image, flip=dataset.flip)
     for section in SECTIONS:
         part, rows = getattr(config, section), list[Field]()
@@ -210,8 +195,8 @@ def _configuration(run: LoadedRun, dataset: Dataset) -> dict[str, list[Field]]:
             default = _spelt(changed[item.name]) if item.name in changed else None
             rows.append(Field(item.name, _spelt(value), default))
         if rows:
-            found[section] = rows
-    return found
+            sections[section] = rows
+    return sections
 
 
 def _spelt(value: object) -> str:
@@ -221,7 +206,7 @@ def _spelt(value: object) -> str:
 
 
 def _made(run: LoadedRun) -> str:
-    """Returns with what the page was made, which need not be with what the run was trained."""
+    """Returns the versions and the machine of the page; those of the training may be others."""
     device = next(run.model.parameters()).device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return (

@@ -18,13 +18,14 @@ from diffflow_ext.data import Dataset
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.tables import Table
-from diffflow_ext.figures.frames import cloud_frames, image_frame
+from diffflow_ext.figures.frames import MAX_POINTS, cloud_frames, image_frame
 from diffflow_ext.figures.histogram import histograms
 from diffflow_ext.figures.panels import SOFTWARE
 from diffflow_ext.figures.points import MAX_CORNER
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import quantise
 
+from ..config.fields import NFDMConfig
 from ..parallel.distributed import World
 from ..recipes.base import EvaluationSettings
 from ..store.inputs import model_inputs
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 #: Times at which states are drawn.
 FRAMES = 26
-#: Particles that are followed, and images, fewer of large ones.
-PARTICLES, FOLLOWED_IMAGES, FOLLOWED_BYTES = 1500, 16, 16 * 3 * 32 * 32
+#: Images that are followed, fewer of large ones.
+FOLLOWED_IMAGES, FOLLOWED_BYTES = 16, 16 * 3 * 32 * 32
 #: Test rows whose log p is computed, as many as `evaluate` takes for an ODE; samples; and images
 #: of each, of which a bound takes long.
 SCORED, SCORED_SAMPLES, SCORED_IMAGES = 2000, 1000, 16
@@ -104,6 +105,7 @@ class Densities:
     picture: Picture
     estimator: str
     caption: str
+    reading: str
 
 
 def fitting(most: int, size: int, shape: Sequence[int]) -> int:
@@ -146,7 +148,7 @@ def slider_of(run: LoadedRun, dataset: Dataset) -> Slider | str:
     """Returns states of the reverse process, or why there are none."""
     if len(dataset.columns) == 1:
         return "The data have one column, which is drawn below."
-    count = PARTICLES
+    count = MAX_POINTS
     if dataset.is_image:
         count = fitting(FOLLOWED_IMAGES, FOLLOWED_BYTES, dataset.event_shape)
     key = NoiseKey(0, stream=EVALUATION_STREAM)
@@ -253,7 +255,19 @@ def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities
     figure, caption = histograms(values, label), f"Means: {', '.join(said)}"
     _resize(figure)
     picture = Picture(_png(figure), f"Histograms of {label}: {caption}")
-    return Densities(picture, f"{title[0].upper()}{title[1:]}", caption)
+    return Densities(picture, f"{title[0].upper()}{title[1:]}", caption, _reading(run))
+
+
+def _reading(run: LoadedRun) -> str:
+    """Returns what samples and the density are of, and when both histograms agree."""
+    agree = "Samples that are distributed as the data have the same histogram."
+    estimator = pick_estimator(run.recipe, None, EvaluationSettings())
+    if estimator.name != "ode":
+        return agree
+    drawn = "The samples are drawn with noise in every step, by the SDE; log p is that of the ODE"
+    if isinstance(run.config, NFDMConfig) and run.config.model.forward == "learned":
+        return f"{drawn}, which with a learned forward process is another model."
+    return f"{drawn}. {agree}"
 
 
 def _said(run: LoadedRun, name: str, found: Tensor) -> str:

@@ -41,6 +41,11 @@ class Shareable:
     step: int
     folder: Path | None
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has learned."""
+        return sum(value.numel() for value in self.recipe.module.parameters())
+
     def save_pretrained(
         self, folder: str | Path, *, license: str | None = None, description: str = ""
     ) -> None:
@@ -66,8 +71,9 @@ class Shareable:
         """
         config, record = _without_paths(self.config, self.record)
         evaluation = self._evaluation()
-        parameters = sum(value.numel() for value in self.recipe.module.parameters())
-        card = model_card(config, record, self.step, parameters, evaluation, license, description)
+        card = model_card(
+            config, record, self.step, self.parameters, evaluation, license, description
+        )
         target = RunDirectory(folder)
         with explained(target.root):
             target.make_writable()
