@@ -178,9 +178,10 @@ def places_of(axes: Sequence[Axis], values: Array) -> Array:
     return np.stack([axis.place(values[..., i]) for i, axis in enumerate(axes)], axis=-1)
 
 
-def box_around(axes: Sequence[Axis], places: Array) -> Box:
-    """Returns limits around the middle part of places, shape (n, 2), for all panels."""
-    return box_of(axes, span(places[:, 0]), span(places[:, 1]))
+def box_around(axes: Sequence[Axis], *places: Array) -> Box:
+    """Returns limits around the middle part of all places, shapes (..., 2), for all panels."""
+    x, y = np.concatenate([some.reshape(-1, 2) for some in places]).T
+    return box_of(axes, span(x), span(y))
 
 
 def box_of(axes: Sequence[Axis], x: Limits, y: Limits) -> Box:

@@ -48,7 +48,7 @@ def cloud_frames(
     # As many dots on either side, or the denser picture looks the better one.
     shown, axes = min(moving.shape[1], len(still), MAX_POINTS), axes_of(op, columns, 2)
     still, moving = (places_of(axes, some[..., :shown, :]) for some in (still, moving))
-    limits = box_around(axes, np.concatenate([still, moving.reshape(-1, 2)]))
+    limits = box_around(axes, still, moving)
     scale = still.std(axis=0) + np.finfo(float).tiny
     figure, size = new_figure(4.2, 4.2), float(np.clip(9_000.0 / shown, 3.0, 14.0))
     panel, pictures = figure.subplots(), list[bytes]()

@@ -87,8 +87,7 @@ def trajectories(
     axes = axes_of(op, columns, 2)
     checked = {name: _checked(op, one, axes) for name, one in models.items()}
     everything = [states for one in checked.values() for states in one[:2]]
-    shown = [states[_picks(states)].reshape(-1, 2) for states in everything]
-    limits = box_around(axes, np.concatenate(shown))
+    limits = box_around(axes, *(states[_picks(states)] for states in everything))
     count = max(len(_picks(states)) for states in everything)
     figure = new_figure(PANEL_INCHES * count + 1.3, PANEL_INCHES * len(everything) + 0.9)
     panels = figure.subplots(len(everything), count, squeeze=False)
@@ -185,8 +184,7 @@ def _stage(
     forward, reverse, times = states
     figure = new_figure(*FILM_INCHES)
     figure.set_dpi(FILM_DPI)
-    places = np.concatenate([forward.reshape(-1, 2), reverse.reshape(-1, 2)])
-    panels, limits = figure.subplots(1, 2), box_around(axes, places)
+    panels, limits = figure.subplots(1, 2), box_around(axes, forward, reverse)
     for panel, start in zip(panels, (forward[0], reverse[-1]), strict=True):
         cloud(panel, start, turns(forward[0] if panel is panels[0] else reverse[0]), limits, 3.0)
         panel.set_xlabel(axes[0].label, color=INK)

@@ -17,6 +17,7 @@ from diffflow_ext.training import configure, load_run, train
 from diffflow_ext.training.evaluation.curve import training_curve
 from diffflow_ext.training.evaluation.pictures import figure_of_curve
 from diffflow_ext.training.evaluation.report import report_page
+from diffflow_ext.training.recipes.build import build_recipe
 
 RNG = np.random.default_rng(1)
 TINY: dict[str, Any] = {"threads": 1, "warmup": 1, "batch_size": 16, "width": 8, "depth": 1}
@@ -77,6 +78,21 @@ def test_the_gaussian_knows_no_conditions(tmp_path: Path) -> None:
         found = training_curve(run, {"gaussian_nll": unknown})
         assert found is not None
         assert found.gaussian is None
+
+
+@pytest.mark.parametrize(
+    ("flow", "weight", "label"),
+    [
+        ("none", "variance", "mean square error of the predicted noise"),
+        ("none", "likelihood", "weighted mean square error of the predicted noise"),
+        ("spline", "variance",
+         "mean square error of the predicted noise + -log p of the flow [nats]"),
+    ],
+)  # fmt: skip
+def test_the_loss_of_dinof_is_called_what_it_is(flow: str, weight: str, label: str) -> None:
+    config = configure("dinof", data="moons", flow=flow, loss_weight=weight)
+    recipe = build_recipe(config, (2,))
+    assert recipe.curve.label == label
 
 
 def test_without_a_log(tmp_path: Path) -> None:

@@ -157,6 +157,28 @@ def test_the_mean_of_log_p_is_that_of_the_evaluation(
     assert "bits a dimension" in Parsed(pages["images"]).text
 
 
+def test_what_samples_and_their_density_are_of(
+    pages: dict[str, str], folder: Path, tmp_path: Path
+) -> None:
+    """Of an ODE with the marginals of the SDE, of one without, of a bound and of a density."""
+    agree, drawn = "have the same histogram.", "by the SDE; log p is that of the ODE"
+    found = {name: (agree in page, drawn in page) for name, page in pages.items()}
+    both, one = (True, True), (True, False)
+    assert found == {"points": both, "mixed": both, "images": one, "flow": one}
+    readings = dict[str, str]()
+    for forward in ("linear", "learned"):
+        data = str(folder / "points & more.csv")
+        config = configure("nfdm", data=data, forward=forward, **SMALL)
+        train(config, tmp_path / forward, progress=False)
+        run = load_run(tmp_path / forward)
+        densities = report_pictures.densities_of(run, open_run_data(run), run.sample(
+            9, units="training"))  # fmt: skip
+        assert isinstance(densities, report_pictures.Densities)
+        readings[forward] = densities.reading
+    assert readings["linear"].endswith(agree)
+    assert readings["learned"].endswith("which with a learned forward process is another model.")
+
+
 def test_curve_and_configuration(pages: dict[str, str]) -> None:
     text = Parsed(pages["points"]).text
     assert "The number of steps N is 1 at first, 2 from step 3 on, 3 from step 4 on." in text
