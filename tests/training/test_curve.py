@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs the plot extra")
 
 from diffflow_ext.training import configure, load_run, train
+from diffflow_ext.training.config.defaults import resolve
 from diffflow_ext.training.evaluation.curve import training_curve
 from diffflow_ext.training.evaluation.pictures import figure_of_curve
 from diffflow_ext.training.evaluation.report import report_page
@@ -91,6 +92,7 @@ def test_the_gaussian_knows_no_conditions(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_the_loss_of_dinof_is_called_what_it_is(flow: str, weight: str, label: str) -> None:
     config = configure("dinof", data="moons", flow=flow, loss_weight=weight)
+    config = resolve(config, is_image=False)
     recipe = build_recipe(config, (2,))
     assert recipe.curve.label == label
 
