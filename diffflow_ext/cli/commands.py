@@ -22,11 +22,11 @@ from diffflow_ext.training.evaluation.extractor import make_extractor
 from diffflow_ext.training.evaluation.given import parse_given
 from diffflow_ext.training.evaluation.loaded_run import load_run
 from diffflow_ext.training.evaluation.pictures import figure_of_samples, picks_of
-from diffflow_ext.training.evaluation.report import format_table
 from diffflow_ext.training.evaluation.run_data import open_run_data, rows_of_run, warn_of_doubts
 from diffflow_ext.training.evaluation.sample_file import check_target, endings, write_samples
 from diffflow_ext.training.evaluation.sampling import MAX_SAMPLES
 from diffflow_ext.training.evaluation.scoring import pick_estimator
+from diffflow_ext.training.evaluation.table import format_table
 from diffflow_ext.training.loop.callbacks import CallbackError
 from diffflow_ext.training.loop.session import Interrupted
 from diffflow_ext.training.loop.step import TrainingError

@@ -8,10 +8,10 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import arg
 
-from diffflow_ext.figures.panels import replacing
 from diffflow_ext.training.config.rules import Maybe, Section
-from diffflow_ext.training.evaluation.page import report_page
+from diffflow_ext.training.evaluation.report import report_page
 from diffflow_ext.training.evaluation.sample_file import check_target
+from diffflow_ext.training.store.directory import replace_text
 
 from .flags import DeviceName, RunArgument
 from .training import Switch
@@ -37,7 +37,6 @@ class Report(Section):
         """Computes and writes; returns the exit code."""
         check_target(self.out, (".html",), overwrite=self.overwrite)
         page = report_page(self.run, self.data, self.device)
-        with replacing(Path(self.out)) as aside:
-            aside.write_text(page, encoding="utf-8")
+        replace_text(Path(self.out), page)
         print(f"{self.out}: a report of {self.run}")
         return 0

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import PurePath
 from typing import Any
 
-from .column import Column
 from .conditions import Conditions
 from .encoding import Encoding
 from .formats.columns import listed
 
-#: Rows of a table in a notebook at most.
+#: Rows of a table of columns at most, and its head.
 MOST_ROWS = 30
+COLUMN_HEAD = ("column", "kind", "values in training", "role")
 
 
 def title_of(name: str) -> str:
-    """Returns the name of a set for titles: of a path its last part, as paths may be long."""
-    return PurePath(name).name or name
+    """Returns the name of a set for titles: of a path, of whatever system, its last part."""
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] or name
 
 
 def dataset_facts(data: Any) -> dict[str, str]:
@@ -52,17 +52,22 @@ def in_html(
     """Returns HTML: a title, facts, a table of columns and conditions; texts are escaped."""
     parts = [f"<p><b>{escape(title)}</b></p>", _table([*facts.items()])]
     if encoding is not None:
-        given = () if conditions is None else conditions.columns
-        rows = [*_rows(encoding.columns, "data"), *_rows(given, "given")]
-        head = ("column", "kind", "values in training", "role")
-        parts.append(_table([head, *rows[:MOST_ROWS]], is_headed=True))
+        rows = column_rows(encoding, conditions)
+        parts.append(_table([COLUMN_HEAD, *rows[:MOST_ROWS]], is_headed=True))
         if len(rows) > MOST_ROWS:
             parts.append(f"<p>and {len(rows) - MOST_ROWS:,} more columns</p>")
     return f"<div>{''.join(parts)}</div>"
 
 
-def _rows(columns: Sequence[Column], role: str) -> list[tuple[str, ...]]:
-    return [(c.name, c.kind_in_words, c.values_in_words, role) for c in columns]
+def column_rows(
+    encoding: Encoding | None, conditions: Conditions | None
+) -> list[tuple[str, str, str, str]]:
+    """Returns a row for each column of a table and of its conditions; none of images."""
+    if encoding is None:
+        return []
+    given = () if conditions is None else conditions.columns
+    roles = [*((c, "data") for c in encoding.columns), *((c, "given") for c in given)]
+    return [(c.name, c.kind_in_words, c.values_in_words, role) for c, role in roles]
 
 
 def _table(rows: Sequence[Sequence[str]], *, is_headed: bool = False) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import special
 
-from .panels import FAINT, Array, Limits, plain, span
+from .panels import FAINT, Array, Box, Limits, plain, span, square
 
 Scale = Literal["linear", "log", "asinh", "logit", "normal"]
 #: What is said of a scale beside the name of its column.
@@ -171,6 +171,23 @@ def axes_of(op: str, columns: Sequence[str | Axis] | None, count: int) -> list[A
             f"{op}: expected {count} column names, got {len(columns)}; name every column"
         )
     return [Axis(one) if isinstance(one, str) else one for one in columns]
+
+
+def places_of(axes: Sequence[Axis], values: Array) -> Array:
+    """Returns where the values of columns lie, the last dimension of an array."""
+    return np.stack([axis.place(values[..., i]) for i, axis in enumerate(axes)], axis=-1)
+
+
+def box_around(axes: Sequence[Axis], *places: Array) -> Box:
+    """Returns limits around the middle part of all places, shapes (..., 2), for all panels."""
+    x, y = np.concatenate([some.reshape(-1, 2) for some in places]).T
+    return box_of(axes, span(x), span(y))
+
+
+def box_of(axes: Sequence[Axis], x: Limits, y: Limits) -> Box:
+    """Returns limits, of the same length if both columns are numbers that may be alike."""
+    alike = all(axis.scale == "linear" and not axis.labels for axis in axes)
+    return square(x, y) if alike else (x, y)
 
 
 def round_ticks(axis: Axis, limits: Limits) -> tuple[list[float], list[str]]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib
 import io
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .axes import Axis, axes_of
-from .panels import DPI, INK, SOFTWARE, Array, cloud, finite_array, new_figure, span, square, turns
+from .axes import Axis, axes_of, box_around, places_of
+from .images import paper_of, square_of
+from .panels import DPI, INK, SOFTWARE, cloud, finite_array, new_figure, turns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MAX_POINTS = 1500
 #: Colours of a picture's palette: a quarter of the bytes, and no difference to be seen.
 PALETTE = 64
-GAP = 2  # pixels between images, in theirs
 
 
 def cloud_frames(
@@ -48,9 +47,8 @@ def cloud_frames(
         )
     # As many dots on either side, or the denser picture looks the better one.
     shown, axes = min(moving.shape[1], len(still), MAX_POINTS), axes_of(op, columns, 2)
-    still, moving = (_places(axes, some[..., :shown, :]) for some in (still, moving))
-    x, y = (span(np.concatenate([still[:, k], moving[..., k].ravel()])) for k in range(2))
-    limits = square(x, y) if all(axis.scale == "linear" for axis in axes) else (x, y)
+    still, moving = (places_of(axes, some[..., :shown, :]) for some in (still, moving))
+    limits = box_around(axes, still, moving)
     scale = still.std(axis=0) + np.finfo(float).tiny
     figure, size = new_figure(4.2, 4.2), float(np.clip(9_000.0 / shown, 3.0, 14.0))
     panel, pictures = figure.subplots(), list[bytes]()
@@ -79,24 +77,14 @@ def image_frame(images: NDArray[np.uint8]) -> bytes:
             f"image_frame: expected images in bytes of shape (n, C, H, W), C = 1 or 3, got"
             f" {images.dtype} of {images.shape}; quantise them"
         )
-    height, width = images.shape[2:]
-    across = math.ceil(math.sqrt(len(images)))
-    down = math.ceil(len(images) / across)
-    shape = (down * (height + GAP) - GAP, across * (width + GAP) - GAP, 4)
-    paper = np.zeros(shape, np.uint8)
-    for i, image in enumerate(images):
-        top, left = (i // across) * (height + GAP), (i % across) * (width + GAP)
-        place = paper[top : top + height, left : left + width]
-        place[..., :3], place[..., 3] = image.transpose(1, 2, 0), 255
+    colours = np.full((len(images), *images.shape[2:], 4), 255, np.uint8)
+    colours[..., :3] = images.transpose(0, 2, 3, 1)
+    paper = paper_of(square_of(colours), 0)
     stream = io.BytesIO()
     importlib.import_module("matplotlib.image").imsave(
         stream, paper, format="png", metadata={"Software": SOFTWARE}
     )
     return stream.getvalue()
-
-
-def _places(axes: Sequence[Axis], values: Array) -> Array:
-    return np.stack([axis.place(values[..., k]) for k, axis in enumerate(axes)], axis=-1)
 
 
 def _in_a_palette(figure: Figure) -> bytes:

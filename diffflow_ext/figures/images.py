@@ -48,9 +48,7 @@ def image_grid(images: ArrayLike, title: str) -> Figure:
     """
     op = "image_grid"
     levels = _levels(op, "images", images)
-    width = math.ceil(math.sqrt(len(levels)))
-    rows = [levels[start : start + width] for start in range(0, len(levels), width)]
-    figure, _ = _montage(rows, 0.0)
+    figure, _ = _montage(square_of(levels), 0.0)
     return titled(figure, title, 0.5 * MARGIN_INCHES)
 
 
@@ -127,16 +125,29 @@ def metric_curves(
     return titled(figure, title)
 
 
-def _montage(rows: Sequence[Levels], left: float) -> tuple[Figure, Axes]:
-    """A figure whose only panel shows rows of images, enlarged by a whole factor."""
+def square_of(levels: Levels) -> list[Levels]:
+    """Returns rows of images, about as many as there are in a row."""
+    width = math.ceil(math.sqrt(len(levels)))
+    return [levels[start : start + width] for start in range(0, len(levels), width)]
+
+
+def paper_of(rows: Sequence[Levels], background: int) -> Levels:
+    """Returns one image of rows of images, channels last, with gaps between them."""
     height, width, channels = rows[0].shape[1:]
     across = max(len(row) for row in rows) * (width + GAP) - GAP
     down = len(rows) * (height + GAP) - GAP
-    paper = np.full((down, across, channels), 255, np.uint8)
+    paper = np.full((down, across, channels), background, np.uint8)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
-            top, start = i * (height + GAP), j * (width + GAP)
-            paper[top : top + height, start : start + width] = image
+            top, left = i * (height + GAP), j * (width + GAP)
+            paper[top : top + height, left : left + width] = image
+    return paper
+
+
+def _montage(rows: Sequence[Levels], left: float) -> tuple[Figure, Axes]:
+    """A figure whose only panel shows rows of images, enlarged by a whole factor."""
+    paper = paper_of(rows, 255)
+    down, across = paper.shape[:2]
     zoom = int(np.clip(SHOWN_WIDTH // across, 1, MAX_ZOOM))
     inner = np.array([across, down]) * zoom / DPI
     outer = inner + np.array([left + 2 * MARGIN_INCHES, TITLE_INCHES + MARGIN_INCHES])

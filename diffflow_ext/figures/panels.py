@@ -143,6 +143,7 @@ def replacing(file: Path) -> Iterator[Path]:
 
     So a process that is killed while it writes leaves the file as it was.
     """
+    # A new name each time: a file that is there belongs to somebody else.
     aside = file.with_name(f".tmp-{secrets.token_hex(8)}{file.suffix}")
     try:
         yield aside

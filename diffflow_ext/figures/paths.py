@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .axes import Axis, axes_of
+from .axes import Axis, axes_of, box_around, places_of
 from .panels import (
     INK,
     Array,
@@ -24,8 +24,6 @@ from .panels import (
     new_figure,
     plain,
     replacing,
-    span,
-    square,
     titled,
     turns,
 )
@@ -89,7 +87,7 @@ def trajectories(
     axes = axes_of(op, columns, 2)
     checked = {name: _checked(op, one, axes) for name, one in models.items()}
     everything = [states for one in checked.values() for states in one[:2]]
-    limits = _limits(axes, [states[_picks(states)] for states in everything])
+    limits = box_around(axes, *(states[_picks(states)] for states in everything))
     count = max(len(_picks(states)) for states in everything)
     figure = new_figure(PANEL_INCHES * count + 1.3, PANEL_INCHES * len(everything) + 0.9)
     panels = figure.subplots(len(everything), count, squeeze=False)
@@ -112,13 +110,6 @@ def trajectories(
     figure.supxlabel(axes[0].label, fontsize=10, color=INK)
     figure.supylabel(axes[1].label, fontsize=10, color=INK)
     return titled(figure, title)
-
-
-def _limits(axes: Sequence[Axis], states: Sequence[Array]) -> Box:
-    """Returns limits around places of states, of the same length if both columns may be alike."""
-    places = np.concatenate([some.reshape(-1, 2) for some in states])
-    x, y = span(places[:, 0]), span(places[:, 1])
-    return square(x, y) if all(axis.scale == "linear" for axis in axes) else (x, y)
 
 
 def _draw_row(
@@ -193,7 +184,7 @@ def _stage(
     forward, reverse, times = states
     figure = new_figure(*FILM_INCHES)
     figure.set_dpi(FILM_DPI)
-    panels, limits = figure.subplots(1, 2), _limits(axes, [forward, reverse])
+    panels, limits = figure.subplots(1, 2), box_around(axes, forward, reverse)
     for panel, start in zip(panels, (forward[0], reverse[-1]), strict=True):
         cloud(panel, start, turns(forward[0] if panel is panels[0] else reverse[0]), limits, 3.0)
         panel.set_xlabel(axes[0].label, color=INK)
@@ -249,10 +240,7 @@ def _palette() -> NDArray[np.uint8]:
 def _checked(op: str, paths: Paths, axes: Sequence[Axis]) -> tuple[Array, Array, Array]:
     """Returns places of states and times, all finite and of lengths that fit."""
     both = _states(op, "forward", paths.forward), _states(op, "reverse", paths.reverse)
-    forward, reverse = (
-        np.stack([axis.place(states[..., i]) for i, axis in enumerate(axes)], axis=-1)
-        for states in both
-    )
+    forward, reverse = (places_of(axes, states) for states in both)
     return forward, reverse, _times(op, paths.times, [len(forward), len(reverse)])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from .axes import Axis, axes_of
+from .axes import Axis, axes_of, box_of
 from .panels import (
     BLUE,
     INK,
@@ -25,7 +25,6 @@ from .panels import (
     new_figure,
     overlay,
     plain,
-    square,
     style,
     titled,
 )
@@ -183,9 +182,7 @@ def _spacing(steps: Array) -> str:
 
 def _pair_of_clouds(columns: list[_Column]) -> Figure:
     figure = new_figure(9.0, 5.2)
-    limits = columns[0].limits, columns[1].limits
-    if not any(one.axis.labels or one.axis.scale != "linear" for one in columns):
-        limits = square(*limits)
+    limits = box_of([one.axis for one in columns], *(one.limits for one in columns))
     sides = [_known(*((one.data, one.samples)[side] for one in columns)) for side in range(2)]
     # As many dots on either side, or the denser picture looks the better one.
     shown = min(len(sides[0]), len(sides[1]), MAX_DOTS)

@@ -275,7 +275,7 @@ class NFDM(LearnedDiffusion):
         op = "NFDM.log_prob"
         x = checked_data(op, x, "x")
         times = time_grid(op, grid, 0.0, 1.0, 1.0)
-        alpha = 1 / math.sqrt(1 + math.exp(-self.process.start))
+        alpha = self.process.first_alpha
         context = checked_context(op, context, x)
         inner = leaves_of(context)
         ode = self._given(inner).probability_flow()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -82,10 +81,11 @@ class OdeSampler(nn.Module):
                 )
         self.model = model
         self.steps = [runge_kutta(t, t_next, solver) for t, t_next in pairwise(times)]
-        at = [stage.time for step in self.steps for stage in step]
+        stage_times = [stage.time for step in self.steps for stage in step]
         with torch.no_grad():
-            self.rows = [tuple(map(float, flow.coefficients(t))) for t in at]
-        self.register_buffer("times", torch.tensor(at, dtype=torch.float64), persistent=False)
+            self.rows = [tuple(map(float, flow.coefficients(t))) for t in stage_times]
+        times_of_calls = torch.tensor(stage_times, dtype=torch.float64)
+        self.register_buffer("times", times_of_calls, persistent=False)
 
     def forward(self, noise: Tensor, context: Context | None = None) -> Tensor:
         """Returns samples in data units, shape and dtype of the noise, with gradients.
@@ -145,7 +145,7 @@ def _ends(model: Model, grid: TimeGrid | int) -> tuple[list[float], float, float
         times = time_grid(op, grid, first, model.process.t_end, power)
     elif isinstance(model, NFDM):
         times = time_grid(op, grid, 0.0, 1.0, 1.0)
-        alpha = 1 / math.sqrt(1 + math.exp(-model.process.start))
+        alpha = model.process.first_alpha
     else:
         raise TypeError(
             f"{op}: expected a DiffFlowSDE, DiNof, NFDM or DDPM, got {in_words(model)}; the model "

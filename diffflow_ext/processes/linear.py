@@ -290,6 +290,11 @@ class LogSNR(LinearProcess):
         r"""The fall :math:`\rho` of the logarithm, per unit of time."""
         return self.start - self.end
 
+    @property
+    def first_alpha(self) -> float:
+        r"""The part :math:`\alpha(0)` of the data in the first state."""
+        return 1 / math.sqrt(1 + math.exp(-self.start))
+
     def log_snr(self, t: Tensor) -> Tensor:
         r"""Returns :math:`\lambda(t)`."""
         return self.start - self.rate * t

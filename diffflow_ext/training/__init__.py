@@ -14,7 +14,7 @@ from .config.files import load_config
 from .evaluation.evaluate import evaluate
 from .evaluation.loaded_run import LoadedRun, load_run
 from .evaluation.pictures import film_of_paths, loss_figure, path_figure, sample_figure
-from .evaluation.report import format_table
+from .evaluation.table import format_table
 from .loop.callbacks import Callback, CallbackError
 from .loop.session import Interrupted
 from .loop.step import TrainingError

@@ -11,7 +11,8 @@ pytest.importorskip("matplotlib", reason="needs the plot extra")
 
 from PIL import Image
 
-from diffflow_ext.figures.frames import GAP, cloud_frames, image_frame
+from diffflow_ext.figures.frames import cloud_frames, image_frame
+from diffflow_ext.figures.images import GAP
 
 RNG = np.random.default_rng(0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,7 @@ def test_samples_of_a_gaussian_have_its_scale() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exported_program_takes_any_batch_and_needs_no_kernel(name: str) -> None:
-    sampler = OdeSampler(build(name), grid_of(name)).eval()
-    program = exported(sampler)
+    sampler, program = exported(name)
     own = [str(node.target) for node in program.graph.nodes if "diffflow" in str(node.target)]
     assert own == []
     noise = torch.randn(7, 2)
@@ -105,8 +105,8 @@ def test_exported_program_takes_any_batch_and_needs_no_kernel(name: str) -> None
 
 
 def test_program_runs_where_the_package_is_not_installed(tmp_path: Path) -> None:
-    sampler, noise = OdeSampler(build("diffflow"), GRID).eval(), torch.randn(7, 2)
-    save(exported(sampler), tmp_path / "sampler.pt2")
+    (sampler, program), noise = exported("diffflow"), torch.randn(7, 2)
+    save(program, tmp_path / "sampler.pt2")
     torch.save(noise, tmp_path / "noise.pt")
     script = """
 import sys, torch
@@ -213,5 +213,9 @@ def test_it_refuses_a_network_of_another_shape() -> None:
         OdeSampler(build("ddpm"), 3)(torch.randn(4, 2, dtype=F64))
 
 
-def exported(sampler: OdeSampler) -> torch.export.ExportedProgram:
-    return export(sampler, (torch.randn(4, 2),), dynamic_shapes=({0: Dim("batch", min=1)},))
+@cache
+def exported(name: str) -> tuple[OdeSampler, torch.export.ExportedProgram]:
+    """A sampler and its program, made once: of few steps, as an export takes long."""
+    sampler = OdeSampler(build(name), GRID if name == "diffflow" else 2).eval()
+    shapes = ({0: Dim("batch", min=1)},)
+    return sampler, export(sampler, (torch.randn(4, 2),), dynamic_shapes=shapes)

@@ -78,10 +78,10 @@ ORDER: dict[str, str] = {
         loop.callbacks loop.loggers loop.batches loop.session loop.state loop.diagnosis
         loop.captured loop.step loop.starting loop.trainer loop.train
         evaluation.sampling evaluation.scoring evaluation.given evaluation.sample_file
-        evaluation.imputation evaluation.filling evaluation.report evaluation.card evaluation.hub
-        evaluation.sharing evaluation.loaded_run evaluation.run_data
+        evaluation.imputation evaluation.filling evaluation.table evaluation.card evaluation.hub
+        evaluation.sharing evaluation.loaded_run evaluation.run_data evaluation.curve
         evaluation.likelihoods evaluation.quality evaluation.axes evaluation.pictures
-        evaluation.extractor evaluation.evaluate evaluation.page_pictures evaluation.page
+        evaluation.extractor evaluation.evaluate evaluation.report_pictures evaluation.report
     """,
     "cli": "output flags doctor training figures impute report commands program",
     "estimators": "parameters targets density models",

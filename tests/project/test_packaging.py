@@ -288,7 +288,9 @@ def check_wheel(names: list[str]) -> None:
     assert next(iter(rest)).endswith(".dist-info")
     assert any(name.endswith("licenses/LICENSE") for name in names)
     runs = {name for name in package if name.startswith("diffflow_ext/training/examples/")}
-    assert {Path(name).suffix for name in {*package} - runs} <= {".py", ".typed", ".so"}
+    page = {f"diffflow_ext/training/evaluation/report.{e}" for e in ("html", "css", "js")}
+    assert page <= {*package}
+    assert {Path(name).suffix for name in {*package} - runs - page} <= {".py", ".typed", ".so"}
     examples = (ROOT / "diffflow_ext/training/examples").rglob("*.*")
     assert runs == {str(path.relative_to(ROOT)) for path in examples}
     assert sum(name.startswith("diffflow_ext/_core.") for name in package) == 1

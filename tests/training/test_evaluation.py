@@ -28,7 +28,7 @@ from diffflow_ext.training import (
 from diffflow_ext.training.config.schedules import sampling_grid
 from diffflow_ext.training.evaluation import evaluate as evaluate_module
 from diffflow_ext.training.evaluation import sampling
-from diffflow_ext.training.evaluation.evaluate import spell
+from diffflow_ext.training.evaluation.table import spell
 from diffflow_ext.training.store.directory import RunDirectory
 
 pytest.importorskip("matplotlib")

@@ -97,14 +97,16 @@ def test_the_curve_says_what_it_shows(folder: Path, tmp_path: Path) -> None:
     panel = loss_figure(run).axes[0]
     assert panel.get_ylabel() == "bound on -log p [nats per sample]"
     # Four steps: N = 1 for three of them, and then 3.
-    assert [(text.get_text(), text.xy[0]) for text in panel.texts] == [("N = 1", 0), ("N = 3", 3)]  # pyright: ignore
+    assert [(text.get_text(), text.xy[0]) for text in panel.texts] == [("N = 1", 1), ("N = 3", 4)]  # pyright: ignore
     gaussian = evaluate(folder, 9, device="cpu", ode_n=0, figures=False)["gaussian_nll"]
     lines = {str(line.get_label()): line for line in loss_figure(run).axes[0].lines}
     (level,) = (line for label, line in lines.items() if label.startswith("Gaussian, on test"))
     assert (np.asarray(level.get_ydata()) == gaussian).all()
     (folder / "evaluation.json").write_text("[1")
-    assert len(loss_figure(run).axes[0].lines) == len(lines) - 1
+    with pytest.raises(ValueError, match=r"^loss_figure: .* expected an evaluation of this vers"):
+        loss_figure(run)
     (folder / "evaluation.json").unlink()
+    assert len(loss_figure(run).axes[0].lines) == len(lines) - 1
 
 
 def test_a_flow_has_no_process_and_ffjord_has_one(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from diffflow_ext.data.display import MOST_ROWS
+from diffflow_ext.data.display import COLUMN_HEAD, MOST_ROWS, column_rows
 from diffflow_ext.functional.core import build_info
 
 from ..config.fields import Config
 from ..config.files import to_toml
 from ..store.dataset import DatasetRecord
-from .report import format_table, with_nans
+from .table import format_table, with_nans
 
 LIBRARY = "diffflow_ext"
 #: What the Hub finds the model by, besides the library, the model and the kind of data.
@@ -122,12 +122,11 @@ def _data(record: DatasetRecord) -> str:
     given = "" if conditions is None else f", given {_plain(conditions.describe())}"
     if record.encoding is None:
         return f"{name}: images of {' x '.join(map(str, record.event_shape))}{given}."
-    of_condition = () if conditions is None else conditions.columns
-    columns = [*record.encoding.columns, *of_condition]
-    rows = [(c.name, c.kind_in_words, c.values_in_words) for c in columns]
+    # Without the roles, which the line above the table says.
+    rows = [row[:3] for row in column_rows(record.encoding, conditions)]
     more = len(rows) - MOST_ROWS
     rest = f"\n\nand {more:,} more columns" if more > 0 else ""
-    head = [("column", "kind", "values in training"), ("---",) * 3]
+    head = [COLUMN_HEAD[:3], ("---",) * 3]
     lines = [f"| {' | '.join(map(_plain, row))} |" for row in [*head, *rows[:MOST_ROWS]]]
     return f"{name}: {len(record.columns):,} columns{given}.\n\n" + "\n".join(lines) + rest
 

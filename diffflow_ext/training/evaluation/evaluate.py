@@ -10,8 +10,6 @@ References and distances know no conditions.
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +18,6 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from diffflow_ext.data import Dataset
-from diffflow_ext.data.formats.reading import read_bytes
 from diffflow_ext.data.sets.toy import TOY_SETS, toy_entropy
 from diffflow_ext.functional.core import build_info
 from diffflow_ext.metrics.features.digits import DigitExtractor
@@ -34,9 +31,9 @@ from .likelihoods import likelihoods
 from .loaded_run import LoadedRun, load_run
 from .pictures import draw_pictures
 from .quality import common_count, image_quality, vector_quality, warn_of_few
-from .report import MAX_EVALUATION_BYTES
 from .run_data import open_run_data, samples_like_test
 from .sampling import check_options
+from .table import is_evaluation, spell
 
 DEFAULT_VECTORS, DEFAULT_IMAGES = 10_000, 1000
 #: Samples for the pictures if there are too few data for distances.
@@ -114,7 +111,7 @@ def evaluate(
         warn_of_few(limit, dataset)
     target.write_evaluation(spell(result))
     if figures:
-        _draw(target, loaded, dataset, samples, seed, result.get("gaussian_nll"))
+        _draw(target, loaded, dataset, samples, seed, result)
     return result
 
 
@@ -131,11 +128,11 @@ def _draw(
     dataset: Dataset,
     samples: Tensor,
     seed: int,
-    gaussian: float | None,
+    result: Mapping[str, Any],
 ) -> None:
     """Draws pictures, or warns that the library is missing: the numbers are written already."""
     try:
-        draw_pictures(target.figures, run, dataset, samples, seed, gaussian)
+        draw_pictures(target.figures, run, dataset, samples, seed, result)
     except ImportError as error:
         warnings.warn(f"evaluate: pictures are left out: {error}", stacklevel=3)
 
@@ -150,10 +147,11 @@ def _check_target(target: RunDirectory, *, figures: bool) -> None:
             f" {str(pictures[0])!r}; move it away, draw none (--no-figures), or name another"
             " folder (--out FOLDER)"
         )
-    if not target.holds_run() and target.evaluation.exists() and not _is_ours(target.evaluation):
+    results = target.evaluation
+    if not target.holds_run() and results.exists() and not is_evaluation("evaluate", results):
         raise ValueError(
             f"evaluate: expected a folder without evaluation.json of another program, got"
-            f" {str(target.evaluation)!r}; move it away, or name another folder (--out FOLDER)"
+            f" {str(results)!r}; move it away, or name another folder (--out FOLDER)"
         )
     try:
         target.make_writable()
@@ -162,14 +160,6 @@ def _check_target(target: RunDirectory, *, figures: bool) -> None:
             f"evaluate: expected a folder to write to, got {str(target.root)!r}:"
             f" {error.strerror}; name another one for the results (--out FOLDER)"
         ) from error
-
-
-def _is_ours(path: Path) -> bool:
-    """Returns whether a file is an evaluation that `evaluate` has written."""
-    try:
-        return "package" in json.loads(read_bytes("evaluate", path, MAX_EVALUATION_BYTES))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return False
 
 
 def _quality(samples: Tensor, dataset: Dataset, features: DigitExtractor | None) -> dict[str, Any]:
@@ -203,12 +193,3 @@ def _entropy(run: LoadedRun) -> float | None:
     # That of the points alone; given their classes it is less.
     plain = run.record.conditions is None and run.record.name in TOY_SETS
     return toy_entropy(run.record.name) if plain else None
-
-
-def spell(result: Mapping[str, Any]) -> str:
-    """Returns the numbers as JSON, with null for those that aren't finite."""
-    plain = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in result.items()
-    }
-    return json.dumps(plain, indent=1, allow_nan=False) + "\n"

@@ -62,7 +62,7 @@ class LoadedRun(Shareable):
     def _repr_html_(self) -> str:
         """Returns a table for notebooks."""
         facts = self._facts()
-        facts["parameters"] = f"{sum(p.numel() for p in self.model.parameters()):,}"
+        facts["parameters"] = f"{self.parameters:,}"
         lines = [line for line in self.history() if self.recipe.curve.name in line][-LAST:]
         if lines:
             curve = self.recipe.curve

@@ -6,10 +6,7 @@ They are figures of matplotlib, which notebooks show and `figures.save` writes:
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +16,23 @@ from torch import Tensor
 
 from diffflow_ext.data import Dataset
 from diffflow_ext.data.display import title_of
-from diffflow_ext.data.formats.reading import read_bytes
 from diffflow_ext.figures.axes import Axis
 from diffflow_ext.figures.images import image_grid, image_rows
 from diffflow_ext.figures.panels import save
 from diffflow_ext.figures.paths import FORWARD, REVERSE, Paths, film, trajectories
 from diffflow_ext.figures.points import loss_curve, samples_beside_data
 from diffflow_ext.functional.noise import NoiseKey
-from diffflow_ext.likelihood.images import bits_per_dim, quantise
+from diffflow_ext.likelihood.images import quantise
 
-from ..config.fields import DiffFlowConfig
-from ..config.schedules import progressive_grid
-from ..recipes.base import NATS
 from ..recipes.flows import FlowRecipe
 from ..store.directory import RunDirectory
 from ..store.inputs import model_inputs
 from .axes import Columns, chosen, sample_axes, sample_values, state_axes, state_values
+from .curve import TrainingCurve, training_curve
 from .loaded_run import LoadedRun
 from .run_data import open_run_data, samples_like_test
 from .sampling import EVALUATION_STREAM
+from .table import read_evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,9 +41,6 @@ TRAJECTORIES = 2000
 #: Particles of a film, whose bytes grow with them.
 FILMED = 1000
 IMAGES = 100
-#: Larger files are no evaluations and are not read.
-MAX_BYTES = 2**20
-GAUSSIAN = "Gaussian, on test data"
 #: Times at which one image is drawn.
 IMAGES_OF_PATH = 9
 
@@ -214,15 +206,18 @@ def loss_figure(run: LoadedRun) -> Figure:
 
     Raises:
         ModuleNotFoundError: If matplotlib is missing.
-        ValueError: If the run has no log, as that of an estimator.
+        ValueError: If the run has no log, as that of an estimator, or its evaluation.json is none.
     """
-    figure = _curve(run, _gaussian(run))
-    if figure is None:
+    numbers = None
+    if run.folder is not None:
+        numbers = read_evaluation("loss_figure", RunDirectory(run.folder))
+    curve = training_curve(run, numbers)
+    if curve is None:
         raise ValueError(
             "loss_figure: expected a run with a log, metrics.jsonl in its folder, got"
             f" {run!r}; load one by load_run"
         )
-    return figure
+    return figure_of_curve(run, curve)
 
 
 def draw_pictures(
@@ -231,9 +226,9 @@ def draw_pictures(
     dataset: Dataset,
     samples: Tensor,
     seed: int,
-    gaussian: float | None = None,
+    evaluation: Mapping[str, Any],
 ) -> None:
-    """Draws all pictures of a run into a folder, given -log p of a Gaussian, in nats."""
+    """Draws all pictures of a run into a folder, given the numbers of its evaluation."""
     drawn: dict[str, Figure | None] = {"samples": figure_of_samples(dataset, samples)}
     if dataset.is_image:
         drawn["data"] = image_grid(dataset.test[:IMAGES], f"{title_of(dataset.name)}: test data")
@@ -242,7 +237,8 @@ def draw_pictures(
     paths = None if len(picks) == 1 else _paths(run, dataset, picks, seed)
     if paths is not None:
         drawn["trajectories"] = _figure_of_paths(dataset, {"": paths}, picks)
-    drawn["loss"] = _curve(run, gaussian)
+    curve = training_curve(run, evaluation)
+    drawn["loss"] = None if curve is None else figure_of_curve(run, curve)
     folder.mkdir(exist_ok=True)
     for name, figure in drawn.items():
         if figure is not None:
@@ -266,40 +262,15 @@ def _inputs(dataset: Dataset) -> Tensor:
     return model_inputs(dataset.encoding, dataset.test, key)
 
 
-def _curve(run: LoadedRun, gaussian: float | None) -> Figure | None:
-    curve, label = run.recipe.curve, run.recipe.curve.label
-    lines = [line for line in run.history() if curve.name in line]
-    if not lines:
-        return None
-    steps, values = [line["step"] for line in lines], [line[curve.name] for line in lines]
-    level = None
-    if curve.unit == NATS and run.record.is_image:
-        values = [bits_per_dim(value, run.record.dim) for value in values]
-        label = f"{curve.what} [bits per dimension]"
-    elif curve.unit == NATS and gaussian is not None:
-        level = (GAUSSIAN, gaussian)
-    marks = list[tuple[float, str]]()
-    if isinstance(run.config, DiffFlowConfig):
-        stages = [one for one in progressive_grid(run.config).stages if one[0] <= steps[-1]]
-        changes = [(0, 0), *stages]
-        marks = [
-            (first, f"N = {n}") for (_, before), (first, n) in pairwise(changes) if n != before
-        ]
+def figure_of_curve(run: LoadedRun, curve: TrainingCurve) -> Figure:
+    """Draws the training curve of a run, the level of a Gaussian, and where N changes."""
     title = f"{title_of(run.record.name)}: training of {run.config.name}"
-    marks = marks if len(marks) > 1 else []
-    return loss_curve(steps, values, title=title, label=label, level=level, marks=marks)
-
-
-def _gaussian(run: LoadedRun) -> float | None:
-    """Returns what an evaluation in the run's folder says of a Gaussian; None without one."""
-    if run.folder is None:
-        return None
-    file = RunDirectory(run.folder).evaluation
-    try:
-        found = json.loads(read_bytes("loss_figure", file, MAX_BYTES))["gaussian_nll"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, float) and math.isfinite(found) else None
+    knows = "Gaussian that knows no conditions" if curve.is_given else "Gaussian"
+    level = None if curve.gaussian is None else (f"{knows}, on test data", curve.gaussian)
+    marks = [(first, f"N = {n}") for first, n in curve.counts]
+    return loss_curve(
+        curve.steps, curve.values, title=title, label=curve.label, level=level, marks=marks
+    )
 
 
 def _paths(run: LoadedRun, dataset: Dataset, picks: Sequence[int], seed: int) -> Paths | None:

@@ -1,135 +1,215 @@
-"""The numbers of an evaluation as a table."""
+"""A report of a run: one page of HTML that needs nothing else.
+
+Pictures are in its text, and it asks for nothing from the net, which a policy in its head forbids
+to browsers. All texts of the run are escaped.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+import platform
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from diffflow_ext.data.display import title_of
+import torch
+from jinja2 import Environment, StrictUndefined
 
-#: Larger files are no evaluations and are not read.
-MAX_EVALUATION_BYTES = 2**20
-#: Measures of samples in the order of the table, with their titles.
-MEASURES = {
-    "energy_distance": "energy distance",
-    "sliced_wasserstein": "sliced Wasserstein",
-    "c2st": "told apart from data",
-    "fd": "Fréchet distance",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-}
+from diffflow_ext.data import Dataset
+from diffflow_ext.data.display import COLUMN_HEAD, MOST_ROWS, column_rows, dataset_facts, title_of
+from diffflow_ext.functional.core import build_info
 
-READINGS = {
-    "c2st": "by a classifier; 0.5, chance, is best",
-    "precision": "samples among data",
-    "recall": "data among samples",
-    "density": "samples in a ball of data over their mean",
-    "coverage": "data with a sample near",
-}
+from ..config.defaults import changed_fields
+from ..config.fields import SECTIONS
+from ..store.checkpoint import Checkpoint
+from ..store.directory import RunDirectory
+from ..store.runs import read_run
+from .loaded_run import LoadedRun, run_of
+from .report_pictures import SHOWN_IMAGES, curve_of, densities_of, samples_pictures, slider_of
+from .run_data import open_run_data, samples_like_test
+from .table import read_evaluation, settings_of, table_notes, table_rows
 
-#: Within so many standard deviations of the floor, samples and real data are not told apart.
-SCATTERS = 2
-#: What a reader must know of the floors, below the table.
-NOTES = [
-    "Reference of distances: as many real data, mean ± standard deviation of up to 4 draws.",
-    "Within two of these the samples are as near as real data; nearer is chance, not better.",
-]
-
-Row = tuple[str, str, str, str]
+SAMPLES = 5000
 
 
-def with_nans(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the numbers of an evaluation.json, with NaN for null where that isn't finite."""
-    likely = [*MEASURES, *result["estimators"]]
-    gone = [name for name, value in result.items() if value is None]
-    gone = [name for name in gone if name.startswith(tuple(likely))]
-    return dict(result) | {
-        name: math.nan for name in gone if not name.endswith(("_spread", "_ratio"))
+@dataclass(frozen=True)
+class Field:
+    """A field of a configuration, and what it would be by default if it's something else."""
+
+    name: str
+    value: str
+    default: str | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The table of evaluation.json."""
+
+    rows: list[tuple[str, str, str, str]]
+    notes: list[str]
+    settings: str
+    package: str
+    is_of_another_step: bool
+
+
+def report_page(path: str | Path, data: Any = None, device: str = "auto") -> str:
+    """Returns a report of a run as HTML.
+
+    It has the configuration, the training curve, samples beside data, log p of test data, and the
+    table of evaluation.json, if there is one. Samples and densities are computed; the folder of
+    the run isn't changed.
+
+    Arguments:
+        path: The run directory.
+        data: Where the data of the run are now, if they have moved; or the data themselves, of a
+            run that was trained on data in memory.
+        device: "auto", "cpu", "cuda" or "cuda:INDEX".
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is missing.
+        ValueError: If there is no run, its data have changed, or they aren't there.
+        CheckpointError: If it has no whole checkpoint.
+    """
+    checkpoint, directory = read_run(path), RunDirectory(path)
+    run = replace(run_of(checkpoint, device, path), folder=directory.root.absolute())
+    dataset = open_run_data(run, data)
+    numbers, name = read_evaluation("report", directory), directory.root.resolve().name
+    return _template().render(
+        name=name,
+        about=_about(run),
+        facts=_facts(run, checkpoint),
+        evaluation=None if numbers is None else _evaluation(numbers, run.step),
+        evaluate=f"diffflow evaluate {shlex.quote(name)}",
+        data=dataset_facts(dataset),
+        columns=column_rows(dataset.encoding, dataset.conditions),
+        column_head=COLUMN_HEAD,
+        most_rows=MOST_ROWS,
+        sections=_configuration(run, dataset),
+        made=_made(run),
+        **_pictures(run, dataset, numbers),
+        **_style_and_script(),
+    )
+
+
+def _pictures(
+    run: LoadedRun, dataset: Dataset, numbers: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Returns the pictures, and how many samples are left out of them."""
+    # The curve comes first: it needs no samples, so a missing matplotlib is found at once.
+    curve = curve_of(run, numbers)
+    count = min(SHOWN_IMAGES, len(dataset.test)) if dataset.is_image else SAMPLES
+    samples = samples_like_test(run, dataset, count, seed=0)
+    finite = samples.flatten(1).isfinite().all(1)
+    if not finite.any():
+        raise ValueError(
+            f"report: {run.folder}: expected finite samples, got none in {count}; train again"
+            " with a lower learning_rate"
+        )
+    pictures, caption = samples_pictures(dataset, samples[finite])
+    return {
+        "curve": curve,
+        "slider": slider_of(run, dataset),
+        "samples": pictures,
+        "samples_caption": caption,
+        "left_out": int((~finite).sum()),
+        "densities": densities_of(run, dataset, samples),
     }
 
 
-def format_table(result: Mapping[str, Any]) -> str:
-    """Returns the numbers of `evaluate` as a table for a terminal."""
-    head = f"{title_of(result['data'])}, {result['model']}, {settings_of(result)}"
-    return "\n".join([head, *_aligned(table_rows(result)), *table_notes(result)])
+def _style_and_script() -> dict[str, str]:
+    """Returns both, and the digest by which a browser knows the script as ours."""
+    script = _text("report.js")
+    digest = hashlib.sha256(script.encode()).digest()
+    return {
+        "style": _text("report.css"),
+        "script": script,
+        "script_hash": base64.b64encode(digest).decode(),
+    }
 
 
-def settings_of(r: Mapping[str, Any]) -> str:
-    """Returns the step, the options and the seed of an evaluation in a line."""
-    steps = "" if r["num_steps"] is None else f", N = {r['num_steps']}"
-    options = "".join(f", {name} {value}" for name, value in r["sampler"].items())
-    compared = f", n = {r['n']}" if r["n"] else ""
-    return f"step {r['step']}{steps}{options}{compared}, seed {r['seed']}"
+def _template() -> Any:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_text("report.html"))
 
 
-def table_rows(result: Mapping[str, Any]) -> list[Row]:
-    """Returns the rows of the table of an evaluation; the first has the heads of the columns."""
-    rows: list[Row] = [("-log p, lower is better", "model", "reference", "reading")]
-    for name, title in result["estimators"].items():
-        rows += _likelihood(result, name, title)
-    return rows + [_measure(result, name, MEASURES[name]) for name in MEASURES if name in result]
+def _text(name: str) -> str:
+    return (resources.files(__package__ or "") / name).read_text(encoding="utf-8")
 
 
-def table_notes(result: Mapping[str, Any]) -> list[str]:
-    """Returns what a reader must know of the floors, if the table has any with a scatter."""
-    return NOTES if any(result.get(f"{name}_floor_spread") for name in MEASURES) else []
+def _about(run: LoadedRun) -> str:
+    """Returns what the model is."""
+    return " ".join((type(run.config).__doc__ or "").split())
 
 
-def _likelihood(r: Mapping[str, Any], name: str, title: str) -> list[Row]:
-    nats = f"{r[name]:.4f} ± {r[f'{name}_error']:.4f}"
-    label, few = f"{title}, nats", f"n = {r[f'{name}_n']}"
-    halved: list[Row] = []
-    if f"{name}_step_error" in r:
-        halved = [("  with half the steps", f"{r[f'{name}_step_error']:+.4f}", "", "")]
-    if f"{name}_bits" in r:
-        bits = f"{r[f'{name}_bits']:.4f} ± {r[f'{name}_bits_error']:.4f}"
-        return [(label, nats, "", few), ("  bits/dim", bits, "", ""), *halved]
-    excess = few
-    if r["gaussian_nll"] is not None:
-        excess = f"{r[f'{name}_minus_gaussian']:+.4f} against a Gaussian, {few}"
-    return [
-        (label, nats, _number(r["gaussian_nll"]), excess),
-        ("  in data units", f"{r[f'{name}_data_units']:.4f}", *_against_entropy(r, name)),
-        *halved,
-    ]
+def _facts(run: LoadedRun, checkpoint: Checkpoint) -> dict[str, str]:
+    """Returns what is known of the training, in words by names; what isn't known is left out."""
+    steps, history = run.config.optimiser.steps, run.history()
+    facts = {
+        "model": run.config.name,
+        "data": title_of(run.record.name),
+        "steps": f"{run.step:,}" + ("" if run.step == steps else f" of {steps:,}"),
+        "parameters": f"{run.parameters:,}",
+    }
+    if history and isinstance(seconds := history[-1].get("elapsed"), (int, float)):
+        facts["training"] = _duration(seconds)
+    if package := checkpoint.meta.get("package"):
+        facts["saved by"] = f"diffflow_ext {package}"
+    return facts
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
 
 
-def _against_entropy(r: Mapping[str, Any], name: str) -> tuple[str, str]:
-    if r["entropy"] is None:
-        return "", ""
-    excess = r[f"{name}_data_units"] - r["entropy"]
-    return f"{r['entropy']:.4f}", f"{excess:+.4f} against the entropy, the least there is"
+def _evaluation(numbers: Mapping[str, Any], step: int) -> Evaluation:
+    return Evaluation(
+        rows=table_rows(numbers),
+        notes=table_notes(numbers),
+        settings=settings_of(numbers),
+        package=str(numbers["package"]),
+        is_of_another_step=numbers["step"] != step,
+    )
 
 
-def _measure(r: Mapping[str, Any], name: str, title: str) -> Row:
-    title, value, floor = r.get(f"{name}_label", title), r[name], r[f"{name}_floor"]
-    spread, reading = r.get(f"{name}_floor_spread"), READINGS.get(name, "")
-    reference = f"{floor:.5f}" + ("" if spread is None else f" ± {spread:.2g}")
-    if f"{name}_ratio" in r:
-        reading = _beside_real(value, floor, spread, r[f"{name}_ratio"])
-    return title, f"{value:.5f}", reference, reading
+def _configuration(run: LoadedRun, dataset: Dataset) -> dict[str, list[Field]]:
+    """Returns the fields that the run has read, by section, beside their defaults."""
+    config, sections = run.config, dict[str, list[Field]]()
+    changed = changed_fields(config, is_image=dataset.is_image, flip=dataset.flip)
+    for section in SECTIONS:
+        part, rows = getattr(config, section), list[Field]()
+        for item in fields(part):
+            value = getattr(part, item.name)
+            if item.name == "data":
+                value = title_of(value)
+            if value is None or value == "":
+                continue
+            default = _spelt(changed[item.name]) if item.name in changed else None
+            rows.append(Field(item.name, _spelt(value), default))
+        if rows:
+            sections[section] = rows
+    return sections
 
 
-def _beside_real(value: float, floor: float, spread: float | None, ratio: float | None) -> str:
-    """Says how a distance compares with those of real data, whose mean and scatter are given."""
-    if ratio is None:
-        return ""
-    text = f"{ratio:.2f} times real data"
-    if spread is not None and abs(value - floor) <= SCATTERS * spread:
-        return f"{text}, within scatter"
-    return f"{text}, no better" if value < floor else text
+def _spelt(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
-def _aligned(rows: Sequence[Row]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def _made(run: LoadedRun) -> str:
+    """Returns the versions and the machine of the page; those of the training may be others."""
+    device = next(run.model.parameters()).device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return (
+        f"diffflow_ext {build_info()['version']}, torch {torch.__version__}, Python"
+        f" {platform.python_version()}, {platform.system()}, {where}"
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -21,6 +20,7 @@ from diffflow_ext.data.conditions import Conditions
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import plain_name
 from diffflow_ext.data.formats.frames import as_pandas, is_frame
+from diffflow_ext.figures.panels import replacing
 
 from .given import condition_values
 
@@ -158,18 +158,13 @@ def write_samples(path: str | Path, samples: Tensor, columns: Sequence[Column]) 
     """Writes samples atomically: rows (n, d) of columns, or images (n, C, H, W) in bytes."""
     path = Path(path)
     values = _bytes(samples) if samples.ndim == 4 else _vectors(samples, columns)
-    # A new name each time: a file that is there belongs to somebody else.
-    aside = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}"[:255])
-    try:
+    with replacing(path) as aside:
         if path.suffix.lower() == ".csv":
             with aside.open("x", encoding="utf-8", newline="") as file:
                 _write_csv(file, values, columns)
         else:
             with aside.open("xb") as binary:
                 _write_numpy(binary, values, path.suffix.lower())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _bytes(images: Tensor) -> np.ndarray:

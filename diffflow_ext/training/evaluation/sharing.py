@@ -9,15 +9,13 @@ the state of the optimiser, the log. No path of this machine is in it.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffflow_ext.data import describe_sets
-from diffflow_ext.data.formats.reading import read_bytes
+from diffflow_ext.data.display import title_of
 from diffflow_ext.functional.core import build_info
 
 from ..config.fields import Config
@@ -29,11 +27,9 @@ from ..store.directory import RunDirectory, explained, replace_text
 from ..store.examples import is_example
 from .card import model_card
 from .hub import download, push
-from .report import MAX_EVALUATION_BYTES
+from .table import read_evaluation, spell
 
 R = TypeVar("R", bound="Shareable")
-#: Errors of numbers that aren't there, or are no numbers.
-_MALFORMED = (LookupError, TypeError, AttributeError)
 
 
 class Shareable:
@@ -44,6 +40,11 @@ class Shareable:
     record: DatasetRecord
     step: int
     folder: Path | None
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has learned."""
+        return sum(value.numel() for value in self.recipe.module.parameters())
 
     def save_pretrained(
         self, folder: str | Path, *, license: str | None = None, description: str = ""
@@ -70,13 +71,9 @@ class Shareable:
         """
         config, record = _without_paths(self.config, self.record)
         evaluation = self._evaluation()
-        parameters = sum(value.numel() for value in self.recipe.module.parameters())
-        try:
-            card = model_card(
-                config, record, self.step, parameters, evaluation, license, description
-            )
-        except _MALFORMED as error:
-            raise _no_evaluation(self.folder) from error
+        card = model_card(
+            config, record, self.step, self.parameters, evaluation, license, description
+        )
         target = RunDirectory(folder)
         with explained(target.root):
             target.make_writable()
@@ -86,7 +83,7 @@ class Shareable:
             replace_text(target.root / "README.md", card)
             replace_text(target.config, to_toml(config))
             if evaluation is not None:
-                replace_text(target.evaluation, json.dumps(evaluation, indent=1) + "\n")
+                replace_text(target.evaluation, spell(evaluation))
 
     def push_to_hub(
         self, repo_id: str, *, license: str | None = None, description: str = "", **options: Any
@@ -164,23 +161,12 @@ class Shareable:
 
     def _evaluation(self) -> Mapping[str, Any] | None:
         """Returns the numbers of evaluation.json, if they are those of this step."""
-        path = None if self.folder is None else RunDirectory(self.folder).evaluation
-        if path is None or not path.exists():
+        if self.folder is None:
             return None
-        try:
-            found = json.loads(read_bytes("save_pretrained", path, MAX_EVALUATION_BYTES))
-            if found["step"] != self.step:
-                return None
-            return {**found, "data": _last_part(found["data"])}
-        except (*_MALFORMED, ValueError, RecursionError) as error:
-            raise _no_evaluation(self.folder) from error
-
-
-def _no_evaluation(folder: Path | None) -> ValueError:
-    return ValueError(
-        f"save_pretrained: expected the numbers of `diffflow evaluate` in evaluation.json of"
-        f" {str(folder)!r}, got something else; evaluate the run again, or move the file away"
-    )
+        found = read_evaluation("save_pretrained", RunDirectory(self.folder))
+        if found is None or found["step"] != self.step:
+            return None
+        return {**found, "data": title_of(found["data"])}
 
 
 def _require_empty(target: RunDirectory) -> None:
@@ -196,9 +182,4 @@ def _without_paths(config: Config, record: DatasetRecord) -> tuple[Config, Datas
     """Returns both without the path of data in files; names of known sets stay."""
     is_known = config.data.data.strip().lower().replace("_", "-") in describe_sets()
     config = config.replaced(data=config.data.data if is_known else "")
-    return config, replace(record, name=_last_part(record.name))
-
-
-def _last_part(name: str) -> str:
-    """Returns the last part of a path, of this system or another one."""
-    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    return config, replace(record, name=title_of(record.name))

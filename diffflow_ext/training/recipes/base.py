@@ -21,6 +21,7 @@ from .contexts import Contexts, GivenContexts
 Model = TypeVar("Model", bound=nn.Module)
 Configuration = TypeVar("Configuration", bound=Config)
 NATS = "nats per sample"
+NOISE_ERROR = "mean square error of the predicted noise"
 
 
 @dataclass(frozen=True)

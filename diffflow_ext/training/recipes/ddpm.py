@@ -12,7 +12,15 @@ from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.models.ddpm import DDPM
 
 from ..config.fields import DDPMConfig
-from .base import Curve, Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
+from .base import (
+    NOISE_ERROR,
+    Curve,
+    Estimator,
+    EvaluationSettings,
+    Objective,
+    Recipe,
+    ode_estimator,
+)
 from .networks import build_net
 from .paths import linear_marginal, linear_share, paths_of
 
@@ -29,7 +37,7 @@ class DDPMRecipe(Recipe[DDPM, DDPMConfig]):
     @property
     def curve(self) -> Curve:
         """The loss."""
-        return Curve("loss", "mean square error of the predicted noise")
+        return Curve("loss", NOISE_ERROR)
 
     def build(self) -> DDPM:
         """Returns the untrained model."""

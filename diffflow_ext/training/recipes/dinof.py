@@ -13,7 +13,15 @@ from diffflow_ext.models.dinof import DiNof
 from diffflow_ext.processes.linear import process_by_name
 
 from ..config.fields import DiNofConfig
-from .base import Curve, Estimator, EvaluationSettings, Objective, Recipe, ode_estimator
+from .base import (
+    NOISE_ERROR,
+    Curve,
+    Estimator,
+    EvaluationSettings,
+    Objective,
+    Recipe,
+    ode_estimator,
+)
 from .networks import build_flow, build_net
 from .paths import linear_marginal, linear_share, paths_of
 
@@ -29,7 +37,8 @@ class DiNofRecipe(Recipe[DiNof, DiNofConfig]):
     def curve(self) -> Curve:
         """The sum of both losses."""
         flow = "" if self.config.network.flow == "none" else " + -log p of the flow [nats]"
-        return Curve("loss", f"square error of the score{flow}")
+        weighted = "" if self.config.model.loss_weight == "variance" else "weighted "
+        return Curve("loss", f"{weighted}{NOISE_ERROR}{flow}")
 
     def build(self) -> DiNof:
         """Returns the untrained model."""

@@ -120,10 +120,12 @@ class NFDMRecipe(Recipe[NFDM, NFDMConfig]):
             at = process.at(t.to(x0.dtype), x0, known)
             return at.mean, at.scale
 
-        def kept(t: Tensor, t_next: Tensor) -> Tensor:
+        def noise_share(t: Tensor, t_next: Tensor) -> Tensor:
             # As in `NFDM.sample`.
             fresh = [module.squared_g(s) / marginal(s)[1].square() for s in (t, t_next)]
             return torch.exp(-0.25 * (t_next - t) * (fresh[0] + fresh[1]))
 
         steps = self.num_steps()
-        return paths_of(module.net, lambda: self.draw(shape, key), marginal, kept, x0, key, steps)
+        return paths_of(
+            module.net, lambda: self.draw(shape, key), marginal, noise_share, x0, key, steps
+        )

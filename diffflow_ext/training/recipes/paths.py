@@ -20,7 +20,7 @@ def paths_of(
     net: nn.Module,
     sample: Callable[[], Tensor],
     marginal: Callable[[Tensor], tuple[Tensor, Tensor]],
-    kept: Callable[[Tensor, Tensor], Tensor],
+    noise_share: Callable[[Tensor, Tensor], Tensor],
     x0: Tensor,
     key: NoiseKey,
     num_steps: int,
@@ -37,7 +37,7 @@ def paths_of(
         net: The network, called as ``net(t, x, ...)`` from late to early times.
         sample: Draws the samples.
         marginal: The mean and scale of the process at a time of shape (), given x0.
-        kept: The share k of the noise from a time t > 0 to a later one.
+        noise_share: The share k of the noise from a time t > 0 to a later one.
         x0: Data, shape (B, *event).
         key: Seed and stream of the noise.
         num_steps: The steps of the sampler.
@@ -67,7 +67,7 @@ def paths_of(
         new = normal(
             tuple(x0.shape), key, purpose="forward", step=i, dtype=x0.dtype, device=x0.device
         )
-        share = kept(grid[i].to(x0.device), time) if i else torch.zeros(())
+        share = noise_share(grid[i].to(x0.device), time) if i else torch.zeros(())
         noise = (share * noise + (1.0 - share.square()).clamp(min=0.0).sqrt() * new).to(x0.dtype)
         mean, scale = marginal(time)
         forward.append((mean + scale * noise).to(x0.dtype))
@@ -86,7 +86,7 @@ def linear_share(process: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """
 
     def share(t: Tensor, t_next: Tensor) -> Tensor:
-        kept = process.alpha(t_next) / process.alpha(t)
-        return kept * process.sigma(t) / process.sigma(t_next)
+        signal = process.alpha(t_next) / process.alpha(t)
+        return signal * process.sigma(t) / process.sigma(t_next)
 
     return share

@@ -18,19 +18,21 @@ from diffflow_ext.data import Dataset
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.data.formats.columns import listed
 from diffflow_ext.data.formats.tables import Table
-from diffflow_ext.figures.frames import cloud_frames, image_frame
+from diffflow_ext.figures.frames import MAX_POINTS, cloud_frames, image_frame
 from diffflow_ext.figures.histogram import histograms
 from diffflow_ext.figures.panels import SOFTWARE
 from diffflow_ext.figures.points import MAX_CORNER
 from diffflow_ext.functional.noise import NoiseKey
 from diffflow_ext.likelihood.images import quantise
 
+from ..config.fields import NFDMConfig
 from ..parallel.distributed import World
-from ..recipes.base import NATS, EvaluationSettings
+from ..recipes.base import EvaluationSettings
 from ..store.inputs import model_inputs
 from .axes import state_axes, state_values
+from .curve import TrainingCurve, training_curve
 from .loaded_run import LoadedRun
-from .pictures import figure_of_samples, loss_figure
+from .pictures import figure_of_curve, figure_of_samples
 from .sampling import EVALUATION_STREAM
 from .scoring import log_probs, pick_estimator
 
@@ -39,8 +41,8 @@ if TYPE_CHECKING:
 
 #: Times at which states are drawn.
 FRAMES = 26
-#: Particles that are followed, and images, fewer of large ones.
-PARTICLES, FOLLOWED_IMAGES, FOLLOWED_BYTES = 1500, 16, 16 * 3 * 32 * 32
+#: Images that are followed, fewer of large ones.
+FOLLOWED_IMAGES, FOLLOWED_BYTES = 16, 16 * 3 * 32 * 32
 #: Test rows whose log p is computed, as many as `evaluate` takes for an ODE; samples; and images
 #: of each, of which a bound takes long.
 SCORED, SCORED_SAMPLES, SCORED_IMAGES = 2000, 1000, 16
@@ -75,13 +77,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The training curve, the steps at which N changes, and the Gaussian's level."""
+class DrawnCurve:
+    """The training curve, drawn and as numbers."""
 
     picture: Picture
-    label: str
-    switches: Sequence[tuple[int, int]]
-    gaussian: float | None
+    numbers: TrainingCurve
+
+    @property
+    def label(self) -> str:
+        """What it is, as the beginning of a sentence."""
+        return f"{self.numbers.label[0].upper()}{self.numbers.label[1:]}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class Densities:
     picture: Picture
     estimator: str
     caption: str
+    reading: str
 
 
 def fitting(most: int, size: int, shape: Sequence[int]) -> int:
@@ -107,26 +113,17 @@ def fitting(most: int, size: int, shape: Sequence[int]) -> int:
     return min(most, max(1, size // math.prod(shape)))
 
 
-def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Curve | None:
+def curve_of(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> DrawnCurve | None:
     """Returns the training curve; None if the run has no log."""
-    curve, history = run.recipe.curve, run.history()
-    if not any(curve.name in line for line in history):
+    curve = training_curve(run, evaluation)
+    if curve is None:
         return None
-    figure = loss_figure(run)
-    axes = figure.axes[0]
+    figure = figure_of_curve(run, curve)
     figure.suptitle("")
     _resize(figure)
-    steps, values = (np.asarray(some) for some in axes.lines[0].get_data())
-    label = axes.get_ylabel()
-    alt = (
-        f"{label} against the training step: {values[0]:.4g} at step {steps[0]:,.0f},"
-        f" {values[-1]:.4g} at step {steps[-1]:,.0f}"
-    )
-    level = None if evaluation is None else evaluation.get("gaussian_nll")
-    if curve.unit != NATS or run.record.is_image or not isinstance(level, float):
-        level = None
-    picture = Picture(_png(figure), alt)
-    return Curve(picture, f"{label[0].upper()}{label[1:]}", _switches(history), level)
+    first, last = (f"{curve.values[i]:.4g} at step {curve.steps[i]:,}" for i in (0, -1))
+    alt = f"{curve.label} against the training step: {first}, {last}"
+    return DrawnCurve(Picture(_png(figure), alt), curve)
 
 
 def _png(figure: Figure) -> bytes:
@@ -147,21 +144,11 @@ def _resize(figure: Figure) -> None:
     axes.set_ylabel(axes.get_ylabel(), fontsize=9)
 
 
-def _switches(lines: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
-    """Returns the logged steps from which on N is another number, and that number."""
-    found = list[tuple[int, int]]()
-    for line in lines:
-        count = line.get("num_steps")
-        if count is not None and (not found or found[-1][1] != count):
-            found.append((line["step"], count))
-    return found
-
-
 def slider_of(run: LoadedRun, dataset: Dataset) -> Slider | str:
     """Returns states of the reverse process, or why there are none."""
     if len(dataset.columns) == 1:
         return "The data have one column, which is drawn below."
-    count = PARTICLES
+    count = MAX_POINTS
     if dataset.is_image:
         count = fitting(FOLLOWED_IMAGES, FOLLOWED_BYTES, dataset.event_shape)
     key = NoiseKey(0, stream=EVALUATION_STREAM)
@@ -268,7 +255,19 @@ def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities
     figure, caption = histograms(values, label), f"Means: {', '.join(said)}"
     _resize(figure)
     picture = Picture(_png(figure), f"Histograms of {label}: {caption}")
-    return Densities(picture, f"{title[0].upper()}{title[1:]}", caption)
+    return Densities(picture, f"{title[0].upper()}{title[1:]}", caption, _reading(run))
+
+
+def _reading(run: LoadedRun) -> str:
+    """Returns what samples and the density are of, and when both histograms agree."""
+    agree = "Samples that are distributed as the data have the same histogram."
+    estimator = pick_estimator(run.recipe, None, EvaluationSettings())
+    if estimator.name != "ode":
+        return agree
+    drawn = "The samples are drawn with noise in every step, by the SDE; log p is that of the ODE"
+    if isinstance(run.config, NFDMConfig) and run.config.model.forward == "learned":
+        return f"{drawn}, which with a learned forward process is another model."
+    return f"{drawn}. {agree}"
 
 
 def _said(run: LoadedRun, name: str, found: Tensor) -> str:

@@ -24,8 +24,8 @@ pytest.importorskip("zuko")
 from PIL import Image
 
 from diffflow_ext.training import configure, evaluate, format_table, load_run, train
-from diffflow_ext.training.evaluation import page, page_pictures
-from diffflow_ext.training.evaluation.page import report_page
+from diffflow_ext.training.evaluation import report, report_pictures
+from diffflow_ext.training.evaluation.report import report_page
 from diffflow_ext.training.evaluation.run_data import open_run_data
 
 RNG = np.random.default_rng(3)
@@ -93,7 +93,7 @@ def result(folder: Path) -> dict[str, Any]:
 def pages(folder: Path, result: dict[str, Any]) -> dict[str, str]:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page_pictures, "FRAMES", MOST)
+        patch.setattr(report_pictures, "FRAMES", MOST)
         found = {name: report_page(folder / name, device="cpu") for name in NAMES}
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     return found
@@ -157,6 +157,28 @@ def test_the_mean_of_log_p_is_that_of_the_evaluation(
     assert "bits a dimension" in Parsed(pages["images"]).text
 
 
+def test_what_samples_and_their_density_are_of(
+    pages: dict[str, str], folder: Path, tmp_path: Path
+) -> None:
+    """Of an ODE with the marginals of the SDE, of one without, of a bound and of a density."""
+    agree, drawn = "have the same histogram.", "by the SDE; log p is that of the ODE"
+    found = {name: (agree in page, drawn in page) for name, page in pages.items()}
+    both, one = (True, True), (True, False)
+    assert found == {"points": both, "mixed": both, "images": one, "flow": one}
+    readings = dict[str, str]()
+    for forward in ("linear", "learned"):
+        data = str(folder / "points & more.csv")
+        config = configure("nfdm", data=data, forward=forward, **SMALL)
+        train(config, tmp_path / forward, progress=False)
+        run = load_run(tmp_path / forward)
+        densities = report_pictures.densities_of(run, open_run_data(run), run.sample(
+            9, units="training"))  # fmt: skip
+        assert isinstance(densities, report_pictures.Densities)
+        readings[forward] = densities.reading
+    assert readings["linear"].endswith(agree)
+    assert readings["learned"].endswith("which with a learned forward process is another model.")
+
+
 def test_curve_and_configuration(pages: dict[str, str]) -> None:
     text = Parsed(pages["points"]).text
     assert "The number of steps N is 1 at first, 2 from step 3 on, 3 from step 4 on." in text
@@ -196,16 +218,16 @@ def test_states_from_noise_to_data(pages: dict[str, str]) -> None:
 def test_large_images_are_fewer() -> None:
     """Pictures of noise can't be packed: those of a page have some MB at most."""
     shapes = [(1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 512, 512)]
-    counts = [page_pictures.fitting(16, 16 * 3 * 32 * 32, shape) for shape in shapes]
+    counts = [report_pictures.fitting(16, 16 * 3 * 32 * 32, shape) for shape in shapes]
     assert counts == [16, 16, 4, 1]
 
 
 def test_log_p_that_is_not_finite_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With conditions, samples that are left out don't shift those of the others."""
-    run, real = load_run(folder / "mixed"), page_pictures.log_probs
+    run, real = load_run(folder / "mixed"), report_pictures.log_probs
     dataset = open_run_data(run)
-    samples = page.samples_like_test(run, dataset, 20, seed=0)
-    whole = page_pictures.densities_of(run, dataset, samples)
+    samples = report.samples_like_test(run, dataset, 20, seed=0)
+    whole = report_pictures.densities_of(run, dataset, samples)
     samples[0] = torch.nan
     seen = list[torch.Tensor]()
 
@@ -214,18 +236,18 @@ def test_log_p_that_is_not_finite_is_said(folder: Path, monkeypatch: pytest.Monk
         seen.append(args[0].context(0, 0, len(density)))
         return torch.where(torch.arange(len(density)) < wrong, -torch.inf, density), weight
 
-    monkeypatch.setattr(page_pictures, "log_probs", spied)
+    monkeypatch.setattr(report_pictures, "log_probs", spied)
     wrong, wanted = 2, dataset.given_of("test")
     assert wanted is not None
-    found = page_pictures.densities_of(run, dataset, samples)
-    assert isinstance(found, page_pictures.Densities)
-    assert isinstance(whole, page_pictures.Densities)
+    found = report_pictures.densities_of(run, dataset, samples)
+    assert isinstance(found, report_pictures.Densities)
+    assert isinstance(whole, report_pictures.Densities)
     assert "nats (n = 18, and 2 not finite), samples" in found.caption
     assert "(n = 17, and 2 not finite)" in found.caption
     assert "not finite" not in whole.caption
     assert seen[1].equal(seen[0][1:20])
     wrong = 1000
-    assert "No log p" in page_pictures.densities_of(run, dataset, samples)
+    assert "No log p" in report_pictures.densities_of(run, dataset, samples)
 
 
 def test_a_page_is_the_same_again(pages: dict[str, str], folder: Path) -> None:
@@ -258,7 +280,7 @@ def test_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match="found nothing at"):
         report_page(folder / "flow", tmp_path / "nothing.csv", device="cpu")
     nan = torch.full((7, 2), torch.nan)
-    monkeypatch.setattr(page, "samples_like_test", lambda *args, **options: nan)
+    monkeypatch.setattr(report, "samples_like_test", lambda *args, **options: nan)
     with pytest.raises(ValueError, match="expected finite samples, got none in 5000"):
         report_page(folder / "flow", device="cpu")
 
@@ -266,14 +288,14 @@ def test_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_without_a_log_and_with_some_samples_that_are_not_finite(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = page.samples_like_test
+    real = report.samples_like_test
 
     def some(*args: Any, **options: Any) -> torch.Tensor:
         samples = real(*args, **options)
         samples[:3] = torch.inf
         return samples
 
-    monkeypatch.setattr(page, "samples_like_test", some)
+    monkeypatch.setattr(report, "samples_like_test", some)
     log = folder / "flow" / "metrics.jsonl"
     aside = log.rename(folder / "log")
     try:
