@@ -233,7 +233,7 @@ library = measured(own, fused_step, fused_cost)
 print(f"one step: plain takes {one[0] / one[1]:.1f} times as long as fused")
 print(f"whole loss: plain takes {plain[0] / fused[0]:.1f} times as long as fused")
 print(f"the library's loss: plain takes {plain[0] / library[0]:.1f} times as long", end=", ")
-print(f"and keeps {plain[1] / 2**20:.1f} MiB instead of {library[1] / 2**20:.1f}")
+print(f"and keeps {plain[1] / 2**10:,.0f} KiB instead of {library[1] / 2**10:,.0f}")
 
 # %% [markdown]
 # The first number is what the operations themselves save: each intermediate result of the formula is a pass over memory. In the whole loss of small vectors the
