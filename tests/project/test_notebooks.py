@@ -14,10 +14,12 @@ from benchmarks.pages.notebooks import (
     SOURCES,
     executed,
     made_on,
+    main,
     page,
     pictures,
     pictures_there,
     without_outputs,
+    write,
 )
 
 #: What texts say of the results of a run, in the names of the notebook.
@@ -91,3 +93,24 @@ def test_a_page_says_where_its_outputs_are_from() -> None:
     assert line in text
     assert text.endswith("\n\nB\n")
     assert without_outputs(text) == page(notebook, "a")
+
+
+def test_a_page_and_its_pictures_take_the_place_of_old_ones(tmp_path: Path) -> None:
+    source = tmp_path / "a.py"
+    shown = "from IPython.display import Image\nprint(6 * 7)\nImage(DATA)".replace(
+        "DATA", repr((FOLDER / "pictures" / "fused_ops_1.png").read_bytes())
+    )
+    source.write_text(f"# %% [markdown]\n# # A\n#\n# B\n\n# %%\n{shown}\n")
+    old = tmp_path / "pictures" / "a_2.png"
+    old.parent.mkdir()
+    old.touch()
+    text = write(source, tmp_path, "*Outputs: here.*").read_text()
+    assert "*Outputs: here.*" in text
+    assert "```text\n42\n```\n\n![Figure 1](pictures/a_1.png)" in text
+    assert [path.name for path in pictures_there("a", tmp_path)] == ["a_1.png"]
+
+
+def test_names_are_those_of_notebooks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["own_tables"])
+    assert "expected names of anomaly_detection, " in capsys.readouterr().err
