@@ -165,7 +165,7 @@ figure.tight_layout()
 #
 # ## What do the operations save?
 #
-# The time of one step with its cost and of their gradients, for states large enough that memory is what takes time: the formula in
+# The processor time of one step with its cost and of their gradients, for states large enough that memory is what takes time: the formula in
 # plain torch over the fused operations. Then that of the whole loss, where networks take their share. Last the library's own loss, with a fixed g: for
 # these networks all of it is one call of compiled code, and autograd keeps next to nothing.
 
@@ -217,9 +217,9 @@ def measured(loss: Callable[[Step, Step], Tensor], step: Step, cost: Step) -> tu
         loss(step, cost)
     best = float("inf")
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.process_time()
         loss(step, cost).backward()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best, kept.bytes
 
 
