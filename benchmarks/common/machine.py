@@ -25,8 +25,10 @@ PACKAGES = (
 def machine() -> dict[str, Any]:
     """Processor, threads, versions of packages, build and commit."""
     commit = output_of("git", "rev-parse", "HEAD")
-    # Reports that a run before this one has written change nothing of what is measured.
-    changed = ("git", "status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results")
+    # Reports and pages that a run before this one has written change nothing of what is measured.
+    written = ("benchmarks/results", "docs/*.md", "docs/*.png")
+    exclude = (f":(exclude,top){path}" for path in written)
+    changed = ("git", "status", "--porcelain", "--", ":/", *exclude)
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),

@@ -88,7 +88,7 @@ class OdeSampler(nn.Module):
         self.register_buffer("times", times_of_calls, persistent=False)
 
     def forward(self, noise: Tensor, context: Context | None = None) -> Tensor:
-        """Returns samples in data units, shape and dtype of the noise, with gradients.
+        """Returns samples in the units of training, shape and dtype of the noise, with gradients.
 
         Arguments:
             noise: Standard normal numbers, shape (B, *event); for a model whose prior is a flow,

@@ -165,7 +165,7 @@ figure.tight_layout()
 #
 # ## What do the operations save?
 #
-# The time of one step with its cost and of their gradients, for states large enough that memory is what takes time: the formula in
+# The processor time of one step with its cost and of their gradients, for states large enough that memory is what takes time: the formula in
 # plain torch over the fused operations. Then that of the whole loss, where networks take their share. Last the library's own loss, with a fixed g: for
 # these networks all of it is one call of compiled code, and autograd keeps next to nothing.
 
@@ -217,9 +217,9 @@ def measured(loss: Callable[[Step, Step], Tensor], step: Step, cost: Step) -> tu
         loss(step, cost)
     best = float("inf")
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.process_time()
         loss(step, cost).backward()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best, kept.bytes
 
 
@@ -233,7 +233,7 @@ library = measured(own, fused_step, fused_cost)
 print(f"one step: plain takes {one[0] / one[1]:.1f} times as long as fused")
 print(f"whole loss: plain takes {plain[0] / fused[0]:.1f} times as long as fused")
 print(f"the library's loss: plain takes {plain[0] / library[0]:.1f} times as long", end=", ")
-print(f"and keeps {plain[1] / 2**20:.1f} MiB instead of {library[1] / 2**20:.1f}")
+print(f"and keeps {plain[1] / 2**10:,.0f} KiB instead of {library[1] / 2**10:,.0f}")
 
 # %% [markdown]
 # The first number is what the operations themselves save: each intermediate result of the formula is a pass over memory. In the whole loss of small vectors the

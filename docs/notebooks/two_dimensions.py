@@ -17,6 +17,8 @@
 # both are trained on a checkerboard, in a loop of our own, and then drawn beside DDPM, whose way to the noise is fixed.
 
 # %%
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import torch
 
@@ -127,54 +129,37 @@ for step in range(ddpm_steps):
 
 # %% [markdown]
 # `ddpm.sample` returns the end of its paths. The states between are a loop over the times of its chain, forwards by the
-# chain's own steps, and back by ancestral sampling, which estimates the data first.
+# chain's own steps, and back by ancestral sampling: the mean of a step back is known from the noise that the network predicts.
 
 # %%
 times = torch.linspace(0, 1, 101)
-alpha, sigma = ddpm.process.alpha(times), ddpm.process.sigma(times)
+sigma = ddpm.process.sigma(times)
+moves = [ddpm.process.transition(float(s), float(t)) for s, t in pairwise(times)]
 key = NoiseKey(3)
-
-
-@torch.no_grad()
-def chain(x0: torch.Tensor) -> torch.Tensor:
-    states = [x0]
-    for i in range(100):
-        shrink = alpha[i + 1] / alpha[i]
-        spread = (sigma[i + 1] ** 2 - (shrink * sigma[i]) ** 2).sqrt()
-        z = normal(tuple(x0.shape), key, purpose="forward", step=i)
-        states.append(shrink * states[-1] + spread * z)
-    return torch.stack(states)
-
-
-@torch.no_grad()
-def ancestral(n: int) -> torch.Tensor:
-    states = [normal((n, 2), key, purpose="prior")]
-    for i in reversed(range(100)):
-        x, late = states[-1], i + 1
-        eps = ddpm.eps_net(times[late], x)
-        guess = (x - sigma[late] * eps) / alpha[late]
-        keeps = 1 - (alpha[late] / alpha[i]) ** 2
-        spread = sigma[i] / sigma[late] * keeps.sqrt()
-        z = normal((n, 2), key, purpose="reverse", step=i)
-        states.append(alpha[i] * guess + (sigma[i] ** 2 - spread**2).sqrt() * eps + spread * z)
-    return torch.stack(states[::-1])
-
+forward, reverse = [test[:1000]], [normal((1000, 2), key, purpose="prior")]
+for i, (shrink, variance) in enumerate(moves):
+    z = normal((1000, 2), key, purpose="forward", step=i)
+    forward.append(shrink * forward[-1] + variance**0.5 * z)
+for i, (shrink, variance) in reversed([*enumerate(moves)]):
+    with torch.no_grad():
+        eps = ddpm.eps_net(times[i + 1], reverse[-1])
+    z = normal((1000, 2), key, purpose="reverse", step=i)
+    mean = (reverse[-1] - variance / sigma[i + 1] * eps) / shrink
+    reverse.append(mean + variance**0.5 * sigma[i] / sigma[i + 1] * z)
+of_ddpm = Paths(torch.stack(forward), torch.stack(reverse[::-1]), times)
 
 # %% [markdown]
-# ## Both ways, side by side
+# ## Both processes, side by side
 #
 # The figure of the DiffFlow paper: for each model a row from the data to the noise, read from left to right, and a row from the noise
 # to the data, read from right to left. A point keeps the colour of its place in the data.
 
 # %%
 with torch.no_grad():
-    forward = sde.path(test[:1000], fine, NoiseKey(4))
-    reverse = sde.sample_path((1000, 2), fine, NoiseKey(5))
-paths = {
-    "DiffFlow": Paths(forward, reverse, fine.times),
-    "DDPM": Paths(chain(test[:1000]), ancestral(1000), times),
-}
-trajectories(paths, "Checkerboard: both ways of DiffFlow and DDPM")
+    there = sde.path(test[:1000], fine, NoiseKey(4))
+    back = sde.sample_path((1000, 2), fine, NoiseKey(5))
+paths = {"DiffFlow": Paths(there, back, fine.times), "DDPM": of_ddpm}
+trajectories(paths, "Checkerboard: both processes of DiffFlow and DDPM")
 
 # %% [markdown]
 # Look for four things.
@@ -183,7 +168,7 @@ trajectories(paths, "Checkerboard: both ways of DiffFlow and DDPM")
 #   forward one.
 # - **Colours.** DiffFlow moves points in an orderly way: neighbours stay neighbours, and the colours are still apart in the
 #   noise. DDPM mixes them: its noise remembers nothing of the place that a point came from.
-# - **Lines.** The grey lines are the ways of the few black points so far: short and nearly straight in DiffFlow, random walks in DDPM.
+# - **Lines.** The grey lines are the paths of the black points up to that time: short and nearly straight in DiffFlow, random walks in DDPM.
 # - **Where the shape is lost.** In DDPM's second column nothing is left of the squares: its reverse process finds
 #   them in the last fifth of the time, where steps must be small. The learned process takes them apart over the whole time, and
 #   20 steps are enough for it.

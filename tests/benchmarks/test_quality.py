@@ -285,18 +285,22 @@ def test_interrupted_training_begins_anew(tmp_path, monkeypatch):
     assert asked == [tmp_path / "run"]
 
 
-def test_written_reports_are_no_changes_of_what_is_measured(tmp_path, monkeypatch):
+def test_written_reports_and_pages_are_no_changes_of_what_is_measured(tmp_path, monkeypatch):
     def git(*words):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=tmp_path,
                        check=True, capture_output=True)  # fmt: skip
 
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "notebooks").mkdir(parents=True)
     (tmp_path / "code.py").write_text("1")
+    (tmp_path / "docs" / "notebooks" / "a.md").write_text("1")
     git("init")
     git("add", "-A")
     git("commit", "-m", "one")
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     (tmp_path / "benchmarks" / "results" / "x.json").write_text("{}")
+    (tmp_path / "docs" / "notebooks" / "a.md").write_text("2")
+    (tmp_path / "docs" / "notebooks" / "a.png").touch()
     assert machine.machine()["dirty"] is False
     (tmp_path / "code.py").write_text("2")
     assert machine.machine()["dirty"] is True

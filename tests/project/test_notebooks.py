@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-import os
+import re
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import pytest
-from notebooks import FOLDER, PICTURES, SOURCES, executed, page, pictures, without_outputs
+
+from benchmarks.pages.notebooks import (
+    FOLDER,
+    SOURCES,
+    executed,
+    made_on,
+    main,
+    page,
+    pictures,
+    pictures_there,
+    without_outputs,
+    write,
+)
 
 #: What texts say of the results of a run, in the names of the notebook.
 CLAIMS = {
@@ -53,19 +66,51 @@ def test_notebooks_run(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("MPLBACKEND", raising=False)  # Figures are outputs, as in a notebook.
     name = source.stem
     notebook, wrong = executed(source, tmp_path, CLAIMS[name])
-    made = pictures(notebook, name)
-    if os.environ.get("DIFFFLOW_WRITE_NOTEBOOKS"):
-        for old in PICTURES.glob(f"{name}_[0-9]*.png"):
-            old.unlink()
-        for file, content in made.items():
-            (PICTURES / file).write_bytes(content)
-        (FOLDER / f"{name}.md").write_text(page(notebook, name))
     assert not wrong, wrong
-    assert {file.name for file in PICTURES.glob(f"{name}_[0-9]*.png")} == set(made)
+    assert {file.name for file in pictures_there(name)} == set(pictures(notebook, name))
 
 
 @by_name
 def test_pages_are_those_of_the_sources(source: Path) -> None:
     text = (FOLDER / f"{source.stem}.md").read_text()
-    hint = f"DIFFFLOW_WRITE_NOTEBOOKS=1 pytest {__file__} -m slow -k {source.stem} writes it"
+    hint = f"python -m benchmarks.pages.notebooks {source.stem} writes it"
     assert without_outputs(text) == page(jupytext.read(source), source.stem), hint
+    # Times and memory are those of a machine, which the page names.
+    assert re.search(r"^\*Outputs: .+; torch .+, Python .+ at commit [0-9a-f]{7}\.\*$", text, re.M)
+
+
+def test_a_page_says_where_its_outputs_are_from() -> None:
+    found: dict[str, Any] = {
+        "cpu": "Z", "threads": 1, "packages": {"torch": "2.9"}, "python": "3.12",
+        "build": {"version": "0.1"}, "commit": "0123456789", "dirty": False,
+    }  # fmt: skip
+    line = "*Outputs: Z, 1 thread; torch 2.9, Python 3.12, diffflow_ext 0.1 at commit 0123456.*"
+    assert made_on(found) == line
+    assert made_on(found | {"threads": 2, "dirty": True}).endswith("0123456, with changes.*")
+    notebook = jupytext.reads("# %% [markdown]\n# # A\n#\n# B\n", fmt="py:percent")
+    text = page(notebook, "a", line)
+    assert text.startswith("# A\n")
+    assert line in text
+    assert text.endswith("\n\nB\n")
+    assert without_outputs(text) == page(notebook, "a")
+
+
+def test_a_page_and_its_pictures_take_the_place_of_old_ones(tmp_path: Path) -> None:
+    source = tmp_path / "a.py"
+    shown = "from IPython.display import Image\nprint(6 * 7)\nImage(DATA)".replace(
+        "DATA", repr((FOLDER / "pictures" / "fused_ops_1.png").read_bytes())
+    )
+    source.write_text(f"# %% [markdown]\n# # A\n#\n# B\n\n# %%\n{shown}\n")
+    old = tmp_path / "pictures" / "a_2.png"
+    old.parent.mkdir()
+    old.touch()
+    text = write(source, tmp_path, "*Outputs: here.*").read_text()
+    assert "*Outputs: here.*" in text
+    assert "```text\n42\n```\n\n![Figure 1](pictures/a_1.png)" in text
+    assert [path.name for path in pictures_there("a", tmp_path)] == ["a_1.png"]
+
+
+def test_names_are_those_of_notebooks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["own_tables"])
+    assert "expected names of anomaly_detection, " in capsys.readouterr().err

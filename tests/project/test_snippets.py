@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import page_files
 import pytest
@@ -42,6 +43,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_page_runs_from_its_beginning_to_its_end(page: Path) -> None:
     names = page_files.ASSUMED.get(name_of(page), dict)()
     snippets.run_page(page.read_text(), str(page), {"__name__": "page", **names})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder", "one_thread")
+def test_strange_rows_are_found_as_the_page_says() -> None:
+    """At full length: all 50 of them, and about one in a hundred of 950 normal rows."""
+    page, names = ROOT / "docs" / "howto" / "anomalies.md", dict[str, Any]()
+    snippets.run_page(page.read_text(), str(page), names, full=True)
+    is_strange = names["p"] <= 0.01
+    assert len(is_strange) == 1000
+    assert is_strange[950:].all()
+    assert is_strange[:950].sum() <= 20
 
 
 def test_pages_that_assume_something_are_there() -> None:

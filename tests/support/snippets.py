@@ -112,17 +112,20 @@ def shorter_python(code: str) -> str:
     return re.sub(numbers, lambda match: fewer(match[0]), code)
 
 
-def run_command(words: list[str]) -> None:
+def run_command(words: list[str], full: bool = False) -> None:
     """Runs a command in this process and folder; what it says that it writes is there then."""
-    own = shorter(own_words(words))
+    own = own_words(words) if full else shorter(own_words(words))
     code = main(own)
     assert code == 0, f"exit code {code} of: diffflow {shlex.join(own)}"
     if "--out" in own and "--dry-run" not in own:
         assert Path(own[own.index("--out") + 1]).exists(), shlex.join(own)
 
 
-def run_page(text: str, page: str, names: dict[str, Any]) -> None:
-    """Runs the blocks of a page in their order, in this folder, with these names to begin with."""
+def run_page(text: str, page: str, names: dict[str, Any], full: bool = False) -> None:
+    """Runs the blocks of a page in their order, in this folder, with these names to begin with.
+
+    Trainings are short, unless at full length.
+    """
     for block in blocks(text):
         assert block.language in LANGUAGES, f"{page}:{block.line}: {block.language!r}"
         name = re.match(r"# (\w+\.toml)\n", block.text)
@@ -130,7 +133,8 @@ def run_page(text: str, page: str, names: dict[str, Any]) -> None:
             Path(name[1]).write_text(block.text)
         if block.language == "sh":
             for words in filter(is_run, commands(block)):
-                run_command(words)
+                run_command(words, full)
         if block.language == "python":
-            code = "\n" * (block.line - 1) + shorter_python(block.text)
+            code = block.text if full else shorter_python(block.text)
+            code = "\n" * (block.line - 1) + code
             exec(compile(code, page, "exec"), names)

@@ -52,7 +52,7 @@ def test_a_license_is_an_identifier(license: Any) -> None:
 def test_what_was_trained_and_how(model: str) -> None:
     text = model_card(configure(model, steps=7), POINTS, 7, 1234, description="Ours, *all*.")
     assert "\n\nOurs, *all*.\n\n" in text
-    assert "Trained for 7 steps; its 1,234 numbers" in text
+    assert "Trained for 7 steps; its 1,234 numbers" in " ".join(text.split())
     assert f'name = "{model}"' in text
     assert "It has not been evaluated." in text
     assert "| y | continuous | from -1 to 2 |" in text
@@ -92,6 +92,20 @@ def test_a_table_of_texts_is_drawn_as_a_frame() -> None:
         text = model_card(configure(), data, 7, 99)
         assert f"run.{draw}(1000)" in text
         assert f"--out samples.{file}`" in text
+
+
+@pytest.mark.parametrize(
+    ("column", "has_ends"),
+    [
+        (Column("x", "continuous"), False),
+        (Column("x", "continuous", low=-1.0, high=2.0), True),
+        (Column("x", "category", values=(1.0, 2.0), shares=(0.5, 0.5)), False),
+    ],
+)
+def test_what_files_give_away_is_what_they_hold(column: Column, has_ends: bool) -> None:
+    text = " ".join(model_card(configure(), record(column), 7, 99).split())
+    assert "They do hold their name and shape;" in text
+    assert ("the smallest and the largest value in training;" in text) is has_ends
 
 
 def test_of_many_columns_the_first_are_listed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..store.dataset import DatasetRecord
 from .table import format_table, with_nans
 
 LIBRARY = "diffflow_ext"
+LINE = 99  # letters in a line of text
 #: What the Hub finds the model by, besides the library, the model and the kind of data.
 TAGS = ("generative-model", "density-estimation")
 #: Where the models are from, at arXiv.
@@ -29,12 +31,14 @@ PAPERS = {
 #: Identifiers of licences of the Hub.
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
-GIVEN_AWAY = """\
-These files hold no row of the data. They do hold their name and shape; for each column its name
-and what scales it, which are its mean and deviation or its bounds, and the smallest and the
-largest value in training; the values of each category, with their shares; the names of classes;
-and a hash by which the same data are recognised. A model may also have learned single rows by
-heart, and then samples come close to them."""
+GIVEN_AWAY = (
+    "These files hold no row of the data. They do hold their name and shape; for each column its"
+    " name and what scales it, which are its mean and deviation or its bounds{ends}; the values of"
+    " each category, with their shares; the names of classes; and a hash by which the same data"
+    " are recognised. A model may also have learned single rows by heart, and then samples come"
+    " close to them."
+)
+ENDS = ", and the smallest and the largest value in training"
 NOT_EVALUATED = (
     "It has not been evaluated. `diffflow evaluate FOLDER --out RESULTS` does so, given the data."
 )
@@ -85,9 +89,11 @@ def model_card(
         _header(config, record, license),
         f"# {about.partition(': ')[0].rstrip('.')} of {_plain(record.name)}",
         description.strip(),
-        f"{about}{source} Trained for {step:,} steps; its {parameters:,} numbers are the"
-        f" exponential average of the weights. Saved by {LIBRARY} {build_info()['version']}.",
-        f"## Data\n\n{_data(record)}\n\n{GIVEN_AWAY}",
+        _wrapped(
+            f"{about}{source} Trained for {step:,} steps; its {parameters:,} numbers are the"
+            f" exponential average of the weights. Saved by {LIBRARY} {build_info()['version']}."
+        ),
+        f"## Data\n\n{_data(record)}",
         f"## Training\n\n{_block(to_toml(config), 'toml')}",
         f"## Evaluation\n\n{numbers}",
         f"## Use\n\n{_use(record)}",
@@ -117,18 +123,30 @@ def _header(config: Config, record: DatasetRecord, license: str | None) -> str:
 
 
 def _data(record: DatasetRecord) -> str:
-    """Returns the name and shape of the data, and a table of the columns."""
+    """Returns the name and shape of the data, a table of the columns, and what is given away."""
     name, conditions = _plain(record.name), record.conditions
     given = "" if conditions is None else f", given {_plain(conditions.describe())}"
+    of_condition = () if conditions is None else conditions.columns
+    columns = [*(record.encoding.columns if record.encoding else ()), *of_condition]
+    # Those of sets that the package draws are not known.
+    told = _wrapped(GIVEN_AWAY.format(ends=ENDS if any(c.span for c in columns) else ""))
     if record.encoding is None:
-        return f"{name}: images of {' x '.join(map(str, record.event_shape))}{given}."
+        return f"{name}: images of {' x '.join(map(str, record.event_shape))}{given}.\n\n{told}"
     # Without the roles, which the line above the table says.
     rows = [row[:3] for row in column_rows(record.encoding, conditions)]
     more = len(rows) - MOST_ROWS
     rest = f"\n\nand {more:,} more columns" if more > 0 else ""
     head = [COLUMN_HEAD[:3], ("---",) * 3]
     lines = [f"| {' | '.join(map(_plain, row))} |" for row in [*head, *rows[:MOST_ROWS]]]
-    return f"{name}: {len(record.columns):,} columns{given}.\n\n" + "\n".join(lines) + rest
+    what = f"{name}: {len(record.columns):,} columns{given}."
+    return "\n\n".join([what, "\n".join(lines) + rest, told])
+
+
+def _wrapped(text: str) -> str:
+    """Returns a text in lines, which begin at no word inside of a link's name."""
+    whole = re.sub(r"\[.*?\]", lambda name: name[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(whole, LINE, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def _block(text: str, language: str = "text") -> str:

@@ -9,7 +9,7 @@ PREFIX = "examples:"
 #: What they are, by name; their model cards say how they were made.
 EXAMPLES = {
     f"{PREFIX}rings": "a trained run: DiffFlow of four-rings, for commands that take RUN",
-    f"{PREFIX}magic": "a trained run: DiffFlow of magic, likewise",
+    f"{PREFIX}magic": "a trained run: DiffFlow of magic, for commands that take RUN",
 }
 _FOLDER = Path(__file__).resolve().parents[1] / "examples"
 
