@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,17 @@ from typing import Any, Literal
 import numpy as np
 from scipy import special
 
-from .panels import FAINT, Array, Box, Limits, plain, span, square
+from .panels import (
+    FAINT,
+    MOST_UNLIKE,
+    NAMED_UNLIKE,
+    Array,
+    Box,
+    Limits,
+    plain,
+    span,
+    square,
+)
 
 Scale = Literal["linear", "log", "asinh", "logit", "normal"]
 #: What is said of a scale beside the name of its column.
@@ -187,7 +198,8 @@ def box_around(axes: Sequence[Axis], *places: Array) -> Box:
 def box_of(axes: Sequence[Axis], x: Limits, y: Limits) -> Box:
     """Returns limits, of the same length if both columns are numbers that may be alike."""
     alike = all(axis.scale == "linear" and not axis.labels for axis in axes)
-    return square(x, y) if alike else (x, y)
+    named = any(re.fullmatch(r"x\d+", axis.name) is None for axis in axes)
+    return square(x, y, NAMED_UNLIKE if named else MOST_UNLIKE) if alike else (x, y)
 
 
 def round_ticks(axis: Axis, limits: Limits) -> tuple[list[float], list[str]]:

@@ -37,8 +37,9 @@ BINS = 56
 FEWEST_BINS, MOST_BINS = 8, 60
 #: Points that need no more blur.
 MANY = 10_000
-#: The ratio of lengths up to which axes have the same unit.
-MOST_UNLIKE = 4.0
+#: The ratio of lengths up to which two columns measure the same thing: of coordinates without
+#: names of their own, and of others, which mostly have units of their own.
+MOST_UNLIKE, NAMED_UNLIKE = 4.0, 1.5
 SUFFIXES = (".png", ".pdf", ".svg")
 #: In the head of each PNG file, by which it is known as one of ours.
 SOFTWARE = "diffflow_ext"
@@ -184,13 +185,13 @@ def span(values: Array, spread: float = 0.998) -> Limits:
     return float(low - pad), float(high + pad)
 
 
-def square(x: Limits, y: Limits) -> Box:
+def square(x: Limits, y: Limits, most: float = MOST_UNLIKE) -> Box:
     """Returns limits of the same length, so that shapes keep their proportions.
 
     Where one length is many times the other, they measure other things and stay as they are.
     """
     lengths = [high - low for low, high in (x, y)]
-    if max(lengths) > MOST_UNLIKE * min(lengths):
+    if max(lengths) > most * min(lengths):
         return x, y
     half = max(lengths) / 2.0
     (left, right), (bottom, top) = x, y

@@ -13,6 +13,7 @@ from diffflow_ext.data import open_dataset
 from diffflow_ext.data.encoding import Encoding
 from diffflow_ext.training.evaluation.axes import (
     chosen,
+    drawable,
     sample_axes,
     sample_values,
     state_axes,
@@ -132,6 +133,25 @@ def test_columns_of_choice(data: tuple[Encoding, torch.Tensor]) -> None:
     for wrong, count in (("pric", None), ("word,word", None), ("word", 2), ("", None), ([], 2)):
         with pytest.raises(ValueError, match=r"^op: columns: expected .*names out of plain, pri"):
             chosen("op", encoding, wrong, count)
+
+
+def test_what_is_too_large_for_a_number_is_left_out(data: tuple[Encoding, torch.Tensor]) -> None:
+    """The decoding of a heavy column is a hyperbolic sine, which overflows."""
+    encoding, x = data
+    picks = [encoding.names.index(name) for name in ("wild", "gap")]
+    axes, huge = sample_axes(encoding, picks), x.clone()
+    huge[:5, picks[0]] = 1e6
+    values = sample_values(encoding, huge, picks)
+    kept = drawable(values, axes)
+    assert len(kept) == len(values) - 5
+    assert np.isnan(kept[:, 1]).sum() > 10
+    assert not np.isinf(kept).any()
+    states = torch.stack([x, huge])
+    whole = state_values(encoding, torch.stack([x, x]), picks)
+    found = state_values(encoding, states, picks)
+    gone = int(np.isfinite(sample_values(encoding, x, picks)[:5]).all(axis=1).sum())
+    assert found.shape[1] == whole.shape[1] - gone
+    assert np.isfinite(found).all()
 
 
 def test_pictures_of_two_columns_take_numbers_first() -> None:

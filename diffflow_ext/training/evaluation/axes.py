@@ -83,7 +83,8 @@ def state_values(encoding: Encoding, states: Tensor, picks: Sequence[int]) -> np
     """Returns values on those axes, shape (N + 1, B', picks).
 
     Each column is decoded alone, without rounding. Particles whose value is missing in the data,
-    or in the sample, have none and are left out, so that B' <= B.
+    or in the sample, have none and are left out, as are those with a value that is too large for
+    a number, so that B' <= B.
 
     Arguments:
         encoding: The columns.
@@ -94,7 +95,14 @@ def state_values(encoding: Encoding, states: Tensor, picks: Sequence[int]) -> np
     absent = np.isnan(sample_values(encoding, states[0], picks)[:, gaps]).any(axis=1)
     rows = states.double()[:, torch.from_numpy(~absent)]
     columns = [encoding.columns[i].unrounded(rows[..., i]).numpy() for i in picks]
-    return np.stack(columns, axis=-1)
+    values = np.stack(columns, axis=-1)
+    return values[:, np.isfinite(values).all(axis=(0, 2))]
+
+
+def drawable(values: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
+    """Returns the rows of values on axes, without those with a value too large for a number."""
+    gaps = np.isnan(values) & np.array([axis.gaps for axis in axes])
+    return values[(np.isfinite(values) | gaps).all(axis=1)]
 
 
 def _axis(column: Column, *, states: bool = False) -> Axis:

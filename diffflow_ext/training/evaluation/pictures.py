@@ -6,6 +6,7 @@ They are figures of matplotlib, which notebooks show and `figures.save` writes:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from diffflow_ext.likelihood.images import quantise
 from ..recipes.flows import FlowRecipe
 from ..store.directory import RunDirectory
 from ..store.inputs import model_inputs
-from .axes import Columns, chosen, sample_axes, sample_values, state_axes, state_values
+from .axes import Columns, chosen, drawable, sample_axes, sample_values, state_axes, state_values
 from .curve import TrainingCurve, training_curve
 from .loaded_run import LoadedRun
 from .run_data import open_run_data, samples_like_test
@@ -229,7 +230,11 @@ def draw_pictures(
     evaluation: Mapping[str, Any],
 ) -> None:
     """Draws all pictures of a run into a folder, given the numbers of its evaluation."""
-    drawn: dict[str, Figure | None] = {"samples": figure_of_samples(dataset, samples)}
+    drawn = dict[str, Figure | None]()
+    try:
+        drawn["samples"] = figure_of_samples(dataset, samples)
+    except ValueError as error:  # The numbers of the evaluation are worth more than a picture.
+        warnings.warn(f"evaluate: samples.png is left out: {error}", stacklevel=2)
     if dataset.is_image:
         drawn["data"] = image_grid(dataset.test[:IMAGES], f"{title_of(dataset.name)}: test data")
     encoding = dataset.encoding
@@ -252,9 +257,19 @@ def figure_of_samples(dataset: Dataset, samples: Tensor, columns: Columns = None
         shown = quantise(samples[:IMAGES])
         return image_grid(shown, f"{title_of(dataset.name)}: {len(shown)} samples")
     picks = chosen("sample_figure", encoding, columns)
-    data, drawn = (sample_values(encoding, x, picks) for x in (_inputs(dataset), samples))
-    title = f"{title_of(dataset.name)}: {len(samples):,} samples"
-    return samples_beside_data(data, drawn, title, columns=sample_axes(encoding, picks))
+    axes = sample_axes(encoding, picks)
+    data, drawn = (
+        drawable(sample_values(encoding, x, picks), axes) for x in (_inputs(dataset), samples)
+    )
+    if not len(drawn):
+        raise ValueError(
+            f"sample_figure: expected samples that are finite in the units of the data, got none"
+            f" in {len(samples):,}; train longer, or with a lower learning_rate"
+        )
+    title = f"{title_of(dataset.name)}: {len(drawn):,} samples"
+    if len(drawn) < len(samples):
+        title += f", {len(samples) - len(drawn):,} not finite"
+    return samples_beside_data(data, drawn, title, columns=axes)
 
 
 def _inputs(dataset: Dataset) -> Tensor:

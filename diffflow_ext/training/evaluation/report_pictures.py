@@ -29,7 +29,7 @@ from ..config.fields import NFDMConfig
 from ..parallel.distributed import World
 from ..recipes.base import EvaluationSettings
 from ..store.inputs import model_inputs
-from .axes import state_axes, state_values
+from .axes import chosen, state_axes, state_values
 from .curve import TrainingCurve, training_curve
 from .loaded_run import LoadedRun
 from .pictures import figure_of_curve, figure_of_samples
@@ -182,9 +182,8 @@ def _image_slider(dataset: Dataset, states: Tensor, shown: Sequence[str]) -> Sli
 def _cloud_slider(
     encoding: Encoding, x0: Tensor, states: Tensor, shown: Sequence[str]
 ) -> Slider | str:
-    """Returns states of two columns: the first two of numbers, else of all."""
-    numbers = [i for i, column in enumerate(encoding.columns) if column.kind != "category"]
-    pair = numbers[:2] if len(numbers) > 1 else [0, 1]
+    """Returns states of two columns."""
+    pair = chosen("report", encoding, None, 2)
     both = " and ".join(encoding.names[i] for i in pair)
     states = states[:, states.isfinite().flatten(2).all(2).all(0)]
     # From data to noise, in which a value that is missing at the first state has no place.
@@ -218,6 +217,7 @@ def samples_pictures(dataset: Dataset, samples: Tensor) -> tuple[dict[str, Pictu
     count = f"{len(dataset.test):,} test rows and {len(samples):,} samples"
     some = "" if len(names) <= MAX_CORNER else f"The first {MAX_CORNER} of {len(names)} columns, "
     what = f"{some}{listed(names[:MAX_CORNER])}" if some else listed(names)
+    count = "equally many of each" if len(names) == 2 else count
     caption = f"{what}: {count}{_given(dataset)}."
     both = Picture(_png(figure), f"{what}: test data in blue, samples in orange")
     return {"both": both}, caption
