@@ -75,7 +75,7 @@ def test_the_gaussian_knows_no_conditions(tmp_path: Path) -> None:
     assert (curve.gaussian, curve.is_given) == (2.5, True)
     labels = [str(line.get_label()) for line in figure_of_curve(run, curve).axes[0].lines]
     assert "Gaussian that knows no conditions, on test data: 2.5" in labels
-    for unknown in (None, float("nan"), 3):
+    for unknown in (None, float("nan"), "3"):
         found = training_curve(run, {"gaussian_nll": unknown})
         assert found is not None
         assert found.gaussian is None
@@ -102,3 +102,16 @@ def test_without_a_log(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 3}) + "\n")
     assert training_curve(load_run(folder), None) is None
     assert re.search("The run has no log", report_page(folder, device="cpu"))
+
+
+def test_numbers_of_a_damaged_log_are_left_out(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "off", log_every=3)
+    wrong = ['"abc"', "null", "true", "[1]", "1e308", "-Infinity", "NaN", "1" + "0" * 400]
+    lines = [json.dumps({"step": 3, "bound": 2.5})]
+    lines += [f'{{"step": {4 + i}, "bound": {value}}}' for i, value in enumerate(wrong)]
+    lines.append(f'{{"step": 1{"0" * 400}, "bound": 2.5, "elapsed": 1{"0" * 400}}}')
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    curve = training_curve(load_run(folder), {"gaussian_nll": 10**400})
+    assert curve is not None
+    assert (list(curve.steps), list(curve.values), curve.gaussian) == ([3], [2.5], None)
+    assert "2.5 at step 3" in report_page(folder, device="cpu")

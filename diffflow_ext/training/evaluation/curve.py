@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,9 @@ from ..config.fields import DiffFlowConfig
 from ..config.schedules import progressive_grid
 from ..recipes.base import NATS
 from .loaded_run import LoadedRun
+
+#: Far beyond all numbers of trainings, and far from those whose square overflows.
+MOST = 1e30
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def training_curve(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Trai
         evaluation: The numbers of `evaluate`; None if there are none.
     """
     curve, record = run.recipe.curve, run.record
-    lines = [line for line in run.history() if curve.name in line]
+    lines = [line for line in run.history() if is_moderate(line.get(curve.name))]
+    lines = [line for line in lines if is_moderate(line["step"])]
     if not lines:
         return None
     steps, values = [line["step"] for line in lines], [line[curve.name] for line in lines]
@@ -63,7 +66,14 @@ def training_curve(run: LoadedRun, evaluation: Mapping[str, Any] | None) -> Trai
 
 def _gaussian(evaluation: Mapping[str, Any] | None) -> float | None:
     found = None if evaluation is None else evaluation.get("gaussian_nll")
-    return found if isinstance(found, float) and math.isfinite(found) else None
+    return float(found) if is_moderate(found) else None
+
+
+def is_moderate(value: object) -> bool:
+    """Whether a value of a file is a number that can be drawn; logs may be damaged."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -MOST < value < MOST
 
 
 def _counts(run: LoadedRun, last: int) -> list[tuple[int, int]]:

@@ -148,8 +148,8 @@ def _drawn(op: str, run: LoadedRun, dataset: Dataset, picks: Sequence[int], seed
     found = _paths(run, dataset, picks, seed)
     if found is None:
         raise ValueError(
-            f"{op}: expected columns with values in the same rows, got none of {run!r}; choose"
-            " other columns"
+            f"{op}: expected paths with finite values of both columns, got none of {run!r}; choose"
+            " other columns, or train longer"
         )
     return found
 
@@ -230,7 +230,7 @@ def draw_pictures(
     evaluation: Mapping[str, Any],
 ) -> None:
     """Draws all pictures of a run into a folder, given the numbers of its evaluation."""
-    drawn = dict[str, Figure | None]()
+    drawn: dict[str, Figure | None] = {}
     try:
         drawn["samples"] = figure_of_samples(dataset, samples)
     except ValueError as error:  # The numbers of the evaluation are worth more than a picture.

@@ -28,8 +28,16 @@ from ..config.fields import SECTIONS
 from ..store.checkpoint import Checkpoint
 from ..store.directory import RunDirectory
 from ..store.runs import read_run
+from .curve import is_moderate
 from .loaded_run import LoadedRun, run_of
-from .report_pictures import SHOWN_IMAGES, curve_of, densities_of, samples_pictures, slider_of
+from .report_pictures import (
+    SHOWN_IMAGES,
+    curve_of,
+    densities_of,
+    samples_pictures,
+    slider_of,
+    usable,
+)
 from .run_data import open_run_data, samples_like_test
 from .table import read_evaluation, settings_of, table_notes, table_rows
 
@@ -103,7 +111,7 @@ def _pictures(
     curve = curve_of(run, numbers)
     count = min(SHOWN_IMAGES, len(dataset.test)) if dataset.is_image else SAMPLES
     samples = samples_like_test(run, dataset, count, seed=0)
-    finite = samples.flatten(1).isfinite().all(1)
+    finite = usable(dataset, samples)
     if not finite.any():
         raise ValueError(
             f"report: {run.folder}: expected finite samples, got none in {count}; train again"
@@ -156,7 +164,7 @@ def _facts(run: LoadedRun, checkpoint: Checkpoint) -> dict[str, str]:
         "steps": f"{run.step:,}" + ("" if run.step == steps else f" of {steps:,}"),
         "parameters": f"{run.parameters:,}",
     }
-    if history and isinstance(seconds := history[-1].get("elapsed"), (int, float)):
+    if history and is_moderate(seconds := history[-1].get("elapsed")):
         facts["training"] = _duration(seconds)
     if package := checkpoint.meta.get("package"):
         facts["saved by"] = f"diffflow_ext {package}"

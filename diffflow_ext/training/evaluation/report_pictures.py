@@ -227,6 +227,16 @@ def _given(dataset: Dataset) -> str:
     return ", which are given the conditions of the test data" if dataset.given else ""
 
 
+def usable(dataset: Dataset, samples: Tensor) -> Tensor:
+    """Returns which samples are finite, in the units of the data too, shape (n,)."""
+    finite = samples.flatten(1).isfinite().all(1)
+    if dataset.encoding is None:
+        return finite
+    values = dataset.encoding.decoded(samples)
+    gaps = torch.tensor([column.missing for column in dataset.encoding.columns])
+    return finite & (values.isfinite() | (values.isnan() & gaps)).all(1)
+
+
 def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities | str:
     """Returns histograms of log p of test data and of samples, in the units of the data.
 
@@ -234,7 +244,7 @@ def densities_of(run: LoadedRun, dataset: Dataset, samples: Tensor) -> Densities
     the test data in turn. Those that aren't finite are left out.
     """
     most, few = (SCORED_IMAGES,) * 2 if dataset.is_image else (SCORED, SCORED_SAMPLES)
-    finite = samples.flatten(1).isfinite().all(1).nonzero().flatten()[:few]
+    finite = usable(dataset, samples).nonzero().flatten()[:few]
     rows = dataset.test[:most]
     groups = {
         "test data": (rows, torch.arange(len(rows))),

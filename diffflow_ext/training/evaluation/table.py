@@ -43,6 +43,10 @@ NOTES = [
     "Within two of these the samples are as near as real data; nearer is chance, not better.",
 ]
 
+#: Errors of files that hold something else than the numbers of an evaluation.
+_MALFORMED = (
+    ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError,
+)  # fmt: skip
 Row = tuple[str, str, str, str]
 
 
@@ -68,7 +72,7 @@ def read_evaluation(op: str, directory: RunDirectory) -> dict[str, Any] | None:
         numbers = with_nans(_decoded(op, path))
         format_table(numbers)
         str(numbers["package"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except _MALFORMED as error:
         raise ValueError(
             f"{op}: {path}: expected an evaluation of this version, got"
             f" {type(error).__name__}: {error}; evaluate the run again, or move the file away"
