@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 from diffflow_ext.likelihood.images import bits_per_dim
 
@@ -69,7 +69,7 @@ def _gaussian(evaluation: Mapping[str, Any] | None) -> float | None:
     return float(found) if is_moderate(found) else None
 
 
-def is_moderate(value: object) -> bool:
+def is_moderate(value: object) -> TypeGuard[float]:
     """Whether a value of a file is a number that can be drawn; logs may be damaged."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
