@@ -147,7 +147,7 @@ def test_missing_values_are_drawn_given_the_conditions_of_their_row(run: LoadedR
     assert torch.equal(given[1], run.impute(rows, 2, given=gaps, seed=1)[1])
     assert abs(float(given[1][1, 0]) - mean[1]) < 6.0
     with pytest.raises(
-        ValueError, match=r"impute: expected a finite number .*, got nan in row 1 .*column 'price'"
+        ValueError, match=r"impute: expected a value, got nan in row 1 .*column 'price'"
     ):
         run.impute(gaps.assign(price=[0.5, np.nan]))
     with pytest.raises(ValueError, match="impute: expected given, because the run is conditioned"):

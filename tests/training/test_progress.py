@@ -52,10 +52,10 @@ def test_lines_where_there_is_no_terminal(
     assert lines[1].startswith("split: ")
     first, second, third, last = lines[READ:]
     assert re.fullmatch(r"step 1 of 4: about [\d:]+ left", first)
-    assert re.fullmatch(r"step 2 of 4: loss .* samples/s, about [\d:]+ left", second)
+    assert re.fullmatch(r"step 2 of 4: bound .* nats, .* samples/s, about [\d:]+ left", second)
     # What was known is said again.
     assert third.split(": ")[1].split(",")[0] == second.split(": ")[1].split(",")[0]
-    assert last.startswith("step 4 of 4: loss ")
+    assert last.startswith("step 4 of 4: bound ")
     assert "left" not in last
 
 
@@ -82,7 +82,7 @@ def test_a_bar_on_a_terminal(
     if not options:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     lines = shown(tmp_path, capsys, 0.0, **options)
-    assert any("4/4" in line and "loss" in line for line in lines)
+    assert any("4/4" in line and "bound" in line for line in lines)
     assert not any(line.startswith("step ") for line in lines)
     assert sum("split: " in line for line in lines) == 1
 
@@ -94,7 +94,7 @@ def test_lines_go_to_a_logger_that_takes_them(
         assert shown(tmp_path, capsys, 0.0) == []
     assert len(caplog.messages) == READ + 4
     assert {record.name for record in caplog.records} == {"diffflow_ext"}
-    assert caplog.messages[-1].startswith("step 4 of 4: loss")
+    assert caplog.messages[-1].startswith("step 4 of 4: bound")
 
 
 def test_the_time_that_is_left(
