@@ -205,7 +205,7 @@ def test_decimals_of_a_grid(low: float, step: float, dtype: str, decimals: int |
 BAD = {
     "linear": (
         math.nan,
-        "a finite number within 1e12 .*got nan in row 1 .*, column 'x' of 'memory'; fill or",
+        "a value, got nan in row 1 .*, column 'x' of 'memory'; fill or",
     ),
     "heavy": (math.inf, "got inf in row 1"),
     "bounded": (5.0, "a number between -1 and 5, got 5"),
