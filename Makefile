@@ -27,8 +27,8 @@ PYTEST_WORKERS = OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
 help:
 	@echo "make demo       install, train on a 2-D set and a table, sample, evaluate: demo/ (3 minutes)"
-	@echo "make test       install, check the style, run the tests of every change (5 minutes on two cores)"
-	@echo "make test-slow  run the long tests, which the first leaves out (16 minutes)"
+	@echo "make test       install, check the style, run the tests of every change (7 minutes on two cores)"
+	@echo "make test-slow  run the long tests, which the first leaves out (about 20 minutes)"
 	@echo "make lint       ruff, clang-format and pyright alone"
 	@echo "make bench      install, measure the CPU part of docs/benchmarks.md, redraw it (up to 20 minutes; run it alone)"
 	@echo "make docs       install, build the site of docs/: build/site/index.html (1 minute)"
