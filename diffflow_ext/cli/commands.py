@@ -248,8 +248,9 @@ class Evaluate(Section):
         result = evaluate(self.run, self.n, **options, **self.sampler.options())
         if is_first():
             print(format_table(result))
-            if self.figures:
-                print(f"pictures: {RunDirectory(self.out or self.run).figures}")
+            pictures = RunDirectory(self.out or self.run).figures
+            if self.figures and pictures.is_dir():  # Without matplotlib there are none.
+                print(f"pictures: {pictures}")
         return 0
 
 

@@ -49,12 +49,11 @@ def cloud_frames(
     shown, axes = min(moving.shape[1], len(still), MAX_POINTS), axes_of(op, columns, 2)
     still, moving = (places_of(axes, some[..., :shown, :]) for some in (still, moving))
     limits = box_around(axes, still, moving)
-    scale = still.std(axis=0) + np.finfo(float).tiny
     figure, size = new_figure(4.2, 4.2), float(np.clip(9_000.0 / shown, 3.0, 14.0))
     panel, pictures = figure.subplots(), list[bytes]()
     for points, places in ((still, still), *((state, moving[-1]) for state in moving)):
         panel.clear()
-        cloud(panel, points, turns(places / scale), limits, size)
+        cloud(panel, points, turns(places), limits, size)
         panel.set_xlabel(axes[0].label, color=INK)
         panel.set_ylabel(axes[1].label, color=INK)
         for axis, of_panel, ends in zip(axes, (panel.xaxis, panel.yaxis), limits, strict=True):

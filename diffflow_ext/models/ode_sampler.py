@@ -123,6 +123,9 @@ def _flow(model: Model, context: Context | None) -> ProbabilityFlow:
         flow = ProbabilityFlow((model.eps_net,), model.process.flow_coefficients)
     elif isinstance(model, NFDM):
         return model._given(context).probability_flow()
+    elif isinstance(model, DiffFlowSDE):
+        # Its coefficients may be learned numbers, which lie beside the networks.
+        flow = model.probability_flow(next((p.device for p in model.parameters()), "cpu"))
     else:
         flow = model.probability_flow()
     return replace(flow, nets=tuple(conditioned(net, context) for net in flow.nets))

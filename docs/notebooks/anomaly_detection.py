@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Strangeness as a likelihood
+# # Likelihood as an anomaly score
 #
 # A density says how usual a row is, so the rows of lowest density are the strangest. This notebook tries that against
 # scikit-learn's `IsolationForest`: on a set made for it, on a real table, and on a case where it fails, as it must.

@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # A set in two dimensions, from nothing
+# # A set in two dimensions, from scratch
 #
 # DiffFlow learns two processes together: one that turns data into noise, and one that turns noise into data. Here
 # both are trained on a checkerboard, in a loop of our own, and then drawn beside DDPM, whose way to the noise is fixed.

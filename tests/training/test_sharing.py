@@ -130,6 +130,13 @@ def test_a_folder_of_others_stays_as_it_is(folder: Path, tmp_path: Path) -> None
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("description", [5, None, ["Ours."]])
+def test_a_description_is_a_text(folder: Path, tmp_path: Path, description: Any) -> None:
+    with pytest.raises(TypeError, match="save_pretrained: expected a text as description"):
+        load_run(folder).save_pretrained(tmp_path / "to", description=description)
+    assert not (tmp_path / "to").exists()
+
+
 @pytest.mark.parametrize(
     "text", ["{", "[1]", '{"step": 4, "data": "x"}', '{"step": 4, "data": 3}', "null"]
 )

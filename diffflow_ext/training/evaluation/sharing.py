@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from diffflow_ext.data import describe_sets
 from diffflow_ext.data.display import title_of
+from diffflow_ext.functional.checks import in_words
 from diffflow_ext.functional.core import build_info
 
 from ..config.fields import Config
@@ -67,8 +68,14 @@ class Shareable:
         Raises:
             ValueError: If the folder isn't empty, the license has no such form, or the run's
                 evaluation.json isn't one of `evaluate`.
+            TypeError: If the description is no text.
             OSError: If the folder can't be written to.
         """
+        if not isinstance(description, str):
+            raise TypeError(
+                f"save_pretrained: expected a text as description, got {in_words(description)};"
+                " leave it out for none"
+            )
         config, record = _without_paths(self.config, self.record)
         evaluation = self._evaluation()
         card = model_card(
